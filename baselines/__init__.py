@@ -1,0 +1,1 @@
+"""Baseline models, one file per family; nothing here knows of the harness."""

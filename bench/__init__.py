@@ -1,0 +1,46 @@
+"""earthbench: the harness.  `import bench` is light; what needs torch is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.evaluation import evaluate
+    from bench.metrics import load_metric
+    from bench.models import count, load_model, load_weights
+    from bench.records import read_records, write_record
+    from bench.tables import load_table
+    from bench.tasks import load_task
+
+__all__ = [
+    "count",
+    "evaluate",
+    "load_metric",
+    "load_model",
+    "load_table",
+    "load_task",
+    "load_weights",
+    "read_records",
+    "write_record",
+]
+__version__ = "0.1.0"
+
+_HOME = {
+    "count": "bench.models",
+    "evaluate": "bench.evaluation",
+    "load_metric": "bench.metrics",
+    "load_model": "bench.models",
+    "load_table": "bench.tables",
+    "load_task": "bench.tasks",
+    "load_weights": "bench.models",
+    "read_records": "bench.records",
+    "write_record": "bench.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a public function, importing its module on first use."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'bench' has no attribute {name!r}")

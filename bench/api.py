@@ -1,0 +1,77 @@
+"""The contracts between the rooms of the house, as types; nothing here imports torch at run time.
+
+Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised units; a metric sees physical units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, int, int, int]
+"""`(T, H, W, C)` of one context or target."""
+
+Split = Literal["train", "val", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "all")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A forecasting model: `Model(input_shape, target_shape, **hyperparameters)`, an `nn.Module`.
+
+    Optional members, used where they exist:
+        `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: mean squared error.
+        `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
+        `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
+    """
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """Returns the forecast `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, both normalised."""
+        ...
+
+
+class Dataset(Protocol):
+    """A map-style data set of one split: `dataset[i]` -> `(context, target)`, float32 `(T,H,W,C)`, normalised."""
+
+    ids: tuple[str, ...]
+    """One identifier per independent event (not per sequence): splits must not share any."""
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns sequence `index` in normalised units."""
+        ...
+
+    def stored(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns sequence `index` in the units and dtype it is stored in, `(T,H,W,C)`."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
+        ...
+
+
+class TaskContract(Protocol):
+    """What is forecast from what; see `bench.tasks.Task` for the class to derive from."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def input_shape(self) -> Shape:
+        """Returns `(T_in, H, W, C)`."""
+        ...
+
+    @property
+    def target_shape(self) -> Shape:
+        """Returns `(T_out, H, W, C)`."""
+        ...
+
+    def dataset(self, split: Split) -> Dataset:
+        """Returns the data of one split."""
+        ...

@@ -1,0 +1,181 @@
+"""What can be said about a registered object without importing it: read from its source text.
+
+Listing a registry must neither import torch nor run a plugin's code, so summaries, hyperparameters and presets
+are read from the syntax tree of the module that an entry point names.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# A class may be re-exported or inherit its constructor; further than this nobody writes it on purpose.
+_MOST_HOPS = 8
+
+
+@dataclass(frozen=True)
+class Card:
+    """The documentation of a class or object, and its constructor's keywords with their defaults as source text."""
+
+    summary: str
+    doc: str
+    parameters: dict[str, str] = field(default_factory=dict)
+    accepts_any_parameter: bool = False
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    path: Path | None = None
+
+
+class UnreadableSourceError(Exception):
+    """The module of an entry point cannot be found or parsed; the text says why."""
+
+
+def module_path(module: str) -> Path:
+    """Returns the source file of a dotted module name; no code of the module or its parents is run.
+
+    Raises:
+        UnreadableSourceError: no such module on the import path, or it has no Python source.
+    """
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # a top-level name is located without being imported
+    except (ImportError, ValueError) as error:
+        raise UnreadableSourceError(f"module {top!r} cannot be located: {error}") from error
+    if spec is None:
+        raise UnreadableSourceError(f"no module named {top!r}")
+    if not rest:
+        if not spec.origin or not spec.origin.endswith(".py"):
+            raise UnreadableSourceError(f"module {top!r} has no Python source")
+        return Path(spec.origin)
+    for folder in spec.submodule_search_locations or ():
+        stem = Path(folder, *rest)
+        for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    raise UnreadableSourceError(f"no module named {module!r}")
+
+
+@lru_cache(maxsize=256)
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableSourceError(f"{path.name}: {type(error).__name__}: {error}") from error
+
+
+def _import_source(node: ast.ImportFrom, module: str, path: Path) -> str:
+    if not node.level:
+        return node.module or ""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    parents = package[: len(package) - (node.level - 1)]
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def _find(module: str, name: str, hops: int = 0) -> tuple[ast.AST, ast.Module, str]:
+    """Returns the definition of `name`, the tree that holds it and that tree's module name."""
+    path = module_path(module)
+    tree = _tree(path)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node, tree, module
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node, tree, module
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return node, tree, module
+        if isinstance(node, ast.ImportFrom) and hops < _MOST_HOPS:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _find(_import_source(node, module, path), alias.name, hops + 1)
+    raise UnreadableSourceError(f"{module!r} has no {name!r}")
+
+
+def _keywords(function: ast.FunctionDef) -> tuple[dict[str, str], bool]:
+    args = function.args
+    positional = args.posonlyargs + args.args
+    required = len(positional) - len(args.defaults)
+    found: dict[str, str] = {}
+    for index, arg in enumerate(positional):
+        if arg.arg not in ("self", "cls", "input_shape", "target_shape"):
+            found[arg.arg] = ast.unparse(args.defaults[index - required]) if index >= required else "required"
+    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        found[arg.arg] = ast.unparse(default) if default is not None else "required"
+    return found, args.kwarg is not None
+
+
+def _constructor(node: ast.ClassDef, module: str, hops: int = 0) -> tuple[dict[str, str], bool]:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            found, more = _keywords(item)
+            if more and hops < _MOST_HOPS:  # `**kwargs` usually goes to the parent's constructor
+                inherited, more = _from_bases(node, module, hops)
+                found = {**inherited, **found}
+            return found, more
+    return _from_bases(node, module, hops)
+
+
+def _from_bases(node: ast.ClassDef, module: str, hops: int) -> tuple[dict[str, str], bool]:
+    for base in node.bases:
+        if isinstance(base, ast.Name) and hops < _MOST_HOPS:
+            try:
+                parent, _, home = _find(module, base.id)
+            except UnreadableSourceError:
+                continue  # a base from a library: its constructor is not the registered object's own
+            if isinstance(parent, ast.ClassDef):
+                return _constructor(parent, home, hops + 1)
+    return {}, True
+
+
+def _presets(node: ast.ClassDef, module: str, hops: int = 0) -> dict[str, dict[str, Any]]:
+    for item in node.body:
+        target = item.target if isinstance(item, ast.AnnAssign) else None
+        if isinstance(item, ast.Assign) and len(item.targets) == 1:
+            target = item.targets[0]
+        if isinstance(target, ast.Name) and target.id == "presets" and item.value is not None:  # type: ignore[attr-defined]
+            try:
+                return dict(ast.literal_eval(item.value))  # type: ignore[attr-defined]
+            except (ValueError, TypeError):
+                return {}  # computed presets are known only after import
+    for base in node.bases:
+        if isinstance(base, ast.Name) and hops < _MOST_HOPS:
+            try:
+                parent, _, home = _find(module, base.id)
+            except UnreadableSourceError:
+                continue
+            if isinstance(parent, ast.ClassDef):
+                return _presets(parent, home, hops + 1)
+    return {}
+
+
+def read_card(value: str) -> Card:
+    """Returns the card of an entry point value `module:attribute`, without importing it.
+
+    Raises:
+        UnreadableSourceError: the module or the attribute cannot be found, or its source does not parse.
+    """
+    module, _, attribute = value.partition(":")
+    node, tree, home = _find(module.strip(), attribute.strip())
+    path = module_path(home)
+    if isinstance(node, ast.ClassDef):
+        doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+        parameters, anything = _constructor(node, home)
+        presets = _presets(node, home)
+    elif isinstance(node, ast.FunctionDef):
+        doc = ast.get_docstring(node) or ""
+        parameters, anything = _keywords(node)
+        presets = {}
+    else:
+        doc, parameters, anything, presets = _string_after(tree, node), {}, False, {}
+    summary = doc.strip().splitlines()[0] if doc.strip() else "(no description)"
+    return Card(summary, doc, parameters, anything, presets, path)
+
+
+def _string_after(tree: ast.Module, node: ast.AST) -> str:
+    """Returns the string literal that documents an assigned object: the statement right after it."""
+    following = tree.body[tree.body.index(node) + 1 :][:1]  # type: ignore[arg-type]
+    for item in following:
+        if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+            return item.value.value
+    return ""

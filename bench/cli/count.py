@@ -1,0 +1,98 @@
+"""`earthbench count`: parameters and multiply-adds of registered models, beside the published figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from bench import registry
+from bench.errors import EarthbenchError, UnknownNameError
+
+_COST_COLUMNS = ("parameters", "gmacs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("--table", help="the rows of this table, compared with its published figures")
+    parser.add_argument("--model", action="append", help="this model (may be repeated; default: all registered)")
+    parser.add_argument("--task", default="sevir", help="shapes of this task (default sevir)")
+    parser.add_argument("--speed", action="store_true", help="also measure latency and peak memory of one forecast")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Counts and prints; a model that is not there or cannot be counted is a line with the reason."""
+    lines = _table_lines(options) if options.table else _model_lines(options)
+    if options.format == "json":
+        print(json.dumps(lines, indent=1, allow_nan=False))
+        return 0
+    from tabulate import tabulate
+
+    shown = [
+        {key: value for key, value in line.items() if key not in ("by_operator", "uncounted", "note")} for line in lines
+    ]
+    print(tabulate(shown, headers="keys", floatfmt=".3f", intfmt=",", missingval="-"))
+    for line in lines:
+        if line.get("note"):
+            print(f"{line['model']}: {line['note']}")
+    print("GMACs: fvcore, batch 1, multiply-add = 1 (what the papers print as GFLOPS). GFLOPs = 2 x GMACs.")
+    return 0
+
+
+def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
+    for name in options.model or []:
+        registry.find("model", name)
+    return [_count(name, options.task, options.speed) for name in options.model or registry.names("model")]
+
+
+def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
+    from bench.cost import count_model, measure_speed
+    from bench.models import load_model
+    from bench.tasks import load_task
+
+    line: dict[str, Any] = {"model": model, "task": task_name}
+    if sys.stderr.isatty():
+        print(f"counting {model} on {task_name} ...", file=sys.stderr)
+    try:
+        task = load_task(task_name)
+        made = load_model(model, task)
+        cost = count_model(made, task.input_shape)
+    except UnknownNameError as error:
+        return {**line, "status": "not available", "note": str(error)}
+    except EarthbenchError as error:
+        return {**line, "status": "failed", "note": str(error)}
+    line |= {"status": "counted", **cost.as_dict()}
+    if speed:
+        measured = measure_speed(made, task.input_shape)
+        line |= {
+            "latency_s": measured.latency_s,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "device": measured.device,
+        }
+    return line
+
+
+def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.tables import load_table
+    from bench.tables.cells import compare
+    from bench.tables.definitions import load_published
+
+    table = load_table(options.table)
+    published = load_published(table.published) if table.published else None
+    columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
+    lines = []
+    for row in table.rows:
+        line = _count(row.model, table.task, options.speed)
+        verdicts, notes = [], [line.get("note"), *(row.notes.get(key) for key in columns)]
+        for key, column in columns.items():
+            figure = published.rows.get(row.model, {}).get(key) if published else None
+            line[f"published_{key}"] = figure.value if figure else None
+            if figure and key in line:
+                verdicts.append(compare(row, column, figure, line[key] * column.scale)[1])
+        if line["status"] == "counted" and verdicts:
+            line["status"] = "match" if all(verdict == "match" for verdict in verdicts) else "differs"
+        line["note"] = "; ".join(note for note in notes if note)
+        lines.append(line)
+    return lines

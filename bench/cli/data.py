@@ -1,0 +1,125 @@
+"""`earthbench data info|check|make`: what is on disk, what is wrong with it, and storms made on the spot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.errors import DataError, UsageError, one_message
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="info|check|make")
+    for name, summary in {
+        "info": "what is there",
+        "check": "everything that is wrong, in one message",
+    }.items():
+        sub = verbs.add_parser(name, help=summary, description=summary)
+        sub.add_argument("task", help="task whose format the data has, e.g. sevir")
+        sub.add_argument("--root", required=True, type=Path, help="folder of the data set")
+        sub.add_argument("--format", choices=("text", "json"), default="text")
+        if name == "check":
+            sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no frames")
+    make = verbs.add_parser(
+        "make", help="make synthetic storms in the same format", description="make synthetic storms"
+    )
+    make.add_argument("task", help="sevir or sevir_lr")
+    make.add_argument("--out", required=True, type=Path, help="folder to make; must hold no data set yet")
+    make.add_argument("--train", type=int, default=32, help="training events (default 32)")
+    make.add_argument("--val", type=int, default=8, help="validation events (default 8)")
+    make.add_argument("--test", type=int, default=8, help="test events (default 8)")
+    make.add_argument("--size", type=int, help="height and width in pixels (default: the task's)")
+    make.add_argument("--frames", type=int, help="frames per event (default: 49, or 25 for sevir_lr)")
+    make.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what was asked for."""
+    return {"info": _info, "check": _check, "make": _make}[options.what](options)
+
+
+def _sevir_task(name: str, root: Path | None = None) -> Any:
+    from bench.tasks import load_task
+    from bench.tasks.sevir import Sevir
+
+    task = load_task(name, root)
+    if not isinstance(task, Sevir):
+        raise UsageError(f"task {name!r} keeps its data in another format; `earthbench data` knows sevir and sevir_lr")
+    return task
+
+
+def _describe(options: argparse.Namespace) -> Any:
+    from bench.data.sevir_report import describe
+
+    task = _sevir_task(options.task, options.root)
+    return describe(options.root.expanduser(), task.split_dates(), window=task.t_in + task.t_out, stride=task.stride)
+
+
+def _info(options: argparse.Namespace) -> int:
+    report = _describe(options)
+    if options.format == "json":
+        print(json.dumps({"facts": report.facts, "remarks": report.remarks, "problems": report.problems}, indent=1))
+        return 0
+    facts = report.facts
+    if facts:
+        size = "x".join(map(str, facts["frame_size"] or ["?"]))
+        cadence = f"every {facts['cadence_minutes']:g} min" if facts["cadence_minutes"] else "cadence unknown"
+        print(f"{facts['root']}  ({facts['origin']})")
+        print(f"  {facts['events']} events of {facts['frames_per_event']} frames of {size}, {cadence}")
+        print(f"  {facts['events_with_missing_pixels']} more events have missing pixels (task.admit_missing=true)")
+        for split, count in facts["splits"].items():
+            print(f"  {split:<5} {count['events']:>7} events {count['sequences']:>7} sequences")
+        for name, file in facts["files"].items():
+            print(
+                f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {file['compression'] or 'uncompressed'}"
+            )
+    for remark in report.remarks:
+        print(f"  note: {remark}")
+    for problem in report.problems:
+        print(f"  PROBLEM: {problem}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from bench.data.sevir_report import read_everything
+
+    report = _describe(options)
+    if not options.quick:
+        with Progress(transient=True, disable=options.format == "json") as progress:
+            bar = progress.add_task("reading events", total=report.facts.get("events"))
+            read_everything(options.root.expanduser(), report, lambda done, total: progress.update(bar, completed=done))
+    if options.format == "json":
+        print(json.dumps({"problems": report.problems, "remarks": report.remarks}, indent=1))
+        return 2 if report.problems else 0
+    for remark in report.remarks:
+        print(f"note: {remark}")
+    if report.problems:
+        headline = f"{len(report.problems)} problems under {options.root}:"
+        raise DataError(one_message(headline, report.problems, most=len(report.problems)))
+    print(f"no problems: {report.facts['events']} events {'declared' if options.quick else 'read'}")
+    return 0
+
+
+def _make(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from bench.data.storms import make_sevir
+
+    task = _sevir_task(options.task)
+    frames = options.frames if options.frames is not None else round(240 / task.nominal_cadence) + 1
+    size = options.size if options.size is not None else task.nominal_size
+    events = {"train": options.train, "val": options.val, "test": options.test}
+    with Progress(transient=True) as progress:
+        bars = {split: progress.add_task(f"{split} storms", total=count) for split, count in events.items()}
+        make_sevir(
+            options.out.expanduser(), events=events, size=size, frames=frames, minutes=task.nominal_cadence,
+            seed=options.seed, advance=lambda split, done, total: progress.update(bars[split], completed=done),
+        )  # fmt: skip
+    print(f"made {sum(events.values())} storms of {frames} frames of {size}x{size} in {options.out}")
+    print(f"try: earthbench run task={options.task} model=unet data.root={options.out}")
+    return 0

@@ -1,0 +1,54 @@
+"""`earthbench evaluate`: scores of a checkpoint, or of a model that has nothing to train."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from bench.config import compose
+
+if TYPE_CHECKING:
+    from bench.pipeline import Outcome
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="Hydra overrides, e.g. task=sevir model=persistence data.root=DIR split=all checkpoint=FILE",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the record, on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluates and prints what came of it."""
+    config = compose(options.overrides)
+    from bench.pipeline import run as run_pipeline
+
+    if options.format == "json":
+        outcome = run_pipeline(config, training=False, say=lambda line: print(line, file=sys.stderr))
+        print(outcome.record.model_dump_json(indent=1))
+    else:
+        print_outcome(run_pipeline(config, training=False))
+    return 0
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Prints a record's main scores and where record and picture lie."""
+    record = outcome.record
+    assert record.data is not None
+    convention = ", ".join(sorted({str(o["convention"]) for o in record.conventions.values() if "convention" in o}))
+    print(
+        f"{record.model.name} on {record.task.name}, {record.data.split} split: {record.data.sequence_count} sequences "
+        f"({record.scope}{': ' + record.scope_because if record.scope_because else ''}), "
+        f"{record.time.evaluation_s:.1f} s" + (f"; convention {convention}" if convention else "")
+    )
+    for name, value in record.scores.items():
+        if not name.endswith("_per_lead_mean"):
+            print(f"  {name:<24} {'undefined: ' + record.undefined[name] if value is None else f'{value:.6g}'}")
+    print(f"record: {outcome.record_path}")
+    if outcome.picture_path:
+        print(f"picture: {outcome.picture_path}")

@@ -1,0 +1,92 @@
+"""`earthbench VERB ...`: finds the verb's module, runs it, and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from bench.errors import EarthbenchError, did_you_mean
+
+# Verb -> module and help.  Only the module of the verb that was asked for is imported.
+VERBS = {
+    "quickstart": (
+        "bench.cli.quickstart",
+        "make small storms, train UNet for a moment, print a table and a picture",
+    ),
+    "list": ("bench.cli.list_names", "list registered models, tasks, metrics and tables"),
+    "show": ("bench.cli.show", "show one model, task, metric or table"),
+    "data": ("bench.cli.data", "describe, check or make data sets"),
+    "run": ("bench.cli.run", "train, evaluate and record; takes Hydra overrides"),
+    "evaluate": (
+        "bench.cli.evaluate",
+        "evaluate a checkpoint or a model without weights; takes Hydra overrides",
+    ),
+    "count": ("bench.cli.count", "count parameters and multiply-adds"),
+    "table": ("bench.cli.table", "print, write or check a table"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, 1 (our fault), 2 (usage), 3 (run failed), 4, 130."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except EarthbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `earthbench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="earthbench",
+        description="Benchmark and reproducibility harness for Earth-system forecasting.",
+        epilog="Exit codes: 0 done, 1 a fault of earthbench, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    if wanted is not None and wanted not in VERBS:
+        print(f"error: unknown verb {wanted!r}. {did_you_mean(wanted, VERBS)}", file=sys.stderr)
+        return 2
+    module = None
+    for verb, (module_name, summary) in VERBS.items():
+        sub = verbs.add_parser(verb, help=summary, description=summary, allow_abbrev=False)
+        if verb == wanted:
+            module = importlib.import_module(module_name)
+            module.add_arguments(sub)
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except SystemExit as exit_:  # argparse has printed its message
+        return int(exit_.code or 0)
+    if options.version:
+        from bench import __version__
+
+        print(f"earthbench {__version__}")
+        return 0
+    if module is None:
+        parser.print_help()
+        return 0
+    if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):
+        print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}", file=sys.stderr)
+        return 2
+    if rest:
+        options.hydra_flags = rest
+    return int(module.run(options) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

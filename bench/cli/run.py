@@ -1,0 +1,67 @@
+"""`earthbench run`: one run from a composed config, or a sweep of them by Hydra's launchers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
+
+TAKES_HYDRA_FLAGS = True
+_SWEEP = ("-m", "--multirun")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
+        "Hydra's flags work too: -m sweeps over a=1,2, --cfg job prints the config",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the config, or hands over to Hydra where one of its flags was given."""
+    flags = getattr(options, "hydra_flags", [])
+    if flags:
+        return _through_hydra(options.overrides, flags)
+    execute(validate_single(options.overrides))
+    return 0
+
+
+def validate_single(overrides: list[str]) -> Any:
+    """Returns the checked config of a single run."""
+    return compose(overrides)
+
+
+def execute(config: Any) -> None:
+    """Runs a checked config and prints what came of it."""
+    from bench.cli.evaluate import print_outcome
+    from bench.pipeline import run as run_pipeline
+
+    print_outcome(run_pipeline(config, training=True))
+
+
+def job(composed: Any) -> None:
+    """One job of a sweep; launchers import it by name, on whatever machine it runs."""
+    execute(validate(to_plain(composed)))
+
+
+def _through_hydra(overrides: list[str], flags: list[str]) -> int:
+    import hydra
+
+    flagged = [flag for flag in flags if "=" in flag]  # argparse leaves overrides that follow a flag among the rest
+    overrides = [*overrides, *flagged]
+    if any(flag in _SWEEP for flag in flags):
+        for combination in expand_sweep(overrides):
+            compose(combination)  # every job's config is checked before the first one starts
+    register_groups()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
+    sys.argv = ["earthbench", *overrides, *(flag for flag in flags if flag not in flagged)]
+    with hydra_errors(overrides):
+        hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(job)()
+    return 0

@@ -1,0 +1,39 @@
+"""`earthbench table NAME`: published, ours and the difference side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.records.store import read_records
+from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("name", help="a registered table, e.g. earthformer/sevir")
+    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
+    action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints, writes or checks the table."""
+    table = load_table(options.name)
+    root = options.results.expanduser()
+    if options.check:
+        for path in check_renderings(table, root):
+            print(f"{path} is up to date")
+        return 0
+    if options.write:
+        for path in write_renderings(table, root):
+            print(path)
+        return 0
+    records, problems = read_records(root, table.task)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    print(render(table, records, options.format), end="")
+    return 0

@@ -1,0 +1,331 @@
+"""The run's config: composed by Hydra, checked by pydantic, named by a fingerprint.
+
+Hydra decides *which* value a key has; the classes here decide whether it is one that a run may have.  Both happen
+before any data is read.  `task` and `model` are open groups: besides `name` they hold the fields of the task and the
+hyperparameters of the model, which are checked against what the registered class accepts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from bench import registry
+from bench.api import Split
+from bench.errors import ConfigError, did_you_mean, one_message
+
+# What never changes a number: where things lie, and how fast they are read.
+_NOT_IN_FINGERPRINT = {
+    "data": {"root", "test_root", "num_workers"},
+    "results": {"root"},
+    "train": {"loggers", "progress", "resume"},
+}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "name"}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    if isinstance(value, Mapping):
+        for item in value.values():
+            _finite(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _finite(item)
+    return value
+
+
+def _not_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not a boolean")
+    return value
+
+
+Finite = Annotated[float, BeforeValidator(_not_boolean), AfterValidator(_finite)]
+Count = Annotated[int, BeforeValidator(_not_boolean)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Open(BaseModel):
+    """A group whose further keys belong to the registered class that `name` names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the keys besides `name`."""
+        return _finite(dict(self.model_extra or {}))
+
+
+class Data(Section):
+    """Where the data lies and how it is fed."""
+
+    root: str | None = None
+    test_root: str | None = None
+    """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
+    batch_size: Count = Field(8, ge=1)
+    num_workers: Count = Field(0, ge=0)
+
+
+class EarlyStopping(Section):
+    """When to stop, and which checkpoint counts as best."""
+
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    patience: Count = Field(20, ge=1)
+
+
+class Train(Section):
+    """The optimiser and its schedule; defaults are those that the Earthformer paper's released configs share."""
+
+    max_epochs: Count = Field(100, ge=1)
+    max_steps: Count | None = Field(None, ge=1)
+    limit: Count | None = Field(None, ge=1)
+    """Train on the first so many sequences only; the record then says `scope: partial`."""
+    accumulate: Count = Field(1, ge=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Finite = Field(1e-3, gt=0)
+    weight_decay: Finite = Field(0.0, ge=0)
+    warmup_fraction: Finite = Field(0.2, ge=0, lt=1)
+    min_lr_ratio: Finite = Field(1e-3, ge=0, le=1)
+    clip_norm: Finite | None = Field(1.0, gt=0)
+    ema_decay: Finite | None = Field(None, gt=0, lt=1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    deterministic: bool | Literal["warn"] = "warn"
+    early_stopping: EarlyStopping = EarlyStopping()
+    val_every_epochs: Count = Field(1, ge=1)
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
+    resume: bool = True
+
+
+class Results(Section):
+    """Where records are written."""
+
+    root: str = "results"
+
+
+class Config(Section):
+    """One run: train (unless the model has nothing to train), then evaluate, then publish a record."""
+
+    task: Open
+    model: Open
+    data: Data = Data()
+    train: Train = Train()
+    results: Results = Results()
+    split: Split = "test"
+    limit: Count | None = Field(None, ge=1)
+    """Evaluate the first so many sequences only; the record then says `scope: partial`."""
+    checkpoint: str | None = None
+    """Weights to evaluate, for `earthbench evaluate`."""
+    seed: Count = Field(0, ge=0, lt=2**32)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    work: str = "outputs"
+    picture: bool = True
+    progress: bool = True
+
+
+def register_groups() -> None:
+    """Tells Hydra of every registered task and model, so that `model=NAME` works alike for built-ins and plugins."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    for kind in ("task", "model"):
+        for name in registry.names(kind):  # type: ignore[arg-type]
+            # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
+            store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
+
+
+def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Config:
+    """Returns the checked config for a list of Hydra overrides such as `task=sevir`, `train.lr=1e-4`.
+
+    Args:
+        overrides: Hydra's override grammar, without sweeps.
+        config_dir: A folder of the user's own config groups, searched first.
+
+    Raises:
+        ConfigError: an override that does not parse, an unknown group, key or name, or a value out of range.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_groups()
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    with hydra_errors(overrides):
+        GlobalHydra.instance().clear()  # its state is process-wide; an earlier use must not matter
+        try:
+            with initialize_config_module("bench.conf", version_base="1.3"):
+                composed = hydra_compose("config", overrides=[*overrides, *extra])
+        finally:
+            GlobalHydra.instance().clear()
+    return validate(to_plain(composed))
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Returns the override lists of a sweep such as `model=unet,persistence seed=0,1`: their Cartesian product.
+
+    Raises:
+        ConfigError: an override does not parse.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with hydra_errors(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        axes: list[list[str]] = []
+        for override in parsed:
+            if override.key_or_group.startswith("hydra"):
+                continue
+            if override.is_discrete_sweep():
+                key = override.get_key_element()
+                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                axes.append([override.input_line or ""])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def to_plain(composed: Any) -> dict[str, Any]:
+    """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
+
+    Raises:
+        ConfigError: an interpolation that does not resolve, or a value left missing (`???`).
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return {str(key): value for key, value in plain.items()}
+
+
+def validate(plain: Mapping[str, Any]) -> Config:
+    """Returns the checked config for plain containers.
+
+    Raises:
+        ConfigError: names every key and value that is wrong, what was expected, and the nearest key.
+    """
+    for kind in ("task", "model"):
+        group = plain.get(kind)
+        if isinstance(group, Mapping) and isinstance(group.get("name"), str):
+            registry.find(kind, group["name"])  # type: ignore[arg-type]
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(one_message("the config is not valid:", explain(error, Config))) from error
+    for group in (config.task, config.model):
+        try:
+            _finite(group.options)
+        except ValueError as error:
+            raise ConfigError(f"the config is not valid: {group.name}: {error}") from error
+    check_hyperparameters(config.model.name, config.model.options)
+    return config
+
+
+def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
+    """Refuses hyperparameters that the model's constructor does not have, by its source: nothing is imported.
+
+    Raises:
+        ConfigError: names the unknown hyperparameters and the nearest known ones.
+    """
+    card = registry.find("model", model).card()
+    unknown = [] if card.accepts_any_parameter else [key for key in given if key not in card.parameters]
+    if unknown:
+        lines = [f"model.{key}: {did_you_mean(key, card.parameters)}" for key in unknown]
+        raise ConfigError(one_message(f"model {model!r} has no such hyperparameter:", lines))
+
+
+def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = "") -> list[str]:
+    """Returns one line per problem of a pydantic error: key, value found, what was expected, nearest key."""
+    lines = []
+    for problem in error.errors():
+        *parents, last = [str(part) for part in problem["loc"]] or [""]
+        where = prefix + ".".join([*parents, last])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key. {did_you_mean(last, _fields_at(schema, parents))}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+    return lines
+
+
+def _fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        inner = schema.model_fields[part].annotation if part in schema.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        schema = inner
+    return list(schema.model_fields)
+
+
+def canonical_json(content: Any) -> str:
+    """Returns JSON text that is equal for equal content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(content: Any) -> str:
+    """Returns the SHA-256 of the canonical JSON of plain content."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def numbers_only(config: Config) -> dict[str, Any]:
+    """Returns the part of a config that can change a number: without paths, device, workers, loggers."""
+    plain = config.model_dump(mode="json")
+    for section, keys in _NOT_IN_FINGERPRINT.items():
+        plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    return {k: v for k, v in plain.items() if k not in _NOT_IN_FINGERPRINT_TOP}
+
+
+class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
+    """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        self.overrides = list(overrides)
+
+    def __enter__(self) -> None:
+        """Does nothing: errors are translated on the way out."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
+        if error is None:
+            return
+        from hydra.errors import HydraException, MissingConfigException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            return
+        raise ConfigError(self._message(error, MissingConfigException)) from error
+
+    def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        for override in self.overrides:
+            key, _, value = override.lstrip("+~").partition("=")
+            if key in ("task", "model") and isinstance(error, missing_group) and f"{key}/{value}" in str(error):
+                return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
+            if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
+                options = getattr(error, "options", None) or []
+                return f"{override}: no such config. {did_you_mean(value, options)}"
+            if f"'{key}'" in first or f"'{override}'" in first:
+                *parents, last = key.split(".")
+                fields = _fields_at(Config, parents)
+                if fields and last not in fields:
+                    return f"{override}: unknown key {key!r}. {did_you_mean(last, fields)}"
+        return f"config: {first}"

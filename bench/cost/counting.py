@@ -1,0 +1,305 @@
+"""Parameters and multiply-adds of one forecast, by fvcore, with torch's own counter as second opinion.
+
+The papers' GFLOPS are fvcore totals at batch 1: one multiply-add counts once.  We call that number GMACs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.api import Shape
+from bench.errors import ContractError, did_you_mean, one_message
+
+# Operations without multiply-adds of their own kind: element-wise arithmetic, comparisons, reductions, pooling,
+# random numbers, look-ups and shapes.  The papers' totals leave them out too.  Anything else that fvcore does not
+# know must get a handle below, or the count fails: an unknown kernel must not pass as free.
+UNCOUNTED_ALLOWED = frozenset(
+    f"aten::{op}"
+    for op in [
+        "abs",
+        "add",
+        "add_",
+        "addcmul",
+        "all",
+        "amax",
+        "amin",
+        "any",
+        "arange",
+        "argmax",
+        "avg_pool2d",
+        "avg_pool3d",
+        "baddbmm",
+        "bernoulli_",
+        "bitwise_and",
+        "bucketize",
+        "ceil",
+        "celu",
+        "clamp",
+        "clamp_",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "constant_pad_nd",
+        "copy_",
+        "cos",
+        "cumsum",
+        "detach",
+        "div",
+        "div_",
+        "dropout",
+        "dropout_",
+        "elu",
+        "empty",
+        "eq",
+        "erf",
+        "erfinv_",
+        "exp",
+        "exp_",
+        "expm1",
+        "eye",
+        "feature_dropout",
+        "fill_",
+        "flip",
+        "floor",
+        "floor_divide",
+        "fmod",
+        "full",
+        "full_like",
+        "gather",
+        "ge",
+        "gelu",
+        "gelu_",
+        "glu",
+        "gt",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "hardtanh_",
+        "im2col",
+        "index",
+        "index_add",
+        "index_put_",
+        "index_select",
+        "isnan",
+        "le",
+        "leaky_relu",
+        "leaky_relu_",
+        "lerp",
+        "lift_fresh",
+        "linspace",
+        "log",
+        "log1p",
+        "log_softmax",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logsumexp",
+        "lt",
+        "masked_fill",
+        "masked_fill_",
+        "max",
+        "max_pool2d",
+        "max_pool3d",
+        "maximum",
+        "mean",
+        "meshgrid",
+        "min",
+        "minimum",
+        "mish",
+        "mul",
+        "mul_",
+        "ne",
+        "neg",
+        "new_full",
+        "new_zeros",
+        "norm",
+        "normal_",
+        "one_hot",
+        "ones",
+        "ones_like",
+        "pad",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "pow",
+        "prelu",
+        "prod",
+        "rand",
+        "rand_like",
+        "randint",
+        "randn",
+        "randn_like",
+        "reciprocal",
+        "relu",
+        "relu6",
+        "relu_",
+        "remainder",
+        "repeat",
+        "repeat_interleave",
+        "roll",
+        "round",
+        "rrelu_",
+        "rsqrt",
+        "rsub",
+        "scatter",
+        "scatter_",
+        "select_scatter",
+        "selu",
+        "sigmoid",
+        "sigmoid_",
+        "sign",
+        "silu",
+        "silu_",
+        "sin",
+        "slice_scatter",
+        "softmax",
+        "softplus",
+        "sort",
+        "sqrt",
+        "square",
+        "std",
+        "sub",
+        "sub_",
+        "sum",
+        "take_along_dim",
+        "tanh",
+        "tanh_",
+        "threshold",
+        "topk",
+        "tril",
+        "triu",
+        "trunc",
+        "uniform_",
+        "unfold",
+        "var",
+        "var_mean",
+        "where",
+        "zero_",
+        "zeros",
+        "zeros_like",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one forecast at batch 1."""
+
+    parameters: int
+    trainable_parameters: int
+    gmacs: float
+    """fvcore total / 1e9, multiply-add = 1: what the papers print as GFLOPS (exceptions are noted in the tables)."""
+    gflops: float
+    """2 x gmacs: floating-point operations proper."""
+    torch_gmacs: float
+    """torch's FlopCounterMode / 2e9: leaves out norms and up-sampling, so a little lower."""
+    by_operator: dict[str, float]
+    """GMACs by kind of operation."""
+    uncounted: dict[str, int]
+    """Calls of element-wise and other operations that count as nothing."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON types."""
+        return asdict(self)
+
+
+def count_model(model: nn.Module, input_shape: Shape) -> Cost:
+    """Returns the cost of one forecast, on the model's device, in eval mode; the model's mode is put back.
+
+    A model with a `reference()` context manager is counted under it: published totals are those of the plain
+    formulation, not of a faster one.
+
+    Raises:
+        ContractError: the model does not trace, or uses an operation that nobody knows how to count.
+    """
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    context = torch.zeros((1, *input_shape), device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with _plain_formulation(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            by_operator, uncounted = _fvcore_counts(model, context)
+            with FlopCounterMode(display=False) as counter:
+                model(context)
+    finally:
+        model.train(was_training)
+    parameters = {id(p): p for p in model.parameters()}.values()
+    gmacs = sum(by_operator.values())
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        gmacs=gmacs,
+        gflops=2 * gmacs,
+        torch_gmacs=counter.get_total_flops() / 2e9,
+        by_operator=by_operator,
+        uncounted=uncounted,
+    )
+
+
+def _plain_formulation(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    reference = getattr(model, "reference", None)
+    return reference() if callable(reference) else contextlib.nullcontext()
+
+
+def _fvcore_counts(model: nn.Module, context: Tensor) -> tuple[dict[str, float], dict[str, int]]:
+    analysis = FlopCountAnalysis(model, context)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    for operator, handle in _HANDLES.items():
+        analysis.set_op_handle(operator, handle)
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # fvcore traces with it
+            totals = analysis.by_operator()
+    except Exception as error:
+        raise ContractError(f"{type(model).__name__} cannot be traced for counting: {error}") from error
+    uncounted = dict(sorted(analysis.unsupported_ops().items()))
+    unknown = [operator for operator in uncounted if operator not in UNCOUNTED_ALLOWED]
+    if unknown:
+        lines = [f"{operator} ({uncounted[operator]} calls)" for operator in unknown]
+        raise ContractError(
+            one_message(f"{type(model).__name__} uses operations that have no count and are not element-wise:", lines)
+            + "\nWrite the plain formulation under the model's `reference()`, or give the operation a handle in "
+            f"bench/cost/counting.py. {did_you_mean(unknown[0], _HANDLES)}"
+        )
+    return {name: count / 1e9 for name, count in sorted(totals.items()) if count}, uncounted
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Counts q k^T and the weighted sum of v: softmax is element-wise and counts nothing."""
+    *batch, queries, width = _shape(inputs[0])
+    keys, value_width = _shape(inputs[2])[-2:]
+    return Counter({"attention": math.prod(batch) * queries * keys * (width + value_width)})
+
+
+def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    batch, rows, inner = _shape(inputs[1])
+    return Counter({"bmm": batch * rows * inner * _shape(inputs[2])[-1]})
+
+
+def _norm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    # As fvcore counts an affine layer norm: five operations per element.
+    return Counter({"norm": 5 * math.prod(_shape(inputs[0]))})
+
+
+_HANDLES = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::baddbmm": _baddbmm_macs,
+    "aten::rms_norm": _norm_macs,
+}

@@ -1,0 +1,77 @@
+"""One tree of errors: each kind of failure has one exit code and one message that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EarthbenchError(Exception):
+    """What every error of this package is; by itself it means a fault of ours (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(EarthbenchError):
+    """Something given to the harness is wrong: a name, a config, a path, a file (exit code 2)."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError, LookupError):
+    """No model, task, metric, table or key has this name."""
+
+
+class NameClashError(UsageError):
+    """Two distributions registered the same name."""
+
+
+class BrokenPluginError(UsageError):
+    """A registered object cannot be imported or is not what its group promises."""
+
+
+class ConfigError(UsageError, ValueError):
+    """A config key or value that is not allowed."""
+
+
+class DataError(UsageError):
+    """Data on disk that is missing, truncated or not in its format."""
+
+
+class ContractError(UsageError):
+    """A model, task or metric that breaks its contract (shape, dtype, device)."""
+
+
+class RunFailedError(EarthbenchError):
+    """A run that started and failed: not-a-number, out of memory, divergence (exit code 3)."""
+
+    exit_code = 3
+
+
+class VerificationError(EarthbenchError):
+    """A committed result that does not verify (exit code 4)."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(EarthbenchError):
+    """A run stopped by a signal after its checkpoint was written (exit code 130)."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns `Did you mean 'x'?` for the nearest choices, else the list of choices."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "Known: " + (", ".join(known) if known else "none") + "."
+
+
+def one_message(headline: str, problems: list[str], *, most: int = 10) -> str:
+    """Returns a headline and its problems as one message, cut after `most` lines with a count of the rest."""
+    shown = [f"  - {problem}" for problem in problems[:most]]
+    if len(problems) > most:
+        shown.append(f"  ... and {len(problems) - most} more")
+    return "\n".join([headline, *shown])

@@ -1,0 +1,265 @@
+"""Evaluation: every sequence of a split once, streamed through Lightning's trainer into exact counts and sums."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.api import Split
+from bench.config import fingerprint
+from bench.errors import ConfigError, ContractError, DataError
+from bench.models import load_model, made_from
+from bench.records.provenance import code_state, hardware, versions
+from bench.records.schema import (
+    DataPart,
+    FailurePart,
+    ModelPart,
+    RunRecord,
+    TaskPart,
+    TimePart,
+    TrainingSummary,
+    split_scores,
+)
+from bench.records.store import new_run_id
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def trainer_device(device: str) -> dict[str, Any]:
+    """Returns Lightning's `accelerator` and `devices` for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return {"accelerator": "cpu", "devices": 1}
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return {"accelerator": "gpu", "devices": [index]}
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's start-up lines, and a deprecation in its own code, off the terminal; its warnings stay."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def evaluate(
+    model: nn.Module | str,
+    task: Task,
+    split: Split = "test",
+    limit: int | None = None,
+    *,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = False,
+) -> RunRecord:
+    """Returns the record of a model's scores on a split; `bench.write_record(record, root)` keeps it.
+
+    Args:
+        model: A model for the task's shapes, or a registered name (freshly initialised).
+        task: With a data root.
+        split: train, val, test or all.
+        limit: Evaluate the first so many sequences only; the record then says `scope: partial`.
+        batch_size: Sequences per forward pass; scores do not depend on it.
+        num_workers: Loader processes.
+        device: auto, cpu, cuda or cuda:N.
+        seed: Recorded.
+        progress: Show a progress bar.
+
+    Raises:
+        ConfigError: no such split or device.
+        DataError: the split has no sequences, or its files have problems.
+        ContractError: the model's forecast has the wrong shape, dtype or device.
+        RunFailedError: the forecast has NaN.
+    """
+    if isinstance(model, str):
+        model = load_model(model, task)
+    settings = {"split": split, "limit": limit, "seed": seed}
+    record, _ = evaluate_with_sample(
+        model,
+        task,
+        split,
+        limit,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+        seed=seed,
+        config={"api": "bench.evaluate", "task": task.name, "model": made_from(model).name, **settings},
+    )
+    return record
+
+
+def evaluate_with_sample(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    limit: int | None,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: str,
+    progress: bool,
+    seed: int,
+    config: dict[str, Any],
+    training: TrainingSummary | None = None,
+    partial_because: str | None = None,
+    checkpoint_sha256: str | None = None,
+) -> tuple[RunRecord, dict[str, Tensor]]:
+    """Returns the record as `evaluate` does, and the first sequence: context, target, forecast `(T,H,W,C)`, physical."""
+    import lightning
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    from bench.data.loading import evaluation_loader
+    from bench.forecaster import Forecaster
+
+    quiet_lightning()
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
+    data = task.dataset(split)
+    if not len(data):
+        raise DataError(
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            "`earthbench data info` shows what each split has; split=all takes everything."
+        )
+    forecaster = Forecaster(model, task)
+    trainer = lightning.Trainer(
+        **trainer_device(device),
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        callbacks=[RichProgressBar(leave=True)] if progress else [],
+        inference_mode=True,
+    )
+    loader = evaluation_loader(data, batch_size=batch_size, num_workers=num_workers, limit=limit)
+    started = time.perf_counter()
+    trainer.test(forecaster, loader, verbose=False)
+    took = time.perf_counter() - started
+    scores, per_lead, undefined = split_scores(forecaster.computed())
+    used = len(data) if limit is None else min(limit, len(data))
+    because = partial_because or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
+    record = _record(model, task, config, seed, training, checkpoint_sha256).model_copy(
+        update={
+            "scope": "partial" if because else "full",
+            "scope_because": because,
+            "data": describe_data(task, split, used),
+            "time": TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
+            "conventions": {name: dict(options) for name, options in task.metrics.items()},
+            "scores": scores,
+            "scores_per_lead": per_lead,
+            "undefined": undefined,
+            "counts": forecaster.counts(),
+            "hardware": hardware(_accelerator(trainer)),
+        }
+    )
+    assert forecaster.first is not None
+    return record.sealed(), forecaster.first
+
+
+def describe_data(task: Task, split: Split, used: int) -> DataPart:
+    """Returns a split's identity as a record holds it."""
+    data = task.dataset(split)
+    identity = data.identity()
+    return DataPart(
+        origin=str(identity.get("origin", "files")),
+        fingerprint=fingerprint(identity),
+        identity=identity,
+        cadence_minutes=task.cadence_minutes,
+        split=split,
+        sequence_count=used,
+        sequence_count_available=len(data),
+    )
+
+
+def failed_record(
+    model: nn.Module, task: Task, config: dict[str, Any], seed: int, *, phase: str, message: str
+) -> RunRecord:
+    """Returns the record of a run that started and failed: no scores, and why."""
+    failure = FailurePart(phase=phase, message=message)
+    return _record(model, task, config, seed, None, None).model_copy(update={"status": "failed", "failure": failure})
+
+
+def _record(
+    model: nn.Module,
+    task: Task,
+    config: dict[str, Any],
+    seed: int,
+    training: TrainingSummary | None,
+    checkpoint_sha256: str | None,
+) -> RunRecord:
+    from bench.cost import count_model
+
+    made, number = made_from(model), fingerprint(config)
+    run_id, created = new_run_id(number)
+    gmacs, missing = None, None
+    try:
+        gmacs = count_model(model, task.input_shape).gmacs
+    except ContractError as error:  # a plugin with its own kernels still has scores
+        missing = str(error)
+    return RunRecord(
+        run_id=run_id,
+        created_utc=created,
+        status="ok",
+        scope="partial",
+        task=TaskPart(
+            name=task.name,
+            version=task.version,
+            fields=task.fields(),
+            is_default=task.fields() == task.defaults(),
+        ),
+        model=ModelPart(
+            name=made.name,
+            origin=made.origin,
+            hyperparameters=made.hyperparameters,
+            is_preset=made.preset,
+            parameters=sum(p.numel() for p in model.parameters()),
+            gmacs=gmacs,
+            gmacs_missing_because=missing,
+        ),
+        data=None,
+        training=training,
+        checkpoint_sha256=checkpoint_sha256,
+        seed=seed,
+        config=config,
+        config_fingerprint=number,
+        code=code_state(),
+        versions=versions(),
+        hardware=hardware(None),
+        time=TimePart(evaluation_s=0.0),
+        conventions={},
+        scores={},
+        scores_per_lead={},
+        undefined={},
+    )
+
+
+def _accelerator(trainer: Any) -> str | None:
+    import torch
+
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns a sample's tensors as numpy arrays `(T,H,W)` of the first channel, for drawing."""
+    return {name: part[..., 0].numpy() for name, part in sample.items()}
+
+
+def work_folder(root: str | Path, task: str, model: str, config_fingerprint: str) -> Path:
+    """Returns where a run keeps checkpoints, logs and pictures: the same config finds the same folder again."""
+    return Path(root).expanduser() / task / model / config_fingerprint[:12]

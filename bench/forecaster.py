@@ -1,0 +1,223 @@
+"""A model on a task as Lightning's trainer sees it: losses, scores, optimiser; one class for training and evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from bench.api import Shape
+from bench.config import Train
+from bench.errors import ContractError, RunFailedError
+from bench.metrics import load_metric
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+Batch = tuple[Tensor, Tensor]
+"""Stored context and target, `(B,T,H,W,C)`, as the loaders carry them."""
+
+
+class Forecaster(lightning.LightningModule):
+    """Joins a model and a task: stored batches in, losses in normalised units, scores in physical units.
+
+    Args:
+        model: Follows the contract in `bench.api`.
+        task: Normalises, denormalises and names the metrics.
+        train: Optimiser settings; None for evaluation only.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, train: Train | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.train_config = train
+        decay = train.ema_decay if train else None
+        self.average = ModelEmaV3(model, decay=decay) if decay else None
+        self.scores = nn.ModuleDict({name: load_metric(name, **options) for name, options in task.metrics.items()})
+        self.first: dict[str, Tensor] | None = None
+        """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
+        self.last_finite_loss: float | None = None
+        self._updates_seen = 0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Returns the model that is validated and tested: the running average where one is kept."""
+        return self.average.module if self.average is not None else self.model
+
+    def forecast(self, context: Tensor) -> Tensor:
+        """Returns the evaluated model's forecast after checking it against the contract.
+
+        Raises:
+            ContractError: wrong type, shape, dtype or device.
+        """
+        forecast = self.evaluated(context)
+        check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
+        return forecast
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
+        context = self.task.to_context(batch[0])
+        target = self.task.normalise(self.task.to_target(batch[1]))
+        own = getattr(self.model, "training_loss", None)
+        if callable(own):
+            total = int(self.trainer.estimated_stepping_batches)
+            losses = own(context, target, step=self.global_step, total_steps=total)
+        else:
+            forecast = self.model(context)
+            check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
+            losses = masked_mse(forecast, target)
+        if isinstance(losses, dict):
+            for name, part in losses.items():
+                self.log(f"train/{name}", part.detach(), on_step=True, on_epoch=False)
+            losses = torch.stack(list(losses.values())).sum()
+        value = float(losses.detach())
+        if not math.isfinite(value):
+            raise RunFailedError(
+                f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
+                f"{batch_index}); last finite loss {self.last_finite_loss}. Lower train.lr or train.clip_norm."
+            )
+        self.last_finite_loss = value
+        self.log("train/loss", value, prog_bar=True, batch_size=len(target))
+        return losses
+
+    def update_average(self) -> None:
+        """Updates the running average of the weights, once per optimiser step."""
+        if self.average is not None and self.global_step > self._updates_seen:
+            self.average.update(self.model, step=self.global_step)
+        self._updates_seen = self.global_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Returns AdamW (or what the config names) with warm-up and cosine decay per optimiser step."""
+        assert self.train_config is not None
+        config = self.train_config
+        optimizer = create_optimizer_v2(
+            self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+        )  # timm exempts norms and biases from decay
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = int(config.warmup_fraction * total)
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=max(1, total - warmup),
+            lr_min=config.lr * config.min_lr_ratio,
+            warmup_t=warmup,
+            warmup_lr_init=0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Sets the learning rate of the next optimiser step."""
+        scheduler.step_update(num_updates=self.global_step)
+
+    # Validation and test
+
+    def _score(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        context = self.task.to_context(batch[0])
+        forecast, target = self.forecast(context), self.task.to_target(batch[1])
+        physical = self.task.denormalise(forecast)
+        for metric in self.scores.values():
+            metric.update(physical, target)
+        return forecast, physical, target
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the scores afresh."""
+        self._reset_scores()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds a batch to the validation scores."""
+        forecast, _, target = self._score(batch)
+        loss = masked_mse(forecast, self.task.normalise(target))
+        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the overall validation scores."""
+        overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
+        self.log_dict({f"val/{name}": value for name, value in overall.items()})
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the scores afresh."""
+        self._reset_scores()
+        self.first = None
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        forecast, physical, target = self._score(batch)
+        if not bool(torch.isfinite(forecast).all()):
+            raise RunFailedError(
+                f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
+            )
+        if self.first is None and len(target):
+            context = self.task.denormalise(self.task.to_context(batch[0][:1]))
+            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
+            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
+
+    def computed(self) -> dict[str, float]:
+        """Returns all scores of what was evaluated since the last start, by name."""
+        found: dict[str, float] = {}
+        for metric in self.scores.values():
+            found |= metric.compute()
+        return found
+
+    def counts(self) -> dict[str, list[list[int]]] | None:
+        """Returns the contingency counts, where a metric of the task keeps them."""
+        for metric in self.scores.values():
+            if callable(getattr(metric, "counts", None)):
+                return metric.counts()  # type: ignore[no-any-return,operator]
+        return None
+
+    def _reset_scores(self) -> None:
+        metric: Metric
+        for metric in self.scores.values():  # type: ignore[assignment]
+            metric.reset()
+
+    # Resume
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random state and the updates seen, so that a resumed run draws what the unbroken one would."""
+        checkpoint["earthbench"] = {"torch_rng": torch.get_rng_state(), "updates_seen": self._updates_seen}
+        if torch.cuda.is_available():
+            checkpoint["earthbench"]["cuda_rng"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the random state of a checkpoint."""
+        state = checkpoint["earthbench"]
+        self._updates_seen = state["updates_seen"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if torch.cuda.is_available() and "cuda_rng" in state:
+            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda_rng"]])
+
+
+def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean squared error over the pixels whose target is known (not NaN)."""
+    known = ~torch.isnan(target)
+    if bool(known.all()):
+        return nn.functional.mse_loss(forecast, target)
+    return nn.functional.mse_loss(forecast[known], target[known])
+
+
+def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:
+    """Refuses what is not a forecast for a context.
+
+    Raises:
+        ContractError: says what was expected and what was found.
+    """
+    expected = (len(context), *target_shape)
+    if not isinstance(forecast, Tensor):
+        raise ContractError(f"{model} returned {type(forecast).__name__}; expected a tensor of shape {expected}")
+    if tuple(forecast.shape) != expected:
+        raise ContractError(f"{model} returned shape {tuple(forecast.shape)}; expected (B, T, H, W, C) = {expected}")
+    if not forecast.is_floating_point() or forecast.device != context.device:
+        raise ContractError(
+            f"{model} returned {forecast.dtype} on {forecast.device}; expected floats on {context.device}"
+        )

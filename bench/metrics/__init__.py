@@ -1,0 +1,39 @@
+"""Scores: exact counts and sums that add up over batches and processes, and pure functions of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench import registry
+from bench.cards import Card
+from bench.errors import BrokenPluginError, ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["load_metric"]
+
+
+def load_metric(name: str, **options: Any) -> Metric:
+    """Returns the metric registered as `name`: a `torchmetrics.Metric`.
+
+    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.
+
+    Raises:
+        UnknownNameError: no metric has this name.
+        ConfigError: an option that the metric does not have, or a value that it refuses.
+    """
+    from torchmetrics import Metric
+
+    entry = registry.find("metric", name)
+    card: Card = entry.card()
+    for key in options:
+        if key not in card.parameters and not card.accepts_any_parameter:
+            raise ConfigError(f"metric {name!r} has no option {key!r}. {did_you_mean(key, card.parameters)}")
+    metric_class = entry.load()
+    if not (isinstance(metric_class, type) and issubclass(metric_class, Metric)):
+        raise BrokenPluginError(f"metric {name!r} from {entry.origin} is not a subclass of torchmetrics.Metric")
+    try:
+        return metric_class(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}") from error

@@ -1,0 +1,160 @@
+"""One run from config to record: train where there is something to train, evaluate, publish, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from bench.config import Config, fingerprint, numbers_only
+from bench.errors import ConfigError, RunFailedError, one_message
+from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, trainer_device, work_folder
+from bench.models import has_weights, load_model, load_weights
+from bench.records.schema import RunRecord, TrainingSummary
+from bench.records.store import check_writable, write_record
+from bench.tables.pictures import draw_vil
+from bench.tasks import Task, load_task
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    record: RunRecord
+    record_path: Path
+    picture_path: Path | None
+    sample: dict[str, np.ndarray]
+    """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
+
+
+def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
+    """Runs a config to its record.
+
+    Args:
+        config: The checked config.
+        training: Train a model that has weights; without, evaluate `config.checkpoint` or the fresh weights.
+        say: Takes one line of progress.
+
+    Raises:
+        EarthbenchError: of the kind that says what went wrong; a run that had started leaves a failure record.
+    """
+    import lightning
+
+    trainer_device(config.device)  # refuses a device that is not there before data is read
+    results = Path(config.results.root).expanduser()
+    check_writable(results)
+    if config.data.root is None:
+        raise ConfigError(
+            "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
+        )
+    task = load_task(config.task.name, config.data.root, **config.task.options)
+    test_task = task
+    if config.data.test_root is not None:
+        test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
+        if test_task.input_shape != task.input_shape:
+            raise ConfigError(
+                f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"
+            )
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    model = load_model(config.model.name, task, **config.model.options)
+    plain = config.model_dump(mode="json")
+    summary, checkpoint_sha256 = None, None
+    train_here = training and has_weights(model)
+    phase = "training"
+    try:
+        if train_here:
+            refuse_shared_events(task, test_task, config)
+            named = {"config": numbers_only(config), "data": task.data_fingerprint("train")}
+            folder = work_folder(config.work, task.name, config.model.name, fingerprint(_training_part(named)))
+            summary = _train(model, task, config, folder, say)
+            checkpoint_sha256 = load_weights(model, folder / "checkpoints" / f"{summary.weights}.ckpt")
+        else:
+            folder = work_folder(config.work, task.name, config.model.name, fingerprint(numbers_only(config)))
+            if config.checkpoint is not None:
+                checkpoint_sha256 = load_weights(model, config.checkpoint)
+            elif has_weights(model):
+                say("no checkpoint given: these are the scores of untrained weights")
+        phase = "evaluation"
+        record, sample = evaluate_with_sample(
+            model,
+            test_task,
+            config.split,
+            config.limit,
+            batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+            device=config.device,
+            progress=config.progress,
+            seed=config.seed,
+            config=plain,
+            training=summary,
+            partial_because=_partial(config, summary, model, checkpoint_sha256),
+            checkpoint_sha256=checkpoint_sha256,
+        )
+    except RunFailedError as error:
+        path = write_record(failed_record(model, task, plain, config.seed, phase=phase, message=str(error)), results)
+        raise RunFailedError(f"{error}\nA failure record is in {path}") from error
+    record_path = write_record(record, results)
+    picture, parts = None, sample_arrays(sample)
+    if config.picture:
+        picture = draw_vil(
+            folder / "forecast.png",
+            context=parts["context"],
+            target=parts["target"],
+            forecasts={config.model.name: parts["forecast"]},
+            cadence_minutes=test_task.cadence_minutes,
+            title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
+        )
+    return Outcome(record, record_path, picture, parts)
+
+
+def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say) -> TrainingSummary:
+    from bench.training import train
+
+    say(f"run folder: {folder}")
+    return train(model, task, config, folder, say)
+
+
+def _training_part(named: dict) -> dict:
+    """Returns what names a training: the evaluation's split and limit do not change the weights."""
+    config = {key: value for key, value in named["config"].items() if key not in ("split", "limit", "picture")}
+    return {**named, "config": config}
+
+
+def _partial(
+    config: Config, summary: TrainingSummary | None, model: nn.Module, checkpoint_sha256: str | None
+) -> str | None:
+    if config.train.limit is not None and summary is not None:
+        return f"trained on {config.train.limit} sequences only"
+    if has_weights(model) and checkpoint_sha256 is None:
+        return "untrained weights"
+    return None
+
+
+def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
+    """Refuses a run that would train on what it is selected or evaluated on.
+
+    Raises:
+        ConfigError: lists the shared events.
+    """
+    trained_on = set(task.dataset("train").ids)
+    problems = []
+    shared = sorted(trained_on & set(task.dataset("val").ids))
+    if shared:
+        problems.append(f"train and val share {len(shared)} events: {', '.join(shared[:5])}")
+    if config.split in ("val", "test"):
+        shared = sorted(trained_on & set(test_task.dataset(config.split).ids))
+        if shared:
+            problems.append(
+                f"train and the evaluated {config.split} share {len(shared)} events: {', '.join(shared[:5])}"
+            )
+    if config.split == "test":
+        shared = sorted(set(task.dataset("val").ids) & set(test_task.dataset("test").ids))
+        if shared:
+            problems.append(f"val and the evaluated test share {len(shared)} events: {', '.join(shared[:5])}")
+    if problems:
+        raise ConfigError(one_message("the splits are not separate; the scores would be optimistic:", problems))

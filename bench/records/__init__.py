@@ -1,0 +1,16 @@
+"""Records: one immutable JSON file per run; read and written without torch."""
+
+from bench.records.provenance import code_state, hardware, versions
+from bench.records.schema import RunRecord, TrainingSummary
+from bench.records.store import read_record, read_records, write_record
+
+__all__ = [
+    "RunRecord",
+    "TrainingSummary",
+    "code_state",
+    "hardware",
+    "read_record",
+    "read_records",
+    "versions",
+    "write_record",
+]

@@ -1,0 +1,95 @@
+"""Where a record comes from: code, library versions, hardware.  No torch: what it knows is passed in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.records.schema import CodePart
+
+_LIBRARIES = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "fvcore",
+    "numpy",
+    "h5py",
+    "hydra-core",
+    "pydantic",
+    "pandas",
+)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(accelerator: str | None = None) -> dict[str, Any]:
+    """Returns what the run ran on.
+
+    Args:
+        accelerator: Name of the GPU, if one was used.
+    """
+    return {
+        "accelerator": accelerator,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None  # not POSIX
+
+
+@lru_cache(maxsize=1)
+def code_state() -> CodePart:
+    """Returns the version of this package and, in a git checkout, its commit and whether files were changed."""
+    root = Path(__file__).resolve().parents[2]
+    release = version("earthbench")
+    if not (root / ".git").exists():
+        return CodePart(version=release, commit=None, dirty=None, diff_sha256=None)
+    commit = _git(root, "rev-parse", "HEAD")
+    diff = _git(root, "diff", "HEAD", "--", "bench", "baselines", "earthformer")
+    if commit is None or diff is None:
+        return CodePart(version=release, commit=commit, dirty=None, diff_sha256=None)
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    return CodePart(version=release, commit=commit, dirty=bool(diff), diff_sha256=digest)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, no commits, or a checkout of somebody else's
+    return done.stdout.strip()

@@ -1,0 +1,113 @@
+"""Lookup by name: models, tasks, metrics and tables are entry points, found lazily and imported on first use.
+
+Built-ins are registered by this project's own `pyproject.toml` in the very way a plugin is by its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal, get_args
+
+from bench.cards import Card, UnreadableSourceError, read_card
+from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
+
+Kind = Literal["model", "task", "metric", "table"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: where it comes from, and how to get it."""
+
+    kind: Kind
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        """Returns `module:attribute (distribution version)`."""
+        return f"{self.value} ({self.distribution} {self.version})"
+
+    def card(self) -> Card:
+        """Returns what the source says about the object, without importing it.
+
+        Raises:
+            BrokenPluginError: the source cannot be found or parsed.
+        """
+        try:
+            return read_card(self.value)
+        except UnreadableSourceError as error:
+            raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} is broken: {error}") from error
+
+    def load(self) -> Any:
+        """Returns the registered object, importing its module.
+
+        Raises:
+            BrokenPluginError: the import fails for whatever reason, or the module lacks the attribute.
+        """
+        module, _, attribute = self.value.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit() when imported
+            raise BrokenPluginError(
+                f"{self.kind} {self.name!r} from {self.origin} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _candidates(kind: Kind) -> dict[str, list[Entry]]:
+    found: dict[str, dict[tuple[str, str], Entry]] = defaultdict(dict)
+    for point in entry_points(group=f"earthbench.{kind}s"):
+        dist = point.dist
+        distribution = dist.name if dist else "unknown"
+        entry = Entry(kind, point.name, point.value, distribution, dist.version if dist else "?")
+        # The same distribution may be seen twice (a wheel and its build folder on the path): that is no clash.
+        found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
+    return {name: list(by_origin.values()) for name, by_origin in sorted(found.items())}
+
+
+def entries(kind: Kind) -> dict[str, list[Entry]]:
+    """Returns every registered name of a kind with its entries; more than one entry is a clash."""
+    return _candidates(kind)
+
+
+def names(kind: Kind) -> list[str]:
+    """Returns the registered names of a kind, sorted."""
+    return list(_candidates(kind))
+
+
+def clash_message(kind: Kind, name: str, clashing: list[Entry]) -> str:
+    """Returns the message about a name that several distributions registered, naming every origin."""
+    origins = " and ".join(entry.origin for entry in clashing)
+    return f"{kind} {name!r} is registered twice: {origins}. Rename one of them or uninstall its distribution."
+
+
+def find(kind: Kind, name: str) -> Entry:
+    """Returns the entry of a registered name.
+
+    Raises:
+        UnknownNameError: nothing has this name; the message offers the nearest.
+        NameClashError: two distributions registered it; the message names both origins.
+    """
+    known = _candidates(kind)
+    if name not in known:
+        raise UnknownNameError(f"unknown {kind} {name!r}. {did_you_mean(str(name), known)}")
+    if len(known[name]) > 1:
+        raise NameClashError(clash_message(kind, name, known[name]))
+    return known[name][0]
+
+
+def name_of(kind: Kind, thing: type) -> str | None:
+    """Returns the name under which a class is registered, or None; nothing is imported for it."""
+    for name, candidates in _candidates(kind).items():
+        for entry in candidates:
+            module, _, attribute = entry.value.partition(":")
+            if attribute == thing.__qualname__ and module == thing.__module__:
+                return name
+    return None

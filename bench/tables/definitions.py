@@ -1,0 +1,130 @@
+"""What a table is: columns, rows, and which records may stand in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.config import explain
+from bench.errors import DataError, one_message
+
+
+class Part(BaseModel):
+    """A frozen part of a definition; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(Part):
+    """One column: where its value comes from and how it is printed."""
+
+    key: str
+    """A score of the task, or `parameters`, `gmacs`."""
+    label: str
+    scale: float = 1.0
+    """Printed value = measured value x scale: the paper's units."""
+    digits: int = 4
+    better: Literal["higher", "lower"] | None = None
+    tolerance_percent: float | None = None
+    """Status `match` within this; default: half a unit of the published figure's last digit."""
+
+
+class Row(Part):
+    """One row: a model, and what a reader has to know about the row."""
+
+    model: str
+    label: str
+    notes: dict[str, str] = {}
+    """Column key -> remark on its published figure."""
+    published_factors: dict[str, float] = {}
+    """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
+
+
+class Table(Part):
+    """A table of models on a task, with published figures or without."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")
+    title: str
+    task: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = ()
+    """Empty: one block per data set, with a row for each model that has a record."""
+    published: str | None = None
+    """File under `results/published`."""
+    split: str = "test"
+    sequence_counts: tuple[int, ...] = ()
+    """What the complete official split has; a record with another count is other data."""
+    training: dict[str, Any] = {}
+    """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
+    note: str = ""
+
+
+class Figure(Part):
+    """One published figure."""
+
+    value: float
+    text: str
+    sources: tuple[str, ...] = Field(min_length=1)
+    note: str | None = None
+
+
+class Source(Part):
+    """Where figures were read."""
+
+    title: str
+    by: str
+    kind: Literal["authors", "transcribed"]
+    note: str
+
+
+class Published(Part):
+    """The figures of one published table, each with its sources."""
+
+    schema_version: Literal[1]
+    table: str
+    paper: dict[str, str]
+    caption: str
+    units: dict[str, str]
+    sources: dict[str, Source]
+    rows: dict[str, dict[str, Figure]]
+
+
+def published_folder() -> Path:
+    """Returns where the published figures lie: inside an installed wheel, or in the checkout's `results/published`."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "published"
+    return packaged if packaged.is_dir() else here.parents[1] / "results" / "published"
+
+
+def load_published(file_name: str) -> Published:
+    """Returns the published figures of a file.
+
+    Raises:
+        DataError: the file is missing, or a figure in it lacks a value or a known source.
+    """
+    path = published_folder() / file_name
+    try:
+        published = Published.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise DataError(one_message(f"{path} is not valid:", explain(error, Published))) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    problems = [
+        f"{row}.{column}: source {source!r} is not described"
+        for row, figures in published.rows.items()
+        for column, figure in figures.items()
+        for source in figure.sources
+        if source not in published.sources
+    ]
+    problems += [
+        f"{row}.{column}: {figure.text!r} is not {figure.value}"
+        for row, figures in published.rows.items()
+        for column, figure in figures.items()
+        if float(figure.text) != figure.value
+    ]
+    if problems:
+        raise DataError(one_message(f"{path} is not valid:", problems))
+    return published

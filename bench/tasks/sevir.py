@@ -1,0 +1,153 @@
+"""SEVIR precipitation nowcasting: vertically integrated liquid (VIL) of storm events, and its low-resolution form.
+
+Sources: Veillette et al. 2020 (data); Gao et al. 2022, Earthformer (13 -> 12 frames, splits by date, 0-1 scale);
+Gao et al. 2023, PreDiff (SEVIR-LR, 7 -> 6 frames).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from bench.api import Shape, Split
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.data.sevir import SevirSequences
+
+# The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
+# back every integer code (except 255 -> 254.99998), which x/255 does not: 219 would come back one ulp short of 219.
+_SCALE = 1.0 / 255.0
+_MISSING = 255
+
+
+class Sevir(Task):
+    """SEVIR: 65 minutes of VIL in, 60 minutes out (13 -> 12 frames of 384x384, every 5 minutes).
+
+    Frames per event and frame size are read from the files, so that any tree in SEVIR's format works.
+    """
+
+    name: ClassVar[str] = "sevir"
+    units: ClassVar[str] = "VIL code 0..255"
+    published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
+    nominal_size: ClassVar[int] = 384
+    nominal_cadence: ClassVar[float] = 5.0
+
+    t_in: int = Field(13, ge=1, description="frames of the context")
+    t_out: int = Field(12, ge=1, description="frames of the target")
+    stride: int = Field(12, ge=1, description="frames between the starts of an event's windows")
+    val_from: datetime = Field(datetime(2019, 1, 1), description="train <= this date < validation")
+    test_from: datetime = Field(datetime(2019, 6, 1), description="validation <= this date < test")
+    admit_missing: bool = Field(False, description="keep events with missing pixels (pct_missing > 0)")
+    mask_missing: bool = Field(False, description="code 255: no echo in contexts, not verified in targets")
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns the metrics of the papers' table, in the papers' convention."""
+        return {
+            "skill": {"convention": "upstream", "t_out": self.t_out},
+            "mse": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
+            "mae": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
+        }
+
+    @property
+    def input_shape(self) -> Shape:
+        """Returns `(T_in, H, W, 1)`."""
+        return (self.t_in, *self.frame_size, 1)
+
+    @property
+    def target_shape(self) -> Shape:
+        """Returns `(T_out, H, W, 1)`."""
+        return (self.t_out, *self.frame_size, 1)
+
+    @cached_property
+    def frame_size(self) -> tuple[int, int]:
+        """Returns `(H, W)`: of the files where there are any, else the nominal size."""
+        from bench.data.sevir_catalogue import first_header, read_catalogue, select_events
+
+        if self.data_root is None:
+            return self.nominal_size, self.nominal_size
+        events = select_events(read_catalogue(self.data_root), admit_missing=self.admit_missing)
+        header = first_header(self.data_root, events)
+        return (header.height, header.width) if header else (self.nominal_size, self.nominal_size)
+
+    @cached_property
+    def cadence_minutes(self) -> float:  # type: ignore[override]
+        """Returns the minutes between frames: of the catalogue where it tells, else the nominal ones."""
+        from bench.data.sevir_catalogue import cadence_minutes, read_catalogue
+
+        found = cadence_minutes(read_catalogue(self.data_root)) if self.data_root is not None else None
+        return found or self.nominal_cadence
+
+    def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
+        """Returns per split the dates that an event's centre is after, and up to and including."""
+        return {
+            "train": (None, self.val_from),
+            "val": (self.val_from, self.test_from),
+            "test": (self.test_from, None),
+            "all": (None, None),
+        }
+
+    def sequences(self, split: Split) -> SevirSequences:
+        """Returns the stored windows of a split, which is decided by the date of an event's centre."""
+        from bench.data.sevir import SevirSequences
+
+        assert self.data_root is not None
+        start, end = self.split_dates()[split]
+        return SevirSequences(
+            self.data_root,
+            t_in=self.t_in,
+            t_out=self.t_out,
+            stride=self.stride,
+            start=start,
+            end=end,
+            admit_missing=self.admit_missing,
+        )
+
+    def normalise(self, physical: Tensor) -> Tensor:
+        """Returns VIL codes on the 0-1 scale, float32."""
+        import numpy as np
+        import torch
+
+        if physical.dtype == torch.uint8 and physical.device.type == "cpu":
+            # numpy casts and multiplies in one pass over memory; same float32 product
+            return torch.from_numpy(np.multiply(physical.numpy(), np.float32(_SCALE), dtype=np.float32))
+        return physical.to(torch.float32) * _SCALE
+
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """Returns VIL codes, float32, for the 0-1 scale."""
+        import torch
+
+        # The divisor is a tensor on the device: by a Python number, CUDA would multiply with its reciprocal.
+        return normalised.to(torch.float32) / torch.tensor(_SCALE, dtype=torch.float32, device=normalised.device)
+
+    def to_context(self, stored: Tensor) -> Tensor:
+        """Returns the normalised context; missing pixels become no echo when the task masks them."""
+        return self.normalise(stored.masked_fill(stored == _MISSING, 0) if self.mask_missing else stored)
+
+    def to_target(self, stored: Tensor) -> Tensor:
+        """Returns the target's codes; missing pixels become NaN when the task masks them."""
+        if not self.mask_missing:
+            return stored
+        return stored.float().masked_fill(stored == _MISSING, float("nan"))
+
+
+class SevirLR(Sevir):
+    """SEVIR-LR: 70 minutes of VIL in, 60 minutes out (7 -> 6 frames of 128x128, every 10 minutes).
+
+    Every second frame and the maximum of 3x3 pixels of SEVIR, stored in the same layout.
+    """
+
+    name: ClassVar[str] = "sevir_lr"
+    published_sequences: ClassVar[dict[str, int]] = {}
+    nominal_size: ClassVar[int] = 128
+    nominal_cadence: ClassVar[float] = 10.0
+
+    t_in: int = Field(7, ge=1, description="frames of the context")
+    t_out: int = Field(6, ge=1, description="frames of the target")
+    stride: int = Field(6, ge=1, description="frames between the starts of an event's windows")

@@ -1,0 +1,153 @@
+"""The task contract: a frozen, checked description that joins a data set, its units and its metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from bench.api import SPLITS, Shape, Split
+from bench.config import fingerprint
+from bench.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.data.loading import Stored
+
+
+class NormalisedSequences:
+    """A split as users see it: `dataset[i]` is `(context, target)` in the task's normalised units.
+
+    `dataset.stored(i)` is the same sequence as it lies on disk, which is what loaders carry.
+    """
+
+    def __init__(self, task: Task, source: Stored) -> None:
+        self.task, self.source = task, source
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Returns one identifier per independent event."""
+        return tuple(getattr(self.source, "ids", ()))
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns context `(T_in,H,W,C)` and target `(T_out,H,W,C)`, float32, normalised."""
+        context, target = self.source.stored(index)
+        return self.task.to_context(context), self.task.normalise(self.task.to_target(target))
+
+    def stored(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns context and target in the units and dtype they are stored in."""
+        return self.source.stored(index)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what identifies the data of this split."""
+        return self.source.identity()  # type: ignore[attr-defined,no-any-return]
+
+
+class Task(BaseModel, ABC):
+    """What is forecast from what.  Importing a task's module must not import torch: listings do it.
+
+    Fields are the task's options, set by `task.FIELD=...` or `load_task(name, FIELD=...)`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised whenever a score of the task may move."""
+    units: ClassVar[str]
+    """Physical units that metrics see."""
+    published_sequences: ClassVar[dict[str, int]] = {}
+    """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
+    data_root: Path | None = None
+
+    @field_validator("data_root")
+    @classmethod
+    def _root_is_a_folder(cls, root: Path | None) -> Path | None:
+        if root is None:
+            return None
+        root = root.expanduser()
+        if not root.is_dir():
+            raise DataError(
+                f"data root {str(root)!r} is not a folder: expected the data of task {cls.name!r} there. "
+                "Set data.root to where it lies (`earthbench data info` shows what is needed)."
+            )
+        return root
+
+    @property
+    @abstractmethod
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns the registered metrics of the task and their options, in its published table's convention."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> Shape:
+        """Returns `(T_in, H, W, C)` of a context."""
+
+    @property
+    @abstractmethod
+    def target_shape(self) -> Shape:
+        """Returns `(T_out, H, W, C)` of a target."""
+
+    @property
+    @abstractmethod
+    def cadence_minutes(self) -> float:
+        """Returns the time between frames in minutes."""
+
+    @abstractmethod
+    def sequences(self, split: Split) -> Stored:
+        """Returns the stored sequences of a split; called once per split."""
+
+    @abstractmethod
+    def normalise(self, physical: Tensor) -> Tensor:
+        """Returns normalised units, float32, for physical ones of any dtype."""
+
+    @abstractmethod
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """Returns physical units, float32, for normalised ones."""
+
+    def to_context(self, stored: Tensor) -> Tensor:
+        """Returns what the model sees of a stored context: float32, normalised, no missing values."""
+        return self.normalise(stored)
+
+    def to_target(self, stored: Tensor) -> Tensor:
+        """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
+        return stored
+
+    def dataset(self, split: Split) -> NormalisedSequences:
+        """Returns the map-style data set of a split; item = `(context, target)`, float32 `(T,H,W,C)`, normalised.
+
+        Raises:
+            ConfigError: no such split, or the task has no data root.
+            DataError: lists every problem of the files.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"split {split!r}. {did_you_mean(str(split), SPLITS)}")
+        if self.data_root is None:
+            raise ConfigError(f"task {self.name!r} has no data: give data.root=DIR (data_root=... in Python)")
+        if split not in self._datasets:
+            self._datasets[split] = NormalisedSequences(self, self.sequences(split))
+        return self._datasets[split]
+
+    @cached_property
+    def _datasets(self) -> dict[str, NormalisedSequences]:
+        return {}
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the task's options as plain JSON types, without the data root."""
+        return self.model_dump(mode="json", exclude={"data_root"})
+
+    def defaults(self) -> dict[str, Any]:
+        """Returns the options that this task has when nothing is overridden."""
+        return type(self)().fields()
+
+    def data_fingerprint(self, split: Split) -> str:
+        """Returns the SHA-256 of what identifies a split's data: the same wherever the data lies."""
+        return fingerprint(self.dataset(split).identity())
