@@ -18,14 +18,10 @@ class Persistence(nn.Module):
         ValueError: frames of context and target differ in shape.
     """
 
-    def __init__(
-        self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]
-    ) -> None:
+    def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
         super().__init__()
         if tuple(input_shape[1:]) != tuple(target_shape[1:]):
-            raise ValueError(
-                f"context frames {input_shape[1:]} and target frames {target_shape[1:]} must be equal"
-            )
+            raise ValueError(f"context frames {input_shape[1:]} and target frames {target_shape[1:]} must be equal")
         self.t_out = target_shape[0]
 
     def forward(self, context: Tensor) -> Tensor:

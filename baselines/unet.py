@@ -62,7 +62,7 @@ class UNet(nn.Module):
                 f"frames of {height}x{width} do not divide by {factor} = 2^{len(channels)} levels; "
                 f"give one or more `channels`, fewer for smaller frames"
             )
-        norm = {"eps": _NORM_EPS, "momentum": norm_momentum}
+        norm: dict[str, Any] = {"eps": _NORM_EPS, "momentum": norm_momentum}
         inputs = [t_in * c_in, *channels[:-1]]
         self.encoder = nn.ModuleList(_two_convs(i, o, norm) for i, o in zip(inputs, channels, strict=True))
         self.pool = nn.MaxPool2d(2)
@@ -92,7 +92,7 @@ class UNet(nn.Module):
         return frames.permute(0, 1, 3, 4, 2)
 
 
-def _two_convs(c_in: int, c_out: int, norm: dict[str, float]) -> nn.Sequential:
+def _two_convs(c_in: int, c_out: int, norm: dict[str, Any]) -> nn.Sequential:
     def conv(i: int, o: int) -> nn.Module:
         return ConvNormAct(i, o, 3, bias=True, norm_kwargs=norm)
 

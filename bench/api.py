@@ -23,7 +23,7 @@ class Model(Protocol):
     """A forecasting model: `Model(input_shape, target_shape, **hyperparameters)`, an `nn.Module`.
 
     Optional members, used where they exist:
-        `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: mean squared error.
+        `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
     """

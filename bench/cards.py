@@ -130,12 +130,12 @@ def _from_bases(node: ast.ClassDef, module: str, hops: int) -> tuple[dict[str, s
 
 def _presets(node: ast.ClassDef, module: str, hops: int = 0) -> dict[str, dict[str, Any]]:
     for item in node.body:
-        target = item.target if isinstance(item, ast.AnnAssign) else None
-        if isinstance(item, ast.Assign) and len(item.targets) == 1:
-            target = item.targets[0]
-        if isinstance(target, ast.Name) and target.id == "presets" and item.value is not None:  # type: ignore[attr-defined]
+        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
+            continue
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+        if any(isinstance(target, ast.Name) and target.id == "presets" for target in targets):
             try:
-                return dict(ast.literal_eval(item.value))  # type: ignore[attr-defined]
+                return dict(ast.literal_eval(item.value))
             except (ValueError, TypeError):
                 return {}  # computed presets are known only after import
     for base in node.bases:

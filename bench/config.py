@@ -145,7 +145,7 @@ def register_groups() -> None:
 
     store = ConfigStore.instance()
     for kind in ("task", "model"):
-        for name in registry.names(kind):  # type: ignore[arg-type]
+        for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
             store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
 
@@ -225,7 +225,7 @@ def validate(plain: Mapping[str, Any]) -> Config:
     for kind in ("task", "model"):
         group = plain.get(kind)
         if isinstance(group, Mapping) and isinstance(group.get("name"), str):
-            registry.find(kind, group["name"])  # type: ignore[arg-type]
+            registry.find(kind, group["name"])
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -324,8 +324,9 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
                 options = getattr(error, "options", None) or []
                 return f"{override}: no such config. {did_you_mean(value, options)}"
             if f"'{key}'" in first or f"'{override}'" in first:
-                *parents, last = key.split(".")
-                fields = _fields_at(Config, parents)
-                if fields and last not in fields:
-                    return f"{override}: unknown key {key!r}. {did_you_mean(last, fields)}"
+                parts = key.split(".")
+                for depth, part in enumerate(parts):
+                    fields = _fields_at(Config, parts[:depth])
+                    if fields and part not in fields:
+                        return f"{override}: unknown key {key!r}. {did_you_mean(part, fields)}"
         return f"config: {first}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +26,6 @@ from bench.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-def trainer_device(device: str) -> dict[str, Any]:
-    """Returns Lightning's `accelerator` and `devices` for `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    import torch
-
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return {"accelerator": "cpu", "devices": 1}
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
-    index = int(device.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return {"accelerator": "gpu", "devices": [index]}
-
-
-def quiet_lightning() -> None:
-    """Keeps Lightning's start-up lines, and a deprecation in its own code, off the terminal; its warnings stay."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def evaluate(
@@ -120,12 +93,13 @@ def evaluate_with_sample(
     partial_because: str | None = None,
     checkpoint_sha256: str | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
-    """Returns the record as `evaluate` does, and the first sequence: context, target, forecast `(T,H,W,C)`, physical."""
+    """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`."""
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
     from bench.data.loading import evaluation_loader
     from bench.forecaster import Forecaster
+    from bench.trainer import quiet_lightning, trainer_device
 
     quiet_lightning()
     if limit is not None and limit < 1:

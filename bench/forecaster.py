@@ -1,9 +1,9 @@
-"""A model on a task as Lightning's trainer sees it: losses, scores, optimiser; one class for training and evaluation."""
+"""A model on a task as Lightning's trainer sees it, for training and evaluation: losses, scores, optimiser."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -18,9 +18,6 @@ from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.tasks.task import Task
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
 Batch = tuple[Tensor, Tensor]
 """Stored context and target, `(B,T,H,W,C)`, as the loaders carry them."""
 
@@ -32,13 +29,15 @@ class Forecaster(lightning.LightningModule):
         model: Follows the contract in `bench.api`.
         task: Normalises, denormalises and names the metrics.
         train: Optimiser settings; None for evaluation only.
+        total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
     """
 
-    def __init__(self, model: nn.Module, task: Task, train: Train | None = None) -> None:
+    def __init__(self, model: nn.Module, task: Task, train: Train | None = None, total_steps: int = 1) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.train_config = train
+        self.total_steps = total_steps
         decay = train.ema_decay if train else None
         self.average = ModelEmaV3(model, decay=decay) if decay else None
         self.scores = nn.ModuleDict({name: load_metric(name, **options) for name, options in task.metrics.items()})
@@ -70,8 +69,7 @@ class Forecaster(lightning.LightningModule):
         target = self.task.normalise(self.task.to_target(batch[1]))
         own = getattr(self.model, "training_loss", None)
         if callable(own):
-            total = int(self.trainer.estimated_stepping_batches)
-            losses = own(context, target, step=self.global_step, total_steps=total)
+            losses = own(context, target, step=self.global_step, total_steps=self.total_steps)
         else:
             forecast = self.model(context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
@@ -103,11 +101,10 @@ class Forecaster(lightning.LightningModule):
         optimizer = create_optimizer_v2(
             self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
         )  # timm exempts norms and biases from decay
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        warmup = int(config.warmup_fraction * total)
+        warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
-            t_initial=max(1, total - warmup),
+            t_initial=max(1, self.total_steps - warmup),
             lr_min=config.lr * config.min_lr_ratio,
             warmup_t=warmup,
             warmup_lr_init=0.0,
@@ -126,7 +123,7 @@ class Forecaster(lightning.LightningModule):
         context = self.task.to_context(batch[0])
         forecast, target = self.forecast(context), self.task.to_target(batch[1])
         physical = self.task.denormalise(forecast)
-        for metric in self.scores.values():
+        for metric in self._metrics():
             metric.update(physical, target)
         return forecast, physical, target
 
@@ -165,20 +162,23 @@ class Forecaster(lightning.LightningModule):
     def computed(self) -> dict[str, float]:
         """Returns all scores of what was evaluated since the last start, by name."""
         found: dict[str, float] = {}
-        for metric in self.scores.values():
+        for metric in self._metrics():
             found |= metric.compute()
         return found
 
     def counts(self) -> dict[str, list[list[int]]] | None:
         """Returns the contingency counts, where a metric of the task keeps them."""
-        for metric in self.scores.values():
+        for metric in self._metrics():
             if callable(getattr(metric, "counts", None)):
-                return metric.counts()  # type: ignore[no-any-return,operator]
+                found: dict[str, list[list[int]]] = metric.counts()
+                return found
         return None
 
+    def _metrics(self) -> list[Any]:
+        return list(self.scores.values())
+
     def _reset_scores(self) -> None:
-        metric: Metric
-        for metric in self.scores.values():  # type: ignore[assignment]
+        for metric in self._metrics():
             metric.reset()
 
     # Resume

@@ -121,8 +121,8 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
             state = chosen
             break
     own = model.state_dict()
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
+    problems = [f"unexpected: {key}" for key in state if key not in own]
+    problems += [f"missing: {key}" for key in own if key not in state]
     problems += [
         f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
         for key in own

@@ -11,12 +11,13 @@ from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
 from bench.errors import ConfigError, RunFailedError, one_message
-from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, trainer_device, work_folder
+from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.models import has_weights, load_model, load_weights
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import check_writable, write_record
 from bench.tables.pictures import draw_vil
 from bench.tasks import Task, load_task
+from bench.trainer import trainer_device
 
 Say = Callable[[str], None]
 

@@ -1,9 +1,9 @@
-"""Training: Lightning's trainer with the config's optimiser, checkpoints that resume, and signals that are obeyed."""
+"""Training: Lightning's trainer, checkpoints that resume to the same bits, and signals that are obeyed."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import signal
 import threading
 import time
@@ -25,14 +25,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pydantic import ValidationError
 from torch import nn
 
-from bench.config import Config
+from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError, did_you_mean
-from bench.evaluation import quiet_lightning, trainer_device
 from bench.forecaster import Forecaster
 from bench.models import load_weights
 from bench.records.schema import TrainingSummary
 from bench.tasks.task import Task
+from bench.trainer import quiet_lightning, trainer_device
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a scheduler's notice, SLURM's early warning
 
@@ -77,18 +77,13 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         say(f"continues from {resume_from}")
 
     quiet_lightning()
-    forecaster = Forecaster(model, task, config.train)
+    forecaster = Forecaster(model, task, config.train, total_steps(config.train, len(loader)))
     after_step = _AfterStep(loader)
-    keep_best = ModelCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor=monitor,
-        mode=config.train.early_stopping.mode,
-        save_last=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    callbacks: list[Callback] = [after_step, _StopOnSignal(last), keep_best]
+    keep: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "auto_insert_metric_name": False}
+    keep_best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=config.train.early_stopping.mode)
+    # Not `save_last` of the above: that is written only when the best one is.
+    keep_last = ModelCheckpoint(**keep, filename="last")
+    callbacks: list[Callback] = [after_step, _StopOnSignal(last), keep_last, *([keep_best] if monitor else [])]
     early = None
     if monitor:
         stop = config.train.early_stopping
@@ -144,6 +139,16 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
     load_weights(model, checkpoints / f"{summary.weights}.ckpt")
     _write_summary(summary, summary_path)
     return summary
+
+
+def total_steps(train: Train, batches_per_epoch: int) -> int:
+    """Returns the optimiser steps of a whole training.
+
+    Lightning could tell, but asking it sets up the loaders before a checkpoint's place in the epoch is restored, and
+    a resumed run would see the epoch's first batches again.
+    """
+    steps = math.ceil(batches_per_epoch / train.accumulate) * train.max_epochs
+    return min(steps, train.max_steps or steps)
 
 
 def _loaders(task: Task, config: Config) -> tuple[TrainingLoader, Any]:
@@ -285,4 +290,4 @@ def _read_summary(path: Path) -> TrainingSummary | None:
 def _write_summary(summary: TrainingSummary, path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)

@@ -73,9 +73,7 @@ def _info(options: argparse.Namespace) -> int:
         for split, count in facts["splits"].items():
             print(f"  {split:<5} {count['events']:>7} events {count['sequences']:>7} sequences")
         for name, file in facts["files"].items():
-            print(
-                f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {file['compression'] or 'uncompressed'}"
-            )
+            print(f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {file['compression'] or 'plain'}")
     for remark in report.remarks:
         print(f"  note: {remark}")
     for problem in report.problems:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from bench.errors import EarthbenchError, did_you_mean
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 (our fault), 2 (usage), 3 (run failed), 4, 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        # timm decorates functions with it when imported; users can do nothing about it
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         return _dispatch(arguments)
     except EarthbenchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,7 +57,7 @@ def _dispatch(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="earthbench",
         description="Benchmark and reproducibility harness for Earth-system forecasting.",
-        epilog="Exit codes: 0 done, 1 a fault of earthbench, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
+        epilog="Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")

@@ -12,8 +12,8 @@ _EVENTS = {"train": 64, "val": 8, "test": 12}
 _SIZE = 64
 # A small UNet and some two hundred steps: enough to beat persistence, and a minute of two cores.
 _TRAINING = (
-    "model.channels=[16,32,64]", "model.center_channels=128", "model.norm_momentum=0.1", "data.batch_size=8", "train.max_epochs=8",
-    "train.lr=2e-3", "train.early_stopping.monitor=val/mse",
+    "model.channels=[16,32,64]", "model.center_channels=128", "model.norm_momentum=0.1", "data.batch_size=8",
+    "train.max_epochs=8", "train.lr=2e-3", "train.early_stopping.monitor=val/mse",
 )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,14 +39,15 @@ def count_events(
     # Comparing bytes is four times as fast as comparing floats, and exact where all thresholds are codes:
     # for an integer T >= 1, x >= T exactly when floor(x) >= T.
     as_codes = all(float(t).is_integer() and 1 <= t <= _TOP_CODE for t in thresholds)
-    as_codes = as_codes and (missing_value is None or missing_value == _TOP_CODE)
+    as_codes = as_codes and (not integer_rule or _float32_shift(thresholds) is not None)
     if forecast.device.type != "cpu" or target.device.type != "cpu":
         return _count_on_device(forecast, target, thresholds, integer_rule, missing_value)
     counts = np.zeros((forecast.shape[1], len(thresholds), 4), np.int64)
     for lead, row, truth in rows_by_lead(forecast, target):
         row, truth, pairs = _without_missing(row, truth, integer_rule, missing_value)
         if as_codes:
-            counts[lead] += _count_row(_codes(row, integer_rule), _codes(truth, integer_rule), thresholds, pairs)
+            shift = _float32_shift(thresholds) if integer_rule else None
+            counts[lead] += _count_row(_codes(row, shift), _codes(truth, shift), thresholds, pairs)
         else:
             counts[lead] += _count_row(_exact(row, integer_rule), _exact(truth, integer_rule), thresholds, pairs)
     return torch.from_numpy(counts)
@@ -74,19 +77,39 @@ def _without_missing(
     return row[keep], truth[keep], int(np.count_nonzero(keep))
 
 
-def _codes(values: np.ndarray, integer_rule: bool) -> np.ndarray:
-    """Returns uint8 codes whose comparison with an integer threshold in 1..255 equals that of the values."""
+def _codes(values: np.ndarray, shift: np.float32 | None) -> np.ndarray:
+    """Returns uint8 codes whose comparison with the thresholds equals that of the values.
+
+    Args:
+        values: A flat row.
+        shift: Added to floats first, for the integer rule: only what lies just below an integer is moved by the rule
+            in a way that a >= comparison sees.
+    """
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind != "f":
         return np.clip(values, 0, _TOP_CODE).astype(np.uint8)
-    if integer_rule:
-        # Only what lies just below an integer is moved by the rule in a way that a >= comparison sees.
-        # float32 + 5e-5 rounds to the same side of every threshold as float64 does (tested for each neighbour).
-        values = values + values.dtype.type(INTEGER_TOLERANCE)
+    if shift is not None:
+        values = values + (shift if values.dtype == np.float32 else INTEGER_TOLERANCE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.clip(values, 0, _TOP_CODE).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _float32_shift(thresholds: tuple[float, ...]) -> np.float32 | None:
+    """Returns what to add to float32 values so that `floor(x + shift) >= T` is the integer rule, for each T exactly.
+
+    The sum is rounded to float32, so 5e-5 itself would admit some values that are 5.3e-5 away.  With u the spacing
+    just below T and k the number of spacings within the tolerance, any shift in [(k - 1/2) u, (k + 1/2) u) is exact;
+    there may be none that suits all thresholds, and then None is returned.
+    """
+    low, high = 0.0, math.inf
+    for threshold in thresholds:
+        spacing = float(np.float32(threshold) - np.nextafter(np.float32(threshold), np.float32(0)))
+        within = math.floor(INTEGER_TOLERANCE / spacing)
+        low, high = max(low, (within - 0.5) * spacing), min(high, (within + 0.5) * spacing)
+    return np.float32((low + high) / 2) if low < high else None
 
 
 def _exact(values: np.ndarray, integer_rule: bool) -> np.ndarray:

@@ -18,7 +18,7 @@ from bench.errors import ContractError
 from bench.metrics.frames import check_pair, rows_by_lead
 
 
-class PixelwiseError(Metric):
+class PixelwiseScore(Metric):
     """Mean over pixels of |forecast - target|^p on the scale of the tables, overall and per lead time.
 
     `compute()` gives `NAME` over everything, `NAME_lead_L` for lead L = 1.., and with `correct` also
@@ -117,14 +117,14 @@ def _mean(total: float, count: int) -> float:
     return total / count if count else math.nan
 
 
-class MSE(PixelwiseError):
+class MSE(PixelwiseScore):
     """Mean squared error on the 0-1 scale, overall and per lead time (tables show it x 1000)."""
 
     score = "mse"
     power = 2
 
 
-class MAE(PixelwiseError):
+class MAE(PixelwiseScore):
     """Mean absolute error on the 0-1 scale, overall and per lead time."""
 
     score = "mae"

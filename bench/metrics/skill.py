@@ -116,7 +116,7 @@ class Skill(Metric):
 def skill_scores(
     counts: dict[str, list[list[int]]], thresholds: Sequence[float], convention: Convention
 ) -> dict[str, float]:
-    """Returns the scores of `Skill.compute` for counts `[lead][threshold]`: a pure function, e.g. of a record's counts."""
+    """Returns the scores of `Skill.compute` for counts `[lead][threshold]`, e.g. those of a record."""
     per_lead = [np.asarray(counts[name], dtype=np.float64).reshape(-1, len(thresholds)) for name in _STATES]
     pooled = [table.sum(0, keepdims=True) for table in per_lead]
     each, whole = _scores(per_lead, convention), _scores(pooled, convention)

@@ -75,7 +75,7 @@ def _publish(part: Path, path: Path) -> None:
     except OSError:  # no hard links on this file system
         if path.exists():
             raise FileExistsError(f"{path} exists") from None
-        os.rename(part, path)
+        part.rename(path)
 
 
 def read_record(path: Path) -> RunRecord:

@@ -77,7 +77,7 @@ class Sevir(Task):
         return (header.height, header.width) if header else (self.nominal_size, self.nominal_size)
 
     @cached_property
-    def cadence_minutes(self) -> float:  # type: ignore[override]
+    def cadence_minutes(self) -> float:
         """Returns the minutes between frames: of the catalogue where it tells, else the nominal ones."""
         from bench.data.sevir_catalogue import cadence_minutes, read_catalogue
 

@@ -48,7 +48,7 @@ class NormalisedSequences:
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies the data of this split."""
-        return self.source.identity()  # type: ignore[attr-defined,no-any-return]
+        return self.source.identity()  # type: ignore[attr-defined]
 
 
 class Task(BaseModel, ABC):

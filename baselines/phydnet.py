@@ -1,0 +1,402 @@
+"""PhyDNet: a cell that steps a learned partial differential equation, beside a ConvLSTM for the rest.
+
+Paper: V. Le Guen, N. Thome, "Disentangling Physical Dynamics from Unknown Factors for Unsupervised Video
+Prediction", CVPR 2020 (arXiv:2003.01460). The kernels' moments follow Z. Long et al., "PDE-Net 2.0"
+(arXiv:1812.04426).
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.convlstm import ConvLSTMCell, State
+from baselines.rollout import HasReference, each_frame, frames_at_once
+from baselines.shapes import checked_shapes, checked_sizes, require_divisible
+from baselines.weights import check_config, load_strictly
+
+# The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet).
+CODE_CHANNELS = 64
+STEM_CHANNELS = 32
+CODE_GROUPS = 16
+PHY_GROUPS = 7
+LEAKY_SLOPE = 0.2
+# Teacher forcing there falls by 0.003 per epoch and the default run has 1001 epochs.
+TEACHER_FORCING_SHARE = 1 / (0.003 * 1001)
+
+
+def k2m(kernel: Tensor) -> Tensor:
+    """Return the moments (..., k, k) of square kernels (..., k, k) of odd size, taken in float64.
+
+    Moment (i, j) is the sum over offsets (u, v) from the centre of u^i/i! v^j/j! kernel[u, v], u being the
+    row. It is the weight with which convolution by the kernel takes the derivative of order i down the rows
+    and j along them.
+
+    Source: PDE-Net 2.0 (moment matrices).
+    """
+    size = kernel.shape[-1]
+    offsets = torch.arange(size, dtype=torch.float64, device=kernel.device) - size // 2
+    powers = torch.stack([offsets**order / math.factorial(order) for order in range(size)])
+    return (powers @ kernel.double() @ powers.T).to(kernel.dtype)
+
+
+def _chain(prefix: str, *layers: nn.Module) -> nn.Sequential:
+    """Return the layers in a row, under the authors' names: the prefix and a number from 1."""
+    return nn.Sequential(OrderedDict((f"{prefix}{number}", layer) for number, layer in enumerate(layers, 1)))
+
+
+def _down(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution that divides the grid by its stride, with group norm and activation."""
+    return _normed(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), out_channels)
+
+
+def _up(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Return a transposed convolution that multiplies the grid by its stride, with norm and activation."""
+    return _normed(_transposed(in_channels, out_channels, stride), out_channels)
+
+
+def _normed(conv: nn.Module, channels: int) -> nn.Sequential:
+    main = nn.Sequential(conv, nn.GroupNorm(CODE_GROUPS, channels), nn.LeakyReLU(LEAKY_SLOPE))
+    return nn.Sequential(OrderedDict(main=main))
+
+
+def _transposed(in_channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, 3, stride, padding=1, output_padding=stride - 1)
+
+
+class _Derivatives(nn.Module):
+    """The right-hand side of the learned equation: a linear mix of filters that are held near derivatives."""
+
+    def __init__(self, hidden: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(CODE_CHANNELS, hidden, kernel_size, padding=kernel_size // 2)
+        # The authors' name; it is a group norm.
+        self.bn1 = nn.GroupNorm(PHY_GROUPS, hidden)
+        self.conv2 = nn.Conv2d(hidden, CODE_CHANNELS, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv2(self.bn1(self.conv1(h)))
+
+
+class PhyCell(nn.Module):
+    """A cell that steps its state by a learned equation and corrects it towards the input by a learned gain.
+
+    Source: arXiv:2003.01460 (PhyCell: prediction and correction); the gain also sees the state before.
+    """
+
+    def __init__(self, hidden: int, kernel_size: int) -> None:
+        """Build a cell of 64 channels with `hidden` filters."""
+        super().__init__()
+        self.F = _Derivatives(hidden, kernel_size)
+        self.convgate = nn.Conv2d(2 * CODE_CHANNELS, CODE_CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return the state (B, 64, h, w) after one step on an input (B, 64, h, w)."""
+        return self._correct(x, h, self.convgate(torch.cat((x, h), dim=1)))
+
+    def run(self, inputs: Tensor, h: Tensor) -> Tensor:
+        """Return the states (T, B, 64, h, w) of steps on inputs (T, B, 64, h, w) that are all known.
+
+        The gain's convolution is split, and the part over the inputs is taken for all steps at once.
+        """
+        if len(inputs) == 1:
+            return self(inputs[0], h).unsqueeze(0)
+        over_x, over_h = (part.contiguous() for part in self.convgate.weight.chunk(2, dim=1))
+        from_x = each_frame(lambda x: F.conv2d(x, over_x, self.convgate.bias, padding=1), inputs)
+        states = []
+        for x, gain in zip(inputs.unbind(0), from_x.unbind(0), strict=True):
+            h = self._correct(x, h, gain + F.conv2d(h, over_h, padding=1))
+            states.append(h)
+        return torch.stack(states)
+
+    def _correct(self, x: Tensor, h: Tensor, gain: Tensor) -> Tensor:
+        predicted = h + self.F(h)
+        return predicted + torch.sigmoid(gain) * (x - predicted)
+
+
+class _PhyCells(nn.Module):
+    """The cells of the physical branch, under the authors' name."""
+
+    def __init__(self, cells: Iterable[PhyCell]) -> None:
+        super().__init__()
+        self.cell_list: Sequence[PhyCell] = nn.ModuleList(cells)  # type: ignore[assignment]
+
+
+class _ConvCells(nn.Module):
+    """The cells of the ConvLSTM branch, under the authors' name."""
+
+    def __init__(self, cells: Iterable[ConvLSTMCell]) -> None:
+        super().__init__()
+        self.cell_list: Sequence[ConvLSTMCell] = nn.ModuleList(cells)  # type: ignore[assignment]
+
+
+class _States(NamedTuple):
+    """The states of all cells of both branches; the lists are updated in place."""
+
+    phy: list[Tensor]
+    conv: list[State]
+
+
+class PhyDNet(HasReference):
+    """PhyDNet: PhyCells and a ConvLSTM side by side in a code space; their sum is decoded to the next frame.
+
+    Forecasts pass a sigmoid, so normalised units should lie in [0, 1].
+
+    Source: arXiv:2003.01460 (two-branch architecture), with the layers of the authors' code. The SEVIR
+    preset's coarser code is our choice (no source gives its downsampling): it has the published parameters
+    and 8.7 % more operations.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "sevir": {"strides": (2, 2, 2), "conv_hidden": (256, 256, 256, 64)},
+        "sevir_lr": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
+        "icar_enso": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
+        "nbody_mnist": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
+        "moving_mnist": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        target_shape: Sequence[int],
+        *,
+        strides: Sequence[int] = (2, 1, 2),
+        phy_hidden: Sequence[int] = (49,),
+        phy_kernel: int = 7,
+        conv_hidden: Sequence[int] = (128, 128, 64),
+        teacher_forcing_share: float = TEACHER_FORCING_SHARE,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            input_shape: Shape (T, H, W, C) of the context.
+            target_shape: Shape (T, H, W, C) of the forecast.
+            strides: Downsampling of the image encoder's three convolutions.
+            phy_hidden: Filters of each PhyCell, a multiple of 7 and at most `phy_kernel` squared.
+            phy_kernel: Kernel of those filters (odd).
+            conv_hidden: Width of each ConvLSTM layer; the last one must be 64, that of the code.
+            teacher_forcing_share: Share of the run over which the probability of teacher forcing falls from 1
+                to 0.
+
+        Raises:
+            ValueError: A grid size is not divisible by the product of the strides, or sizes do not fit
+                together.
+        """
+        super().__init__()
+        name = type(self).__name__
+        source, target = checked_shapes(name, input_shape, target_shape, feeds_back=True)
+        strides = checked_sizes(name, "strides", strides, count=3)
+        phy_hidden = checked_sizes(name, "phy_hidden", phy_hidden)
+        conv_hidden = checked_sizes(name, "conv_hidden", conv_hidden)
+        require_divisible(name, "height", source[1], math.prod(strides))
+        require_divisible(name, "width", source[2], math.prod(strides))
+        if phy_kernel % 2 == 0:
+            raise ValueError(f"{name}: phy_kernel must be odd, got {phy_kernel}")
+        for filters in phy_hidden:
+            require_divisible(name, "phy_hidden", filters, PHY_GROUPS)
+            if filters > phy_kernel**2:
+                raise ValueError(f"{name}: phy_hidden must be at most phy_kernel^2 = {phy_kernel**2}, got {filters}")
+        if conv_hidden[-1] != CODE_CHANNELS:
+            raise ValueError(f"{name}: conv_hidden must end with {CODE_CHANNELS}, got {conv_hidden}")
+        self.t_in, self.t_out = source[0], target[0]
+        pixels = source[1] * source[2]
+        self.largest_frame = max(
+            STEM_CHANNELS * pixels // strides[0] ** 2,
+            4 * max(conv_hidden) * pixels // math.prod(strides) ** 2,
+        )
+        self.teacher_forcing_share = teacher_forcing_share
+        channels, stem, code = source[3], STEM_CHANNELS, CODE_CHANNELS
+        first, second, third = strides
+        self.encoder_E = _chain("c", _down(channels, stem, first), _down(stem, stem, second), _down(stem, code, third))
+        self.encoder_Ep = _chain("c", _down(code, code), _down(code, code))
+        self.encoder_Er = _chain("c", _down(code, code), _down(code, code))
+        self.decoder_Dp = _chain("upc", _up(code, code), _up(code, code))
+        self.decoder_Dr = _chain("upc", _up(code, code), _up(code, code))
+        self.decoder_D = _chain(
+            "upc", _up(code, stem, third), _up(stem, stem, second), _transposed(stem, channels, first)
+        )
+        self.phycell = _PhyCells(PhyCell(filters, phy_kernel) for filters in phy_hidden)
+        self.convcell = _ConvCells(ConvLSTMCell(c_in, c) for c_in, c in pairwise((code, *conv_hidden)))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
+        if self.plain:
+            # A slice of the stack of all images: a tracing counter then counts the warm-up images too, as the
+            # published figures do.
+            return self._roll_plain(_time_first(context), feeds_back=True).permute(1, 0, 3, 4, 2)[:, self.t_in - 1 :]
+        return self._roll(_time_first(context), first_output=self.t_in - 1).permute(1, 0, 3, 4, 2)
+
+    def step_outputs(self, context: Tensor, target: Tensor | None = None, *, teacher_forcing: bool = False) -> Tensor:
+        """Return the images (B, T_in + T_out - 1, H, W, C) of all steps; step t predicts frame t + 1.
+
+        Args:
+            context: Context (B, T_in, H, W, C), read by the first T_in steps.
+            target: Target (B, T_out, H, W, C); needed with teacher forcing.
+            teacher_forcing: Whether the later steps read the truth instead of the image before.
+
+        Raises:
+            ValueError: Teacher forcing is asked for without a target.
+        """
+        frames = context
+        if teacher_forcing:
+            if target is None:
+                raise ValueError("PhyDNet: teacher_forcing needs a target")
+            frames = torch.cat((context, target[:, :-1]), dim=1)
+        if self.plain:
+            images = self._roll_plain(_time_first(frames), feeds_back=not teacher_forcing)
+        else:
+            images = self._roll(_time_first(frames), first_output=0)
+        return images.permute(1, 0, 3, 4, 2)
+
+    def moment_loss(self) -> Tensor:
+        """Return how far the first PhyCell's filters are from being one derivative each.
+
+        Filter k of every input channel should have the single moment (k // 7, k % 7), for 7 x 7 filters. The
+        squared differences are averaged over filters and moments, and summed over the 64 input channels.
+
+        Source: arXiv:2003.01460 (moment loss), with the weighting of the authors' code.
+        """
+        weight = self.phycell.cell_list[0].F.conv1.weight
+        filters, _, size, _ = weight.shape
+        wanted = torch.eye(size**2, dtype=weight.dtype, device=weight.device)[:filters].view(filters, 1, size, size)
+        return (k2m(weight) - wanted).square().mean(dim=(0, 2, 3)).sum()
+
+    def losses(self, context: Tensor, target: Tensor, *, teacher_forcing: bool) -> dict[str, Tensor]:
+        """Return the summands of the loss: "mse" summed over all steps (warm-up too), and "moments"."""
+        images = self.step_outputs(context, target, teacher_forcing=teacher_forcing)
+        truth = torch.cat((context, target), dim=1)[:, 1:]
+        return {"mse": (images - truth).square().mean(dim=(0, 2, 3, 4)).sum(), "moments": self.moment_loss()}
+
+    def teacher_forcing_probability(self, step: int, total_steps: int) -> float:
+        """Return the probability that a batch at a step (from 0) reads the truth at all steps.
+
+        Source: the authors' code lets it fall by 0.003 per epoch, that is over the first third of its 1001
+        epochs. We let it fall per step, over the same share of the run at hand.
+        """
+        span = self.teacher_forcing_share * total_steps
+        return max(0.0, 1.0 - step / span) if span > 0 else 0.0
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+        """Return the summands of the loss; a draw from torch's generator decides on teacher forcing."""
+        forced = torch.rand(()).item() < self.teacher_forcing_probability(step, total_steps)
+        return self.losses(context, target, teacher_forcing=forced)
+
+    def _zeros(self, code: Tensor) -> _States:
+        """Return the initial states on the batch and grid of a code (B, 64, h, w)."""
+        cells = self.phycell.cell_list, self.convcell.cell_list
+        return _States([torch.zeros_like(code) for _ in cells[0]], [cell.zeros(code) for cell in cells[1]])
+
+    def _roll(self, frames: Tensor, *, first_output: int) -> Tensor:
+        """Return the images from step `first_output` on, time first; frames (T, B, C, H, W) are read first.
+
+        Many frames are taken through a layer in one batch, but for the recurrent convolutions.
+        """
+        states: _States | None = None
+        images = []
+        at_once = frames_at_once(frames, self.largest_frame)
+        for start in range(0, len(frames), at_once):
+            states, codes = self._read(frames[start : start + at_once], states)
+            wanted = max(0, first_output - start)
+            if wanted < len(codes[0]):
+                images.append(self._decode(*(code[wanted:] for code in codes)))
+        for _ in range(self.t_in + self.t_out - 1 - len(frames)):
+            states, codes = self._read(images[-1][-1:], states)
+            images.append(self._decode(*codes))
+        return torch.cat(images)
+
+    def _read(self, frames: Tensor, states: _States | None) -> tuple[_States, tuple[Tensor, Tensor]]:
+        """Return the states after known frames (T, B, C, H, W), and both branches' codes (T, B, 64, h, w)."""
+        shared = each_frame(self.encoder_E, frames)
+        phy, conv = each_frame(self.encoder_Ep, shared), each_frame(self.encoder_Er, shared)
+        if states is None:
+            states = self._zeros(phy[0])
+        for layer, phy_cell in enumerate(self.phycell.cell_list):
+            phy = phy_cell.run(phy, states.phy[layer])
+            states.phy[layer] = phy[-1]
+        for layer, cell in enumerate(self.convcell.cell_list):
+            conv, states.conv[layer] = cell.run(conv, states.conv[layer], len(conv))
+        return states, (phy, conv)
+
+    def _decode(self, phy: Tensor, conv: Tensor) -> Tensor:
+        """Return the images (T, B, C, H, W) of both branches' codes (T, B, 64, h, w)."""
+        shared = each_frame(self.decoder_Dp, phy) + each_frame(self.decoder_Dr, conv)
+        return torch.sigmoid(each_frame(self.decoder_D, shared))
+
+    def _roll_plain(self, frames: Tensor, *, feeds_back: bool) -> Tensor:
+        """Return the images of all steps, time first, one frame through the whole model at a time."""
+        states: _States | None = None
+        images: list[Tensor] = []
+        for t in range(self.t_in + self.t_out - 1):
+            shared = self.encoder_E(images[-1] if feeds_back and t >= self.t_in else frames[t])
+            phy, conv = self.encoder_Ep(shared), self.encoder_Er(shared)
+            if states is None:
+                states = self._zeros(phy)
+            for layer, phy_cell in enumerate(self.phycell.cell_list):
+                phy = states.phy[layer] = phy_cell(phy, states.phy[layer])
+            for layer, cell in enumerate(self.convcell.cell_list):
+                states.conv[layer] = cell(conv, states.conv[layer])
+                conv = states.conv[layer][0]
+            images.append(torch.sigmoid(self.decoder_D(self.decoder_Dp(phy) + self.decoder_Dr(conv))))
+        return torch.stack(images)
+
+
+def _time_first(frames: Tensor) -> Tensor:
+    """Return frames (B, T, H, W, C) as (T, B, C, H, W)."""
+    return frames.permute(1, 0, 4, 2, 3)
+
+
+# The strides behind each ratio of image to code: the authors' model, and the two coarser ones fitted to
+# SEVIR's size.
+STRIDES_BY_RATIO = {4: (2, 1, 2), 8: (2, 2, 2), 12: (3, 2, 2)}
+
+
+def load_upstream(
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    *,
+    input_shape: Sequence[int],
+    target_shape: Sequence[int],
+) -> PhyDNet:
+    """Return a PhyDNet with the weights of the authors' implementation.
+
+    Args:
+        config: Hyperparameters under the names of github.com/vincent-leguen/PhyDNet: `F_hidden`,
+            `phy_kernel`, `conv_hidden`, and optionally `input_shape` (the grid (h, w) of the code),
+            `phy_input_dim`, `tin`, `tout`.
+        state_dict: Weights under the authors' names.
+        input_shape: Shape (T, H, W, C) of the context.
+        target_shape: Shape (T, H, W, C) of the forecast.
+
+    Raises:
+        ValueError: The configuration lacks a key or contradicts the shapes; or weights are missing, left over
+            or of another shape (all are listed).
+    """
+    t_in, height, width, _ = input_shape
+    check_config(
+        config,
+        required=("F_hidden", "phy_kernel", "conv_hidden"),
+        implied={"tin": t_in, "tout": target_shape[0], "phy_input_dim": CODE_CHANNELS},
+    )
+    code_height, code_width = config.get("input_shape", (height // 4, width // 4))
+    ratio = height // code_height
+    if (code_height * ratio, code_width * ratio) != (height, width) or ratio not in STRIDES_BY_RATIO:
+        raise ValueError(
+            f"the configuration does not fit: input_shape is {(code_height, code_width)}, expected "
+            f"{(height, width)} divided by one of {', '.join(map(str, STRIDES_BY_RATIO))}"
+        )
+    kernel = config["phy_kernel"]
+    model = PhyDNet(
+        input_shape,
+        target_shape,
+        strides=STRIDES_BY_RATIO[ratio],
+        phy_hidden=config["F_hidden"],
+        phy_kernel=kernel if isinstance(kernel, int) else kernel[0],
+        conv_hidden=config["conv_hidden"],
+    )
+    load_strictly(model, state_dict)
+    return model

@@ -1,0 +1,42 @@
+"""Reading the weights of another implementation, strictly, with a report of everything that does not fit."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Return nothing, after every entry of `state_dict` was loaded and every entry of the model was set.
+
+    Raises:
+        ValueError: Keys are missing, left over or of another shape; the message lists all of them. The model
+            is then unchanged.
+    """
+    own = model.state_dict()
+    complaints = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state_dict]
+    complaints += [f"left over: {key} {tuple(state_dict[key].shape)}" for key in state_dict if key not in own]
+    complaints += [
+        f"shape: {key} is {tuple(state_dict[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
+    if complaints:
+        name = type(model).__name__
+        raise ValueError(f"{len(complaints)} weights do not fit {name}:\n  " + "\n  ".join(complaints))
+    model.load_state_dict(dict(state_dict), strict=True)
+
+
+def check_config(config: Mapping[str, object], required: Sequence[str], implied: Mapping[str, object]) -> None:
+    """Return nothing if a configuration has all required keys and does not contradict the implied values.
+
+    Raises:
+        ValueError: Keys are missing, or present keys have other values than implied; all are listed.
+    """
+    complaints = [f"{key} is missing" for key in required if key not in config]
+    complaints += [
+        f"{key} is {config[key]}, expected {value}"
+        for key, value in implied.items()
+        if key in config and config[key] != value
+    ]
+    if complaints:
+        raise ValueError("the configuration does not fit: " + "; ".join(complaints))

@@ -1,0 +1,37 @@
+"""How this project starts Lightning's trainer: on which device, and how quietly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from bench.errors import ConfigError
+
+
+def trainer_device(device: str) -> dict[str, Any]:
+    """Returns Lightning's `accelerator` and `devices` for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return {"accelerator": "cpu", "devices": 1}
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return {"accelerator": "gpu", "devices": [index]}
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's start-up lines off the terminal, and warnings that describe what we do on purpose."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")  # a deprecation in its own code
+    warnings.filterwarnings("ignore", message=".*exists and is not empty")  # a resumed run's own checkpoints
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode")  # the running average of the weights
+    warnings.filterwarnings("ignore", message=".*defined a `validation_step` but")  # a tree without that split
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)

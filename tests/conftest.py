@@ -1,0 +1,69 @@
+"""Fixtures of the whole suite: small storms on disk, observed data where it lies, no network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from bench.data.storms import make_sevir
+
+# The same examples in every run, few enough for two cores; HYPOTHESIS_PROFILE=default looks further.
+settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def observed_root() -> Path | None:
+    """Where observed data lies: $EARTHBENCH_DATA, else ../shared/data beside the checkout."""
+    given = os.environ.get("EARTHBENCH_DATA")
+    root = Path(given) if given else REPO.parent / "shared" / "data"
+    return root if root.is_dir() else None
+
+
+@pytest.fixture
+def observed() -> Path:
+    root = observed_root()
+    if root is None:
+        reason = "observed data: neither $EARTHBENCH_DATA nor ../shared/data is a folder"
+        if os.environ.get("EARTHBENCH_REQUIRE_DATA"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return root
+
+
+@pytest.fixture
+def radar(observed: Path) -> Path:
+    return observed / "radar"
+
+
+@pytest.fixture(scope="session")
+def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Storms of 49 frames of 32x32: 4 training, 2 validation and 3 test events."""
+    out = tmp_path_factory.mktemp("storms") / "sevir"
+    return make_sevir(out, events={"train": 4, "val": 2, "test": 3}, size=32, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite passes on a machine without a network: only this machine may be connected to."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"tests use no network, and this one wanted {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def clean_hydra() -> None:
+    """Hydra keeps global state; the order of tests must not matter."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()

@@ -1,0 +1,193 @@
+"""Bad input on the command line: one message, the promised exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.cli.main import VERBS, main
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(arguments)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lst"], "Did you mean 'list'"),
+        (["list", "--fromat"], "unknown arguments"),
+        (["show", "model", "unett"], "Did you mean 'unet'"),
+        (["show", "thing", "unet"], "invalid choice"),
+        (["run", "model=unett"], "Did you mean 'unet'"),
+        (["run", "task=sevirr"], "Did you mean 'sevir'"),
+        (["run", "train.lrr=1"], "Did you mean 'lr'"),
+        (["run"], "data.root is not set"),
+        (["run", "data.root=/not/there"], "not a folder"),
+        (["run", "data.root=/not/there", "device=cuda:99"], "CUDA"),
+        (["run", "-m", "model=unet,unett"], "Did you mean 'unet'"),
+        (["run", "-m", "seed=0,-1"], "greater than or equal to 0"),
+        (["evaluate", "split=nowhere"], "'train', 'val', 'test' or 'all'"),
+        (["evaluate", "broken override"], "config"),
+        (["table", "earthformer/sevr"], "Did you mean 'earthformer/sevir'"),
+        (["count", "--model", "unett"], "Did you mean 'unet'"),
+        (["count", "--table", "nothing"], "unknown table"),
+        (["data", "check", "sevir", "--root", "/not/there"], "not a folder"),
+        (["data", "info", "sevirr", "--root", "/not/there"], "Did you mean 'sevir'"),
+        (["data", "make", "sevir", "--out", "x", "--size", "0"], "give numbers >= 1"),
+        (["data", "make", "sevir", "--out", "x", "--train", "-1"], "give numbers >= 1"),
+    ],
+)
+def test_wrong_input_ends_with_two_and_writes_nothing(
+    capsys, empty_folder: Path, arguments: list[str], words: str
+) -> None:
+    code, error = _error(capsys, *arguments)
+    assert code == 2 and words in error and "Traceback" not in error
+    assert not [p for p in empty_folder.rglob("*") if p.is_file()]
+
+
+def test_a_fault_of_ours_ends_with_one_and_asks_for_a_report(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("bench.cli.list_names.run", lambda options: 1 / 0)
+    code, error = _error(capsys, "list")
+    assert code == 1 and "ZeroDivisionError" in error and "report" in error
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capsys, verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"earthbench {verb}" in capsys.readouterr().out
+
+
+def test_list_and_show_as_json(capsys) -> None:
+    assert main(["list", "--format", "json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert {"unet", "persistence"} <= {line["name"] for line in listing["models"]}
+    for kind, lines in listing.items():
+        for line in lines:
+            assert main(["show", kind.removesuffix("s"), line["name"], "--format", "json"]) == 0
+            assert json.loads(capsys.readouterr().out)["name"] == line["name"]
+
+
+def test_evaluate_prints_the_record_as_json_and_nothing_else(capsys, storms: Path) -> None:
+    arguments = [
+        "evaluate",
+        "model=persistence",
+        f"data.root={storms}",
+        "--format",
+        "json",
+        "progress=false",
+        "device=cpu",
+    ]
+    assert main(arguments) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["scores"]["csi_m"] > 0 and record["scope"] == "full"
+    assert Path(f"results/runs/sevir/persistence/{record['run_id']}.json").is_file()
+
+
+def test_a_sweep_runs_every_combination_and_leaves_a_record_each(storms: Path) -> None:
+    arguments = [
+        "run",
+        "-m",
+        "model=persistence",
+        "seed=0,1",
+        "split=val,test",
+        f"data.root={storms}",
+        "progress=false",
+        "picture=false",
+        "device=cpu",
+    ]
+    assert main(arguments) == 0
+    records = [json.loads(path.read_text()) for path in Path("results/runs").rglob("*.json")]
+    assert {(r["seed"], r["data"]["split"]) for r in records} == {(0, "val"), (0, "test"), (1, "val"), (1, "test")}
+
+
+def test_a_sweep_runs_on_another_launcher(storms: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the `test` extra brings it")
+    arguments = [
+        "run",
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "model=persistence",
+        "seed=0,1",
+        f"data.root={storms}",
+        f"results.root={Path.cwd() / 'results'}",
+        "progress=false",
+        "picture=false",
+        "device=cpu",
+    ]
+    assert main(arguments) == 0
+    assert len(list(Path("results/runs").rglob("*.json"))) == 2
+
+
+def test_a_failed_job_of_a_sweep_is_not_hidden(capsys, storms: Path) -> None:
+    code, error = _error(
+        capsys, "run", "-m", "model=persistence", f"data.root={storms},/not/there", "progress=false", "picture=false"
+    )
+    assert code == 2 and "not a folder" in error
+
+
+def test_cfg_prints_the_config_without_running(capsys) -> None:
+    assert main(["run", "model=persistence", "--cfg", "job"]) == 0
+    assert "name: persistence" in capsys.readouterr().out
+
+
+def test_info_check_and_make(capsys, empty_folder: Path) -> None:
+    assert (
+        main(["data", "make", "sevir", "--out", "storms", "--size", "16", "--train", "2", "--val", "1", "--test", "1"])
+        == 0
+    )
+    assert main(["data", "info", "sevir", "--root", "storms", "--format", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["facts"]
+    assert facts["origin"] == "synthetic storms" and facts["splits"]["train"] == {"events": 2, "sequences": 6}
+    assert main(["data", "info", "sevir", "--root", "storms"]) == 0
+    assert main(["data", "check", "sevir", "--root", "storms"]) == 0
+    assert "no problems: 4 events read" in capsys.readouterr().out
+    catalogue = (empty_folder / "storms/CATALOG.csv").read_text().splitlines()
+    gone = catalogue[1].replace("R18", "X18").replace(".h5", "_gone.h5")
+    (empty_folder / "storms/CATALOG.csv").write_text(
+        "\n".join([*catalogue, catalogue[1].replace("R18", "X18").replace(".h5", "_gone.h5")]) + "\n"
+    )
+    code, error = _error(capsys, "data", "check", "sevir", "--root", "storms", "--quick")
+    assert code == 2 and "_gone.h5: file is missing" in error
+
+
+def test_check_finds_flipped_bytes_and_missing_pixels_that_the_catalogue_denies(capsys, empty_folder: Path) -> None:
+    import h5py
+    import numpy as np
+
+    assert (
+        main(["data", "make", "sevir", "--out", "s", "--size", "16", "--train", "2", "--val", "0", "--test", "0"]) == 0
+    )
+    (path,) = Path("s/data").rglob("*.h5")
+    with h5py.File(path) as file:
+        codes, ids = file["vil"][:], file["id"][:]
+    codes[0, 3, 3, 3] = 255
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            "vil", data=codes, chunks=(1, *codes.shape[1:]), compression="gzip", fletcher32=True
+        )
+        file["id"] = ids
+        where = array.id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[where.byte_offset + where.size // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    code, error = _error(capsys, "data", "check", "sevir", "--root", "s")
+    assert code == 2 and "1 missing pixels (255)" in error and "cannot be read" in error
+    assert np.count_nonzero(codes == 255) == 1
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("earthbench ")

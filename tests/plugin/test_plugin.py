@@ -1,0 +1,47 @@
+"""A real plugin, installed by `tox -e plugin`: listed, checked, trained, tabled; its broken half harms nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.testing import check_model
+
+try:
+    version("earthbench-plugin-example")
+except PackageNotFoundError:
+    pytest.skip("the example plugin is installed by `tox -e plugin`", allow_module_level=True)
+
+
+def _earthbench(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "bench.cli.main", *arguments], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_it_is_listed_with_its_own_description(tmp_path: Path) -> None:
+    listing = _earthbench("list", "models", cwd=tmp_path).stdout
+    assert "linear_extrapolation" in listing and "learned share of the last change" in listing
+    loaded = _earthbench("list", "models", "--load", cwd=tmp_path).stdout
+    assert "BROKEN" in loaded and "no licence found" in loaded and "unet" in loaded
+
+
+def test_it_keeps_the_contract() -> None:
+    model_class = registry.find("model", "linear_extrapolation").load()
+    check_model(model_class, **model_class.presets["tiny"])
+
+
+def test_it_is_trained_and_stands_in_the_table(tmp_path: Path, storms: Path) -> None:
+    chosen = ["model=linear_extrapolation", "model.damping=0.2", "train.max_epochs=1", "progress=false"]
+    _earthbench("run", *chosen, f"data.root={storms}", cwd=tmp_path)
+    assert "linear_extrapolation (damping=0.2)" in _earthbench("table", "runs/sevir", cwd=tmp_path).stdout
+
+
+def test_the_broken_one_is_one_error(tmp_path: Path, storms: Path) -> None:
+    done = _earthbench("run", "model=broken_on_import", f"data.root={storms}", cwd=tmp_path, code=2)
+    assert "no licence found" in done.stderr and "earthbench-plugin-example" in done.stderr

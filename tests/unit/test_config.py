@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import importlib.resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only
+from bench.errors import ConfigError, UnknownNameError
+
+
+def test_the_default_config_composes_and_its_defaults_are_those_of_the_schema() -> None:
+    config = compose([])
+    assert config.task.name == "sevir" and config.model.name == "unet"
+    assert config.train == Train(), "conf/train/default.yaml and bench.config.Train must not drift apart"
+    assert config.data == Config.model_fields["data"].default
+
+
+@pytest.mark.parametrize("group", ["train", "experiment"])
+def test_every_shipped_config_composes(group: str) -> None:
+    folder = importlib.resources.files("bench.conf") / group
+    names = sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+    assert names
+    for name in names:
+        override = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+        compose([override.lstrip("+")])
+
+
+def test_hyperparameters_and_task_fields_need_no_plus() -> None:
+    config = compose(["model=unet", "model.channels=[8,16]", "task.t_out=6"])
+    assert config.model.options == {"channels": [8, 16]}
+    assert config.task.options == {"t_out": 6}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=unett", "Did you mean 'unet'"),
+        ("task=sevirr", "Did you mean 'sevir'"),
+        ("train=defaut", "Did you mean 'default'"),
+        ("train.lrr=1", "Did you mean 'lr'"),
+        ("+train.lrr=1", "Did you mean 'lr'"),
+        ("trian.lr=1", "Did you mean 'train'"),
+        ("model.chanels=[1]", "Did you mean 'channels'"),
+        ("train.lr=-1", "greater than 0"),
+        ("train.lr=nan", "finite"),
+        ("train.lr=inf", "finite"),
+        ("train.lr=true", "not a boolean"),
+        ("train.lr=fast", "valid number"),
+        ("data.batch_size=0", "greater than or equal to 1"),
+        ("limit=0", "greater than or equal to 1"),
+        ("model.center_channels=nan", "finite"),
+        ("split=tst", "'train', 'val', 'test' or 'all'"),
+        ("device=gpu", "pattern"),
+        ("model.name=../../etc", "Known|unknown|pattern"),
+        ("seed=", "seed"),
+        ("data.root=${nothing}", "nothing"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> None:
+    with pytest.raises((ConfigError, UnknownNameError), match=words) as caught:
+        compose([override])
+    assert caught.value.exit_code == 2
+
+
+def test_a_target_in_a_config_is_never_instantiated(tmp_path) -> None:
+    with pytest.raises(ConfigError):
+        compose(["+train._target_=os.system", "+train.command=touch pwned"])
+
+
+def test_a_sweep_expands_to_its_product() -> None:
+    jobs = expand_sweep(["model=unet,persistence", "seed=0,1", "train.lr=1e-3", "hydra/launcher=basic"])
+    assert len(jobs) == 4
+    assert ["model=unet", "seed=1", "train.lr=1e-3"] in jobs
+
+
+def test_the_fingerprint_sees_numbers_and_not_places() -> None:
+    base = numbers_only(compose([]))
+    assert fingerprint(
+        numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false"]))
+    ) == fingerprint(base)
+    for override in ("seed=1", "train.lr=2e-3", "model.channels=[8]", "task.t_out=6", "data.batch_size=4"):
+        assert fingerprint(numbers_only(compose([override]))) != fingerprint(base), override
+
+
+@given(
+    st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), max_size=6)
+)
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict) -> None:
+    assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
