@@ -83,6 +83,9 @@ def _dispatch(arguments: list[str]) -> int:
     if module is None:
         parser.print_help()
         return 0
+    if hasattr(options, "overrides"):  # argparse leaves those that follow a flag among the rest
+        options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
+        rest = [word for word in rest if "=" not in word or word.startswith("-")]
     if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):
         print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}", file=sys.stderr)
         return 2

@@ -29,13 +29,8 @@ def run(options: argparse.Namespace) -> int:
     flags = getattr(options, "hydra_flags", [])
     if flags:
         return _through_hydra(options.overrides, flags)
-    execute(validate_single(options.overrides))
+    execute(compose(options.overrides))
     return 0
-
-
-def validate_single(overrides: list[str]) -> Any:
-    """Returns the checked config of a single run."""
-    return compose(overrides)
 
 
 def execute(config: Any) -> None:
@@ -54,14 +49,12 @@ def job(composed: Any) -> None:
 def _through_hydra(overrides: list[str], flags: list[str]) -> int:
     import hydra
 
-    flagged = [flag for flag in flags if "=" in flag]  # argparse leaves overrides that follow a flag among the rest
-    overrides = [*overrides, *flagged]
     if any(flag in _SWEEP for flag in flags):
         for combination in expand_sweep(overrides):
             compose(combination)  # every job's config is checked before the first one starts
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
-    sys.argv = ["earthbench", *overrides, *(flag for flag in flags if flag not in flagged)]
+    sys.argv = ["earthbench", *overrides, *flags]
     with hydra_errors(overrides):
         hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(job)()
     return 0

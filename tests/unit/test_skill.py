@@ -215,7 +215,8 @@ def test_agrees_with_the_scores_package() -> None:
         )
         theirs = {
             "csi": table.critical_success_index(), "pod": table.probability_of_detection(),
-            "sucr": table.success_ratio(), "far": table.false_alarm_ratio(), "bias": table.frequency_bias(), "hss": table.heidke_skill_score(),
+            "sucr": table.success_ratio(), "far": table.false_alarm_ratio(),
+            "bias": table.frequency_bias(), "hss": table.heidke_skill_score(),
         }  # fmt: skip
         for name, value in theirs.items():
             assert found[f"{name}_{threshold}"] == pytest.approx(float(value), rel=1e-12)

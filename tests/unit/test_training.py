@@ -17,7 +17,10 @@ from bench.models import has_weights, load_weights
 from bench.pipeline import Outcome, run
 from bench.records.store import read_records
 
-TINY = ["task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=8", "model.norm_momentum=0.1", "data.batch_size=4", "train.max_epochs=2", "train.loggers=[csv]", "progress=false", "picture=false", "device=cpu"]  # fmt: skip
+TINY = [
+    "task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=8", "model.norm_momentum=0.1",
+    "data.batch_size=4", "train.max_epochs=2", "train.loggers=[csv]", "progress=false", "picture=false", "device=cpu",
+]  # fmt: skip
 
 
 def _config(storms: Path, out: Path, *overrides: str) -> Config:
@@ -170,7 +173,7 @@ def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
 
     _with_model(monkeypatch, Hungry)
-    with pytest.raises(RunFailedError, match="train.accumulate"):
+    with pytest.raises(RunFailedError, match=r"train\.accumulate"):
         _run(storms, tmp_path)
 
 
