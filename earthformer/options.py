@@ -1,0 +1,217 @@
+"""The hyperparameters of Earthformer, under the names of the authors' code, with the paper's settings as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from earthformer.encoder import Patterns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything but the shapes that makes an Earthformer; the defaults work for any shape.
+
+    Attributes:
+        base_units: channels of the finest level; with stage ``conv`` a multiple of 16.
+        block_units: channels of every level, by default `base_units` times max(`downsample`) ** `scale_alpha`
+            per level.
+        scale_alpha: exponent of the growth of the channels.
+        num_heads: attention heads at every level.
+        attn_drop: dropout of attention weights.
+        proj_drop: dropout behind the projections of attention layers.
+        ffn_drop: dropout inside and behind feed-forward layers.
+        downsample: factor between levels: s for (1, s, s), or one factor for each of T, H, W.
+        downsample_type: only ``patch_merge``.
+        upsample_type: only ``upsample``.
+        upsample_kernel_size: kernel of the convolutions behind up-sampling between levels.
+        enc_depth: blocks per level of the encoder.
+        enc_attn_patterns: name of the encoder's pattern, or one name per level; None for the explicit lists
+            below.
+        enc_cuboid_size: cuboids (T, H, W), one per layer, or a list of those per level.
+        enc_cuboid_strategy: strategies likewise.
+        enc_shift_size: shifts likewise.
+        enc_use_inter_ffn: a feed-forward layer behind each attention layer rather than behind each block.
+        dec_depth: blocks per level of the decoder.
+        dec_cross_start: finest level with cross-attention.
+        dec_self_attn_patterns: as `enc_attn_patterns`, for the decoder's self-attention.
+        dec_self_cuboid_size: as `enc_cuboid_size`.
+        dec_self_cuboid_strategy: as `enc_cuboid_strategy`.
+        dec_self_shift_size: as `enc_shift_size`.
+        dec_cross_attn_patterns: name of the cross-attention pattern, or one per level; None for the explicit
+            lists.
+        dec_cross_cuboid_hw: cuboids (H, W), one per layer, or a list of those per level.
+        dec_cross_cuboid_strategy: strategies likewise.
+        dec_cross_shift_hw: shifts likewise.
+        dec_cross_n_temporal: numbers of cuboids along time likewise.
+        dec_cross_last_n_frames: attend only to that many last frames of the memory.
+        dec_use_inter_ffn: as `enc_use_inter_ffn`.
+        dec_hierarchical_pos_embed: add position embeddings after every up-sampling.
+        num_global_vectors: global vectors, 0 for none.
+        use_dec_self_global: whether the decoder's self-attention has them too.
+        dec_self_update_global: whether it hands its updated vectors to the next blocks of the level.
+        use_dec_cross_global: whether cross-attention reads them.
+        use_global_vector_ffn: feed-forward layers for global vectors.
+        use_global_self_attn: whether global vectors attend to one another.
+        separate_global_qkv: projections of their own for attention to and from global vectors.
+        global_dim_ratio: channels of a global vector over those of a token; other than 1 needs
+            `separate_global_qkv`.
+        initial_downsample_type: ``conv`` or ``stack_conv``.
+        initial_downsample_activation: activation of the first and last stage.
+        initial_downsample_scale: factor of ``conv``: s, two for H, W, or three.
+        initial_downsample_conv_layers: convolutions of the first stage ``conv``.
+        final_upsample_conv_layers: convolutions of the last stage ``conv``.
+        initial_downsample_stack_conv_num_layers: steps of ``stack_conv``.
+        initial_downsample_stack_conv_dim_list: channels of each step, the last one `base_units` (all, by
+            default).
+        initial_downsample_stack_conv_downscale_list: spatial factor of each step.
+        initial_downsample_stack_conv_num_conv_list: convolutions of each step.
+        ffn_activation: activation of the feed-forward layers.
+        gated_ffn: gated feed-forward layers.
+        norm_layer: ``layer_norm`` or ``rms_norm``.
+        padding_type: ``zeros``, ``ignore`` or ``nearest``: what fills cuboids at the border.
+        pos_embed_type: ``t+h+w`` or ``t+hw``.
+        checkpoint_level: 0 keeps all activations, 1 recomputes feed-forward layers, 2 attention layers too.
+        use_relative_pos: relative position bias.
+        self_attn_use_final_proj: projection behind self-attention.
+        attn_linear_init_mode: initialisation of projections to queries, keys and values, "0" or "1".
+        ffn_linear_init_mode: of feed-forward layers and final projections, "0" or "1".
+        conv_init_mode: of up-sampling convolutions, "0".
+        down_up_linear_init_mode: of patch merging and the last projection, "0" or "1".
+        norm_init_mode: of norms, "0".
+    """
+
+    base_units: int = 64
+    block_units: Sequence[int] | None = None
+    scale_alpha: float = 1.0
+    num_heads: int = 4
+    attn_drop: float = 0.1
+    proj_drop: float = 0.1
+    ffn_drop: float = 0.1
+    downsample: int | Sequence[int] = 2
+    downsample_type: str = "patch_merge"
+    upsample_type: str = "upsample"
+    upsample_kernel_size: int = 3
+    enc_depth: Sequence[int] = (4, 4)
+    enc_attn_patterns: Patterns = "axial"
+    enc_cuboid_size: Sequence[Any] = ((4, 4, 4), (4, 4, 4))
+    enc_cuboid_strategy: Sequence[Any] = (("l", "l", "l"), ("d", "d", "d"))
+    enc_shift_size: Sequence[Any] = ((0, 0, 0), (0, 0, 0))
+    enc_use_inter_ffn: bool = True
+    dec_depth: Sequence[int] = (4, 4)
+    dec_cross_start: int = 0
+    dec_self_attn_patterns: Patterns = "axial"
+    dec_self_cuboid_size: Sequence[Any] = ((4, 4, 4), (4, 4, 4))
+    dec_self_cuboid_strategy: Sequence[Any] = (("l", "l", "l"), ("d", "d", "d"))
+    dec_self_shift_size: Sequence[Any] = ((1, 1, 1), (0, 0, 0))
+    dec_cross_attn_patterns: Patterns = "cross_1x1"
+    dec_cross_cuboid_hw: Sequence[Any] = ((4, 4), (4, 4))
+    dec_cross_cuboid_strategy: Sequence[Any] = (("l", "l", "l"), ("d", "l", "l"))
+    dec_cross_shift_hw: Sequence[Any] = ((0, 0), (0, 0))
+    dec_cross_n_temporal: Sequence[Any] = (1, 2)
+    dec_cross_last_n_frames: int | None = None
+    dec_use_inter_ffn: bool = True
+    dec_hierarchical_pos_embed: bool = False
+    num_global_vectors: int = 8
+    use_dec_self_global: bool = False
+    dec_self_update_global: bool = True
+    use_dec_cross_global: bool = False
+    use_global_vector_ffn: bool = False
+    use_global_self_attn: bool = False
+    separate_global_qkv: bool = False
+    global_dim_ratio: int = 1
+    initial_downsample_type: str = "conv"
+    initial_downsample_activation: str = "leaky"
+    initial_downsample_scale: int | Sequence[int] = 2
+    initial_downsample_conv_layers: int = 2
+    final_upsample_conv_layers: int = 1
+    initial_downsample_stack_conv_num_layers: int = 1
+    initial_downsample_stack_conv_dim_list: Sequence[int] | None = None
+    initial_downsample_stack_conv_downscale_list: Sequence[int] = (1,)
+    initial_downsample_stack_conv_num_conv_list: Sequence[int] = (2,)
+    ffn_activation: str = "gelu"
+    gated_ffn: bool = False
+    norm_layer: str = "layer_norm"
+    padding_type: str = "zeros"
+    pos_embed_type: str = "t+h+w"
+    checkpoint_level: int = 0
+    use_relative_pos: bool = True
+    self_attn_use_final_proj: bool = True
+    attn_linear_init_mode: str = "0"
+    ffn_linear_init_mode: str = "0"
+    conv_init_mode: str = "0"
+    down_up_linear_init_mode: str = "0"
+    norm_init_mode: str = "0"
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict one another.
+
+        Raises:
+            ValueError: encoder and decoder differ in levels, or a value that nobody implements.
+        """
+        if len(self.enc_depth) != len(self.dec_depth) or not len(self.enc_depth):
+            raise ValueError(
+                f"dec_depth: expected as many levels as enc_depth={list(self.enc_depth)}, found {list(self.dec_depth)}"
+            )
+        for name, only in (("downsample_type", "patch_merge"), ("upsample_type", "upsample")):
+            if getattr(self, name) != only:
+                raise ValueError(f"{name}: expected {only!r}, found {getattr(self, name)!r}")
+        if self.global_dim_ratio != 1 and not self.separate_global_qkv:
+            raise ValueError(f"global_dim_ratio: expected 1 without separate_global_qkv, found {self.global_dim_ratio}")
+        if self.num_global_vectors < 0:
+            raise ValueError(f"num_global_vectors: expected 0 or more, found {self.num_global_vectors}")
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """What all attention blocks take from here."""
+        return {
+            "num_heads": self.num_heads,
+            "padding_type": self.padding_type,
+            "attn_drop": self.attn_drop,
+            "proj_drop": self.proj_drop,
+            "ffn_drop": self.ffn_drop,
+            "activation": self.ffn_activation,
+            "gated_ffn": self.gated_ffn,
+            "norm_layer": self.norm_layer,
+            "separate_global_qkv": self.separate_global_qkv,
+            "global_dim_ratio": self.global_dim_ratio,
+            "checkpoint_level": self.checkpoint_level,
+            "use_relative_pos": self.use_relative_pos,
+            "attn_linear_init_mode": self.attn_linear_init_mode,
+            "ffn_linear_init_mode": self.ffn_linear_init_mode,
+            "norm_init_mode": self.norm_init_mode,
+        }
+
+    @property
+    def self_block(self) -> dict[str, Any]:
+        """What self-attention blocks take on top of `block`."""
+        return {
+            **self.block,
+            "use_global_vector_ffn": self.use_global_vector_ffn,
+            "use_global_self_attn": self.use_global_self_attn,
+            "use_final_proj": self.self_attn_use_final_proj,
+        }
+
+
+def full_signature(model: type) -> inspect.Signature:
+    """Return the signature of a model's constructor with ``**options`` replaced by what its base classes name there.
+
+    The last word has `Options`, whose fields stand in for the ``**options`` of the class furthest up.
+    """
+    named: dict[str, inspect.Parameter] = {}
+    for cls in model.__mro__:
+        own = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:] if "__init__" in vars(cls) else []
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own) and own:
+            break
+        for parameter in own:
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                named.setdefault(parameter.name, parameter)
+    for field in dataclasses.fields(Options):
+        keyword = inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+        )
+        named.setdefault(field.name, keyword)
+    return inspect.Signature(list(named.values()))
