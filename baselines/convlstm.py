@@ -127,6 +127,7 @@ class ConvLSTM(HasReference):
         "icar_enso": {"strides": (2, 2, 2)},
         "nbody_mnist": {"strides": (2, 2, 2)},
         "moving_mnist": {"strides": (2, 2, 2)},
+        "tiny": {"hidden": (8, 8, 8), "head_channels": 4},
     }
 
     def __init__(

@@ -158,6 +158,7 @@ class PhyDNet(HasReference):
         "icar_enso": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
         "nbody_mnist": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
         "moving_mnist": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
+        "tiny": {"conv_hidden": (16, 64)},
     }
 
     def __init__(

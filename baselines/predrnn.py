@@ -91,6 +91,7 @@ class PredRNN(NextFrameModel):
         "icar_enso": {"patch_size": 4},
         "nbody_mnist": {"patch_size": 4},
         "moving_mnist": {"patch_size": 4},
+        "tiny": {"hidden": (8, 8)},
     }
 
     def __init__(

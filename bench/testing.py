@@ -48,7 +48,8 @@ def check_model(
     name = type(model).__name__
     context, target = torch.rand((3, *input_shape)), torch.rand((3, *target_shape))
     problems: list[str] = []
-    for check in (_shape_and_input, _determinism, _rows, _gradients, _round_trip, _countable):
+    _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
+    for check in (_determinism, _rows, _gradients, _round_trip, _countable):
         try:
             check(copy.deepcopy(model), context, target, problems)
         except ContractError as error:

@@ -219,7 +219,14 @@ class Earthformer(CuboidTransformer):
         "icar_enso": {"initial_downsample_scale": [1, 1, 2]},
         "nbody_mnist": {"initial_downsample_scale": 2},
         "moving_mnist": {"initial_downsample_scale": 2},
+        "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
     }
+
+    # The decoder takes no global vectors from the encoder's last layer where it has none of its own to update.
+    parameters_without_gradient: ClassVar[tuple[str, ...]] = (
+        "encoder.blocks.*.attn_l.*.global_proj.*",
+        "encoder.blocks.*.attn_l.*.g2*",
+    )
 
     __signature__: ClassVar[inspect.Signature]
 
@@ -319,6 +326,7 @@ class EarthformerNoGlobal(Earthformer):
         "icar_enso": {"initial_downsample_scale": [1, 1, 2]},
         "nbody_mnist": {"initial_downsample_scale": 2},
         "moving_mnist": {"initial_downsample_scale": 2},
+        "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
     }
 
     def __init__(
@@ -365,6 +373,7 @@ class EarthformerReleased(Earthformer):
         "icar_enso": {"initial_downsample_scale": [1, 1, 2]},
         "nbody_mnist": {"enc_depth": [4, 4], "dec_depth": [4, 4], "pos_embed_type": "t+hw"},
         "moving_mnist": {"enc_depth": [4, 4], "dec_depth": [4, 4], "pos_embed_type": "t+hw"},
+        "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
     }
 
     def __init__(
