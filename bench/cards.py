@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -109,44 +110,60 @@ def _constructor(node: ast.ClassDef, module: str, hops: int = 0) -> tuple[dict[s
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             found, more = _keywords(item)
-            if more and hops < _MOST_HOPS:  # `**kwargs` usually goes to the parent's constructor
-                inherited, more = _from_bases(node, module, hops)
+            if more and hops < _MOST_HOPS:  # `**kwargs` go to a class of options, or to the parent's constructor
+                options = _literal(node, module, "options_class")
+                inherited, more = _fields(options) if options else _from_bases(node, module, hops)
                 found = {**inherited, **found}
             return found, more
     return _from_bases(node, module, hops)
 
 
 def _from_bases(node: ast.ClassDef, module: str, hops: int) -> tuple[dict[str, str], bool]:
-    for base in node.bases:
-        if isinstance(base, ast.Name) and hops < _MOST_HOPS:
-            try:
-                parent, _, home = _find(module, base.id)
-            except UnreadableSourceError:
-                continue  # a base from a library: its constructor is not the registered object's own
-            if isinstance(parent, ast.ClassDef):
-                return _constructor(parent, home, hops + 1)
+    for parent, home in _parents(node, module):
+        return _constructor(parent, home, hops + 1) if hops < _MOST_HOPS else ({}, True)
     return {}, True
 
 
-def _presets(node: ast.ClassDef, module: str, hops: int = 0) -> dict[str, dict[str, Any]]:
-    for item in node.body:
-        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
-            continue
-        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
-        if any(isinstance(target, ast.Name) and target.id == "presets" for target in targets):
-            try:
-                return dict(ast.literal_eval(item.value))
-            except (ValueError, TypeError):
-                return {}  # computed presets are known only after import
+def _parents(node: ast.ClassDef, module: str) -> Iterator[tuple[ast.ClassDef, str]]:
+    """Yields the base classes whose source can be read; one of a library is not the registered object's own."""
     for base in node.bases:
-        if isinstance(base, ast.Name) and hops < _MOST_HOPS:
+        if isinstance(base, ast.Name):
             try:
                 parent, _, home = _find(module, base.id)
             except UnreadableSourceError:
                 continue
             if isinstance(parent, ast.ClassDef):
-                return _presets(parent, home, hops + 1)
-    return {}
+                yield parent, home
+
+
+def _fields(value: str) -> tuple[dict[str, str], bool]:
+    """Returns the fields of a dataclass `module:Class` with their defaults as source text."""
+    module, _, name = value.partition(":")
+    node, _, _ = _find(module, name)
+    found = {}
+    for item in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            found[item.target.id] = ast.unparse(item.value) if item.value is not None else "required"
+    return found, False
+
+
+def _literal(node: ast.ClassDef, module: str, name: str, hops: int = 0) -> Any:
+    """Returns the literal that a class attribute holds, its own or inherited; None where there is none."""
+    for item in node.body:
+        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
+            continue
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            try:
+                return ast.literal_eval(item.value)
+            except (ValueError, TypeError):
+                return None  # computed: known only after import
+    if hops < _MOST_HOPS:
+        for parent, home in _parents(node, module):
+            found = _literal(parent, home, name, hops + 1)
+            if found is not None:
+                return found
+    return None
 
 
 def read_card(value: str) -> Card:
@@ -161,7 +178,7 @@ def read_card(value: str) -> Card:
     if isinstance(node, ast.ClassDef):
         doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
         parameters, anything = _constructor(node, home)
-        presets = _presets(node, home)
+        presets = _literal(node, home, "presets") or {}
     elif isinstance(node, ast.FunctionDef):
         doc = ast.get_docstring(node) or ""
         parameters, anything = _keywords(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import lightning
@@ -45,6 +46,7 @@ class Forecaster(lightning.LightningModule):
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
         self.last_finite_loss: float | None = None
         self._updates_seen = 0
+        self._trained_before_s, self._started = 0.0, time.perf_counter()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -183,9 +185,18 @@ class Forecaster(lightning.LightningModule):
 
     # Resume
 
+    @property
+    def trained_s(self) -> float:
+        """Returns the wall time of this training, with the parts before each resume."""
+        return self._trained_before_s + time.perf_counter() - self._started
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the random state and the updates seen, so that a resumed run draws what the unbroken one would."""
-        checkpoint["earthbench"] = {"torch_rng": torch.get_rng_state(), "updates_seen": self._updates_seen}
+        checkpoint["earthbench"] = {
+            "torch_rng": torch.get_rng_state(),
+            "updates_seen": self._updates_seen,
+            "trained_s": self.trained_s,
+        }
         if torch.cuda.is_available():
             checkpoint["earthbench"]["cuda_rng"] = torch.cuda.get_rng_state_all()
 
@@ -193,6 +204,7 @@ class Forecaster(lightning.LightningModule):
         """Takes up the random state of a checkpoint."""
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
+        self._trained_before_s = state["trained_s"]
         torch.set_rng_state(state["torch_rng"].cpu())
         if torch.cuda.is_available() and "cuda_rng" in state:
             torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda_rng"]])

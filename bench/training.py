@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +108,6 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    started = time.perf_counter()
     _fit(trainer, forecaster, loader, val_loader, resume_from)
     if early and early.stopped_epoch:
         because = f"no better {monitor} for {early.patience} validations"
@@ -132,7 +130,7 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         weights="best" if use_best else "last",
         averaged=forecaster.average is not None,
         final_loss=forecaster.last_finite_loss,
-        wall_s=time.perf_counter() - started,
+        wall_s=forecaster.trained_s,
     )
     if not (checkpoints / "last.ckpt").is_file():  # max_steps inside the first epoch
         trainer.save_checkpoint(checkpoints / "last.ckpt")

@@ -222,6 +222,9 @@ class Earthformer(CuboidTransformer):
         "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
     }
 
+    # Where the fields behind `**options` are described, for who lists hyperparameters without importing torch.
+    options_class: ClassVar[str] = "earthformer.options:Options"
+
     # The decoder takes no global vectors from the encoder's last layer where it has none of its own to update.
     parameters_without_gradient: ClassVar[tuple[str, ...]] = (
         "encoder.blocks.*.attn_l.*.global_proj.*",
@@ -302,32 +305,6 @@ class EarthformerNoGlobal(Earthformer):
 
     Source: Earthformer, tables 4, 6 and 7.
     """
-
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "sevir": {
-            "base_units": 128,
-            "enc_depth": [2, 2],
-            "dec_depth": [2, 2],
-            "initial_downsample_type": "stack_conv",
-            "initial_downsample_stack_conv_num_layers": 3,
-            "initial_downsample_stack_conv_dim_list": [16, 64, 128],
-            "initial_downsample_stack_conv_downscale_list": [3, 2, 2],
-            "initial_downsample_stack_conv_num_conv_list": [2, 2, 2],
-        },
-        "sevir_lr": {
-            "enc_depth": [2, 2],
-            "dec_depth": [2, 2],
-            "initial_downsample_type": "stack_conv",
-            "initial_downsample_stack_conv_num_layers": 3,
-            "initial_downsample_stack_conv_dim_list": [4, 16, 64],
-            "initial_downsample_stack_conv_downscale_list": [1, 2, 2],
-            "initial_downsample_stack_conv_num_conv_list": [2, 2, 2],
-        },
-        "icar_enso": {"initial_downsample_scale": [1, 1, 2]},
-        "nbody_mnist": {"initial_downsample_scale": 2},
-        "moving_mnist": {"initial_downsample_scale": 2},
-        "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
-    }
 
     def __init__(
         self,

@@ -64,7 +64,8 @@ def draw_vil(
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
             image = axis.imshow(np.nan_to_num(frames[index]), cmap=colours, norm=norm, origin="lower")
-            axis.set_title(f"{(first + index) * cadence_minutes:+g} min", fontsize=8)
+            minutes = (first + index) * cadence_minutes
+            axis.set_title(f"{minutes:+g} min" if minutes else "0 min", fontsize=8)
         row[0].set_ylabel(name, fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=VIL_LEVELS, pad=0.01)
     bar.set_label("VIL code (0-255)", fontsize=8)

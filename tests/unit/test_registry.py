@@ -121,6 +121,29 @@ def test_a_card_follows_imports_and_base_classes(plugin) -> None:
     assert card.presets == {"sevir": {"depth": 2}}
 
 
+def test_a_card_knows_the_fields_of_an_options_class(plugin) -> None:
+    plugin(
+        "card_options",
+        '''
+        from dataclasses import dataclass
+        @dataclass
+        class Options:
+            depth: int = 3
+            width: int
+        class Model:
+            """A model."""
+            options_class = "card_options:Options"
+            def __init__(self, input_shape, target_shape, *, mode="a", **options): ...
+        class Smaller(Model):
+            """Its child."""
+            def __init__(self, input_shape, target_shape, *, depth=1, **options): ...
+        ''',
+    )
+    assert read_card("card_options:Model").parameters == {"depth": "3", "width": "required", "mode": "'a'"}
+    card = read_card("card_options:Smaller")
+    assert card.parameters["depth"] == "1" and "width" in card.parameters and not card.accepts_any_parameter
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
