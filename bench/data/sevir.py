@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.sevir_catalogue import Event, origin, read_catalogue, read_headers, select_events
+from bench.data.origin import origin
+from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
 from bench.errors import ConfigError, DataError, one_message
 
-# Pixels per block when frames are brought to the front.  A block of 49-frame pixels stays in the second-level cache,
-# which makes the transposition 2 to 3 times as fast as in one go.
-_BLOCK_PIXELS = 2048
-# Event arrays kept per process: the windows of an event cost one read when they are asked for near each other.
+# Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
+# front two to three times as fast as in one go.
+_BLOCK_PIXELS = 8192
+# Decompressed events kept per process: the windows of an event cost one decompression when asked for near each other.
 _CACHED_EVENTS = 4
+
+
+@dataclass
+class _OpenFile:
+    """An event file of this process, and where its array lies if that is one plain stretch of bytes."""
+
+    array: h5py.Dataset
+    raw: BinaryIO | None
+    offset: int
 
 
 class SevirSequences:
@@ -68,7 +80,7 @@ class SevirSequences:
             )
         self.windows_per_event = 1 + (self.frames - window) // stride if header else 0
         self._bytes = sum(h.path.stat().st_size for h in headers.values())
-        self._files: dict[str, h5py.File] = {}
+        self._files: dict[str, _OpenFile] = {}
         self._events_read: OrderedDict[int, np.ndarray] = OrderedDict()
         self._process = os.getpid()
 
@@ -90,46 +102,78 @@ class SevirSequences:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        event, window = divmod(index % len(self), self.windows_per_event)
-        first = window * self.stride
-        frames = self._frames_first(self._event(event), first, first + self.t_in + self.t_out)
+        frames = self._window(index)
         return frames[: self.t_in], frames[self.t_in :]
 
-    @staticmethod
-    def _frames_first(event: np.ndarray, first: int, last: int) -> Tensor:
-        height, width, frames = event.shape
-        pixels = event.reshape(-1, frames)[:, first:last]
-        turned = np.empty((last - first, height * width), np.uint8)
-        for at in range(0, height * width, _BLOCK_PIXELS):
-            turned[:, at : at + _BLOCK_PIXELS] = pixels[at : at + _BLOCK_PIXELS].T
+    def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Returns context and target of one window as float32 `codes x scale`, in one pass less than from `stored`.
+
+        Raises:
+            IndexError: the index is out of range.
+            DataError: the event cannot be read.
+        """
+        frames = self._window(index, np.float32(scale))
+        return frames[: self.t_in], frames[self.t_in :]
+
+    def _window(self, index: int, scale: np.float32 | None = None) -> Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        number, window = divmod(index % len(self), self.windows_per_event)
+        first, last = window * self.stride, window * self.stride + self.t_in + self.t_out
+        assert self.frame_size is not None
+        height, width = self.frame_size
+        turned = np.empty((last - first, height * width), np.uint8 if scale is None else np.float32)
+        for at, pixels in self._blocks(number):
+            turned[:, at : at + len(pixels)] = pixels[:, first:last].T
+        if scale is not None:
+            turned *= scale
         return torch.from_numpy(turned).view(last - first, height, width, 1)
 
-    def _event(self, number: int) -> np.ndarray:
+    def _blocks(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the pixels of an event, `(first pixel, codes (pixels, frames))`, a block at a time."""
+        event = self.events[number]
+        try:
+            file = self._open(event.file_name)
+            if file.raw is None:
+                whole = self._whole(number, file).reshape(-1, self.frames)
+                for at in range(0, len(whole), _BLOCK_PIXELS):
+                    yield at, whole[at : at + _BLOCK_PIXELS]
+                return
+            pixels = file.array.shape[1] * file.array.shape[2]
+            start = file.offset + event.file_index * pixels * self.frames
+            block = np.empty((min(_BLOCK_PIXELS, pixels), self.frames), np.uint8)
+            for at in range(0, pixels, _BLOCK_PIXELS):
+                part = block[: pixels - at]
+                if os.preadv(file.raw.fileno(), [part.data], start + at * self.frames) != part.nbytes:
+                    raise OSError("the file ends before the event does")
+                yield at, part
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(
+                f"{self.root / 'data' / event.file_name}: event {event.id} at index {event.file_index} cannot be "
+                f"read: {error}. Run `earthbench data check sevir --root DIR`."
+            ) from error
+
+    def _open(self, name: str) -> _OpenFile:
         if self._process != os.getpid():  # an h5py handle must not be used on the far side of a fork
             self._files, self._events_read, self._process = {}, OrderedDict(), os.getpid()
+        if name not in self._files:
+            path = self.root / "data" / name
+            array = h5py.File(path, "r")["vil"]
+            offset = array.id.get_offset()  # None where the array is chunked, as compressed ones are
+            plain = offset is not None and hasattr(os, "preadv")
+            self._files[name] = _OpenFile(array, path.open("rb", buffering=0) if plain else None, offset or 0)
+        return self._files[name]
+
+    def _whole(self, number: int, file: _OpenFile) -> np.ndarray:
         if number in self._events_read:
             self._events_read.move_to_end(number)
             return self._events_read[number]
-        event = self.events[number]
         # The array of the event that falls out of the cache is read into again: no new pages to fault in.
-        spare = self._events_read.popitem(last=False)[1] if len(self._events_read) >= _CACHED_EVENTS else None
-        self._events_read[number] = self._read(event, spare)
-        return self._events_read[number]
-
-    def _read(self, event: Event, spare: np.ndarray | None) -> np.ndarray:
-        path = self.root / "data" / event.file_name
-        try:
-            if event.file_name not in self._files:
-                self._files[event.file_name] = h5py.File(path, "r")
-            array = self._files[event.file_name]["vil"]
-            into = np.empty(array.shape[1:], np.uint8) if spare is None else spare
-            array.read_direct(into, np.s_[event.file_index])
-            return into
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(
-                f"{path}: event {event.id} at index {event.file_index} cannot be read: {error}. "
-                "Run `earthbench data check sevir --root DIR`."
-            ) from error
+        full = len(self._events_read) >= _CACHED_EVENTS
+        into = self._events_read.popitem(last=False)[1] if full else np.empty(file.array.shape[1:], np.uint8)
+        file.array.read_direct(into, np.s_[self.events[number].file_index])
+        self._events_read[number] = into
+        return into
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without open files: each worker process opens its own."""
@@ -145,7 +189,8 @@ class SevirSequences:
             listing.update(f"{event.id}|{event.file_name}|{event.file_index}|{event.time.isoformat()}\n".encode())
         sample = hashlib.sha256()
         for number in sorted({0, len(self.events) // 2, len(self.events) - 1} if self.events else set()):
-            sample.update(self._event(number).tobytes())
+            for _, pixels in self._blocks(number):
+                sample.update(pixels.tobytes())
         return {
             "origin": origin(self.root),
             "event_count": len(self.events),

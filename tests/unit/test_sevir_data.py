@@ -222,14 +222,39 @@ def test_a_data_set_pickles_without_its_open_files(storms: Path) -> None:
     assert again._files == {} and torch.equal(data.task.to_context(again.stored(0)[0]), first[0])
 
 
-def test_an_event_is_read_once_for_its_windows(storms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = bench.load_task("sevir", storms).dataset("all").source
-    reads = []
-    read = source._read
-    monkeypatch.setattr(source, "_read", lambda event, spare: reads.append(event.id) or read(event, spare))
-    for index in range(len(source)):
-        source.stored(index)
-    assert len(reads) == len(source.events) == len(set(reads))
+def _compressed(storms: Path, out: Path) -> Path:
+    shutil.copytree(storms, out)
+    for path in out.rglob("*.h5"):
+        with h5py.File(path) as file:
+            codes, ids = file["vil"][:], file["id"][:]
+        with h5py.File(path, "w") as file:
+            file.create_dataset("vil", data=codes, chunks=(1, *codes.shape[1:]), compression="gzip")
+            file["id"] = ids
+    return out
+
+
+def test_compressed_and_plain_files_read_the_same_and_an_event_is_decompressed_once(
+    storms: Path, tmp_path: Path
+) -> None:
+    plain = bench.load_task("sevir", storms).dataset("all")
+    packed = bench.load_task("sevir", _compressed(storms, tmp_path / "gzip")).dataset("all")
+    for index in range(len(plain)):
+        for ours, theirs in ((plain[index], packed[index]), (plain.stored(index), packed.stored(index))):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert len(packed.source._events_read) == min(index // 3 + 1, 4) and not plain.source._events_read
+    assert list(packed.source._events_read) == list(range(len(packed) // 3))[-4:]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(storms: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(storms, root)
+    data = bench.load_task("sevir", root).dataset("train")
+    data[0]
+    (path,) = root.glob("data/vil/2018/*.h5")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(DataError, match="ends before the event does"):
+        data[len(data) - 1]
 
 
 def test_the_data_fingerprint_is_of_the_content_not_of_the_place(storms: Path, tmp_path: Path) -> None:

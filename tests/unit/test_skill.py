@@ -80,16 +80,21 @@ def test_counts_of_every_dtype_and_of_small_and_large_frames(dtype: torch.dtype,
         assert torch.equal(total, keep.sum((0, 2, 3, 4))[:, None].expand_as(total))
 
 
-@pytest.mark.parametrize("threshold", [*VIL_THRESHOLDS, 1, 2, 3, 64, 128, 255])
-@pytest.mark.parametrize("others", [(), VIL_THRESHOLDS, (1, 74)])
-def test_the_integer_rule_is_exact_for_every_float32_around_a_threshold(threshold: int, others: tuple) -> None:
+@pytest.mark.parametrize("threshold", [*VIL_THRESHOLDS, 1, 2, 64, 128, 255, 0, -3, 73.99997, 74.00003, 74.5, 0.1])
+@pytest.mark.parametrize("correct", [True, False])
+def test_every_float_around_a_threshold_is_on_its_right_side(threshold: float, correct: bool) -> None:
+    """For the 2000 float32 on either side, and with the rule also those around its own edges."""
+    wide = np.float32(threshold) + np.concatenate([np.linspace(-2e-4, 2e-4, 4001), [0]])
     bits = np.array([threshold], np.float32).view(np.int32)[0] + np.arange(-2000, 2001, dtype=np.int32)
-    values = bits.view(np.float32)
-    exact = values.astype(np.float64) >= threshold - 5e-5
+    values = np.concatenate([wide.astype(np.float32), bits.view(np.float32)])
     for array in (values, values.astype(np.float64)):
+        exact = array.astype(np.float64)
+        if correct:
+            exact = np.where(np.abs(exact - np.rint(exact)) <= 5e-5, np.rint(exact), exact)
         shaped = torch.from_numpy(array).view(1, 1, -1, 1, 1)
-        options = {"convention": "correct", "missing_value": None, "thresholds": [threshold, *others]}
-        assert int(_updated(shaped, torch.full_like(shaped, 255), **options).hits[0, 0]) == exact.sum()
+        options = {"convention": "correct" if correct else "upstream", "missing_value": None, "thresholds": [threshold]}
+        metric = _updated(shaped, torch.full_like(shaped, 1e6), **options)
+        assert int(metric.hits[0, 0]) == np.count_nonzero(exact >= threshold)
 
 
 def test_paper_thresholds_are_compared_as_they_are() -> None:
