@@ -6,6 +6,7 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -16,6 +17,19 @@ Shape = tuple[int, int, int, int]
 
 Split = Literal["train", "val", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "all")
+
+MONTH_MINUTES = 43_829.1
+"""A month of 30.436875 days, the mean of the Gregorian calendar's: the cadence of monthly data."""
+
+
+@dataclass(frozen=True)
+class Palette:
+    """How the frames of a task are coloured in pictures."""
+
+    colours: str | tuple[str, ...] = "viridis"
+    """A colour map of matplotlib, or one colour for each interval between levels and a last one for what is above."""
+    levels: tuple[float, ...] = ()
+    """In physical units, ascending; without any, they span what is drawn."""
 
 
 @runtime_checkable
@@ -48,8 +62,11 @@ class Dataset(Protocol):
         """Returns sequence `index` in normalised units."""
         ...
 
-    def stored(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns sequence `index` in the units and dtype it is stored in, `(T,H,W,C)`."""
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns sequence `index` in the units and dtype it is stored in, `(T,H,W,C)`.
+
+        Behind context and target there may be labels, of any shape: metrics with `takes_labels = True` get them.
+        """
         ...
 
     def identity(self) -> Mapping[str, Any]:

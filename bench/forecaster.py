@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -19,8 +20,8 @@ from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.tasks.task import Task
 
-Batch = tuple[Tensor, Tensor]
-"""Stored context and target, `(B,T,H,W,C)`, as the loaders carry them."""
+Batch = Sequence[Tensor]
+"""Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
 
 
 class Forecaster(lightning.LightningModule):
@@ -126,7 +127,8 @@ class Forecaster(lightning.LightningModule):
         forecast, target = self.forecast(context), self.task.to_target(batch[1])
         physical = self.task.denormalise(forecast)
         for metric in self._metrics():
-            metric.update(physical, target)
+            labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
+            metric.update(physical, target, *labels)
         return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:

@@ -15,7 +15,7 @@ from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays,
 from bench.models import has_weights, load_model, load_weights
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import check_writable, write_record
-from bench.tables.pictures import draw_vil
+from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 from bench.trainer import trainer_device
 
@@ -102,11 +102,13 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
     record_path = write_record(record, results)
     picture, parts = None, sample_arrays(sample)
     if config.picture:
-        picture = draw_vil(
+        picture = draw_forecasts(
             folder / "forecast.png",
             context=parts["context"],
             target=parts["target"],
             forecasts={config.model.name: parts["forecast"]},
+            palette=task.palette,
+            units=task.units,
             cadence_minutes=test_task.cadence_minutes,
             title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
         )

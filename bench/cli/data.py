@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--root", required=True, type=Path, help="folder of the data set")
         sub.add_argument("--format", choices=("text", "json"), default="text")
         if name == "check":
-            sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no frames")
+            sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
     make = verbs.add_parser(
         "make", help="make synthetic storms in the same format", description="make synthetic storms"
     )
@@ -41,39 +41,25 @@ def run(options: argparse.Namespace) -> int:
     return {"info": _info, "check": _check, "make": _make}[options.what](options)
 
 
-def _sevir_task(name: str, root: Path | None = None) -> Any:
+def _sevir_task(name: str) -> Any:
     from bench.tasks import load_task
     from bench.tasks.sevir import Sevir
 
-    task = load_task(name, root)
+    task = load_task(name)
     if not isinstance(task, Sevir):
-        raise UsageError(f"task {name!r} keeps its data in another format; `earthbench data` knows sevir and sevir_lr")
+        raise UsageError(f"storms are made in the format of sevir and sevir_lr; task {name!r} has another")
     return task
 
 
-def _describe(options: argparse.Namespace) -> Any:
-    from bench.data.sevir_report import describe
-
-    task = _sevir_task(options.task, options.root)
-    return describe(options.root.expanduser(), task.split_dates(), window=task.t_in + task.t_out, stride=task.stride)
-
-
 def _info(options: argparse.Namespace) -> int:
-    report = _describe(options)
+    from bench.tasks import load_task
+
+    report = load_task(options.task, options.root).describe_data()
     if options.format == "json":
         print(json.dumps({"facts": report.facts, "remarks": report.remarks, "problems": report.problems}, indent=1))
         return 0
-    facts = report.facts
-    if facts:
-        size = "x".join(map(str, facts["frame_size"] or ["?"]))
-        cadence = f"every {facts['cadence_minutes']:g} min" if facts["cadence_minutes"] else "cadence unknown"
-        print(f"{facts['root']}  ({facts['origin']})")
-        print(f"  {facts['events']} events of {facts['frames_per_event']} frames of {size}, {cadence}")
-        print(f"  {facts['events_with_missing_pixels']} more events have missing pixels (task.admit_missing=true)")
-        for split, count in facts["splits"].items():
-            print(f"  {split:<5} {count['events']:>7} events {count['sequences']:>7} sequences")
-        for name, file in facts["files"].items():
-            print(f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {file['compression'] or 'plain'}")
+    for line in report.lines:
+        print(line)
     for remark in report.remarks:
         print(f"  note: {remark}")
     for problem in report.problems:
@@ -84,13 +70,15 @@ def _info(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from bench.data.sevir_report import read_everything
+    from bench.tasks import load_task
 
-    report = _describe(options)
-    if not options.quick:
-        with Progress(transient=True, disable=options.format == "json") as progress:
-            bar = progress.add_task("reading events", total=report.facts.get("events"))
-            read_everything(options.root.expanduser(), report, lambda done, total: progress.update(bar, completed=done))
+    task = load_task(options.task, options.root)
+    with Progress(transient=True, disable=options.quick or options.format == "json") as progress:
+        bar = progress.add_task("reading", total=None)
+        report = task.describe_data(
+            read_everything=not options.quick,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
     if options.format == "json":
         print(json.dumps({"problems": report.problems, "remarks": report.remarks}, indent=1))
         return 2 if report.problems else 0

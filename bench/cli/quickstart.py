@@ -29,13 +29,14 @@ def run(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from bench.config import compose
-    from bench.data.sevir_catalogue import origin
+    from bench.data.origin import origin
     from bench.data.storms import make_sevir
     from bench.pipeline import run as run_pipeline
     from bench.records.store import read_records
     from bench.tables import load_table
-    from bench.tables.pictures import draw_vil
+    from bench.tables.pictures import draw_forecasts
     from bench.tables.render import render
+    from bench.tasks.sevir import Sevir
 
     started = time.perf_counter()
     out = options.out or Path(platformdirs.user_cache_dir("earthbench")) / "quickstart"
@@ -58,11 +59,13 @@ def run(options: argparse.Namespace) -> int:
     persistence = run_pipeline(compose(["model=persistence", "progress=false", *common]), training=False)
     print("[3/4] UNet: training and evaluation (the second time, the trained weights are found)")
     unet = run_pipeline(compose(["model=unet", *_TRAINING, *common]), training=True)
-    picture = draw_vil(
+    picture = draw_forecasts(
         out / "quickstart.png",
         context=unet.sample["context"],
         target=unet.sample["target"],
         forecasts={"UNet": unet.sample["forecast"], "persistence": persistence.sample["forecast"]},
+        palette=Sevir.palette,
+        units=Sevir.units,
         cadence_minutes=5,
         title="Synthetic storm: context, target and two forecasts",
     )

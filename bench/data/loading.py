@@ -18,8 +18,8 @@ class Stored(Protocol):
         """Returns the number of sequences."""
         ...
 
-    def stored(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns context and target of one sequence."""
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns context and target of one sequence, and its labels where there are any."""
         ...
 
 
@@ -33,8 +33,8 @@ class StoredView(Dataset):
         """Returns the number of sequences."""
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns context and target as stored, `(T,H,W,C)`."""
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Returns context and target as stored, `(T,H,W,C)`, and the labels where there are any."""
         return self.source.stored(index)
 
 

@@ -6,7 +6,6 @@ their consequences: a duplicated id loses all its copies, and ids are sorted as 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -53,16 +52,6 @@ class FileHeader:
     def event_bytes(self) -> int:
         """Returns the size of one event's uint8 array in bytes."""
         return self.height * self.width * self.frames
-
-
-def origin(root: Path) -> str:
-    """Returns what the data is: the `origin` of `DATASET.json` (written for generated data), else 'files'."""
-    try:
-        return str(json.loads((root / "DATASET.json").read_text(encoding="utf-8"))["origin"])
-    except FileNotFoundError:
-        return "files"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root / 'DATASET.json'} is not readable: {error}. Delete it or write it again.") from error
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:

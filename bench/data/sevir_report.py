@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from bench.api import Split
+from bench.data.origin import origin
+from bench.data.report import Advance, Report
 from bench.data.sevir_catalogue import (
     Event,
     cadence_minutes,
     duplicated_ids,
-    origin,
     read_catalogue,
     read_headers,
     select_events,
@@ -25,17 +26,8 @@ from bench.errors import DataError
 _MISSING = 255
 
 
-@dataclass
-class Report:
-    """What was found: facts, remarks (allowed, but good to know) and problems."""
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
 def describe(
-    root: Path, splits: dict[str, tuple[datetime | None, datetime | None]], *, window: int, stride: int
+    root: Path, splits: Mapping[Split, tuple[datetime | None, datetime | None]], *, window: int, stride: int
 ) -> Report:
     """Returns the facts of a tree and the problems that its catalogue and file headers show; reads no frames.
 
@@ -83,8 +75,24 @@ def describe(
         chosen = select_events(catalogue, start=start, end=end)
         ids[split] = {event.id for event in chosen}
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
+    _say(report)
     _remark(report, catalogue, ids, window)
     return report
+
+
+def _say(report: Report) -> None:
+    facts = report.facts
+    size = "x".join(map(str, facts["frame_size"] or ["?"]))
+    cadence = f"every {facts['cadence_minutes']:g} min" if facts["cadence_minutes"] else "cadence unknown"
+    report.lines = [
+        f"{facts['root']}  ({facts['origin']})",
+        f"  {facts['events']} events of {facts['frames_per_event']} frames of {size}, {cadence}",
+        f"  {facts['events_with_missing_pixels']} more events have missing pixels (task.admit_missing=true)",
+    ]
+    report.add_split_lines()
+    for name, file in facts["files"].items():
+        packed = file["compression"] or "plain"
+        report.lines.append(f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {packed}")
 
 
 def _remark(report: Report, catalogue: Any, ids: dict[str, set[str]], window: int) -> None:
@@ -108,7 +116,7 @@ def _remark(report: Report, catalogue: Any, ids: dict[str, set[str]], window: in
             report.remarks.append(f"split {split} has no events")
 
 
-def read_everything(root: Path, report: Report, advance: Callable[[int, int], None] | None = None) -> None:
+def read_everything(root: Path, report: Report, advance: Advance | None = None) -> None:
     """Adds to a report what only reading each event shows: unreadable bytes, missing pixels, empty events.
 
     Args:

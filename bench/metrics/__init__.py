@@ -17,7 +17,8 @@ __all__ = ["load_metric"]
 def load_metric(name: str, **options: Any) -> Metric:
     """Returns the metric registered as `name`: a `torchmetrics.Metric`.
 
-    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.
+    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.  A class
+    with `takes_labels = True` is given the labels of the data, where there are any, as a third argument.
 
     Raises:
         UnknownNameError: no metric has this name.

@@ -115,3 +115,20 @@ RUNS_SEVIR_LR = Table(
     note=_OWN_NOTE,
 )
 """All complete runs of the task sevir_lr, whatever the data: one block per data set."""
+
+RUNS_ICAR_ENSO = Table(
+    name="runs/icar_enso",
+    title="Every complete run on data in ICAR-ENSO's format",
+    task="icar_enso",
+    columns=(
+        _PARAMETERS,
+        _GMACS,
+        Column(key="c_nino34_m", label="C-Nino3.4-M", better="higher"),
+        Column(key="c_nino34_wm", label="C-Nino3.4-WM", digits=3, better="higher"),
+        Column(key="nino34_rmse", label="Nino3.4 RMSE K", digits=3, better="lower"),
+        Column(key="mse", label="MSE 1e-4", scale=1e4, digits=3, better="lower"),
+        Column(key="mae", label="MAE 1e-3", scale=1e3, digits=3, better="lower"),
+    ),
+    note=_OWN_NOTE,
+)
+"""All complete runs of the task icar_enso, climate models and observed records: one block per data set."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.records.schema import RunRecord
 from bench.tables.definitions import Column, Figure, Published, Row, Table
+from bench.tables.durations import duration
 
 NOT_RUN = "not run"
 
@@ -123,7 +124,7 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
         shape = "x".join(map(str, data.identity.get("event_shape", [])))
         title = (
             f"{data.origin}, {data.split} split, {data.sequence_count} sequences, events of {shape}, "
-            f"every {data.cadence_minutes:g} min, data {data.fingerprint[:10]}"
+            f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
         )
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record in group:

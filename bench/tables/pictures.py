@@ -1,4 +1,4 @@
-"""Pictures of forecasts in the colours that VIL is usually shown in."""
+"""Pictures of forecasts beside what was observed, in the colours of their task."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Any
 
 import numpy as np
 
-# Levels and colours of the SEVIR project's own plots (Veillette et al. 2020); the levels include the verification
-# thresholds 16, 74, 133, 160, 181 and 219.
-VIL_LEVELS = (0, 16, 31, 59, 74, 100, 133, 160, 181, 219, 255)
-VIL_COLOURS = (
-    "#000000", "#4d4d4d", "#28be28", "#199619", "#0a690a", "#0a4b0a", "#f5f500", "#edac00", "#f06e00", "#a00000",
-    "#e700ff",
-)  # fmt: skip
+from bench.api import Palette
+from bench.tables.durations import duration
+
 _COLUMNS = 6
 
 
-def draw_vil(
+def draw_forecasts(
     path: Path,
     *,
     context: np.ndarray,
     target: np.ndarray,
     forecasts: dict[str, np.ndarray],
+    palette: Palette,
+    units: str,
     cadence_minutes: float,
     title: str,
 ) -> Path:
@@ -30,9 +28,11 @@ def draw_vil(
 
     Args:
         path: Where to.
-        context: VIL codes `(T_in, H, W)`, first row in the south.
-        target: VIL codes `(T_out, H, W)`.
-        forecasts: Name to VIL codes `(T_out, H, W)`.
+        context: Physical units `(T_in, H, W)`, first row in the south.
+        target: The same, `(T_out, H, W)`.
+        forecasts: Name to the same, `(T_out, H, W)`.
+        palette: The task's colours.
+        units: Beside the colour bar.
         cadence_minutes: Time between frames.
         title: Above the picture.
     """
@@ -40,10 +40,9 @@ def draw_vil(
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
-    from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    colours = ListedColormap(list(VIL_COLOURS[:-1]), over=VIL_COLOURS[-1])
-    norm = BoundaryNorm([*VIL_LEVELS[:-1], 255], colours.N)
+    levels = palette.levels or _levels([context, target, *forecasts.values()])
+    colours, norm = _colouring(palette, levels)
     shown_in = _spread(len(context))
     shown_out = _spread(len(target))
     rows: list[tuple[str, np.ndarray, list[int], int]] = [("context", context, shown_in, 1 - len(context))]
@@ -65,16 +64,33 @@ def draw_vil(
             axis.set(xticks=[], yticks=[])
             image = axis.imshow(np.nan_to_num(frames[index]), cmap=colours, norm=norm, origin="lower")
             minutes = (first + index) * cadence_minutes
-            axis.set_title(f"{minutes:+g} min" if minutes else "0 min", fontsize=8)
+            axis.set_title(duration(minutes, sign=True), fontsize=8)
         row[0].set_ylabel(name, fontsize=10)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=VIL_LEVELS, pad=0.01)
-    bar.set_label("VIL code (0-255)", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=levels, pad=0.01)
+    bar.set_label(units, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def _levels(drawn: list[np.ndarray]) -> tuple[float, ...]:
+    known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
+    least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return tuple(np.linspace(least, greatest if greatest > least else least + 1, 11))
+
+
+def _colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    if isinstance(palette.colours, str):
+        named = colormaps[palette.colours]
+        return named, BoundaryNorm(levels, named.N, extend="both")
+    listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
+    return listed, BoundaryNorm(levels, listed.N)
 
 
 def _spread(count: int) -> list[int]:

@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from bench.api import Shape, Split
+from bench.api import Palette, Shape, Split
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.data.loading import Stored
+    from bench.data.report import Advance, Report
     from bench.data.sevir import SevirSequences
 
 # The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
 # back every integer code (except 255 -> 254.99998), which x/255 does not: 219 would come back one ulp short of 219.
 _SCALE = 1.0 / 255.0
 _MISSING = 255
+# Levels and colours of the SEVIR project's own plots (Veillette et al. 2020); the levels include the verification
+# thresholds 16, 74, 133, 160, 181 and 219.
+_PALETTE = Palette(
+    levels=(0, 16, 31, 59, 74, 100, 133, 160, 181, 219, 255),
+    colours=(
+        "#000000", "#4d4d4d", "#28be28", "#199619", "#0a690a", "#0a4b0a", "#f5f500", "#edac00", "#f06e00", "#a00000",
+        "#e700ff",
+    ),
+)  # fmt: skip
 
 
 class Sevir(Task):
@@ -35,6 +46,7 @@ class Sevir(Task):
     name: ClassVar[str] = "sevir"
     units: ClassVar[str] = "VIL code 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
+    palette: ClassVar[Palette] = _PALETTE
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
 
@@ -109,15 +121,26 @@ class Sevir(Task):
             admit_missing=self.admit_missing,
         )
 
+    def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
+        """Returns one window on the 0-1 scale."""
+        if self.mask_missing:
+            return super().item(source, index)
+        return source.scaled(index, _SCALE)  # type: ignore[attr-defined]
+
+    def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
+        """Returns what is under the data root and what is wrong with it."""
+        from bench.data import sevir_report
+
+        assert self.data_root is not None
+        window = self.t_in + self.t_out
+        report = sevir_report.describe(self.data_root, self.split_dates(), window=window, stride=self.stride)
+        if read_everything:
+            sevir_report.read_everything(self.data_root, report, advance)
+        return report
+
     def normalise(self, physical: Tensor) -> Tensor:
         """Returns VIL codes on the 0-1 scale, float32."""
-        import numpy as np
-        import torch
-
-        if physical.dtype == torch.uint8 and physical.device.type == "cpu":
-            # numpy casts and multiplies in one pass over memory; same float32 product
-            return torch.from_numpy(np.multiply(physical.numpy(), np.float32(_SCALE), dtype=np.float32))
-        return physical.to(torch.float32) * _SCALE
+        return physical.float() * _SCALE
 
     def denormalise(self, normalised: Tensor) -> Tensor:
         """Returns VIL codes, float32, for the 0-1 scale."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from bench.api import SPLITS, Shape, Split
+from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.errors import ConfigError, DataError, did_you_mean
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.data.loading import Stored
+    from bench.data.report import Advance, Report
 
 
 class NormalisedSequences:
@@ -39,11 +40,10 @@ class NormalisedSequences:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Returns context `(T_in,H,W,C)` and target `(T_out,H,W,C)`, float32, normalised."""
-        context, target = self.source.stored(index)
-        return self.task.to_context(context), self.task.normalise(self.task.to_target(target))
+        return self.task.item(self.source, index)
 
-    def stored(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns context and target in the units and dtype they are stored in."""
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns context and target in the units and dtype they are stored in, and labels where there are any."""
         return self.source.stored(index)
 
     def identity(self) -> dict[str, Any]:
@@ -66,6 +66,8 @@ class Task(BaseModel, ABC):
     """Physical units that metrics see."""
     published_sequences: ClassVar[dict[str, int]] = {}
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
+    palette: ClassVar[Palette] = Palette()
+    """How its frames are drawn, in physical units."""
     data_root: Path | None = None
 
     @field_validator("data_root")
@@ -121,6 +123,11 @@ class Task(BaseModel, ABC):
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
         return stored
 
+    def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
+        """Returns one sequence as users see it: normalised context and target."""
+        context, target = source.stored(index)[:2]
+        return self.to_context(context), self.normalise(self.to_target(target))
+
     def dataset(self, split: Split) -> NormalisedSequences:
         """Returns the map-style data set of a split; item = `(context, target)`, float32 `(T,H,W,C)`, normalised.
 
@@ -139,6 +146,29 @@ class Task(BaseModel, ABC):
     @cached_property
     def _datasets(self) -> dict[str, NormalisedSequences]:
         return {}
+
+    def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
+        """Returns what is under the data root and what is wrong with it, for `earthbench data info` and `check`.
+
+        This one opens every split; a task whose format has more to tell overrides it.
+
+        Args:
+            read_everything: Also say what only reading every value shows.
+            advance: Called with `(done, total)` as events are read.
+        """
+        from bench.data.report import Report
+
+        report = Report({"root": str(self.data_root), "splits": {}}, lines=[str(self.data_root)])
+        for split in SPLITS:
+            try:
+                data = self.dataset(split)
+            except DataError as error:
+                report.problems.append(f"split {split}: {error}")
+            else:
+                report.facts["splits"][split] = {"events": len(data.ids), "sequences": len(data)}
+        report.facts["events"] = max((count["events"] for count in report.facts["splits"].values()), default=0)
+        report.add_split_lines()
+        return report
 
     def fields(self) -> dict[str, Any]:
         """Returns the task's options as plain JSON types, without the data root."""

@@ -1,0 +1,26 @@
+"""What was found when data were looked at, whatever their format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Advance = Callable[[int, int], None]
+"""Called with `(done, total)` as events or records are read."""
+
+
+@dataclass
+class Report:
+    """Facts, the same in words, remarks (allowed, but good to know) and problems."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON types; `events` is the number of independent events, `splits` has `events` and `sequences` of each split."""
+    lines: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add_split_lines(self) -> None:
+        """Adds a line for each split of the facts."""
+        for split, count in self.facts["splits"].items():
+            self.lines.append(f"  {split:<5} {count['events']:>7} events {count['sequences']:>7} sequences")

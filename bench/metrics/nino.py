@@ -1,0 +1,187 @@
+"""Skill of the Nino3.4 index: correlation and error per lead time over all windows of a split.
+
+Source: Gao et al. 2022, Earthformer, table of ICAR-ENSO results; the weights of C-Nino3.4-WM are those of its release
+and of the Tianchi competition that the data comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bench.errors import ContractError
+from bench.metrics.frames import check_pair
+
+# 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
+_GRID = (24, 48, 1)
+_BOX = (slice(10, 13), slice(19, 30))
+_MEAN_MONTHS = 3
+_UPSTREAM_EPS = 1e-6
+
+
+class Nino34(Metric):
+    """Correlation skill and RMSE of the Nino3.4 index, computed once over all windows.
+
+    The index of lead k is the mean over months k, k+1, k+2 of the unweighted box mean: T months give K = T-2 leads.
+    `compute()` gives `c_nino34_m`, the mean of the correlations c_k over leads; `c_nino34_wm`, the mean of
+    b_k ln(k) c_k with b_k = 1.5 up to lead 4, 2 up to 11, 3 up to 18, then 4 (3.405859 for a perfect forecast of
+    K = 12: it is not normalised); `nino34_rmse`, the mean over leads of the RMSE in K; and `c_nino34_lead_L` and
+    `nino34_rmse_lead_L` for lead L = 1...
+
+    The observed index is that of the labels where the task has them, else the box mean of the target.
+
+    Two conventions:
+
+    * `upstream`, what the paper prints: 1e-6 is added to the denominator of the correlation, so no variance is no
+      correlation; one NaN in a lead makes every mean over leads NaN.
+    * `correct`: no epsilon; the correlation of a lead is undefined (NaN) where a window is not finite or either side
+      has no variance (fewer than two windows included), is left out of both means (the weighted one still divides
+      by K) and counted in `c_nino34_undefined_count`; `nino34_rmse_undefined_count` counts leads with a window that
+      is not finite, and one makes `nino34_rmse` NaN; `nino34_label_difference` is the largest difference of a label
+      from the target's own index in K, NaN without labels.
+
+    Args:
+        convention: `upstream` or `correct`.
+        t_out: Months of a target, where known; else taken from the first update.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    takes_labels = True
+    forecast_index: list[Tensor]
+    observed_index: list[Tensor]
+    label_difference: Tensor
+
+    def __init__(
+        self, convention: Literal["upstream", "correct"] = "upstream", t_out: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if convention not in ("upstream", "correct"):
+            raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
+        if t_out is not None and t_out < _MEAN_MONTHS:
+            raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, the index is a mean of so many")
+        self.convention, self.t_out = convention, t_out
+        # a correlation is no sum over batches: the K indices of every window are kept, some 100 bytes of each
+        self.add_state("forecast_index", [], dist_reduce_fx="cat")
+        self.add_state("observed_index", [], dist_reduce_fx="cat")
+        self.add_state("label_difference", torch.tensor(-1.0, dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(self, forecast: Tensor, target: Tensor, labels: Tensor | None = None) -> None:
+        """Adds the windows of a batch.
+
+        Args:
+            forecast: Sea-surface temperature in K, `(B,T,24,48,1)`.
+            target: The same shape.
+            labels: The observed index of each lead in K, `(B,T-2)`.
+
+        Raises:
+            ContractError: shapes differ, the grid is not that of ICAR-ENSO, or the number of months changed.
+        """
+        check_pair(forecast, target)
+        months = forecast.shape[1]
+        if tuple(forecast.shape[2:]) != _GRID or months < _MEAN_MONTHS:
+            raise ContractError(f"nino34 takes (B, T >= {_MEAN_MONTHS}, 24, 48, 1), found {tuple(forecast.shape)}")
+        if self.t_out is not None and months != self.t_out:
+            raise ContractError(f"nino34 counts {self.t_out} months, this batch has {months}")
+        predicted, observed = nino34_index(forecast), nino34_index(target.to(forecast.device))
+        if labels is not None:
+            if labels.shape != observed.shape:
+                raise ContractError(f"labels have shape {tuple(labels.shape)}; expected (B, T-2) {observed.shape}")
+            labels = labels.to(observed)
+            if labels.numel():
+                worst = (labels - observed).abs().max().to(self.label_difference)
+                self.label_difference = torch.maximum(self.label_difference, worst)
+            observed = labels
+        self.t_out = months
+        self.forecast_index.append(predicted)
+        self.observed_index.append(observed)
+
+    def compute(self) -> dict[str, float]:
+        """Returns the scores by name; see the class."""
+        empty = np.empty((0, (self.t_out or _MEAN_MONTHS) - 2 if self.t_out else 0))
+        # a list after local updates, one tensor after processes were joined
+        predicted, observed = (
+            torch.cat(list(parts)).cpu().numpy() if len(parts) else empty
+            for parts in (_as_list(self.forecast_index), _as_list(self.observed_index))
+        )
+        found = index_scores(predicted, observed, self.convention)
+        if self.convention == "correct":
+            worst = float(self.label_difference)
+            found["nino34_label_difference"] = math.nan if worst < 0 else worst
+        return found
+
+
+def nino34_index(sst: Tensor) -> Tensor:
+    """Returns the three-month mean Nino3.4 index `(B,T-2)`, float64, of sea-surface temperature `(B,T,24,48,1)`."""
+    box = sst[:, :, _BOX[0], _BOX[1]].detach().double().mean((2, 3, 4))
+    return box.unfold(1, _MEAN_MONTHS, 1).mean(-1)
+
+
+def lead_weights(leads: int) -> np.ndarray:
+    """Returns the weights b_k ln(k) of C-Nino3.4-WM for leads k = 1..K; the first is 0."""
+    k = np.arange(1, leads + 1)
+    return np.select([k <= 4, k <= 11, k <= 18], [1.5, 2.0, 3.0], 4.0) * np.log(k)
+
+
+def index_scores(
+    predicted: np.ndarray, observed: np.ndarray, convention: Literal["upstream", "correct"]
+) -> dict[str, float]:
+    """Returns the scores of `Nino34.compute`, without the labels' difference, for indices `(N,K)` in K."""
+    correct = convention == "correct"
+    leads = predicted.shape[1]
+    pairs = list(zip(predicted.T.astype(np.float64), observed.T.astype(np.float64), strict=True))
+    correlation = np.array([_correlation(p, o) if correct else _upstream_correlation(p, o) for p, o in pairs])
+    rmse = np.array([_rmse(p, o) for p, o in pairs])
+    defined = ~np.isnan(correlation)
+    counted = defined if correct else np.ones(leads, bool)
+    if counted.any():
+        mean = float(correlation[counted].mean())
+        weighted = float((lead_weights(leads) * correlation)[counted].sum() / leads)
+    else:
+        mean = weighted = math.nan
+    found = {"c_nino34_m": mean, "c_nino34_wm": weighted, "nino34_rmse": float(rmse.mean()) if leads else math.nan}
+    for lead in range(leads):
+        found[f"c_nino34_lead_{lead + 1}"] = float(correlation[lead])
+        found[f"nino34_rmse_lead_{lead + 1}"] = float(rmse[lead])
+    if correct:
+        found["c_nino34_undefined_count"] = float((~defined).sum())
+        found["nino34_rmse_undefined_count"] = float(np.isnan(rmse).sum())
+    return found
+
+
+def _upstream_correlation(predicted: np.ndarray, observed: np.ndarray) -> float:
+    if not len(predicted):
+        return math.nan
+    with np.errstate(invalid="ignore"):
+        p, o = predicted - predicted.mean(), observed - observed.mean()
+        return float(p @ o / (math.sqrt((p @ p) * (o @ o)) + _UPSTREAM_EPS))
+
+
+def _correlation(predicted: np.ndarray, observed: np.ndarray) -> float:
+    sides = []
+    for side in (predicted, observed):
+        # by the extremes: the mean of equal floats need not equal them, and noise would correlate with noise
+        if not len(side) or not np.isfinite(side).all() or side.max() == side.min():
+            return math.nan
+        anomaly = side - side.mean()
+        anomaly /= np.abs(anomaly).max()  # squares of small anomalies must not vanish
+        sides.append(anomaly / math.sqrt(anomaly @ anomaly))
+    return float(np.clip(sides[0] @ sides[1], -1.0, 1.0))
+
+
+def _rmse(predicted: np.ndarray, observed: np.ndarray) -> float:
+    if not len(predicted):
+        return math.nan
+    with np.errstate(invalid="ignore"):
+        error = math.sqrt(np.square(predicted - observed).mean())
+    return error if math.isfinite(error) else math.nan
+
+
+def _as_list(state: list[Tensor] | Tensor) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else state
