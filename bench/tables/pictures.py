@@ -51,7 +51,7 @@ def draw_forecasts(
     figure, axes = plt.subplots(
         len(rows),
         width,
-        figsize=(1.7 * width + 1.1, 1.8 * len(rows) + 0.6),
+        figsize=(1.7 * width + 1.1, (1.5 * target.shape[1] / target.shape[2] + 0.3) * len(rows) + 0.6),
         squeeze=False,
         layout="constrained",
     )

@@ -38,7 +38,7 @@ class IcarEnso(Task):
     units: ClassVar[str] = "sea-surface temperature anomaly, K"
     published_sequences: ClassVar[dict[str, int]] = {"train": 52_350, "val": 1_679, "test": 1_679}
     palette: ClassVar[Palette] = Palette(
-        colours="RdBu_r", levels=(-3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+        colours="RdBu_r", levels=(-2.75, -2.25, -1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
     )
 
     t_in: int = Field(12, ge=1, description="months of the context")
