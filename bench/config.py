@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -25,9 +24,11 @@ from bench.errors import ConfigError, did_you_mean, one_message
 _NOT_IN_FINGERPRINT = {
     "data": {"root", "test_root", "num_workers"},
     "results": {"root"},
-    "train": {"loggers", "progress", "resume"},
+    "train": {"loggers", "resume"},
 }
-_NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "name"}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "picture"}
+# What the weights of a training do not depend on, besides.
+_EVALUATION_ONLY = {"split", "limit", "checkpoint"}
 
 
 def _finite(value: Any) -> Any:
@@ -150,12 +151,11 @@ def register_groups() -> None:
             store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
 
 
-def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Config:
+def compose(overrides: Sequence[str]) -> Config:
     """Returns the checked config for a list of Hydra overrides such as `task=sevir`, `train.lr=1e-4`.
 
     Args:
         overrides: Hydra's override grammar, without sweeps.
-        config_dir: A folder of the user's own config groups, searched first.
 
     Raises:
         ConfigError: an override that does not parse, an unknown group, key or name, or a value out of range.
@@ -165,12 +165,11 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Confi
     from hydra.core.global_hydra import GlobalHydra
 
     register_groups()
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with hydra_errors(overrides):
         GlobalHydra.instance().clear()  # its state is process-wide; an earlier use must not matter
         try:
             with initialize_config_module("bench.conf", version_base="1.3"):
-                composed = hydra_compose("config", overrides=[*overrides, *extra])
+                composed = hydra_compose("config", overrides=list(overrides))
         finally:
             GlobalHydra.instance().clear()
     return validate(to_plain(composed))
@@ -286,12 +285,18 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def numbers_only(config: Config) -> dict[str, Any]:
-    """Returns the part of a config that can change a number: without paths, device, workers, loggers."""
+def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
+    """Returns the part of a config that can change a number: without paths, device, workers, loggers.
+
+    Args:
+        config: The whole config.
+        training: Only what can change trained weights.
+    """
     plain = config.model_dump(mode="json")
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
-    return {k: v for k, v in plain.items() if k not in _NOT_IN_FINGERPRINT_TOP}
+    left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
+    return {k: v for k, v in plain.items() if k not in left_out}
 
 
 class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
@@ -315,7 +320,14 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         raise ConfigError(self._message(error, MissingConfigException)) from error
 
     def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
+        from hydra.errors import OverrideParseException
+
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, OverrideParseException):
+            return (
+                f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
+                "'data.root=\"my folder\"'"
+            )
         for override in self.overrides:
             key, _, value = override.lstrip("+~").partition("=")
             if key in ("task", "model") and isinstance(error, missing_group) and f"{key}/{value}" in str(error):

@@ -61,7 +61,13 @@ def evaluate(
     """
     if isinstance(model, str):
         model = load_model(model, task)
-    settings = {"split": split, "limit": limit, "seed": seed}
+    config = {
+        "api": "bench.evaluate",
+        "task": task.name,
+        "model": made_from(model).name,
+        "split": split,
+        "limit": limit,
+    }
     record, _ = evaluate_with_sample(
         model,
         task,
@@ -72,7 +78,8 @@ def evaluate(
         device=device,
         progress=progress,
         seed=seed,
-        config={"api": "bench.evaluate", "task": task.name, "model": made_from(model).name, **settings},
+        config=config,
+        config_fingerprint=fingerprint(config),
     )
     return record
 
@@ -89,6 +96,7 @@ def evaluate_with_sample(
     progress: bool,
     seed: int,
     config: dict[str, Any],
+    config_fingerprint: str,
     training: TrainingSummary | None = None,
     partial_because: str | None = None,
     checkpoint_sha256: str | None = None,
@@ -99,7 +107,7 @@ def evaluate_with_sample(
 
     from bench.data.loading import evaluation_loader
     from bench.forecaster import Forecaster
-    from bench.trainer import quiet_lightning, trainer_device
+    from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
     quiet_lightning()
     if limit is not None and limit < 1:
@@ -122,12 +130,13 @@ def evaluate_with_sample(
     )
     loader = evaluation_loader(data, batch_size=batch_size, num_workers=num_workers, limit=limit)
     started = time.perf_counter()
-    trainer.test(forecaster, loader, verbose=False)
+    with translated_errors(f"evaluation at batch size {batch_size}"):
+        trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
     used = len(data) if limit is None else min(limit, len(data))
     because = partial_because or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
-    record = _record(model, task, config, seed, training, checkpoint_sha256).model_copy(
+    record = _record(model, task, config, config_fingerprint, seed, training, checkpoint_sha256).model_copy(
         update={
             "scope": "partial" if because else "full",
             "scope_because": because,
@@ -161,25 +170,35 @@ def describe_data(task: Task, split: Split, used: int) -> DataPart:
 
 
 def failed_record(
-    model: nn.Module, task: Task, config: dict[str, Any], seed: int, *, phase: str, message: str
+    model: nn.Module,
+    task: Task,
+    *,
+    config: dict[str, Any],
+    config_fingerprint: str,
+    seed: int,
+    phase: str,
+    message: str,
 ) -> RunRecord:
     """Returns the record of a run that started and failed: no scores, and why."""
     failure = FailurePart(phase=phase, message=message)
-    return _record(model, task, config, seed, None, None).model_copy(update={"status": "failed", "failure": failure})
+    return _record(model, task, config, config_fingerprint, seed, None, None).model_copy(
+        update={"status": "failed", "failure": failure}
+    )
 
 
 def _record(
     model: nn.Module,
     task: Task,
     config: dict[str, Any],
+    config_fingerprint: str,
     seed: int,
     training: TrainingSummary | None,
     checkpoint_sha256: str | None,
 ) -> RunRecord:
     from bench.cost import count_model
 
-    made, number = made_from(model), fingerprint(config)
-    run_id, created = new_run_id(number)
+    made = made_from(model)
+    run_id, created = new_run_id(config_fingerprint)
     gmacs, missing = None, None
     try:
         gmacs = count_model(model, task.input_shape).gmacs
@@ -210,7 +229,7 @@ def _record(
         checkpoint_sha256=checkpoint_sha256,
         seed=seed,
         config=config,
-        config_fingerprint=number,
+        config_fingerprint=config_fingerprint,
         code=code_state(),
         versions=versions(),
         hardware=hardware(None),

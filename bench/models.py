@@ -111,7 +111,9 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles code
     except Exception as error:
-        raise DataError(f"checkpoint {path} cannot be read safely: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise DataError(f"checkpoint {path} holds no state_dict")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -12,9 +13,10 @@ from torch import nn
 from bench.config import Config, fingerprint, numbers_only
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
+from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.records.schema import RunRecord, TrainingSummary
-from bench.records.store import check_writable, write_record
+from bench.records.store import write_record
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 from bench.trainer import trainer_device
@@ -48,7 +50,8 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
 
     trainer_device(config.device)  # refuses a device that is not there before data is read
     results = Path(config.results.root).expanduser()
-    check_writable(results)
+    check_writable(results, "results.root")
+    check_writable(Path(config.work).expanduser(), "work")
     if config.data.root is None:
         raise ConfigError(
             "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
@@ -63,21 +66,29 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             )
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
-    plain = config.model_dump(mode="json")
+    named = fingerprint(numbers_only(config))
+    run_config: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "config_fingerprint": named,
+        "seed": config.seed,
+    }
     summary, checkpoint_sha256 = None, None
     train_here = training and has_weights(model)
+    if train_here and config.checkpoint is not None:
+        raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     phase = "training"
     try:
         if train_here:
             refuse_shared_events(task, test_task, config)
-            named = {"config": numbers_only(config), "data": task.data_fingerprint("train")}
-            folder = work_folder(config.work, task.name, config.model.name, fingerprint(_training_part(named)))
+            trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
+            folder = work_folder(config.work, task.name, config.model.name, fingerprint(trained))
             summary = _train(model, task, config, folder, say)
             checkpoint_sha256 = load_weights(model, folder / "checkpoints" / f"{summary.weights}.ckpt")
         else:
-            folder = work_folder(config.work, task.name, config.model.name, fingerprint(numbers_only(config)))
+            folder = work_folder(config.work, task.name, config.model.name, named)
             if config.checkpoint is not None:
                 checkpoint_sha256 = load_weights(model, config.checkpoint)
+                summary = _summary_beside(Path(config.checkpoint))
             elif has_weights(model):
                 say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
@@ -90,20 +101,19 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             num_workers=config.data.num_workers,
             device=config.device,
             progress=config.progress,
-            seed=config.seed,
-            config=plain,
+            **run_config,
             training=summary,
-            partial_because=_partial(config, summary, model, checkpoint_sha256),
+            partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
             checkpoint_sha256=checkpoint_sha256,
         )
     except RunFailedError as error:
-        path = write_record(failed_record(model, task, plain, config.seed, phase=phase, message=str(error)), results)
+        path = write_record(failed_record(model, task, **run_config, phase=phase, message=str(error)), results)
         raise RunFailedError(f"{error}\nA failure record is in {path}") from error
     record_path = write_record(record, results)
     picture, parts = None, sample_arrays(sample)
     if config.picture:
         picture = draw_forecasts(
-            folder / "forecast.png",
+            folder / f"forecast-{record.run_id}.png",
             context=parts["context"],
             target=parts["target"],
             forecasts={config.model.name: parts["forecast"]},
@@ -122,19 +132,33 @@ def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say)
     return train(model, task, config, folder, say)
 
 
-def _training_part(named: dict) -> dict:
-    """Returns what names a training: the evaluation's split and limit do not change the weights."""
-    config = {key: value for key, value in named["config"].items() if key not in ("split", "limit", "picture")}
-    return {**named, "config": config}
+def _summary_beside(checkpoint: Path) -> TrainingSummary | None:
+    """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere."""
+    from bench.training import read_summary
+
+    summary = read_summary(checkpoint.parent.parent / "training.json")
+    known = summary is not None and checkpoint.stem in ("best", "last")
+    return summary.model_copy(update={"weights": checkpoint.stem}) if summary is not None and known else None
 
 
 def _partial(
-    config: Config, summary: TrainingSummary | None, model: nn.Module, checkpoint_sha256: str | None
+    config: Config,
+    summary: TrainingSummary | None,
+    model: nn.Module,
+    checkpoint_sha256: str | None,
+    task: Task,
+    test_task: Task,
 ) -> str | None:
-    if config.train.limit is not None and summary is not None:
-        return f"trained on {config.train.limit} sequences only"
     if has_weights(model) and checkpoint_sha256 is None:
         return "untrained weights"
+    if summary is None:
+        return None
+    if summary.settings.get("limit") is not None:
+        return f"trained on {summary.sequence_count} sequences only"
+    if config.split in ("train", "all") and summary.data_fingerprint == task.data_fingerprint("train"):
+        shared = set(task.dataset("train").ids) & set(test_task.dataset(config.split).ids)
+        if shared:
+            return f"evaluated on {len(shared)} events that it was trained on"
     return None
 
 

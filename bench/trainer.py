@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 
 
 def trainer_device(device: str) -> dict[str, Any]:
@@ -35,3 +37,26 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*defined a `validation_step` but")  # a tree without that split
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def translated_errors(phase: str) -> Iterator[None]:
+    """Gives what can end a run from outside our own words and exit codes.
+
+    Raises:
+        RunFailedError: memory ran out.
+        InterruptedRunError: Ctrl-C outside a training step; Lightning would leave with exit code 1 and no word.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunFailedError(
+            f"out of memory in {phase}: {str(error).splitlines()[0]} "
+            "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
+        ) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded") from error
+        raise

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -26,12 +25,13 @@ from torch import nn
 
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
-from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError, did_you_mean
+from bench.errors import ConfigError, DataError, InterruptedRunError, did_you_mean
+from bench.files import replacing
 from bench.forecaster import Forecaster
 from bench.models import load_weights
 from bench.records.schema import TrainingSummary
 from bench.tasks.task import Task
-from bench.trainer import quiet_lightning, trainer_device
+from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a scheduler's notice, SLURM's early warning
 
@@ -56,7 +56,7 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         InterruptedRunError: a signal came; the checkpoint is written.
     """
     checkpoints, summary_path = folder / "checkpoints", folder / "training.json"
-    finished = _read_summary(summary_path) if config.train.resume else None
+    finished = read_summary(summary_path) if config.train.resume else None
     if finished is not None:
         load_weights(model, checkpoints / f"{finished.weights}.ckpt")
         say(f"training had ended ({finished.stopped_because}, {finished.steps} steps): its weights are used")
@@ -117,6 +117,7 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
     best = keep_best.best_model_score
     train_data = task.dataset("train").identity()
     summary = TrainingSummary(
+        settings=config.train.model_dump(mode="json"),
         data_fingerprint=task.data_fingerprint("train"),
         data_origin=str(train_data.get("origin", "files")),
         sequence_count=loader.order.count,
@@ -200,12 +201,8 @@ def _fit(
     resume_from: Path | None,
 ) -> None:
     try:
-        trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise RunFailedError(
-            f"out of memory in training at batch size {loader.batch_size}: {str(error).splitlines()[0]} "
-            "Lower data.batch_size and raise train.accumulate by the same factor: the effective batch stays."
-        ) from error
+        with translated_errors(f"training at batch size {loader.batch_size}"):
+            trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
     except RuntimeError as error:
         if resume_from is not None and "weights_only" in str(error).lower():
             raise DataError(f"checkpoint {resume_from} cannot be read safely: {str(error).splitlines()[0]}") from error
@@ -244,6 +241,9 @@ class _StopOnSignal(Callback):
             for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
                 self.before[number] = signal.signal(number, self._receive)
 
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._stop(trainer)
+
     def _receive(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number).name
         self._put_back()
@@ -260,6 +260,9 @@ class _StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: lightning.Trainer) -> None:
         if self.received:
             trainer.save_checkpoint(self.path)
             raise InterruptedRunError(
@@ -276,7 +279,8 @@ class _StopOnSignal(Callback):
         self._put_back()
 
 
-def _read_summary(path: Path) -> TrainingSummary | None:
+def read_summary(path: Path) -> TrainingSummary | None:
+    """Returns the summary that a training left, or None."""
     if not path.is_file():
         return None
     try:
@@ -286,6 +290,5 @@ def _read_summary(path: Path) -> TrainingSummary | None:
 
 
 def _write_summary(summary: TrainingSummary, path: Path) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")

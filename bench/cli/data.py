@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +70,15 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from rich.console import Console
     from rich.progress import Progress
 
     from bench.tasks import load_task
 
     task = load_task(options.task, options.root)
-    with Progress(transient=True, disable=options.quick or options.format == "json") as progress:
+    with Progress(
+        transient=True, disable=options.quick or not sys.stderr.isatty(), console=Console(stderr=True)
+    ) as progress:
         bar = progress.add_task("reading", total=None)
         report = task.describe_data(
             read_everything=not options.quick,
@@ -85,13 +90,14 @@ def _check(options: argparse.Namespace) -> int:
     for remark in report.remarks:
         print(f"note: {remark}")
     if report.problems:
-        headline = f"{len(report.problems)} problems under {options.root}:"
+        headline = f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)} under {options.root}:"
         raise DataError(one_message(headline, report.problems, most=len(report.problems)))
     print(f"no problems: {report.facts['events']} events {'declared' if options.quick else 'read'}")
     return 0
 
 
 def _make(options: argparse.Namespace) -> int:
+    from rich.console import Console
     from rich.progress import Progress
 
     from bench.data.storms import make_sevir
@@ -100,12 +106,13 @@ def _make(options: argparse.Namespace) -> int:
     frames = options.frames if options.frames is not None else round(240 / task.nominal_cadence) + 1
     size = options.size if options.size is not None else task.nominal_size
     events = {"train": options.train, "val": options.val, "test": options.test}
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         bars = {split: progress.add_task(f"{split} storms", total=count) for split, count in events.items()}
         make_sevir(
             options.out.expanduser(), events=events, size=size, frames=frames, minutes=task.nominal_cadence,
             seed=options.seed, advance=lambda split, done, total: progress.update(bars[split], completed=done),
         )  # fmt: skip
     print(f"made {sum(events.values())} storms of {frames} frames of {size}x{size} in {options.out}")
-    print(f"try: earthbench run task={options.task} model=unet data.root={options.out}")
+    root = shlex.quote(f"data.root='{options.out}'" if " " in str(options.out) else f"data.root={options.out}")
+    print(f"try: earthbench run task={options.task} model=unet {root}")
     return 0

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if arguments[:1] in (["list"], ["show"], ["table"]) else 1
     except Exception:
         traceback.print_exc()
         print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)

@@ -68,7 +68,8 @@ class SevirSequences:
         self.events = select_events(read_catalogue(root), start=start, end=end, admit_missing=admit_missing)
         headers, problems = read_headers(root, self.events)
         if problems:
-            raise DataError(one_message(f"the data under {root} has {len(problems)} problems:", problems))
+            advice = f"run `earthbench data check sevir --root {root}` for everything"
+            raise DataError(one_message(f"the data under {root} is not whole ({advice}):", problems))
         header = next(iter(headers.values()), None)
         self.frame_size = (header.height, header.width) if header else None
         self.frames = header.frames if header else 0
@@ -150,7 +151,7 @@ class SevirSequences:
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
                 f"{self.root / 'data' / event.file_name}: event {event.id} at index {event.file_index} cannot be "
-                f"read: {error}. Run `earthbench data check sevir --root DIR`."
+                f"read: {error}. `earthbench data check` lists everything that is wrong."
             ) from error
 
     def _open(self, name: str) -> _OpenFile:

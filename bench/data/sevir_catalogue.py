@@ -23,7 +23,6 @@ COLUMNS = (
     "width_m", "data_min", "data_max", "pct_missing",
 )  # fmt: skip
 REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
-_CHECK = "run `earthbench data check sevir --root DIR` for the whole list"
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
             ids = tuple(_text(value) for value in file["id"][:]) if "id" in file else None
             return FileHeader(path, count, height, width, frames, ids, array.compression)
     except OSError as error:  # what h5py raises for a truncated file and for one that is no HDF5 at all
-        raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}; {_CHECK}") from error
+        raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}") from error
 
 
 def _text(value: Any) -> str:

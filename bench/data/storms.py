@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.data.sevir_catalogue import COLUMNS
 from bench.errors import ConfigError, DataError
+from bench.files import replacing
 
 # One file per split, named and dated so that SEVIR's own split dates tell them apart.
 _FILES = {
@@ -105,7 +106,7 @@ def make_sevir(
             streams = np.random.SeedSequence([seed, number]).spawn(count)
             rows += _write_file(out, f"vil/{name}", first, streams, split, size, frames, minutes, advance)
     _write_text(out / "DATASET.json", _description(events, size, frames, minutes, seed))
-    with _replacing(out / "CATALOG.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(out / "CATALOG.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -125,7 +126,7 @@ def _write_file(
 ) -> list[dict[str, object]]:
     offsets = (np.arange(frames) - frames // 2) * minutes
     rows: list[dict[str, object]] = []
-    with _replacing(out / "data" / name) as part, h5py.File(part, "w") as file:
+    with replacing(out / "data" / name) as part, h5py.File(part, "w") as file:
         # Contiguous and unfiltered, as SEVIR's own files are: an event is one stretch of bytes.
         array = file.create_dataset("vil", (len(streams), size, size, frames), np.uint8)
         ids = file.create_dataset("id", (len(streams),), "S16")
@@ -158,22 +159,5 @@ def _description(events: dict[str, int], size: int, frames: int, minutes: float,
 
 
 def _write_text(path: Path, text: str) -> None:
-    with _replacing(path) as part:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-class _replacing:  # noqa: N801 - used as a context manager
-    """Gives a `.part` path that takes the final name only when the block ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.part.replace(self.path)
-        else:
-            self.part.unlink(missing_ok=True)

@@ -61,6 +61,8 @@ class DataPart(Part):
 class TrainingSummary(Part):
     """How the weights came about."""
 
+    settings: dict[str, Any]
+    """The config's `train` section."""
     data_fingerprint: str
     data_origin: str
     sequence_count: int

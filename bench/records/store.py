@@ -22,22 +22,6 @@ def new_run_id(config_fingerprint: str) -> tuple[str, str]:
     return f"{now:%Y%m%dT%H%M%SZ}-{config_fingerprint[:10]}-{secrets.token_hex(2)}", now.isoformat(timespec="seconds")
 
 
-def check_writable(root: Path) -> None:
-    """Refuses a results root that cannot be written to: found out before a run rather than after it.
-
-    Raises:
-        DataError: says which folder and why.
-    """
-    folder = root / "runs"
-    probe = folder / f".probe-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(f"results root {str(root)!r} cannot be written to: {error}. Set results.root=DIR.") from error
-
-
 def write_record(record: RunRecord, root: str | Path) -> Path:
     """Writes a record and returns its path; it is there whole or not at all, and nothing is ever replaced.
 

@@ -59,6 +59,7 @@ EARTHFORMER_SEVIR = Table(
     ),
     published="earthformer_sevir.json",
     sequence_counts=(12_159,),
+    training_sequence_counts=(35_718,),
     training={"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0},
     note=(
         "CSI: counts pooled over sequences, lead times and pixels, 1e-4 added to denominators (convention 'upstream'). "
@@ -81,6 +82,7 @@ EARTHFORMER_ICAR_ENSO = Table(
     rows=_rows(unet={"gmacs": "our three-level layout has the parameters and 0.35 GMACs, which prints 0.3"}),
     published="earthformer_icar_enso.json",
     sequence_counts=(1_679,),
+    training_sequence_counts=(52_350,),
     training={"max_epochs": 100, "max_steps": None, "limit": None},
     note=(
         "Test windows of 12 -> 14 months at every month: 1,679 (the paper's 1,667 come from 12 -> 26 windows). "

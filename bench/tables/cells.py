@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,12 +54,8 @@ def blocks_of(table: Table, published: Published | None, records: Sequence[RunRe
 
 
 def _published_block(table: Table, published: Published | None, records: list[RunRecord]) -> Block:
-    admitted, left_out = [], 0
-    for record in records:
-        if _why_not(table, record):
-            left_out += 1
-        else:
-            admitted.append(record)
+    reasons = [_why_not(table, record) for record in records]
+    admitted = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
     cells, remarks = [], []
     for row in table.rows:
         mine = _latest_per_seed([r for r in admitted if r.model.name == row.model])
@@ -68,11 +65,10 @@ def _published_block(table: Table, published: Published | None, records: list[Ru
         figures = published.rows.get(row.model, {}) if published else {}
         cells += [_cell(row, column, figures.get(column.key), mine, bool(deviations)) for column in table.columns]
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
+    left_out = Counter(reason for reason in reasons if reason is not None)
     if left_out:
-        remarks.append(
-            f"{left_out} records of task {table.task} are not shown: partial runs, other data, other splits or "
-            f"other task options than the table's"
-        )
+        listing = ", ".join(f"{reason} ({count})" for reason, count in sorted(left_out.items()))
+        remarks.append(f"{left_out.total()} records of task {table.task} are not shown: {listing}")
     return Block("", tuple(cells), tuple(remarks))
 
 
@@ -84,22 +80,28 @@ def _why_not(table: Table, record: RunRecord) -> str | None:
     """Returns why a record may not stand in a published table, or None."""
     assert record.data is not None
     if record.scope != "full":
-        return f"partial: {record.scope_because}"
+        return "partial runs"
     if record.data.split != table.split:
-        return f"split {record.data.split}"
+        return "other splits"
     if record.data.origin != "files" or record.data.sequence_count not in table.sequence_counts:
         return "other data"
     if not record.task.is_default:
         return "other task options"
     if not record.model.is_preset:
         return "other hyperparameters"
+    if record.model.parameters and record.training is None:
+        return "weights of unknown training"
+    if record.training is not None and (
+        record.training.data_origin != "files" or record.training.sequence_count not in table.training_sequence_counts
+    ):
+        return "trained on other data"
     return None
 
 
 def _deviations(table: Table, record: RunRecord) -> list[str]:
     if record.training is None:
         return []
-    used = record.config.get("train", {})
+    used = record.training.settings
     return [
         f"train.{key}={used.get(key)!r} (paper: {value!r})"
         for key, value in table.training.items()
@@ -128,8 +130,7 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
         )
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record in group:
-            label = record.model.name if record.model.is_preset else f"{record.model.name} ({_options(record)})"
-            variants.setdefault((record.model.name, label), []).append(record)
+            variants.setdefault((record.model.name, _variant(record, group)), []).append(record)
         cells = [
             _cell(Row(model=model, label=label), column, None, _latest_per_seed(mine), False)
             for (model, label), mine in sorted(variants.items())
@@ -139,8 +140,21 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     return blocks
 
 
-def _options(record: RunRecord) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(record.model.hyperparameters.items()))
+def _variant(record: RunRecord, group: list[RunRecord]) -> str:
+    """Returns what tells a run from others of its model but for the seed: hyperparameters, and settings that differ."""
+    told = {} if record.model.is_preset else dict(record.model.hyperparameters)
+    settings = [_training_settings(other) for other in group if other.model.name == record.model.name]
+    mine = _training_settings(record)
+    told |= {key: mine[key] for key in mine if any(other.get(key) != mine[key] for other in settings)}
+    options = ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
+    return f"{record.model.name} ({options})" if options else record.model.name
+
+
+def _training_settings(record: RunRecord) -> dict[str, Any]:
+    if record.training is None:
+        return {"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {}
+    settings = {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
+    return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}
 
 
 def _cell(row: Row, column: Column, figure: Figure | None, records: list[RunRecord], deviates: bool) -> Cell:

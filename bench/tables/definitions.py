@@ -57,6 +57,8 @@ class Table(Part):
     split: str = "test"
     sequence_counts: tuple[int, ...] = ()
     """What the complete official split has; a record with another count is other data."""
+    training_sequence_counts: tuple[int, ...] = ()
+    """What the complete official training split has."""
     training: dict[str, Any] = {}
     """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
     note: str = ""

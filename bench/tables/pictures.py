@@ -62,7 +62,7 @@ def draw_forecasts(
         for axis, index in zip(row, shown, strict=False):
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
-            image = axis.imshow(np.nan_to_num(frames[index]), cmap=colours, norm=norm, origin="lower")
+            image = axis.imshow(np.ma.masked_invalid(frames[index]), cmap=colours, norm=norm, origin="lower")
             minutes = (first + index) * cadence_minutes
             axis.set_title(duration(minutes, sign=True), fontsize=8)
         row[0].set_ylabel(name, fontsize=10)

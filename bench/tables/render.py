@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from bench import registry
 from bench.errors import BrokenPluginError, VerificationError, one_message
+from bench.files import replacing
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.tables.cells import NOT_RUN, Block, Cell, blocks_of
@@ -206,8 +207,8 @@ def write_renderings(table: Table, root: Path) -> list[Path]:
     paths = []
     for form in FORMATS:
         path = rendering_path(table, root, form)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(table, records, form), encoding="utf-8")
+        with replacing(path) as part:
+            part.write_text(render(table, records, form), encoding="utf-8")
         paths.append(path)
     return paths
 
@@ -218,7 +219,9 @@ def check_renderings(table: Table, root: Path) -> list[Path]:
     Raises:
         VerificationError: none is committed, or one is stale.
     """
-    records, _ = read_records(root, table.task)
+    records, problems = read_records(root, table.task)
+    if problems:
+        raise VerificationError(one_message(f"records of table {table.name} do not verify:", problems))
     present = [form for form in FORMATS if rendering_path(table, root, form).is_file()]
     again = f"write it: earthbench table {table.name} --write --results {root}"
     if not present:

@@ -9,8 +9,9 @@ import pytest
 
 import bench
 from bench.errors import DataError, RunFailedError
+from bench.files import check_writable
 from bench.records.schema import RunRecord, split_scores
-from bench.records.store import check_writable, read_record, read_records, write_record
+from bench.records.store import read_record, read_records, write_record
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_concurrent_writers_lose_nothing(record: RunRecord, tmp_path: Path) -> N
 def test_an_unwritable_root_is_found_out_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"results\.root"):
-        check_writable(tmp_path / "file")
+        check_writable(tmp_path / "file", "results.root")
 
 
 def test_undefined_scores_are_null_with_a_reason() -> None:

@@ -10,7 +10,7 @@ import pytest
 import bench
 from bench import registry
 from bench.errors import DataError, VerificationError
-from bench.records.schema import RunRecord
+from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import write_record
 from bench.tables import definitions, load_table
 from bench.tables.cells import blocks_of
@@ -113,26 +113,57 @@ def test_seeds_are_averaged_and_a_repeated_seed_counts_once(measured: RunRecord)
     assert cell.ours == pytest.approx(0.3) and cell.spread == pytest.approx(0.1414, abs=1e-4) and len(cell.run_ids) == 2
 
 
-def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecord) -> None:
-    from bench.records.schema import TrainingSummary
+PAPER_SETTINGS = {"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0}
 
-    summary = TrainingSummary(
-        data_fingerprint="x", data_origin="files", sequence_count=1, validation_sequence_count=1, epochs=3, steps=3,
-        resumed_count=0, stopped_because="max_epochs", monitor=None, best_score=None, weights="last", averaged=False,
-        final_loss=1.0, wall_s=1.0,
-    )  # fmt: skip
-    record = _as_official(
-        measured,
-        training=summary,
-        config={"train": {"max_epochs": 3, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0}},
-    )
-    assert _cells([record])["csi_m"].status.endswith("config deviates")
+
+def _trained(settings: dict, **changes: object) -> TrainingSummary:
+    fields = {
+        "settings": settings, "data_fingerprint": "f" * 64, "data_origin": "files", "sequence_count": 35_718,
+        "validation_sequence_count": 9_060, "epochs": 3, "steps": 3, "resumed_count": 0,
+        "stopped_because": "max_epochs", "monitor": None, "best_score": None, "weights": "last", "averaged": False,
+        "final_loss": 1.0, "wall_s": 1.0,
+    }  # fmt: skip
+    return TrainingSummary(**{**fields, **changes})
+
+
+def _unet(measured: RunRecord, **changes: object) -> RunRecord:
+    model = measured.model.model_copy(update={"name": "unet", "parameters": 16_556_044, "gmacs": 32.80})
+    return _as_official(measured, **{"model": model, "training": _trained(PAPER_SETTINGS), **changes})
+
+
+def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecord) -> None:
+    assert _cells([_unet(measured)], "unet")["csi_m"].status == "differs"
+    record = _unet(measured, training=_trained({**PAPER_SETTINGS, "max_epochs": 3}))
+    assert _cells([record], "unet")["csi_m"].status.endswith("config deviates")
     assert "train.max_epochs=3 (paper: 100)" in render(SEVIR, [record])
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        (None, "weights of unknown training (1)"),
+        (_trained(PAPER_SETTINGS, data_origin="synthetic storms"), "trained on other data (1)"),
+        (_trained(PAPER_SETTINGS, sequence_count=12), "trained on other data (1)"),
+    ],
+)
+def test_weights_of_other_data_or_of_unknown_training_stay_out(measured: RunRecord, training, reason: str) -> None:
+    record = _unet(measured, training=training)
+    assert _cells([record], "unet")["csi_m"].status == "not run"
+    assert reason in render(SEVIR, [record])
+
+
+def test_runs_tables_keep_different_trainings_apart(measured: RunRecord) -> None:
+    runs = [
+        _unet(measured, run_id=f"2026-{n}", seed=seed, training=_trained({**PAPER_SETTINGS, "lr": lr}))
+        for n, (seed, lr) in enumerate([(0, 1e-3), (1, 1e-3), (0, 1e-2)])
+    ]
+    (block,) = blocks_of(load_table("runs/sevir"), None, runs)
+    assert {cell.row: len(cell.run_ids) for cell in block.cells} == {"unet (lr=0.001)": 2, "unet (lr=0.01)": 1}
 
 
 def test_doubled_gflops_are_compared_with_half_the_published_figure(measured: RunRecord) -> None:
     model = measured.model.model_copy(update={"name": "predrnn", "gmacs": 164.12, "parameters": 46_551_889})
-    cells = _cells([_as_official(measured, model=model)], "predrnn")
+    cells = _cells([_unet(measured, model=model)], "predrnn")
     assert cells["gmacs"].status == cells["parameters"].status == "match" and "twice" in cells["gmacs"].note
 
 

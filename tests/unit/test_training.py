@@ -70,6 +70,7 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     (best,) = tmp_path.glob("work/*/*/*/checkpoints/best.ckpt")
     again = run(_config(storms, tmp_path, f"checkpoint={best}"), training=False, say=lambda line: None).record
     assert again.counts == record.counts and again.checkpoint_sha256 == record.checkpoint_sha256
+    assert again.training == record.training, "a checkpoint of ours knows how it came about"
 
 
 def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> None:
@@ -184,6 +185,7 @@ def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch
         (["task.t_in=40"], "32|49 frames"),
         (["model.channels=[4,4,4,4,4,4]"], "do not divide by 64"),
         (["data.root=null"], "data.root is not set"),
+        (["work=/proc/not/here"], "work: folder"),
         (["data.root=/not/there"], "not a folder"),
         (["checkpoint=/not/there.ckpt"], "not a file"),
     ],
@@ -229,6 +231,29 @@ def test_persistence_has_nothing_to_train(storms: Path, tmp_path: Path) -> None:
     ).record
     assert record.training is None and record.scope == "full"
     assert not has_weights(bench.load_model("persistence", bench.load_task("sevir")))
+
+
+def test_scores_on_the_training_data_are_partial(storms: Path, tmp_path: Path) -> None:
+    record = _run(storms, tmp_path, "split=all").record
+    assert record.scope == "partial" and record.scope_because == "evaluated on 4 events that it was trained on"
+
+
+def test_a_run_does_not_take_a_checkpoint(storms: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="earthbench evaluate"):
+        _run(storms, tmp_path, "checkpoint=x.ckpt")
+
+
+@pytest.mark.parametrize("phase", ["fit", "test"])
+def test_ctrl_c_outside_a_training_step_is_an_interruption(
+    storms: Path, tmp_path: Path, monkeypatch, phase: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = {"fit": "on_train_start", "test": "on_test_start"}[phase]
+    monkeypatch.setattr(f"bench.forecaster.Forecaster.{hook}", interrupt, raising=False)
+    with pytest.raises(InterruptedRunError):
+        _run(storms, tmp_path)
 
 
 def test_evaluating_untrained_weights_is_a_partial_run(storms: Path, tmp_path: Path) -> None:

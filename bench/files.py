@@ -1,0 +1,48 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, which takes the final name only when the block ends without an error.
+
+    Raises:
+        DataError: the folder cannot be written to, or the disk is full; names the path.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
+    finally:
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Refuses a folder that cannot be written to: found out before a run rather than after it.
+
+    Args:
+        folder: Made if it is not there.
+        key: The config key that names it.
+
+    Raises:
+        DataError: says which folder, why, and what to set.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"{key}: folder {str(folder)!r} cannot be written to: {error}. Set {key}=DIR.") from error
