@@ -83,6 +83,7 @@ class SevirSequences:
         self._bytes = sum(h.path.stat().st_size for h in headers.values())
         self._files: dict[str, _OpenFile] = {}
         self._events_read: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._block: np.ndarray | None = None  # read into again and again: no new pages to fault in
         self._process = os.getpid()
 
     @property
@@ -142,9 +143,10 @@ class SevirSequences:
                 return
             pixels = file.array.shape[1] * file.array.shape[2]
             start = file.offset + event.file_index * pixels * self.frames
-            block = np.empty((min(_BLOCK_PIXELS, pixels), self.frames), np.uint8)
+            if self._block is None:
+                self._block = np.empty((_BLOCK_PIXELS, self.frames), np.uint8)
             for at in range(0, pixels, _BLOCK_PIXELS):
-                part = block[: pixels - at]
+                part = self._block[: pixels - at]
                 if os.preadv(file.raw.fileno(), [part.data], start + at * self.frames) != part.nbytes:
                     raise OSError("the file ends before the event does")
                 yield at, part
@@ -178,7 +180,7 @@ class SevirSequences:
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without open files: each worker process opens its own."""
-        return {**self.__dict__, "_files": {}, "_events_read": OrderedDict()}
+        return {**self.__dict__, "_files": {}, "_events_read": OrderedDict(), "_block": None}
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies these data: the events in order, their shape, and the bytes of three of them.
