@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,25 +72,4 @@ class Dataset(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
-        ...
-
-
-class TaskContract(Protocol):
-    """What is forecast from what; see `bench.tasks.Task` for the class to derive from."""
-
-    name: ClassVar[str]
-    version: ClassVar[int]
-
-    @property
-    def input_shape(self) -> Shape:
-        """Returns `(T_in, H, W, C)`."""
-        ...
-
-    @property
-    def target_shape(self) -> Shape:
-        """Returns `(T_out, H, W, C)`."""
-        ...
-
-    def dataset(self, split: Split) -> Dataset:
-        """Returns the data of one split."""
         ...

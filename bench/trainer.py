@@ -45,9 +45,11 @@ def translated_errors(phase: str) -> Iterator[None]:
 
     Raises:
         RunFailedError: memory ran out.
-        InterruptedRunError: Ctrl-C outside a training step; Lightning would leave with exit code 1 and no word.
+        InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
+            with exit code 0.
     """
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     try:
         yield
@@ -57,6 +59,8 @@ def translated_errors(phase: str) -> Iterator[None]:
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
         ) from error
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded") from error
+        if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
+            raise InterruptedRunError(
+                f"interrupted in {phase}; nothing was recorded. The same command continues from the last checkpoint."
+            ) from error
         raise

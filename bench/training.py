@@ -241,8 +241,12 @@ class _StopOnSignal(Callback):
             for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
                 self.before[number] = signal.signal(number, self._receive)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._stop(trainer)
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.received:  # it came during validation; the epoch's own checkpoint is complete by now
+            raise InterruptedRunError(
+                f"stopped by {self.received} after step {trainer.global_step}; {self.path} is written. "
+                "The same command continues."
+            )
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number).name

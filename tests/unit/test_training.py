@@ -98,6 +98,31 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert unbroken.keys() == broken.keys() and all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_during_validation_is_obeyed_and_resumes_to_the_same_bits(
+    storms: Path, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    import signal
+
+    from bench.forecaster import Forecaster
+
+    _run(storms, tmp_path / "unbroken")
+    validate = Forecaster.validation_step
+
+    def signal_first(self: Forecaster, batch, batch_index: int) -> None:
+        if self.current_epoch == 0 and batch_index == 0:
+            signal.raise_signal(getattr(signal, name))
+        validate(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Forecaster, "validation_step", signal_first)
+        with pytest.raises(InterruptedRunError):
+            _run(storms, tmp_path / "broken")
+    _run(storms, tmp_path / "broken")
+    unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
+    assert all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
+
+
 def test_a_crashed_run_resumes_from_the_last_epoch_to_the_same_bits(storms: Path, tmp_path: Path, monkeypatch) -> None:
     _run(storms, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
