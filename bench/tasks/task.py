@@ -71,6 +71,8 @@ class Task(BaseModel, ABC):
     data_verbs: ClassVar[dict[str, str]] = {}
     """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
     `convert:SOURCE` for data of the task SOURCE."""
+    presets_of: ClassVar[str | None] = None
+    """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
     data_root: Path | None = None
 
     @field_validator("data_root")
