@@ -64,16 +64,19 @@ def ensemble_sums(
     table = torch.zeros(batch, leads, k, m + 1, 2, dtype=torch.int64, device=device)
     ranks = torch.zeros(m + 1, m + 1, dtype=torch.int64, device=device)
     limits = [
-        [limit.item() if isinstance(limit, np.generic) else limit for limit in event_limits(thresholds, dtype, integer_rule)]
+        [
+            limit.item() if isinstance(limit, np.generic) else limit
+            for limit in event_limits(thresholds, dtype, integer_rule)
+        ]
         for dtype in (_dtype_name(members), _dtype_name(target))
     ]
     for at in np.ndindex(batch, leads):
         for rows, row_truth in _blocks(flat[(slice(None), *at)], truth[at]):
-            ordered, values = _known(rows, row_truth)
+            known, values = _known(rows, row_truth)
             if not values.numel():
                 continue
-            ordered = _sorted(ordered)
-            _count_events(ordered, values, limits, table[at])
+            ordered = _sorted(known)
+            table[at] += _count_events(ordered, values, limits).to(device)
             _count_ranks(ordered, values, ranks)
             for name, value in _distances(ordered, values).items():
                 errors[name][at] += value
@@ -143,33 +146,29 @@ def _sorted(rows: Tensor) -> list[Tensor]:
     return [torch.from_numpy(row) for row in ordered]
 
 
-def _count_events(ordered: list[Tensor], truth: Tensor, limits: list[list[float]], table: Tensor) -> None:
-    """Adds to `table` `(K, M+1, 2)`: how many pixels have so many members at or above a threshold, observed or not."""
+def _count_events(ordered: list[Tensor], truth: Tensor, limits: list[list[float]]) -> Tensor:
+    """Returns how many pixels have so many members at or above a threshold, observed or not: int64 `(K, M+1, 2)`."""
     if truth.device.type == "cpu":  # numpy compares and counts booleans several times as fast
-        _count_events_in([row.numpy() for row in ordered], truth.numpy(), limits, table, np.count_nonzero)
-    else:
-        _count_events_in(ordered, truth, limits, table, lambda flags: int(flags.sum()))
+        return _count_events_in([row.numpy() for row in ordered], truth.numpy(), limits, np.count_nonzero)
+    return _count_events_in(ordered, truth, limits, lambda flags: int(flags.sum()))
 
 
-def _count_events_in(
-    ordered: list[Any], truth: Any, limits: list[list[float]], table: Tensor, count: Callable[[Any], int]
-) -> None:
-    m, pixels = len(ordered), math.prod(truth.shape)
+def _count_events_in(ordered: list[Any], truth: Any, limits: list[list[float]], count: Callable[[Any], int]) -> Tensor:
+    m = len(ordered)
+    # [k, j]: pairs, and observed ones, with at least j members at or above threshold k; none has M + 1
+    at_least = np.zeros((len(limits[0]), m + 2, 2), np.int64)
+    at_least[:, 0, 0] = math.prod(truth.shape)
     for k, (limit, truth_limit) in enumerate(zip(*limits, strict=True)):
         observed = truth >= truth_limit
-        # at least j members have the event where the j-th largest has it
-        at_least = [(pixels, count(observed))]
+        at_least[k, 0, 1] = count(observed)
         for j in range(1, m + 1):
-            forecast = ordered[m - j] >= limit
-            forecast_count = count(forecast)
-            at_least.append((forecast_count, count(forecast & observed) if forecast_count else 0))
-            if not forecast_count:
+            forecast = ordered[m - j] >= limit  # the j-th largest member
+            at_least[k, j, 0] = count(forecast)
+            if not at_least[k, j, 0]:
                 break
-        at_least += [(0, 0)] * (m + 2 - len(at_least))
-        for j in range(m + 1):
-            pairs, hits = (at_least[j][i] - at_least[j + 1][i] for i in (0, 1))
-            table[k, j, 0] += pairs - hits
-            table[k, j, 1] += hits
+            at_least[k, j, 1] = count(forecast & observed)
+    pairs, hits = np.moveaxis(at_least[:, :-1] - at_least[:, 1:], -1, 0)
+    return torch.from_numpy(np.stack([pairs - hits, hits], -1))
 
 
 def _count_ranks(ordered: list[Tensor], truth: Tensor, ranks: Tensor) -> None:

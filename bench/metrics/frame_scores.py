@@ -104,7 +104,7 @@ class FrameScores(EventMetric):
         if self._lpips is not None:
             found |= self._means("lpips", self._lpips(*scaled), shape)
         if correct:
-            found |= self._means("ssim", ssim(*scaled, 1.0), shape)
+            found |= self._means("ssim", ssim(scaled[0], scaled[1], data_range=1.0), shape)
         else:
             none = torch.zeros(forecast.shape[:2], dtype=torch.int64)
             found |= {"ssim_sum": none.double(), "ssim_count": none}
@@ -143,7 +143,7 @@ class FrameScores(EventMetric):
         found: list[dict[str, Tensor]] = []
         for forecast, target in zip(*sides, strict=True):
             pair = [_channel_frames(side.double() / self.scale) for side in (forecast, target)]
-            found.append(self._means("ssim", ssim(*pair, data_range), (*forecast.shape[:2], forecast.shape[4])))
+            found.append(self._means("ssim", ssim(pair[0], pair[1], data_range), (*forecast.shape[:2], forecast.shape[4])))
         joined = {name: torch.cat([part[name] for part in found]) for name in ("ssim_sum", "ssim_count")}
         return {**joined, "events": torch.cat(_as_list(self.kept_event))}
 

@@ -35,9 +35,7 @@ def fraction_sums(
     error, reference = (torch.empty(shape, dtype=torch.float64, device=forecast.device) for _ in range(2))
     limits = [event_limits(thresholds, str(side.dtype).removeprefix("torch."), integer_rule) for side in pair]
     for k in range(len(thresholds)):
-        tables = [
-            _integral(side.ge(_scalar(limit[k])) & known) for side, limit in zip(pair, limits, strict=True)
-        ]
+        tables = [_integral(side.ge(_scalar(limit[k])) & known) for side, limit in zip(pair, limits, strict=True)]
         for w, window in enumerate(windows):
             counts = [_window_counts(table, window) for table in tables]
             # whole numbers up to the square of a window: exact in int64, and their sum over a frame in float64

@@ -105,7 +105,8 @@ class Skill(EventMetric):
         """
         check_pair(forecast, target)
         integer_rule = self.convention == "correct"
-        counts, cells = [], {}
+        counts = []
+        cells: dict[int, tuple[Tensor, Tensor]] = {}
         for pool in self.pools:
             if pool == 1:
                 side_by_side, missing = (forecast, target), self.missing_value
@@ -113,7 +114,7 @@ class Skill(EventMetric):
                 if not cells:
                     cells[1] = widen(forecast.detach()), missing_as_nan(target, self.missing_value, integer_rule)
                 finest = max(size for size in cells if pool % size == 0)
-                side_by_side = tuple(max_pool(side, pool // finest) for side in cells[finest])
+                side_by_side = max_pool(cells[finest][0], pool // finest), max_pool(cells[finest][1], pool // finest)
                 cells[pool], missing = side_by_side, None
             counts.append(
                 count_events(*side_by_side, self.thresholds, integer_rule=integer_rule, missing_value=missing)
