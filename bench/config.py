@@ -28,7 +28,7 @@ _NOT_IN_FINGERPRINT = {
 }
 _NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "picture"}
 # What the weights of a training do not depend on, besides.
-_EVALUATION_ONLY = {"split", "limit", "checkpoint"}
+_EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
 
 def _finite(value: Any) -> Any:
@@ -113,6 +113,15 @@ class Train(Section):
     resume: bool = True
 
 
+class Evaluate(Section):
+    """Ensembles in the evaluation."""
+
+    members: Count | None = Field(None, ge=1)
+    """Members that a model with `sample` draws per sequence; 1 scores a deterministic model as an ensemble of one."""
+    member_seed: Count = Field(0, ge=0, lt=2**32)
+    """With the index of a sequence, what its members are drawn from."""
+
+
 class Results(Section):
     """Where records are written."""
 
@@ -126,6 +135,7 @@ class Config(Section):
     model: Open
     data: Data = Data()
     train: Train = Train()
+    evaluate: Evaluate = Evaluate()
     results: Results = Results()
     split: Split = "test"
     limit: Count | None = Field(None, ge=1)

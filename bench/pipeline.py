@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
+from bench.ensembles import Ensemble
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.files import check_writable
@@ -105,6 +106,7 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             training=summary,
             partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
             checkpoint_sha256=checkpoint_sha256,
+            ensemble=_ensemble(config),
         )
     except RunFailedError as error:
         path = write_record(failed_record(model, task, **run_config, phase=phase, message=str(error)), results)
@@ -123,6 +125,11 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
         )
     return Outcome(record, record_path, picture, parts)
+
+
+def _ensemble(config: Config) -> Ensemble | None:
+    asked = config.evaluate
+    return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
 
 
 def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say) -> TrainingSummary:

@@ -38,6 +38,14 @@ class StoredView(Dataset):
         return self.source.stored(index)
 
 
+class NumberedView(StoredView):
+    """The same with the index of each sequence behind, whatever order or process it is read in."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Returns what `StoredView` does, and the index as int64 `()`."""
+        return (*super().__getitem__(index), torch.tensor(index))
+
+
 class EpochOrder(Sampler[int]):
     """A permutation per epoch, drawn from `(seed, epoch)`; it can start in the middle of an epoch."""
 
@@ -105,9 +113,11 @@ def training_loader(
     return loader
 
 
-def evaluation_loader(source: Stored, *, batch_size: int, num_workers: int, limit: int | None) -> DataLoader[Any]:
-    """Returns a loader of stored sequences in order, every one exactly once."""
-    view: Dataset = StoredView(source)
+def evaluation_loader(
+    source: Stored, *, batch_size: int, num_workers: int, limit: int | None, numbered: bool = False
+) -> DataLoader[Any]:
+    """Returns a loader of stored sequences in order, every one exactly once; if `numbered`, with their indices last."""
+    view: Dataset = NumberedView(source) if numbered else StoredView(source)
     if limit is not None and limit < len(source):
         view = Subset(view, range(limit))
     return DataLoader(

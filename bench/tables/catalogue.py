@@ -127,7 +127,7 @@ RUNS_ICAR_ENSO = Table(
         _GMACS,
         Column(key="c_nino34_m", label="C-Nino3.4-M", better="higher"),
         Column(key="c_nino34_wm", label="C-Nino3.4-WM", digits=3, better="higher"),
-        Column(key="nino34_rmse", label="Nino3.4 RMSE K", digits=3, better="lower"),
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", digits=3, better="lower"),
         Column(key="mse", label="MSE 1e-4", scale=1e4, digits=3, better="lower"),
         Column(key="mae", label="MAE 1e-3", scale=1e3, digits=3, better="lower"),
     ),

@@ -57,7 +57,7 @@ class EnsoErsst(TropicalPacific):
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Returns skill and error of the index, and errors of the field in K."""
         return {
-            "nino34": {"convention": "correct", "t_out": self.t_out, "box": self.nino34_box},
+            "enso": {"convention": "correct", "t_out": self.t_out, "box": self.nino34_box},
             "mse": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
             "mae": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
         }

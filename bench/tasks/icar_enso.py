@@ -37,7 +37,7 @@ class IcarEnso(TropicalPacific):
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Returns the metrics of the paper's table, in the paper's convention; errors on its 0-1 scale."""
         return {
-            "nino34": {"convention": "upstream", "t_out": self.t_out},
+            "enso": {"convention": "upstream", "t_out": self.t_out},
             "mse": {"convention": "upstream", "scale": SST_RANGE, "t_out": self.t_out},
             "mae": {"convention": "upstream", "scale": SST_RANGE, "t_out": self.t_out},
         }
