@@ -92,6 +92,11 @@ class SevirSequences:
         """Returns the id of every event."""
         return tuple(event.id for event in self.events)
 
+    @property
+    def times(self) -> tuple[tuple[datetime, datetime], ...]:
+        """Returns the times of the first and the last frame of every event."""
+        return tuple(event.span for event in self.events)
+
     def __len__(self) -> int:
         """Returns the number of windows."""
         return len(self.events) * self.windows_per_event

@@ -7,7 +7,7 @@ their consequences: a duplicated id loses all its copies, and ids are sorted as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +34,14 @@ class Event:
     file_name: str
     file_index: int
     time: datetime
+    minutes: tuple[float, float] = (0.0, 0.0)
+    """First and last frame, from `time`; zero where the catalogue does not tell."""
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """Returns the times of the first and the last frame."""
+        first, last = self.minutes
+        return self.time + timedelta(minutes=first), self.time + timedelta(minutes=last)
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,22 @@ def select_events(
         rows = rows[rows["pct_missing"] == 0]
     rows = rows[rows["img_type"] == img_type]
     rows = rows[~rows["id"].duplicated(keep=False)]
-    records = zip(rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], strict=True)
-    events = [Event(str(i), str(name), int(index), time.to_pydatetime()) for i, name, index, time in records]
+    offsets = rows["minute_offsets"] if "minute_offsets" in rows.columns else [""] * len(rows)
+    records = zip(rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], offsets, strict=True)
+    events = [
+        Event(str(i), str(name), int(index), time.to_pydatetime(), _ends(offset))
+        for i, name, index, time, offset in records
+    ]
     return sorted(events, key=lambda event: event.id)
+
+
+def _ends(offsets: object) -> tuple[float, float]:
+    text = str(offsets)
+    try:
+        first, last = float(text.partition(":")[0]), float(text.rpartition(":")[2])
+    except ValueError:
+        return 0.0, 0.0
+    return (first, last) if first <= last else (0.0, 0.0)  # false for nan, an empty cell
 
 
 def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
