@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from bench.data.places import open_hdf5
+from bench.data.places import open_hdf5, reading
 from bench.errors import DataError, one_message
 
 COLUMNS = (
@@ -75,7 +75,7 @@ def read_catalogue(root: Path) -> pd.DataFrame:
             "or make one: earthbench data make sevir --out DIR"
         )
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
     except FileNotFoundError as error:
         expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"
@@ -188,12 +188,14 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
     Raises:
         DataError: missing, truncated, not HDF5, or not an `(N, H, W, T)` uint8 array under the sensor's name.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: file is missing")
-    size = path.stat().st_size
+    size = None
     try:
-        with open_hdf5(path) as file:
-            return header_of(path, file, img_type)
+        with reading(path):
+            if not path.is_file():
+                raise DataError(f"{path}: file is missing")
+            size = path.stat().st_size
+            with open_hdf5(path) as file:
+                return header_of(path, file, img_type)
     except OSError as error:  # what h5py raises for a truncated file and for one that is no HDF5 at all
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}") from error
 
