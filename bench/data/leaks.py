@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench.data.report import Report
 
-_SHOWN = 5
+_SHOWN, _KEPT = 5, 20
 
 
 class SplitEvents(NamedTuple):
@@ -46,8 +46,14 @@ class Leak:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """Returns the same as plain JSON types."""
-        return {"splits": list(self.splits), "ids": list(self.ids), "overlapping_in_time": list(self.overlapping)}
+        """Returns the same as plain JSON types: how many, and the first of them."""
+        return {
+            "splits": list(self.splits),
+            "id_count": len(self.ids),
+            "ids": list(self.ids[:_KEPT]),
+            "overlap_count": len(self.overlapping),
+            "overlapping_in_time": list(self.overlapping[:_KEPT]),
+        }
 
 
 def find_leaks(splits: Mapping[str, SplitEvents]) -> list[Leak]:

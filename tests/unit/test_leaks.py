@@ -68,8 +68,8 @@ def test_info_and_record_tell_of_ids_and_times_on_both_sides(tmp_path: Path, cap
     ]
     task = bench.load_task("sevir", _tree(tmp_path / "t", rows))
     expected = [
-        {"splits": ["train", "val"], "ids": [], "overlapping_in_time": ["S2"]},
-        {"splits": ["train", "test"], "ids": ["S1"], "overlapping_in_time": []},
+        {"splits": splits, "id_count": len(ids), "ids": ids, "overlap_count": len(late), "overlapping_in_time": late}
+        for splits, ids, late in ((["train", "val"], [], ["S2"]), (["train", "test"], ["S1"], []))
     ]
     assert task.dataset("train").identity()["leaks"] == expected
     assert task.dataset("test").identity()["leaks"] == expected[1:]
