@@ -14,6 +14,7 @@ from bench.tasks.tropical_pacific import SST_RANGE, TropicalPacific
 
 if TYPE_CHECKING:
     from bench.data.icar_enso import IcarEnsoWindows
+    from bench.data.leaks import SplitEvents
     from bench.data.report import Advance, Report
 
 
@@ -56,6 +57,17 @@ class IcarEnso(TropicalPacific):
             cmip6_rows=self.cmip6_rows,
             cmip5_rows=self.cmip5_rows,
         )
+
+    def events(self, split: Split) -> SplitEvents:
+        """Returns the records of a split, without reading them; none where there is one observed record."""
+        from bench.data.icar_enso import cmip_members, family_of, members_of_split
+        from bench.data.leaks import SplitEvents
+
+        assert self.data_root is not None
+        if family_of(self.data_root) == "SODA":
+            return SplitEvents(())
+        members = members_of_split(cmip_members(self.cmip6_rows, self.cmip5_rows), split)
+        return SplitEvents(tuple(member.id for member in members))
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
         """Returns what is under the data root and what is wrong with it."""
