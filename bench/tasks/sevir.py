@@ -47,6 +47,7 @@ class Sevir(Task):
     units: ClassVar[str] = "VIL code 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
     palette: ClassVar[Palette] = _PALETTE
+    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.storms:MakeStorms"}
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
 
@@ -168,6 +169,7 @@ class SevirLR(Sevir):
 
     name: ClassVar[str] = "sevir_lr"
     published_sequences: ClassVar[dict[str, int]] = {}
+    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.storms:MakeLowResolutionStorms"}
     nominal_size: ClassVar[int] = 128
     nominal_cadence: ClassVar[float] = 10.0
 

@@ -68,6 +68,9 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    data_verbs: ClassVar[dict[str, str]] = {}
+    """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
+    `convert:SOURCE` for data of the task SOURCE."""
     data_root: Path | None = None
 
     @field_validator("data_root")
