@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from bench import registry
 from bench.cli.flags import parse_flags
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }.items():
         sub = verbs.add_parser(name, help=summary, description=summary)
         sub.add_argument("task", help="task whose format the data has, e.g. sevir")
-        sub.add_argument("--root", required=True, type=Path, help="folder of the data set")
+        sub.add_argument("--root", required=True, help="folder of the data set, or an address such as s3://...")
         sub.add_argument("--format", choices=("text", "json"), default="text")
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
