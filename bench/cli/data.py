@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from bench import registry
 from bench.cli.flags import parse_flags
 from bench.errors import DataError, UsageError, one_message
 
+if TYPE_CHECKING:
+    from bench.data.verbs import DataVerb
+
+_WEIGHTS = "weights/"
 _WAYS = {
     "make": "make data of one's own in the task's format",
-    "fetch": "download the published data",
+    "fetch": "download published data or weights",
     "convert": "make the data of one task from those of another",
 }
 
@@ -95,9 +100,7 @@ def _do(way: str, words: list[str]) -> int:
     if value is None:
         print(names)
         return 0
-    from bench.data.verbs import load_verb
-
-    verb_class = load_verb(value)
+    verb_class = _load(value)
     try:
         verb = parse_flags(verb_class, flags, command=f"earthbench data {way} {names}", summary=verb_class.summary)
     except SystemExit as exit_:  # argparse has printed its help
@@ -123,6 +126,16 @@ def _do(way: str, words: list[str]) -> int:
     return 0
 
 
+def _load(value: str) -> type[DataVerb]:
+    if value.startswith(_WEIGHTS):
+        from bench.data.weights import fetch_verb
+
+        return fetch_verb(value.removeprefix(_WEIGHTS))
+    from bench.data.verbs import load_verb
+
+    return load_verb(value)
+
+
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise UsageError("that much is not started unasked: add --yes")
@@ -131,7 +144,7 @@ def _ask() -> None:
 
 
 def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
-    """Returns the names as the user says them, `module:Class` of the verb, and the words that are flags.
+    """Returns the names as the user says them, `module:Class` of the verb or `weights/NAME`, and the flags.
 
     Without names but with `--help`, the first is the help text and the second None.
     """
@@ -154,7 +167,10 @@ def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
 
 def _value(way: str, names: list[str]) -> str:
     key = f"convert:{names[0]}" if way == "convert" else way
-    task, verbs = names[-1], _verbs(names[-1])
+    task = names[-1]
+    if way == "fetch" and task.startswith(_WEIGHTS):
+        return task
+    verbs = _verbs(task)
     if key in verbs:
         return verbs[key]
     if way == "convert":
@@ -178,4 +194,6 @@ def _offers(way: str) -> str:
         except UsageError:  # a broken plugin harms only itself
             continue
         found += [f"{key.partition(':')[2]} {task}".strip() for key in keys if key == way or key.startswith(f"{way}:")]
+    if way == "fetch":
+        found += [_WEIGHTS + name for name in registry.names("weight")]
     return f"Known: {', '.join(found) or 'none'}."

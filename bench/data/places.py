@@ -88,4 +88,4 @@ class RemoteFile(AbstractBufferedFile):
         )  # fmt: skip
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return read_range(self.remote, start, end, self.patience)
+        return read_range(self.remote, start, min(end, self.size), self.patience)  # the last block is shorter

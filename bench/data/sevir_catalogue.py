@@ -140,12 +140,21 @@ def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
     return sorted(set(ids[ids.duplicated(keep=False)]))
 
 
-def cadence_minutes(catalogue: pd.DataFrame) -> float | None:
-    """Returns the most frequent step of `minute_offsets`, in minutes, or None where the column is absent or empty."""
+def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float | None:
+    """Returns the most frequent step of `minute_offsets`, in minutes, or None where the column is absent or empty.
+
+    Args:
+        catalogue: Rows as `read_catalogue` returns them.
+        frames: Frames per event of the files.  The authors' SEVIR-LR has the catalogue of SEVIR, unchanged: its 49
+            offsets are those of 25 frames, every second of which was kept.
+    """
     if "minute_offsets" not in catalogue.columns:
         return None
     for offsets in catalogue["minute_offsets"].dropna().head(50):
-        steps = np.diff([float(part) for part in str(offsets).split(":") if part])
+        minutes = [float(part) for part in str(offsets).split(":") if part]
+        if frames and frames > 1 and len(minutes) != frames and (len(minutes) - 1) % (frames - 1) == 0:
+            minutes = minutes[:: (len(minutes) - 1) // (frames - 1)]
+        steps = np.diff(minutes)
         if len(steps):
             values, counts = np.unique(steps, return_counts=True)
             return float(values[counts.argmax()])

@@ -68,7 +68,7 @@ def describe(
         },
         "frame_size": list(shapes[0][:2]) if shapes else None,
         "frames_per_event": frames,
-        "cadence_minutes": cadence_minutes(catalogue),
+        "cadence_minutes": cadence_minutes(catalogue, frames or None),
         "sequences_per_event": per_event,
         "splits": {},
     }

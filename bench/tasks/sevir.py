@@ -83,24 +83,27 @@ class Sevir(Task):
         """Returns `(T_out, H, W, 1)`."""
         return (self.t_out, *self.frame_size, 1)
 
-    @cached_property
+    @property
     def frame_size(self) -> tuple[int, int]:
         """Returns `(H, W)`: of the files where there are any, else the nominal size."""
-        from bench.data.sevir_catalogue import first_header, read_catalogue, select_events
+        return self._stored_form[:2]
 
-        if self.data_root is None:
-            return self.nominal_size, self.nominal_size
-        events = select_events(read_catalogue(self.data_root), admit_missing=self.admit_missing)
-        header = first_header(self.data_root, events)
-        return (header.height, header.width) if header else (self.nominal_size, self.nominal_size)
-
-    @cached_property
+    @property
     def cadence_minutes(self) -> float:
         """Returns the minutes between frames: of the catalogue where it tells, else the nominal ones."""
-        from bench.data.sevir_catalogue import cadence_minutes, read_catalogue
+        return self._stored_form[2]
 
-        found = cadence_minutes(read_catalogue(self.data_root)) if self.data_root is not None else None
-        return found or self.nominal_cadence
+    @cached_property
+    def _stored_form(self) -> tuple[int, int, float]:
+        from bench.data.sevir_catalogue import cadence_minutes, first_header, read_catalogue, select_events
+
+        nominal = self.nominal_size, self.nominal_size, self.nominal_cadence
+        if self.data_root is None:
+            return nominal
+        catalogue = read_catalogue(self.data_root)
+        header = first_header(self.data_root, select_events(catalogue, admit_missing=self.admit_missing))
+        cadence = cadence_minutes(catalogue, header.frames if header else None) or self.nominal_cadence
+        return (header.height, header.width, cadence) if header else (*nominal[:2], cadence)
 
     def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
         """Returns per split the dates that an event's centre is after, and up to and including."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import Faults, Server, serving
 
 from bench.data.download import download, together
 from bench.data.http import Patience, StoppedError, https, inspect, read_range
 from bench.errors import DataError, UsageError
-from servers import Faults, Server, serving
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 400_000, np.uint8).tobytes()
 QUICK = Patience(tries=3, wait_s=0.01, timeout_s=0.3)
@@ -159,7 +159,7 @@ def test_ranges_are_the_bytes_that_were_asked_for(server: Server, faults: Faults
 def test_a_range_of_something_else_is_refused(server: Server) -> None:
     remote = inspect(f"{server.url}/file.h5", QUICK)
     server.faults = Faults(ranges=False)
-    with pytest.raises(DataError, match="needs? a server that gives ranges"):
+    with pytest.raises(DataError, match="a server that gives ranges"):
         read_range(remote, 0, 10, QUICK)
     server.faults = Faults(etag='"another"')
     with pytest.raises(DataError, match="changed on the server"):
