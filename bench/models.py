@@ -59,7 +59,8 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
             own = [key for key in known if key not in ("input_shape", "target_shape")]
             lines = [f"{key}: {did_you_mean(key, own)}" for key in unknown]
             raise ConfigError(one_message(f"model {name!r} has no such hyperparameter:", lines))
-    preset: Mapping[str, Any] = getattr(model_class, "presets", {}).get(task.name, {})
+    presets: Mapping[str, Mapping[str, Any]] = getattr(model_class, "presets", {})
+    preset = presets.get(task.name, presets.get(task.presets_of or task.name, {}))
     chosen = {**preset, **hyperparameters}
     try:
         model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bench.data.area_means import box_weights
 from bench.errors import ContractError
 from bench.metrics.frames import check_pair
 from bench.scores.correlation import lead_weights, moments
@@ -21,6 +22,10 @@ from bench.scores.correlation import lead_weights, moments
 # 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
 _GRID = (24, 48, 1)
 _BOX = (slice(10, 13), slice(19, 30))
+_LATITUDES, _LONGITUDES = np.arange(-55, 61, 5)[_BOX[0]], np.arange(95, 331, 5)[_BOX[1]]
+Box = Literal["papers", "exact"]
+# The exact box ends in the middle of the outermost of the papers' cells, whose weights are what lies inside.
+_EXACT = box_weights(_LATITUDES, _LONGITUDES, (-5, 5), (190, 240))
 _MEAN_MONTHS = 3
 _UPSTREAM_EPS = 1e-6
 
@@ -49,6 +54,9 @@ class Nino34(Metric):
     Args:
         convention: `upstream` or `correct`.
         t_out: Months of a target, where known; else taken from the first update.
+        box: Of the forecast's index, and of the observed one where there are no labels.  `papers`: the plain mean of
+            the 3x11 cells centred within 5 S..5 N and 190..240 E, which reach 2.5 degrees further out and damp peaks.
+            `exact`: 5 S..5 N and 190..240 E themselves, each cell with the area that lies inside.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -64,14 +72,20 @@ class Nino34(Metric):
     label_difference: Tensor
 
     def __init__(
-        self, convention: Literal["upstream", "correct"] = "upstream", t_out: int | None = None, **kwargs: Any
+        self,
+        convention: Literal["upstream", "correct"] = "upstream",
+        t_out: int | None = None,
+        box: Box = "papers",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if convention not in ("upstream", "correct"):
             raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
         if t_out is not None and t_out < _MEAN_MONTHS:
             raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, the index is a mean of so many")
-        self.convention, self.t_out = convention, t_out
+        if box not in ("papers", "exact"):
+            raise ValueError(f"box {box!r}; expected 'papers' or 'exact'")
+        self.convention, self.t_out, self.box = convention, t_out, box
         # a correlation is no sum over batches: the K indices of every window are kept, some 100 bytes of each
         self.add_state("forecast_index", [], dist_reduce_fx="cat")
         self.add_state("observed_index", [], dist_reduce_fx="cat")
@@ -98,7 +112,7 @@ class Nino34(Metric):
             raise ContractError(f"nino34 takes (B, T >= {_MEAN_MONTHS}, 24, 48, 1), found {tuple(forecast.shape)}")
         if self.t_out is not None and months != self.t_out:
             raise ContractError(f"nino34 counts {self.t_out} months, this batch has {months}")
-        predicted, observed = nino34_index(forecast), nino34_index(target.to(forecast.device))
+        predicted, observed = (nino34_index(side, self.box) for side in (forecast, target.to(forecast.device)))
         if labels is not None:
             if labels.shape != observed.shape:
                 raise ContractError(f"labels have shape {tuple(labels.shape)}; expected (B, T-2) {observed.shape}")
@@ -146,10 +160,14 @@ class Nino34(Metric):
         return found
 
 
-def nino34_index(sst: Tensor) -> Tensor:
+def nino34_index(sst: Tensor, box: Box = "papers") -> Tensor:
     """Returns the three-month mean Nino3.4 index `(B,T-2)`, float64, of sea-surface temperature `(B,T,24,48,1)`."""
-    box = sst[:, :, _BOX[0], _BOX[1]].detach().double().mean((2, 3, 4))
-    return box.unfold(1, _MEAN_MONTHS, 1).mean(-1)
+    inside = sst[:, :, _BOX[0], _BOX[1], 0].detach().double()
+    if box == "papers":
+        monthly = inside.mean((2, 3))
+    else:
+        monthly = (inside * torch.from_numpy(_EXACT).to(inside.device)).sum((2, 3))
+    return monthly.unfold(1, _MEAN_MONTHS, 1).mean(-1)
 
 
 def index_scores(

@@ -73,6 +73,8 @@ class Task(BaseModel, ABC):
     `convert:SOURCE` for data of the task SOURCE."""
     reads_addresses: ClassVar[bool] = False
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
+    presets_of: ClassVar[str | None] = None
+    """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
