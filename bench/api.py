@@ -38,6 +38,7 @@ class Model(Protocol):
 
     Optional members, used where they exist:
         `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
+        `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.

@@ -90,9 +90,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
+def is_fitted(model: nn.Module) -> bool:
+    """Returns whether a model learns by `fit(batches)`, in closed form, instead of by gradients."""
+    return callable(getattr(model, "fit", None))
+
+
 def has_weights(model: nn.Module) -> bool:
-    """Returns whether there is anything to train."""
-    return any(parameter.requires_grad for parameter in model.parameters())
+    """Returns whether there is anything to train, by gradients or by `fit`."""
+    return is_fitted(model) or any(parameter.requires_grad for parameter in model.parameters())
 
 
 def load_weights(model: nn.Module, path: str | Path) -> str:

@@ -70,20 +70,33 @@ def simulate(
     x, v = (np.array(part, np.float64) for part in (corners, velocities))
     low = MARGIN - np.asarray(sizes, np.float64) / 2
     high = low + (CANVAS - 2 * MARGIN)
-    m = np.broadcast_to(np.asarray(masses, np.float64), x.shape[:2])[:, None, :, None]
     kept_x, kept_v = (np.empty((len(x), frames, *x.shape[1:])) for _ in range(2))
     for frame in range(frames):
         kept_x[:, frame], kept_v[:, frame] = x, v
         for _ in range(SUB_STEPS if frame < frames - 1 else 0):
-            gap = x[:, None, :, :] - x[:, :, None, :]  # [i, j]: from digit i to digit j
-            distance = (gap**2).sum(-1, keepdims=True) + softening**2
-            v += gravity * (m * gap * distance ** (-(exponent + 1) / 2)).sum(2)
+            v += acceleration(x, gravity=gravity, softening=softening, exponent=exponent, masses=masses)
             np.clip(v, -MAX_SPEED, MAX_SPEED, out=v)
             x += v
             beyond = (x < low) | (x > high)
             np.clip(x, low, high, out=x)
             v[beyond] *= -1
     return Motion(kept_x, kept_v)
+
+
+def acceleration(
+    corners: np.ndarray,
+    *,
+    gravity: float = GRAVITY,
+    softening: float = SOFTENING,
+    exponent: int = EXPONENT,
+    masses: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """Returns the acceleration of each digit by the others, `(...,D,2)`, for top-left corners `(...,D,2)`."""
+    m = np.broadcast_to(np.asarray(masses, np.float64), corners.shape[:-1])[..., None, :, None]
+    gap = corners[..., None, :, :] - corners[..., :, None, :]  # [i, j]: from digit i to digit j
+    distance = (gap**2).sum(-1, keepdims=True) + softening**2
+    pulls: np.ndarray = gravity * (m * gap * distance ** (-(exponent + 1) / 2)).sum(-2)
+    return pulls
 
 
 def energy(

@@ -1,0 +1,106 @@
+"""Where known digits are in frames: the place that explains a frame best, from frame to frame."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALF = 2
+"""Frames have half the height and width of the canvas that corners are given on."""
+_EDGE = 2
+"""Pixels around a template, for what interpolation spreads."""
+_REACH = 7
+"""Pixels of a frame that a digit may be from where it was: 5 at full speed, and what attraction adds."""
+_SWEEPS = 3
+# A frame without a digit has no best place: it then stays where it was, rather than anywhere.
+_INERTIA = 1e-3
+
+
+def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
+    """Returns the top-left corners of digits in each frame, `(B,T,D,2)` float64, (x, y) in pixels of the canvas.
+
+    In each frame a digit is looked for around its place in the frame before: the place of least squared error, refined
+    by a parabola.  Pixels that the other digits cover at their places count the less for it; the digits take turns.
+
+    Args:
+        frames: `(B,T,H,W)`, 0..255.
+        crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255, in pixels of the canvas.
+        corners: Where they are right before the first frame, `(B,D,2)`.
+    """
+    frames, crops = frames.float() / 255, crops.float() / 255
+    spread = F.pad(crops, (_HALF * _EDGE,) * 4)
+    templates = F.interpolate(spread, scale_factor=1 / _HALF, mode="bicubic", align_corners=False).clamp(0, 1)
+    places = corners.double() / _HALF - _EDGE
+    found = []
+    for frame in frames.unbind(1):
+        places = _locate(frame, templates, places)
+        found.append((places + _EDGE) * _HALF)
+    return torch.stack(found, 1)
+
+
+def _locate(frame: Tensor, templates: Tensor, before: Tensor) -> Tensor:
+    """Returns the places `(B,D,2)` of templates `(B,D,h,w)` in a frame `(B,H,W)`, each near where it was."""
+    places = before.clone()
+    for sweep in range(_SWEEPS):
+        for digit in range(templates.shape[1]):
+            covered = torch.zeros_like(frame)
+            if sweep:
+                others = [other for other in range(templates.shape[1]) if other != digit]
+                drawn = [_drawn(templates[:, other], places[:, other], frame.shape[-2:]) for other in others]
+                covered = torch.stack(drawn).amax(0).clamp(0, 1)
+            places[:, digit] = _best_place(frame, 1 - covered, templates[:, digit], before[:, digit])
+    return places
+
+
+def _best_place(frame: Tensor, weight: Tensor, template: Tensor, before: Tensor) -> Tensor:
+    """Returns the place `(B,2)` of least weighted squared error within reach of `before`."""
+    height, width = template.shape[-2:]
+    start = before.round().long() - _REACH
+    windows = [
+        _window(image, start, height + 2 * _REACH, width + 2 * _REACH) for image in (weight * frame, weight)
+    ]  # outside the frame nothing is known, and nothing counts
+    # sum w (f - t)^2 over the frame, without the part that no place changes: two correlations
+    error = _correlate(windows[1], template**2) - 2 * _correlate(windows[0], template)
+    steps = torch.arange(-_REACH, _REACH + 1, device=error.device, dtype=error.dtype) / _REACH
+    size = (template**2).sum((1, 2))[:, None, None]
+    error = error + _INERTIA * size * (steps[:, None] ** 2 + steps[None, :] ** 2)
+    side = 2 * _REACH + 1
+    best = error.flatten(1).argmin(1)
+    row, column = best // side, best % side
+    sample = torch.arange(len(best), device=best.device)
+    shift_y = _vertex(*(error[sample, (row + k).clamp(0, side - 1), column] for k in (-1, 0, 1)))
+    shift_x = _vertex(*(error[sample, row, (column + k).clamp(0, side - 1)] for k in (-1, 0, 1)))
+    return start + torch.stack([column + shift_x, row + shift_y], -1).double()
+
+
+def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
+    """Returns where the parabola through three neighbours is least, from the middle, at most half a step away."""
+    bend = low - 2 * middle + high
+    shift = 0.5 * (low - high) / bend
+    return torch.where((bend > 0) & (shift.abs() <= 0.5), shift, torch.zeros_like(shift))
+
+
+def _window(image: Tensor, start: Tensor, height: int, width: int) -> Tensor:
+    """Returns a part `(B,height,width)` of each image `(B,H,W)` from `start` (x, y), 0 where it reaches beyond."""
+    x = start[:, 0, None] + torch.arange(width, device=image.device)
+    y = start[:, 1, None] + torch.arange(height, device=image.device)
+    inside = ((y >= 0) & (y < image.shape[1]))[:, :, None] & ((x >= 0) & (x < image.shape[2]))[:, None, :]
+    sample = torch.arange(len(image), device=image.device)[:, None, None]
+    part = image[sample, y.clamp(0, image.shape[1] - 1)[:, :, None], x.clamp(0, image.shape[2] - 1)[:, None, :]]
+    return part * inside
+
+
+def _correlate(images: Tensor, kernels: Tensor) -> Tensor:
+    """Returns the correlation of each image `(B,H,W)` with its own kernel `(B,h,w)`."""
+    return F.conv2d(images[None], kernels[:, None], groups=len(images))[0]
+
+
+def _drawn(template: Tensor, place: Tensor, size: torch.Size) -> Tensor:
+    """Returns frames `(B,H,W)` with each template at a real-valued place `(B,2)` (x, y), bilinear, 0 elsewhere."""
+    height, width = template.shape[-2:]
+    y = torch.arange(size[0], device=template.device)[None, :, None] - place[:, 1, None, None].to(template)
+    x = torch.arange(size[1], device=template.device)[None, None, :] - place[:, 0, None, None].to(template)
+    # grid_sample counts the template from edge to edge as -1..1
+    grid = torch.stack(torch.broadcast_tensors((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1)
+    return F.grid_sample(template[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
