@@ -21,7 +21,8 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
     """Returns the top-left corners of digits in each frame, `(B,T,D,2)` float64, (x, y) in pixels of the canvas.
 
     In each frame a digit is looked for around its place in the frame before: the place of least squared error, refined
-    by a parabola.  Pixels that the other digits cover at their places count the less for it; the digits take turns.
+    by a parabola.  Pixels that the other digits cover at their places tell nothing, and cost what pixels of this digit
+    cost elsewhere: where it cannot be seen at all, it is no better hidden.  The digits take turns.
 
     Args:
         frames: `(B,T,H,W)`, 0..255.
@@ -46,6 +47,7 @@ def _locate(frame: Tensor, templates: Tensor, before: Tensor) -> Tensor:
     starts = before.round().long() - _REACH
     # outside the frame nothing is known, and nothing counts
     windows = [_window(frame, start, height, width) for start in starts.unbind(1)]
+    misfits = [torch.ones(len(frame), device=frame.device)] * len(windows)
     for sweep in range(_SWEEPS):
         for digit, (image, known) in enumerate(windows):
             start, weight = starts[:, digit], known
@@ -53,14 +55,23 @@ def _locate(frame: Tensor, templates: Tensor, before: Tensor) -> Tensor:
                 others = [other for other in range(len(windows)) if other != digit]
                 seen = [_drawn(templates[:, other], places[:, other] - start, image.shape[1:]) for other in others]
                 weight = known * (1 - torch.stack(seen).amax(0).clamp(0, 1))
-            places[:, digit] = start + _best_place(image, weight, templates[:, digit])
+            place, misfits[digit] = _best_place(image, weight, templates[:, digit], misfits[digit])
+            places[:, digit] = start + place
     return places
 
 
-def _best_place(image: Tensor, weight: Tensor, template: Tensor) -> Tensor:
-    """Returns the place `(B,2)` of least weighted squared error of a template `(B,h,w)` within a window `(B,H,W)`."""
+def _best_place(image: Tensor, weight: Tensor, template: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the place `(B,2)` of least squared error of a template `(B,h,w)` in a window `(B,H,W)`, and its misfit.
+
+    Args:
+        image: The window.
+        weight: 0 where a pixel tells nothing.
+        template: The digit.
+        misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(B,)`.
+    """
     # sum w (f - t)^2 over the window, without the part that no place changes: two correlations
-    error = _correlate(weight, template**2) - 2 * _correlate(weight * image, template)
+    unseen = misfit[:, None, None] * (1 - weight)
+    error = _correlate(weight + unseen, template**2) - 2 * _correlate(weight * image, template)
     steps = torch.arange(-_REACH, _REACH + 1, device=error.device, dtype=error.dtype) / _REACH
     size = (template**2).sum((1, 2))[:, None, None]
     error = error + _INERTIA * size * (steps[:, None] ** 2 + steps[None, :] ** 2)
@@ -70,7 +81,10 @@ def _best_place(image: Tensor, weight: Tensor, template: Tensor) -> Tensor:
     sample = torch.arange(len(best), device=best.device)
     shift_y = _vertex(*(error[sample, (row + k).clamp(0, side - 1), column] for k in (-1, 0, 1)))
     shift_x = _vertex(*(error[sample, row, (column + k).clamp(0, side - 1)] for k in (-1, 0, 1)))
-    return torch.stack([column + shift_x, row + shift_y], -1).double()
+    place = torch.stack([column + shift_x, row + shift_y], -1).double()
+    # t^2 - 2 f t is -t^2 where f = t, and t^2 where there is nothing
+    found = error[sample, row, column] / size[:, 0, 0].clamp(min=1e-9)
+    return place, ((found + 1) / 2).clamp(0, 1)
 
 
 def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
