@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from bench.errors import ConfigError, DataError
 
 SIZE = 28
 """Height and width of a digit's image in pixels, as in MNIST."""
+MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz"
+"""LeCun, Cortes and Burges' training images, at PyTorch's mirror."""
 _IDX_IMAGES = 0x00000803
 """Magic number of an IDX file of bytes with three axes."""
 _GZIP = b"\x1f\x8b"
@@ -24,21 +27,22 @@ def load_digits(source: str | Path) -> np.ndarray:
     """Returns images `(N,28,28)`, uint8, white on black.
 
     Args:
-        source: `sklearn` for the 1,797 images that come with scikit-learn, enlarged; else an IDX file of images such as
+        source: `sklearn` for the 1,797 images that come with scikit-learn, enlarged; `mnist` for the 60,000 training
+            images of MNIST, downloaded once into a cache folder; else an IDX file of images such as
             `t10k-images-idx3-ubyte.gz`, or a folder with one or more of them.
 
     Raises:
         ConfigError: scikit-learn is not installed.
-        DataError: no such file, or not an IDX file of 28x28 images.
+        DataError: no such file, not an IDX file of 28x28 images, or the download failed.
     """
     if str(source) == "sklearn":
         return _sklearn_digits()
-    path = Path(source).expanduser()
+    path = _downloaded() if str(source) == "mnist" else Path(source).expanduser()
     files = sorted(path.glob("*images-idx3-ubyte*")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise DataError(
-            f"digits {str(source)!r}: expected 'sklearn', an IDX file of images such as train-images-idx3-ubyte.gz, or "
-            "a folder with one; found no such file"
+            f"digits {str(source)!r}: expected 'sklearn', 'mnist', an IDX file of images such as "
+            "train-images-idx3-ubyte.gz, or a folder with one; found no such file"
         )
     return np.concatenate([_read_idx(file) for file in files])
 
@@ -61,7 +65,7 @@ def _sklearn_digits() -> np.ndarray:
         from sklearn import datasets
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "digits 'sklearn' need scikit-learn: pip install 'earthbench[digits]', or give an IDX file of MNIST's images"
+            "digits 'sklearn' need scikit-learn: pip install 'earthbench[digits]'. Or give 'mnist', or an IDX file"
         ) from error
     from scipy.ndimage import zoom
 
@@ -71,12 +75,20 @@ def _sklearn_digits() -> np.ndarray:
     return np.pad(codes, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN)))
 
 
+def _downloaded() -> Path:
+    import platformdirs
+
+    from bench.data.weights import fetch_weights
+
+    return fetch_weights(MNIST, Path(platformdirs.user_cache_dir("earthbench")) / "digits").path
+
+
 def _read_idx(path: Path) -> np.ndarray:
     try:
         content = path.read_bytes()
         if content[:2] == _GZIP:
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable: {error}") from error
     header = struct.unpack(">4I", content[:16]) if len(content) >= 16 else (0, 0, 0, 0)
     magic, count, height, width = header

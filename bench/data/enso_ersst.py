@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bench.data.ersst import Anomalies, Box, cropped, read_anomalies
 from bench.data.icar_enso import FRAME_SIZE
+from bench.data.manifest import check_manifest
 from bench.data.origin import origin
-from bench.data.report import Report
+from bench.data.report import Advance, Report
 
 INDEX_MONTHS = 3
 """A label is the mean of the index over so many months, as in ICAR-ENSO."""
@@ -123,13 +124,17 @@ def _anomalies(root: Path, base_from: int, base_to: int, files: tuple[tuple[str,
     return read_anomalies(root, base_from, base_to)
 
 
-def describe(root: Path, base: tuple[int, int], report: Report) -> Report:
+def describe(
+    root: Path, base: tuple[int, int], report: Report, *, read_everything: bool, advance: Advance | None
+) -> Report:
     """Returns a report of the splits with what is known of the record, whose events are months.
 
     Args:
         root: Folder with the record's NetCDF files.
         base: First and last year of the base period.
         report: Of the splits, whose lines are written anew.
+        read_everything: Also hold the bytes against the manifest of the download, where there is one.
+        advance: Called with `(done, total)` after each file.
 
     Raises:
         DataError: the files are missing or not readable.
@@ -146,4 +151,6 @@ def describe(root: Path, base: tuple[int, int], report: Report) -> Report:
         report.lines.append(f"  {split:<5} {count['events']:>7} months {count['sequences']:>7} sequences")
         if not count["sequences"]:
             report.remarks.append(f"split {split} has no window: set task.val_from and task.test_from (record {last})")
+    if read_everything:
+        check_manifest(root, report, advance)
     return report

@@ -107,7 +107,7 @@ def read_record(root: Path) -> Record:
     Raises:
         DataError: lists what is wrong with the files.
     """
-    parts = [part for path in sorted(root.glob("*.nc")) if (part := _read(path)) is not None]
+    parts = [part for path in sorted(root.glob("*.nc")) if (part := read_file(path)) is not None]
     if not parts:
         found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         raise DataError(
@@ -137,8 +137,12 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and np.allclose(one, other)
 
 
-def _read(path: Path) -> Record | None:
-    """Returns a file's record; None where it has none (ICAR-ENSO's own files have rows of years, not a time)."""
+def read_file(path: Path) -> Record | None:
+    """Returns a file's record; None where it has none (ICAR-ENSO's own files have rows of years, not a time).
+
+    Raises:
+        DataError: it cannot be read, or its axes do not fit together.
+    """
     with open_netcdf(path) as variables:
         name = next((name for name in _NAMES if name in variables), None)
         if name is None or any(axis not in variables for axis in ("time", "lat", "lon")):
@@ -175,7 +179,8 @@ def _months(path: Path, variable: Any) -> np.ndarray:
     match = _UNITS.match(units)
     if not match or calendar not in _CALENDARS:
         raise DataError(
-            f"{path}: time: expected 'days since YEAR-MONTH-DAY' of the Gregorian calendar, found {units!r}, {calendar!r}"
+            f"{path}: time: expected 'days since YEAR-MONTH-DAY' of the Gregorian calendar, found {units!r}, "
+            f"{calendar!r}"
         )
     unit, year, month, day = match.group(1), *(int(part) for part in match.groups()[1:])
     start = np.datetime64(f"{year:04d}-{month:02d}-{day:02d}", "h")

@@ -35,9 +35,10 @@ class Events:
 def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """Returns the events of the first sequences of a data set.
 
-    Sequences lie event by event, as many of each.  A data set of one long record has no events: its windows overlap,
-    so blocks of `window` consecutive windows are resampled in their place (a block bootstrap, Kunsch 1989, Ann.
-    Statist. 17, 1217-1241).  Where the numbers of events and sequences tell neither, each sequence is its own event.
+    Sequences lie event by event, as many of each.  A data set of one long record (one id, or more ids than windows:
+    its months) has no events: its windows overlap, so blocks of `window` consecutive windows are resampled in their
+    place (a block bootstrap, Kunsch 1989, Ann. Statist. 17, 1217-1241).  Where the numbers of events and sequences tell
+    neither, each sequence is its own event.
 
     Args:
         data: The data set.
@@ -46,6 +47,8 @@ def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """
     count = len(data)
     ids = tuple(data.ids)
+    if len(ids) > count:  # the months of one record: their windows overlap
+        ids = (f"{ids[0]}..{ids[-1]}",)
     if len(ids) > 1 and count % len(ids) == 0:
         of_sequence = np.arange(used) // (count // len(ids))
         return Events("event", ids[: int(of_sequence[-1]) + 1], of_sequence)

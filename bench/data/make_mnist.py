@@ -31,7 +31,7 @@ class MakeDigits(DataVerb):
     kind: ClassVar[str]
 
     out: Folder = Field(description="folder to make; must hold no data set yet")
-    digits: str = Field("sklearn", description="'sklearn', an IDX file of images (MNIST's), or a folder with one")
+    digits: str = Field("sklearn", description="'sklearn', 'mnist' (download), an IDX file, or a folder with one")
     train: int = Field(20_000, ge=1, description="training sequences")
     val: int = Field(1_000, ge=1, description="validation sequences")
     test: int = Field(1_000, ge=1, description="test sequences")
@@ -51,7 +51,7 @@ class MakeDigits(DataVerb):
             "origin": self.kind,
             "generator_version": GENERATOR_VERSION,
             "sequences": counts,
-            "digits": "sklearn" if self.digits == "sklearn" else Path(self.digits).name,
+            "digits": Path(self.digits).name,
             "digits_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
             "seed": self.seed,
         }
@@ -100,9 +100,7 @@ class MakeNBody(MakeDigits):
     def _finish(self, images: np.ndarray) -> None:
         none, labels = np.empty((0, SIZE, SIZE), np.uint8), np.empty(0, np.int64)
         # Labels are part of the format and of no use here; -1 says that they are not known.
-        write_arrays(
-            self.out / DIGITS_FILE, X=images, Y=np.full(len(images), -1, np.int64), X_test=none, Y_test=labels
-        )
+        write_arrays(self.out / DIGITS_FILE, X=images, Y=np.full(len(images), -1, np.int64), X_test=none, Y_test=labels)
 
 
 class MakeMoving(MakeDigits):

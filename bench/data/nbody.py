@@ -6,6 +6,7 @@ Source: Gao et al. 2022, Earthformer; its generator's settings are the constants
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,11 @@ def energy(
     Raises:
         ValueError: another exponent.
     """
-    potentials = {0: np.sqrt, 1: lambda s: np.log(s) / 2, 2: lambda s: -1 / np.sqrt(s)}
+    potentials: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        0: np.sqrt,
+        1: lambda s: np.log(s) / 2,
+        2: lambda s: -1 / np.sqrt(s),
+    }
     if exponent not in potentials:
         raise ValueError(f"exponent {exponent!r}; expected 0, 1 or 2")
     m = np.broadcast_to(np.asarray(masses, np.float64), corners.shape[:-1])

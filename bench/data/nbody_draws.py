@@ -87,7 +87,7 @@ def write_draws(draws: Draws, path: Path) -> None:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an npz file, whole or not at all."""
     with replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_draws(path: Path) -> Draws:

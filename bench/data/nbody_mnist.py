@@ -68,9 +68,7 @@ class NBodySequences:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Returns a name for each sequence that is its draws': the same sequence in two splits has one name."""
-        rows = [
-            np.ascontiguousarray(getattr(self.draws, key)).reshape(len(self), -1) for key in Draws.__annotations__
-        ]
+        rows = [np.ascontiguousarray(getattr(self.draws, key)).reshape(len(self), -1) for key in Draws.__annotations__]
         return tuple(
             hashlib.sha256(b"".join(row[number].tobytes() for row in rows)).hexdigest()[:16]
             for number in range(len(self))

@@ -12,7 +12,7 @@ _EDGE = 2
 """Pixels around a template, for what interpolation spreads."""
 _REACH = 7
 """Pixels of a frame that a digit may be from where it was: 5 at full speed, and what attraction adds."""
-_SWEEPS = 3
+_SWEEPS = 2
 # A frame without a digit has no best place: it then stays where it was, rather than anywhere.
 _INERTIA = 1e-3
 
@@ -21,7 +21,8 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
     """Returns the top-left corners of digits in each frame, `(B,T,D,2)` float64, (x, y) in pixels of the canvas.
 
     In each frame a digit is looked for around its place in the frame before: the place of least squared error, refined
-    by a parabola.  Pixels that the other digits cover at their places count the less for it; the digits take turns.
+    by a parabola.  Pixels that the other digits cover at their places tell nothing, and cost what pixels of this digit
+    cost elsewhere: where it cannot be seen at all, it is no better hidden.  The digits take turns.
 
     Args:
         frames: `(B,T,H,W)`, 0..255.
@@ -42,26 +43,35 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
 def _locate(frame: Tensor, templates: Tensor, before: Tensor) -> Tensor:
     """Returns the places `(B,D,2)` of templates `(B,D,h,w)` in a frame `(B,H,W)`, each near where it was."""
     places = before.clone()
+    height, width = (size + 2 * _REACH for size in templates.shape[-2:])
+    starts = before.round().long() - _REACH
+    # outside the frame nothing is known, and nothing counts
+    windows = [_window(frame, start, height, width) for start in starts.unbind(1)]
+    misfits = [torch.ones(len(frame), device=frame.device)] * len(windows)
     for sweep in range(_SWEEPS):
-        for digit in range(templates.shape[1]):
-            covered = torch.zeros_like(frame)
+        for digit, (image, known) in enumerate(windows):
+            start, weight = starts[:, digit], known
             if sweep:
-                others = [other for other in range(templates.shape[1]) if other != digit]
-                drawn = [_drawn(templates[:, other], places[:, other], frame.shape[-2:]) for other in others]
-                covered = torch.stack(drawn).amax(0).clamp(0, 1)
-            places[:, digit] = _best_place(frame, 1 - covered, templates[:, digit], before[:, digit])
+                others = [other for other in range(len(windows)) if other != digit]
+                seen = [_drawn(templates[:, other], places[:, other] - start, image.shape[1:]) for other in others]
+                weight = known * (1 - torch.stack(seen).amax(0).clamp(0, 1))
+            place, misfits[digit] = _best_place(image, weight, templates[:, digit], misfits[digit])
+            places[:, digit] = start + place
     return places
 
 
-def _best_place(frame: Tensor, weight: Tensor, template: Tensor, before: Tensor) -> Tensor:
-    """Returns the place `(B,2)` of least weighted squared error within reach of `before`."""
-    height, width = template.shape[-2:]
-    start = before.round().long() - _REACH
-    windows = [
-        _window(image, start, height + 2 * _REACH, width + 2 * _REACH) for image in (weight * frame, weight)
-    ]  # outside the frame nothing is known, and nothing counts
-    # sum w (f - t)^2 over the frame, without the part that no place changes: two correlations
-    error = _correlate(windows[1], template**2) - 2 * _correlate(windows[0], template)
+def _best_place(image: Tensor, weight: Tensor, template: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the place `(B,2)` of least squared error of a template `(B,h,w)` in a window `(B,H,W)`, and its misfit.
+
+    Args:
+        image: The window.
+        weight: 0 where a pixel tells nothing.
+        template: The digit.
+        misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(B,)`.
+    """
+    # sum w (f - t)^2 over the window, without the part that no place changes: two correlations
+    unseen = misfit[:, None, None] * (1 - weight)
+    error = _correlate(weight + unseen, template**2) - 2 * _correlate(weight * image, template)
     steps = torch.arange(-_REACH, _REACH + 1, device=error.device, dtype=error.dtype) / _REACH
     size = (template**2).sum((1, 2))[:, None, None]
     error = error + _INERTIA * size * (steps[:, None] ** 2 + steps[None, :] ** 2)
@@ -71,7 +81,10 @@ def _best_place(frame: Tensor, weight: Tensor, template: Tensor, before: Tensor)
     sample = torch.arange(len(best), device=best.device)
     shift_y = _vertex(*(error[sample, (row + k).clamp(0, side - 1), column] for k in (-1, 0, 1)))
     shift_x = _vertex(*(error[sample, row, (column + k).clamp(0, side - 1)] for k in (-1, 0, 1)))
-    return start + torch.stack([column + shift_x, row + shift_y], -1).double()
+    place = torch.stack([column + shift_x, row + shift_y], -1).double()
+    # t^2 - 2 f t is -t^2 where f = t, and t^2 where there is nothing
+    found = error[sample, row, column] / size[:, 0, 0].clamp(min=1e-9)
+    return place, ((found + 1) / 2).clamp(0, 1)
 
 
 def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
@@ -81,14 +94,14 @@ def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
     return torch.where((bend > 0) & (shift.abs() <= 0.5), shift, torch.zeros_like(shift))
 
 
-def _window(image: Tensor, start: Tensor, height: int, width: int) -> Tensor:
-    """Returns a part `(B,height,width)` of each image `(B,H,W)` from `start` (x, y), 0 where it reaches beyond."""
+def _window(image: Tensor, start: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Returns a part `(B,height,width)` of each image `(B,H,W)` from `start` (x, y), and 1 where it lies inside."""
     x = start[:, 0, None] + torch.arange(width, device=image.device)
     y = start[:, 1, None] + torch.arange(height, device=image.device)
     inside = ((y >= 0) & (y < image.shape[1]))[:, :, None] & ((x >= 0) & (x < image.shape[2]))[:, None, :]
     sample = torch.arange(len(image), device=image.device)[:, None, None]
     part = image[sample, y.clamp(0, image.shape[1] - 1)[:, :, None], x.clamp(0, image.shape[2] - 1)[:, None, :]]
-    return part * inside
+    return part * inside, inside.to(image)
 
 
 def _correlate(images: Tensor, kernels: Tensor) -> Tensor:

@@ -93,4 +93,10 @@ class EnsoErsst(TropicalPacific):
         from bench.data.enso_ersst import describe
 
         assert self.data_root is not None
-        return describe(self.data_root, (self.base_from, self.base_to), super().describe_data())
+        return describe(
+            self.data_root,
+            (self.base_from, self.base_to),
+            super().describe_data(),
+            read_everything=read_everything,
+            advance=advance,
+        )

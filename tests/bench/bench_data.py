@@ -47,8 +47,7 @@ def plain_sequence(
             pairs = ((0, 1), (0, 2), (1, 2))
             energies.append(
                 kinetic
-                + nbody.GRAVITY
-                * sum(math.sqrt(math.dist(x[i], x[j]) ** 2 + nbody.SOFTENING**2) for i, j in pairs)
+                + nbody.GRAVITY * sum(math.sqrt(math.dist(x[i], x[j]) ** 2 + nbody.SOFTENING**2) for i, j in pairs)
             )
         pulls = []
         for i in range(nbody.DIGITS):
