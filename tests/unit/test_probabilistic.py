@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -71,6 +71,7 @@ def test_crps_agrees_with_properscoring() -> None:
     assert _metric(x, y).compute()["crps"] == pytest.approx(theirs, rel=1e-12)
 
 
+@settings(max_examples=8)
 @given(
     x=hnp.arrays(np.float32, (1, 2, 4, 3, 1), elements=codes), y=hnp.arrays(np.float32, (1, 2, 4, 3, 1), elements=codes)
 )
@@ -84,6 +85,7 @@ def test_one_member_or_equal_members_have_the_mean_absolute_error(x: np.ndarray,
     assert found["crps_fair"] == pytest.approx(found["crps"], rel=1e-12) and found["spread"] == 0
 
 
+@settings(max_examples=6)
 @given(seed=st.integers(0, 99), order=st.permutations(range(5)))
 def test_the_order_of_members_and_batches_do_not_matter(seed: int, order: list[int]) -> None:
     x, y = _ensemble(5, seed)

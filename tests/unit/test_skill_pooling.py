@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,6 +54,7 @@ def _pooled_counts(forecast: np.ndarray, target: np.ndarray, pool: int, *, corre
 
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
+@settings(max_examples=8)
 @given(forecast=fields, target=fields)
 def test_pooled_scores_equal_brute_force(convention: str, forecast: np.ndarray, target: np.ndarray) -> None:
     for pool in (2, 4):
@@ -65,6 +66,7 @@ def test_pooled_scores_equal_brute_force(convention: str, forecast: np.ndarray, 
         _same(plain, expected)
 
 
+@settings(max_examples=5)
 @given(forecast=fields, target=fields, order=st.permutations([1, 2, 4, 3]))
 def test_several_pools_at_once_are_each_alone(forecast: np.ndarray, target: np.ndarray, order: list[int]) -> None:
     together = _found(forecast, target, pool=order, convention="correct")
@@ -114,6 +116,7 @@ def test_fss_equals_brute_force() -> None:
         assert found[f"fss_m_window{window}"] == found[f"fss_74_window{window}"]
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_fss_at_full_window_is_that_of_the_frequencies(data: st.DataObject) -> None:
     flags = hnp.arrays(np.bool_, (1, 1, 5, 6, 1))
