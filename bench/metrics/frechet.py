@@ -43,7 +43,7 @@ class Frechet(Metric):
     deviations over frames of the log power spectrum in 8 radial bands and of the logarithm of the share of pixels at
     or above six levels; and mean, standard deviation and largest value of the change from frame to frame.
 
-    Each member of an ensemble is a clip of its own; the observed clips enter once.  Only targets are seen, not contexts.
+    Each member of an ensemble is a clip of its own; the observed clips enter once.  Contexts are not seen.
 
     Args:
         features: `storm` or `i3d`.

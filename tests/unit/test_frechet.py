@@ -22,7 +22,7 @@ def _clips(count: int, seed: int, top: float = 255.0) -> torch.Tensor:
 def test_the_distance_of_gaussians() -> None:
     mean, cov = np.array([1.0, 2.0]), np.diag([4.0, 9.0])
     assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12)
-    assert frechet_distance(mean, cov, mean + [3, 4], cov) == pytest.approx(25, rel=1e-12)
+    assert frechet_distance(mean, cov, mean + np.array([3, 4]), cov) == pytest.approx(25, rel=1e-12)
     # of diagonal covariances: the squared differences of standard deviations
     assert frechet_distance(mean, cov, mean, np.diag([1.0, 1.0])) == pytest.approx(1 + 4, rel=1e-12)
     singular = np.array([[1.0, 1.0], [1.0, 1.0]])
@@ -98,6 +98,6 @@ def test_the_network_has_the_published_layout() -> None:
 def test_what_the_network_is_given() -> None:
     clip = torch.rand(2, 6, 30, 40)
     given = i3d_input(clip)
-    assert given.shape == (2, 3, 12, 224, 224) and -1 <= given.min() and given.max() <= 1
+    assert given.shape == (2, 3, 12, 224, 224) and given.min() >= -1 and given.max() <= 1
     assert torch.equal(given[:, :, 0], given[:, :, 1]) and torch.equal(given[:, 0], given[:, 2])
     assert i3d_input(torch.rand(1, 9, 224, 224)).shape[2] == 9
