@@ -123,7 +123,7 @@ def evaluate_with_sample(
     from lightning.pytorch.callbacks import RichProgressBar
 
     from bench.data.events import events_of
-    from bench.data.loading import evaluation_loader
+    from bench.data.loading import Numbered, evaluation_loader
     from bench.forecaster import Forecaster
     from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
@@ -149,7 +149,7 @@ def evaluate_with_sample(
         callbacks=[RichProgressBar(leave=True)] if progress else [],
         inference_mode=True,
     )
-    loader = evaluation_loader(data, batch_size=batch_size, num_workers=num_workers, limit=limit, numbered=True)
+    loader = evaluation_loader(Numbered(data), batch_size=batch_size, num_workers=num_workers, limit=limit)
     started = time.perf_counter()
     with translated_errors(f"evaluation at batch size {batch_size}"):
         trainer.test(forecaster, loader, verbose=False)

@@ -23,6 +23,21 @@ class Stored(Protocol):
         ...
 
 
+class Numbered:
+    """Sequences with the index of each behind what is stored of it, whatever order or process they are read in."""
+
+    def __init__(self, source: Stored) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.source)
+
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns what the source does, and the index as int64 `()`."""
+        return (*self.source.stored(index), torch.tensor(index))
+
+
 class StoredView(Dataset):
     """The stored sequences of a data set: compact types travel between processes and to the device."""
 
@@ -36,14 +51,6 @@ class StoredView(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Returns context and target as stored, `(T,H,W,C)`, and the labels where there are any."""
         return self.source.stored(index)
-
-
-class NumberedView(StoredView):
-    """The same with the index of each sequence behind, whatever order or process it is read in."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """Returns what `StoredView` does, and the index as int64 `()`."""
-        return (*super().__getitem__(index), torch.tensor(index))
 
 
 class EpochOrder(Sampler[int]):
@@ -113,11 +120,9 @@ def training_loader(
     return loader
 
 
-def evaluation_loader(
-    source: Stored, *, batch_size: int, num_workers: int, limit: int | None, numbered: bool = False
-) -> DataLoader[Any]:
-    """Returns a loader of stored sequences in order, every one exactly once; if `numbered`, with their indices last."""
-    view: Dataset = NumberedView(source) if numbered else StoredView(source)
+def evaluation_loader(source: Stored, *, batch_size: int, num_workers: int, limit: int | None) -> DataLoader[Any]:
+    """Returns a loader of stored sequences in order, every one exactly once."""
+    view: Dataset = StoredView(source)
     if limit is not None and limit < len(source):
         view = Subset(view, range(limit))
     return DataLoader(

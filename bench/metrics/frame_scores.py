@@ -143,7 +143,9 @@ class FrameScores(EventMetric):
         found: list[dict[str, Tensor]] = []
         for forecast, target in zip(*sides, strict=True):
             pair = [_channel_frames(side.double() / self.scale) for side in (forecast, target)]
-            found.append(self._means("ssim", ssim(pair[0], pair[1], data_range), (*forecast.shape[:2], forecast.shape[4])))
+            found.append(
+                self._means("ssim", ssim(pair[0], pair[1], data_range), (*forecast.shape[:2], forecast.shape[4]))
+            )
         joined = {name: torch.cat([part[name] for part in found]) for name in ("ssim_sum", "ssim_count")}
         return {**joined, "events": torch.cat(_as_list(self.kept_event))}
 

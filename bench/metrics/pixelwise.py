@@ -11,11 +11,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dasum
 from torch import Tensor
 
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair, rows_of
 from bench.metrics.sharing import shared
+
+# Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
+_BLOCK = 16_384
 
 
 class ErrorSums(NamedTuple):
@@ -39,15 +43,22 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
         return _sums_there(forecast, target.to(forecast.device), finite_only)
     squared, absolute = (np.zeros(forecast.shape[:2]) for _ in range(2))
     pixel_count = np.zeros(forecast.shape[:2], np.int64)
+    buffers = np.empty((2, _BLOCK))
     for at, row, truth in rows_of(forecast, target.cpu()):
-        with np.errstate(invalid="ignore"):
-            difference = np.subtract(row, truth, dtype=np.float64)
-        squared[at] = difference @ difference
-        if finite_only and not math.isfinite(squared[at]):
-            difference = difference[np.isfinite(difference)]
-            squared[at] = difference @ difference
-        absolute[at] = np.abs(difference, out=difference).sum()
-        pixel_count[at] = difference.size
+        for start in range(0, row.size, _BLOCK):
+            block = slice(start, min(start + _BLOCK, row.size))
+            difference, values = buffers[:, : block.stop - start]
+            # twice cast and subtracted in place is faster than one subtraction that casts
+            difference[...], values[...] = row[block], truth[block]
+            with np.errstate(invalid="ignore"):
+                difference -= values
+            sum_of_squares = difference @ difference
+            if finite_only and not math.isfinite(sum_of_squares):
+                difference = difference[np.isfinite(difference)]
+                sum_of_squares = difference @ difference
+            squared[at] += sum_of_squares
+            absolute[at] += dasum(difference)
+            pixel_count[at] += difference.size
     return ErrorSums(*(torch.from_numpy(part) for part in (squared, absolute, pixel_count)))
 
 

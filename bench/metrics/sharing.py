@@ -18,7 +18,7 @@ _known: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("_known", def
 def shared_work() -> Iterator[None]:
     """Within the block, a `@shared` function called again with the same tensors gives what it gave before.
 
-    Whoever opens the block promises that the tensors neither change nor go away in it.
+    Whoever opens the block promises that the tensors do not change in it; they are kept until it ends.
     """
     token = _known.set({})
     try:
@@ -37,8 +37,9 @@ def shared(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(*arguments)
         key = (function, *((Tensor, id(a)) if isinstance(a, Tensor) else a for a in arguments))
         if key not in known:
-            known[key] = function(*arguments)
-        found: Result = known[key]
+            # the arguments stay with the result: the id of a tensor that is gone may be another's
+            known[key] = arguments, function(*arguments)
+        found: Result = known[key][1]
         return found
 
     return remembered
