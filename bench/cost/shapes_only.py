@@ -24,7 +24,8 @@ class ValuesNeededError(Exception):
 def shapes_only() -> Iterator[None]:
     """Returns a context in which floating-point operations give tensors of the right shape and no value.
 
-    Memory is reserved but never touched, and so holds anything: `tolist()` and `numpy()` are not noticed. A `torch.jit` trace made inside has the operations that it has outside.
+    Memory is reserved but never touched, and so holds anything: `tolist()` and `numpy()` are not noticed. A `torch.jit`
+    trace made inside has the operations that it has outside.
 
     Raises:
         ValuesNeededError: (in the context) an operation would be missing from a trace.
