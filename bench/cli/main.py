@@ -28,6 +28,7 @@ VERBS = {
     ),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
+    "explain": ("bench.cli.explain", "the receipt of one figure of a table"),
 }
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if arguments[:1] in (["list"], ["show"], ["table"]) else 1
+        return 0 if arguments[:1] in (["list"], ["show"], ["table"], ["explain"]) else 1
     except Exception:
         traceback.print_exc()
         print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
