@@ -191,7 +191,7 @@ PREDIFF_SEVIR_LR = Table(
     note=(
         "The CSI of the deterministic rows equals, digit for digit, that of the Earthformer paper on SEVIR at 384x384, "
         "so it is not compared with runs on SEVIR-LR. Parameters and most FVD and CRPS cells could not be confirmed "
-        "from a source and are left out. 35,718 training sequences: split by date; 40,301: the authors' random nine tenths."
+        "from a source and are left out. 35,718 training sequences: split by date; 40,301: the authors' random 90 %."
     ),
 )
 """SEVIR-LR results of the PreDiff paper: thirteen models, CSI at three pools, CRPS, FVD."""
