@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UnknownNameError, did_you_mean
+from bench.overrides import literal
 from bench.records.schema import RunRecord
 from bench.tables.admission import LeftOut, deviations
 from bench.tables.cells import Cell, Interval, contents_of, value_of
@@ -220,7 +221,7 @@ def command_of(record: RunRecord) -> str:
     words = ["earthbench", verb]
     for section in ("task", "model"):
         words += [f"{section}={config[section]['name']}"]
-        words += [f"{section}.{k}={_literal(v)}" for k, v in config[section].items() if k != "name"]
+        words += [f"{section}.{k}={literal(v)}" for k, v in config[section].items() if k != "name"]
     words += _changed(config, defaults)
     words += ["data.root=DIR"] + (["data.test_root=DIR"] if config["data"].get("test_root") else [])
     return " ".join(shlex.quote(word) if any(c in word for c in " '\"[]{}$") else word for word in words)
@@ -237,18 +238,8 @@ def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") 
         if isinstance(value, dict) and isinstance(default, dict):
             words += _changed(value, default, f"{prefix}{key}.")
         elif value != default or key == "seed":
-            words.append(f"{prefix}{key}={_literal(value)}")
+            words.append(f"{prefix}{key}={literal(value)}")
     return words
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_literal(item) for item in value) + "]"
-    return str(value)
 
 
 def seed_values(receipt: Receipt) -> list[tuple[int, float | None]]:

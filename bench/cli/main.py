@@ -29,6 +29,7 @@ VERBS = {
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
     "explain": ("bench.cli.explain", "the receipt of one figure of a table"),
+    "reproduce": ("bench.cli.reproduce", "train and evaluate the rows of a published table"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
 }
 
