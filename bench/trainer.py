@@ -29,6 +29,16 @@ def trainer_device(device: str) -> dict[str, Any]:
     return {"accelerator": "gpu", "devices": [index]}
 
 
+def torch_device(device: str) -> str:
+    """Returns torch's name of the device that `trainer_device` chooses.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    chosen = trainer_device(device)
+    return "cpu" if chosen["accelerator"] == "cpu" else f"cuda:{chosen['devices'][0]}"
+
+
 def quiet_lightning() -> None:
     """Keeps Lightning's start-up lines off the terminal, and warnings that describe what we do on purpose."""
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")  # a deprecation in its own code

@@ -31,11 +31,34 @@ from earthformer.stages import FinalDecoder, FinalStackDecoder, InitialEncoder, 
 
 LIGHTNING_PREFIX = "torch_nn_module."
 INDEX_BUFFER = "relative_position_index"
-RELEASED_CHECKPOINTS = {
-    "sevir": "https://earthformer.s3.amazonaws.com/pretrained_checkpoints/earthformer_sevir.pt",
-    "icar_enso": "https://earthformer.s3.amazonaws.com/pretrained_checkpoints/earthformer_icarenso2021.pt",
-    "earthnet": "https://earthformer.s3.amazonaws.com/pretrained_checkpoints/earthformer_earthnet2021.pt",
-}
+
+
+@dataclass(frozen=True)
+class ReleasedCheckpoint:
+    """A checkpoint that the authors published: where, and how it is loaded."""
+
+    url: str
+    usage: str
+    """Python; ``{path}`` stands for the file."""
+
+
+def _released(file: str, loader: str, config: str) -> ReleasedCheckpoint:
+    return ReleasedCheckpoint(
+        url=f"https://earthformer.s3.amazonaws.com/pretrained_checkpoints/{file}",
+        usage=(
+            f"import torch, yaml\nfrom earthformer.upstream import {loader}\n"
+            f'config = yaml.safe_load(open("{config}"))["model"]  # of the authors\' repository\n'
+            f'model = {loader}(config, torch.load("{{path}}", map_location="cpu", weights_only=True))'
+        ),
+    )
+
+
+EARTHFORMER_SEVIR = _released("earthformer_sevir.pt", "load_earthformer", "earthformer_sevir_v1.yaml")
+"""Earthformer on SEVIR, 13 -> 12 frames: the authors' released model, which is not the one of the paper's table."""
+EARTHFORMER_ICAR_ENSO = _released("earthformer_icarenso2021.pt", "load_earthformer", "earthformer_enso_v1.yaml")
+"""Earthformer on ICAR-ENSO, 12 -> 14 months: the authors' released model, which is not the one of the paper's table."""
+EARTHFORMER_EARTHNET = _released("earthformer_earthnet2021.pt", "load_earthformer_aux", "earthformer_earthnet_v1.yaml")
+"""Earthformer with auxiliary input on EarthNet2021: the authors' released model."""
 
 # What the authors' YAML files call the arguments of their constructor.
 YAML_NAMES = {

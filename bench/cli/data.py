@@ -1,56 +1,51 @@
-"""`earthbench data info|check|make`: what is on disk, what is wrong with it, and storms made on the spot."""
+"""`earthbench data info|check|make|fetch|convert`: what is on disk, what is wrong with it, and how to get it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from bench import registry
+from bench.cli.flags import parse_flags
 from bench.errors import DataError, UsageError, one_message
+
+if TYPE_CHECKING:
+    from bench.data.verbs import DataVerb
+
+_WEIGHTS = "weights/"
+_WAYS = {
+    "make": "make data of one's own in the task's format",
+    "fetch": "download published data or weights",
+    "convert": "make the data of one task from those of another",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="info|check|make")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="info|check|make|fetch|convert")
     for name, summary in {
         "info": "what is there",
         "check": "everything that is wrong, in one message",
     }.items():
         sub = verbs.add_parser(name, help=summary, description=summary)
         sub.add_argument("task", help="task whose format the data has, e.g. sevir")
-        sub.add_argument("--root", required=True, type=Path, help="folder of the data set")
+        sub.add_argument("--root", required=True, help="folder of the data set, or an address such as s3://...")
         sub.add_argument("--format", choices=("text", "json"), default="text")
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
-    make = verbs.add_parser(
-        "make", help="make synthetic storms in the same format", description="make synthetic storms"
-    )
-    make.add_argument("task", help="sevir or sevir_lr")
-    make.add_argument("--out", required=True, type=Path, help="folder to make; must hold no data set yet")
-    make.add_argument("--train", type=int, default=32, help="training events (default 32)")
-    make.add_argument("--val", type=int, default=8, help="validation events (default 8)")
-    make.add_argument("--test", type=int, default=8, help="test events (default 8)")
-    make.add_argument("--size", type=int, help="height and width in pixels (default: the task's)")
-    make.add_argument("--frames", type=int, help="frames per event (default: 49, or 25 for sevir_lr)")
-    make.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    for name, summary in _WAYS.items():
+        # Which flags there are depends on the task: with another prefix, argparse leaves all words to `_do`.
+        sub = verbs.add_parser(name, help=summary, description=summary, prefix_chars="\0", add_help=False)
+        sub.add_argument("words", nargs="*")
 
 
 def run(options: argparse.Namespace) -> int:
     """Does what was asked for."""
-    return {"info": _info, "check": _check, "make": _make}[options.what](options)
-
-
-def _sevir_task(name: str) -> Any:
-    from bench.tasks import load_task
-    from bench.tasks.sevir import Sevir
-
-    task = load_task(name)
-    if not isinstance(task, Sevir):
-        raise UsageError(f"storms are made in the format of sevir and sevir_lr; task {name!r} has another")
-    return task
+    if options.what in _WAYS:
+        return _do(options.what, options.words)
+    return {"info": _info, "check": _check}[options.what](options)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -96,23 +91,109 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _make(options: argparse.Namespace) -> int:
+def _do(way: str, words: list[str]) -> int:
+    """Makes, fetches or converts: reads the names, then the flags that the named verb has, and runs it."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-    from bench.data.storms import make_sevir
-
-    task = _sevir_task(options.task)
-    frames = options.frames if options.frames is not None else round(240 / task.nominal_cadence) + 1
-    size = options.size if options.size is not None else task.nominal_size
-    events = {"train": options.train, "val": options.val, "test": options.test}
+    names, value, flags = _named(way, words)
+    if value is None:
+        print(names)
+        return 0
+    verb_class = _load(value)
+    try:
+        verb = parse_flags(verb_class, flags, command=f"earthbench data {way} {names}", summary=verb_class.summary)
+    except SystemExit as exit_:  # argparse has printed its help
+        return int(exit_.code or 0)
+    bars: dict[str, TaskID] = {}
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
-        bars = {split: progress.add_task(f"{split} storms", total=count) for split, count in events.items()}
-        make_sevir(
-            options.out.expanduser(), events=events, size=size, frames=frames, minutes=task.nominal_cadence,
-            seed=options.seed, advance=lambda split, done, total: progress.update(bars[split], completed=done),
-        )  # fmt: skip
-    print(f"made {sum(events.values())} storms of {frames} frames of {size}x{size} in {options.out}")
-    root = shlex.quote(f"data.root='{options.out}'" if " " in str(options.out) else f"data.root={options.out}")
-    print(f"try: earthbench run task={options.task} model=unet {root}")
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=total or None)
+
+        plan = verb.plan(advance)
+        for line in plan.lines:
+            print(line, flush=True)
+        if plan.ask:
+            progress.stop()
+            _ask()
+            progress.start()
+        lines = verb.run(advance)
+    for line in lines:
+        print(line)
     return 0
+
+
+def _load(value: str) -> type[DataVerb]:
+    if value.startswith(_WEIGHTS):
+        from bench.data.weights import fetch_verb
+
+        return fetch_verb(value.removeprefix(_WEIGHTS))
+    from bench.data.verbs import load_verb
+
+    return load_verb(value)
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("that much is not started unasked: add --yes")
+    if input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("stopped; nothing was downloaded or written")
+
+
+def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
+    """Returns the names as the user says them, `module:Class` of the verb or `weights/NAME`, and the flags.
+
+    Without names but with `--help`, the first is the help text and the second None.
+    """
+    count = 2 if way == "convert" else 1
+    # Names come first; `make --out DIR sevir`, flags before the name, worked from the start and goes on to work.
+    tasks = registry.names("task")
+    places = [at for at, word in enumerate(words) if at < count and not word.startswith("-")]
+    if len(places) < count:
+        places = [at for at, word in enumerate(words) if word in tasks][-count:]
+    if len(places) < count:
+        usage = "SOURCE TARGET" if way == "convert" else "TASK"
+        text = f"earthbench data {way} {usage} [FLAGS]: {_WAYS[way]}; {usage} --help lists the flags. " + _offers(way)
+        if {"-h", "--help"} & set(words):
+            return text, None, []
+        raise UsageError(text)
+    names = [words[at] for at in places]
+    flags = [word for at, word in enumerate(words) if at not in places]
+    return " ".join(names), _value(way, names), flags
+
+
+def _value(way: str, names: list[str]) -> str:
+    key = f"convert:{names[0]}" if way == "convert" else way
+    task = names[-1]
+    if way == "fetch" and task.startswith(_WEIGHTS):
+        return task
+    verbs = _verbs(task)
+    if key in verbs:
+        return verbs[key]
+    if way == "convert":
+        registry.find("task", names[0])
+        sources = [name.partition(":")[2] for name in verbs if name.startswith("convert:")]
+        known = f"it is made from: {', '.join(sources)}" if sources else "it is made from no other task's data"
+        raise UsageError(f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {_offers(way)}")
+    raise UsageError(f"task {task!r} has no `data {way}`. {_offers(way)}")
+
+
+def _verbs(task: str) -> dict[str, str]:
+    """Returns what can be done for a task; importing a task's module imports no torch."""
+    return dict(getattr(registry.find("task", task).load(), "data_verbs", {}))
+
+
+def _offers(way: str) -> str:
+    found = []
+    for task in registry.names("task"):
+        try:
+            keys = _verbs(task)
+        except UsageError:  # a broken plugin harms only itself
+            continue
+        found += [f"{key.partition(':')[2]} {task}".strip() for key in keys if key == way or key.startswith(f"{way}:")]
+    if way == "fetch":
+        found += [_WEIGHTS + name for name in registry.names("weight")]
+    return f"Known: {', '.join(found) or 'none'}."

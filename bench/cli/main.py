@@ -26,6 +26,7 @@ VERBS = {
         "bench.cli.evaluate",
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
+    "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
     "explain": ("bench.cli.explain", "the receipt of one figure of a table"),

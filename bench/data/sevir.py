@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.data.origin import origin
+from bench.data.places import open_hdf5
 from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
 from bench.errors import ConfigError, DataError, one_message
 
@@ -161,9 +162,9 @@ class SevirSequences:
             self._files, self._events_read, self._process = {}, OrderedDict(), os.getpid()
         if name not in self._files:
             path = self.root / "data" / name
-            array = h5py.File(path, "r")["vil"]
+            array = open_hdf5(path)["vil"]
             offset = array.id.get_offset()  # None where the array is chunked, as compressed ones are
-            plain = offset is not None and hasattr(os, "preadv")
+            plain = offset is not None and hasattr(os, "preadv") and isinstance(path, Path)
             self._files[name] = _OpenFile(array, path.open("rb", buffering=0) if plain else None, offset or 0)
         return self._files[name]
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from bench.data.places import open_hdf5
 from bench.errors import DataError, one_message
 
 COLUMNS = (
@@ -60,15 +61,17 @@ def read_catalogue(root: Path) -> pd.DataFrame:
         DataError: the folder or file is missing, lacks columns, or has rows that cannot be read (all are listed).
     """
     path = root / "CATALOG.csv"
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise DataError(
             f"data root {str(root)!r} is not a folder. Set data.root to a folder with CATALOG.csv and data/, "
             "or make one: earthbench data make sevir --out DIR"
         )
-    if not path.is_file():
-        raise DataError(f"{path} is missing: expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5")
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
+        with path.open("rb") as file:
+            table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
+    except FileNotFoundError as error:
+        expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"
+        raise DataError(f"{path} is missing: {expected}") from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, as is a wrong encoding
         raise DataError(f"{path} is not a readable CSV file: {error}") from error
     absent = [column for column in REQUIRED if column not in table.columns]
@@ -137,12 +140,21 @@ def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
     return sorted(set(ids[ids.duplicated(keep=False)]))
 
 
-def cadence_minutes(catalogue: pd.DataFrame) -> float | None:
-    """Returns the most frequent step of `minute_offsets`, in minutes, or None where the column is absent or empty."""
+def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float | None:
+    """Returns the most frequent step of `minute_offsets`, in minutes, or None where the column is absent or empty.
+
+    Args:
+        catalogue: Rows as `read_catalogue` returns them.
+        frames: Frames per event of the files.  The authors' SEVIR-LR has the catalogue of SEVIR, unchanged: its 49
+            offsets are those of 25 frames, every second of which was kept.
+    """
     if "minute_offsets" not in catalogue.columns:
         return None
     for offsets in catalogue["minute_offsets"].dropna().head(50):
-        steps = np.diff([float(part) for part in str(offsets).split(":") if part])
+        minutes = [float(part) for part in str(offsets).split(":") if part]
+        if frames and frames > 1 and len(minutes) != frames and (len(minutes) - 1) % (frames - 1) == 0:
+            minutes = minutes[:: (len(minutes) - 1) // (frames - 1)]
+        steps = np.diff(minutes)
         if len(steps):
             values, counts = np.unique(steps, return_counts=True)
             return float(values[counts.argmax()])
@@ -159,19 +171,26 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
         raise DataError(f"{path}: file is missing")
     size = path.stat().st_size
     try:
-        with h5py.File(path, "r") as file:
-            if img_type not in file:
-                raise DataError(f"{path}: no dataset {img_type!r}; found {', '.join(file) or 'nothing'}")
-            array = file[img_type]
-            if array.ndim != 4 or array.dtype != np.uint8:
-                raise DataError(
-                    f"{path}: {img_type!r} is {array.dtype} with shape {array.shape}; expected uint8 (N, H, W, T)"
-                )
-            count, height, width, frames = array.shape
-            ids = tuple(_text(value) for value in file["id"][:]) if "id" in file else None
-            return FileHeader(path, count, height, width, frames, ids, array.compression)
+        with open_hdf5(path) as file:
+            return header_of(path, file, img_type)
     except OSError as error:  # what h5py raises for a truncated file and for one that is no HDF5 at all
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}") from error
+
+
+def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
+    """Returns what an open event file declares, as `read_header` does.
+
+    Raises:
+        DataError: no `(N, H, W, T)` uint8 array under the sensor's name.
+    """
+    if img_type not in file:
+        raise DataError(f"{path}: no dataset {img_type!r}; found {', '.join(file) or 'nothing'}")
+    array = file[img_type]
+    if array.ndim != 4 or array.dtype != np.uint8:
+        raise DataError(f"{path}: {img_type!r} is {array.dtype} with shape {array.shape}; expected uint8 (N, H, W, T)")
+    count, height, width, frames = array.shape
+    ids = tuple(_text(value) for value in file["id"][:]) if "id" in file else None
+    return FileHeader(path, count, height, width, frames, ids, array.compression)
 
 
 def _text(value: Any) -> str:
@@ -214,19 +233,26 @@ def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tupl
         except DataError as error:
             problems.append(f"{error} (wanted by {len(wanted)} events, first {wanted[0].id})")
             continue
-        for event in wanted:
-            if event.file_index >= header.event_count:
-                problems.append(
-                    f"{header.path}: event {event.id} has file_index {event.file_index}, "
-                    f"but the file has {header.event_count} events"
-                )
-            elif header.ids is not None and header.ids[event.file_index] != event.id:
-                problems.append(
-                    f"{header.path}: index {event.file_index} holds {header.ids[event.file_index]!r}, "
-                    f"the catalogue says {event.id!r}"
-                )
+        problems += disagreements(header, wanted)
     sizes = {(h.height, h.width, h.frames) for h in headers.values()}
     if len(sizes) > 1:
         listing = ", ".join(f"{h.path.name}: {h.height}x{h.width}x{h.frames}" for h in headers.values())
         problems.append(f"files disagree about H x W x T: {listing}")
     return headers, problems
+
+
+def disagreements(header: FileHeader, wanted: list[Event]) -> list[str]:
+    """Returns where a file does not hold at an event's index what the catalogue says."""
+    problems = []
+    for event in wanted:
+        if event.file_index >= header.event_count:
+            problems.append(
+                f"{header.path}: event {event.id} has file_index {event.file_index}, "
+                f"but the file has {header.event_count} events"
+            )
+        elif header.ids is not None and header.ids[event.file_index] != event.id:
+            problems.append(
+                f"{header.path}: index {event.file_index} holds {header.ids[event.file_index]!r}, "
+                f"the catalogue says {event.id!r}"
+            )
+    return problems

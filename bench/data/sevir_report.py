@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 
 from bench.api import Split
+from bench.data.manifest import check_manifest
 from bench.data.origin import origin
+from bench.data.places import open_hdf5
 from bench.data.report import Advance, Report
 from bench.data.sevir_catalogue import (
     Event,
@@ -44,7 +46,7 @@ def describe(
     try:
         catalogue = read_catalogue(root)
     except DataError as error:
-        if not (root / "CATALOG.csv").is_file():
+        if not (isinstance(root, Path) and (root / "CATALOG.csv").is_file()):
             raise
         report.problems += [line.removeprefix("  - ") for line in str(error).splitlines()]
         return report
@@ -66,7 +68,7 @@ def describe(
         },
         "frame_size": list(shapes[0][:2]) if shapes else None,
         "frames_per_event": frames,
-        "cadence_minutes": cadence_minutes(catalogue),
+        "cadence_minutes": cadence_minutes(catalogue, frames or None),
         "sequences_per_event": per_event,
         "splits": {},
     }
@@ -128,6 +130,8 @@ def read_everything(root: Path, report: Report, advance: Advance | None = None) 
         events = select_events(read_catalogue(root))
     except DataError:
         return  # already among the problems
+    if isinstance(root, Path):
+        check_manifest(root, report, advance)
     by_file: dict[str, list[Event]] = {}
     for event in events:
         by_file.setdefault(event.file_name, []).append(event)
@@ -135,7 +139,7 @@ def read_everything(root: Path, report: Report, advance: Advance | None = None) 
     for name, wanted in sorted(by_file.items()):
         if name not in report.facts.get("files", {}):
             continue  # already among the problems
-        with h5py.File(root / "data" / name, "r") as file:
+        with open_hdf5(root / "data" / name) as file:
             for event in wanted:
                 done += 1
                 _read_event(report, root / "data" / name, file["vil"], event)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
+from pydantic import Field
 
 from bench.data.sevir_catalogue import COLUMNS
+from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError
 from bench.files import replacing
 
@@ -24,6 +28,45 @@ _FILES = {
 }
 _HIGHEST_CODE = 254  # 255 means missing
 GENERATOR_VERSION = 1
+
+
+class MakeStorms(DataVerb):
+    """Generated storms in the format of task `sevir`."""
+
+    summary: ClassVar[str] = "make synthetic storms in the same format"
+    task: ClassVar[str] = "sevir"
+    minutes: ClassVar[float] = 5.0
+
+    out: Folder = Field(description="folder to make; must hold no data set yet")
+    train: int = Field(32, description="training events")
+    val: int = Field(8, description="validation events")
+    test: int = Field(8, description="test events")
+    size: int = Field(384, description="height and width in pixels")
+    frames: int = Field(49, description="frames per event")
+    seed: int = Field(0, ge=0, description="same seed, same bytes")
+
+    def run(self, advance: AdvanceLabel) -> list[str]:
+        """Writes the storms and returns what was made and what to try with it."""
+        events = {"train": self.train, "val": self.val, "test": self.test}
+        make_sevir(
+            self.out, events=events, size=self.size, frames=self.frames, minutes=self.minutes, seed=self.seed,
+            advance=lambda split, done, total: advance(f"{split} storms", done, total),
+        )  # fmt: skip
+        root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
+        return [
+            f"made {sum(events.values())} storms of {self.frames} frames of {self.size}x{self.size} in {self.out}",
+            f"try: earthbench run task={self.task} model=unet {root}",
+        ]
+
+
+class MakeLowResolutionStorms(MakeStorms):
+    """Generated storms in the format of task `sevir_lr`."""
+
+    task: ClassVar[str] = "sevir_lr"
+    minutes: ClassVar[float] = 10.0
+
+    size: int = Field(128, description="height and width in pixels")
+    frames: int = Field(25, description="frames per event")
 
 
 def storm_event(generator: np.random.Generator, *, size: int, frames: int, minutes: float) -> np.ndarray:

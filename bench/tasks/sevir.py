@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from bench.api import Palette, Shape, Split
+from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -47,14 +48,19 @@ class Sevir(Task):
     units: ClassVar[str] = "VIL code 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
     palette: ClassVar[Palette] = _PALETTE
+    data_verbs: ClassVar[dict[str, str]] = {
+        "make": "bench.data.storms:MakeStorms",
+        "fetch": "bench.data.sevir_fetch:FetchSevir",
+    }
+    reads_addresses: ClassVar[bool] = True
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
 
     t_in: int = Field(13, ge=1, description="frames of the context")
     t_out: int = Field(12, ge=1, description="frames of the target")
     stride: int = Field(12, ge=1, description="frames between the starts of an event's windows")
-    val_from: datetime = Field(datetime(2019, 1, 1), description="train <= this date < validation")
-    test_from: datetime = Field(datetime(2019, 6, 1), description="validation <= this date < test")
+    val_from: datetime = Field(VAL_FROM, description="train <= this date < validation")
+    test_from: datetime = Field(TEST_FROM, description="validation <= this date < test")
     admit_missing: bool = Field(False, description="keep events with missing pixels (pct_missing > 0)")
     mask_missing: bool = Field(False, description="code 255: no echo in contexts, not verified in targets")
 
@@ -77,33 +83,31 @@ class Sevir(Task):
         """Returns `(T_out, H, W, 1)`."""
         return (self.t_out, *self.frame_size, 1)
 
-    @cached_property
+    @property
     def frame_size(self) -> tuple[int, int]:
         """Returns `(H, W)`: of the files where there are any, else the nominal size."""
-        from bench.data.sevir_catalogue import first_header, read_catalogue, select_events
+        return self._stored_form[:2]
 
-        if self.data_root is None:
-            return self.nominal_size, self.nominal_size
-        events = select_events(read_catalogue(self.data_root), admit_missing=self.admit_missing)
-        header = first_header(self.data_root, events)
-        return (header.height, header.width) if header else (self.nominal_size, self.nominal_size)
-
-    @cached_property
+    @property
     def cadence_minutes(self) -> float:
         """Returns the minutes between frames: of the catalogue where it tells, else the nominal ones."""
-        from bench.data.sevir_catalogue import cadence_minutes, read_catalogue
+        return self._stored_form[2]
 
-        found = cadence_minutes(read_catalogue(self.data_root)) if self.data_root is not None else None
-        return found or self.nominal_cadence
+    @cached_property
+    def _stored_form(self) -> tuple[int, int, float]:
+        from bench.data.sevir_catalogue import cadence_minutes, first_header, read_catalogue, select_events
+
+        nominal = self.nominal_size, self.nominal_size, self.nominal_cadence
+        if self.data_root is None:
+            return nominal
+        catalogue = read_catalogue(self.data_root)
+        header = first_header(self.data_root, select_events(catalogue, admit_missing=self.admit_missing))
+        cadence = cadence_minutes(catalogue, header.frames if header else None) or self.nominal_cadence
+        return (header.height, header.width, cadence) if header else (*nominal[:2], cadence)
 
     def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
         """Returns per split the dates that an event's centre is after, and up to and including."""
-        return {
-            "train": (None, self.val_from),
-            "val": (self.val_from, self.test_from),
-            "test": (self.test_from, None),
-            "all": (None, None),
-        }
+        return split_dates(self.val_from, self.test_from)
 
     def sequences(self, split: Split) -> SevirSequences:
         """Returns the stored windows of a split, which is decided by the date of an event's centre."""
@@ -168,6 +172,10 @@ class SevirLR(Sevir):
 
     name: ClassVar[str] = "sevir_lr"
     published_sequences: ClassVar[dict[str, int]] = {}
+    data_verbs: ClassVar[dict[str, str]] = {
+        "make": "bench.data.storms:MakeLowResolutionStorms",
+        "convert:sevir": "bench.data.sevir_convert:ConvertToLowResolution",
+    }
     nominal_size: ClassVar[int] = 128
     nominal_cadence: ClassVar[float] = 10.0
 

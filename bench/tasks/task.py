@@ -68,14 +68,26 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    data_verbs: ClassVar[dict[str, str]] = {}
+    """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
+    `convert:SOURCE` for data of the task SOURCE."""
+    reads_addresses: ClassVar[bool] = False
+    """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     data_root: Path | None = None
+    """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
-    @field_validator("data_root")
+    @field_validator("data_root", mode="plain")
     @classmethod
-    def _root_is_a_folder(cls, root: Path | None) -> Path | None:
+    def _root_is_a_folder(cls, root: str | Path | None) -> Path | None:
         if root is None:
             return None
-        root = root.expanduser()
+        if "://" in str(root):
+            from bench.data.places import open_place
+
+            if cls.reads_addresses:
+                return open_place(root)
+            raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")
+        root = Path(root).expanduser()
         if not root.is_dir():
             raise DataError(
                 f"data root {str(root)!r} is not a folder: expected the data of task {cls.name!r} there. "

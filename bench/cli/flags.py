@@ -1,0 +1,80 @@
+"""Flags of the command line made from the fields of a pydantic model, and the model made from the flags."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from bench.errors import UsageError, did_you_mean, one_message
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summary: str) -> ModelT:
+    """Returns the model whose fields the words give as flags; `--help` prints them and exits.
+
+    A field `events_per_file` is `--events-per-file`.  Booleans take no value, sequences one with commas.
+
+    Args:
+        model: Its fields are the flags.
+        words: What stood on the command line.
+        command: How the user called it, for messages.
+        summary: For `--help`.
+
+    Raises:
+        UsageError: unknown, missing or wrong flags, all in one message.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name, field in model.model_fields.items():
+        _add(parser, name, field)
+    options, unknown = parser.parse_known_args(list(words))
+    if unknown:
+        known = [flag(name) for name in model.model_fields]
+        raise UsageError(f"{command}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+    try:
+        return model(**vars(options))
+    except ValidationError as error:
+        lines = [
+            f"{flag(str(problem['loc'][0]))} {problem['input']}: {problem['msg']}" if problem["loc"] else problem["msg"]
+            for problem in error.errors()
+        ]
+        raise UsageError(one_message(f"{command} cannot be done so:", lines)) from error
+
+
+def flag(name: str) -> str:
+    """Returns the flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    words = [field.description or ""]
+    if not field.is_required() and field.default not in (None, (), False):
+        words.append(f"(default {field.default})")
+    settings: dict[str, Any] = {"dest": name, "help": " ".join(words).strip().replace("%", "%%")}
+    kind = _without_none(field.annotation)
+    if kind is bool:
+        action = argparse.BooleanOptionalAction if field.default is True else "store_true"
+        parser.add_argument(flag(name), action=action, **settings)
+        return
+    if get_origin(kind) in (tuple, list):
+        settings |= {"type": lambda text: [part for part in text.split(",") if part], "metavar": f"{name.upper()},..."}
+    else:
+        settings["metavar"] = "N" if kind is int else name.upper()
+    parser.add_argument(flag(name), required=field.is_required(), **settings)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = [part for part in get_args(annotation) if part is not type(None)][:1]
+    return annotation

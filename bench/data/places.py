@@ -1,0 +1,91 @@
+"""Folders of data, on disk or behind an address: `s3://`, `https://`, `memory://`, whatever fsspec reads.
+
+A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, which answers to the same methods.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+from fsspec.spec import AbstractBufferedFile
+
+from bench.data.http import Patience, Remote, inspect, read_range
+from bench.errors import ConfigError, DataError
+
+# An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
+_BLOCK_BYTES = 4 << 20
+
+
+def is_address(root: str | Path) -> bool:
+    """Returns whether a root is an address rather than a path."""
+    return "://" in str(root)
+
+
+def open_place(root: str | Path) -> Path:
+    """Returns the folder of a root; of an address, an object with the methods of a `Path`.
+
+    Buckets are read without credentials, unless fsspec's configuration (`FSSPEC_S3_ANON=false`, say) asks otherwise.
+
+    Raises:
+        ConfigError: no library is there for such an address.
+    """
+    if not is_address(root):
+        return Path(root).expanduser()
+    if not isinstance(root, str):
+        return root
+    import fsspec.config
+    from upath import UPath
+
+    scheme = root.partition("://")[0]
+    anonymous = scheme in ("s3", "s3a") and "anon" not in fsspec.config.conf.get("s3", {})
+    try:
+        options: dict[str, Any] = {"anon": True} if anonymous else {}
+        place: Any = UPath(root, **options)
+        place.fs  # noqa: B018 - imports the library of the protocol
+    except ImportError as error:
+        advice = "pip install 'earthbench[s3]'" if anonymous or scheme == "s3" else "install fsspec's extra for it"
+        raise ConfigError(f"data.root={root}: {error}. {advice}") from error
+    except ValueError as error:
+        raise ConfigError(f"data.root={root}: {error}") from error
+    return cast(Path, place)
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Returns an open HDF5 file, of a disk or of an address.
+
+    Raises:
+        OSError: it cannot be read, or is no HDF5.
+        DataError: the server does not give it.
+    """
+    if isinstance(path, Path):
+        return h5py.File(path, "r")
+    if str(path).startswith(("http://", "https://")):
+        patience = Patience()
+        return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")
+    remote: Any = path
+    options = {"block_size": _BLOCK_BYTES, "cache_type": "blockcache", "cache_options": {"maxblocks": 8}}
+    return h5py.File(remote.fs.open(remote.path, "rb", **options), "r")
+
+
+class RemoteFile(AbstractBufferedFile):
+    """A remote file that is read by ranges of bytes, with tries and checks; blocks of it are kept.
+
+    Args:
+        remote: What the server said of it.
+        patience: Tries and time limits.
+        block_bytes: What is asked for at a time.
+    """
+
+    def __init__(self, remote: Remote, patience: Patience, block_bytes: int = 1 << 16) -> None:
+        if remote.size is None:
+            raise DataError(f"{remote.url}: the server does not say how long it is, so that no part can be asked for")
+        self.remote, self.patience = remote, patience
+        super().__init__(
+            None, remote.url, block_size=block_bytes, cache_type="blockcache", cache_options={"maxblocks": 8},
+            size=remote.size,
+        )  # fmt: skip
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.remote, start, min(end, self.size), self.patience)  # the last block is shorter

@@ -1,0 +1,75 @@
+"""What `earthbench data make|fetch|convert` can do for a task: a checked set of options and one method that does it.
+
+A task names its own in `data_verbs`: `{"make": "module:Class", "fetch": "module:Class", "convert:SOURCE": ...}`.
+The fields of the class are the flags of the command, so that an option exists once and Python can use it too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from bench.errors import BrokenPluginError
+
+AdvanceLabel = Callable[[str, int, int], None]
+"""Called with `(what, done, total)` as the work goes on; `total` 0 means that nobody knows it."""
+Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path of the user's, in which `~` is their home."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb is about to do: lines for the reader, and whether it is too much to start unasked."""
+
+    lines: tuple[str, ...] = ()
+    ask: bool = False
+
+
+class DataVerb(BaseModel, ABC):
+    """One thing that `earthbench data` can do for a task; its fields are the flags of the command.
+
+    Field names become flags (`train_count` is `--train-count`), descriptions their help, defaults their defaults.
+    Importing the module of a verb must not import torch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    summary: ClassVar[str]
+    """What it does, in one line for `--help`."""
+
+    def plan(self, advance: AdvanceLabel) -> Plan:
+        """Returns what `run` is about to do, to be shown before it; may itself read (a catalogue, say)."""
+        return Plan()
+
+    @abstractmethod
+    def run(self, advance: AdvanceLabel) -> list[str]:
+        """Does it, and returns the lines to print.
+
+        Args:
+            advance: Called with `(what, done, total)`.
+
+        Raises:
+            UsageError: what was given cannot be done; nothing half-written is left under a final name.
+        """
+
+
+def load_verb(value: str) -> type[DataVerb]:
+    """Returns the verb class that `module:Class` names.
+
+    Raises:
+        BrokenPluginError: it cannot be imported, or is no `DataVerb`.
+    """
+    module, _, name = value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise BrokenPluginError(f"data verb {value!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, DataVerb)):
+        raise BrokenPluginError(f"data verb {value!r} is not a subclass of bench.data.verbs.DataVerb")
+    return found
