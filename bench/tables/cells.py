@@ -304,7 +304,7 @@ def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[floa
 def _ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Returns the cells with the best two of each column marked: ties as printed share a rank.
 
-    A column needs a better side and two values; runs that deviate from the paper's config take no part.
+    A column needs a better side and two different values; runs that deviate from the paper's config take no part.
     """
     columns = {column.key: column for column in table.columns}
     printed = {
@@ -315,7 +315,7 @@ def _ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     places: dict[str, list[float]] = {}
     for key, column in columns.items():
         values = [value for (_, own), value in printed.items() if own == key]
-        if len(values) > 1:
+        if len(set(values)) > 1:
             places[key] = sorted(set(values), reverse=column.better == "higher")[:2]
     ranked = []
     for cell in cells:

@@ -25,16 +25,21 @@ def number(value: float | None, column: Column, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{column.digits}f}"
 
 
-def ours_text(cell: Cell, column: Column) -> str:
-    """Returns our side of a cell: the value with spread or interval and marks, or why there is none."""
+def ours_text(cell: Cell, column: Column, *, bare: bool = False) -> str:
+    """Returns our side of a cell: the value with spread or interval (unless `bare`) and marks, or why there is none."""
     if cell.ours is None:
         return cell.status.partition(",")[0]
-    text = number(cell.ours, column)
+    spread = "" if bare else spread_text(cell, column)
+    return number(cell.ours, column) + (spread and f" {spread}") + (" †" if DEVIATES in cell.status else "")
+
+
+def spread_text(cell: Cell, column: Column) -> str:
+    """Returns the spread over seeds `± s (n)`, else the interval of the one run `[l, u]`, else an empty text."""
     if cell.spread is not None:
-        text += f" ± {number(cell.spread, column)} ({len(cell.run_ids)})"
-    elif cell.interval is not None:
-        text += f" [{number(cell.interval[0], column)}, {number(cell.interval[1], column)}]"
-    return text + (" †" if DEVIATES in cell.status else "")
+        return f"± {number(cell.spread, column)} ({len(cell.run_ids)})"
+    if cell.interval is not None:
+        return f"[{number(cell.interval[0], column)}, {number(cell.interval[1], column)}]"
+    return ""
 
 
 def row_label(cells: Sequence[Cell]) -> str:
