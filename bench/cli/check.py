@@ -22,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Checks, and says what was checked."""
-    kinds: list[Any] = [
-        kind for kind in _KINDS if options.kind in (None, kind) and options.name in registry.names(kind)
-    ]
+    asked: list[Any] = [kind for kind in _KINDS if options.kind in (None, kind)]
+    kinds = [kind for kind in asked if options.name in registry.names(kind)]
     if not kinds:
         known = [name for kind in asked for name in registry.names(kind)]
         raise UnknownNameError(f"no model, task or metric {options.name!r}. {did_you_mean(options.name, known)}")
