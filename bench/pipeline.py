@@ -16,6 +16,7 @@ from bench.errors import ConfigError, RunFailedError, one_message
 from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
+from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import write_record
 from bench.tables.pictures import draw_forecasts
@@ -113,6 +114,7 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
         raise RunFailedError(f"{error}\nA failure record is in {path}") from error
     record_path = write_record(record, results)
     picture, parts = None, sample_arrays(sample)
+    write_sample(parts, record, results)
     if config.picture:
         picture = draw_forecasts(
             folder / f"forecast-{record.run_id}.png",

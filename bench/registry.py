@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
+from bench.plugins import file_entries
 
 Kind = Literal["model", "task", "metric", "table", "weight"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -69,6 +70,8 @@ def _candidates(kind: Kind) -> dict[str, list[Entry]]:
         entry = Entry(kind, point.name, point.value, distribution, dist.version if dist else "?")
         # The same distribution may be seen twice (a wheel and its build folder on the path): that is no clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
+    for name, value, path in file_entries(f"{kind}s"):
+        found[name].setdefault((str(path), value), Entry(kind, name, value, "file", path.name))
     return {name: list(by_origin.values()) for name, by_origin in sorted(found.items())}
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from bench.errors import EarthbenchError, did_you_mean
+from bench.plugins import use_plugin_files
 
 # Verb -> module and help.  Only the module of the verb that was asked for is imported.
 VERBS = {
@@ -27,8 +28,14 @@ VERBS = {
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
     "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
+    "new": ("bench.cli.new", "write a package with a model of your own"),
+    "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
+    "explain": ("bench.cli.explain", "the receipt of one figure of a table"),
+    "reproduce": ("bench.cli.reproduce", "train and evaluate the rows of a published table"),
+    "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
+    "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
 }
 
 
@@ -38,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # timm decorates functions with it when imported; users can do nothing about it
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        return _dispatch(arguments)
+        return _dispatch(use_plugin_files(arguments))
     except EarthbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -47,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if arguments[:1] in (["list"], ["show"], ["table"]) else 1
+        return 0 if arguments[:1] in (["list"], ["show"], ["table"], ["explain"]) else 1
     except Exception:
         traceback.print_exc()
         print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
@@ -61,6 +68,8 @@ def _dispatch(arguments: list[str]) -> int:
         epilog="Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
+    # taken out before parsing, so that it may stand anywhere
+    parser.add_argument("--plugin", metavar="FILE.py", help="use a file's models, tasks, metrics and tables")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     if wanted is not None and wanted not in VERBS:

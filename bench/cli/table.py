@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.records.store import read_records
+from bench.tables.admission import read_store
+from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
 
 
@@ -25,15 +26,15 @@ def run(options: argparse.Namespace) -> int:
     table = load_table(options.name)
     root = options.results.expanduser()
     if options.check:
-        for path in check_renderings(table, root):
+        for path in check_renderings(table, root, interval):
             print(f"{path} is up to date")
         return 0
     if options.write:
-        for path in write_renderings(table, root):
+        for path in write_renderings(table, root, interval):
             print(path)
         return 0
-    records, problems = read_records(root, table.task)
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    print(render(table, records, options.format), end="")
+    records, unreadable = read_store(root, table.task)
+    for one in unreadable:
+        print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)
+    print(render(table, records, options.format, unreadable=unreadable, interval=interval), end="")
     return 0

@@ -1,18 +1,24 @@
-"""From records to cells: which records may stand in a table, and what each cell then says."""
+"""From records to cells: what each figure of a table says, and which are the best of their column."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.records.schema import RunRecord
+from bench.tables.admission import PARTIAL, LeftOut, admitted, complete, deviations, latest_per_seed, summary
 from bench.tables.definitions import Column, Figure, Published, Row, Table
 from bench.tables.durations import duration
 
 NOT_RUN = "not run"
+DEVIATES = "config deviates"
+_OWN_DISTRIBUTION = "(earthbench "
+
+Interval = Callable[[RunRecord, str], tuple[float, float] | None]
+"""Gives the bounds of a record's score in the score's own units, or None where the record does not carry them."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Cell:
     """One figure of a table: published, ours, and what the two say of each other.  All in the paper's units."""
 
     row: str
+    row_key: str
     model: str
     column: str
     label: str
@@ -29,10 +36,16 @@ class Cell:
     ours: float | None
     spread: float | None
     """Standard deviation over seeds, where there are two or more."""
+    interval: tuple[float, float] | None
+    """Bootstrap interval of the one run, where there is one seed and its record carries what that needs."""
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
-    """match, differs, measured, not run, published only, undefined; with `, config deviates` where it does."""
+    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`."""
+    rank: int | None
+    """1 for the best of its column as printed, 2 for the second; None where nothing may be compared."""
+    marks: tuple[str, ...]
+    """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
 
 
@@ -42,112 +55,160 @@ class Block:
 
     title: str
     cells: tuple[Cell, ...]
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[list[Cell]]:
+        """Returns the cells row by row, in the order of the table."""
+        by_row: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            by_row.setdefault(cell.row_key, []).append(cell)
+        return list(by_row.values())
 
 
-def blocks_of(table: Table, published: Published | None, records: Sequence[RunRecord]) -> list[Block]:
-    """Returns the blocks of a table: one for a published table, one per data set for a table of runs."""
-    complete = [r for r in records if r.task.name == table.task and r.status == "ok" and r.data is not None]
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a rendering of a table shows besides its definition."""
+
+    blocks: tuple[Block, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Returns one line per reason for which records are not shown."""
+        return summary(self.left_out)
+
+
+def contents_of(
+    table: Table,
+    published: Published | None,
+    records: Sequence[RunRecord],
+    unreadable: Sequence[LeftOut] = (),
+    interval: Interval | None = None,
+) -> Contents:
+    """Returns the blocks of a table (one for a published table, one per data set for a table of runs) and the rest.
+
+    Args:
+        table: The definition.
+        published: Its published figures.
+        records: Of any task, in any order.
+        unreadable: Files that are no record, as `read_store` gives them.
+        interval: See `Interval`; without, no cell has one.
+    """
+    records = sorted(records, key=lambda record: record.run_id)
+    unreadable = [one for one in unreadable if one.task == table.task]
     if table.rows:
-        return [_published_block(table, published, complete)]
-    return _run_blocks(table, [r for r in complete if r.scope == "full"])
+        by_row, left_out = admitted(table, records)
+        blocks = [_published_block(table, published, by_row, [*left_out, *unreadable], interval)]
+    else:
+        good, left_out = complete(table, records)
+        blocks = _run_blocks(table, good, interval)
+    ranked = tuple(replace(block, cells=_ranked(table, block.cells)) for block in blocks)
+    return Contents(ranked, tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
-def _published_block(table: Table, published: Published | None, records: list[RunRecord]) -> Block:
-    reasons = [_why_not(table, record) for record in records]
-    admitted = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
+def _published_block(
+    table: Table,
+    published: Published | None,
+    by_row: dict[str, list[RunRecord]],
+    left_out: Sequence[LeftOut],
+    interval: Interval | None,
+) -> Block:
     cells, remarks = [], []
     for row in table.rows:
-        mine = _latest_per_seed([r for r in admitted if r.model.name == row.model])
-        deviations = sorted({d for record in mine for d in _deviations(table, record)})
-        if deviations:
-            remarks.append(f"{row.label}: config deviates from the paper's: {', '.join(deviations)}")
-        figures = published.rows.get(row.model, {}) if published else {}
-        cells += [_cell(row, column, figures.get(column.key), mine, bool(deviations)) for column in table.columns]
+        mine = latest_per_seed(by_row[row.key])
+        deviating = sorted({d for record in mine for d in deviations(table, record)})
+        if deviating:
+            remarks.append(f"{row.label}: {DEVIATES} from the paper's: {', '.join(deviating)}")
+        figures = published.rows.get(row.key, {}) if published else {}
+        absent = _absent(row, left_out)
+        cells += [
+            _cell(
+                row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, interval=interval
+            )
+            for column in table.columns
+        ]
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
-    left_out = Counter(reason for reason in reasons if reason is not None)
-    if left_out:
-        listing = ", ".join(f"{reason} ({count})" for reason, count in sorted(left_out.items()))
-        remarks.append(f"{left_out.total()} records of task {table.task} are not shown: {listing}")
+        remarks += _incomparable(table, row, figures)
     return Block("", tuple(cells), tuple(remarks))
+
+
+def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for key, figure in figures.items():
+        if figure.incomparable:
+            by_reason.setdefault(figure.incomparable, []).append(_label(table, key))
+    return [f"{row.label}, {', '.join(labels)}: not compared: {reason}" for reason, labels in by_reason.items()]
+
+
+def _absent(row: Row, left_out: Sequence[LeftOut]) -> str:
+    """Returns the status of a row that no record may stand in: what there is in its place."""
+    reasons = [one.reason for one in left_out if one.model == row.model]
+    for status, is_it in (
+        ("tampered", lambda reason: reason.startswith("tampered")),
+        ("partial", lambda reason: reason == PARTIAL),
+        ("unreadable", lambda reason: reason.startswith(("not a", "written by a newer"))),
+    ):
+        if not row.options and any(is_it(reason) for reason in reasons):
+            return status
+    return NOT_RUN
 
 
 def _label(table: Table, key: str) -> str:
     return next((column.label for column in table.columns if column.key == key), key)
 
 
-def _why_not(table: Table, record: RunRecord) -> str | None:
-    """Returns why a record may not stand in a published table, or None."""
-    assert record.data is not None
-    if record.scope != "full":
-        return "partial runs"
-    if record.data.split != table.split:
-        return "other splits"
-    if record.data.origin != "files" or record.data.sequence_count not in table.sequence_counts:
-        return "other data"
-    if not record.task.is_default:
-        return "other task options"
-    if not record.model.is_preset:
-        return "other hyperparameters"
-    if record.model.parameters and record.training is None:
-        return "weights of unknown training"
-    if record.training is not None and (
-        record.training.data_origin != "files" or record.training.sequence_count not in table.training_sequence_counts
-    ):
-        return "trained on other data"
-    return None
-
-
-def _deviations(table: Table, record: RunRecord) -> list[str]:
-    if record.training is None:
-        return []
-    used = record.training.settings
-    return [
-        f"train.{key}={used.get(key)!r} (paper: {value!r})"
-        for key, value in table.training.items()
-        if used.get(key) != value
-    ]
-
-
-def _latest_per_seed(records: list[RunRecord]) -> list[RunRecord]:
-    return list({record.seed: record for record in sorted(records, key=lambda r: r.run_id)}.values())
-
-
-def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
+def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | None) -> list[Block]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for record in records:
-        assert record.data is not None
-        options = tuple(sorted((k, str(v)) for k, v in record.task.fields.items()))
-        groups.setdefault((record.data.fingerprint, record.data.split, record.task.version, options), []).append(record)
+        groups.setdefault(comparable_key(record), []).append(record)
     blocks = []
     for group in sorted(groups.values(), key=lambda g: g[0].run_id):
-        data = group[0].data
-        assert data is not None
-        shape = "x".join(map(str, data.identity.get("event_shape", [])))
-        title = (
-            f"{data.origin}, {data.split} split, {data.sequence_count} sequences, events of {shape}, "
-            f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
-        )
         variants: dict[tuple[str, str], list[RunRecord]] = {}
-        for record in group:
-            variants.setdefault((record.model.name, _variant(record, group)), []).append(record)
+        for record, label in zip(group, variant_labels(group), strict=True):
+            variants.setdefault((record.model.name, label), []).append(record)
         cells = [
-            _cell(Row(model=model, label=label), column, None, _latest_per_seed(mine), False)
+            _cell(Row(model=model, name=label, label=label), column, None, latest_per_seed(mine), interval=interval)
             for (model, label), mine in sorted(variants.items())
             for column in table.columns
         ]
-        blocks.append(Block(title, tuple(cells)))
+        blocks.append(Block(_block_title(group[0]), tuple(cells)))
     return blocks
 
 
-def _variant(record: RunRecord, group: list[RunRecord]) -> str:
-    """Returns what tells a run from others of its model but for the seed: hyperparameters, and settings that differ."""
-    told = {} if record.model.is_preset else dict(record.model.hyperparameters)
-    settings = [_training_settings(other) for other in group if other.model.name == record.model.name]
-    mine = _training_settings(record)
-    told |= {key: mine[key] for key in mine if any(other.get(key) != mine[key] for other in settings)}
-    options = ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
-    return f"{record.model.name} ({options})" if options else record.model.name
+def comparable_key(record: RunRecord) -> tuple[Any, ...]:
+    """Returns what two records must share for their scores to be compared: data, split, task version and options."""
+    assert record.data is not None
+    options = tuple(sorted((k, str(v)) for k, v in record.task.fields.items()))
+    return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, options)
+
+
+def _block_title(record: RunRecord) -> str:
+    data = record.data
+    assert data is not None
+    shape = "x".join(map(str, data.identity.get("event_shape", [])))
+    events = f", events of {shape}" if shape else ""
+    return (
+        f"{data.origin}, {data.split} split, {data.sequence_count} sequences{events}, "
+        f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
+    )
+
+
+def variant_labels(group: Sequence[RunRecord]) -> list[str]:
+    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ."""
+    settings = [_training_settings(record) for record in group]
+    of_model = Counter(record.model.name for record in group)
+    equal: Counter[tuple[str, str, str]] = Counter()  # runs of a model that have this value of this setting
+    for record, mine in zip(group, settings, strict=True):
+        equal.update((record.model.name, key, repr(value)) for key, value in mine.items())
+    labels = []
+    for record, mine in zip(group, settings, strict=True):
+        name = record.model.name
+        told = {} if record.model.is_preset else dict(record.model.hyperparameters)
+        told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
+        options = ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
+        labels.append(f"{name} ({options})" if options else name)
+    return labels
 
 
 def _training_settings(record: RunRecord) -> dict[str, Any]:
@@ -157,23 +218,36 @@ def _training_settings(record: RunRecord) -> dict[str, Any]:
     return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}
 
 
-def _cell(row: Row, column: Column, figure: Figure | None, records: list[RunRecord], deviates: bool) -> Cell:
-    values = [value * column.scale for record in records if (value := _value(record, column.key)) is not None]
+def _cell(
+    row: Row,
+    column: Column,
+    figure: Figure | None,
+    records: list[RunRecord],
+    *,
+    deviates: bool = False,
+    absent: str = NOT_RUN,
+    interval: Interval | None = None,
+) -> Cell:
+    known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
+    values = [value * column.scale for _, value in known]
     ours = statistics.fmean(values) if values else None
     difference = None
     if not records:
-        status = NOT_RUN
+        status = absent
     elif ours is None:
-        status = "undefined"
-    elif figure is None:
+        status = "undefined" if any(column.key in record.scores for record in records) else "not measured"
+    elif figure is None or figure.incomparable:
         status = "measured"
     else:
         difference, status = compare(row, column, figure, ours)
-    if deviates and status != NOT_RUN:
-        status += ", config deviates"
-    notes = [row.notes.get(column.key), figure.note if figure else None]
+    if deviates and records:
+        status += f", {DEVIATES}"
+    bounds = interval(known[0][0], column.key) if interval and len(known) == 1 else None
+    undefined = next((r.undefined[column.key] for r in records if column.key in r.undefined), None)
+    notes = [row.notes.get(column.key), figure.note if figure else None, figure.incomparable if figure else None]
     return Cell(
         row=row.label,
+        row_key=row.key,
         model=row.model,
         column=column.key,
         label=column.label,
@@ -182,14 +256,32 @@ def _cell(row: Row, column: Column, figure: Figure | None, records: list[RunReco
         sources=figure.sources if figure else (),
         ours=ours,
         spread=statistics.stdev(values) if len(values) > 1 else None,
+        interval=(bounds[0] * column.scale, bounds[1] * column.scale) if bounds else None,
         run_ids=tuple(record.run_id for record in records),
         difference=difference,
         status=status,
-        note="; ".join(note for note in notes if note),
+        rank=None,
+        marks=_marks(records),
+        note="; ".join(note for note in (*notes, undefined if ours is None else None) if note),
     )
 
 
-def _value(record: RunRecord, key: str) -> float | None:
+def _marks(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    marks = []
+    if any(not _is_builtin(record) for record in records):
+        marks.append("plugin")
+    if any(record.code.dirty for record in records):
+        marks.append("changed code")
+    return tuple(marks)
+
+
+def _is_builtin(record: RunRecord) -> bool:
+    # A model made by hand has no distribution; it is nobody's plugin.
+    return _OWN_DISTRIBUTION in record.model.origin or "(" not in record.model.origin
+
+
+def value_of(record: RunRecord, key: str) -> float | None:
+    """Returns a record's value for a column's key in its own units: a score, or what the model costs."""
     if key == "parameters":
         return float(record.model.parameters)
     return record.model.gmacs if key == "gmacs" else record.scores.get(key)
@@ -207,3 +299,27 @@ def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[floa
         tolerance = max(tolerance, abs(comparable) * column.tolerance_percent / 100)
     difference = ours - comparable
     return difference, "match" if abs(difference) <= tolerance else "differs"
+
+
+def _ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Returns the cells with the best two of each column marked: ties as printed share a rank.
+
+    A column needs a better side and two different values; runs that deviate from the paper's config take no part.
+    """
+    columns = {column.key: column for column in table.columns}
+    printed = {
+        (cell.row_key, cell.column): round(cell.ours, columns[cell.column].digits)
+        for cell in cells
+        if cell.ours is not None and columns[cell.column].better and DEVIATES not in cell.status
+    }
+    places: dict[str, list[float]] = {}
+    for key, column in columns.items():
+        values = [value for (_, own), value in printed.items() if own == key]
+        if len(set(values)) > 1:
+            places[key] = sorted(set(values), reverse=column.better == "higher")[:2]
+    ranked = []
+    for cell in cells:
+        value = printed.get((cell.row_key, cell.column))
+        top = places.get(cell.column, [])
+        ranked.append(replace(cell, rank=top.index(value) + 1) if value is not None and value in top else cell)
+    return tuple(ranked)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.config import explain
-from bench.errors import DataError, one_message
+from bench.errors import DataError, UnknownNameError, did_you_mean, one_message
 
 
 class Part(BaseModel):
@@ -24,6 +24,8 @@ class Column(Part):
     key: str
     """A score of the task, or `parameters`, `gmacs`."""
     label: str
+    group: str = ""
+    """Heading that it shares with its neighbours."""
     scale: float = 1.0
     """Printed value = measured value x scale: the paper's units."""
     digits: int = 4
@@ -37,10 +39,21 @@ class Row(Part):
 
     model: str
     label: str
+    name: str = ""
+    """What the row is called where its model stands in several; else its model's name."""
+    options: dict[str, Any] = {}
+    """Hyperparameters in which the row differs from the model's preset for the task."""
+    experiment: tuple[str, ...] = ()
+    """Overrides that give the paper's training, for `earthbench reproduce`; else the table's."""
     notes: dict[str, str] = {}
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
+
+    @property
+    def key(self) -> str:
+        """Returns what names the row within its table."""
+        return self.name or self.model
 
 
 class Table(Part):
@@ -61,7 +74,40 @@ class Table(Part):
     """What the complete official training split has."""
     training: dict[str, Any] = {}
     """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
+    experiment: tuple[str, ...] = ()
+    """Overrides that give the paper's training, for `earthbench reproduce`."""
     note: str = ""
+
+    @property
+    def file_stem(self) -> str:
+        """Returns the name of its files: published figures, renderings, a page of the report."""
+        return self.name.replace("/", "_")
+
+    def row(self, key: str) -> Row:
+        """Returns the row of a key.
+
+        Raises:
+            UnknownNameError: the table has no such row; the message offers the nearest.
+        """
+        for row in self.rows:
+            if row.key == key:
+                return row
+        raise UnknownNameError(
+            f"table {self.name!r} has no row {key!r}. {did_you_mean(key, [row.key for row in self.rows])}"
+        )
+
+    def column(self, key: str) -> Column:
+        """Returns the column of a key.
+
+        Raises:
+            UnknownNameError: the table has no such column; the message offers the nearest.
+        """
+        for column in self.columns:
+            if column.key == key:
+                return column
+        raise UnknownNameError(
+            f"table {self.name!r} has no column {key!r}. {did_you_mean(key, [column.key for column in self.columns])}"
+        )
 
 
 class Figure(Part):
@@ -71,6 +117,8 @@ class Figure(Part):
     text: str
     sources: tuple[str, ...] = Field(min_length=1)
     note: str | None = None
+    incomparable: str | None = None
+    """Why our value must not be compared with it, e.g. another protocol; no difference is then given."""
 
 
 class Source(Part):
@@ -79,6 +127,7 @@ class Source(Part):
     title: str
     by: str
     kind: Literal["authors", "transcribed"]
+    url: str | None = None
     note: str
 
 

@@ -76,7 +76,7 @@ def draw(path: Path, panels: list[Panel], *, palette: Palette, units: str, caden
     if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
         raise ConfigError("an .mp4 needs the program ffmpeg, which is not on the PATH; a .gif needs nothing more")
     matplotlib.use("agg")
-    levels = palette.levels or _levels([panel.frames for panel in panels if not panel.probability])
+    levels = palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
     paint = _Paint(palette, levels, units, cadence_minutes)
     with replacing(path) as part:
         if path.suffix == ".png":
@@ -90,7 +90,7 @@ class _Paint:
     """Draws single frames and the colour bars that belong to them."""
 
     def __init__(self, palette: Palette, levels: tuple[float, ...], units: str, cadence_minutes: float) -> None:
-        self.colours, self.norm = _colouring(palette, levels)
+        self.colours, self.norm = colouring(palette, levels)
         self.levels, self.units, self.cadence_minutes = levels, units, cadence_minutes
 
     def frame(self, axis: Any, panel: Panel, index: int) -> Any:
@@ -188,13 +188,15 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
         plt.close(figure)
 
 
-def _levels(drawn: list[np.ndarray]) -> tuple[float, ...]:
+def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
+    """Returns eleven levels that span the finite values of some frames."""
     known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
     least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     return tuple(np.linspace(least, greatest if greatest > least else least + 1, 11))
 
 
-def _colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
+def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
+    """Returns matplotlib's colour map and norm for a palette."""
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 

@@ -1,4 +1,4 @@
-"""The contract that any model must pass, for plugins to call: `from bench.testing import check_model`."""
+"""The contract that any model must keep."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def check_model(
 ) -> nn.Module:
     """Returns a model that passed every check of the contract.
 
-    Checked: shape, dtype and finiteness of the forecast; the context is left unchanged; evaluation is deterministic
-    and each row of a batch is what it is alone; every parameter gets a gradient (but those that match the class's
-    `parameters_without_gradient`, a tuple of glob patterns); a state_dict goes round through a file; the model can
-    be counted with no unknown operation.
+    Checked: making it leaves torch's defaults alone; shape, dtype and finiteness of the forecast; the context is left
+    unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
+    (but those that match the class's `parameters_without_gradient`, a tuple of glob patterns); a state_dict goes round
+    through a file; the model can be counted with no unknown operation.
 
     Args:
         model_class: The class, or what makes a model from the two shapes.
@@ -44,10 +44,17 @@ def check_model(
         ContractError: lists everything that is wrong.
     """
     torch.manual_seed(0)
+    defaults = _global_state()
     model = model_class(input_shape=input_shape, target_shape=target_shape, **hyperparameters)
     name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ContractError(f"{model_class!r} makes {name}, expected a torch.nn.Module")
     context, target = torch.rand((3, *input_shape)), torch.rand((3, *target_shape))
-    problems: list[str] = []
+    problems = [
+        f"making it changed torch's {key} from {value} to {now}"
+        for (key, value), now in zip(defaults.items(), _global_state().values(), strict=True)
+        if value != now
+    ]
     _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
     for check in (_determinism, _rows, _gradients, _round_trip, _countable):
         try:
@@ -57,6 +64,15 @@ def check_model(
     if problems:
         raise ContractError(one_message(f"{name} does not keep the model contract:", problems))
     return model
+
+
+def _global_state() -> dict[str, Any]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradient mode": torch.is_grad_enabled(),
+    }
 
 
 def _shape_and_input(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:

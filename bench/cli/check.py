@@ -1,0 +1,58 @@
+"""`earthbench check NAME`: whether a model, task or metric keeps its contract."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.errors import UnknownNameError, did_you_mean
+
+_KINDS = ("model", "task", "metric")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("name", help="a registered model, task or metric")
+    parser.add_argument("--kind", choices=_KINDS, help="where a model, a task or a metric have the same name")
+    parser.add_argument("--task", help="check a model on this task's shapes with its preset (default: small shapes)")
+    parser.add_argument("--root", type=Path, help="check a task on this data, too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks, and says what was checked."""
+    asked: list[Any] = [kind for kind in _KINDS if options.kind in (None, kind)]
+    kinds = [kind for kind in asked if options.name in registry.names(kind)]
+    if not kinds:
+        known = [name for kind in asked for name in registry.names(kind)]
+        raise UnknownNameError(f"no model, task or metric {options.name!r}. {did_you_mean(options.name, known)}")
+    for kind in kinds:
+        thing = registry.find(kind, options.name).load()
+        {"model": _model, "task": _task, "metric": _metric}[kind](thing, options)
+        print(f"{kind} {options.name} keeps its contract")
+    return 0
+
+
+def _model(thing: Any, options: argparse.Namespace) -> None:
+    from bench.tasks import load_task
+    from bench.testing import check_model
+
+    presets = getattr(thing, "presets", {})
+    if options.task is None:
+        check_model(thing, **presets.get("tiny", {}))
+        return
+    task = load_task(options.task)
+    check_model(thing, input_shape=task.input_shape, target_shape=task.target_shape, **presets.get(options.task, {}))
+
+
+def _task(thing: Any, options: argparse.Namespace) -> None:
+    from bench.testing import check_task
+
+    check_task(thing, data_root=options.root)
+
+
+def _metric(thing: Any, options: argparse.Namespace) -> None:
+    from bench.testing import check_metric
+
+    check_metric(thing)

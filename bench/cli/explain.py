@@ -1,0 +1,102 @@
+"""`earthbench explain TABLE ROW COLUMN`: the receipt of one figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.receipts import Receipt, receipts_of, seed_values
+from bench.tables.admission import read_store
+from bench.tables.intervals import interval
+from bench.tables.lines import number, ours_text
+from bench.tables.render import load_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("table", help="a registered table, e.g. earthformer/sevir")
+    parser.add_argument("row", help="a row: the model's name, or the name or label of the row")
+    parser.add_argument("column", help="a column: its score, e.g. csi_m, or its label")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints where a figure comes from, how it differs from the paper's, and what else it could have been."""
+    table = load_table(options.table)
+    root = options.results.expanduser()
+    records, unreadable = read_store(root, table.task)
+    receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
+    if options.format == "json":
+        print(json.dumps([_as_json(receipt) for receipt in receipts], indent=1, allow_nan=False, default=str))
+        return 0
+    for number_, receipt in enumerate(receipts):
+        print("\n" * bool(number_) + "\n".join(_lines(receipt)))
+    return 0
+
+
+def _as_json(receipt: Receipt) -> dict[str, object]:
+    return {
+        "table": receipt.table.name,
+        "block": receipt.block,
+        "cell": asdict(receipt.cell),
+        "records": [str(path) for path in receipt.paths],
+        "published_sources": receipt.published_sources,
+        "deviations": receipt.deviations,
+        "convention": receipt.convention,
+        "readings": [asdict(reading) for reading in receipt.readings],
+        "commands": receipt.commands,
+    }
+
+
+def _lines(receipt: Receipt) -> list[str]:
+    cell, column = receipt.cell, receipt.table.column(receipt.cell.column)
+    lines = [f"{receipt.table.name}, {cell.row}, {cell.label}" + (f" ({receipt.block})" if receipt.block else "")]
+    lines += [f"  published   {cell.published_text or 'nothing'}"]
+    lines += [f"    {source}" for source in receipt.published_sources]
+    lines += [f"  ours        {ours_text(cell, column)}"]
+    if len(receipt.records) > 1:
+        values = ", ".join(
+            f"{number(value, column) or 'undefined'} (seed {seed})" for seed, value in seed_values(receipt)
+        )
+        lines.append(f"    {values}")
+    if cell.difference is not None:
+        lines.append(f"  difference  {number(cell.difference, column, signed=True)}")
+    lines.append(f"  status      {cell.status}")
+    lines += [f"  note        {cell.note}"] if cell.note else []
+    for record, path in zip(receipt.records, receipt.paths, strict=True):
+        lines += ["", f"  record      {path}"]
+        lines.append(f"    sha256    {record.sha256}")
+        lines.append(f"    made      {record.created_utc}, seed {record.seed}, {record.model.origin}")
+        commit = record.code.commit[:10] if record.code.commit else "no commit"
+        changed = ", with uncommitted changes" if record.code.dirty else ""
+        lines.append(f"    code      earthbench {record.code.version}, {commit}{changed}")
+        if record.data is not None:
+            data = record.data
+            lines.append(
+                f"    data      {data.origin}, {data.split} split, {data.sequence_count} of "
+                f"{data.sequence_count_available} sequences, fingerprint {data.fingerprint[:16]}"
+            )
+        if record.training is not None:
+            training = record.training
+            lines.append(
+                f"    trained   on {training.sequence_count} sequences, fingerprint {training.data_fingerprint[:16]}, "
+                f"{training.epochs} epochs, {training.steps} steps, {training.weights} weights"
+            )
+    if receipt.records:
+        settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
+        lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
+    if receipt.readings:
+        lines.append(
+            "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")
+        )
+        width = max(len(reading.convention) for reading in receipt.readings)
+        for reading in receipt.readings:
+            shown = "undefined" if reading.value is None else f"{reading.value:.6g}"
+            lines.append(
+                f"    {reading.convention:<{width}}  {shown}" + (f"  ({reading.remark})" if reading.remark else "")
+            )
+    lines += ["", *(f"  again       {command}" for command in receipt.commands)] if receipt.commands else []
+    return lines

@@ -1,0 +1,22 @@
+"""`earthbench report --out DIR`: the leaderboards as a site that opens from the disk."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.report import build
+from bench.tables.intervals import interval
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the site")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the site and says where it begins."""
+    first = build(options.results.expanduser(), options.out.expanduser(), interval=interval)
+    print(f"open {first}")
+    return 0

@@ -1,0 +1,97 @@
+"""`earthbench reproduce TABLE[/ROW]`: the rows of a published table, with the paper's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+
+from bench.errors import RunFailedError, UsageError
+from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("name", help="TABLE or TABLE/ROW, e.g. earthformer/sevir or earthformer/sevir/convlstm")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. data.root=DIR data.batch_size=4"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan only")
+    parser.add_argument("--measure", action="store_true", help="time a few steps of each row instead of estimating")
+    parser.add_argument("--seeds", help="e.g. 0,1,2 (default: the override seed=N, else 0)")
+    parser.add_argument("--again", action="store_true", help="also rows that have a record")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the plan")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the plan, then runs what is missing; a row that fails does not stop the others."""
+    from bench.reproduction.estimates import measured_throughput
+
+    table, rows = find_rows(options.name)
+    throughput = lru_cache(measured_throughput)  # one measurement serves all rows
+    plans = []
+    for row in rows:
+        for seed in seeds_of(options.overrides, options.seeds):
+            if sys.stderr.isatty():
+                print(f"planning {table.name}/{row.key} ...", file=sys.stderr)
+            plans.append(
+                plan(
+                    table, row, options.overrides, seed, measure=options.measure, again=options.again,
+                    throughput=throughput,
+                )
+            )  # fmt: skip
+    if options.format == "json":
+        print(json.dumps([one.as_dict() for one in plans], indent=1))
+    else:
+        print("\n".join(line for one in plans for line in _lines(one)))
+        print(_total(plans))
+    if options.dry_run:
+        return 0
+    if not any(one.status != "cannot run" for one in plans):
+        raise UsageError(f"nothing of {options.name} can be run: {plans[0].reason}")
+    say = (lambda line: print(line, file=sys.stderr)) if options.format == "json" else print
+    results = run_rows(plans, say)
+    return _report(results, say)
+
+
+def _report(results: Sequence[RowResult], say: object) -> int:
+    assert callable(say)
+    say("")
+    for result in results:
+        say(f"{result.status:<8} {result.row} seed {result.seed}: {result.message.splitlines()[0]}")
+    failed = [result for result in results if result.exit_code]
+    if any(result.status == "failed" for result in failed):
+        names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)
+        raise RunFailedError(
+            f"{len(failed)} of {len(results)} rows were not made: {names}. The same command tries again"
+        )
+    return UsageError.exit_code if failed else 0
+
+
+def _lines(one: RowPlan) -> list[str]:
+    lines = [f"{one.table}/{one.row} seed {one.seed}: {one.status}" + (f" ({one.reason})" if one.reason else "")]
+    lines.append(f"  config   {' '.join(one.overrides)}")
+    lines.append(f"  data     {one.data}")
+    if one.estimate is not None:
+        estimate = one.estimate
+        lines.append(f"  time     epoch {_time(estimate.epoch_s)}, in all {_time(estimate.total_s)}; {estimate.basis}")
+        lines.append(f"  memory   {estimate.memory_bytes / 1e9:.2f} GB ({estimate.memory_basis})")
+    lines += [f"  writes   {path}" for path in one.writes] if one.status != "done" else []
+    return lines
+
+
+def _total(plans: Sequence[RowPlan]) -> str:
+    waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
+    counts = {status: sum(one.status == status for one in plans) for status in ("to run", "done", "cannot run")}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count) + (
+        f"; {_time(sum(waiting))} in all on this device" if waiting else ""
+    )
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,78 @@
+"""`earthbench verify`: the rules that committed results keep; exit code 4 names file and field of what breaks them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bench import registry
+from bench.errors import DataError, EarthbenchError, VerificationError, one_message
+from bench.records.verify import Finding, verify_records
+from bench.tables.definitions import Table, load_published, published_folder
+from bench.tables.intervals import interval
+from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks records, published figures and renderings, and says what was checked."""
+    root = options.results.expanduser()
+    if not root.is_dir():
+        raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
+    record_count, findings = verify_records(root)
+    published_count, table_count = 0, 0
+    for name in registry.names("table"):
+        try:
+            table = load_table(name)
+        except EarthbenchError as error:
+            findings.append(Finding(root, f"table {name}", str(error)))
+            continue
+        published_count += table.published is not None
+        findings += _published(table)
+        if any(rendering_path(table, root, form).is_file() for form in FORMATS):
+            table_count += 1
+            findings += _renderings(table, root)
+    checked = {"records": record_count, "published": published_count, "tables": table_count}
+    if options.format == "json":
+        lines = [{"path": str(f.path), "field": f.field, "message": f.message} for f in findings]
+        print(json.dumps({"checked": checked, "findings": lines}, indent=1))
+        return VerificationError.exit_code if findings else 0
+    if findings:
+        found = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
+        raise VerificationError(one_message(f"{root} does not verify: {found}", [str(f) for f in findings], most=50))
+    print(
+        f"{root} verifies: {record_count} records, {published_count} published tables, "
+        f"{table_count} tables equal to a fresh rendering"
+    )
+    return 0
+
+
+def _published(table: Table) -> list[Finding]:
+    if table.published is None:
+        return []
+    path = published_folder() / table.published
+    try:
+        published = load_published(table.published)
+    except DataError as error:
+        return [Finding(path, "file", str(error))]
+    known = {row.key: {column.key for column in table.columns} for row in table.rows}
+    found = [Finding(path, "table", f"{published.table!r}, expected {table.name!r}")] * (published.table != table.name)
+    for row, figures in published.rows.items():
+        unknown = sorted(set(figures) - known.get(row, set())) if row in known else ["*"]
+        found += [Finding(path, f"rows.{row}.{column}", f"{table.name} has no such cell") for column in unknown]
+    return found
+
+
+def _renderings(table: Table, root: Path) -> list[Finding]:
+    try:
+        check_renderings(table, root, interval)
+    except VerificationError as error:
+        headline, *lines = str(error).splitlines()
+        return [Finding(root / "tables", table.name, line.strip(" -") or headline) for line in lines or [headline]]
+    return []

@@ -1,0 +1,249 @@
+"""The receipt of a table's cell: its records, how they differ from the paper, and what else they could say."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UnknownNameError, did_you_mean
+from bench.overrides import literal
+from bench.records.schema import RunRecord
+from bench.tables.admission import LeftOut, deviations
+from bench.tables.cells import Cell, Interval, contents_of, value_of
+from bench.tables.definitions import Table, load_published
+
+_COUNTED = ("csi", "pod", "sucr", "far", "bias", "hss")
+_PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the same forecasts score when the metric is read another way."""
+
+    convention: str
+    value: float | None
+    """In the metric's own units, not in those of the table; None where it is undefined."""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Everything behind one cell."""
+
+    table: Table
+    block: str
+    cell: Cell
+    records: tuple[RunRecord, ...]
+    paths: tuple[Path, ...]
+    published_sources: tuple[str, ...]
+    deviations: tuple[str, ...]
+    convention: str
+    readings: tuple[Reading, ...]
+    commands: tuple[str, ...]
+
+
+def receipts_of(
+    table: Table,
+    row: str,
+    column: str,
+    records: Sequence[RunRecord],
+    root: Path,
+    *,
+    unreadable: Sequence[LeftOut] = (),
+    interval: Interval | None = None,
+) -> list[Receipt]:
+    """Returns the receipts of a cell: one, or one per data set that has the row in a table of runs.
+
+    Args:
+        table: The table.
+        row: A row's key, or its label.
+        column: A column's key, or its label.
+        records: Of any task.
+        root: Results root that they were read from.
+        unreadable: Files that are no record.
+        interval: See `bench.tables.cells.Interval`.
+
+    Raises:
+        UnknownNameError: no such row or column; the message offers the nearest.
+    """
+    published = load_published(table.published) if table.published else None
+    contents = contents_of(table, published, records, unreadable, interval)
+    key = next((c.key for c in table.columns if column in (c.key, c.label)), column)
+    table.column(key)
+    by_id = {record.run_id: record for record in records}
+    found, rows = [], []
+    for block in contents.blocks:
+        for cell in block.cells:
+            rows.append(cell.row_key)
+            if cell.column != key or row not in (cell.row_key, cell.row):
+                continue
+            mine = tuple(by_id[run_id] for run_id in cell.run_ids)
+            found.append(
+                Receipt(
+                    table=table,
+                    block=block.title,
+                    cell=cell,
+                    records=mine,
+                    paths=tuple(root / "runs" / r.task.name / r.model.name / f"{r.run_id}.json" for r in mine),
+                    published_sources=tuple(
+                        f"{name}: {source.title} ({source.by}; {source.kind}){' ' + source.url if source.url else ''}"
+                        for name, source in (published.sources.items() if published else ())
+                        if name in cell.sources
+                    ),
+                    deviations=tuple(sorted({d for record in mine for d in deviations(table, record)})),
+                    convention=_convention(mine[0], key) if mine else "",
+                    readings=tuple(readings(mine[-1], key)) if mine else (),
+                    commands=_commands(table, cell, mine),
+                )
+            )
+    if not found:
+        raise UnknownNameError(f"table {table.name!r} has no row {row!r}. {did_you_mean(row, set(rows))}")
+    return found
+
+
+def _convention(record: RunRecord, key: str) -> str:
+    if key in ("parameters", "gmacs"):
+        return {"parameters": "every element of every parameter", "gmacs": "fvcore, batch 1, multiply-add = 1"}[key]
+    metric = metric_of(record, key)
+    options = record.conventions.get(metric, {})
+    return f"{metric}: " + (", ".join(f"{name}={value}" for name, value in sorted(options.items())) or "defaults")
+
+
+def metric_of(record: RunRecord, key: str) -> str:
+    """Returns the metric that a score comes from, as far as its name tells."""
+    if key in record.conventions:
+        return key
+    if key.startswith(_COUNTED) and "skill" in record.conventions:
+        return "skill"
+    family = next((name for name in record.conventions if name in key), None)
+    return family or "/".join(sorted(record.conventions))
+
+
+def readings(record: RunRecord, key: str) -> list[Reading]:
+    """Returns a record's score under every convention that can be had from what the record stores."""
+    if key.split("_")[0] in _COUNTED and record.counts is not None and "_pool" not in key:
+        return _from_counts(record, key)
+    if key in _PAIR_COUNTS:
+        return _scales(record, key)
+    if key in ("c_nino34_m", "c_nino34_wm"):
+        return _nino(record)
+    return []
+
+
+def _from_counts(record: RunRecord, key: str) -> list[Reading]:
+    from bench.metrics.skill import VIL_THRESHOLDS, skill_scores
+
+    assert record.counts is not None
+    base = key.removesuffix("_per_lead_mean")
+    thresholds = record.conventions.get("skill", {}).get("thresholds", VIL_THRESHOLDS)
+    counted = record.conventions.get("skill", {}).get("convention", "upstream")
+    found = []
+    for convention in ("upstream", "correct"):
+        scores = skill_scores(record.counts, thresholds, convention)
+        formula = "1e-4 in denominators" if convention == "upstream" else "0/0 left out of means"
+        remark = "" if convention == counted else f"formula only: the events were counted by the rules of {counted!r}"
+        for name, pooled in ((base, "pooled over leads"), (f"{base}_per_lead_mean", "mean of scores per lead")):
+            found.append(Reading(f"{convention}, {pooled} ({formula})", _known(scores.get(name)), remark))
+    if base.startswith(("csi_", "pod_")):
+        empty = _empty_is_one(record, base, thresholds)
+        remark = "formula only: its own code also drops pairs with a value outside 0..254"
+        found.append(Reading("MIT 2020, pooled over leads (0/0 is 1)", empty, remark))
+    return found
+
+
+def _empty_is_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> float | None:
+    """Returns the pooled score where a score without events on either side counts as perfect."""
+    assert record.counts is not None
+    name, _, level = base.partition("_")
+    totals = {state: [sum(column) for column in zip(*rows, strict=True)] for state, rows in record.counts.items()}
+    values = []
+    for hits, misses, alarms in zip(totals["hits"], totals["misses"], totals["false_alarms"], strict=True):
+        over = hits + misses + (alarms if name == "csi" else 0)
+        values.append(hits / over if over else 1.0)
+    if level == "m":
+        return sum(values) / len(values)
+    return next((v for t, v in zip(thresholds, values, strict=True) if f"{t:g}" == level), None)
+
+
+def _scales(record: RunRecord, key: str) -> list[Reading]:
+    value, power = record.scores.get(key), _PAIR_COUNTS[key]
+    if value is None:
+        return []
+    scale = float(record.conventions.get(key, {}).get("scale", 1.0))
+    found = [Reading("mean over pixels, 0-1 scale", value)]
+    if scale != 1.0:
+        found.append(Reading(f"mean over pixels, physical units (x {scale:g}^{power})", value * scale**power))
+    shape = record.data.identity.get("event_shape") if record.data else None
+    if shape and len(shape) >= 2:
+        height, width = shape[:2]  # of an event: H, W, T
+        found.append(Reading(f"sum over a frame of {height}x{width}, 0-1 scale", value * height * width))
+    return found
+
+
+def _nino(record: RunRecord) -> list[Reading]:
+    by_lead = record.scores_per_lead.get("c_nino34", [])
+    known = [value for value in by_lead if value is not None]
+    if not known:
+        return []
+    k = range(1, len(by_lead) + 1)
+    weights = [(1.5 if i <= 4 else 2.0 if i <= 11 else 3.0 if i <= 18 else 4.0) * math.log(i) for i in k]
+    weighted = sum(w * v for w, v in zip(weights, by_lead, strict=True) if v is not None)
+    return [
+        Reading("C-Nino3.4-M: mean over leads", sum(known) / len(known)),
+        Reading("C-Nino3.4-WM: weighted by b_k ln k, divided by the number of leads", weighted / len(by_lead)),
+        Reading("weighted, normalised so that a perfect forecast is 1", weighted / sum(weights)),
+    ]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else value
+
+
+def _commands(table: Table, cell: Cell, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    if not records:
+        return (f"earthbench reproduce {table.name}/{cell.row_key} data.root=DIR",) if table.rows else ()
+    return tuple(command_of(record) for record in records)
+
+
+def command_of(record: RunRecord) -> str:
+    """Returns the command that makes a record's run again, but for where its data lies."""
+    config = record.config
+    if config.get("api"):
+        return f"bench.evaluate({record.model.name!r}, task, split={config['split']!r}, limit={config['limit']!r})"
+    from bench.config import Config
+
+    defaults = Config.model_validate({"task": {"name": "x"}, "model": {"name": "x"}}).model_dump(mode="json")
+    verb = "run" if record.training is not None and not config.get("checkpoint") else "evaluate"
+    words = ["earthbench", verb]
+    for section in ("task", "model"):
+        words += [f"{section}={config[section]['name']}"]
+        words += [f"{section}.{k}={literal(v)}" for k, v in config[section].items() if k != "name"]
+    words += _changed(config, defaults)
+    words += ["data.root=DIR"] + (["data.test_root=DIR"] if config["data"].get("test_root") else [])
+    return " ".join(shlex.quote(word) if any(c in word for c in " '\"[]{}$") else word for word in words)
+
+
+def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns the overrides by which a config differs from the defaults; places and speed left out."""
+    left_out = {"task", "model", "work", "progress", "picture", "results", "device"}
+    words = []
+    for key, value in given.items():
+        if (not prefix and key in left_out) or (prefix == "data." and key in ("root", "test_root", "num_workers")):
+            continue
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            words += _changed(value, default, f"{prefix}{key}.")
+        elif value != default or key == "seed":
+            words.append(f"{prefix}{key}={literal(value)}")
+    return words
+
+
+def seed_values(receipt: Receipt) -> list[tuple[int, float | None]]:
+    """Returns per record its seed and its value in the table's units."""
+    column = receipt.table.column(receipt.cell.column)
+    values = [(record.seed, value_of(record, column.key)) for record in receipt.records]
+    return [(seed, None if value is None else value * column.scale) for seed, value in values]

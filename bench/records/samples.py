@@ -1,0 +1,78 @@
+"""The first forecast of a run, small enough to keep beside the records: for pictures, never for scores."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.errors import DataError
+from bench.files import replacing
+from bench.records.schema import RunRecord
+
+PARTS = ("context", "target", "forecast")
+_LARGEST_SIDE = 192  # pixels; means of blocks above it
+
+
+@dataclass(frozen=True)
+class Sample:
+    """First sequence of a run in physical units, `(T,H,W)` each; NaN where missing."""
+
+    context: np.ndarray
+    target: np.ndarray
+    forecast: np.ndarray
+
+
+def sample_path(record: RunRecord, root: Path) -> Path:
+    """Returns where the sample of a record lies, whether or not it does."""
+    return root / "samples" / record.task.name / record.model.name / f"{record.run_id}.npz"
+
+
+def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Path) -> Path:
+    """Writes context, target and forecast of a run's first sequence, reduced to at most 192 pixels and half precision.
+
+    Args:
+        parts: `context`, `target` and `forecast`, physical units `(T,H,W)`.
+        record: The run.
+        root: Results root.
+
+    Raises:
+        DataError: the disk refused; names the path.
+    """
+    path = sample_path(record, root)
+    reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in PARTS}
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **reduced)
+    return path
+
+
+def read_sample(record: RunRecord, root: Path) -> Sample | None:
+    """Returns the sample of a record, None where there is none.
+
+    Raises:
+        DataError: the file is not what `write_sample` writes.
+    """
+    path = sample_path(record, root)
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            parts = {name: content[name].astype(np.float32) for name in PARTS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a sample of a forecast: {error}") from error
+    if any(part.ndim != 3 for part in parts.values()):
+        raise DataError(f"{path}: expected arrays (T,H,W), found {[part.shape for part in parts.values()]}")
+    return Sample(**parts)
+
+
+def _reduced(frames: np.ndarray) -> np.ndarray:
+    """Returns means of blocks that bring the larger side to at most 192; rows and columns that fill none are cut."""
+    factor = -(-max(frames.shape[1:]) // _LARGEST_SIDE)
+    if factor == 1:
+        return frames
+    t, height, width = frames.shape
+    cut = frames[:, : height // factor * factor, : width // factor * factor]
+    return cut.reshape(t, height // factor, factor, width // factor, factor).mean((2, 4))

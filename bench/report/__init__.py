@@ -1,0 +1,5 @@
+"""A static site of tables, charts and forecasts that opens from the disk with no network."""
+
+from bench.report.site import build
+
+__all__ = ["build"]

@@ -1,0 +1,157 @@
+"""The site: one page per table and model, a gallery of forecasts, and an overview."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.errors import ConfigError, DataError
+from bench.records.schema import RunRecord
+from bench.report.assets import write_assets
+from bench.report.boards import ShownRow, charts, column_groups, shown_rows
+from bench.report.gallery import scenes
+from bench.report.models import model_pages, page_of
+from bench.tables.admission import LeftOut, read_store
+from bench.tables.cells import NOT_RUN, Contents, Interval, contents_of
+from bench.tables.definitions import Published, Table, load_published
+from bench.tables.lines import legend
+from bench.tables.render import load_table
+
+_MARK = ".earthbench-report"
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table on the first page."""
+
+    table: Table
+    page: str
+    row_count: int
+    run_count: int
+    statuses: dict[str, int]
+    best: str
+
+
+def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
+    """Writes the site and returns the path of its first page.
+
+    Args:
+        root: Results root.
+        out: Folder of the site; made if it is not there, must hold nothing but an older report.
+        interval: See `bench.tables.cells.Interval`.
+
+    Raises:
+        ConfigError: the extra `report` is not installed.
+        DataError: the folder holds something else.
+    """
+    environment = _environment()
+    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+        raise DataError(f"{out} holds something else than a report; give another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).write_text("", encoding="utf-8")
+    libraries = write_assets(out / "assets")
+    records, unreadable = read_store(root)
+    by_id = {record.run_id: record for record in records}
+    tables = [load_table(name) for name in registry.names("table")]
+    tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
+    published = {table.name: load_published(table.published) if table.published else None for table in tables}
+    filled = {table.name: contents_of(table, published[table.name], records, unreadable, interval) for table in tables}
+    common = {
+        "version": version("earthbench"),
+        "libraries": libraries,
+        "record_count": len(records),
+        "page_of": page_of,
+        "tables": [_overview(table, filled[table.name]) for table in tables],
+    }
+    gallery = scenes(records, root, out)
+    printed = [(table, _printed(published[table.name])) for table in tables]
+    models = model_pages(printed, records)
+    pages: dict[str, tuple[str, dict[str, Any]]] = {
+        "index.html": ("index.html", {"unreadable": unreadable, "models": models, "scenes": gallery}),
+        "gallery.html": ("gallery.html", {"scenes": gallery, "data": _json([asdict(scene) for scene in gallery])}),
+        "models.html": ("models.html", {"models": models}),
+    }
+    for table in tables:
+        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id, interval))
+    for model in models:
+        pages[model.page] = ("model.html", {"model": model})
+    for page, (template, values) in pages.items():
+        text = environment.get_template(template).render(page=page, **common, **values)
+        (out / page).write_text(text, encoding="utf-8")
+    return out / "index.html"
+
+
+def _environment() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ConfigError("`earthbench report` needs jinja2: pip install 'earthbench[report]'") from error
+    # Everything is escaped: names come from records and plugins.
+    return Environment(
+        loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _page(table: Table) -> str:
+    return f"table-{table.file_stem}.html"
+
+
+def _overview(table: Table, contents: Contents) -> Overview:
+    cells = [cell for block in contents.blocks for cell in block.cells]
+    rows = {(number, cell.row_key) for number, block in enumerate(contents.blocks) for cell in block.cells}
+    statuses: dict[str, int] = {}
+    for cell in cells:
+        status = cell.status.partition(",")[0]
+        statuses[status] = statuses.get(status, 0) + 1
+    leaders = (cell for column in table.columns for cell in cells if cell.column == column.key and cell.rank == 1)
+    best = next(leaders, None)
+    return Overview(
+        table=table,
+        page=_page(table),
+        row_count=len(rows),
+        run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
+        statuses={key: statuses[key] for key in sorted(statuses) if key != NOT_RUN},
+        best=f"{best.row} ({best.label})" if best else "",
+    )
+
+
+def _printed(published: Published | None) -> dict[str, dict[str, str]]:
+    if published is None:
+        return {}
+    return {row: {key: figure.text for key, figure in figures.items()} for row, figures in published.rows.items()}
+
+
+def _table(
+    table: Table,
+    published: Published | None,
+    contents: Contents,
+    records: dict[str, RunRecord],
+    interval: Interval | None,
+) -> dict[str, Any]:
+    blocks: list[dict[str, Any]] = []
+    data = []
+    for block in contents.blocks:
+        rows: list[ShownRow] = shown_rows(table, block)
+        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks})
+        data.append(charts(table, block, records, interval))
+    left_out: tuple[LeftOut, ...] = contents.left_out
+    return {
+        "table": table,
+        "published": published,
+        "groups": column_groups(table),
+        "blocks": blocks,
+        "legend": legend(contents.blocks),
+        "left_out": left_out,
+        "data": _json(data),
+    }
+
+
+def _json(content: Any) -> str:
+    """Returns JSON that may stand inside a script element: no text in it can end the element."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

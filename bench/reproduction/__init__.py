@@ -1,0 +1,6 @@
+"""The rows of a published table as runs: what is missing, what it takes here, and doing it."""
+
+from bench.reproduction.plans import RowPlan, find_rows, plan, seeds_of
+from bench.reproduction.running import RowResult, run_rows
+
+__all__ = ["RowPlan", "RowResult", "find_rows", "plan", "run_rows", "seeds_of"]

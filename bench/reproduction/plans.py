@@ -1,0 +1,218 @@
+"""The rows of a published table as runs: which are missing, what each needs, takes and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import registry
+from bench.api import Split
+from bench.config import Config, compose, fingerprint, numbers_only
+from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
+from bench.overrides import literal
+from bench.records.schema import RunRecord
+from bench.records.store import read_records
+from bench.reproduction.estimates import Estimate, estimated, measured, measured_throughput
+from bench.tables.admission import admitted
+from bench.tables.definitions import Row, Table
+from bench.tables.render import load_table
+
+if TYPE_CHECKING:
+    from bench.tasks import Task
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row and seed of a table: what would be run, on what, and what it would take."""
+
+    table: str
+    row: str
+    seed: int
+    overrides: tuple[str, ...]
+    status: str
+    """`to run`, `done`, or `cannot run`."""
+    reason: str
+    data: str
+    """What is needed and what is there."""
+    parameters: int | None
+    estimate: Estimate | None
+    writes: tuple[str, ...]
+    comparable: bool
+    """Whether the record would stand in the published table."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the plan as JSON types."""
+        return asdict(self)
+
+
+def find_rows(name: str) -> tuple[Table, list[Row]]:
+    """Returns the table and rows of `TABLE` or `TABLE/ROW`.
+
+    Raises:
+        UnknownNameError: no such table or row.
+        UsageError: the table has no rows of its own.
+    """
+    tables = registry.names("table")
+    if name in tables:
+        table = load_table(name)
+        if not table.rows:
+            raise UsageError(f"table {name!r} lists runs that exist; `earthbench run` makes them")
+        return table, list(table.rows)
+    for known in tables:
+        if name.startswith(f"{known}/"):
+            table = load_table(known)
+            return table, [table.row(name.removeprefix(f"{known}/"))]
+    raise UnknownNameError(f"unknown table {name!r}. {did_you_mean(name, tables)}")
+
+
+def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
+    options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
+    paper = row.experiment or table.experiment
+    own = tuple(word for word in given if not word.startswith("seed="))
+    return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
+
+
+def plan(
+    table: Table,
+    row: Row,
+    given: Sequence[str],
+    seed: int,
+    *,
+    measure: bool = False,
+    again: bool = False,
+    throughput: Callable[[str], float] | None = None,
+) -> RowPlan:
+    """Returns what it takes to make a row; nothing is trained or written.
+
+    Args:
+        table: The table.
+        row: The row.
+        given: The caller's overrides, e.g. `data.root=DIR`.
+        seed: Seed of the run.
+        measure: Time a few training steps rather than estimating from multiply-adds.
+        again: Plan it even where a record exists.
+        throughput: Gives multiply-adds per second of a device, `measured_throughput` by default.
+    """
+    overrides = overrides_of(table, row, given, seed)
+    try:
+        return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput)
+    except EarthbenchError as error:
+        return RowPlan(
+            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table), None, None, (), False
+        )
+
+
+def _plan(
+    table: Table,
+    row: Row,
+    overrides: tuple[str, ...],
+    seed: int,
+    measure: bool,
+    again: bool,
+    throughput: Callable[[str], float],
+) -> RowPlan:
+    from bench.evaluation import work_folder
+    from bench.models import has_weights, load_model
+    from bench.tasks import load_task
+
+    config = compose(overrides)
+    try:
+        task, missing = load_task(table.task, config.data.root, **config.task.options), ""
+    except DataError as error:
+        task, missing = load_task(table.task, **config.task.options), str(error)
+    if config.data.root is None:
+        missing = "no data.root given"
+    model = load_model(row.model, task, **config.model.options)
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = has_weights(model)
+    counts, comparable, data = _data(table, task, trained)
+    done = None if again else find_done(table, row, config, task)
+    reason = f"record {done.run_id}" if done else missing
+    status = "done" if done else "cannot run" if missing else "to run"
+    estimate = None
+    if status != "done":
+        estimate = (
+            measured(model, task, config, counts, trained=trained)
+            if measure
+            else estimated(table, row, model, task, config, counts, trained=trained, throughput=throughput)
+        )
+    writes = [f"{config.results.root}/runs/{table.task}/{row.model}/RUN_ID.json"]
+    if trained:
+        trained_on = {} if missing else {"data": task.data_fingerprint("train")}
+        named = fingerprint({"config": numbers_only(config, training=True), **trained_on})
+        folder = work_folder(config.work, table.task, row.model, "FINGERPRINT" if missing else named)
+        # best and last, each with weights and Adam's two moments
+        writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
+    return RowPlan(
+        table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, tuple(writes), comparable
+    )
+
+
+def _needed(table: Table) -> str:
+    training = " or ".join(f"{count:,}" for count in table.training_sequence_counts)
+    test = " or ".join(f"{count:,}" for count in table.sequence_counts)
+    return f"needs {table.task}: {training} training and {test} test sequences"
+
+
+def _data(table: Table, task: Task, trained: bool) -> tuple[dict[str, int], bool, str]:
+    """Returns sequences per split (the official ones without data), whether they are the paper's, and it in words."""
+    if task.data_root is None:
+        official = {
+            "train": table.training_sequence_counts[0] if table.training_sequence_counts else 0,
+            "val": task.published_sequences.get("val", 0),
+            "test": table.sequence_counts[0] if table.sequence_counts else 0,
+        }
+        return official, False, f"not there: {_needed(table)}"
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    counts = {str(split): len(task.dataset(split)) for split in splits}
+    synthetic = str(task.dataset("test").identity().get("origin", "files")) != "files"
+    same = (
+        not synthetic
+        and counts["test"] in table.sequence_counts
+        and (not trained or counts["train"] in table.training_sequence_counts)
+    )
+    found = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    verdict = "the paper's" if same else f"other data than the paper's ({_needed(table)}): kept out of {table.name}"
+    return counts, same, f"{task.data_root}: {found} sequences; {verdict}"
+
+
+def find_done(table: Table, row: Row, config: Config, task: Task) -> RunRecord | None:
+    """Returns a record that makes a run unnecessary: one that stands in the row with this seed, or one of this config.
+
+    The second counts where the data are not the paper's, so that a table made from other data can be resumed, too.
+    """
+    records, _ = read_records(Path(config.results.root).expanduser(), table.task)
+    standing = [record for record in admitted(table, records)[0][row.key] if record.seed == config.seed]
+    if standing:
+        return standing[-1]
+    if task.data_root is None:
+        return None
+    named, data = fingerprint(numbers_only(config)), task.data_fingerprint(config.split)
+    same = [
+        record
+        for record in records
+        if record.status == "ok"
+        and record.config_fingerprint == named
+        and record.data is not None
+        and record.data.fingerprint == data
+    ]
+    return same[-1] if same else None
+
+
+def seeds_of(given: Sequence[str], seeds: str | None) -> list[int]:
+    """Returns the seeds to run: of `--seeds 0,1,2`, else of an override `seed=N`, else 0.
+
+    Raises:
+        ConfigError: both are given, or one is no number.
+    """
+    named = [word.partition("=")[2] for word in given if word.startswith("seed=")]
+    if named and seeds:
+        raise ConfigError(f"seed={named[-1]} and --seeds {seeds}: give one of the two")
+    try:
+        found = [int(seed) for seed in (seeds.split(",") if seeds else named[-1:] or ["0"])]
+    except ValueError as error:
+        raise ConfigError(f"seeds {seeds or named[-1]!r}: expected whole numbers, e.g. --seeds 0,1,2") from error
+    return list(dict.fromkeys(found))

@@ -1,0 +1,158 @@
+"""Which records may stand in a table, in which row, and why the others may not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.config import canonical_json
+from bench.errors import BrokenPluginError, UnknownNameError
+from bench.records.schema import RunRecord
+from bench.records.store import read_records
+from bench.tables.definitions import Row, Table
+
+PARTIAL = "partial runs"
+_NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
+_PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record, or a file that is none, that may not stand in a table."""
+
+    run_id: str
+    task: str
+    model: str
+    reason: str
+
+
+def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Returns the readable records under a results root, oldest first, and the files that are not.
+
+    Args:
+        root: Results root.
+        task: Only this task's records.
+    """
+    records, problems = read_records(root, task)
+    unreadable = []
+    for problem in problems:
+        match = _PROBLEM.match(problem)
+        path, reason = (Path(match["path"]), match["reason"]) if match else (Path("unknown.json"), problem)
+        # runs/TASK/MODEL/RUN_ID.json
+        unreadable.append(LeftOut(path.stem, path.parent.parent.name, path.parent.name, reason))
+    return records, unreadable
+
+
+def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[LeftOut]]:
+    """Returns the records of each row of a published table, and the records of its task that stand in none."""
+    by_row: dict[str, list[RunRecord]] = {row.key: [] for row in table.rows}
+    wanted = {row.key: _hyperparameters(row, table.task) for row in table.rows if row.options}
+    left_out = []
+    of_task = [record for record in records if record.task.name == table.task]
+    newest = max((record.task.version for record in of_task), default=0)
+    for record in of_task:
+        reason = _why_not(table, record, newest)
+        row = next((row for row in table.rows if _is_row(record, row, wanted.get(row.key))), None)
+        if reason is None and row is None:
+            same_model = any(row.model == record.model.name for row in table.rows)
+            reason = "other hyperparameters" if same_model else "models without a row"
+        if reason is None and row is not None:
+            by_row[row.key].append(record)
+        else:
+            left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, str(reason)))
+    return by_row, left_out
+
+
+def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Returns the records that may stand in a table of runs, whatever the data, and those that may not."""
+    good, left_out = [], []
+    for record in records:
+        if record.task.name != table.task:
+            continue
+        reason = _incomplete(record)
+        if reason is None:
+            good.append(record)
+        else:
+            left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, reason))
+    return good, left_out
+
+
+def deviations(table: Table, record: RunRecord) -> list[str]:
+    """Returns how a record's training differs from the paper's, as `train.KEY=VALUE (paper: VALUE)`."""
+    if record.training is None:
+        return []
+    used = record.training.settings
+    return [
+        f"train.{key}={used.get(key)!r} (paper: {value!r})"
+        for key, value in table.training.items()
+        if used.get(key) != value
+    ]
+
+
+def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Returns one record per seed, the newest, ordered by seed: a repeated run is not a second sample."""
+    latest = {record.seed: record for record in sorted(records, key=lambda r: r.run_id)}
+    return [latest[seed] for seed in sorted(latest)]
+
+
+def summary(left_out: Sequence[LeftOut]) -> list[str]:
+    """Returns one line per reason, with how many records it concerns and which."""
+    by_reason: dict[str, list[str]] = {}
+    for one in left_out:
+        by_reason.setdefault(one.reason, []).append(f"{one.model}/{one.run_id}")
+    lines = []
+    for reason, names in sorted(by_reason.items()):
+        named = ", ".join(sorted(names)[:_NAMED_MOST])
+        more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
+        lines.append(f"not shown: {reason} ({len(names)}): {named}{more}")
+    return lines
+
+
+def _incomplete(record: RunRecord) -> str | None:
+    if record.status != "ok" or record.data is None:
+        return "failed runs"
+    return PARTIAL if record.scope != "full" else None
+
+
+def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None:
+    """Returns why a record may not stand in a published table, or None."""
+    reason = _incomplete(record)
+    if reason is not None:
+        return reason
+    assert record.data is not None
+    if record.data.split != table.split:
+        return "other splits"
+    if record.data.origin != "files" or record.data.sequence_count not in table.sequence_counts:
+        return "other data"
+    if not record.task.is_default:
+        return "other task options"
+    if record.task.version != newest_version:
+        return f"version {record.task.version} of the task"
+    if record.model.parameters and record.training is None:
+        return "weights of unknown training"
+    if record.training is not None and (
+        record.training.data_origin != "files" or record.training.sequence_count not in table.training_sequence_counts
+    ):
+        return "trained on other data"
+    return None
+
+
+def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bool:
+    if record.model.name != row.model:
+        return False
+    if not row.options:
+        return record.model.is_preset
+    return wanted is not None and canonical_json(record.model.hyperparameters) == canonical_json(wanted)
+
+
+def _hyperparameters(row: Row, task: str) -> dict[str, Any] | None:
+    """Returns what a record of a row with options was made from: the model's preset for the task and the options."""
+    try:
+        presets = registry.find("model", row.model).card().presets
+    except (UnknownNameError, BrokenPluginError):
+        return None  # no model, so no record of ours
+    return {**presets.get(task, {}), **row.options}

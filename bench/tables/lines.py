@@ -1,0 +1,95 @@
+"""The text of a table's cells, the same in every format that is meant to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bench.tables.cells import DEVIATES, NOT_RUN, Block, Cell
+from bench.tables.definitions import Column, Table
+
+Mark = Callable[[str, int | None], str]
+"""Puts a format's marks around an escaped text: for rank 1 (best), 2 (second) or None."""
+Escape = Callable[[str], str]
+
+LEGEND = {
+    "†": "trained with another config than the paper's; takes no part in best and second",
+    "‡": "ran on code with uncommitted changes",
+    "(plugin)": "the model comes from another distribution",
+}
+
+
+def number(value: float | None, column: Column, *, signed: bool = False) -> str:
+    """Returns a value with its column's digits, an empty text for None."""
+    if value is None:
+        return ""
+    return f"{value:{'+' if signed else ''}.{column.digits}f}"
+
+
+def ours_text(cell: Cell, column: Column, *, bare: bool = False) -> str:
+    """Returns our side of a cell: the value with spread or interval (unless `bare`) and marks, or why there is none."""
+    if cell.ours is None:
+        return cell.status.partition(",")[0]
+    spread = "" if bare else spread_text(cell, column)
+    return number(cell.ours, column) + (spread and f" {spread}") + (" †" if DEVIATES in cell.status else "")
+
+
+def spread_text(cell: Cell, column: Column) -> str:
+    """Returns the spread over seeds `± s (n)`, else the interval of the one run `[l, u]`, else an empty text."""
+    if cell.spread is not None:
+        return f"± {number(cell.spread, column)} ({len(cell.run_ids)})"
+    if cell.interval is not None:
+        return f"[{number(cell.interval[0], column)}, {number(cell.interval[1], column)}]"
+    return ""
+
+
+def row_label(cells: Sequence[Cell]) -> str:
+    """Returns what stands in front of a row."""
+    marks = cells[0].marks
+    return cells[0].row + (" (plugin)" if "plugin" in marks else "") + (" ‡" if "changed code" in marks else "")
+
+
+def header(table: Table) -> list[str]:
+    """Returns the texts of the heading: model, what a line gives, then the columns."""
+    return ["Model", *([""] if _two_sided(table) else []), *(column.label for column in table.columns)]
+
+
+def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> list[list[str]]:
+    """Returns the lines of a block: per row published, ours, difference and status, or ours alone."""
+    lines = []
+    for cells in block.rows:
+        columns = [table.column(cell.column) for cell in cells]
+        ours = [mark(escape(ours_text(cell, column)), cell.rank) for cell, column in zip(cells, columns, strict=True)]
+        label = escape(row_label(cells))
+        if not _two_sided(table):
+            lines.append([label, *ours])
+            continue
+        if any(cell.published_text for cell in cells):
+            lines.append([label, "published", *(escape(cell.published_text or "") for cell in cells)])
+            label = ""
+        lines.append([label, "ours", *ours])
+        if any(cell.run_ids for cell in cells):
+            pairs = zip(cells, columns, strict=True)
+            differences = [number(cell.difference, column, signed=True) for cell, column in pairs]
+            lines.append(["", "difference", *differences])
+            lines.append(["", "status", *(escape(cell.status.partition(",")[0]) for cell in cells)])
+    return lines
+
+
+def legend(blocks: Sequence[Block]) -> list[str]:
+    """Returns what the marks that occur in some blocks mean."""
+    cells = [cell for block in blocks for cell in block.cells]
+    found = []
+    if any(cell.spread is not None for cell in cells):
+        found.append("a ± s (n): mean and standard deviation over n seeds")
+    if any(cell.interval is not None for cell in cells):
+        found.append("a [l, u]: one run and its bootstrap interval over events")
+    occurs = {
+        "†": any(DEVIATES in cell.status and cell.status != NOT_RUN for cell in cells),
+        "‡": any("changed code" in cell.marks for cell in cells),
+        "(plugin)": any("plugin" in cell.marks for cell in cells),
+    }
+    return found + [f"{mark}: {LEGEND[mark]}" for mark, there in occurs.items() if there]
+
+
+def _two_sided(table: Table) -> bool:
+    return table.published is not None

@@ -1,0 +1,7 @@
+"""The contracts that models, tasks and metrics keep, for plugins to call: `from bench.testing import check_model`."""
+
+from bench.testing.metrics import check_metric
+from bench.testing.models import check_model
+from bench.testing.tasks import check_task
+
+__all__ = ["check_metric", "check_model", "check_task"]

@@ -1,0 +1,113 @@
+"""The contract that any metric must keep."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from bench.errors import ContractError, one_message
+
+# Sums in float64, added in another order.
+_RELATIVE = 1e-9
+
+
+def check_metric(
+    metric_class: Callable[..., Metric],
+    *,
+    shape: tuple[int, int, int, int] = (3, 24, 48, 1),
+    scale: float = 255.0,
+    **options: Any,
+) -> Metric:
+    """Returns a metric that passed every check of the contract.
+
+    Checked: `compute()` gives a flat dict of floats; scores do not depend on how sequences are batched or ordered, nor
+    on how many processes saw them; its state is int64 or float64; updates leave their arguments alone; `reset()`
+    forgets everything.
+
+    Args:
+        metric_class: The class, or what makes a metric.
+        shape: `(T,H,W,C)` of the random forecasts to try.
+        scale: Their largest value.
+        **options: Passed to the class.
+
+    Raises:
+        ContractError: lists everything that is wrong.
+    """
+    made = metric_class(**options)
+    if not isinstance(made, Metric):
+        raise ContractError(f"{metric_class!r} makes {type(made).__name__}, expected a torchmetrics.Metric")
+    generator = torch.Generator().manual_seed(0)
+    forecast, target = (torch.rand((6, *shape), generator=generator) * scale for _ in range(2))
+    problems: list[str] = []
+    before = forecast.clone(), target.clone()
+    whole = _scores(made, [(forecast, target)], problems)
+    if not (torch.equal(forecast, before[0]) and torch.equal(target, before[1])):
+        problems.append("update changed its arguments")
+    _state(made, problems)
+    pieces = [(forecast[i:j], target[i:j]) for i, j in ((0, 1), (1, 3), (3, 6))]
+    for words, batches in (("batches of another size", pieces), ("another order", pieces[::-1])):
+        _compare(whole, _scores(copy.deepcopy(made), batches, problems, reset=True), words, problems)
+    _compare(whole, _scores(made, [(forecast, target)], problems, reset=True), "reset() and the same again", problems)
+    _compare(whole, _joined(made, pieces), "three processes", problems)
+    if problems:
+        name = type(made).__name__
+        raise ContractError(one_message(f"{name} does not keep the metric contract:", list(dict.fromkeys(problems))))
+    made.reset()
+    return made
+
+
+def _scores(
+    metric: Metric, batches: list[tuple[Tensor, Tensor]], problems: list[str], *, reset: bool = False
+) -> dict[str, float]:
+    if reset:
+        metric.reset()
+    for forecast, target in batches:
+        metric.update(forecast, target)
+    found = metric.compute()
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, float) for k, v in found.items()):
+        problems.append(f"compute() gives {type(found).__name__}; expected a flat dict of names and floats")
+        return {}
+    return found
+
+
+def _state(metric: Metric, problems: list[str]) -> None:
+    for name in metric._defaults:
+        value = getattr(metric, name)
+        parts = value if isinstance(value, list) else [value]
+        wrong = {str(part.dtype) for part in parts if part.dtype not in (torch.int64, torch.float64)}
+        if wrong:
+            problems.append(f"state {name} is {', '.join(sorted(wrong))}; expected int64 or float64, which are exact")
+
+
+def _joined(metric: Metric, pieces: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Returns the scores of several metrics' states joined as torchmetrics joins those of processes."""
+    parts = []
+    for batch in pieces:
+        part = copy.deepcopy(metric)
+        part.reset()
+        part.update(*batch)
+        parts.append(part)
+    joined = parts[0]
+    for name, reduce in metric._reductions.items():
+        states: list[Any] = [getattr(part, name) for part in parts]
+        if isinstance(states[0], list):
+            setattr(joined, name, [item for state in states for item in state])
+        elif reduce is not None:
+            setattr(joined, name, reduce(torch.stack(states)))
+    joined._computed = None
+    found = joined.compute()
+    return found if isinstance(found, dict) else {}
+
+
+def _compare(expected: dict[str, float], found: dict[str, float], words: str, problems: list[str]) -> None:
+    for name, value in expected.items():
+        other = found.get(name, math.nan)
+        same = math.isclose(value, other, rel_tol=_RELATIVE, abs_tol=1e-12) or (math.isnan(value) and math.isnan(other))
+        if not same:
+            problems.append(f"{name} depends on {words}: {value!r} and {other!r}")

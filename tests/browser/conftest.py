@@ -1,0 +1,123 @@
+"""A site of records that look like results, and Debian's chromium to open it with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bench
+from bench.records.samples import write_sample
+from bench.records.schema import RunRecord, TrainingSummary
+from bench.records.store import write_record
+from bench.report import build
+
+_CHROMIUM = os.environ.get("EARTHBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+MODELS = {
+    "persistence": 0.26, "unet": 0.34, "convlstm": 0.41, "predrnn": 0.405, "earthformer": 0.43,
+    "evil <script>window.hurt=1</script> | name": 0.1,
+}  # fmt: skip
+
+
+def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecord:
+    """A record as the complete official test set would give it; the evil one only names itself so in a note."""
+    assert measured.data is not None
+    evil = "<script>" in name
+    scores = dict(measured.scores)
+    scores |= {
+        "csi_m": csi,
+        **{
+            f"csi_{t}": csi * f
+            for t, f in zip((16, 74, 133, 160, 181, 219), (1.7, 1.5, 1, 0.75, 0.6, 0.35), strict=True)
+        },
+    }
+    scores["mse"] = (1 - csi) / 100
+    leads = {
+        "csi_m": [csi * (1.4 - 0.07 * lead) for lead in range(12)],
+        "mse": [(1 - csi) / 100 * (0.4 + 0.1 * lead) for lead in range(12)],
+    }
+    model = measured.model.model_copy(
+        update={
+            "name": "unet" if evil else name,
+            "parameters": 2_000_000 * (number - 1),
+            "gmacs": 60.0 * (number - 1),
+            "is_preset": not evil,
+            "hyperparameters": {"note": name} if evil else {},
+        }
+    )
+    training = TrainingSummary(
+        settings={"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0},
+        data_fingerprint="f" * 64,
+        data_origin="files",
+        sequence_count=35_718,
+        validation_sequence_count=9_060,
+        epochs=100,
+        steps=1000,
+        resumed_count=0,
+        stopped_because="max_epochs",
+        monitor="val/csi_m",
+        best_score=csi,
+        weights="best",
+        averaged=False,
+        final_loss=0.1,
+        wall_s=100.0,
+    )
+    data = measured.data.model_copy(
+        update={"origin": "files", "sequence_count": 12_159, "sequence_count_available": 12_159}
+    )
+    return measured.model_copy(
+        update={
+            "run_id": f"20260101T00000{number}Z-0123456789-{number:04d}",
+            "model": model,
+            "data": data,
+            "scores": scores,
+            "scores_per_lead": {**measured.scores_per_lead, **leads},
+            "training": training if number > 1 else None,
+            "code": measured.code.model_copy(update={"dirty": False}),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first page of a report on six models, with forecasts of five."""
+    measured = bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+    root, out = (tmp_path_factory.mktemp(name) for name in ("results", "site"))
+    context, target = bench.load_task("sevir", storms).dataset("test")[0]
+    frames = [part[..., 0].numpy() * 255 for part in (context, target)]
+    noise = np.random.default_rng(0)
+    for number, (name, csi) in enumerate(MODELS.items(), start=1):
+        record = _record(measured, number, name, csi)
+        write_record(record, root)
+        if "<" not in name:
+            forecast = np.clip(frames[1] + noise.normal(0, 20 * (0.5 - csi), frames[1].shape), 0, 254)
+            write_sample({"context": frames[0], "target": frames[1], "forecast": forecast}, record, root)
+    write_record(
+        measured.model_copy(update={"run_id": "partial", "scope": "partial", "scope_because": "limit=2"}), root
+    )
+
+    def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
+        key, _, lead = score.partition("_lead_")
+        value = record.scores_per_lead.get(key, [None] * 12)[int(lead) - 1] if lead else record.scores.get(key)
+        return (value * 0.95, value * 1.05) if value is not None else None
+
+    return build(root, out, interval=interval)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    if _CHROMIUM is None:
+        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCH_CHROMIUM may name one"
+        if os.environ.get("EARTHBENCH_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is installed by `tox -e browser`")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()

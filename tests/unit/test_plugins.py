@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchmetrics import Metric
+
+from bench import plugins, registry
+from bench.cli.main import main
+from bench.errors import BrokenPluginError, ContractError, NameClashError, UsageError
+from bench.metrics import load_metric
+from bench.tasks.sevir import Sevir
+from bench.testing import check_metric, check_task
+
+MODEL = '''
+"""A model in one file."""
+import torch
+from torch import nn
+
+EARTHBENCH = {"models": {"NAME": "Half"}}
+
+
+class Half(nn.Module):
+    """Half of the last frame, at every lead time."""
+
+    def __init__(self, input_shape, target_shape, *, share: float = 0.5) -> None:
+        super().__init__()
+        self.share, self.t_out = nn.Parameter(torch.tensor(share)), target_shape[0]
+
+    def forward(self, context):
+        return context[:, -1:].repeat(1, self.t_out, 1, 1, 1) * self.share
+'''
+
+
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def _file(folder: Path, name: str, text: str = MODEL) -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(text.replace("NAME", name))
+    return path
+
+
+def test_a_file_is_listed_shown_checked_and_stands_in_the_table(
+    tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(tmp_path, "half_of_it")
+    assert main(["--plugin", str(path), "list", "models"]) == 0
+    assert "Half of the last frame" in capsys.readouterr().out
+    assert main(["show", "model", "half_of_it", f"--plugin={path}"]) == 0
+    assert "share: 0.5" in capsys.readouterr().out
+    assert main(["check", "half_of_it", "--plugin", str(path)]) == 0
+    where = [f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'outputs'}", f"data.root={storms}"]
+    short = ["train.max_epochs=1", "progress=false", "picture=false", "device=cpu", "train.loggers=[]"]
+    assert main(["run", "model=half_of_it", *where, *short, "--plugin", str(path)]) == 0
+    assert main(["table", "runs/sevir", "--results", str(tmp_path / "results")]) == 0
+    assert "half_of_it (plugin)" in capsys.readouterr().out
+
+
+def test_children_know_the_file_and_listing_does_not_run_it(tmp_path: Path) -> None:
+    path = _file(tmp_path, "quiet_one", MODEL + "\nraise SystemExit('was run')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cli.main", "list", "models"],
+        env={**os.environ, plugins.VARIABLE: str(path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "quiet_one" in done.stdout and "was run" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("no_literal", "x = 1", "expected a literal"),
+        ("computed", "EARTHBENCH = dict(models={})", "expected a literal"),
+        ("other_kind", 'EARTHBENCH = {"modles": {"a": "A"}}', "expected a literal"),
+        ("bad_name", 'EARTHBENCH = {"models": {"../a": "A"}}', "expected a literal"),
+        ("bad_class", 'EARTHBENCH = {"models": {"a": "os.system"}}', "expected a literal"),
+        ("not_python", "def", "SyntaxError"),
+        ("json", MODEL, "rename the file"),
+    ],
+)
+def test_a_file_that_says_nothing_sensible_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    with pytest.raises(BrokenPluginError, match=words):
+        plugins.use_plugin_files(["list", "--plugin", str(_file(tmp_path, name, text))])
+
+
+@pytest.mark.parametrize("given", [["--plugin"], ["--plugin", "/not/there.py"], ["--plugin=/etc/hostname"]])
+def test_a_file_that_is_not_there_is_a_usage_error(given: list[str]) -> None:
+    with pytest.raises(UsageError, match="--plugin"):
+        plugins.use_plugin_files(["list", *given])
+
+
+def test_a_file_cannot_take_a_builtin_name(tmp_path: Path) -> None:
+    plugins.use_plugin_files(["--plugin", str(_file(tmp_path, "mine", MODEL.replace("NAME", "unet")))])
+    with pytest.raises(NameClashError, match="registered twice"):
+        registry.find("model", "unet")
+
+
+def test_a_new_package_passes_its_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "package"
+    assert main(["new", "model", "my_net", "--out", str(out)]) == 0
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        "README.md", "pyproject.toml", "src/earthbench_my_net/__init__.py", "src/earthbench_my_net/model.py",
+        "tests/test_my_net.py", "tox.ini",
+    ]  # fmt: skip
+    assert not [p for p in out.rglob("*") if p.is_file() and "$" in p.read_text()]
+    environment = {**os.environ, "PYTHONPATH": str(out / "src")}
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", "-q", "-n0", "tests"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=out, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["new", "model", "my_net", "--out", str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "words"), [("My-Net", "expected a-z"), ("unet", "registered already"), ("1x", "a-z")])
+def test_a_bad_name_is_refused(tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "model", name, "--out", str(tmp_path / "x")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_check_knows_every_kind_and_offers_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "mse"]) == 0 and "metric mse keeps its contract" in capsys.readouterr().out
+    assert main(["check", "mees"]) == 2 and "'mse'" in capsys.readouterr().err
+
+
+def test_a_task_keeps_its_contract_with_and_without_data(storms: Path) -> None:
+    check_task(Sevir)
+    check_task(Sevir, data_root=storms)
+
+
+def test_each_breach_of_a_task_is_found(storms: Path) -> None:
+    class Overlapping(Sevir):
+        def split_dates(self):
+            return {split: (None, None) for split in super().split_dates()}
+
+        @property
+        def metrics(self):
+            return {"beauty": {}}
+
+        def normalise(self, physical):
+            return super().normalise(physical) * 2
+
+    with pytest.raises(ContractError, match="train and test share") as caught:
+        check_task(Overlapping, data_root=storms)
+    assert "unknown metric 'beauty'" in str(caught.value) and "does not undo" in str(caught.value)
+    with pytest.raises(ContractError, match="not a subclass"):
+        check_task(int)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", registry.names("metric"))
+def test_every_registered_metric_keeps_the_contract(name: str) -> None:
+    check_metric(registry.find("metric", name).load())
+
+
+class _MeanOfBatches(Metric):
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, forecast: torch.Tensor, target: torch.Tensor) -> None:
+        self.total = self.total + (forecast - target).square().mean()
+        self.count = self.count + 1
+        forecast.zero_()
+
+    def compute(self) -> dict[str, float]:
+        return {"error": float(self.total / self.count)}
+
+
+def test_each_breach_of_a_metric_is_found() -> None:
+    with pytest.raises(ContractError, match="batches of another size") as caught:
+        check_metric(_MeanOfBatches)
+    assert "float32" in str(caught.value) and "changed its arguments" in str(caught.value)
+    assert load_metric("mse") is not None
