@@ -63,6 +63,8 @@ async function boards() {
 // Charts
 
 const PALETTE = ["#0b5cad", "#c8553d", "#2a9d5c", "#8e44ad", "#b8860b", "#00838f", "#c2185b", "#5d6d7e", "#7cb342", "#3f51b5"];
+// Plotly takes some markup in names; what records call themselves is text.
+const short = (label) => (label.length > 26 ? label.slice(0, 25) + "…" : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function layout(extra) {
@@ -101,8 +103,7 @@ function chart(parent, title, choices, draw) {
     Plotly.react(plot, traces, layout(extra), { displayModeBar: false, responsive: true });
   };
   selects.forEach((select) => select.addEventListener("change", redraw));
-  plots.push(redraw);
-  redraw();
+  plots.push(redraw); // drawn when every card has its place: a chart takes the width it finds
 }
 
 function curves(list, xOf, xTitle, yTitle, extra = {}) {
@@ -111,9 +112,9 @@ function curves(list, xOf, xTitle, yTitle, extra = {}) {
     const colour = PALETTE[index % PALETTE.length], x = xOf(curve);
     if ((curve.low || []).some((value) => value !== null)) {
       traces.push({ x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself",
-        fillcolor: colour + "26", line: { width: 0 }, hoverinfo: "skip", showlegend: false, name: curve.label, mode: "lines" });
+        fillcolor: colour + "26", line: { width: 0 }, hoverinfo: "skip", showlegend: false, name: short(curve.label), mode: "lines" });
     }
-    traces.push({ x, y: curve.y, name: curve.label, mode: "lines+markers", line: { color: colour }, marker: { size: 6 } });
+    traces.push({ x, y: curve.y, name: short(curve.label), mode: "lines+markers", line: { color: colour }, marker: { size: 6 } });
   });
   const words = list.map((c) => `${c.label}: ${c.y.map((v) => (v === null ? "undefined" : +v.toPrecision(4))).join(", ")}`).join(". ");
   return { traces, words, extra: { xaxis: { title: { text: xTitle } }, yaxis: { title: { text: yTitle } }, ...extra } };
@@ -143,7 +144,7 @@ function paretoChart(parent, list) {
     const known = points.filter((p) => p[cost] !== null && p[cost] !== undefined);
     const traces = ["ours", "published"].map((side) => {
       const mine = known.filter((p) => p.side === side);
-      return { x: mine.map((p) => p[cost]), y: mine.map((p) => p.y), text: mine.map((p) => p.label), mode: "markers+text",
+      return { x: mine.map((p) => p[cost]), y: mine.map((p) => p.y), text: mine.map((p) => short(p.label)), mode: "markers+text",
         textposition: "top center", cliponaxis: false, textfont: { size: 10 }, name: side,
         marker: { size: 10, color: PALETTE[side === "ours" ? 0 : 1], symbol: side === "ours" ? "circle" : "circle-open" } };
     }).filter((trace) => trace.x.length);
@@ -192,11 +193,13 @@ function drawCharts() {
     if (mine.rank.length) {
       chart(parent, "Rank histogram", [["", named(mine.rank)]], (key) => {
         const list = pick(mine.rank, key).curves;
-        const traces = list.map((c, index) => ({ type: "bar", x: c.rank, y: c.frequency, name: c.label, marker: { color: PALETTE[index % PALETTE.length] } }));
-        return { traces, words: "", extra: { barmode: "group", xaxis: { title: { text: "members below the truth" } }, yaxis: { title: { text: "share" } } } };
+        const traces = list.map((c, index) => ({ type: "bar", x: c.rank, y: c.frequency, name: short(c.label), marker: { color: PALETTE[index % PALETTE.length] } }));
+        const words = list.map((c) => `${c.label}: ${c.frequency.join(", ")}`).join(". ");
+        return { traces, words, extra: { barmode: "group", xaxis: { title: { text: "members below the truth" } }, yaxis: { title: { text: "share" } } } };
       });
     }
   });
+  plots.forEach((draw) => draw());
 }
 
 // Forecasts
