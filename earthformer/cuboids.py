@@ -10,7 +10,10 @@ as in the authors' released code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +89,22 @@ def unpad(x: Tensor, amount: Size3, padding_type: str) -> Tensor:
     if padding_type == "nearest":
         return resize_nearest(x, (t, h, w))
     return x[:, :t, :h, :w]
+
+
+class Part(NamedTuple):
+    """A box of a padded grid that whole cuboids, or what the grid's end leaves of them, fill without padding.
+
+    Attributes:
+        box: where the box stands on T, H and W of the grid that holds data.
+        cut: the decomposition of the box.
+        places: int64 (V of `cut`): which tokens of a whole cuboid its cuboids hold.
+        missing: int64: the other tokens of a whole cuboid, which are padding.
+    """
+
+    box: tuple[slice, slice, slice]
+    cut: Cut
+    places: Tensor
+    missing: Tensor
 
 
 class Cut:
@@ -168,6 +187,39 @@ class Cut:
     def unroll(self, x: Tensor) -> Tensor:
         """Return `x` (B, T', H', W', C) moved back from `roll`."""
         return torch.roll(x, shifts=self.shift, dims=(1, 2, 3)) if self.is_shifted else x
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The boxes that together are the grid that holds data, in row-major order; empty if there is no padding.
+
+        Attention may then run without padded tokens. Shifted cuts, dilated padded axes and resized grids mix data
+        and padding in every cuboid: they have no parts either.
+        """
+        dilated = any(more and letter == "d" for more, letter in zip(self.padding, self.strategy, strict=True))
+        if not self.is_padded or self.is_shifted or dilated or self.t_pad_left or self.padding_type == "nearest":
+            return []
+        bounds = []
+        for length, size in zip(self.shape, self.cuboid, strict=True):
+            whole = length // size * size
+            bounds.append([(start, stop) for start, stop in ((0, whole), (whole, length)) if stop > start])
+        return [self._part(*ranges) for ranges in itertools.product(*bounds)]
+
+    def _part(self, *ranges: tuple[int, int]) -> Part:
+        shape = _three(stop - start for start, stop in ranges)
+        cuboid = _three(min(length, size) for length, size in zip(shape, self.cuboid, strict=True))
+        held = torch.zeros(self.cuboid, dtype=torch.bool)
+        held[tuple(slice(size) for size in cuboid)] = True
+        box = slice(*ranges[0]), slice(*ranges[1]), slice(*ranges[2])
+        places, missing = (which.reshape(-1).nonzero().squeeze(1) for which in (held, ~held))
+        return Part(box, Cut(shape, cuboid, self.strategy), places, missing)
+
+    def assemble(self, grids: Sequence[Tensor]) -> Tensor:
+        """Return the tensor (B, T, H, W, C) whose boxes `parts` are `grids`."""
+        rest = list(grids)
+        for axis in (2, 1, 0):
+            pieces = 1 + (self.shape[axis] > self.cuboid[axis] and self.shape[axis] % self.cuboid[axis] > 0)
+            rest = [torch.cat(rest[at : at + pieces], dim=1 + axis) for at in range(0, len(rest), pieces)]
+        return rest[0]
 
     def split(self, x: Tensor) -> Tensor:
         """Return the cuboids (B, N, V, C) of `x` (B, T', H', W', C), already padded and rolled."""

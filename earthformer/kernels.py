@@ -18,8 +18,10 @@ from torch import Tensor, nn
 MASKED_SCORE = -1e18
 MASKED_SCORE_FLOAT16 = -1e4
 
-# torch's CPU softmax leaves its vectorised loop for rows shorter than a 512-bit register of float32.
-SHORTEST_FAST_ROW = 16
+# Rows of torch's CPU softmax that are no multiple of a 512-bit register of float32 end in a slow loop, and shorter
+# ones consist of it. In rows of several registers it matters little.
+_REGISTER = 16
+_LONGEST_LENGTHENED_ROW = 4 * _REGISTER
 
 # Size of the product that decides how linear layers are computed: tokens, channels in, channels out.
 _PROBE = (4096, 64, 256)
@@ -159,10 +161,10 @@ def has_fused_attention(device: torch.device) -> bool:
 
 
 def padded_row(length: int, device: torch.device) -> int:
-    """Return the row length at which softmax of rows of `length` is fast: 16 for shorter ones on the CPU."""
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    """Return the row length at which softmax of rows of `length` is fast: a multiple of 16 for short ones on the CPU."""
+    if device.type != "cpu" or torch.compiler.is_compiling() or length > _LONGEST_LENGTHENED_ROW:
         return length
-    return max(length, SHORTEST_FAST_ROW)
+    return -(-length // _REGISTER) * _REGISTER
 
 
 def softmax(scores: Tensor) -> Tensor:
