@@ -1,4 +1,4 @@
-"""Lookup by name: models, tasks, metrics and tables are entry points, found lazily and imported on first use.
+"""Lookup by name: models, tasks, metrics, tables and pictures are entry points, found lazily and imported on first use.
 
 Built-ins are registered by this project's own `pyproject.toml` in the very way a plugin is by its own.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from bench.cards import Card, UnreadableSourceError, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
 
-Kind = Literal["model", "task", "metric", "table"]
+Kind = Literal["model", "task", "metric", "table", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

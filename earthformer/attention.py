@@ -259,7 +259,7 @@ class CuboidSelfAttention(CuboidAttention):
                 [GlobalRead(own.query, k.flatten(2, 3), v.flatten(2, 3)), own],
             )
         bias = self._position_bias(cut.volume, cut.volume)
-        mask = self_attention_mask(cut, x.device)
+        mask = self._kept(self_attention_mask, cut, x.device)
         out = plain_attention(q, k, v, scale=self.scale, bias=bias, mask=mask, seen=seen, drop=self.attn_drop)
         out = out.permute(0, 2, 3, 1, 4).flatten(-2)
         if self.use_final_proj:
@@ -320,8 +320,8 @@ class CuboidSelfAttention(CuboidAttention):
                 seen = GlobalKeys(seen_q[0] if seen_q else q, seen_key, seen_value)
             bias = None
             if whole is not None:
-                columns = part.places if self.padding_type == "ignore" else torch.cat((part.places, part.missing))
-                bias = whole[:, :, part.places[:, None], columns]
+                columns = part.places if self.padding_type == "ignore" else part.places + part.missing
+                bias = whole[:, :, part.places][..., columns]
             drop = self.attn_drop.p if self.training else 0.0
             out = fast_attention(q, k, v, scale=self.scale, bias=bias, mask=None, seen=seen, drop=drop)
             grids.append(part.cut.join_heads(out))

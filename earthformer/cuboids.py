@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -97,14 +96,14 @@ class Part(NamedTuple):
     Attributes:
         box: where the box stands on T, H and W of the grid that holds data.
         cut: the decomposition of the box.
-        places: int64 (V of `cut`): which tokens of a whole cuboid its cuboids hold.
-        missing: int64: the other tokens of a whole cuboid, which are padding.
+        places: which tokens of a whole cuboid its cuboids hold.
+        missing: the other tokens of a whole cuboid, which are padding.
     """
 
     box: tuple[slice, slice, slice]
     cut: Cut
-    places: Tensor
-    missing: Tensor
+    places: list[int]
+    missing: list[int]
 
 
 class Cut:
@@ -122,6 +121,9 @@ class Cut:
         counts: number of cuboids along T, H, W.
         count: number of cuboids, N.
         volume: number of tokens in a cuboid, V.
+        parts: the boxes that together are the grid that holds data, in row-major order, so that attention may run
+            without padded tokens. Empty if there is no padding, and for shifted cuts, dilated padded axes and
+            resized grids, which mix data and padding in every cuboid.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Cut:
             self._merge_axes += [1 + axis, 4 + axis] if count_first else [4 + axis, 1 + axis]
         self._cuboid_axes = [2 * axis + _CUBOID_AXIS[letter] for axis, letter in enumerate(strategy)]
         self._place_axes = [2 * axis + _PLACE_AXIS[letter] for axis, letter in enumerate(strategy)]
+        self.parts = self._make_parts()
 
     @property
     def is_padded(self) -> bool:
@@ -188,13 +191,7 @@ class Cut:
         """Return `x` (B, T', H', W', C) moved back from `roll`."""
         return torch.roll(x, shifts=self.shift, dims=(1, 2, 3)) if self.is_shifted else x
 
-    @cached_property
-    def parts(self) -> list[Part]:
-        """The boxes that together are the grid that holds data, in row-major order; empty if there is no padding.
-
-        Attention may then run without padded tokens. Shifted cuts, dilated padded axes and resized grids mix data
-        and padding in every cuboid: they have no parts either.
-        """
+    def _make_parts(self) -> list[Part]:
         dilated = any(more and letter == "d" for more, letter in zip(self.padding, self.strategy, strict=True))
         if not self.is_padded or self.is_shifted or dilated or self.t_pad_left or self.padding_type == "nearest":
             return []
@@ -207,10 +204,12 @@ class Cut:
     def _part(self, *ranges: tuple[int, int]) -> Part:
         shape = _three(stop - start for start, stop in ranges)
         cuboid = _three(min(length, size) for length, size in zip(shape, self.cuboid, strict=True))
-        held = torch.zeros(self.cuboid, dtype=torch.bool)
-        held[tuple(slice(size) for size in cuboid)] = True
+        places: list[int] = []
+        missing: list[int] = []
+        for number, (t, h, w) in enumerate(itertools.product(*(range(size) for size in self.cuboid))):
+            held = t < cuboid[0] and h < cuboid[1] and w < cuboid[2]
+            (places if held else missing).append(number)
         box = slice(*ranges[0]), slice(*ranges[1]), slice(*ranges[2])
-        places, missing = (which.reshape(-1).nonzero().squeeze(1) for which in (held, ~held))
         return Part(box, Cut(shape, cuboid, self.strategy), places, missing)
 
     def assemble(self, grids: Sequence[Tensor]) -> Tensor:

@@ -112,7 +112,7 @@ def fast_attention(
 
 
 def _scores_of_globals(seen: GlobalKeys) -> Tensor:
-    """Return the scores (B, h, N*V_q, G), unscaled: the vectors are the same for all cuboids, so this is one product."""
+    """Return the unscaled scores (B, h, N*V_q, G): the vectors are the same for all cuboids, so it is one product."""
     return seen.query.flatten(2, 3) @ seen.key.transpose(-2, -1)
 
 

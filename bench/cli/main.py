@@ -26,6 +26,7 @@ VERBS = {
         "bench.cli.evaluate",
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
+    "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
 }
