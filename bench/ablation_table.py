@@ -53,6 +53,11 @@ def cost_of(config: Config) -> dict[str, Any]:
     return {**speed.as_dict(), **count_model(model, task.input_shape).as_dict()}
 
 
+def _quiet() -> None:
+    # Of timm's imports, as in the command line itself.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+
+
 def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[str, Any]]:
     """Returns the cost of each run, or `{"problem": why}`; each is measured in a process of its own, one by one.
 
@@ -63,8 +68,7 @@ def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[
     found: list[dict[str, Any]] = []
     # A peak of resident memory never falls again, and a process forked from one with torch would start at its peak.
     context = multiprocessing.get_context("spawn")
-    quiet = ("ignore", ".*torch.jit.script", FutureWarning)  # of timm's imports, as in the command line itself
-    with ProcessPoolExecutor(1, context, warnings.filterwarnings, quiet, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(1, context, _quiet, max_tasks_per_child=1) as pool:
         for number, run in enumerate(runs, start=1):
             advance(f"measuring variant {number} of {len(runs)}")
             try:
