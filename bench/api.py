@@ -5,7 +5,7 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -73,4 +73,20 @@ class Dataset(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
+        ...
+
+
+class Picture(Protocol):
+    """Drawings of one kind of thing a model is built of, shown by `earthbench show PICTURE NAME`."""
+
+    def names(self) -> list[str]:
+        """Returns the names of what can be drawn."""
+        ...
+
+    def describe(self, name: str, size: Sequence[int] = ...) -> dict[str, Any]:
+        """Returns what `name` is on a grid of `size` (T, H, W), as JSON types; `ValueError` for a wrong size."""
+        ...
+
+    def draw(self, name: str, form: str = "png", size: Sequence[int] = ...) -> bytes:
+        """Returns the file of a drawing in format `form` (png, svg, pdf); `ValueError` for what cannot be drawn."""
         ...
