@@ -154,6 +154,9 @@ def register_groups() -> None:
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
+    open_group = OmegaConf.create({}, flags={"struct": False})
+    store.store(group="train", name="stages", node=open_group, package="train.stages")
     for kind in ("task", "model"):
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.

@@ -64,9 +64,16 @@ class Forecaster(lightning.LightningModule):
         """Returns the evaluated model's forecast after checking it against the contract.
 
         Raises:
-            ContractError: wrong type, shape, dtype or device.
+            ContractError: wrong type, shape, dtype or device, or the model refuses.
+            RunFailedError: the model says that its numbers diverged.
         """
-        forecast = self.evaluated(context)
+        name = type(self.model).__name__
+        try:
+            forecast = self.evaluated(context)
+        except ArithmeticError as error:
+            raise RunFailedError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ContractError(f"{name} gives no forecast: {error}") from error
         check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
         return forecast
 

@@ -30,7 +30,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """From noised latents (N, T, h, w, C) and steps (N,) to the noise in them."""
 
 
-class DivergedError(ValueError):
+class DivergedError(ValueError, FloatingPointError):
     """Sampling left the numbers: not-a-number or infinite latents."""
 
 
