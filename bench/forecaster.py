@@ -24,6 +24,10 @@ from bench.records.schema import MetricStatistics
 from bench.scores.names import with_ending
 from bench.tasks.task import Task
 
+# With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
+_WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+_WARMUP_LAG = 2
+
 Batch = Sequence[Tensor]
 """Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
 
@@ -53,7 +57,9 @@ class Forecaster(lightning.LightningModule):
         self.train_config = train
         self.total_steps = total_steps
         decay = train.ema_decay if train else None
-        self.average = ModelEmaV3(model, decay=decay) if decay else None
+        self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
+        warmup = _WARMUP if train and train.ema_warmup else {}
+        self.average = ModelEmaV3(model, decay=decay, **warmup) if decay else None
         if ensemble is not None:
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
@@ -77,9 +83,16 @@ class Forecaster(lightning.LightningModule):
         """Returns the evaluated model's forecast after checking it against the contract.
 
         Raises:
-            ContractError: wrong type, shape, dtype or device.
+            ContractError: wrong type, shape, dtype or device, or the model refuses.
+            RunFailedError: the model says that its numbers diverged.
         """
-        forecast = self.evaluated(context)
+        name = type(self.model).__name__
+        try:
+            forecast = self.evaluated(context)
+        except ArithmeticError as error:
+            raise RunFailedError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ContractError(f"{name} gives no forecast: {error}") from error
         check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
         return forecast
 
@@ -113,7 +126,7 @@ class Forecaster(lightning.LightningModule):
     def update_average(self) -> None:
         """Updates the running average of the weights, once per optimiser step."""
         if self.average is not None and self.global_step > self._updates_seen:
-            self.average.update(self.model, step=self.global_step)
+            self.average.update(self.model, step=self.global_step + self._average_lag)
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -121,7 +134,11 @@ class Forecaster(lightning.LightningModule):
         assert self.train_config is not None
         config = self.train_config
         optimizer = create_optimizer_v2(
-            self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            **({"betas": config.betas} if config.betas else {}),
         )  # timm exempts norms and biases from decay
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
@@ -129,7 +146,7 @@ class Forecaster(lightning.LightningModule):
             t_initial=max(1, self.total_steps - warmup),
             lr_min=config.lr * config.min_lr_ratio,
             warmup_t=warmup,
-            warmup_lr_init=0.0,
+            warmup_lr_init=config.warmup_start_ratio * config.lr,
             warmup_prefix=True,
             t_in_epochs=False,
         )
@@ -202,12 +219,19 @@ class Forecaster(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the validation scores."""
+        own = getattr(self.evaluated, "validation_loss", None)
+        if callable(own):
+            loss = own(self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1])))
+            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]))
+            return
         forecast, _, target = self._score(batch)
         loss = masked_mse(forecast, self.task.normalise(target))
         self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the overall validation scores."""
+        """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
+        if callable(getattr(self.evaluated, "validation_loss", None)):
+            return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 

@@ -135,9 +135,12 @@ def _ensemble(config: Config) -> Ensemble | None:
 
 
 def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say) -> TrainingSummary:
+    from bench.stages import has_stages, train_stages
     from bench.training import train
 
     say(f"run folder: {folder}")
+    if has_stages(model):
+        return train_stages(model, task, config, folder, say)
     return train(model, task, config, folder, say)
 
 
