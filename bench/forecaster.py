@@ -115,9 +115,13 @@ class Forecaster(lightning.LightningModule):
             losses = torch.stack(list(losses.values())).sum()
         value = float(losses.detach())
         if not math.isfinite(value):
+            advice = "Lower train.lr or train.clip_norm."
+            if bool(torch.isnan(target).any()):
+                name = type(self.model).__name__
+                advice = f"The target has missing values, which the own loss of {name} does not leave out: train unmasked."
             raise RunFailedError(
                 f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_index}); last finite loss {self.last_finite_loss}. Lower train.lr or train.clip_norm."
+                f"{batch_index}); last finite loss {self.last_finite_loss}. {advice}"
             )
         self.last_finite_loss = value
         self.log("train/loss", value, prog_bar=True, batch_size=len(target))

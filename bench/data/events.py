@@ -35,10 +35,10 @@ class Events:
 def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """Returns the events of the first sequences of a data set.
 
-    Sequences lie event by event, as many of each.  A data set of one long record (one id, or more ids than windows:
-    its months) has no events: its windows overlap, so blocks of `window` consecutive windows are resampled in their
-    place (a block bootstrap, Kunsch 1989, Ann. Statist. 17, 1217-1241).  Where the numbers of events and sequences tell
-    neither, each sequence is its own event.
+    Sequences lie event by event, as many of each.  A data set of long records (one id; more ids than windows: its
+    months; or a source that says `windows_per_record`) has no events: its windows overlap, so blocks of `window`
+    consecutive windows of a record are resampled in their place (a block bootstrap, Kunsch 1989, Ann. Statist. 17,
+    1217-1241).  Where the numbers of events and sequences tell neither, each sequence is its own event.
 
     Args:
         data: The data set.
@@ -47,12 +47,25 @@ def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """
     count = len(data)
     ids = tuple(data.ids)
-    if len(ids) > count:  # the months of one record: their windows overlap
-        ids = (f"{ids[0]}..{ids[-1]}",)
+    records = getattr(getattr(data, "source", data), "windows_per_record", None)
+    if records is None and len(ids) > count:  # the months of one record
+        ids, records = (f"{ids[0]}..{ids[-1]}",), (count,)
+    elif records is None and len(ids) == 1 and count > 1:
+        records = (count,)
+    if records is not None:
+        return _blocks(ids, records, window, used)
     if len(ids) > 1 and count % len(ids) == 0:
         of_sequence = np.arange(used) // (count // len(ids))
         return Events("event", ids[: int(of_sequence[-1]) + 1], of_sequence)
-    if len(ids) == 1 and count > 1:
-        of_sequence = np.arange(used) // window
-        return Events("block", tuple(f"{ids[0]}[{at}]" for at in range(int(of_sequence[-1]) + 1)), of_sequence)
     return Events("event", tuple(f"sequence {at}" for at in range(used)), np.arange(used))
+
+
+def _blocks(ids: tuple[str, ...], records: tuple[int, ...], window: int, used: int) -> Events:
+    """Returns the blocks of `window` consecutive windows of each record; none reaches over two records."""
+    names: list[str] = []
+    of_sequence: list[int] = []
+    for name, count in zip(ids, records, strict=True):
+        of_sequence += [len(names) + at // window for at in range(count)]
+        names += [f"{name}[{block}]" for block in range(-(-count // window))]
+    numbers = np.array(of_sequence[:used])
+    return Events("block", tuple(names[: int(numbers[-1]) + 1]), numbers)

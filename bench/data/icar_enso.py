@@ -171,6 +171,11 @@ class IcarEnsoWindows:
         """Returns the name of every record."""
         return tuple(member.id for member in self.members)
 
+    @property
+    def windows_per_record(self) -> tuple[int, ...]:
+        """Returns the number of windows of every record."""
+        return tuple(np.diff(self._ends, prepend=0).tolist())
+
     def __len__(self) -> int:
         """Returns the number of windows."""
         return int(self._ends[-1])

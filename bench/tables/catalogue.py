@@ -237,19 +237,13 @@ RUNS_ICAR_ENSO = Table(
 )
 """All complete runs of the task icar_enso, climate models and observed records: one block per data set."""
 
-_ERROR_OF_FRAMES = (
-    Column(key="mse_frame_sum", label="MSE", digits=2, better="lower"),
-    Column(key="mae_frame_sum", label="MAE", digits=2, better="lower"),
-    Column(key="ssim", label="SSIM", better="higher"),
-)
-
 RUNS_NBODY_MNIST = Table(
     name="runs/nbody_mnist",
     title="Every complete run on N-body MNIST",
     task="nbody_mnist",
     columns=(
         *_COST,
-        *_ERROR_OF_FRAMES,
+        *_FRAMES,
         Column(key="e_mse", label="E.MSE", digits=3, better="lower"),
         Column(key="e_mae", label="E.MAE", digits=3, better="lower"),
     ),
@@ -261,7 +255,7 @@ RUNS_MOVING_MNIST = Table(
     name="runs/moving_mnist",
     title="Every complete run on MovingMNIST",
     task="moving_mnist",
-    columns=(*_COST, *_ERROR_OF_FRAMES),
+    columns=(*_COST, *_FRAMES),
     note=_OWN_NOTE,
 )
 """All complete runs of the task moving_mnist, generated or the authors' data: one block per data set."""

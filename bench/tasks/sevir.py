@@ -200,6 +200,13 @@ class SevirLR(Sevir):
         "date", description="random: training and validation are 90/10 of the windows up to test_from, as the authors'"
     )
 
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns SEVIR's metrics, and the skill after max-pooling that PreDiff reports, as far as frames allow it."""
+        pools = [pool for pool in (1, 4, 16) if pool <= min(self.frame_size)]
+        found = super().metrics
+        return {**found, "skill": {**found["skill"], "pool": pools}}
+
     def sequences(self, split: Split) -> Stored:
         """Returns the stored windows of a split, by date or, in training and validation, by the authors' lot."""
         if self.split_by == "date" or split not in ("train", "val"):

@@ -202,6 +202,12 @@ def test_events_of_sequences() -> None:
     record = events_of(_Data(("model",), 60), window=26, used=60)
     assert record.kind == "block" and len(record.ids) == 3 and np.bincount(record.of_sequence).tolist() == [26, 26, 8]
     assert len(events_of(_Data(("a", "b"), 5), window=2, used=5).ids) == 5
+    uneven = _Data(("a", "b"), 5)
+    uneven.windows_per_record = (3, 2)
+    blocks = events_of(uneven, window=2, used=5)
+    assert blocks.kind == "block" and blocks.ids == ("a[0]", "a[1]", "b[0]")
+    assert blocks.of_sequence.tolist() == [0, 0, 1, 2, 2]
+    assert events_of(uneven, window=2, used=2).ids == ("a[0]",)
 
 
 def test_intervals_need_no_torch() -> None:
