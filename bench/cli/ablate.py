@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
             finished_record(config)  # data that cannot be used is told before the first run starts
         for overrides in ablation.override_lists(options.overrides):
             try:
-                sweep(overrides, ["--multirun"], job)
+                with contextlib.redirect_stdout(sys.stderr):  # Hydra's own lines: stdout is the table's
+                    sweep(overrides, ["--multirun"], job)
             except EarthbenchError as error:  # the other runs of the sweep have been made all the same
                 failures.append(error)
         records = [finished_record(run.config) for run in runs]
