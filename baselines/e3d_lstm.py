@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
-from baselines.shapes import checked_sizes
+from baselines.shapes import checked_stack
 
 # The authors' code fixes the window to two frames; the fast form below builds on it.
 WINDOW = 2
@@ -226,7 +226,7 @@ class E3DLSTM(NextFrameModel):
             sampling_rate: See `SamplingSchedule.rate`.
             sampling_stop: See `SamplingSchedule.stop`.
             schedule_iterations: See `SamplingSchedule.iterations`.
-            time_reversed: Whether training also sees each clip backwards.
+            time_reversed: Whether every second step of training is on clips played backwards.
 
         Raises:
             ValueError: A grid size is not divisible by the patch, or sizes do not fit together.
@@ -239,12 +239,7 @@ class E3DLSTM(NextFrameModel):
             schedule=SamplingSchedule(sampling, sampling_rate, sampling_stop, iterations=schedule_iterations),
             time_reversed=time_reversed,
         )
-        name = type(self).__name__
-        widths = checked_sizes(name, "hidden", hidden)
-        if len(set(widths)) > 1:
-            raise ValueError(f"{name}: hidden must be the same in all layers, which share a memory, got {widths}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"{name}: kernel_size must be odd, got {kernel_size}")
+        widths = checked_stack(type(self).__name__, hidden, kernel_size)
         self.hidden = widths[0]
         self.drops_memory = drops_memory
         patch_channels = self.codec.patch_channels

@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ PHY_GROUPS = 7
 LEAKY_SLOPE = 0.2
 # Teacher forcing there falls by 0.003 per epoch and the default run has 1001 epochs.
 TEACHER_FORCING_SHARE = 1 / (0.003 * 1001)
+
+Cell = TypeVar("Cell", bound=nn.Module)
 
 
 def k2m(kernel: Tensor) -> Tensor:
@@ -119,20 +121,12 @@ class PhyCell(nn.Module):
         return predicted + torch.sigmoid(gain) * (x - predicted)
 
 
-class _PhyCells(nn.Module):
-    """The cells of the physical branch, under the authors' name."""
+class _Cells(nn.Module, Generic[Cell]):
+    """The cells of a branch, under the authors' name."""
 
-    def __init__(self, cells: Iterable[PhyCell]) -> None:
+    def __init__(self, cells: Iterable[Cell]) -> None:
         super().__init__()
-        self.cell_list: Sequence[PhyCell] = nn.ModuleList(cells)  # type: ignore[assignment]
-
-
-class _ConvCells(nn.Module):
-    """The cells of the ConvLSTM branch, under the authors' name."""
-
-    def __init__(self, cells: Iterable[ConvLSTMCell]) -> None:
-        super().__init__()
-        self.cell_list: Sequence[ConvLSTMCell] = nn.ModuleList(cells)  # type: ignore[assignment]
+        self.cell_list: Sequence[Cell] = nn.ModuleList(cells)  # type: ignore[assignment]
 
 
 class _States(NamedTuple):
@@ -221,8 +215,8 @@ class PhyDNet(HasReference):
         self.decoder_D = _chain(
             "upc", _up(code, stem, third), _up(stem, stem, second), _transposed(stem, channels, first)
         )
-        self.phycell = _PhyCells(PhyCell(filters, phy_kernel) for filters in phy_hidden)
-        self.convcell = _ConvCells(ConvLSTMCell(c_in, c) for c_in, c in pairwise((code, *conv_hidden)))
+        self.phycell = _Cells(PhyCell(filters, phy_kernel) for filters in phy_hidden)
+        self.convcell = _Cells(ConvLSTMCell(c_in, c) for c_in, c in pairwise((code, *conv_hidden)))
 
     def forward(self, context: Tensor) -> Tensor:
         """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
-from baselines.shapes import checked_sizes
+from baselines.shapes import checked_stack
 from baselines.weights import check_config, load_strictly
 
 FORGET_BIAS = 1.0
@@ -80,9 +80,7 @@ class PredRNN(NextFrameModel):
     """PredRNN: stacked spatio-temporal LSTM cells that predict the next frame at each step and read it again.
 
     Source: PredRNN v1 (spatiotemporal memory flow); for the options arXiv:2103.09504. The SEVIR preset has a
-    convolutional stem that no source describes (see `baselines.patches`). The authors' second optimiser step
-    on the time-reversed clip is an option here, taken in the same step: the loss is then the mean over both
-    directions.
+    convolutional stem that no source describes (see `baselines.patches`).
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -132,7 +130,7 @@ class PredRNN(NextFrameModel):
             reverse_steps: See `SamplingSchedule.reverse_steps`.
             reverse_alpha: See `SamplingSchedule.reverse_alpha`.
             schedule_iterations: See `SamplingSchedule.iterations`.
-            time_reversed: Whether training also sees each clip backwards.
+            time_reversed: Whether every second step of training is on clips played backwards.
 
         Raises:
             ValueError: A grid size is not divisible by the patch, or sizes do not fit together.
@@ -152,12 +150,7 @@ class PredRNN(NextFrameModel):
             ),
             time_reversed=time_reversed,
         )
-        name = type(self).__name__
-        widths = checked_sizes(name, "hidden", hidden)
-        if len(set(widths)) > 1:
-            raise ValueError(f"{name}: hidden must be the same in all layers, which share a memory, got {widths}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"{name}: kernel_size must be odd, got {kernel_size}")
+        widths = checked_stack(type(self).__name__, hidden, kernel_size)
         self.hidden = widths[0]
         self.decoupling_weight = decoupling_weight
         patch_channels = self.codec.patch_channels

@@ -110,17 +110,15 @@ class NextFrameModel(HasReference):
         """Return the summands of the loss, with frames read as the schedule says at this step (from 0).
 
         Source: `reverse_input` in the trainers of github.com/thuml/predrnn-pytorch and
-        github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, with the same
-        mask; our `time_reversed` averages the losses of both directions, in one step.
+        github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, after that of the
+        clip itself. With our `time_reversed` every second step is on reversed clips: those of the next batch,
+        since a batch is given once, so that a run needs twice the steps to see as many clips.
         """
         mask = self.schedule.draw(len(context), self.t_in, self.t_out, step=step, total_steps=total_steps)
-        mask = None if mask is None else mask.to(context.device)
-        losses = self.losses(context, target, mask)
-        if not self.time_reversed:
-            return losses
-        backwards = torch.cat((context, target), dim=1).flip(1)
-        back = self.losses(backwards[:, : self.t_in], backwards[:, self.t_in :], mask)
-        return {name: (loss + back[name]) / 2 for name, loss in losses.items()}
+        if self.time_reversed and step % 2:
+            backwards = torch.cat((context, target), dim=1).flip(1)
+            context, target = backwards[:, : self.t_in], backwards[:, self.t_in :]
+        return self.losses(context, target, None if mask is None else mask.to(context.device))
 
 
 def each_frame(layer: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

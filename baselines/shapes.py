@@ -50,6 +50,20 @@ def checked_sizes(family: str, what: str, sizes: Sequence[int], *, count: int | 
     return checked
 
 
+def checked_stack(family: str, hidden: Sequence[int], kernel_size: int) -> tuple[int, ...]:
+    """Return the widths of layers that share a memory, whose convolutions keep the grid.
+
+    Raises:
+        ValueError: The widths are not positive and equal, or the kernel is not odd.
+    """
+    widths = checked_sizes(family, "hidden", hidden)
+    if len(set(widths)) > 1:
+        raise ValueError(f"{family}: hidden must be the same in all layers, which share a memory, got {widths}")
+    if kernel_size % 2 == 0:
+        raise ValueError(f"{family}: kernel_size must be odd, got {kernel_size}")
+    return widths
+
+
 def require_divisible(family: str, what: str, size: int, divisor: int) -> None:
     """Return nothing if `divisor` divides `size`.
 

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from bench.evaluation import evaluate
     from bench.metrics import load_metric
     from bench.models import count, load_model, load_weights
-    from bench.records import read_records, write_record
+    from bench.records import compare, interval, read_records, write_record
     from bench.tables import load_table
     from bench.tasks import load_task
 
 __all__ = [
+    "compare",
     "count",
     "evaluate",
+    "interval",
     "load_metric",
     "load_model",
     "load_table",
@@ -27,8 +29,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "compare": "bench.records",
     "count": "bench.models",
     "evaluate": "bench.evaluation",
+    "interval": "bench.records",
     "load_metric": "bench.metrics",
     "load_model": "bench.models",
     "load_table": "bench.tables",

@@ -5,12 +5,13 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Shape = tuple[int, int, int, int]
 """`(T, H, W, C)` of one context or target."""
@@ -38,6 +39,9 @@ class Model(Protocol):
 
     Optional members, used where they exist:
         `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
+        `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
+        `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast.
+        `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
@@ -46,6 +50,22 @@ class Model(Protocol):
 
     def __call__(self, context: Tensor) -> Tensor:
         """Returns the forecast `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, both normalised."""
+        ...
+
+
+class Stage(Protocol):
+    """One training of a model that is trained in stages; it shares its networks with the model."""
+
+    name: str
+    module: nn.Module
+    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss."""
+    depends_on: Mapping[str, Any]
+    """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
+    prepare: Callable[[Iterable[tuple[Tensor, Tensor]]], None] | None
+    """Called before the training with all pairs of normalised contexts and targets of the training split."""
+
+    def load(self, path: str | Path) -> None:
+        """Takes weights from a file instead of the training; raises OSError or ValueError."""
         ...
 
 
@@ -72,4 +92,20 @@ class Dataset(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
+        ...
+
+
+class Picture(Protocol):
+    """Drawings of one kind of thing a model is built of, shown by `earthbench show PICTURE NAME`."""
+
+    def names(self) -> list[str]:
+        """Returns the names of what can be drawn."""
+        ...
+
+    def describe(self, name: str, size: Sequence[int] = ...) -> dict[str, Any]:
+        """Returns what `name` is on a grid of `size` (T, H, W), as JSON types; `ValueError` for a wrong size."""
+        ...
+
+    def draw(self, name: str, form: str = "png", size: Sequence[int] = ...) -> bytes:
+        """Returns the file of a drawing in format `form` (png, svg, pdf); `ValueError` for what cannot be drawn."""
         ...

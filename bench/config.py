@@ -28,7 +28,7 @@ _NOT_IN_FINGERPRINT = {
 }
 _NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "picture"}
 # What the weights of a training do not depend on, besides.
-_EVALUATION_ONLY = {"split", "limit", "checkpoint"}
+_EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
 
 def _finite(value: Any) -> Any:
@@ -104,13 +104,31 @@ class Train(Section):
     warmup_fraction: Finite = Field(0.2, ge=0, lt=1)
     min_lr_ratio: Finite = Field(1e-3, ge=0, le=1)
     clip_norm: Finite | None = Field(1.0, gt=0)
+    warmup_start_ratio: Finite = Field(0.0, ge=0, le=1)
+    """Where the warm-up starts, as a share of `lr`."""
     ema_decay: Finite | None = Field(None, gt=0, lt=1)
+    ema_warmup: bool = False
+    """The decay of the n-th update is at most (1 + n) / (10 + n)."""
+    betas: tuple[Finite, Finite] | None = None
+    """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     deterministic: bool | Literal["warn"] = "warn"
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
+    stages: dict[str, dict[str, Any]] = {}
+    """For a model that is trained in stages: what differs from the settings above, by stage. `checkpoint`: a file of
+    weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
     resume: bool = True
+
+
+class Evaluate(Section):
+    """Ensembles in the evaluation."""
+
+    members: Count | None = Field(None, ge=1)
+    """Members that a model with `sample` draws per sequence; 1 scores a deterministic model as an ensemble of one."""
+    member_seed: Count = Field(0, ge=0, lt=2**32)
+    """With the index of a sequence, what its members are drawn from."""
 
 
 class Results(Section):
@@ -126,6 +144,7 @@ class Config(Section):
     model: Open
     data: Data = Data()
     train: Train = Train()
+    evaluate: Evaluate = Evaluate()
     results: Results = Results()
     split: Split = "test"
     limit: Count | None = Field(None, ge=1)
@@ -145,6 +164,9 @@ def register_groups() -> None:
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
+    open_group = OmegaConf.create({}, flags={"struct": False})
+    store.store(group="train", name="stages", node=open_group, package="train.stages")
     for kind in ("task", "model"):
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.

@@ -8,24 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Split
 from bench.config import fingerprint
+from bench.ensembles import Ensemble
 from bench.errors import ConfigError, ContractError, DataError
 from bench.models import load_model, made_from
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import (
     DataPart,
     FailurePart,
+    MembersPart,
+    MetricStatistics,
     ModelPart,
     RunRecord,
+    StatisticsPart,
     TaskPart,
     TimePart,
     TrainingSummary,
     split_scores,
 )
+from bench.records.statistics import compact, content_sha256
 from bench.records.store import new_run_id
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from bench.data.events import Events
 
 
 def evaluate(
@@ -39,6 +46,8 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     progress: bool = False,
+    members: int | None = None,
+    member_seed: int = 0,
 ) -> RunRecord:
     """Returns the record of a model's scores on a split; `bench.write_record(record, root)` keeps it.
 
@@ -52,9 +61,11 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         seed: Recorded.
         progress: Show a progress bar.
+        members: Score an ensemble of so many members, drawn by the model's `sample`; 1 does for any model.
+        member_seed: Members are drawn from this and the index of their sequence.
 
     Raises:
-        ConfigError: no such split or device.
+        ConfigError: no such split or device, or several members of a model that cannot draw any.
         DataError: the split has no sequences, or its files have problems.
         ContractError: the model's forecast has the wrong shape, dtype or device.
         RunFailedError: the forecast has NaN.
@@ -67,7 +78,11 @@ def evaluate(
         "model": made_from(model).name,
         "split": split,
         "limit": limit,
+        "members": members,
+        "member_seed": member_seed,
     }
+    if members is not None and members < 1:
+        raise ConfigError(f"members={members}: expected a number >= 1, or None for a single forecast")
     record, _ = evaluate_with_sample(
         model,
         task,
@@ -80,6 +95,7 @@ def evaluate(
         seed=seed,
         config=config,
         config_fingerprint=fingerprint(config),
+        ensemble=None if members is None else Ensemble(members, member_seed),
     )
     return record
 
@@ -100,12 +116,14 @@ def evaluate_with_sample(
     training: TrainingSummary | None = None,
     partial_because: str | None = None,
     checkpoint_sha256: str | None = None,
+    ensemble: Ensemble | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
     """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`."""
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
-    from bench.data.loading import evaluation_loader
+    from bench.data.events import events_of
+    from bench.data.loading import Numbered, evaluation_loader
     from bench.forecaster import Forecaster
     from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
@@ -118,7 +136,10 @@ def evaluate_with_sample(
             f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
             "`earthbench data info` shows what each split has; split=all takes everything."
         )
-    forecaster = Forecaster(model, task)
+    used = len(data) if limit is None else min(limit, len(data))
+    events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
+    forecaster = Forecaster(model, task, ensemble=ensemble)
+    forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
         **trainer_device(device),
         logger=False,
@@ -128,13 +149,12 @@ def evaluate_with_sample(
         callbacks=[RichProgressBar(leave=True)] if progress else [],
         inference_mode=True,
     )
-    loader = evaluation_loader(data, batch_size=batch_size, num_workers=num_workers, limit=limit)
+    loader = evaluation_loader(Numbered(data), batch_size=batch_size, num_workers=num_workers, limit=limit)
     started = time.perf_counter()
     with translated_errors(f"evaluation at batch size {batch_size}"):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
-    used = len(data) if limit is None else min(limit, len(data))
     because = partial_because or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
     record = _record(model, task, config, config_fingerprint, seed, training, checkpoint_sha256).model_copy(
         update={
@@ -142,16 +162,35 @@ def evaluate_with_sample(
             "scope_because": because,
             "data": describe_data(task, split, used),
             "time": TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
-            "conventions": {name: dict(options) for name, options in task.metrics.items()},
+            "conventions": forecaster.conventions(),
             "scores": scores,
             "scores_per_lead": per_lead,
             "undefined": undefined,
             "counts": forecaster.counts(),
+            "curves": forecaster.curves(),
+            "members": MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
             "hardware": hardware(_accelerator(trainer)),
         }
     )
     assert forecaster.first is not None
-    return record.sealed(), forecaster.first
+    return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first
+
+
+def with_statistics(
+    record: RunRecord, events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
+) -> RunRecord:
+    """Returns the record with the statistics of its metrics per event."""
+    if not found:
+        return record
+    arrays = compact({f"{name}.{key}": values for name, (_, own) in found.items() for key, values in own.items()})
+    part = StatisticsPart(
+        kind=events.kind,
+        unit_count=len(events.ids),
+        units_sha256=fingerprint([*events.ids]),
+        metrics={name: how for name, (how, _) in found.items()},
+        content_sha256=content_sha256(arrays),
+    )
+    return record.model_copy(update={"statistics": part}).with_arrays(arrays)
 
 
 def describe_data(task: Task, split: Split, used: int) -> DataPart:

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from bench.api import Shape
 from bench.config import Train
+from bench.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
+from bench.metrics.sharing import shared_work
+from bench.records.schema import MetricStatistics
+from bench.scores.names import with_ending
 from bench.tasks.task import Task
+
+# With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
+_WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+_WARMUP_LAG = 2
 
 Batch = Sequence[Tensor]
 """Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
@@ -32,20 +40,37 @@ class Forecaster(lightning.LightningModule):
         task: Normalises, denormalises and names the metrics.
         train: Optimiser settings; None for evaluation only.
         total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
+        ensemble: In tests, score an ensemble; None for the forecast of `forward`.
     """
 
-    def __init__(self, model: nn.Module, task: Task, train: Train | None = None, total_steps: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        train: Train | None = None,
+        total_steps: int = 1,
+        ensemble: Ensemble | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.train_config = train
         self.total_steps = total_steps
         decay = train.ema_decay if train else None
-        self.average = ModelEmaV3(model, decay=decay) if decay else None
-        self.scores = nn.ModuleDict({name: load_metric(name, **options) for name, options in task.metrics.items()})
+        self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
+        warmup = _WARMUP if train and train.ema_warmup else {}
+        self.average = ModelEmaV3(model, decay=decay, **warmup) if decay else None
+        if ensemble is not None:
+            check_can_draw(model, ensemble)
+        self.ensemble = ensemble
+        self.scorings = scorings_of(task, ensemble)
+        self.scores = nn.ModuleDict(
+            {name: load_metric(how.metric, **how.options) for name, how in self.scorings.items()}
+        )
         self.first: dict[str, Tensor] | None = None
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
         self.last_finite_loss: float | None = None
+        self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
 
@@ -58,9 +83,16 @@ class Forecaster(lightning.LightningModule):
         """Returns the evaluated model's forecast after checking it against the contract.
 
         Raises:
-            ContractError: wrong type, shape, dtype or device.
+            ContractError: wrong type, shape, dtype or device, or the model refuses.
+            RunFailedError: the model says that its numbers diverged.
         """
-        forecast = self.evaluated(context)
+        name = type(self.model).__name__
+        try:
+            forecast = self.evaluated(context)
+        except ArithmeticError as error:
+            raise RunFailedError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ContractError(f"{name} gives no forecast: {error}") from error
         check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
         return forecast
 
@@ -94,7 +126,7 @@ class Forecaster(lightning.LightningModule):
     def update_average(self) -> None:
         """Updates the running average of the weights, once per optimiser step."""
         if self.average is not None and self.global_step > self._updates_seen:
-            self.average.update(self.model, step=self.global_step)
+            self.average.update(self.model, step=self.global_step + self._average_lag)
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -102,7 +134,11 @@ class Forecaster(lightning.LightningModule):
         assert self.train_config is not None
         config = self.train_config
         optimizer = create_optimizer_v2(
-            self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            **({"betas": config.betas} if config.betas else {}),
         )  # timm exempts norms and biases from decay
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
@@ -110,7 +146,7 @@ class Forecaster(lightning.LightningModule):
             t_initial=max(1, self.total_steps - warmup),
             lr_min=config.lr * config.min_lr_ratio,
             warmup_t=warmup,
-            warmup_lr_init=0.0,
+            warmup_lr_init=config.warmup_start_ratio * config.lr,
             warmup_prefix=True,
             t_in_epochs=False,
         )
@@ -122,14 +158,60 @@ class Forecaster(lightning.LightningModule):
 
     # Validation and test
 
-    def _score(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        context = self.task.to_context(batch[0])
-        forecast, target = self.forecast(context), self.task.to_target(batch[1])
-        physical = self.task.denormalise(forecast)
+    def track_events(self, of_sequence: Sequence[int], count: int) -> None:
+        """Keeps statistics per event in tests, whose batches then have the index of each sequence last.
+
+        Args:
+            of_sequence: The number of each sequence's event.
+            count: How many events there are.
+        """
+        self._event_of_sequence = torch.as_tensor(of_sequence, dtype=torch.int64)
         for metric in self._metrics():
-            labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
-            metric.update(physical, target, *labels)
+            if getattr(metric, "takes_events", False):
+                metric.track_events(count)
+
+    def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
+
+        Args:
+            batch: Context, target and labels as stored.
+            indices: Of the sequences, `(B,)`.
+        """
+        context = self.task.to_context(batch[0])
+        target = self.task.to_target(batch[1])
+        events = None if self._event_of_sequence is None or indices is None else self._event_of_sequence[indices.cpu()]
+        if self.ensemble is None or indices is None or not can_draw(self.evaluated):
+            forecast = self.forecast(context)
+            physical, members = self.task.denormalise(forecast), None
+        else:
+            drawn = draw_members(self.evaluated, context, indices, self.ensemble, self.task.target_shape)
+            members = torch.stack([self.task.denormalise(member) for member in drawn])
+            forecast, physical = drawn.mean(0), members.mean(0)
+        with shared_work():
+            for name, metric in self._named_metrics():
+                self._update(metric, self.scorings[name].sees, physical, members, target, batch[2:], events)
         return forecast, physical, target
+
+    def _update(
+        self,
+        metric: Any,
+        sees: Sees,
+        physical: Tensor,
+        members: Tensor | None,
+        target: Tensor,
+        labels: Batch,
+        events: Tensor | None,
+    ) -> None:
+        options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
+        arguments = (target, *(labels if getattr(metric, "takes_labels", False) else ()))
+        if sees == "ensemble":
+            metric.update(physical[None] if members is None else members, *arguments, **options)
+        elif sees == "each member":
+            assert members is not None
+            for member in members:
+                metric.update(member, *arguments, **options)
+        else:
+            metric.update(physical, *arguments, **options)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
@@ -137,12 +219,19 @@ class Forecaster(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the validation scores."""
+        own = getattr(self.evaluated, "validation_loss", None)
+        if callable(own):
+            loss = own(self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1])))
+            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]))
+            return
         forecast, _, target = self._score(batch)
         loss = masked_mse(forecast, self.task.normalise(target))
         self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the overall validation scores."""
+        """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
+        if callable(getattr(self.evaluated, "validation_loss", None)):
+            return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
@@ -153,7 +242,8 @@ class Forecaster(lightning.LightningModule):
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
-        forecast, physical, target = self._score(batch)
+        numbered = self._event_of_sequence is not None
+        forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
@@ -166,20 +256,48 @@ class Forecaster(lightning.LightningModule):
     def computed(self) -> dict[str, float]:
         """Returns all scores of what was evaluated since the last start, by name."""
         found: dict[str, float] = {}
+        for name, metric in self._named_metrics():
+            ending = self.scorings[name].ending
+            found |= {with_ending(score, ending): value for score, value in metric.compute().items()}
+        return found
+
+    def conventions(self) -> dict[str, dict[str, Any]]:
+        """Returns the options of every metric."""
+        return {name: dict(how.options) for name, how in self.scorings.items()}
+
+    def statistics(self) -> dict[str, tuple[MetricStatistics, dict[str, Any]]]:
+        """Returns, of the metrics that keep any, the statistics per event and how they become scores."""
+        found = {}
+        for name, metric in self._named_metrics():
+            arrays = metric.event_statistics() if getattr(metric, "takes_events", False) else {}
+            if arrays:
+                how = MetricStatistics(
+                    family=metric.family, options=metric.score_options(), ending=self.scorings[name].ending
+                )
+                found[name] = how, arrays
+        return found
+
+    def curves(self) -> dict[str, dict[str, list[float | None]]]:
+        """Returns reliability curves and rank histograms, where a metric has them."""
+        found: dict[str, dict[str, list[float | None]]] = {}
         for metric in self._metrics():
-            found |= metric.compute()
+            if callable(getattr(metric, "curves", None)):
+                found |= metric.curves()
         return found
 
     def counts(self) -> dict[str, list[list[int]]] | None:
         """Returns the contingency counts, where a metric of the task keeps them."""
         for metric in self._metrics():
             if callable(getattr(metric, "counts", None)):
-                found: dict[str, list[list[int]]] = metric.counts()
+                found: dict[str, list[list[int]]] | None = metric.counts()
                 return found
         return None
 
     def _metrics(self) -> list[Any]:
         return list(self.scores.values())
+
+    def _named_metrics(self) -> list[tuple[str, Any]]:
+        return list(self.scores.items())
 
     def _reset_scores(self) -> None:
         for metric in self._metrics():

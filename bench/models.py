@@ -59,7 +59,8 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
             own = [key for key in known if key not in ("input_shape", "target_shape")]
             lines = [f"{key}: {did_you_mean(key, own)}" for key in unknown]
             raise ConfigError(one_message(f"model {name!r} has no such hyperparameter:", lines))
-    preset: Mapping[str, Any] = getattr(model_class, "presets", {}).get(task.name, {})
+    presets: Mapping[str, Mapping[str, Any]] = getattr(model_class, "presets", {})
+    preset = presets.get(task.name, presets.get(task.presets_of or task.name, {}))
     chosen = {**preset, **hyperparameters}
     try:
         model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)
@@ -89,9 +90,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
+def is_fitted(model: nn.Module) -> bool:
+    """Returns whether a model learns by `fit(batches)`, in closed form, instead of by gradients."""
+    return callable(getattr(model, "fit", None))
+
+
 def has_weights(model: nn.Module) -> bool:
-    """Returns whether there is anything to train."""
-    return any(parameter.requires_grad for parameter in model.parameters())
+    """Returns whether there is anything to train, by gradients or by `fit`."""
+    return is_fitted(model) or any(parameter.requires_grad for parameter in model.parameters())
 
 
 def load_weights(model: nn.Module, path: str | Path) -> str:

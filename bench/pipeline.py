@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
+from bench.ensembles import Ensemble
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.files import check_writable
@@ -106,6 +107,7 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             training=summary,
             partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
             checkpoint_sha256=checkpoint_sha256,
+            ensemble=_ensemble(config),
         )
     except RunFailedError as error:
         path = write_record(failed_record(model, task, **run_config, phase=phase, message=str(error)), results)
@@ -127,10 +129,18 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
     return Outcome(record, record_path, picture, parts)
 
 
+def _ensemble(config: Config) -> Ensemble | None:
+    asked = config.evaluate
+    return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
+
+
 def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say) -> TrainingSummary:
+    from bench.stages import has_stages, train_stages
     from bench.training import train
 
     say(f"run folder: {folder}")
+    if has_stages(model):
+        return train_stages(model, task, config, folder, say)
     return train(model, task, config, folder, say)
 
 
@@ -173,7 +183,7 @@ def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
     trained_on = set(task.dataset("train").ids)
     problems = []
     shared = sorted(trained_on & set(task.dataset("val").ids))
-    if shared:
+    if shared and frozenset({"train", "val"}) not in task.shared_by_design:
         problems.append(f"train and val share {len(shared)} events: {', '.join(shared[:5])}")
     if config.split in ("val", "test"):
         shared = sorted(trained_on & set(test_task.dataset(config.split).ids))

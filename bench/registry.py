@@ -1,4 +1,4 @@
-"""Lookup by name: models, tasks, metrics, tables and weights are entry points, found lazily and imported on first use.
+"""Lookup by name: models, tasks, metrics, tables, weights and pictures are entry points, imported on first use.
 
 Built-ins are registered by this project's own `pyproject.toml` in the very way a plugin is by its own.
 """
@@ -15,7 +15,7 @@ from bench.cards import Card, UnreadableSourceError, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
 from bench.plugins import file_entries
 
-Kind = Literal["model", "task", "metric", "table", "weight"]
+Kind = Literal["model", "task", "metric", "table", "weight", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

@@ -27,8 +27,9 @@ from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
 from bench.errors import ConfigError, DataError, InterruptedRunError, did_you_mean
 from bench.files import replacing
+from bench.fitting import fit_model
 from bench.forecaster import Forecaster
-from bench.models import load_weights
+from bench.models import is_fitted, load_weights
 from bench.records.schema import TrainingSummary
 from bench.tasks.task import Task
 from bench.trainer import quiet_lightning, trainer_device, translated_errors
@@ -63,6 +64,10 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         return finished
 
     loader, val_loader = _loaders(task, config)
+    if is_fitted(model):
+        summary = fit_model(model, task, config, checkpoints / "last.ckpt")
+        _write_summary(summary, summary_path)
+        return summary
     monitor = _monitor(task, config) if val_loader is not None else None
     if monitor is None:
         say("no validation data: no early stopping, the last weights are used")

@@ -31,13 +31,18 @@ from earthformer.patterns import Size3, clip_cuboid
 from earthformer.scores import GlobalKeys, fast_attention, masked_softmax, plain_attention
 
 
+def stack(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of one linear layer that gives the outputs of `layers` side by side."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    has_bias = layers[0].bias is not None
+    weight = torch.cat([layer.weight for layer in layers])
+    return weight, torch.cat([layer.bias for layer in layers]) if has_bias else None
+
+
 def project(x: Tensor, cut: Cut, layers: Sequence[nn.Linear]) -> Tensor:
     """Return the projections of `x` (B, T, H, W, C) side by side, (B, T', H', W', channels), padded and rolled."""
-    weight: Tensor = layers[0].weight
-    bias: Tensor | None = layers[0].bias
-    if len(layers) > 1:
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if bias is None else torch.cat([layer.bias for layer in layers])
+    weight, bias = stack(layers)
     if bias is not None or cut.is_shifted or cut.padding_type == "nearest":
         return kernels.linear(cut.roll(cut.pad(x)), weight, bias)
     # Zero tokens project to zero, so padding may follow the projection and costs no products.
@@ -49,7 +54,11 @@ def finish(cut: Cut, out: Tensor, proj: nn.Linear | None = None, drop: nn.Dropou
 
     Padding is dropped before the projection, which treats every token alike.
     """
-    x = cut.unpad(cut.unroll(cut.join_heads(out)))
+    return finish_grid(cut.unpad(cut.unroll(cut.join_heads(out))), proj, drop)
+
+
+def finish_grid(x: Tensor, proj: nn.Linear | None = None, drop: nn.Dropout | None = None) -> Tensor:
+    """Return the grid `x` (B, T, H, W, C), projected and partly dropped unless `proj` and `drop` are None."""
     if proj is not None:
         x = kernels.linear(x, proj.weight, proj.bias)
     return x if drop is None else kernels.dropout(x, drop.p if drop.training else 0.0)
@@ -250,7 +259,7 @@ class CuboidSelfAttention(CuboidAttention):
                 [GlobalRead(own.query, k.flatten(2, 3), v.flatten(2, 3)), own],
             )
         bias = self._position_bias(cut.volume, cut.volume)
-        mask = self_attention_mask(cut, x.device)
+        mask = self._kept(self_attention_mask, cut, x.device)
         out = plain_attention(q, k, v, scale=self.scale, bias=bias, mask=mask, seen=seen, drop=self.attn_drop)
         out = out.permute(0, 2, 3, 1, 4).flatten(-2)
         if self.use_final_proj:
@@ -258,6 +267,8 @@ class CuboidSelfAttention(CuboidAttention):
         return cut.merge(out), None if read is None else self._update(read, cut)
 
     def _fast(self, x: Tensor, g: Tensor | None, cut: Cut, update_globals: bool) -> tuple[Tensor, Tensor | None]:
+        if self._avoids_padding(cut, g, update_globals):
+            return self._without_padding(x, g, cut), None
         seen, read = None, None
         if g is not None and self.separate_global_qkv:
             extra = [self.g2l_k_net, self.g2l_v_net] if update_globals else []
@@ -282,6 +293,39 @@ class CuboidSelfAttention(CuboidAttention):
         out = fast_attention(q, k, v, scale=self.scale, bias=bias, mask=mask, seen=seen, drop=drop)
         x = finish(cut, out, *((self.proj, self.proj_drop) if self.use_final_proj else ()))
         return x, None if read is None else self._update(read, cut)
+
+    def _avoids_padding(self, cut: Cut, g: Tensor | None, update_globals: bool) -> bool:
+        """Return whether padded tokens may be left out: none is read by global vectors, and zeros stay zeros."""
+        unread = g is None or not update_globals
+        zero = self.padding_type == "ignore" or self.qkv.bias is None
+        return unread and zero and not kernels.has_fused_attention(self.qkv.weight.device) and bool(cut.parts)
+
+    def _without_padding(self, x: Tensor, g: Tensor | None, cut: Cut) -> Tensor:
+        """Return the attended values of the parts of a padded grid; padded tokens are null keys, or nothing."""
+        layers, seen_key, seen_value = [self.qkv], None, None
+        if g is not None and self.separate_global_qkv:
+            layers.append(self.l2g_q_net)
+            seen_key, seen_value = self._vectors(self.l2g_global_kv_net(g))
+        elif g is not None:
+            _, seen_key, seen_value = self._vectors(self.global_qkv(g))
+        tokens = kernels.linear(x, *stack(layers))
+        whole = self._position_bias(cut.volume, cut.volume)
+        if whole is None and self.padding_type == "zeros":
+            whole = tokens.new_zeros(self.num_heads, 1, cut.volume, cut.volume)
+        grids = []
+        for part in cut.parts:
+            q, k, v, *seen_q = part.cut.split_heads(tokens[:, *part.box], self.num_heads, self.head_size).unbind(0)
+            seen = None
+            if seen_key is not None and seen_value is not None:
+                seen = GlobalKeys(seen_q[0] if seen_q else q, seen_key, seen_value)
+            bias = None
+            if whole is not None:
+                columns = part.places if self.padding_type == "ignore" else part.places + part.missing
+                bias = whole[:, :, part.places][..., columns]
+            drop = self.attn_drop.p if self.training else 0.0
+            out = fast_attention(q, k, v, scale=self.scale, bias=bias, mask=None, seen=seen, drop=drop)
+            grids.append(part.cut.join_heads(out))
+        return finish_grid(cut.assemble(grids), *((self.proj, self.proj_drop) if self.use_final_proj else ()))
 
     def _mask(self, cut: Cut, device: torch.device) -> Tensor | None:
         """Return the mask of `cut`, or None if everything is allowed."""

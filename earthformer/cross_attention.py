@@ -168,7 +168,7 @@ class CuboidCrossAttention(CuboidAttention):
         elif g is not None:
             seen = GlobalKeys(q, *self._vectors(self.kv_proj(g)))
         bias = self._position_bias(queries.volume, memory.volume)
-        mask = cross_attention_mask(queries, memory, x.device)
+        mask = self._kept(cross_attention_mask, queries, memory, x.device)
         out = plain_attention(q, k, v, scale=self.scale, bias=bias, mask=mask, seen=seen, drop=self.attn_drop)
         out = self.proj_drop(self.proj(out.permute(0, 2, 3, 1, 4).flatten(-2)))
         return queries.merge(out)

@@ -10,7 +10,9 @@ as in the authors' released code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +90,22 @@ def unpad(x: Tensor, amount: Size3, padding_type: str) -> Tensor:
     return x[:, :t, :h, :w]
 
 
+class Part(NamedTuple):
+    """A box of a padded grid that whole cuboids, or what the grid's end leaves of them, fill without padding.
+
+    Attributes:
+        box: where the box stands on T, H and W of the grid that holds data.
+        cut: the decomposition of the box.
+        places: which tokens of a whole cuboid its cuboids hold.
+        missing: the other tokens of a whole cuboid, which are padding.
+    """
+
+    box: tuple[slice, slice, slice]
+    cut: Cut
+    places: list[int]
+    missing: list[int]
+
+
 class Cut:
     """One way to cut a grid into cuboids of equal size.
 
@@ -103,6 +121,9 @@ class Cut:
         counts: number of cuboids along T, H, W.
         count: number of cuboids, N.
         volume: number of tokens in a cuboid, V.
+        parts: the boxes that together are the grid that holds data, in row-major order, so that attention may run
+            without padded tokens. Empty if there is no padding, and for shifted cuts, dilated padded axes and
+            resized grids, which mix data and padding in every cuboid.
     """
 
     def __init__(
@@ -140,6 +161,7 @@ class Cut:
             self._merge_axes += [1 + axis, 4 + axis] if count_first else [4 + axis, 1 + axis]
         self._cuboid_axes = [2 * axis + _CUBOID_AXIS[letter] for axis, letter in enumerate(strategy)]
         self._place_axes = [2 * axis + _PLACE_AXIS[letter] for axis, letter in enumerate(strategy)]
+        self.parts = self._make_parts()
 
     @property
     def is_padded(self) -> bool:
@@ -168,6 +190,35 @@ class Cut:
     def unroll(self, x: Tensor) -> Tensor:
         """Return `x` (B, T', H', W', C) moved back from `roll`."""
         return torch.roll(x, shifts=self.shift, dims=(1, 2, 3)) if self.is_shifted else x
+
+    def _make_parts(self) -> list[Part]:
+        dilated = any(more and letter == "d" for more, letter in zip(self.padding, self.strategy, strict=True))
+        if not self.is_padded or self.is_shifted or dilated or self.t_pad_left or self.padding_type == "nearest":
+            return []
+        bounds = []
+        for length, size in zip(self.shape, self.cuboid, strict=True):
+            whole = length // size * size
+            bounds.append([(start, stop) for start, stop in ((0, whole), (whole, length)) if stop > start])
+        return [self._part(*ranges) for ranges in itertools.product(*bounds)]
+
+    def _part(self, *ranges: tuple[int, int]) -> Part:
+        shape = _three(stop - start for start, stop in ranges)
+        cuboid = _three(min(length, size) for length, size in zip(shape, self.cuboid, strict=True))
+        places: list[int] = []
+        missing: list[int] = []
+        for number, (t, h, w) in enumerate(itertools.product(*(range(size) for size in self.cuboid))):
+            held = t < cuboid[0] and h < cuboid[1] and w < cuboid[2]
+            (places if held else missing).append(number)
+        box = slice(*ranges[0]), slice(*ranges[1]), slice(*ranges[2])
+        return Part(box, Cut(shape, cuboid, self.strategy), places, missing)
+
+    def assemble(self, grids: Sequence[Tensor]) -> Tensor:
+        """Return the tensor (B, T, H, W, C) whose boxes `parts` are `grids`."""
+        rest = list(grids)
+        for axis in (2, 1, 0):
+            pieces = 1 + (self.shape[axis] > self.cuboid[axis] and self.shape[axis] % self.cuboid[axis] > 0)
+            rest = [torch.cat(rest[at : at + pieces], dim=1 + axis) for at in range(0, len(rest), pieces)]
+        return rest[0]
 
     def split(self, x: Tensor) -> Tensor:
         """Return the cuboids (B, N, V, C) of `x` (B, T', H', W', C), already padded and rolled."""

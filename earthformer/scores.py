@@ -85,7 +85,8 @@ def fast_attention(
 
     `mask` None means that everything is allowed. Rows in which nothing is allowed come out as 0 only with
     `zero_masked_rows`; elsewhere they are means that the caller discards. `drop` is the probability of
-    dropping a weight.
+    dropping a weight. Further columns of `bias` than there are keys belong to null keys: keys and values of zeros,
+    which take part in the softmax (not where attention is fused, and not together with a mask).
     """
     if kernels.has_fused_attention(query.device) and not zero_masked_rows:
         return _fused(query, key, value, scale=scale, bias=bias, mask=mask, seen=seen, drop=drop)
@@ -95,29 +96,33 @@ def fast_attention(
             weights = weights * mask
         return _weighted_values(weights, value, seen)
     scores = query @ key.transpose(-2, -1)
-    scores = scores * scale if bias is None else torch.add(bias, scores, alpha=scale)
+    if bias is None:
+        scores = scores * scale
+    else:
+        null = bias.shape[-1] - key.shape[-2]
+        scores = torch.add(bias, F.pad(scores, (0, null)) if null else scores, alpha=scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, kernels.masked_score(scores.dtype))
-    if seen is None:
-        weights = kernels.softmax(scores)
-        if zero_masked_rows and mask is not None:
-            weights = weights * mask
-        return kernels.dropout(weights, drop) @ value
-    scores = torch.cat((scores, _scores_of_globals(seen, scale).view(*scores.shape[:-1], -1)), dim=-1)
-    return _weighted_values(kernels.dropout(kernels.softmax(scores), drop), value, seen)
+    if seen is not None:
+        scores = torch.cat((scores, _scores_of_globals(seen).view(*scores.shape[:-1], -1) * scale), dim=-1)
+    weights = kernels.softmax(scores)
+    if zero_masked_rows and mask is not None and seen is None:
+        weights = weights * mask
+    return _weighted_values(kernels.dropout(weights, drop), value, seen)
 
 
-def _scores_of_globals(seen: GlobalKeys, scale: float) -> Tensor:
-    """Return the scaled scores (B, h, N*V_q, G): the vectors are the same for all cuboids, so this is one product."""
-    return seen.query.flatten(2, 3) @ (seen.key * scale).transpose(-2, -1)
+def _scores_of_globals(seen: GlobalKeys) -> Tensor:
+    """Return the unscaled scores (B, h, N*V_q, G): the vectors are the same for all cuboids, so it is one product."""
+    return seen.query.flatten(2, 3) @ seen.key.transpose(-2, -1)
 
 
 def _weighted_values(weights: Tensor, value: Tensor, seen: GlobalKeys | None) -> Tensor:
-    """Return the sums of values (B, h, N, V_q, d) with `weights` (B, h, N, V_q, V_k [+ G])."""
+    """Return the sums of values (B, h, N, V_q, d) with `weights` (B, h, N, V_q, V_k [+ null keys] [+ G])."""
+    local = weights[..., : value.shape[-2]]
     if seen is None:
-        return weights @ value
-    local, of_globals = weights.split((value.shape[-2], seen.value.shape[-2]), dim=-1)
-    return kernels.add_residual((of_globals.flatten(2, 3) @ seen.value).view(*local.shape[:-1], -1), local @ value)
+        return local @ value
+    of_globals = weights[..., weights.shape[-1] - seen.value.shape[-2] :].flatten(2, 3)
+    return kernels.add_residual((of_globals @ seen.value).view(*local.shape[:-1], -1), local @ value)
 
 
 def _weights_in_place(
@@ -129,22 +134,24 @@ def _weights_in_place(
     mask: Tensor | None,
     seen: GlobalKeys | None,
 ) -> Tensor:
-    """Return the weights (B, h, N, V_q, V_k [+ G]); scores, bias, mask and softmax share one buffer (no gradients)."""
+    """Return the weights (B, h, N, V_q, V_k [+ null keys] [+ G]) in the buffer of the scores (no gradients)."""
     scores = query @ key.transpose(-2, -1)
-    local = scores.shape[-1]
+    local = scores.shape[-1] if bias is None else bias.shape[-1]
     length = local + (0 if seen is None else seen.key.shape[-2])
     padded = kernels.padded_row(length, scores.device)
-    rows = scores if padded == local else scores.new_empty(*scores.shape[:-1], padded)
-    if bias is None:
-        torch.mul(scores, scale, out=rows[..., :local])
+    # Lengthening by zeros and a bias of minus infinity are two passes over memory without gaps, which is faster
+    # than writing the scores into a part of each row.
+    rows = F.pad(scores, (0, padded - scores.shape[-1])) if padded > scores.shape[-1] else scores
+    if seen is not None:
+        rows[..., local:length] = _scores_of_globals(seen).view(*rows.shape[:-1], -1)
+    if bias is None and padded == length:
+        rows.mul_(scale)
     else:
-        torch.add(bias, scores, alpha=scale, out=rows[..., :local])
+        extra = rows.new_zeros(1, 1, 1, local) if bias is None else bias
+        extra = F.pad(F.pad(extra, (0, length - local)), (0, padded - length), value=-math.inf)
+        torch.add(extra, rows, alpha=scale, out=rows)
     if mask is not None:
         rows[..., :local].masked_fill_(~mask, kernels.masked_score(rows.dtype))
-    if seen is not None:
-        rows[..., local:length] = _scores_of_globals(seen, scale).view(*rows.shape[:-1], -1)
-    if padded > length:
-        rows[..., length:] = -math.inf
     return torch.softmax(rows, dim=-1, out=rows)[..., :length]
 
 

@@ -91,6 +91,8 @@ def serving(root: Path) -> Iterator[Server]:
             if etag:
                 self.send_header("ETag", etag)
             self.end_headers()
+            if self.command == "HEAD":
+                return None
             stop_at = faults.cut_after if faults.stall_after is None else faults.stall_after
             if not faulty:
                 stop_at = None
@@ -106,6 +108,8 @@ def serving(root: Path) -> Iterator[Server]:
             if faulty and (stop_at is not None or faults.announce_more):
                 self.close_connection = True
             return None
+
+        do_HEAD = do_GET  # noqa: N815 - what http.server calls it
 
         def _status(self, status: int, content_range: str | None = None) -> None:
             self.send_response(status)

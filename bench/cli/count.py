@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bench import registry
-from bench.errors import EarthbenchError, UnknownNameError
+from bench.errors import EarthbenchError, RunFailedError, UnknownNameError
 
 _COST_COLUMNS = ("parameters", "gmacs")
+_MOST_PROCESSES = 4
+"""Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +52,48 @@ def run(options: argparse.Namespace) -> int:
 def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.model or []:
         registry.find("model", name)
-    return [_count(name, options.task, options.speed) for name in options.model or registry.names("model")]
+    return list(_counted(options.model or registry.names("model"), options.task, options.speed))
+
+
+def _counted(models: Sequence[str], task: str, speed: bool) -> Iterator[dict[str, Any]]:
+    """Yields a line per model, in order, and tells of each on stderr as soon as it is there.
+
+    Where there are several cores, models are counted side by side in processes of one share of them each: most of the
+    work is Python's, which more threads do not hasten. Speed is measured by one process that has the machine to itself.
+
+    Raises:
+        RunFailedError: a process was killed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
+    if processes == 1:
+        lines = (_count(model, task, speed) for model in models)
+        yield from _told(lines, len(models))
+        return
+    # Not forked: torch's threads do not survive that.
+    started = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_take_share, initargs=(cores // processes,)
+    )
+    with started as pool:
+        try:
+            yield from _told(pool.map(_count, models, [task] * len(models), [speed] * len(models)), len(models))
+        except BrokenProcessPool as error:
+            raise RunFailedError("a process that counted was killed, perhaps for want of memory") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take_share(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # as in bench.cli.main
+
+
+def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        print(f"{number}/{count} {line['model']} on {line['task']}: {line['status']}", file=sys.stderr)
+        yield line
 
 
 def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
@@ -53,8 +102,6 @@ def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
     from bench.tasks import load_task
 
     line: dict[str, Any] = {"model": model, "task": task_name}
-    if sys.stderr.isatty():
-        print(f"counting {model} on {task_name} ...", file=sys.stderr)
     try:
         task = load_task(task_name)
         made = load_model(model, task)
@@ -83,8 +130,8 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     published = load_published(table.published) if table.published else None
     columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
     lines = []
-    for row in table.rows:
-        line = _count(row.model, table.task, options.speed)
+    counted = _counted([row.model for row in table.rows], table.task, options.speed)
+    for row, line in zip(table.rows, counted, strict=True):
         verdicts, notes = [], [line.get("note"), *(row.notes.get(key) for key in columns)]
         for key, column in columns.items():
             figure = published.rows.get(row.model, {}).get(key) if published else None

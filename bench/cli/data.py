@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from bench.tasks import load_task
 
-    report = load_task(options.task, options.root).describe_data()
+    report = load_task(options.task, options.root).inspect_data()
     if options.format == "json":
         print(json.dumps({"facts": report.facts, "remarks": report.remarks, "problems": report.problems}, indent=1))
         return 0
@@ -75,7 +75,7 @@ def _check(options: argparse.Namespace) -> int:
         transient=True, disable=options.quick or not sys.stderr.isatty(), console=Console(stderr=True)
     ) as progress:
         bar = progress.add_task("reading", total=None)
-        report = task.describe_data(
+        report = task.inspect_data(
             read_everything=not options.quick,
             advance=lambda done, total: progress.update(bar, completed=done, total=total),
         )

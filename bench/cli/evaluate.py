@@ -47,7 +47,11 @@ def print_outcome(outcome: Outcome) -> None:
         f"{record.time.evaluation_s:.1f} s" + (f"; convention {convention}" if convention else "")
     )
     for name, value in record.scores.items():
-        if name.endswith("_m") or name.startswith(("csi_", "c_nino34", "nino34")) or "_" not in name:
+        if (
+            name.endswith("_m")
+            or name.startswith(("csi_", "c_nino34", "rmse_nino34", "crps", "bss_"))
+            or "_" not in name
+        ):
             if name.endswith("_per_lead_mean"):
                 continue
             print(f"  {name:<24} {'undefined: ' + record.undefined[name] if value is None else f'{value:.6g}'}")

@@ -30,6 +30,7 @@ VERBS = {
     "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
     "new": ("bench.cli.new", "write a package with a model of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
+    "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
     "explain": ("bench.cli.explain", "the receipt of one figure of a table"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
@@ -28,7 +29,11 @@ def run(options: argparse.Namespace) -> int:
     """Runs the config, or hands over to Hydra where one of its flags was given."""
     flags = getattr(options, "hydra_flags", [])
     if flags:
-        return _through_hydra(options.overrides, flags)
+        if any(flag in _SWEEP for flag in flags):
+            for combination in expand_sweep(options.overrides):
+                compose(combination)  # every job's config is checked before the first one starts
+        sweep(options.overrides, flags, job)
+        return 0
     execute(compose(options.overrides))
     return 0
 
@@ -46,15 +51,12 @@ def job(composed: Any) -> None:
     execute(validate(to_plain(composed)))
 
 
-def _through_hydra(overrides: list[str], flags: list[str]) -> int:
+def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -> None:
+    """Hands overrides and Hydra's own flags over to Hydra, which calls `task` with each composed config."""
     import hydra
 
-    if any(flag in _SWEEP for flag in flags):
-        for combination in expand_sweep(overrides):
-            compose(combination)  # every job's config is checked before the first one starts
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
     with hydra_errors(overrides):
-        hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(job)()
-    return 0
+        hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()

@@ -1,24 +1,57 @@
-"""`earthbench show KIND NAME`: what one registered object is, without importing torch."""
+"""`earthbench show KIND NAME`: what one registered object is, without importing torch; `show pattern NAME` draws."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from bench import registry
+from bench.api import Picture
+from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
+from bench.files import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("kind", choices=registry.KINDS)
-    parser.add_argument("name")
+    pictures = registry.names("picture")
+    parser.add_argument("kind", choices=[*registry.KINDS, *pictures])
+    parser.add_argument("name", nargs="?", help=f"may be left out for {', '.join(pictures)}: lists the names")
+    parser.add_argument("--size", type=_size, metavar="T,H,W", help="grid that a picture is for, e.g. 6,4,4")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="draw to this file (.png, .svg, .pdf)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
+def _size(text: str) -> tuple[int, ...]:
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        size = ()
+    if len(size) != 3 or min(size) < 1:
+        raise argparse.ArgumentTypeError(f"expected three positive numbers T,H,W such as 6,4,4, found {text!r}")
+    return size
+
+
 def run(options: argparse.Namespace) -> int:
-    """Prints the object's description."""
-    entry = registry.find(options.kind, options.name)
+    """Prints the object's description, and draws it where that was asked for."""
+    if options.kind in registry.names("picture"):
+        shown = _picture(options)
+    elif options.size is not None or options.out is not None:
+        raise UsageError(f"--size and --out are for {', '.join(registry.names('picture'))}, not for a {options.kind}")
+    elif options.name is None:
+        raise UsageError(f"earthbench show {options.kind}: which one? `earthbench list {options.kind}s` names them")
+    else:
+        shown = _registered(options.kind, options.name)
+    if options.format == "json":
+        print(json.dumps(shown, indent=1, default=str))
+    else:
+        _print(shown)
+    return 0
+
+
+def _registered(kind: registry.Kind, name: str) -> dict[str, Any]:
+    entry = registry.find(kind, name)
     card = entry.card()
     shown: dict[str, Any] = {
         "name": entry.name,
@@ -35,11 +68,27 @@ def run(options: argparse.Namespace) -> int:
         shown |= _task(entry.name)
     elif entry.kind == "table":
         shown |= _table(entry.name)
-    if options.format == "json":
-        print(json.dumps(shown, indent=1, default=str))
-    else:
-        _print(shown)
-    return 0
+    return shown
+
+
+def _picture(options: argparse.Namespace) -> dict[str, Any]:
+    picture: Picture = registry.find("picture", options.kind).load()
+    names = picture.names()
+    if options.name is None:
+        return {f"{options.kind}s": names}
+    if options.name not in names:
+        raise UnknownNameError(f"unknown {options.kind} {options.name!r}. {did_you_mean(options.name, names)}")
+    size = {} if options.size is None else {"size": options.size}
+    try:
+        shown = {"name": options.name, **picture.describe(options.name, **size)}
+        if options.out is not None:
+            drawn = picture.draw(options.name, options.out.suffix.removeprefix(".") or "png", **size)
+            with replacing(options.out.expanduser()) as part:
+                part.write_bytes(drawn)
+            shown["picture"] = str(options.out)
+    except ValueError as error:
+        raise ConfigError(f"{options.kind} {options.name}: {error}") from error
+    return shown
 
 
 def _task(name: str) -> dict[str, Any]:

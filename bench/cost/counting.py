@@ -1,5 +1,7 @@
 """Parameters and multiply-adds of one forecast, by fvcore, with torch's own counter as second opinion.
 
+Both count what a forecast calls, which needs the shapes of its tensors and, for most models, none of their values.
+
 The papers' GFLOPS are fvcore totals at batch 1: one multiply-add counts once.  We call that number GMACs.
 """
 
@@ -11,6 +13,7 @@ import logging
 import math
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.api import Shape
+from bench.cost.shapes_only import shapes_only
 from bench.errors import ContractError, did_you_mean, one_message
 
 # Operations without multiply-adds of their own kind: element-wise arithmetic, comparisons, reductions, pooling,
@@ -80,11 +84,11 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
     was_training = model.training
     model.eval()
     try:
-        with _plain_formulation(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            by_operator, uncounted = _fvcore_counts(model, context)
-            second_opinion = _torch_count(model, context)
+        with _plain_formulation(model), _without_gradients(model), sdpa_kernel(SDPBackend.MATH):
+            analysis, second_opinion = _analyses(model, context)
     finally:
         model.train(was_training)
+    by_operator, uncounted = _known_counts(analysis, type(model).__name__)
     parameters = {id(p): p for p in model.parameters()}.values()
     gmacs = sum(by_operator.values())
     return Cost(
@@ -98,17 +102,18 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
     )
 
 
-def _torch_count(model: nn.Module, context: Tensor) -> float:
-    """Returns torch's count in GMACs; without doing the arithmetic, where the model runs on tensors without data."""
-    counter = FlopCounterMode(display=False)
+def _analyses(model: nn.Module, context: Tensor) -> tuple[FlopCountAnalysis, float]:
+    """Returns fvcore's analysis and torch's count in GMACs; without doing the arithmetic, where shapes suffice."""
     try:
-        with counter:
-            copy.deepcopy(model).requires_grad_(False).to("meta")(context.to("meta"))
-    except Exception:  # it makes tensors on a device of its own, or looks at values
-        counter = FlopCounterMode(display=False)
-        with counter:
+        # Of a copy, because fvcore leaves its hooks behind when a trace fails.
+        copied = copy.deepcopy(model)
+        with shapes_only(), FlopCounterMode(display=False) as counter:
+            analysis = _fvcore_analysis(copied, context)
+    except Exception:  # it looks at values, or does what shapes do not tell: forecast in earnest
+        analysis = _fvcore_analysis(model, context)
+        with FlopCounterMode(display=False) as counter:
             model(context)
-    return counter.get_total_flops() / 2e9
+    return analysis, counter.get_total_flops() / 2e9
 
 
 def _plain_formulation(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -116,7 +121,26 @@ def _plain_formulation(model: nn.Module) -> contextlib.AbstractContextManager[An
     return reference() if callable(reference) else contextlib.nullcontext()
 
 
-def _fvcore_counts(model: nn.Module, context: Tensor) -> tuple[dict[str, float], dict[str, int]]:
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Returns a context without gradients, not even of parameters: torch's counter asks each for its function."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _fvcore_analysis(model: nn.Module, context: Tensor) -> FlopCountAnalysis:
+    """Returns fvcore's analysis of one traced forecast.
+
+    Raises:
+        ContractError: the model does not trace.
+    """
     analysis = FlopCountAnalysis(model, context)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     for operator, handle in _HANDLES.items():
@@ -125,19 +149,29 @@ def _fvcore_counts(model: nn.Module, context: Tensor) -> tuple[dict[str, float],
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # fvcore traces with it
-            totals = analysis.by_operator()
+            analysis.total()
     except Exception as error:
         raise ContractError(f"{type(model).__name__} cannot be traced for counting: {error}") from error
+    return analysis
+
+
+def _known_counts(analysis: FlopCountAnalysis, name: str) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns GMACs by kind of operation and the calls of operations that count as nothing.
+
+    Raises:
+        ContractError: an operation has no count and is not known to be free.
+    """
     uncounted = dict(sorted(analysis.unsupported_ops().items()))
     unknown = [operator for operator in uncounted if operator not in UNCOUNTED_ALLOWED]
     if unknown:
         lines = [f"{operator} ({uncounted[operator]} calls)" for operator in unknown]
         raise ContractError(
-            one_message(f"{type(model).__name__} uses operations that have no count and are not element-wise:", lines)
+            one_message(f"{name} uses operations that have no count and are not element-wise:", lines)
             + "\nWrite the plain formulation under the model's `reference()`, or give the operation a handle in "
             f"bench/cost/counting.py. {did_you_mean(unknown[0], _HANDLES)}"
         )
-    return {name: count / 1e9 for name, count in sorted(totals.items()) if count}, uncounted
+    totals = analysis.by_operator()
+    return {kind: count / 1e9 for kind, count in sorted(totals.items()) if count}, uncounted
 
 
 def _shape(value: Any) -> list[int]:
@@ -161,7 +195,13 @@ def _norm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"norm": 5 * math.prod(_shape(inputs[0]))})
 
 
+def _worded_convolution_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Counts a convolution whose padding is given as a word, such as "same"."""
+    return Counter({"conv": math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])})
+
+
 _HANDLES = {
+    "aten::_convolution_mode": _worded_convolution_macs,
     "aten::scaled_dot_product_attention": _attention_macs,
     "aten::baddbmm": _baddbmm_macs,
     "aten::rms_norm": _norm_macs,

@@ -32,8 +32,8 @@ CMIP6_MODELS, CMIP5_MODELS = 15, 17
 LATITUDES = np.arange(-55, 61, 5)
 LONGITUDES = np.arange(0, 356, 5)
 # 95..330 degrees east, both included: the tropical Pacific, what the paper forecasts.
-_CROP = slice(19, 67)
-FRAME_SIZE = (len(LATITUDES), len(LONGITUDES[_CROP]))
+CROP = slice(19, 67)
+FRAME_SIZE = (len(LATITUDES), len(LONGITUDES[CROP]))
 _ROW_MONTHS, _YEAR = 36, 12
 _ROWS_PER_STEP = _ROW_MONTHS // _YEAR
 """Every third row continues where the one before ends."""
@@ -225,7 +225,7 @@ def _read(
         if problems:
             raise DataError(one_message(f"the data under {root} has {len(problems)} problems:", problems))
         members = members_of_split(expected or [Member("SODA", 0, fields["sst"].shape[0])], split)
-        sst = [np.ascontiguousarray(merged(fields["sst"], member)[..., _CROP]) for member in members]
+        sst = [np.ascontiguousarray(merged(fields["sst"], member)[..., CROP]) for member in members]
         nino = [np.ascontiguousarray(merged(labels["nino"], member)) for member in members]
     holes = [
         f"{path}: expected finite {what}, found {int((~np.isfinite(part)).sum())} others in record {member.id}"

@@ -23,6 +23,21 @@ class Stored(Protocol):
         ...
 
 
+class Numbered:
+    """Sequences with the index of each behind what is stored of it, whatever order or process they are read in."""
+
+    def __init__(self, source: Stored) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.source)
+
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns what the source does, and the index as int64 `()`."""
+        return (*self.source.stored(index), torch.tensor(index))
+
+
 class StoredView(Dataset):
     """The stored sequences of a data set: compact types travel between processes and to the device."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.data.places import reading
 from bench.errors import DataError
 
 
@@ -15,7 +16,8 @@ def origin(root: Path) -> str:
         DataError: `DATASET.json` is there but cannot be read.
     """
     try:
-        return str(json.loads((root / "DATASET.json").read_text(encoding="utf-8"))["origin"])
+        with reading(root):
+            return str(json.loads((root / "DATASET.json").read_text(encoding="utf-8"))["origin"])
     except FileNotFoundError:
         return "files"
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,8 @@ A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import h5py
 from fsspec.spec import AbstractBufferedFile
 
 from bench.data.http import Patience, Remote, inspect, read_range
-from bench.errors import ConfigError, DataError
+from bench.errors import ConfigError, DataError, EarthbenchError
 
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
@@ -52,6 +54,19 @@ def open_place(root: str | Path) -> Path:
     return cast(Path, place)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the library of a protocol raises (botocore's and aiohttp's own errors) into `OSError`."""
+    try:
+        yield
+    except (EarthbenchError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """Returns an open HDF5 file, of a disk or of an address.
 
@@ -66,7 +81,8 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")
     remote: Any = path
     options = {"block_size": _BLOCK_BYTES, "cache_type": "blockcache", "cache_options": {"maxblocks": 8}}
-    return h5py.File(remote.fs.open(remote.path, "rb", **options), "r")
+    with reading(path):
+        return h5py.File(remote.fs.open(remote.path, "rb", **options), "r")
 
 
 class RemoteFile(AbstractBufferedFile):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.data.origin import origin
-from bench.data.places import open_hdf5
+from bench.data.places import open_hdf5, reading
 from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
 from bench.errors import ConfigError, DataError, one_message
 
@@ -91,6 +91,11 @@ class SevirSequences:
     def ids(self) -> tuple[str, ...]:
         """Returns the id of every event."""
         return tuple(event.id for event in self.events)
+
+    @property
+    def times(self) -> tuple[tuple[datetime, datetime], ...]:
+        """Returns the times of the first and the last frame of every event."""
+        return tuple(event.span for event in self.events)
 
     def __len__(self) -> int:
         """Returns the number of windows."""
@@ -175,7 +180,8 @@ class SevirSequences:
         # The array of the event that falls out of the cache is read into again: no new pages to fault in.
         full = len(self._events_read) >= _CACHED_EVENTS
         into = self._events_read.popitem(last=False)[1] if full else np.empty(file.array.shape[1:], np.uint8)
-        file.array.read_direct(into, np.s_[self.events[number].file_index])
+        with reading(self.root):
+            file.array.read_direct(into, np.s_[self.events[number].file_index])
         self._events_read[number] = into
         return into
 

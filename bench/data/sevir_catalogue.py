@@ -7,7 +7,7 @@ their consequences: a duplicated id loses all its copies, and ids are sorted as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from bench.data.places import open_hdf5
+from bench.data.places import open_hdf5, reading
 from bench.errors import DataError, one_message
 
 COLUMNS = (
@@ -34,6 +34,14 @@ class Event:
     file_name: str
     file_index: int
     time: datetime
+    minutes: tuple[float, float] = (0.0, 0.0)
+    """First and last frame, from `time`; zero where the catalogue does not tell."""
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """Returns the times of the first and the last frame."""
+        first, last = self.minutes
+        return self.time + timedelta(minutes=first), self.time + timedelta(minutes=last)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def read_catalogue(root: Path) -> pd.DataFrame:
             "or make one: earthbench data make sevir --out DIR"
         )
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
     except FileNotFoundError as error:
         expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"
@@ -129,9 +137,22 @@ def select_events(
         rows = rows[rows["pct_missing"] == 0]
     rows = rows[rows["img_type"] == img_type]
     rows = rows[~rows["id"].duplicated(keep=False)]
-    records = zip(rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], strict=True)
-    events = [Event(str(i), str(name), int(index), time.to_pydatetime()) for i, name, index, time in records]
+    offsets = rows["minute_offsets"] if "minute_offsets" in rows.columns else [""] * len(rows)
+    records = zip(rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], offsets, strict=True)
+    events = [
+        Event(str(i), str(name), int(index), time.to_pydatetime(), _ends(offset))
+        for i, name, index, time, offset in records
+    ]
     return sorted(events, key=lambda event: event.id)
+
+
+def _ends(offsets: object) -> tuple[float, float]:
+    text = str(offsets)
+    try:
+        first, last = float(text.partition(":")[0]), float(text.rpartition(":")[2])
+    except ValueError:
+        return 0.0, 0.0
+    return (first, last) if first <= last else (0.0, 0.0)  # false for nan, an empty cell
 
 
 def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
@@ -167,12 +188,14 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
     Raises:
         DataError: missing, truncated, not HDF5, or not an `(N, H, W, T)` uint8 array under the sensor's name.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: file is missing")
-    size = path.stat().st_size
+    size = None
     try:
-        with open_hdf5(path) as file:
-            return header_of(path, file, img_type)
+        with reading(path):
+            if not path.is_file():
+                raise DataError(f"{path}: file is missing")
+            size = path.stat().st_size
+            with open_hdf5(path) as file:
+                return header_of(path, file, img_type)
     except OSError as error:  # what h5py raises for a truncated file and for one that is no HDF5 at all
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}") from error
 

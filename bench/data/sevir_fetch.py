@@ -8,7 +8,6 @@ Source: Veillette et al. 2020; layout of the bucket as in https://registry.opend
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 import h5py
-import numpy as np
 import pandas as pd
 from pydantic import Field, PrivateAttr
 
@@ -29,31 +27,29 @@ from bench.data.manifest import digest, read_manifest, write_manifest
 from bench.data.places import RemoteFile
 from bench.data.sevir_catalogue import (
     Event,
-    FileHeader,
     disagreements,
-    header_of,
     read_catalogue,
     read_header,
     read_headers,
     select_events,
 )
 from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir_subset import (
+    SENSOR,
+    EventFile,
+    assemble,
+    holds,
+    open_event_file,
+    same_version,
+    subset_name,
+    write_catalogue,
+)
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
 from bench.errors import DataError, UsageError, did_you_mean, one_message
 from bench.files import check_writable, replacing
 
 BUCKET = "https://sevir.s3.amazonaws.com"
 _ASK_ABOVE_BYTES = 2e9
-_SENSOR = "vil"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A remote event file: what it declares, and where its array lies if that is one plain stretch of bytes."""
-
-    remote: Remote
-    header: FileHeader
-    offset: int | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class _Work:
     done_before: bool
     whole: dict[str, Remote]
     events: dict[str, list[Event]]
-    sources: dict[str, _Source]
+    sources: dict[str, EventFile]
 
     @property
     def bytes(self) -> int:
@@ -162,9 +158,9 @@ class FetchSevir(DataVerb):
         )  # fmt: skip
         catalogue = read_catalogue(fetched.parent)
         if not (self.events or self.split or self.limit):
-            names = sorted(set(catalogue.loc[catalogue["img_type"] == _SENSOR, "file_name"]))
+            names = sorted(set(catalogue.loc[catalogue["img_type"] == SENSOR, "file_name"]))
             if not names:
-                raise DataError(f"{base}/CATALOG.csv names no files of {_SENSOR}")
+                raise DataError(f"{base}/CATALOG.csv names no files of {SENSOR}")
             remotes = together([partial(inspect, _address(base, name), self._patience) for name in names], self.workers)
             shutil.copyfile(fetched, self._catalogue)
             return _Work(False, dict(zip(names, remotes, strict=True)), {}, {})
@@ -174,12 +170,12 @@ class FetchSevir(DataVerb):
             by_file.setdefault(event.file_name, []).append(event)
         sources = {}
         for done, name in enumerate(by_file, start=1):
-            sources[name] = _open_source(_address(base, name), self._patience)
+            sources[name] = open_event_file(_address(base, name), self._patience)
             advance("file headers", done, len(by_file))
         problems = [p for name, wanted in by_file.items() for p in disagreements(sources[name].header, wanted)]
         if problems:
             raise DataError(one_message(f"the files at {base} are not what CATALOG.csv there says:", problems))
-        _write_catalogue(fetched, self._catalogue, by_file)
+        write_catalogue(fetched, self._catalogue, by_file)
         return _Work(False, {}, by_file, sources)
 
     def _choose(self, catalogue: pd.DataFrame) -> list[Event]:
@@ -193,7 +189,7 @@ class FetchSevir(DataVerb):
             if absent:
                 where = f"split {self.split}" if self.split else "the catalogue"
                 lines = [f"{name!r}. {did_you_mean(name, known)}"[:200] for name in absent]
-                raise UsageError(one_message(f"{where} has not exactly one {_SENSOR} row of these ids:", lines))
+                raise UsageError(one_message(f"{where} has not exactly one {SENSOR} row of these ids:", lines))
             events = [event for event in events if event.id in set(self.events)]
         events = events[: self.limit]
         if not events:
@@ -222,21 +218,21 @@ class FetchSevir(DataVerb):
         moved = _Sum(advance, work.bytes)
         for name, wanted in work.events.items():
             source, folder = work.sources[name], self._stage / "data" / name
-            if _holds(self.out / "data" / subset_name(name), wanted):
+            if holds(self.out / "data" / subset_name(name), wanted):
                 continue
-            _same_version(folder, source.remote)
+            same_version(folder, source.remote)
             jobs += [partial(self._event, source, folder, event, moved) for event in wanted]
         together(jobs, self.workers)
         files = {}
         for name, wanted in work.events.items():
             path, folder = self.out / "data" / subset_name(name), self._stage / "data" / name
-            if not _holds(path, wanted):
-                _assemble(path, folder, wanted, work.sources[name].header)
+            if not holds(path, wanted):
+                assemble(path, folder, wanted, work.sources[name].header)
             shutil.rmtree(folder, ignore_errors=True)
             files[subset_name(name)] = (path.stat().st_size, digest(path))
         return files
 
-    def _event(self, source: _Source, folder: Path, event: Event, moved: _Sum, stop: threading.Event) -> None:
+    def _event(self, source: EventFile, folder: Path, event: Event, moved: _Sum, stop: threading.Event) -> None:
         path, size = folder / f"{event.file_index}.raw", source.header.event_bytes
         if not (path.is_file() and path.stat().st_size == size):
             if source.offset is not None:
@@ -244,7 +240,7 @@ class FetchSevir(DataVerb):
                 content = read_range(source.remote, start, start + size, self._patience, stop)
             else:  # compressed, unlike the bucket's: the HDF5 library reads its chunks, one thread at a time
                 with h5py.File(RemoteFile(source.remote, self._patience), "r") as file:
-                    content = file[_SENSOR][event.file_index].tobytes()
+                    content = file[SENSOR][event.file_index].tobytes()
             with replacing(path) as part:
                 part.write_bytes(content)
         moved(str(path), size)
@@ -262,23 +258,8 @@ class _Sum:
             self.advance("download", sum(self.parts.values()), self.total)
 
 
-def subset_name(name: str) -> str:
-    """Returns the name of a file with some of another's events: never the published one's, whose indices differ."""
-    return str(Path(name).with_name(f"{Path(name).stem}_SUBSET.h5"))
-
-
 def _address(base: str, name: str) -> str:
     return f"{base}/data/{quote(name)}"
-
-
-def _open_source(url: str, patience: Patience) -> _Source:
-    remote = inspect(url, patience)
-    try:
-        with h5py.File(RemoteFile(remote, patience), "r") as file:
-            header = header_of(Path(url), file, _SENSOR)
-            return _Source(remote, header, file[_SENSOR].id.get_offset())
-    except OSError as error:
-        raise DataError(f"{url}: not readable as HDF5 ({remote.size} bytes): {error}") from error
 
 
 def _check_catalogue(path: Path) -> None:
@@ -289,49 +270,7 @@ def _check_catalogue(path: Path) -> None:
 
 
 def _check_events(path: Path) -> None:
-    read_header(path, _SENSOR)
-
-
-def _same_version(folder: Path, remote: Remote) -> None:
-    """Throws away events of an earlier, different version of the remote file."""
-    version = json.dumps([remote.url, remote.size, remote.validator])
-    stamp = folder / "version.json"
-    if folder.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == version):
-        shutil.rmtree(folder)
-    with replacing(stamp) as part:
-        part.write_text(version, encoding="utf-8")
-
-
-def _holds(path: Path, wanted: list[Event]) -> bool:
-    """Returns whether a file is the finished one of just these events."""
-    return path.is_file() and read_header(path, _SENSOR).ids == tuple(event.id for event in wanted)
-
-
-def _assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) -> None:
-    shape = (header.height, header.width, header.frames)
-    with replacing(path) as part, h5py.File(part, "w") as file:
-        array = file.create_dataset(_SENSOR, (len(wanted), *shape), np.uint8)
-        for index, event in enumerate(wanted):
-            array[index] = np.fromfile(folder / f"{event.file_index}.raw", np.uint8).reshape(shape)
-        file["id"] = np.array([event.id.encode() for event in wanted])
-
-
-def _write_catalogue(source: Path, target: Path, by_file: dict[str, list[Event]]) -> None:
-    """Writes the rows of some events as they stand in the bucket's catalogue, but for where they lie now."""
-    rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
-    now = {
-        (event.id, name, event.file_index): (subset_name(name), index)
-        for name, wanted in by_file.items()
-        for index, event in enumerate(wanted)
-    }
-    of_sensor = rows[rows["img_type"] == _SENSOR]
-    keys = zip(of_sensor["id"], of_sensor["file_name"], of_sensor["file_index"].astype(float).astype(int), strict=True)
-    places = [now.get(key) for key in keys]
-    kept = of_sensor[[place is not None for place in places]]
-    found = [place for place in places if place is not None]
-    kept = kept.assign(file_name=[name for name, _ in found], file_index=[index for _, index in found])
-    with replacing(target) as part:
-        kept.to_csv(part, index=False)
+    read_header(path, SENSOR)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -72,13 +72,11 @@ def describe(
         "sequences_per_event": per_event,
         "splits": {},
     }
-    ids: dict[str, set[str]] = {}
     for split, (start, end) in splits.items():
         chosen = select_events(catalogue, start=start, end=end)
-        ids[split] = {event.id for event in chosen}
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
     _say(report)
-    _remark(report, catalogue, ids, window)
+    _remark(report, catalogue, window)
     return report
 
 
@@ -97,24 +95,18 @@ def _say(report: Report) -> None:
         report.lines.append(f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {packed}")
 
 
-def _remark(report: Report, catalogue: Any, ids: dict[str, set[str]], window: int) -> None:
+def _remark(report: Report, catalogue: Any, window: int) -> None:
     twice = duplicated_ids(catalogue)
     if twice:
         report.remarks.append(f"{len(twice)} ids stand in more than one row and are left out: {', '.join(twice[:5])}")
-    names = sorted(set(ids) - {"all"})
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            shared = sorted(ids[one] & ids[other])
-            if shared:
-                report.problems.append(f"splits {one} and {other} share {len(shared)} ids: {', '.join(shared[:5])}")
     frames = report.facts["frames_per_event"]
     if frames and frames < window:
         report.remarks.append(
             f"events have {frames} frames, fewer than the {window} of a sequence: set task.t_in and task.t_out, "
             "or use task=sevir_lr for 10-minute data"
         )
-    for split in names:
-        if not ids[split]:
+    for split, count in report.facts["splits"].items():
+        if not count["events"]:
             report.remarks.append(f"split {split} has no events")
 
 

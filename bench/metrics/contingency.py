@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.metrics.frames import rows_by_lead
+from bench.metrics.frames import rows_of
 
 # A value this near an integer is that integer: mends float32 un-scaling (218.99998 -> 219), not half precision.
 INTEGER_TOLERANCE = 5e-5
@@ -23,7 +23,7 @@ def count_events(
     integer_rule: bool,
     missing_value: float | None,
 ) -> Tensor:
-    """Returns int64 counts `(T, K, 4)`: hits, misses, false alarms, correct negatives per lead and threshold.
+    """Returns int64 counts `(B, T, K, 4)`: hits, misses, false alarms, correct negatives per lead and threshold.
 
     An event is a value >= the threshold.  A pair with NaN on either side counts nowhere; an infinity is a number.
 
@@ -36,20 +36,20 @@ def count_events(
     """
     if forecast.device.type != "cpu" or target.device.type != "cpu":
         return _count_on_device(forecast, target, thresholds, integer_rule, missing_value)
-    counts = np.zeros((forecast.shape[1], len(thresholds), 4), np.int64)
-    for lead, row, truth in rows_by_lead(forecast, target):
+    counts = np.zeros((*forecast.shape[:2], len(thresholds), 4), np.int64)
+    for at, row, truth in rows_of(forecast, target):
         row, truth = _without_missing(row, truth, integer_rule, missing_value)
-        counts[lead] += _count_row(
+        counts[at] = _count_row(
             row,
             truth,
-            _limits(thresholds, row.dtype.str, integer_rule),
-            _limits(thresholds, truth.dtype.str, integer_rule),
+            event_limits(thresholds, row.dtype.str, integer_rule),
+            event_limits(thresholds, truth.dtype.str, integer_rule),
         )
     return torch.from_numpy(counts)
 
 
 @lru_cache(maxsize=64)
-def _limits(thresholds: tuple[float, ...], dtype: str, integer_rule: bool) -> tuple[np.generic | int, ...]:
+def event_limits(thresholds: tuple[float, ...], dtype: str, integer_rule: bool) -> tuple[np.generic | int, ...]:
     """Returns the smallest value of a dtype that is an event, per threshold: one comparison then decides exactly.
 
     The integer rule never lowers a value below another, so events still begin somewhere: for a threshold on an integer
@@ -118,14 +118,14 @@ def _count_on_device(
     keep = ~(torch.isnan(sides[0]) | torch.isnan(sides[1]))
     if missing_value is not None:
         keep &= sides[1] != missing_value
-    over = (0, 2, 3, 4)
+    over = (2, 3, 4)
     pairs = keep.sum(over)
-    counts = torch.empty(forecast.shape[1], len(thresholds), 4, dtype=torch.int64, device=forecast.device)
+    counts = torch.empty(*forecast.shape[:2], len(thresholds), 4, dtype=torch.int64, device=forecast.device)
     for k, threshold in enumerate(thresholds):
         forecast_events, target_events = (sides[0] >= threshold) & keep, (sides[1] >= threshold) & keep
         hits = (forecast_events & target_events).sum(over)
         misses, false_alarms = target_events.sum(over) - hits, forecast_events.sum(over) - hits
-        counts[:, k] = torch.stack([hits, misses, false_alarms, pairs - hits - misses - false_alarms], -1)
+        counts[:, :, k] = torch.stack([hits, misses, false_alarms, pairs - hits - misses - false_alarms], -1)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""How metrics walk over a batch: pairs of flat rows, each of one lead time, small enough to stay in the cache."""
+"""How metrics walk over a batch: pairs of flat rows, each one frame of one sequence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from bench.errors import ContractError
-
-# Below this many pixels a frame is cheaper to count together with its batch mates than by itself.
-_SMALL_FRAME = 16_384
 
 
 def check_pair(forecast: Tensor, target: Tensor) -> None:
@@ -27,26 +24,32 @@ def check_pair(forecast: Tensor, target: Tensor) -> None:
         )
 
 
-def rows_by_lead(forecast: Tensor, target: Tensor) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields `(lead, forecast pixels, target pixels)` of a batch on the CPU, as flat arrays of the dtypes given.
+def check_members(members: Tensor, target: Tensor) -> None:
+    """Refuses an ensemble that is not a tensor `(M,B,T,H,W,C)` for a target `(B,T,H,W,C)`.
+
+    Raises:
+        ContractError: names both shapes.
+    """
+    if members.dim() != 6 or target.dim() != 5 or members.shape[1:] != target.shape or not len(members):
+        raise ContractError(
+            f"forecast has shape {tuple(members.shape)} and target {tuple(target.shape)}; "
+            "expected (M, B, T, H, W, C) with one member or more, and (B, T, H, W, C)"
+        )
+
+
+def rows_of(forecast: Tensor, target: Tensor) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
+    """Yields `((sequence, lead), forecast pixels, target pixels)` of a batch on the CPU, flat, of the dtypes given.
 
     Half precision is widened to float32, which is exact.
     """
     batch, leads = forecast.shape[:2]
-    pixels = forecast[0, 0].numel() if batch and leads else 0
-    if not batch or not pixels:
+    if not forecast.numel():
         return
-    pair = [_widen(tensor.detach()) for tensor in (forecast, target)]
-    if pixels < _SMALL_FRAME:
-        turned = [tensor.transpose(0, 1).reshape(leads, -1).numpy() for tensor in pair]
-        for lead in range(leads):
-            yield lead, turned[0][lead], turned[1][lead]
-    else:
-        flat = [tensor.reshape(batch, leads, pixels).numpy() for tensor in pair]
-        for sample in range(batch):
-            for lead in range(leads):
-                yield lead, flat[0][sample, lead], flat[1][sample, lead]
+    flat = [widen(tensor.detach()).reshape(batch, leads, -1).numpy() for tensor in (forecast, target)]
+    for at in np.ndindex(batch, leads):
+        yield at, flat[0][at], flat[1][at]
 
 
-def _widen(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
+    """Returns half precision as float32, anything else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bench.data.area_means import box_weights
 from bench.errors import ContractError
 from bench.metrics.frames import check_pair
+from bench.scores.correlation import lead_weights, moments
 
 # 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
 _GRID = (24, 48, 1)
 _BOX = (slice(10, 13), slice(19, 30))
+_LATITUDES, _LONGITUDES = np.arange(-55, 61, 5)[_BOX[0]], np.arange(95, 331, 5)[_BOX[1]]
+Box = Literal["papers", "exact"]
+# The exact box ends in the middle of the outermost of the papers' cells, whose weights are what lies inside.
+_EXACT = box_weights(_LATITUDES, _LONGITUDES, (-5, 5), (190, 240))
 _MEAN_MONTHS = 3
 _UPSTREAM_EPS = 1e-6
 
@@ -30,8 +36,8 @@ class Nino34(Metric):
     The index of lead k is the mean over months k, k+1, k+2 of the unweighted box mean: T months give K = T-2 leads.
     `compute()` gives `c_nino34_m`, the mean of the correlations c_k over leads; `c_nino34_wm`, the mean of
     b_k ln(k) c_k with b_k = 1.5 up to lead 4, 2 up to 11, 3 up to 18, then 4 (3.405859 for a perfect forecast of
-    K = 12: it is not normalised); `nino34_rmse`, the mean over leads of the RMSE in K; and `c_nino34_lead_L` and
-    `nino34_rmse_lead_L` for lead L = 1...
+    K = 12: it is not normalised); `rmse_nino34`, the mean over leads of the RMSE in K; and `c_nino34_lead_L` and
+    `rmse_nino34_lead_L` for lead L = 1...
 
     The observed index is that of the labels where the task has them, else the box mean of the target.
 
@@ -41,44 +47,61 @@ class Nino34(Metric):
       correlation; one NaN in a lead makes every mean over leads NaN.
     * `correct`: no epsilon; the correlation of a lead is undefined (NaN) where a window is not finite or either side
       has no variance (fewer than two windows included), is left out of both means (the weighted one still divides
-      by K) and counted in `c_nino34_undefined_count`; `nino34_rmse_undefined_count` counts leads with a window that
-      is not finite, and one makes `nino34_rmse` NaN; `nino34_label_difference` is the largest difference of a label
+      by K) and counted in `c_nino34_undefined_count`; `rmse_nino34_undefined_count` counts leads with a window that
+      is not finite, and one makes `rmse_nino34` NaN; `nino34_label_difference` is the largest difference of a label
       from the target's own index in K, NaN without labels.
 
     Args:
         convention: `upstream` or `correct`.
         t_out: Months of a target, where known; else taken from the first update.
+        box: Of the forecast's index, and of the observed one where there are no labels.  `papers`: the plain mean of
+            the 3x11 cells centred within 5 S..5 N and 190..240 E, which reach 2.5 degrees further out and damp peaks.
+            `exact`: 5 S..5 N and 190..240 E themselves, each cell with the area that lies inside.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
     full_state_update = False
     higher_is_better = True
     takes_labels = True
+    takes_events = True
+    family = "correlation"
+    event_count = 0
     forecast_index: list[Tensor]
     observed_index: list[Tensor]
+    window_event: list[Tensor]
     label_difference: Tensor
 
     def __init__(
-        self, convention: Literal["upstream", "correct"] = "upstream", t_out: int | None = None, **kwargs: Any
+        self,
+        convention: Literal["upstream", "correct"] = "upstream",
+        t_out: int | None = None,
+        box: Box = "papers",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if convention not in ("upstream", "correct"):
             raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
         if t_out is not None and t_out < _MEAN_MONTHS:
             raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, the index is a mean of so many")
-        self.convention, self.t_out = convention, t_out
+        if box not in ("papers", "exact"):
+            raise ValueError(f"box {box!r}; expected 'papers' or 'exact'")
+        self.convention, self.t_out, self.box = convention, t_out, box
         # a correlation is no sum over batches: the K indices of every window are kept, some 100 bytes of each
         self.add_state("forecast_index", [], dist_reduce_fx="cat")
         self.add_state("observed_index", [], dist_reduce_fx="cat")
+        self.add_state("window_event", [], dist_reduce_fx="cat")
         self.add_state("label_difference", torch.tensor(-1.0, dtype=torch.float64), dist_reduce_fx="max")
 
-    def update(self, forecast: Tensor, target: Tensor, labels: Tensor | None = None) -> None:
+    def update(
+        self, forecast: Tensor, target: Tensor, labels: Tensor | None = None, events: Tensor | None = None
+    ) -> None:
         """Adds the windows of a batch.
 
         Args:
             forecast: Sea-surface temperature in K, `(B,T,24,48,1)`.
             target: The same shape.
             labels: The observed index of each lead in K, `(B,T-2)`.
+            events: The event of each window, `(B,)`, once events are tracked.
 
         Raises:
             ContractError: shapes differ, the grid is not that of ICAR-ENSO, or the number of months changed.
@@ -89,7 +112,7 @@ class Nino34(Metric):
             raise ContractError(f"nino34 takes (B, T >= {_MEAN_MONTHS}, 24, 48, 1), found {tuple(forecast.shape)}")
         if self.t_out is not None and months != self.t_out:
             raise ContractError(f"nino34 counts {self.t_out} months, this batch has {months}")
-        predicted, observed = nino34_index(forecast), nino34_index(target.to(forecast.device))
+        predicted, observed = (nino34_index(side, self.box) for side in (forecast, target.to(forecast.device)))
         if labels is not None:
             if labels.shape != observed.shape:
                 raise ContractError(f"labels have shape {tuple(labels.shape)}; expected (B, T-2) {observed.shape}")
@@ -101,6 +124,26 @@ class Nino34(Metric):
         self.t_out = months
         self.forecast_index.append(predicted)
         self.observed_index.append(observed)
+        if events is not None:
+            self.window_event.append(events.to(observed.device))
+
+    def track_events(self, count: int) -> None:
+        """Keeps the event of every window from now on."""
+        self.event_count = count
+
+    def score_options(self) -> dict[str, Any]:
+        """Returns what the scores depend on besides the moments."""
+        return {"convention": self.convention}
+
+    def event_statistics(self) -> dict[str, np.ndarray]:
+        """Returns the moments of the indices of each event, `(events, K)`; empty where events are not tracked."""
+        if not self.event_count or not len(self.window_event):
+            return {}
+        predicted, observed, events = (
+            torch.cat(_as_list(part)).cpu().numpy()
+            for part in (self.forecast_index, self.observed_index, self.window_event)
+        )
+        return moments(predicted, observed, events, self.event_count)
 
     def compute(self) -> dict[str, float]:
         """Returns the scores by name; see the class."""
@@ -117,16 +160,14 @@ class Nino34(Metric):
         return found
 
 
-def nino34_index(sst: Tensor) -> Tensor:
+def nino34_index(sst: Tensor, box: Box = "papers") -> Tensor:
     """Returns the three-month mean Nino3.4 index `(B,T-2)`, float64, of sea-surface temperature `(B,T,24,48,1)`."""
-    box = sst[:, :, _BOX[0], _BOX[1]].detach().double().mean((2, 3, 4))
-    return box.unfold(1, _MEAN_MONTHS, 1).mean(-1)
-
-
-def lead_weights(leads: int) -> np.ndarray:
-    """Returns the weights b_k ln(k) of C-Nino3.4-WM for leads k = 1..K; the first is 0."""
-    k = np.arange(1, leads + 1)
-    return np.select([k <= 4, k <= 11, k <= 18], [1.5, 2.0, 3.0], 4.0) * np.log(k)
+    inside = sst[:, :, _BOX[0], _BOX[1], 0].detach().double()
+    if box == "papers":
+        monthly = inside.mean((2, 3))
+    else:
+        monthly = (inside * torch.from_numpy(_EXACT).to(inside.device)).sum((2, 3))
+    return monthly.unfold(1, _MEAN_MONTHS, 1).mean(-1)
 
 
 def index_scores(
@@ -145,13 +186,13 @@ def index_scores(
         weighted = float((lead_weights(leads) * correlation)[counted].sum() / leads)
     else:
         mean = weighted = math.nan
-    found = {"c_nino34_m": mean, "c_nino34_wm": weighted, "nino34_rmse": float(rmse.mean()) if leads else math.nan}
+    found = {"c_nino34_m": mean, "c_nino34_wm": weighted, "rmse_nino34": float(rmse.mean()) if leads else math.nan}
     for lead in range(leads):
         found[f"c_nino34_lead_{lead + 1}"] = float(correlation[lead])
-        found[f"nino34_rmse_lead_{lead + 1}"] = float(rmse[lead])
+        found[f"rmse_nino34_lead_{lead + 1}"] = float(rmse[lead])
     if correct:
         found["c_nino34_undefined_count"] = float((~defined).sum())
-        found["nino34_rmse_undefined_count"] = float(np.isnan(rmse).sum())
+        found["rmse_nino34_undefined_count"] = float(np.isnan(rmse).sum())
     return found
 
 

@@ -3,12 +3,16 @@
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_record, read_records, write_record
+from bench.records.uncertainty import Comparison, compare, interval
 
 __all__ = [
+    "Comparison",
     "RunRecord",
     "TrainingSummary",
     "code_state",
+    "compare",
     "hardware",
+    "interval",
     "read_record",
     "read_records",
     "versions",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from bench.config import canonical_json
+from bench.scores.names import PER_LEAD
 
-SCHEMA_VERSION = 1
-_PER_LEAD = re.compile(r"^(?P<score>.+)_lead_(?P<lead>\d+)$")
+SCHEMA_VERSION = 2
 
 
 class Part(BaseModel):
@@ -102,10 +104,40 @@ class FailurePart(Part):
     message: str
 
 
+class MembersPart(Part):
+    """The ensemble that was scored."""
+
+    count: int
+    seed: int
+    """Each sequence's members are drawn from this and its index."""
+
+
+class MetricStatistics(Part):
+    """How the statistics of a metric become scores: `bench.scores.FAMILIES[family](arrays, options)`."""
+
+    family: str
+    options: dict[str, Any]
+    ending: str = ""
+    """What the names of its scores end in, before `_lead_L`."""
+
+
+class StatisticsPart(Part):
+    """What scores are resampled from: sums per event, in the file `RUN_ID.npz` beside the record."""
+
+    kind: Literal["event", "block"]
+    """Whether a unit is an event, or a block of consecutive windows of one long record."""
+    unit_count: int
+    units_sha256: str
+    """Of the units' names in order: runs can be paired where it is equal."""
+    metrics: dict[str, MetricStatistics]
+    content_sha256: str
+    """Of the arrays, see `bench.records.statistics`."""
+
+
 class RunRecord(Part):
     """One run: what ran, on what, what it scored, how long it took.  Written once, never changed."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run_id: str = Field(pattern=r"^[0-9A-Za-z-]+$")
     created_utc: str
     status: Literal["ok", "failed"]
@@ -133,9 +165,35 @@ class RunRecord(Part):
     """Why a score is None."""
     counts: dict[str, list[list[int]]] | None = None
     """Hits, misses, false alarms, correct negatives `[lead][threshold]`, where the task has thresholds."""
+    curves: dict[str, dict[str, list[float | None]]] = {}
+    """Reliability curves and rank histograms of ensembles: columns of equal length by name."""
+    members: MembersPart | None = None
+    """None for a run without an ensemble."""
+    statistics: StatisticsPart | None = None
+    """None where no metric keeps any."""
     failure: FailurePart | None = None
     sha256: str | None = None
     """SHA-256 of the canonical JSON of all other fields."""
+
+    # The statistics themselves, or where they lie: too large for a text that every listing reads.
+    _arrays: Mapping[str, np.ndarray] | Path | None = PrivateAttr(None)
+
+    def __eq__(self, other: object) -> bool:
+        """Returns whether two records hold the same, wherever their statistics lie."""
+        return isinstance(other, RunRecord) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray] | Path | None:
+        """Returns the statistics of a run that was not written yet, by `METRIC.STATISTIC`, or the file they lie in."""
+        return self._arrays
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray] | Path | None) -> RunRecord:
+        """Returns the record with its statistics at hand."""
+        copy = self.model_copy()
+        copy._arrays = arrays
+        return copy
 
     def sealed(self) -> RunRecord:
         """Returns the record with its own hash."""
@@ -143,8 +201,7 @@ class RunRecord(Part):
 
     def content_sha256(self) -> str:
         """Returns the SHA-256 of the canonical JSON of everything but the hash."""
-        content = self.model_dump(mode="json", exclude={"sha256"})
-        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+        return content_sha256(self.model_dump(mode="json"))
 
 
 def split_scores(
@@ -158,10 +215,26 @@ def split_scores(
         known = math.isfinite(value)
         if not known:
             undefined[name] = "infinite" if math.isinf(value) else "not defined: zero divided by zero, or not a number"
-        match = _PER_LEAD.match(name)
+        match = PER_LEAD.match(name)
         if match:
             leads.setdefault(match["score"], {})[int(match["lead"])] = value if known else None
         else:
             overall[name] = value if known else None
     per_lead = {score: [by_lead[lead] for lead in sorted(by_lead)] for score, by_lead in leads.items()}
     return overall, per_lead, undefined
+
+
+def migrated(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record's content, read from JSON, in the present schema; as it is where it is no older one.
+
+    Version 1 had neither ensembles nor statistics.
+    """
+    if content.get("schema_version") != 1:
+        return content
+    return {**content, "schema_version": 2, "curves": {}, "members": None, "statistics": None}
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the canonical JSON of a record's content but for the hash."""
+    kept = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(canonical_json(kept).encode()).hexdigest()

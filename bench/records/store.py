@@ -1,10 +1,14 @@
-"""The record store: `ROOT/runs/TASK/MODEL/RUN_ID.json`, published atomically and never replaced."""
+"""The record store: `ROOT/runs/TASK/MODEL/RUN_ID.json`, published atomically and never replaced.
+
+What scores are resampled from lies beside it as `RUN_ID.npz`, which is there before the record is.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +17,8 @@ from pydantic import ValidationError
 
 from bench.config import explain
 from bench.errors import DataError, RunFailedError
-from bench.records.schema import SCHEMA_VERSION, RunRecord
+from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
+from bench.records.statistics import write_arrays
 
 
 def new_run_id(config_fingerprint: str) -> tuple[str, str]:
@@ -32,6 +37,7 @@ def write_record(record: RunRecord, root: str | Path) -> Path:
     folder = Path(root) / "runs" / record.task.name / record.model.name
     path = folder / f"{record.run_id}.json"
     part = folder / f".{record.run_id}-{secrets.token_hex(4)}.part"
+    statistics, statistics_part = path.with_suffix(".npz"), part.with_name(f"{part.name}.npz")
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,11 +45,15 @@ def write_record(record: RunRecord, root: str | Path) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        if isinstance(record.arrays, Mapping):
+            write_arrays(statistics_part, record.arrays)
+            _publish(statistics_part, statistics)
         _publish(part, path)
     except OSError as error:
         raise RunFailedError(f"record {path} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        for leftover in (part, statistics_part):
+            leftover.unlink(missing_ok=True)
     with suppress(OSError):  # not every file system lets a folder be synced
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
@@ -76,12 +86,13 @@ def read_record(path: Path) -> RunRecord:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise DataError(f"{path}: written by a newer earthbench (schema {version}); upgrade to read it")
     try:
-        record = RunRecord.model_validate(content)
+        record = RunRecord.model_validate(migrated(content) if isinstance(content, dict) else content)
     except ValidationError as error:
         raise DataError(f"{path}: not a valid record: " + "; ".join(explain(error, RunRecord)[:3])) from error
-    if record.sha256 != record.content_sha256():
+    if record.sha256 != content_sha256(content):
         raise DataError(f"{path}: tampered: its content does not have the hash it carries")
-    return record
+    # an older record has the hash of what it says in its own schema; sealed, it has that of what it says in this one
+    return record.sealed().with_arrays(path.with_suffix(".npz"))
 
 
 def read_records(root: str | Path, task: str | None = None) -> tuple[list[RunRecord], list[str]]:

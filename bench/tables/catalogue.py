@@ -229,10 +229,54 @@ RUNS_ICAR_ENSO = Table(
     columns=(
         *_COST,
         *_NINO,
-        Column(key="nino34_rmse", label="Nino3.4 RMSE K", group="Error", digits=3, better="lower"),
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3, better="lower"),
         _MSE_1E4,
         Column(key="mae", label="MAE 1e-3", group="Error", scale=1e3, digits=3, better="lower"),
     ),
     note=_OWN_NOTE,
 )
 """All complete runs of the task icar_enso, climate models and observed records: one block per data set."""
+
+_ERROR_OF_FRAMES = (
+    Column(key="mse_frame_sum", label="MSE", digits=2, better="lower"),
+    Column(key="mae_frame_sum", label="MAE", digits=2, better="lower"),
+    Column(key="ssim", label="SSIM", better="higher"),
+)
+
+RUNS_NBODY_MNIST = Table(
+    name="runs/nbody_mnist",
+    title="Every complete run on N-body MNIST",
+    task="nbody_mnist",
+    columns=(
+        *_COST,
+        *_ERROR_OF_FRAMES,
+        Column(key="e_mse", label="E.MSE", digits=3, better="lower"),
+        Column(key="e_mae", label="E.MAE", digits=3, better="lower"),
+    ),
+    note=f"{_OWN_NOTE} Energies are of tracked digits, not of the learned detector of the PreDiff paper.",
+)
+"""All complete runs of the task nbody_mnist, generated or the authors' data: one block per data set."""
+
+RUNS_MOVING_MNIST = Table(
+    name="runs/moving_mnist",
+    title="Every complete run on MovingMNIST",
+    task="moving_mnist",
+    columns=(*_COST, *_ERROR_OF_FRAMES),
+    note=_OWN_NOTE,
+)
+"""All complete runs of the task moving_mnist, generated or the authors' data: one block per data set."""
+
+RUNS_ENSO_ERSST = Table(
+    name="runs/enso_ersst",
+    title="Every complete run on observed sea-surface temperature",
+    task="enso_ersst",
+    columns=(
+        *_COST,
+        *_NINO,
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", digits=3, better="lower"),
+        Column(key="mse", label="MSE K^2", better="lower"),
+        Column(key="mae", label="MAE K", better="lower"),
+    ),
+    note=f"{_OWN_NOTE} A climatology has no variance and so no correlation. Errors are means over sea and land (0).",
+)
+"""All complete runs of the task enso_ersst: one block per record and time split."""

@@ -6,9 +6,10 @@ Gao et al. 2023, PreDiff (SEVIR-LR, 7 -> 6 frames).
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ from bench.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.data.leaks import SplitEvents
     from bench.data.loading import Stored
     from bench.data.report import Advance, Report
     from bench.data.sevir import SevirSequences
@@ -109,12 +111,14 @@ class Sevir(Task):
         """Returns per split the dates that an event's centre is after, and up to and including."""
         return split_dates(self.val_from, self.test_from)
 
-    def sequences(self, split: Split) -> SevirSequences:
+    def sequences(self, split: Split) -> Stored:
         """Returns the stored windows of a split, which is decided by the date of an event's centre."""
+        return self._between(*self.split_dates()[split])
+
+    def _between(self, start: datetime | None, end: datetime | None) -> SevirSequences:
         from bench.data.sevir import SevirSequences
 
         assert self.data_root is not None
-        start, end = self.split_dates()[split]
         return SevirSequences(
             self.data_root,
             t_in=self.t_in,
@@ -124,6 +128,16 @@ class Sevir(Task):
             end=end,
             admit_missing=self.admit_missing,
         )
+
+    def events(self, split: Split) -> SplitEvents:
+        """Returns ids and times of a split's events, from the catalogue alone."""
+        from bench.data.leaks import SplitEvents
+        from bench.data.sevir_catalogue import read_catalogue, select_events
+
+        assert self.data_root is not None
+        start, end = self.split_dates()[split]
+        chosen = select_events(read_catalogue(self.data_root), start=start, end=end, admit_missing=self.admit_missing)
+        return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen))
 
     def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
         """Returns one window on the 0-1 scale."""
@@ -182,3 +196,41 @@ class SevirLR(Sevir):
     t_in: int = Field(7, ge=1, description="frames of the context")
     t_out: int = Field(6, ge=1, description="frames of the target")
     stride: int = Field(6, ge=1, description="frames between the starts of an event's windows")
+    split_by: Literal["date", "random"] = Field(
+        "date", description="random: training and validation are 90/10 of the windows up to test_from, as the authors'"
+    )
+
+    def sequences(self, split: Split) -> Stored:
+        """Returns the stored windows of a split, by date or, in training and validation, by the authors' lot."""
+        if self.split_by == "date" or split not in ("train", "val"):
+            return super().sequences(split)
+        from bench.data.random_split import RandomPart
+
+        part = RandomPart(self._between(None, self.test_from), split)
+        warnings.warn(
+            "task.split_by=random: windows of one event are in training and in validation, so that validation scores "
+            "are optimistic (`earthbench data info` counts them)",
+            stacklevel=2,
+        )
+        return part
+
+    def events(self, split: Split) -> SplitEvents:
+        """Returns ids and times of a split's events."""
+        if self.split_by == "date" or split not in ("train", "val"):
+            return super().events(split)
+        return Task.events(self, split)
+
+    @property
+    def shared_by_design(self) -> frozenset[frozenset[str]]:
+        """Returns training and validation where they are a random split of windows."""
+        return frozenset({frozenset({"train", "val"})} if self.split_by == "random" else ())
+
+    def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
+        """Returns what is under the data root and what is wrong with it."""
+        report = super().describe_data(read_everything=read_everything, advance=advance)
+        if self.split_by == "random" and not report.problems:
+            for split in ("train", "val"):
+                data = self.dataset(split)
+                report.facts["splits"][split] = {"events": len(data.ids), "sequences": len(data)}
+                report.lines.append(f"  random split: {split} has {len(data)} windows of {len(data.ids)} events")
+        return report

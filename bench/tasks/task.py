@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ from bench.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.data.leaks import Leak, SplitEvents
     from bench.data.loading import Stored
     from bench.data.report import Advance, Report
 
@@ -26,8 +28,8 @@ class NormalisedSequences:
     `dataset.stored(i)` is the same sequence as it lies on disk, which is what loaders carry.
     """
 
-    def __init__(self, task: Task, source: Stored) -> None:
-        self.task, self.source = task, source
+    def __init__(self, task: Task, source: Stored, split: Split) -> None:
+        self.task, self.source, self.split = task, source, split
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -46,9 +48,16 @@ class NormalisedSequences:
         """Returns context and target in the units and dtype they are stored in, and labels where there are any."""
         return self.source.stored(index)
 
+    @property
+    def times(self) -> tuple[tuple[Any, Any], ...] | None:
+        """Returns the first and last time of each event, or None where the data have no times."""
+        return getattr(self.source, "times", None)
+
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies the data of this split."""
-        return self.source.identity()  # type: ignore[attr-defined]
+        """Returns what identifies the data of this split, and what it shares with others where it shares anything."""
+        identity: dict[str, Any] = self.source.identity()  # type: ignore[attr-defined]
+        leaks = [leak.facts() for leak in self.task.leaks if self.split in leak.splits]
+        return {**identity, "leaks": leaks} if leaks else identity
 
 
 class Task(BaseModel, ABC):
@@ -73,6 +82,8 @@ class Task(BaseModel, ABC):
     `convert:SOURCE` for data of the task SOURCE."""
     reads_addresses: ClassVar[bool] = False
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
+    presets_of: ClassVar[str | None] = None
+    """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
@@ -152,7 +163,7 @@ class Task(BaseModel, ABC):
         if self.data_root is None:
             raise ConfigError(f"task {self.name!r} has no data: give data.root=DIR (data_root=... in Python)")
         if split not in self._datasets:
-            self._datasets[split] = NormalisedSequences(self, self.sequences(split))
+            self._datasets[split] = NormalisedSequences(self, self.sequences(split), split)
         return self._datasets[split]
 
     @cached_property
@@ -180,6 +191,41 @@ class Task(BaseModel, ABC):
                 report.facts["splits"][split] = {"events": len(data.ids), "sequences": len(data)}
         report.facts["events"] = max((count["events"] for count in report.facts["splits"].values()), default=0)
         report.add_split_lines()
+        return report
+
+    def events(self, split: Split) -> SplitEvents:
+        """Returns ids and times of a split's events.
+
+        This one opens the split; a task that can tell without reading values overrides it.
+        """
+        from bench.data.leaks import SplitEvents
+
+        data = self.dataset(split)
+        return SplitEvents(data.ids, data.times)
+
+    @cached_property
+    def leaks(self) -> list[Leak]:
+        """Returns what train, val and test share, pair by pair; a split whose files are not there shares nothing."""
+        from bench.data.leaks import find_leaks
+
+        splits = {}
+        for split in SPLITS[:3]:
+            with suppress(DataError):
+                splits[split] = self.events(split)
+        return find_leaks(splits)  # type: ignore[arg-type]
+
+    @property
+    def shared_by_design(self) -> frozenset[frozenset[str]]:
+        """Returns the pairs of splits that share events because the user chose such a split."""
+        return frozenset()
+
+    def inspect_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
+        """Returns what `describe_data` does, with what the splits share."""
+        from bench.data.leaks import add_leaks
+
+        report = self.describe_data(read_everything=read_everything, advance=advance)
+        if not report.problems:
+            add_leaks(report, self.leaks, by_design=self.shared_by_design)
         return report
 
     def fields(self) -> dict[str, Any]:

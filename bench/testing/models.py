@@ -103,6 +103,11 @@ def _rows(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]
 
 
 def _gradients(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
+    stages = getattr(model, "stages", None)
+    for stage in stages() if callable(stages) else ():
+        _gradients(stage.module, context, target, problems)
+    if callable(stages):
+        return
     model.train()
     own = getattr(model, "training_loss", None)
     loss = own(context, target, step=0, total_steps=10) if callable(own) else masked_mse(model(context), target)

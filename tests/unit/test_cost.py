@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench.cost import count_model, measure_speed
+from bench import registry
+from bench.cost import count_model, counting, measure_speed
 from bench.errors import ContractError
 
 HEADS, TOKENS, WIDTH = 4, 64, 16
@@ -79,6 +80,66 @@ def test_a_model_is_counted_under_its_reference_formulation() -> None:
 
     model = Fast(None)
     assert count_model(model, (TOKENS, HEADS, WIDTH, 1)).gmacs > 0 and not model.plain
+
+
+def _both_ways(model: nn.Module, shape, monkeypatch: pytest.MonkeyPatch):
+    quick = count_model(model, shape)
+    with monkeypatch.context() as patched:
+
+        def unavailable():
+            raise NotImplementedError
+
+        patched.setattr(counting, "shapes_only", unavailable)
+        return quick, count_model(model, shape)
+
+
+@pytest.mark.parametrize("name", registry.names("model"))
+def test_counting_by_shapes_gives_what_a_real_forecast_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_class = registry.find("model", name).load()
+    model = model_class((4, 32, 32, 1), (3, 32, 32, 1), **getattr(model_class, "presets", {}).get("tiny", {}))
+    quick, real = _both_ways(model, (4, 32, 32, 1), monkeypatch)
+    assert quick == real
+
+
+CONVOLUTIONS = {
+    "1d": (nn.Conv1d(2, 4, 3, padding=1, groups=2), (2, 16)),
+    "2d": (nn.Conv2d(2, 4, (3, 5), stride=(1, 2), dilation=2), (2, 16, 16)),
+    "3d": (nn.Conv3d(2, 4, (1, 3, 3)), (2, 4, 8, 8)),
+    "same": (nn.Conv2d(2, 4, 3, padding="same"), (2, 8, 8)),
+    "circular": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 8, 8)),
+    "transposed 1d": (nn.ConvTranspose1d(2, 4, 4, stride=2), (2, 8)),
+    "transposed 2d": (nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1), (2, 8, 8)),
+    "transposed 3d": (nn.ConvTranspose3d(2, 4, 2, groups=2, dilation=2), (2, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_every_convolution_is_counted_without_arithmetic_as_with_it(kind: str, monkeypatch) -> None:
+    layer, shape = CONVOLUTIONS[kind]
+    quick, real = _both_ways(layer, shape, monkeypatch)
+    assert quick == real and quick.gmacs > 0
+
+
+def test_a_model_that_looks_at_values_is_counted_by_a_real_forecast() -> None:
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, context: Tensor) -> Tensor:
+            x = context.flatten(0, 1).permute(0, 3, 1, 2)
+            return self.conv(x) if bool((x + 1).mean() > 0.5) else x
+
+    assert count_model(Decides(), (1, 8, 8, 1)).gmacs * 1e9 == 36 * 9
+
+
+@pytest.mark.parametrize("name", ["unet", "convlstm", "rainformer"])
+def test_the_models_of_the_tables_are_counted_without_arithmetic(name: str, monkeypatch) -> None:
+    traced = []
+    analyse = counting._fvcore_analysis
+    monkeypatch.setattr(counting, "_fvcore_analysis", lambda *given: traced.append(1) or analyse(*given))
+    bench.count(name, bench.load_task("icar_enso"))
+    assert traced == [1]
 
 
 def test_counting_leaves_mode_and_statistics_alone() -> None:

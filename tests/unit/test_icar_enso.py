@@ -91,7 +91,7 @@ def test_shapes_and_metrics_need_no_data() -> None:
     assert task.input_shape == (12, 24, 48, 1) and task.target_shape == (14, 24, 48, 1)
     assert bench.load_task("icar_enso", t_out=26).target_shape == (26, 24, 48, 1)
     assert duration(task.cadence_minutes) == "1 month"
-    assert set(task.metrics) == {"nino34", "mse", "mae"}
+    assert set(task.metrics) == {"enso", "mse", "mae"}
     with pytest.raises(ConfigError, match="t_out"):
         bench.load_task("icar_enso", t_out=2)
 
@@ -225,7 +225,7 @@ def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> 
     ])  # fmt: skip
     outcome = run(config, training=True, say=lambda line: None)
     assert outcome.record.training is not None and outcome.record.training.monitor == "val/c_nino34_m"
-    assert outcome.record.conventions["nino34"]["convention"] == "upstream"
+    assert outcome.record.conventions["enso"]["convention"] == "upstream"
     assert outcome.picture_path is not None and outcome.picture_path.stat().st_size > 10_000
 
 

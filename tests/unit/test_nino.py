@@ -24,7 +24,7 @@ def _pair(windows: int = 9, months: int = 14, seed: int = 0) -> tuple[torch.Tens
 
 
 def _scores(forecast: torch.Tensor, target: torch.Tensor, labels: torch.Tensor | None = None, **options) -> dict:
-    metric = bench.load_metric("nino34", **options)
+    metric = bench.load_metric("enso", **options)
     metric.update(forecast, target, *([] if labels is None else [labels]))
     return metric.compute()
 
@@ -40,13 +40,13 @@ def _formulas(predicted: list[list[float]], observed: list[list[float]], eps: fl
         of_p, of_o = (math.fsum((x - m) ** 2 for x in side) for side, m in ((p, p_mean), (o, o_mean)))
         correlations.append(shared / (math.sqrt(of_p * of_o) + eps))
         errors.append(math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(p, o, strict=True)) / windows))
-        found |= {f"c_nino34_lead_{k + 1}": correlations[-1], f"nino34_rmse_lead_{k + 1}": errors[-1]}
+        found |= {f"c_nino34_lead_{k + 1}": correlations[-1], f"rmse_nino34_lead_{k + 1}": errors[-1]}
     weighted = 0.0
     for k, c in enumerate(correlations, start=1):
         b = 1.5 if k <= 4 else 2 if k <= 11 else 3 if k <= 18 else 4
         weighted += b * math.log(k) * c
     return found | {
-        "c_nino34_m": sum(correlations) / leads, "c_nino34_wm": weighted / leads, "nino34_rmse": sum(errors) / leads,
+        "c_nino34_m": sum(correlations) / leads, "c_nino34_wm": weighted / leads, "rmse_nino34": sum(errors) / leads,
     }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_agrees_with_the_formulas(months: int, convention: str) -> None:
     expected = _formulas(_index(forecast), _index(target), 1e-6 if convention == "upstream" else 0.0)
     found = _scores(forecast, target, convention=convention)
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-10)
-    extra = {"c_nino34_undefined_count", "nino34_rmse_undefined_count", "nino34_label_difference"}
+    extra = {"c_nino34_undefined_count", "rmse_nino34_undefined_count", "nino34_label_difference"}
     assert set(found) - set(expected) == (extra if convention == "correct" else set())
 
 
@@ -94,7 +94,7 @@ def test_a_perfect_forecast(months: int, perfect: float) -> None:
         near = {"rel": 1e-12} if convention == "correct" else {"rel": 1e-4}
         assert found["c_nino34_m"] == pytest.approx(1, **near)
         assert found["c_nino34_wm"] == pytest.approx(perfect, abs=5e-7 if convention == "correct" else 1e-3)
-        assert found["nino34_rmse"] == 0
+        assert found["rmse_nino34"] == 0
     assert lead_weights(months - 2).mean() == pytest.approx(perfect, abs=5e-7)
     assert lead_weights(1).tolist() == [0]
 
@@ -115,14 +115,14 @@ def test_gain_and_shift_do_not_change_a_correlation_and_a_sign_turns_it(gain: fl
 def test_a_constant_error_is_the_rmse() -> None:
     _, target = _pair()
     found = _scores(target.double() + 0.75, target.double(), convention="correct")
-    assert found["nino34_rmse"] == pytest.approx(0.75, rel=1e-12) and found["c_nino34_m"] == pytest.approx(1, rel=1e-12)
+    assert found["rmse_nino34"] == pytest.approx(0.75, rel=1e-12) and found["c_nino34_m"] == pytest.approx(1, rel=1e-12)
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), convention=st.sampled_from(CONVENTIONS))
 def test_batches_do_not_change_the_scores(sizes: list[int], convention: str) -> None:
     forecast, target = _pair(sum(sizes) + 1)
     labels = torch.randn((sum(sizes) + 1, 12), generator=torch.Generator().manual_seed(1))
-    metric = bench.load_metric("nino34", convention=convention, t_out=14)
+    metric = bench.load_metric("enso", convention=convention, t_out=14)
     for part in zip(*(side.split([*sizes, 1]) for side in (forecast, target, labels)), strict=True):
         metric.update(*part)
     expected = _scores(forecast, target, labels, convention=convention)
@@ -164,7 +164,7 @@ class TestMissingValues:
         forecast, target = _pair()
         forecast[4, 0, 11, 20] = math.nan  # the first month is in the first lead only, whose weight is 0
         found = _scores(forecast, target)
-        assert all(math.isnan(found[key]) for key in ("c_nino34_m", "c_nino34_wm", "nino34_rmse", "c_nino34_lead_1"))
+        assert all(math.isnan(found[key]) for key in ("c_nino34_m", "c_nino34_wm", "rmse_nino34", "c_nino34_lead_1"))
         assert found["c_nino34_lead_2"] == _scores(*_pair())["c_nino34_lead_2"]
 
     @pytest.mark.parametrize("hole", [math.nan, math.inf])
@@ -174,11 +174,11 @@ class TestMissingValues:
         clean = index_scores(predicted, observed, "correct")
         (predicted if side == "forecast" else observed)[4, 2] = hole
         found = index_scores(predicted, observed, "correct")
-        assert math.isnan(found["c_nino34_lead_3"]) and math.isnan(found["nino34_rmse_lead_3"])
-        assert found["c_nino34_undefined_count"] == found["nino34_rmse_undefined_count"] == 1
+        assert math.isnan(found["c_nino34_lead_3"]) and math.isnan(found["rmse_nino34_lead_3"])
+        assert found["c_nino34_undefined_count"] == found["rmse_nino34_undefined_count"] == 1
         kept = [clean[f"c_nino34_lead_{k}"] for k in range(1, 13) if k != 3]
         assert found["c_nino34_m"] == pytest.approx(sum(kept) / 11, rel=1e-12)
-        assert math.isnan(found["nino34_rmse"])
+        assert math.isnan(found["rmse_nino34"])
 
     def test_the_weighted_mean_still_divides_by_all_leads(self) -> None:
         observed = np.random.default_rng(0).normal(size=(9, 12))
@@ -194,8 +194,8 @@ class TestMissingValues:
         assert upstream["c_nino34_m"] == pytest.approx(0, abs=1e-7)
         correct = index_scores(predicted, observed, "correct")
         assert math.isnan(correct["c_nino34_m"]) and math.isnan(correct["c_nino34_wm"])
-        assert correct["c_nino34_undefined_count"] == 12 and correct["nino34_rmse_undefined_count"] == 0
-        assert correct["nino34_rmse"] == pytest.approx(
+        assert correct["c_nino34_undefined_count"] == 12 and correct["rmse_nino34_undefined_count"] == 0
+        assert correct["rmse_nino34"] == pytest.approx(
             np.mean(np.sqrt(np.square(observed - constant).mean(0))), rel=1e-12
         )
 
@@ -209,10 +209,10 @@ class TestMissingValues:
     @pytest.mark.parametrize("convention", CONVENTIONS)
     def test_nothing_to_verify_is_not_a_number(self, convention: str) -> None:
         for options in ({}, {"t_out": 14}):
-            metric = bench.load_metric("nino34", convention=convention, **options)
+            metric = bench.load_metric("enso", convention=convention, **options)
             with pytest.warns(UserWarning, match="before"):
                 found = metric.compute()
-            assert all(math.isnan(found[key]) for key in ("c_nino34_m", "c_nino34_wm", "nino34_rmse"))
+            assert all(math.isnan(found[key]) for key in ("c_nino34_m", "c_nino34_wm", "rmse_nino34"))
             assert ("c_nino34_lead_12" in found) == bool(options)
 
 
@@ -223,7 +223,7 @@ def test_small_variances_are_damped_by_the_papers_epsilon_only() -> None:
 
 
 def test_states_are_float64_and_small() -> None:
-    metric = bench.load_metric("nino34").half()
+    metric = bench.load_metric("enso").half()
     forecast, target = _pair(windows=5)
     metric.update(forecast, target)
     assert all(part.dtype == torch.float64 and part.shape == (5, 12) for part in metric.forecast_index)
@@ -239,7 +239,7 @@ def test_other_dtypes_are_averaged_in_float64(dtype: torch.dtype) -> None:
 def test_wrong_input_is_refused() -> None:
     for options in ({"convention": "x"}, {"t_out": 2}, {"months": 14}):
         with pytest.raises(ConfigError):
-            bench.load_metric("nino34", **options)
+            bench.load_metric("enso", **options)
     forecast, target = _pair()
     for wrong in (
         (forecast[:, :, :-1], target[:, :, :-1]),
@@ -249,7 +249,7 @@ def test_wrong_input_is_refused() -> None:
     ):
         with pytest.raises(ContractError):
             _scores(*wrong)
-    metric = bench.load_metric("nino34")
+    metric = bench.load_metric("enso")
     metric.update(forecast, target)
     with pytest.raises(ContractError, match="counts 14 months, this batch has 13"):
         metric.update(forecast[:, 1:], target[:, 1:])

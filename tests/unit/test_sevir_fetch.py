@@ -207,11 +207,16 @@ def test_an_event_file_that_changes_on_the_server_is_not_mixed(bucket: Server, t
         _run(verb)
 
 
-@pytest.mark.parametrize("scheme", ["memory", "http"])
-def test_a_data_root_may_be_an_address(bucket: Server, storms: Path, scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["memory", "http", "s3"])
+def test_a_data_root_may_be_an_address(bucket: Server, storms: Path, scheme: str, monkeypatch) -> None:
     import fsspec
 
     root = bucket.url
+    if scheme == "s3":
+        pytest.importorskip("s3fs")
+        (bucket.root / "store").symlink_to(bucket.root)
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": bucket.url})
+        root = "s3://store"
     if scheme == "memory":
         root = "memory://storms"
         fsspec.filesystem("memory").put(str(storms), "/storms", recursive=True)
@@ -224,8 +229,8 @@ def test_a_data_root_may_be_an_address(bucket: Server, storms: Path, scheme: str
     assert task.data_fingerprint("test") == bench.load_task("sevir", storms).data_fingerprint("test")
     assert main(["data", "check", "sevir", "--root", root]) == 0
     bucket.faults = Faults(status=404)
-    with pytest.raises(DataError, match="is missing"):
-        bench.load_task("sevir", (bucket.url if scheme == "http" else "memory://nothing")).dataset("test")
+    with pytest.raises(DataError, match=r"is missing|not readable"):
+        bench.load_task("sevir", root + "/nothing").dataset("test")
 
 
 def test_other_tasks_refuse_addresses_and_unknown_ones_are_named() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from earthformer.attention import CuboidSelfAttention
@@ -450,6 +452,39 @@ def test_padding_ignore_does_not_see_what_the_padding_holds(monkeypatch: pytest.
 
         monkeypatch.setattr(cuboids.F, "pad", noisy_pad)
         torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("padding_type", ["zeros", "ignore"])
+@pytest.mark.parametrize("separate", [None, False, True])
+@pytest.mark.parametrize("relative", [True, False])
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(3))), cuboid=st.tuples(*(st.integers(1, 4) for _ in range(3)))
+)
+@settings(max_examples=6)
+def test_leaving_padded_tokens_out_changes_nothing(
+    padding_type: str,
+    separate: bool | None,
+    relative: bool,
+    shape: tuple[int, int, int],
+    cuboid: tuple[int, int, int],
+) -> None:
+    globals_ = {} if separate is None else {"use_global_vector": True, "separate_global_qkv": separate}
+    layer = CuboidSelfAttention(DIM, HEADS, cuboid, padding_type=padding_type, use_relative_pos=relative, **globals_)
+    spread(layer)
+    x, g = random(2, *shape, DIM).requires_grad_(), None if separate is None else random(2, 3, DIM, seed=2)
+    assert bool(layer._cut(x).parts) == any(n > b and n % b for n, b in zip(shape, cuboid, strict=True))
+
+    def run(module: CuboidSelfAttention) -> tuple[Tensor, Tensor]:
+        out = module(x, g, update_globals=False)
+        out = out if separate is None else out[0]
+        return out, torch.autograd.grad((out * random(*out.shape, seed=3)).sum(), x)[0]
+
+    with layer.reference():
+        expected = run(layer)
+    torch.testing.assert_close(run(layer), expected)
+    with torch.no_grad():
+        out = layer(x, g, update_globals=False)
+        torch.testing.assert_close(out if separate is None else out[0], expected[0])
 
 
 def test_zeros_padding_takes_part_in_the_softmax() -> None:

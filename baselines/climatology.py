@@ -1,0 +1,51 @@
+"""Climatology: what it is like on average, whatever it is like now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from baselines.shapes import checked_shapes
+
+
+class Climatology(nn.Module):
+    """The mean of the training targets at each cell, for every lead time; fitted in one pass, not trained.
+
+    On anomalies, from which the mean of each calendar month has been taken, this is the forecast of (nearly) none:
+    the seasonal climatology.  It is the reference of skill scores (Wilks 2011, Statistical Methods in the Atmospheric
+    Sciences, ch. 8).
+
+    Args:
+        input_shape: `(T_in, H, W, C)`.
+        target_shape: `(T_out, H, W, C)`.
+
+    Raises:
+        ValueError: not shapes that a forecast can be made between.
+    """
+
+    mean: Tensor
+
+    def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        _, (self.t_out, *cells) = checked_shapes("climatology", input_shape, target_shape, feeds_back=False)
+        self.register_buffer("mean", torch.zeros(*cells))
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Takes the mean of all targets; NaN counts nowhere, and a cell that is never known gets 0.
+
+        Args:
+            batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.
+        """
+        total = torch.zeros_like(self.mean, dtype=torch.float64)
+        count = torch.zeros_like(total)
+        for _, target in batches:
+            known = ~torch.isnan(target)
+            total += torch.where(known, target, 0).double().sum((0, 1))
+            count += known.sum((0, 1))
+        self.mean.copy_(total / count.clamp(min=1))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`."""
+        return self.mean.to(context.dtype).expand(len(context), self.t_out, *self.mean.shape).clone()

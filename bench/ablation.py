@@ -1,0 +1,146 @@
+"""Ablations: named sweeps over a model's hyperparameters, and which of their runs are there already.
+
+A sweep is data (`bench/conf/ablation/NAME.yaml`); Hydra runs it, the pipeline makes the records, and a record that
+has the config and the data of a variant is used again.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.api import Split
+from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only
+from bench.errors import ConfigError, UnknownNameError, did_you_mean
+from bench.records.schema import RunRecord
+from bench.records.store import read_records
+from bench.tasks import Task, load_task
+
+_SUFFIX = ".yaml"
+
+
+class Ablation(BaseModel):
+    """What is varied: the union of some sweeps over a common base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    base: list[str]
+    """Hydra overrides of all sweeps; a caller's override of the same key replaces one."""
+    sweeps: list[list[str]]
+    """Each a list of overrides such as `model.num_global_vectors=1,2`: their Cartesian product."""
+    labels: dict[str, str]
+    """Varied key -> heading of its column."""
+
+    def override_lists(self, overrides: Sequence[str]) -> list[list[str]]:
+        """Returns one list of sweeping overrides per sweep, the caller's behind the ablation's own."""
+        given = {_key(override) for override in overrides}
+        return [[*(own for own in [*self.base, *sweep] if _key(own) not in given), *overrides] for sweep in self.sweeps]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of an ablation."""
+
+    config: Config
+    settings: dict[str, str]
+    """Overridden key -> value."""
+
+
+def _folder() -> Any:
+    return importlib.resources.files("bench.conf") / "ablation"
+
+
+def ablation_names() -> list[str]:
+    """Returns the names of the ablations."""
+    return sorted(path.name.removesuffix(_SUFFIX) for path in _folder().iterdir() if path.name.endswith(_SUFFIX))
+
+
+def load_ablation(name: str) -> Ablation:
+    """Returns the ablation `name`.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    from omegaconf import OmegaConf
+
+    if name not in ablation_names():
+        raise UnknownNameError(f"unknown ablation {name!r}. {did_you_mean(name, ablation_names())}")
+    text = (_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+    return Ablation.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def variants(ablation: Ablation, overrides: Sequence[str]) -> list[Variant]:
+    """Returns every run of an ablation, each once, in the order of its sweeps; all configs are checked.
+
+    Args:
+        ablation: What is varied.
+        overrides: Hydra overrides for all runs; they may sweep too (`seed=0,1`).
+
+    Raises:
+        ConfigError: an override that does not parse, or a config that is not valid.
+    """
+    found: dict[str, Variant] = {}
+    for sweep in ablation.override_lists(overrides):
+        for combination in expand_sweep(sweep):
+            config = compose(combination)
+            settings = {_key(override): override.partition("=")[2] for override in combination}
+            found.setdefault(fingerprint(numbers_only(config)), Variant(config, settings))
+    return list(found.values())
+
+
+def varied_keys(runs: Sequence[Variant]) -> list[str]:
+    """Returns the overridden keys that do not have one value in all runs, in the order of their first use."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def finished_record(config: Config) -> RunRecord | None:
+    """Returns the newest complete record of a config on its data, or None.
+
+    The config's fingerprint leaves out where data lies, so the data itself is compared: what was evaluated, and what
+    was trained on.
+
+    Raises:
+        ConfigError: no data root, or task options that are not valid.
+        DataError: the data cannot be read.
+    """
+    if config.data.root is None:
+        raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
+    wanted = fingerprint(numbers_only(config))
+    tested_on = _data_fingerprint(config, config.data.test_root or config.data.root, config.split)
+    trained_on = _data_fingerprint(config, config.data.root, "train")
+    version = load_task(config.task.name).version
+    records, _ = read_records(Path(config.results.root).expanduser(), config.task.name)
+    for record in reversed(records):
+        if (
+            record.config_fingerprint == wanted
+            and record.status == "ok"
+            and record.task.version == version
+            and record.data is not None
+            and record.data.fingerprint == tested_on
+            and (record.training is None or record.training.data_fingerprint == trained_on)
+        ):
+            return record
+    return None
+
+
+def _data_fingerprint(config: Config, root: str, split: Split) -> str:
+    return _task(config.task.name, root, canonical_json(config.task.options)).data_fingerprint(split)
+
+
+@lru_cache(maxsize=8)
+def _task(name: str, root: str, options: str) -> Task:
+    import json
+
+    return load_task(name, root, **json.loads(options))

@@ -1,0 +1,67 @@
+"""`earthbench ablate NAME`: run what is missing of an ablation, through Hydra's launchers, and print its table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bench.ablation import ablation_names, finished_record, load_ablation, variants
+from bench.cli.run import sweep
+from bench.config import to_plain, validate
+from bench.errors import EarthbenchError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("name", help=", ".join(ablation_names()))
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; a key of "
+        "the ablation is replaced (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs side by side",
+    )
+    parser.add_argument("--count-only", action="store_true", help="sizes and speed only: no data, no training")
+    parser.add_argument("--format", choices=("md", "csv", "json"), default="md")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the variants that have no record yet, then prints the table; a failed run is told at the end."""
+    ablation = load_ablation(options.name)
+    runs = variants(ablation, options.overrides)
+    failures: list[EarthbenchError] = []
+    records = None
+    if not options.count_only:
+        for config in (run.config for run in runs):
+            finished_record(config)  # data that cannot be used is told before the first run starts
+        for overrides in ablation.override_lists(options.overrides):
+            try:
+                sweep(overrides, ["--multirun"], job)
+            except EarthbenchError as error:  # the other runs of the sweep have been made all the same
+                failures.append(error)
+        records = [finished_record(run.config) for run in runs]
+    from bench.ablation_table import costs, lines, render
+
+    measured = costs(runs, _say)
+    table = lines(ablation, runs, measured, records)
+    print(render(ablation, runs[0].config.task.name, table, measured, options.format), end="")
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def job(composed: Any) -> None:
+    """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
+    from bench.pipeline import run as run_pipeline
+
+    config = validate(to_plain(composed))
+    record = finished_record(config)
+    if record is not None:
+        _say(f"already there: {record.run_id}")
+        return
+    _say(f"record: {run_pipeline(config, training=True, say=_say).record_path}")

@@ -1,0 +1,126 @@
+"""Ensembles in an evaluation: how members are drawn, and which metric sees what of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import registry
+from bench.api import Shape
+from bench.errors import ConfigError, ContractError
+from bench.scores.names import MEMBERS
+from bench.tasks.task import Task
+
+Sees = Literal["forecast", "ensemble", "each member"]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How many members are drawn for each sequence, and from what."""
+
+    members: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One metric of an evaluation."""
+
+    metric: str
+    """Registered name."""
+    options: dict[str, Any]
+    sees: Sees
+    """The forecast (of an ensemble, its mean), all members at once, or each member as a forecast of its own."""
+    ending: str = ""
+    """What the names of its scores end in."""
+
+
+def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
+    """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
+
+    An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
+    names none; by the task's other metrics as its mean; and by these again with every member counted as a forecast of
+    its own, under names that end in `_members`, unless there is one only.
+    """
+    metrics = dict(task.metrics)
+    if ensemble is not None and "probabilistic" not in metrics:
+        metrics["probabilistic"] = _probabilistic_options(task)
+    found = {}
+    for name, options in metrics.items():
+        whole = _takes_members(name)
+        found[name] = Scoring(name, options, "ensemble" if whole else "forecast")
+        if ensemble is not None and ensemble.members > 1 and not whole:
+            found[name + MEMBERS] = Scoring(name, options, "each member", MEMBERS)
+    return found
+
+
+def _takes_members(metric: str) -> bool:
+    return bool(getattr(registry.find("metric", metric).load(), "takes_members", False))
+
+
+def _probabilistic_options(task: Task) -> dict[str, Any]:
+    """Returns options that agree with the task's own metrics: convention, scale, thresholds."""
+    given = task.metrics.values()
+    skill = task.metrics.get("skill")
+    options: dict[str, Any] = {"t_out": task.target_shape[0], "scale": 1.0}
+    for key in ("scale", "convention"):
+        options |= next(({key: own[key]} for own in given if key in own), {})
+    options["thresholds"] = list(skill.get("thresholds", ())) if skill else []
+    if skill is not None and not options["thresholds"]:
+        del options["thresholds"]  # the default of both metrics
+    return options
+
+
+def check_can_draw(model: nn.Module, ensemble: Ensemble) -> None:
+    """Refuses several members of a model that has one.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if ensemble.members > 1 and not can_draw(model):
+        raise ConfigError(
+            f"evaluate.members={ensemble.members}: {type(model).__name__} is deterministic, it has no sample(). "
+            "Set it to 1, or null."
+        )
+
+
+def can_draw(model: nn.Module) -> bool:
+    """Returns whether a model draws members."""
+    return callable(getattr(model, "sample", None))
+
+
+def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensemble, target_shape: Shape) -> Tensor:
+    """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
+
+    Each sequence has a generator of its own, seeded by the ensemble's seed and the sequence's index, and is drawn for
+    itself: neither the batch size nor the order nor the number of processes matters.
+
+    Args:
+        model: With `sample(context, *, members, generator)`.
+        context: Normalised, `(B,T,H,W,C)`.
+        indices: Of the sequences in their split, `(B,)`.
+        ensemble: How many, and from what.
+        target_shape: What each member has to be.
+
+    Raises:
+        ContractError: what the model returned are no members.
+    """
+    name, drawn = type(model).__name__, []
+    for row, index in zip(context, indices.tolist(), strict=True):
+        words = np.random.SeedSequence([ensemble.seed, index]).generate_state(2)
+        generator = torch.Generator(context.device).manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        members = model.sample(row[None], members=ensemble.members, generator=generator)
+        expected = (ensemble.members, 1, *target_shape)
+        if not isinstance(members, Tensor) or tuple(members.shape) != expected:
+            found = tuple(members.shape) if isinstance(members, Tensor) else type(members).__name__
+            raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) = {expected}")
+        if not members.is_floating_point() or members.device != context.device:
+            raise ContractError(
+                f"{name}.sample returned {members.dtype} on {members.device}; expected floats on {context.device}"
+            )
+        drawn.append(members)
+    return torch.cat(drawn, 1)

@@ -1,0 +1,57 @@
+"""Models that are fitted in closed form: one pass over the training split, and a checkpoint like any other's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import Config
+from bench.data.loading import evaluation_loader
+from bench.files import replacing
+from bench.records.schema import TrainingSummary
+from bench.tasks.task import Task
+
+
+def fit_model(model: nn.Module, task: Task, config: Config, checkpoint: Path) -> TrainingSummary:
+    """Fits a model to the training split, writes a checkpoint, and returns how it went.
+
+    Args:
+        model: Changed in place.
+        task: Gives the train split, of which `config.train.limit` sequences are used.
+        config: The run's config; of its training settings only the limit matters.
+        checkpoint: File to write.
+    """
+    started = time.perf_counter()
+    data = task.dataset("train")
+    feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
+    loader = evaluation_loader(data, **feed, limit=config.train.limit)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for stored in loader:
+            yield task.to_context(stored[0]), task.normalise(task.to_target(stored[1]))
+
+    with torch.no_grad():
+        model.fit(batches())  # type: ignore[operator]
+    with replacing(checkpoint) as part:
+        torch.save({"state_dict": model.state_dict()}, part)
+    return TrainingSummary(
+        settings=config.train.model_dump(mode="json"),
+        data_fingerprint=task.data_fingerprint("train"),
+        data_origin=str(data.identity().get("origin", "files")),
+        sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
+        validation_sequence_count=0,
+        epochs=1,
+        steps=0,
+        resumed_count=0,
+        stopped_because="fitted in closed form",
+        monitor=None,
+        best_score=None,
+        weights="last",
+        averaged=False,
+        final_loss=None,
+        wall_s=time.perf_counter() - started,
+    )

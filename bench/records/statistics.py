@@ -1,0 +1,68 @@
+"""Sums per event that scores are resampled from: arrays in one compressed file beside the record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bench.errors import DataError
+from bench.records.schema import RunRecord
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def compact(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns the arrays with whole numbers in the smallest type that holds them, floats in float64."""
+    found = {}
+    for name, values in sorted(arrays.items()):
+        if values.dtype.kind in "iu":
+            ends = np.min_scalar_type(values.min(initial=0)), np.min_scalar_type(values.max(initial=0))
+            found[name] = np.ascontiguousarray(values, np.promote_types(*ends))
+        else:
+            found[name] = np.ascontiguousarray(values, np.float64)
+    return found
+
+
+def content_sha256(arrays: Arrays) -> str:
+    """Returns the SHA-256 of names, types, shapes and bytes: no matter how the file was compressed."""
+    content = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        content.update(f"{name}|{values.dtype.newbyteorder('<').str}|{values.shape}\n".encode())
+        content.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+    return content.hexdigest()
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Writes the arrays; the same arrays give the same bytes."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_arrays(record: RunRecord) -> Arrays | None:
+    """Returns the statistics of a record; None where it has none, or their file is not there.
+
+    Raises:
+        DataError: the file cannot be read, or is not the one that the record was written with.
+    """
+    if record.statistics is None or record.arrays is None:
+        return None
+    if not isinstance(record.arrays, Path):
+        return record.arrays
+    path = record.arrays
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not readable statistics: {error}") from error
+    if content_sha256(arrays) != record.statistics.content_sha256:
+        raise DataError(f"{path}: tampered: its content does not have the hash that record {record.run_id} names")
+    return arrays

@@ -1,0 +1,166 @@
+"""Models that are trained in stages: each stage has its own folder, is resumed there and used again by other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from bench.api import Stage
+from bench.config import Config, Train, explain, fingerprint, numbers_only
+from bench.data.loading import evaluation_loader
+from bench.errors import ConfigError, DataError, did_you_mean, one_message
+from bench.files import replacing
+from bench.records.schema import TrainingSummary
+from bench.tasks.task import Task
+from bench.training import train
+
+_CHECKPOINT = "checkpoint"
+# Settings of a stage that its weights do not depend on.
+_NO_NUMBERS = {"loggers", "resume", "stages"}
+
+
+def has_stages(model: nn.Module) -> bool:
+    """Returns whether a model is trained in stages."""
+    return callable(getattr(model, "stages", None))
+
+
+def train_stages(
+    model: nn.Module, task: Task, config: Config, folder: Path, say: Callable[[str], None]
+) -> TrainingSummary:
+    """Trains all stages of a model in place, one after the other, and returns how they went together.
+
+    A stage's folder is named by what its weights depend on: its own hyperparameters and settings, the data, the seed
+    and the stages before it. Another model or another run of the same stage uses the weights that lie there. The whole
+    model's weights go to `folder`.
+
+    Args:
+        model: Trained in place.
+        task: Gives the train and val splits.
+        config: The run's config; `train.stages` holds what differs by stage.
+        folder: The run's own folder.
+        say: Takes one line of progress.
+
+    Raises:
+        ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
+        DataError: the train split is empty, or a file of weights is not there.
+        RunFailedError: the loss is not finite, or memory ran out.
+        InterruptedRunError: a signal came; the checkpoint of the stage is written.
+    """
+    stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
+    settings = {stage.name: _settings(config.train, stage.name) for stage in stages}
+    _refuse_unknown(config.train, list(settings))
+    summaries: dict[str, TrainingSummary | None] = {}
+    before: list[str] = []
+    for number, stage in enumerate(stages):
+        stage_train, checkpoint = settings[stage.name]
+        identity = _identity(stage, stage_train, checkpoint, task, config, before)
+        before.append(fingerprint(identity))
+        if checkpoint is not None:
+            _load(stage, checkpoint)
+            say(f"stage {stage.name}: weights of {checkpoint}")
+            summaries[stage.name] = None
+            if stage.prepare is not None:
+                stage.prepare(_training_pairs(task, config))
+            continue
+        place = Path(config.work).expanduser() / task.name / "stages" / f"{stage.name}-{before[-1][:12]}"
+        say(f"stage {stage.name} ({number + 1} of {len(stages)}): {place}")
+        # A stage starts alike whether the one before it was trained just now or long ago.
+        lightning.seed_everything(config.seed + number, workers=True, verbose=False)
+        if stage.prepare is not None and not (place / "checkpoints" / "last.ckpt").is_file():
+            stage.prepare(_training_pairs(task, config))
+        stage_config = config.model_copy(update={"train": stage_train})
+        summaries[stage.name] = train(stage.module, task, stage_config, place, say)
+    summary = _together(summaries, task, config)
+    with replacing(folder / "checkpoints" / f"{summary.weights}.ckpt") as part:
+        torch.save({"state_dict": model.state_dict()}, part)
+    with replacing(folder / "training.json") as part:
+        part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def _settings(base: Train, stage: str) -> tuple[Train, str | None]:
+    """Returns the settings of a stage, and the file of weights to use instead of training it."""
+    own = dict(base.stages.get(stage, {}))
+    checkpoint = own.pop(_CHECKPOINT, None)
+    try:
+        settings = Train.model_validate({**base.model_dump(), "stages": {}, **own})
+    except ValidationError as error:
+        problems = explain(error, Train, prefix=f"train.stages.{stage}.")
+        raise ConfigError(one_message("the config is not valid:", problems)) from error
+    # The only score that a stage has.
+    stop = settings.early_stopping.model_copy(update={"monitor": "val/loss", "mode": "min"})
+    return settings.model_copy(update={"early_stopping": stop}), checkpoint
+
+
+def _refuse_unknown(base: Train, names: list[str]) -> None:
+    unknown = [name for name in base.stages if name not in names]
+    if unknown:
+        lines = [f"train.stages.{name}: {did_you_mean(name, names)}" for name in unknown]
+        raise ConfigError(one_message("the model has no such stage:", lines))
+
+
+def _identity(
+    stage: Stage, settings: Train, checkpoint: str | None, task: Task, config: Config, before: list[str]
+) -> dict[str, Any]:
+    kept = {"data": numbers_only(config, training=True)["data"], "seed": config.seed}
+    return {
+        "stage": stage.name,
+        "depends_on": dict(stage.depends_on),
+        "train": {key: value for key, value in settings.model_dump(mode="json").items() if key not in _NO_NUMBERS},
+        "checkpoint": checkpoint,
+        "task": {"name": task.name, "fields": task.fields()},
+        "training_data": task.data_fingerprint("train"),
+        "before": list(before),
+        **kept,
+    }
+
+
+def _load(stage: Stage, path: str) -> None:
+    try:
+        stage.load(path)
+    except OSError as error:
+        raise DataError(
+            f"train.stages.{stage.name}.checkpoint={path}: no such file. Leave the key out to train this stage."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"train.stages.{stage.name}.checkpoint={path} does not fit: {error}") from error
+
+
+def _training_pairs(task: Task, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields all contexts and targets that are trained on, normalised, in batches."""
+    feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
+    for batch in evaluation_loader(task.dataset("train"), **feed, limit=config.train.limit):
+        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
+
+
+def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: Config) -> TrainingSummary:
+    """Returns one summary of all stages: sums of what adds up, and the last stage's loss."""
+    trained = {name: summary for name, summary in summaries.items() if summary is not None}
+    because = [
+        f"{name}: {summary.stopped_because if summary else 'given weights'}" for name, summary in summaries.items()
+    ]
+    last = next(reversed(trained.values()), None)
+    identity = task.dataset("train").identity()
+    return TrainingSummary(
+        settings=config.train.model_dump(mode="json"),
+        data_fingerprint=task.data_fingerprint("train"),
+        data_origin=str(identity.get("origin", "files")),
+        sequence_count=max((summary.sequence_count for summary in trained.values()), default=0),
+        validation_sequence_count=max((summary.validation_sequence_count for summary in trained.values()), default=0),
+        epochs=sum(summary.epochs for summary in trained.values()),
+        steps=sum(summary.steps for summary in trained.values()),
+        resumed_count=sum(summary.resumed_count for summary in trained.values()),
+        stopped_because="; ".join(because),
+        monitor=None,
+        best_score=None,
+        weights="last",
+        averaged=any(summary.averaged for summary in trained.values()),
+        final_loss=last.final_loss if last else None,
+        wall_s=sum(summary.wall_s for summary in trained.values()),
+    )

@@ -1,0 +1,98 @@
+"""N-body MNIST: three digits that attract one another, a chaotic system with known energy.
+
+Source: Gao et al. 2022, Earthformer (10 -> 10 frames, 20,000 / 1,000 / 1,000 sequences).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from bench.api import Palette, Shape, Split
+from bench.data.nbody import FRAME, FRAMES
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.data.nbody_mnist import NBodySequences
+    from bench.data.report import Advance, Report
+
+WHITE = 255.0
+
+
+class NBodyMnist(Task):
+    """N-body MNIST: 10 frames in, 10 frames out (64x64, three digits under mutual attraction).
+
+    The authors' files hold draws, from which frames are made when they are read: the same physics, not rounded to
+    bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own.  A frame
+    stands for one unit of time; pictures count it as a minute.
+    """
+
+    name: ClassVar[str] = "nbody_mnist"
+    units: ClassVar[str] = "brightness 0..255"
+    published_sequences: ClassVar[dict[str, int]] = {"train": 20_000, "val": 1_000, "test": 1_000}
+    palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)))
+    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.make_mnist:MakeNBody"}
+
+    t_in: int = Field(10, ge=1, description="frames of the context")
+    t_out: int = Field(10, ge=1, description="frames of the target")
+    rescale_01: bool = Field(
+        True, description="models see 0..1, as in the released config; the paper's models saw 0..255 (false)"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> NBodyMnist:
+        if self.t_in + self.t_out > FRAMES:
+            raise ValueError(f"t_in + t_out = {self.t_in + self.t_out}; a sequence has {FRAMES} frames")
+        return self
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns the scores of the paper's table, in the paper's convention on its 0-1 scale, and errors of energy."""
+        return {
+            "frames": {"convention": "upstream", "scale": WHITE, "t_out": self.t_out},
+            "energy": {"t_out": self.t_out},
+        }
+
+    @property
+    def input_shape(self) -> Shape:
+        """Returns `(T_in, 64, 64, 1)`."""
+        return (self.t_in, FRAME, FRAME, 1)
+
+    @property
+    def target_shape(self) -> Shape:
+        """Returns `(T_out, 64, 64, 1)`."""
+        return (self.t_out, FRAME, FRAME, 1)
+
+    @property
+    def cadence_minutes(self) -> float:
+        """Returns 1: frames have no time of their own."""
+        return 1.0
+
+    def sequences(self, split: Split) -> NBodySequences:
+        """Returns the stored sequences of a split; `.energy` is that of the true system at each frame."""
+        from bench.data.nbody_mnist import NBodySequences
+
+        assert self.data_root is not None
+        return NBodySequences(self.data_root, split=split, t_in=self.t_in, t_out=self.t_out)
+
+    def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
+        """Returns what is under the data root and what is wrong with it, and which splits share digits."""
+        report = super().describe_data(read_everything=read_everything, advance=advance)
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        used = {split: self.dataset(split).source.digits_used for split in splits if split in report.facts["splits"]}
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = len(used.get(first, frozenset()) & used.get(second, frozenset()))
+            if shared:
+                report.remarks.append(f"{first} and {second} share {shared} digits (as in the authors' files)")
+        return report
+
+    def normalise(self, physical: Tensor) -> Tensor:
+        """Returns what models see, float32: brightness on the 0-1 scale, or as it is."""
+        return physical.float() / WHITE if self.rescale_01 else physical.float()
+
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """Returns brightness 0..255, float32."""
+        return normalised.float() * WHITE if self.rescale_01 else normalised.float()

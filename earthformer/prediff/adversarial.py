@@ -1,0 +1,108 @@
+"""Training of the autoencoder: reconstruction, a pull towards the normal distribution, and a discriminator of patches.
+
+Source: PreDiff's released training settings; Esser et al. 2021 ("Taming Transformers") for the adaptive weight,
+Isola et al. 2017 (pix2pix) for the discriminator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+_SLOPE = 0.2
+_WEIGHT_STD = 0.02
+# Kept below the denominator of the adaptive weight, and above the weight itself.
+_SMALLEST_GRADIENT = 1e-4
+_LARGEST_WEIGHT = 1e4
+
+
+class PatchDiscriminator(nn.Module):
+    """Say of each overlapping patch of an image whether it is real (high) or reconstructed (low)."""
+
+    def __init__(self, in_channels: int = 1, channels: int = 64, layers: int = 3) -> None:
+        """Make `layers` convolutions of stride 2 and two of stride 1, from `channels` channels on."""
+        super().__init__()
+        widths = [channels * min(2**step, 8) for step in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(_SLOPE)]
+        for step in range(1, layers + 1):
+            stride = 2 if step < layers else 1
+            parts += [
+                nn.Conv2d(widths[step - 1], widths[step], 4, stride, 1, bias=False),
+                nn.BatchNorm2d(widths[step]),
+                nn.LeakyReLU(_SLOPE),
+            ]
+        self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for layer in self.main:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, _WEIGHT_STD)
+            elif isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, _WEIGHT_STD)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return a verdict per patch (N, 1, h, w) for images (N, C, H, W)."""
+        verdict: Tensor = self.main(image)
+        return verdict
+
+    def judge(self, image: Tensor) -> Tensor:
+        """Return the verdict with gradients for the image alone: what the autoencoder learns from."""
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        verdict: Tensor = torch.func.functional_call(self, frozen, (image,))
+        return verdict
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """The losses of the autoencoder and of its discriminator.
+
+    Attributes:
+        kl_weight: of the divergence of the posterior from the standard normal distribution.
+        discriminator_weight: factor on the adaptive weight.
+        discriminator_from: optimiser steps of the autoencoder before the discriminator takes part. The authors' 50,001
+            counts the steps of both optimisers, so it is 25,000 here.
+    """
+
+    kl_weight: float = 1e-6
+    discriminator_weight: float = 0.5
+    discriminator_from: int = 25_000
+
+    def is_adversarial(self, step: int) -> bool:
+        """Return whether the discriminator takes part in this step."""
+        return step >= self.discriminator_from
+
+    def reconstruction(self, image: Tensor, reconstructed: Tensor) -> Tensor:
+        """Return the absolute error summed over pixels, per image.
+
+        The authors divide by a learned scale that no optimiser of theirs holds: it stays 1.
+        """
+        return (image - reconstructed).abs().sum() / len(image)
+
+    def divergence(self, posterior: DiagonalGaussianDistribution) -> Tensor:
+        """Return the divergence of a posterior from N(0, 1), summed over latents, per image, weighted."""
+        divergence: Tensor = self.kl_weight * posterior.kl().mean()
+        return divergence
+
+    def adaptive_weight(self, reconstruction: Tensor, deception: Tensor, last_weight: Tensor) -> Tensor:
+        """Return the weight at which both losses pull equally hard at the decoder's last weights, times a factor."""
+        if not torch.is_grad_enabled():
+            return reconstruction.new_zeros(())
+        pulls = [
+            torch.autograd.grad(loss, last_weight, retain_graph=True)[0].norm() for loss in (reconstruction, deception)
+        ]
+        ratio = (pulls[0] / (pulls[1] + _SMALLEST_GRADIENT)).clamp(0.0, _LARGEST_WEIGHT)
+        return self.discriminator_weight * ratio.detach()
+
+    def deception(self, discriminator: PatchDiscriminator, reconstructed: Tensor) -> Tensor:
+        """Return how badly reconstructions pass for real; its gradient reaches the images, not the discriminator."""
+        return -discriminator.judge(reconstructed).mean()
+
+    def discrimination(self, discriminator: PatchDiscriminator, image: Tensor, reconstructed: Tensor) -> Tensor:
+        """Return the discriminator's hinge loss; its gradient reaches the discriminator alone."""
+        real, made = discriminator(image), discriminator(reconstructed.detach())
+        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + made).mean())

@@ -1,0 +1,193 @@
+"""Knowledge alignment: a network that reads a constraint's measure off noised latents, and guidance by its gradient.
+
+Source: PreDiff, section 3.3; conventions of the authors' released code by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from earthformer.prediff.constraints import Constraint, Control
+from earthformer.prediff.noisy_encoder import NoisyEncoder
+from earthformer.prediff.schedule import NoiseSchedule
+
+NORMS = ("sample", "batch")
+SCALINGS = ("sigma", "variance")
+
+
+class KnowledgeAlignment(nn.Module):
+    """The alignment network, its constraint, and what the constraint measures of the training sequences.
+
+    Attributes:
+        network: estimates the measure per frame.
+        constraint: measures frames.
+        mean: of the measure over the training sequences, averaged over the target's frames (values,).
+        std: its standard deviation over the sequences (values,).
+    """
+
+    def __init__(self, network: NoisyEncoder, constraint: Constraint) -> None:
+        """Join them; the statistics are not known until `fit`."""
+        super().__init__()
+        self.network = network
+        self.constraint = constraint
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.full((constraint.values,), math.nan))
+        self.register_buffer("std", torch.full((constraint.values,), math.nan))
+
+    def fit(self, measured: Iterable[Tensor]) -> None:
+        """Set mean and standard deviation from measures (B, T, values) of all training sequences, in batches.
+
+        The paper anticipates a mean intensity and its spread without saying how; here they are those of the target's
+        mean over the training sequences.
+
+        Raises:
+            ValueError: no sequence, or values that are not finite.
+        """
+        means = [batch.double().mean(dim=1).cpu() for batch in measured]
+        if not means:
+            raise ValueError("alignment: expected measures of at least one training sequence, found none")
+        values = torch.cat(means)
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"alignment: the constraint {self.constraint.name!r} measured values that are not finite")
+        self.mean.copy_(values.mean(dim=0))
+        self.std.copy_(values.std(dim=0, correction=0))
+
+    def loss(self, noised: Tensor, t: Tensor, measured: Tensor) -> Tensor:
+        """Return the mean squared error of the estimates for noised latents (B, T, h, w, C).
+
+        Raises:
+            ValueError: measures of another shape than (B, T, values).
+        """
+        estimated = self.network(noised, t)
+        if measured.shape != estimated.shape:
+            raise ValueError(
+                f"constraint {self.constraint.name!r}: expected measures (B, T, values) = {tuple(estimated.shape)}, "
+                f"found {tuple(measured.shape)}"
+            )
+        return nn.functional.mse_loss(estimated, measured)
+
+    def target(self, control: Control | None, cond: Tensor) -> Tensor:
+        """Return the value (B, K) that the compared measure is steered to.
+
+        Args:
+            control: where to; None for constraints that follow the context.
+            cond: the context's latents (B, T_in, h, w, C).
+
+        Raises:
+            ValueError: a control that the constraint needs and does not get, a value of another shape than one row per
+                sequence, or statistics that were never fitted.
+        """
+        batch, frames = len(cond), self.network.input_shape[0]
+        width = self.constraint.values * (1 if self.constraint.averaged else frames)
+        if control is None:
+            return self._of_context(cond).repeat(1, width // self.constraint.values)
+        if control.value is not None:
+            value = torch.as_tensor(control.value, dtype=cond.dtype, device=cond.device)
+            if value.dim() and value.shape not in ((batch,), (batch, 1), (batch, width)):
+                raise ValueError(
+                    f"constraint {self.constraint.name!r}: expected a target of one number, ({batch},) or "
+                    f"({batch}, {width}), found {tuple(value.shape)}"
+                )
+            return (value.view(batch, -1) if value.dim() else value).expand(batch, width)
+        if bool(torch.isnan(self.mean).any()):
+            raise ValueError(
+                "alignment: mean and standard deviation of the measure are not known: train the alignment stage, call "
+                "`fit` on the training sequences, or give the control as a value"
+            )
+        value = self.mean * control.times if control.times is not None else self.mean + control.sigmas * self.std
+        return value.repeat(width // self.constraint.values).expand(batch, width).to(cond)
+
+    @torch.no_grad()
+    def _of_context(self, cond: Tensor) -> Tensor:
+        """Return the estimate (B, values) for the context's last frame, read off its clean latents."""
+        frames = self.network.input_shape[0]
+        if not self.constraint.follows_context:
+            raise ValueError(f"constraint {self.constraint.name!r}: expected a control, found none")
+        if cond.shape[1] < frames:
+            raise ValueError(
+                f"constraint {self.constraint.name!r}: expected a context of at least {frames} frames to read the "
+                f"measure of its last one, found {cond.shape[1]}: give the control as a value"
+            )
+        t = torch.zeros(len(cond), dtype=torch.long, device=cond.device)
+        last: Tensor = self.network(cond[:, -frames:], t)[:, -1]
+        return last
+
+
+@dataclass(frozen=True, eq=False)
+class Guidance:
+    """The shift of each denoising step towards a constraint's target, by the gradient of the distance to it.
+
+    Attributes:
+        alignment: estimates the measure.
+        target: (N, K), as `KnowledgeAlignment.target` gives it.
+        scale: strength. The authors' 50 goes with ``sigma``; over 1000 steps the same number is about ten times weaker
+            with ``variance``.
+        norm: ``sample``: every sequence's own distance; ``batch``: the authors' one distance over the batch, with which
+            a sequence's shift depends on what it is batched with. For one sequence they are the same.
+        scaling: ``sigma``: by the standard deviation of the ancestral step, the authors' code; ``variance``: by its
+            variance, the paper's rule.
+    """
+
+    alignment: KnowledgeAlignment
+    target: Tensor
+    scale: float = 50.0
+    norm: str = "sample"
+    scaling: str = "sigma"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: unknown conventions, or a scale that is not finite.
+        """
+        if self.norm not in NORMS:
+            raise ValueError(f"guide_norm: expected one of {', '.join(NORMS)}, found {self.norm!r}")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"guide_scaling: expected one of {', '.join(SCALINGS)}, found {self.scaling!r}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guide_scale: expected a finite number, found {self.scale}")
+
+    def gradient(self, noised: Tensor, t: Tensor) -> Tensor:
+        """Return the gradient of the distance to the target by the latents `noised` (N, T, h, w, C) at steps `t`.
+
+        Raises:
+            ValueError: a target of another shape than what is compared with it.
+        """
+        network = self.alignment.network
+        # Latents that came about in inference mode take no part in gradients; their copies do.
+        with torch.inference_mode(False), torch.enable_grad():
+            latents = noised.detach().clone().requires_grad_()
+            compared = self.alignment.constraint.compared(network(latents, t.clone()))
+            target = self.target.clone().to(compared)
+            if compared.shape != target.shape:
+                raise ValueError(
+                    f"constraint {self.alignment.constraint.name!r}: expected a target {tuple(compared.shape)}, found "
+                    f"{tuple(target.shape)}"
+                )
+            error = compared - target
+            distance = torch.linalg.vector_norm(error, dim=1).sum() if self.norm == "sample" else error.norm()
+            (gradient,) = torch.autograd.grad(distance, latents)
+        return gradient
+
+    def mean_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """Return what the ancestral step's mean moves by."""
+        return -self._weight(t, schedule, noised) * self.gradient(noised, t)
+
+    def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """Return what is added to the predicted noise: in an ancestral step the same as `mean_shift`, in any solver."""
+        per_noise = (
+            schedule.at("alphas", t, noised).sqrt()
+            * schedule.at("sqrt_one_minus_alphas_cumprod", t, noised)
+            / schedule.at("betas", t, noised)
+        )
+        return -per_noise * self.mean_shift(noised, t, schedule)
+
+    def _weight(self, t: Tensor, schedule: NoiseSchedule, like: Tensor) -> Tensor:
+        variance = schedule.at("posterior_variance", t, like)
+        return self.scale * (variance.sqrt() if self.scaling == "sigma" else variance)

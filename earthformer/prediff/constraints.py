@@ -1,0 +1,186 @@
+"""What knowledge says of a forecast: a measure of its frames, and the value that the measure should have.
+
+A constraint of one's own is a subclass of `Constraint` with a `name`, given to `register_constraint`; it can then be
+named like the built-in ones.
+
+Source: PreDiff, section 3.3 (knowledge alignment) and the constraints of its two experiments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+_FRAME_AXES = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Control:
+    """Where the measure is to be steered: exactly one of the three is given.
+
+    Attributes:
+        sigmas: n in mean + n * standard deviation of the measure over the training sequences.
+        times: k in k * that mean.
+        value: the value itself, a number or a tensor with one row per sequence of the batch.
+    """
+
+    sigmas: float | None = None
+    times: float | None = None
+    value: float | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none or several.
+
+        Raises:
+            ValueError: not exactly one is given.
+        """
+        given = [name for name in ("sigmas", "times", "value") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"control: expected one of sigmas, times and value, found {', '.join(given) or 'none'}")
+
+
+class Constraint(ABC):
+    """A measure of frames, and how it is compared with its target.
+
+    Attributes:
+        name: under which it is registered.
+        values: numbers that it gives per frame.
+        averaged: whether the mean over the frames is compared, rather than every frame.
+        follows_context: whether, without a control, the target is the measure of the context's last frame.
+    """
+
+    name: ClassVar[str]
+    values: ClassVar[int] = 1
+    averaged: ClassVar[bool] = True
+    follows_context: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
+
+        Args:
+            frames: the true future.
+            labels: what the data know of these frames beyond their pixels (B, T, ...), where they do.
+
+        Raises:
+            ValueError: the measure needs labels and there are none.
+        """
+
+    def compared(self, measured: Tensor) -> Tensor:
+        """Return what is compared with a target, (B, K), of measures or estimates (B, T, values)."""
+        return measured.mean(dim=1) if self.averaged else measured.flatten(1)
+
+
+ConstraintT = TypeVar("ConstraintT", bound=type[Constraint])
+_REGISTERED: dict[str, type[Constraint]] = {}
+
+
+def register_constraint(constraint: ConstraintT) -> ConstraintT:
+    """Return the class, known under its ``name`` from now on; usable as a decorator.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+    known = _REGISTERED.setdefault(constraint.name, constraint)
+    if known is not constraint:
+        raise ValueError(f"constraint {constraint.name!r} is registered already, by {known.__qualname__}")
+    return constraint
+
+
+def constraint_names() -> list[str]:
+    """Return the names of all registered constraints."""
+    return sorted(_REGISTERED)
+
+
+def make_constraint(name: str) -> Constraint:
+    """Return a registered constraint.
+
+    Raises:
+        ValueError: no constraint has this name.
+    """
+    if name not in _REGISTERED:
+        raise ValueError(f"constraint: expected one of {', '.join(constraint_names())}, found {name!r}")
+    return _REGISTERED[name]()
+
+
+@register_constraint
+class MeanIntensity(Constraint):
+    """The mean over all pixels, averaged over the forecast's frames: how much rain there is."""
+
+    name = "mean_intensity"
+
+    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean over H, W and C of every frame (B, T, 1)."""
+        return frames.mean(dim=_FRAME_AXES).unsqueeze(-1)
+
+
+@register_constraint
+class Energy(Constraint):
+    """The energy of a system of bodies, which every forecast frame should have kept since the context's last frame.
+
+    Pixels do not tell velocities, so the training data must come with the energy of each frame as labels; of a context
+    the trained network says it.
+    """
+
+    name = "energy"
+    averaged = False
+    follows_context = True
+
+    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the labels (B, T) or (B, T, 1) as (B, T, 1)."""
+        if labels is None or labels.shape[:2] != frames.shape[:2] or labels[0, 0].numel() != 1:
+            found = "none" if labels is None else str(tuple(labels.shape))
+            raise ValueError(
+                f"constraint 'energy': expected the energy of every frame as labels {tuple(frames.shape[:2])}, found "
+                f"{found}"
+            )
+        return labels.reshape(*frames.shape[:2], 1).to(frames)
+
+
+def total_energy(
+    position: Tensor,
+    velocity: Tensor,
+    *,
+    mass: Tensor | float = 1.0,
+    gravity: float = 0.05,
+    softening: float = 10.0,
+    exponent: int = 0,
+) -> Tensor:
+    """Return the kinetic and potential energy (...) of bodies; the defaults are N-body MNIST's.
+
+    The potential is that of the generator's acceleration G m (x_j - x_i) (r^2 + d^2)^(-(exponent + 1) / 2).
+
+    Args:
+        position: (..., N, D).
+        velocity: (..., N, D), per unit of the time in which `gravity` is given.
+        mass: of the bodies, (N,) or one for all.
+        gravity: G.
+        softening: d.
+        exponent: 0, 1 or 2.
+
+    Raises:
+        ValueError: another exponent, or positions and velocities of different shapes.
+    """
+    if position.shape != velocity.shape or position.dim() < 2:
+        raise ValueError(
+            f"energy: expected positions and velocities (..., bodies, axes), found {tuple(position.shape)} and "
+            f"{tuple(velocity.shape)}"
+        )
+    bodies = position.shape[-2]
+    masses = torch.as_tensor(mass, dtype=position.dtype, device=position.device).expand(bodies)
+    kinetic = 0.5 * (masses * velocity.square().sum(dim=-1)).sum(dim=-1)
+    first, second = torch.triu_indices(bodies, bodies, offset=1, device=position.device)
+    softened = (position[..., first, :] - position[..., second, :]).square().sum(dim=-1) + softening**2
+    if exponent == 0:
+        potential = softened.sqrt()
+    elif exponent == 1:
+        potential = 0.5 * softened.log()
+    elif exponent == 2:
+        potential = -softened.rsqrt()
+    else:
+        raise ValueError(f"exponent: expected 0, 1 or 2, found {exponent}")
+    return kinetic + gravity * (masses[first] * masses[second] * potential).sum(dim=-1)

@@ -1,0 +1,238 @@
+"""The path from fine to coarse that the denoiser and the alignment network share.
+
+Source: PreDiff, section 3.2: the hierarchical encoder of Earthformer with a residual block that takes the diffusion
+step before each block of cuboid attention. As in the authors' released code, the residual block of a level is one
+module, used before each of the level's attention blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from earthformer.blocks import SelfAttentionBlock
+from earthformer.encoder import level_units, self_layers_per_level
+from earthformer.initialization import check_mode, init_linear
+from earthformer.paths import TwoPaths
+from earthformer.positions import PositionEmbedding
+from earthformer.prediff.residual import ResidualBlock, StepEmbedding
+from earthformer.resampling import PatchMerging, Size4, as_scale
+
+ZERO_MODE = "2"
+_MODES = ("0", "1", ZERO_MODE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The hyperparameters of a hierarchy of cuboid attention with steps, under the names of the authors' code.
+
+    Attributes:
+        base_units: channels of the finest level.
+        block_units: channels of every level; by default they grow by `downsample` ** `scale_alpha`.
+        scale_alpha: exponent of that growth.
+        depth: attention blocks per level.
+        num_heads: attention heads at every level.
+        attn_drop: dropout of attention weights.
+        proj_drop: dropout behind attention's projections, and in the first residual block.
+        ffn_drop: dropout of feed-forward layers.
+        downsample: factor between levels: s for (1, s, s), or one for each of T, H, W.
+        block_attn_patterns: name of the cuboid pattern, or one per level.
+        padding_type: ``zeros``, ``ignore`` or ``nearest``.
+        ffn_activation: activation of the feed-forward layers.
+        gated_ffn: gated feed-forward layers.
+        use_inter_ffn: a feed-forward layer behind each attention layer rather than behind each block.
+        norm_layer: ``layer_norm`` or ``rms_norm``.
+        pos_embed_type: ``t+h+w`` or ``t+hw``.
+        checkpoint_level: 0 keeps all activations, 1 recomputes feed-forward layers, 2 attention layers too.
+        use_relative_pos: relative position bias.
+        self_attn_use_final_proj: projection behind attention.
+        time_embed_channels_mult: channels of the step's embedding over `base_units`.
+        time_embed_use_scale_shift_norm: whether that embedding scales and shifts a norm rather than being added.
+        time_embed_dropout: dropout of the residual blocks that take it.
+        attn_linear_init_mode: initialisation of queries, keys and values: "0" N(0, 1/fan_in), "1" Kaiming fan-out.
+        ffn_linear_init_mode: of the first feed-forward layers, likewise.
+        ffn2_linear_init_mode: of the second ones, likewise, or "2" zeros.
+        attn_proj_linear_init_mode: of attention's projections, likewise.
+        conv_init_mode: of up-sampling convolutions, "0".
+        down_linear_init_mode: of patch merging, "0" or "1".
+        norm_init_mode: of norms, "0".
+    """
+
+    base_units: int = 256
+    block_units: Sequence[int] | None = None
+    scale_alpha: float = 1.0
+    depth: Sequence[int] = (4, 4)
+    num_heads: int = 4
+    attn_drop: float = 0.1
+    proj_drop: float = 0.1
+    ffn_drop: float = 0.1
+    downsample: int | Sequence[int] = 2
+    block_attn_patterns: str | Sequence[str] = "axial"
+    padding_type: str = "zeros"
+    ffn_activation: str = "gelu"
+    gated_ffn: bool = False
+    use_inter_ffn: bool = True
+    norm_layer: str = "layer_norm"
+    pos_embed_type: str = "t+h+w"
+    checkpoint_level: int = 0
+    use_relative_pos: bool = True
+    self_attn_use_final_proj: bool = True
+    time_embed_channels_mult: int = 4
+    time_embed_use_scale_shift_norm: bool = False
+    time_embed_dropout: float = 0.0
+    attn_linear_init_mode: str = "0"
+    ffn_linear_init_mode: str = "0"
+    ffn2_linear_init_mode: str = ZERO_MODE
+    attn_proj_linear_init_mode: str = ZERO_MODE
+    conv_init_mode: str = "0"
+    down_linear_init_mode: str = "0"
+    norm_init_mode: str = "0"
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be made of.
+
+        Raises:
+            ValueError: no level, a level without blocks, or an unknown initialisation mode.
+        """
+        if not self.depth or min(self.depth) < 1:
+            raise ValueError(f"depth: expected at least one block at each of one or more levels, found {self.depth}")
+        for name in ("ffn2_linear_init_mode", "attn_proj_linear_init_mode"):
+            check_mode(getattr(self, name), _MODES, name)
+
+
+def start_linear(layer: nn.Linear, mode: str) -> None:
+    """Initialise a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
+    if str(mode) == ZERO_MODE:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+    else:
+        init_linear(layer, mode)
+
+
+def checked_shape(name: str, shape: Sequence[int]) -> Size4:
+    """Return `shape` as T, H, W, C.
+
+    Raises:
+        ValueError: it is not four positive sizes.
+    """
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"{name}: expected four positive sizes (T, H, W, C), found {list(shape)}")
+    t, h, w, c = (int(size) for size in shape)
+    return t, h, w, c
+
+
+class DownPath(TwoPaths):
+    """A first residual block, position embedding, and levels of residual and attention blocks with patch merging.
+
+    Attributes:
+        levels: the hyperparameters.
+        shapes: T, H, W, C of every level's tokens, fine to coarse.
+    """
+
+    def __init__(self, shape: Size4, levels: Levels) -> None:
+        """Make the path for tokens of `shape` (T, H, W, C).
+
+        Raises:
+            ValueError: hyperparameters that do not fit one another or the shape.
+        """
+        super().__init__()
+        self.levels = levels
+        downsample = as_scale(levels.downsample)
+        units = level_units(levels.base_units, levels.block_units, len(levels.depth), downsample, levels.scale_alpha)
+        self.first_proj = ResidualBlock(shape[3], units[0], dropout=levels.proj_drop)
+        self.pos_embed = PositionEmbedding(units[0], *shape[:3], levels.pos_embed_type)
+        self.embed_channels = levels.time_embed_channels_mult * levels.base_units
+        self.time_embed = StepEmbedding(levels.base_units, self.embed_channels)
+        self.shapes: list[Size4] = [(*shape[:3], units[0])]
+        merging = []
+        for fine, coarse in pairwise(units):
+            layer = PatchMerging(
+                dim=fine,
+                out_dim=coarse,
+                downsample=downsample,
+                padding_type=levels.padding_type,
+                linear_init_mode=levels.down_linear_init_mode,
+                norm_init_mode=levels.norm_init_mode,
+            )
+            self.shapes.append(layer.output_shape(self.shapes[-1]))
+            merging.append(layer)
+        self.downsample_layers = nn.ModuleList(merging)
+        self.down_time_embed_blocks = self._residual_blocks()
+        self.down_self_blocks = self._attention_blocks()
+
+    def _residual_blocks(self) -> nn.ModuleList:
+        """Return a new residual block per level."""
+        return nn.ModuleList(
+            ResidualBlock(
+                channels,
+                channels,
+                embed_channels=self.embed_channels,
+                dropout=self.levels.time_embed_dropout,
+                scale_shift=self.levels.time_embed_use_scale_shift_norm,
+            )
+            for *_, channels in self.shapes
+        )
+
+    def _attention_blocks(self) -> nn.ModuleList:
+        """Return new blocks of cuboid attention: a list per level."""
+        levels = self.levels
+        options: dict[str, Any] = {
+            "num_heads": levels.num_heads,
+            "padding_type": levels.padding_type,
+            "attn_drop": levels.attn_drop,
+            "proj_drop": levels.proj_drop,
+            "ffn_drop": levels.ffn_drop,
+            "activation": levels.ffn_activation,
+            "gated_ffn": levels.gated_ffn,
+            "norm_layer": levels.norm_layer,
+            "use_inter_ffn": levels.use_inter_ffn,
+            "checkpoint_level": levels.checkpoint_level,
+            "use_relative_pos": levels.use_relative_pos,
+            "use_final_proj": levels.self_attn_use_final_proj,
+            "attn_linear_init_mode": levels.attn_linear_init_mode,
+            "ffn_linear_init_mode": levels.ffn_linear_init_mode,
+            "norm_init_mode": levels.norm_init_mode,
+        }
+        patterns = self_layers_per_level(levels.block_attn_patterns, (), (), (), self.shapes)
+        stages = nn.ModuleList()
+        for (*_, channels), count, pattern in zip(self.shapes, levels.depth, patterns, strict=True):
+            blocks = [
+                SelfAttentionBlock(
+                    dim=channels,
+                    block_cuboid_size=pattern.cuboid_size,
+                    block_strategy=pattern.strategy,
+                    block_shift_size=pattern.shift_size,
+                    **options,
+                )
+                for _ in range(count)
+            ]
+            for block in blocks:
+                for feed_forward in block.ffn_l:
+                    start_linear(feed_forward.ffn_2, levels.ffn2_linear_init_mode)  # type: ignore[arg-type]
+                for attention in block.attn_l if levels.self_attn_use_final_proj else ():
+                    start_linear(attention.proj, levels.attn_proj_linear_init_mode)  # type: ignore[arg-type]
+            stages.append(nn.ModuleList(blocks))
+        return stages
+
+    def descend(self, x: Tensor, embedded: Tensor) -> list[Tensor]:
+        """Return the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
+        x = self.pos_embed(self.first_proj(x))
+        behind: list[Tensor] = []
+        for level in range(len(self.shapes)):
+            if level:
+                x = self.downsample_layers[level - 1](x)
+            x = self._level(self.down_time_embed_blocks[level], self.down_self_blocks[level], x, embedded)
+            behind.append(x)
+        return behind
+
+    @staticmethod
+    def _level(residual: nn.Module, blocks: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
+        """Return `x` after a level: before each attention block comes the one residual block."""
+        assert isinstance(blocks, nn.ModuleList)
+        for block in blocks:
+            x = block(residual(x, embedded))
+        return x

@@ -1,0 +1,405 @@
+"""PreDiff: probabilistic forecasts by latent diffusion with a denoiser of cuboid attention, and control by knowledge.
+
+Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023, arXiv 2307.10422;
+settings as in the authors' released code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from earthformer.paths import TwoPaths
+from earthformer.prediff.adversarial import AdversarialLoss
+from earthformer.prediff.alignment import NORMS, SCALINGS, Guidance, KnowledgeAlignment
+from earthformer.prediff.autoencoder import make_autoencoder
+from earthformer.prediff.constraints import Control, make_constraint
+from earthformer.prediff.denoiser import CuboidUNet
+from earthformer.prediff.diffusion import LatentDiffusion
+from earthformer.prediff.down_path import checked_shape
+from earthformer.prediff.noisy_encoder import NoisyEncoder
+from earthformer.prediff.sampling import Guide, Sampler, row_generators, sample_latents
+from earthformer.prediff.schedule import NoiseSchedule, make_betas
+from earthformer.prediff.stages import AlignmentStage, AutoencoderStage, DenoiserStage, Encode, Stage
+
+_SEEDS = 1 << 62
+# A trace of more steps than this takes longer than the forecast itself.
+_MOST_STEPS_COUNTED = 100
+
+Advance = Callable[[int, int], None]
+
+
+class PreDiff(TwoPaths):
+    """PreDiff: latent diffusion with a denoiser of cuboid attention, sampled member by member."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "sevir_lr": {},
+        "nbody_mnist": {},
+        "tiny": {
+            "latent_channels": 4,
+            "autoencoder_channels": [8, 8],
+            "autoencoder_layers": 1,
+            "autoencoder_groups": 4,
+            "base_units": 8,
+            "depth": [1, 1],
+            "num_heads": 2,
+            "sampler": "dpm_solver++",
+            "steps": 2,
+            "members": 2,
+        },
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        target_shape: Sequence[int],
+        *,
+        latent_channels: int = 64,
+        autoencoder_channels: Sequence[int] = (128, 256, 512, 512),
+        autoencoder_layers: int = 2,
+        autoencoder_groups: int = 32,
+        discriminator_from: int = 25_000,
+        base_units: int = 256,
+        depth: Sequence[int] = (4, 4),
+        num_heads: int = 4,
+        pattern: str = "axial",
+        dropout: float = 0.1,
+        checkpoint_level: int = 0,
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        parameterization: str = "eps",
+        learn_logvar: bool = True,
+        scale_factor: float = 1.0,
+        augment: bool = True,
+        sampler: str = "ddpm",
+        steps: int = 1000,
+        eta: float = 0.0,
+        members: int = 8,
+        seed: int = 0,
+        bfloat16: bool = False,
+    ) -> None:
+        """Make the networks; the defaults are the released model's, and the authors' only sampler.
+
+        Args:
+            input_shape: T, H, W, C of the context.
+            target_shape: T, H, W, C of the target.
+            latent_channels: of the autoencoder; 64 in the released model, 4 in the paper.
+            autoencoder_channels: of its levels; each but the last halves height and width.
+            autoencoder_layers: residual blocks of a level.
+            autoencoder_groups: groups of its norms.
+            discriminator_from: optimiser steps before the discriminator takes part in its training.
+            base_units: channels of the denoiser's finest level.
+            depth: attention blocks of its levels.
+            num_heads: its attention heads.
+            pattern: its cuboid pattern.
+            dropout: of denoiser and alignment network.
+            checkpoint_level: 0 keeps their activations, 1 recomputes feed-forward layers, 2 attention too.
+            timesteps: diffusion steps.
+            beta_schedule: ``linear`` (in the square root of beta), ``sqrt_linear``, ``sqrt`` or ``cosine``.
+            linear_start: first beta.
+            linear_end: last beta.
+            parameterization: ``eps`` if the denoiser predicts the noise, ``x0`` if the latents.
+            learn_logvar: whether the log-variance of every step's loss is trained.
+            scale_factor: of the target's latents before noise is added.
+            augment: flips and turns in training.
+            sampler: ``ddpm``, ``ddim`` or ``dpm_solver++``.
+            steps: of the sampler.
+            eta: noise of ``ddim``.
+            members: averaged by `forward`.
+            seed: of its members.
+            bfloat16: the denoiser samples in mixed precision.
+
+        Raises:
+            ValueError: shapes or hyperparameters that do not fit.
+        """
+        super().__init__()
+        self.input_shape = checked_shape("input_shape", input_shape)
+        self.target_shape = checked_shape("target_shape", target_shape)
+        self.scale_factor, self.augment = float(scale_factor), augment
+        self.members, self.seed, self.bfloat16 = _checked_members(members), seed, bfloat16
+        self.sampler = Sampler(sampler, steps, eta)
+        schedule = make_betas(beta_schedule, timesteps=timesteps, linear_start=linear_start, linear_end=linear_end)
+        self.schedule = NoiseSchedule(schedule)
+        if steps > timesteps:
+            raise ValueError(f"steps: expected at most timesteps = {timesteps}, found {steps}")
+        autoencoder = {
+            "latent_channels": latent_channels,
+            "block_out_channels": list(autoencoder_channels),
+            "layers_per_block": autoencoder_layers,
+            "norm_num_groups": autoencoder_groups,
+        }
+        self.autoencoder = make_autoencoder(in_channels=self.input_shape[3], **autoencoder)
+        self.adversarial_loss = AdversarialLoss(discriminator_from=discriminator_from)
+        self.latent_shape = self.autoencoder.latent_shape(self.target_shape)
+        levels = {
+            "num_heads": num_heads,
+            "block_attn_patterns": pattern,
+            "checkpoint_level": checkpoint_level,
+            **dict.fromkeys(("attn_drop", "proj_drop", "ffn_drop"), dropout),
+        }
+        denoiser = {"base_units": base_units, "depth": list(depth), **levels}
+        self.diffusion = LatentDiffusion(
+            CuboidUNet(self.autoencoder.latent_shape(self.input_shape), self.latent_shape, **denoiser),
+            self.schedule,
+            parameterization=parameterization,
+            learn_logvar=learn_logvar,
+        )
+        noise = {"beta_schedule": beta_schedule, "timesteps": timesteps, "linear": [linear_start, linear_end]}
+        self._levels = levels
+        self._depends_on: dict[str, dict[str, Any]] = {
+            "autoencoder": {**autoencoder, "discriminator_from": discriminator_from, "augment": augment},
+            "denoiser": {
+                **denoiser, **noise, "parameterization": parameterization, "learn_logvar": learn_logvar,
+                "scale_factor": scale_factor, "augment": augment,
+            },
+        }  # fmt: skip
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the mean of `members` members (B, T_out, H, W, C): the same for the same context in any batch.
+
+        The paper's scores of single forecasts are those of a mean; a single member has the sharpness of the truth and a
+        larger squared error. Under `reference`, which is for counting, it is one member.
+
+        Raises:
+            ValueError: a context of another shape, or sampling that diverged.
+        """
+        if self.plain and self.sampler.steps > _MOST_STEPS_COUNTED:
+            raise ValueError(
+                f"a forecast of {self.sampler.steps} steps is not counted: count one of at most {_MOST_STEPS_COUNTED}"
+            )
+        seeds = range(self.seed, self.seed + (1 if self.plain else self.members))
+        return self._draw(context, list(seeds), None, None).mean(dim=0)
+
+    def sample(
+        self,
+        context: Tensor,
+        *,
+        members: int,
+        generator: torch.Generator | None = None,
+        control: Control | float | None = None,
+        advance: Advance | None = None,
+    ) -> Tensor:
+        """Return members (M, B, T_out, H, W, C) for contexts (B, T_in, H, W, C), not clipped.
+
+        A member depends on its own draw from `generator` and on its context, not on the number of members or on what
+        it is batched with.
+
+        Args:
+            context: on the 0-1 scale.
+            members: at least 1.
+            generator: seeds the members; without one, they are those that `forward` averages.
+            control: where a model with knowledge alignment is steered to; a number is n in mean + n sigma.
+            advance: called with (done, total) after every step.
+
+        Raises:
+            ValueError: no members, a context of another shape, a control that fits no alignment, or sampling that
+                diverged.
+        """
+        seeds = list(range(self.seed, self.seed + _checked_members(members)))
+        if generator is not None:
+            device = generator.device
+            seeds = [int(torch.randint(_SEEDS, (1,), generator=generator, device=device)) for _ in seeds]
+        if isinstance(control, int | float):
+            control = Control(sigmas=float(control))
+        return self._draw(context, seeds, control, advance)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the trainings of the model, in their order; see `Stage`."""
+        options: dict[str, Any] = {"scale_factor": self.scale_factor, "augment": self.augment}
+        first = AutoencoderStage(self.autoencoder, self.adversarial_loss, augment=self.augment)
+        second = DenoiserStage(self.diffusion, self._encoder(), **options)
+        depends_on = self._depends_on
+        return (
+            Stage("autoencoder", first, self.autoencoder, depends_on["autoencoder"]),
+            Stage("denoiser", second, self.diffusion.denoiser, depends_on["denoiser"]),
+        )
+
+    def _encoder(self) -> Encode:
+        # A closure: copies of a stage, such as running averages of its weights, do not copy the model through it.
+        return lambda frames, draw: self._encode(frames, draw)
+
+    @torch.no_grad()
+    def _encode(self, frames: Tensor, draw: bool) -> Tensor:
+        """Return latents of frames by the autoencoder as it is, moved to where the frames are."""
+        self.autoencoder.to(frames.device)
+        with _in_eval_mode(self.autoencoder):
+            latents = self.autoencoder.to_latents(frames)
+            if not draw:
+                return latents
+            return self.autoencoder.to_latents(frames, torch.randn_like(latents))
+
+    @torch.no_grad()
+    def _draw(self, context: Tensor, seeds: list[int], control: Control | None, advance: Advance | None) -> Tensor:
+        if tuple(context.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"PreDiff: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
+                f"{tuple(context.shape)}"
+            )
+        batch, count = len(context), len(seeds)
+        with _in_eval_mode(self):
+            cond = self.autoencoder.to_latents(context)
+            repeated = cond.repeat(count, 1, 1, 1, 1)
+
+            def denoise(noised: Tensor, t: Tensor) -> Tensor:
+                with torch.autocast(noised.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
+                    return self.diffusion.predicted_noise(noised, t, repeated)
+
+            latents = sample_latents(
+                denoise,
+                (count * batch, *self.latent_shape),
+                sampler=self.sampler,
+                schedule=self.schedule,
+                generators=row_generators(context, seeds),
+                device=context.device,
+                guide=self._guide(cond, seeds, control),
+                advance=advance,
+            )
+            members = (latents / self.scale_factor).unflatten(0, (count, batch))
+            # Member by member: the decoder needs far more memory per sequence than the denoiser.
+            return torch.stack([self.autoencoder.to_frames(member) for member in members])
+
+    def _guide(self, cond: Tensor, seeds: list[int], control: Control | None) -> Guide | None:
+        """Return what guides the members, of latents (B, ...), or None; members stand before the batch."""
+        if control is not None:
+            raise ValueError("control: this model has no alignment network, use prediff_ka")
+        return None
+
+
+class PreDiffKA(PreDiff):
+    """PreDiff with knowledge alignment: members are guided to agree with a constraint."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "sevir_lr": {},
+        "nbody_mnist": {"constraint": "energy", "control": None},
+        "tiny": {
+            "latent_channels": 4,
+            "autoencoder_channels": [8, 8],
+            "autoencoder_layers": 1,
+            "autoencoder_groups": 4,
+            "base_units": 8,
+            "depth": [1, 1],
+            "num_heads": 2,
+            "sampler": "dpm_solver++",
+            "steps": 2,
+            "members": 2,
+            "alignment_units": 8,
+            "control": 0.5,
+            "control_as": "value",
+        },
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        target_shape: Sequence[int],
+        *,
+        constraint: str = "mean_intensity",
+        control: float | Sequence[float] | None = (-2.0, 2.0),
+        control_as: str = "sigmas",
+        guide_scale: float = 50.0,
+        guide_norm: str = "sample",
+        guide_scaling: str = "sigma",
+        alignment_units: int = 128,
+        alignment_depth: Sequence[int] = (1, 1),
+        **hyperparameters: Any,
+    ) -> None:
+        """Make the networks.
+
+        Args:
+            input_shape: T, H, W, C of the context.
+            target_shape: T, H, W, C of the target.
+            constraint: a registered one: ``mean_intensity``, ``energy``, or your own.
+            control: where `forward` steers to, and `sample` unless told otherwise: a number, or a range from which
+                every member draws its own (the paper's row has targets within two standard deviations), or None for a
+                constraint that follows the context.
+            control_as: what the number is: ``sigmas``, ``times`` or ``value``, see `Control`.
+            guide_scale: strength of the guidance.
+            guide_norm: ``sample`` or, as in the authors' code, ``batch``.
+            guide_scaling: ``sigma`` as in the authors' code, or ``variance`` as in the paper.
+            alignment_units: channels of the alignment network's finest level.
+            alignment_depth: attention blocks of its levels.
+            **hyperparameters: those of `PreDiff`.
+
+        Raises:
+            ValueError: shapes or hyperparameters that do not fit.
+        """
+        super().__init__(input_shape, target_shape, **hyperparameters)
+        if control_as not in ("sigmas", "times", "value"):
+            raise ValueError(f"control_as: expected sigmas, times or value, found {control_as!r}")
+        for name, given, known in (("guide_norm", guide_norm, NORMS), ("guide_scaling", guide_scaling, SCALINGS)):
+            if given not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, found {given!r}")
+        ends = (control, control) if isinstance(control, int | float) else control
+        if ends is not None and len(ends) != 2:
+            raise ValueError(f"control: expected a number, two that span a range, or none, found {control}")
+        self.control_range = None if ends is None else (float(ends[0]), float(ends[1]))
+        self.control_as = control_as
+        self.guidance = {"scale": float(guide_scale), "norm": guide_norm, "scaling": guide_scaling}
+        rule = make_constraint(constraint)
+        if ends is None and not rule.follows_context:
+            raise ValueError(f"control: the constraint {constraint!r} expects a number or a range, found none")
+        network = {**self._levels, "base_units": alignment_units, "depth": list(alignment_depth)}
+        self.alignment = KnowledgeAlignment(NoisyEncoder(self.latent_shape, out_channels=rule.values, **network), rule)
+        noise = {key: self._depends_on["denoiser"][key] for key in ("beta_schedule", "timesteps", "linear")}
+        self._depends_on["alignment"] = {
+            **network, **noise, "constraint": constraint, "scale_factor": self.scale_factor, "augment": self.augment
+        }  # fmt: skip
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the trainings of the model, in their order; see `Stage`."""
+        options: dict[str, Any] = {"scale_factor": self.scale_factor, "augment": self.augment}
+        module = AlignmentStage(self.alignment, self.schedule, self._encoder(), **options)
+        depends_on = self._depends_on["alignment"]
+        return (*super().stages(), Stage("alignment", module, self.alignment.network, depends_on, module.prepare))
+
+    def _guide(self, cond: Tensor, seeds: list[int], control: Control | None) -> Guide:
+        if self.plain:
+            return _CountedGuide(self.alignment.network)
+        targets = [self.alignment.target(control or self._own_control(seed), cond) for seed in seeds]
+        return Guidance(self.alignment, torch.cat(targets), **self.guidance)  # type: ignore[arg-type]
+
+    def _own_control(self, seed: int) -> Control | None:
+        """Return where a member is steered to if nobody says so."""
+        if self.control_range is None:
+            return None
+        low, high = self.control_range
+        share = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+        return Control(**{self.control_as: low + (high - low) * share})
+
+
+class _CountedGuide:
+    """Costs what guidance costs, for counters that cannot hold a backward pass.
+
+    The pass down to the input counts as another forward pass, which is right to a percent.
+    """
+
+    def __init__(self, network: NoisyEncoder) -> None:
+        self.network = network
+
+    def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """Return zeros."""
+        return torch.zeros_like(noised) * (self.network(noised, t) + self.network(noised, t)).sum()
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode inside the context, and its modules back into their own modes behind it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _checked_members(members: int) -> int:
+    if members < 1:
+        raise ValueError(f"members: expected at least 1, found {members}")
+    return members

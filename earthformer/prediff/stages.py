@@ -1,0 +1,181 @@
+"""The three trainings of PreDiff, one after the other: autoencoder, denoiser, alignment network.
+
+Each stage is a module with a loss of its own for contexts and targets (B, T, H, W, C), and can be trained by any loop.
+What an earlier stage trained is used and not changed.
+
+Source: PreDiff, section 3 and the authors' released settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
+from earthformer.prediff.alignment import KnowledgeAlignment
+from earthformer.prediff.augmentation import random_symmetry, random_turn
+from earthformer.prediff.autoencoder import FrameAutoencoder
+from earthformer.prediff.diffusion import LatentDiffusion
+from earthformer.prediff.sampling import draw_normal, row_generators
+from earthformer.prediff.schedule import NoiseSchedule
+from earthformer.prediff.upstream import load_part
+
+Encode = Callable[[Tensor, bool], Tensor]
+"""From frames (B, T, H, W, C) to latents (B, T, h, w, C): a draw from the posterior if True, else its mean."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a model that is trained in stages.
+
+    Attributes:
+        name: of the stage.
+        module: what is trained; it shares its networks with the model. It has
+            ``training_loss(context, target, *, step, total_steps)`` -> {name: summand} and
+            ``validation_loss(context, target)``, which draws nothing at random.
+        part: the network that the stage is about.
+        depends_on: hyperparameters that its weights depend on, besides those of earlier stages.
+        prepare: called once, before the training, with all pairs of contexts and targets of the training split.
+    """
+
+    name: str
+    module: nn.Module
+    part: nn.Module
+    depends_on: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Iterable[tuple[Tensor, Tensor]]], None] | None = None
+
+    def load(self, path: str | Path) -> None:
+        """Copy a checkpoint of the network, ours or the authors', into it instead of training it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a checkpoint that does not fit; everything that differs is named.
+        """
+        load_part(self.part, path)
+
+
+class AutoencoderStage(nn.Module):
+    """Trains the autoencoder on single frames, from some step on against a discriminator."""
+
+    # The discriminator takes part only from a later step on.
+    parameters_without_gradient = ("discriminator.*",)
+
+    def __init__(self, autoencoder: FrameAutoencoder, loss: AdversarialLoss, *, augment: bool = True) -> None:
+        """Join the autoencoder with a fresh discriminator."""
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.discriminator = PatchDiscriminator(autoencoder.config.in_channels)
+        self.loss = loss
+        self.augment = augment
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+        """Return the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
+        frames = _as_images(torch.cat((context, target), dim=1))
+        image = random_turn(frames) if self.augment else frames
+        posterior = self.autoencoder.encode(image).latent_dist
+        reconstructed = self.autoencoder.decode(posterior.sample()).sample
+        losses = {
+            "reconstruction": self.loss.reconstruction(image, reconstructed),
+            "divergence": self.loss.divergence(posterior),
+        }
+        if self.loss.is_adversarial(step):
+            deception = self.loss.deception(self.discriminator, reconstructed)
+            last = self.autoencoder.decoder.conv_out.weight
+            losses["deception"] = self.loss.adaptive_weight(losses["reconstruction"], deception, last) * deception
+            losses["discrimination"] = self.loss.discrimination(self.discriminator, image, reconstructed)
+        return losses
+
+    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+        """Return reconstruction and divergence of all frames, decoded from the posterior's mean."""
+        image = _as_images(torch.cat((context, target), dim=1))
+        posterior = self.autoencoder.encode(image).latent_dist
+        reconstructed = self.autoencoder.decode(posterior.mean).sample
+        return self.loss.reconstruction(image, reconstructed) + self.loss.divergence(posterior)
+
+
+class DenoiserStage(nn.Module):
+    """Trains the denoiser, and the log-variance of every step's loss, on latents of the frozen autoencoder."""
+
+    def __init__(self, diffusion: LatentDiffusion, encode: Encode, *, scale_factor: float, augment: bool) -> None:
+        """Join them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+        super().__init__()
+        self.diffusion = diffusion
+        self.encode = encode
+        self.scale_factor = scale_factor
+        self.augment = augment
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+        """Return the weighted loss of the denoiser at one random step per sequence."""
+        if self.augment:
+            both = random_symmetry(torch.cat((context, target), dim=1))
+            context, target = both[:, : context.shape[1]], both[:, context.shape[1] :]
+        latents = self.encode(target, True) * self.scale_factor
+        t = torch.randint(self.diffusion.schedule.timesteps, (len(latents),), device=latents.device)
+        # As in the authors' code the context's latents are not scaled.
+        weighted, _ = self.diffusion.losses(latents, self.encode(context, False), t, torch.randn_like(latents))
+        return {"denoising": weighted}
+
+    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+        """Return the plain loss, at steps and with noise that follow from the context."""
+        latents = self.encode(target, False) * self.scale_factor
+        t, noise = _reproducible(context, latents, self.diffusion.schedule.timesteps)
+        return self.diffusion.losses(latents, self.encode(context, False), t, noise)[1]
+
+
+class AlignmentStage(nn.Module):
+    """Trains the alignment network to read the constraint's measure off noised latents of the true future."""
+
+    def __init__(
+        self,
+        alignment: KnowledgeAlignment,
+        schedule: NoiseSchedule,
+        encode: Encode,
+        *,
+        scale_factor: float,
+        augment: bool,
+    ) -> None:
+        """Join them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+        super().__init__()
+        self.alignment = alignment
+        self.schedule = schedule
+        self.encode = encode
+        self.scale_factor = scale_factor
+        self.augment = augment
+
+    def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Set mean and standard deviation of the measure from all pairs of contexts and targets."""
+        self.alignment.fit(self.alignment.constraint.measure(target) for _, target in pairs)
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+        """Return the mean squared error of the estimates at one random step per sequence."""
+        if self.augment:
+            target = random_symmetry(target)
+        latents = self.encode(target, True) * self.scale_factor
+        t = torch.randint(self.schedule.timesteps, (len(latents),), device=latents.device)
+        return {"alignment": self._loss(latents, t, torch.randn_like(latents), target)}
+
+    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+        """Return the error at steps and with noise that follow from the context."""
+        latents = self.encode(target, False) * self.scale_factor
+        return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target)
+
+    def _loss(self, latents: Tensor, t: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+        noised = self.schedule.add_noise(latents, noise, t)
+        return self.alignment.loss(noised, t, self.alignment.constraint.measure(target))
+
+
+def _as_images(frames: Tensor) -> Tensor:
+    """Return frames (B, T, H, W, C) as images (B*T, C, H, W)."""
+    return frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+
+
+def _reproducible(context: Tensor, latents: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    """Return a step and noise per sequence that follow from its context alone."""
+    generators = row_generators(context, [0])
+    t = torch.cat([torch.randint(timesteps, (1,), generator=generator) for generator in generators])
+    return t.to(latents.device), draw_normal(tuple(latents.shape), generators, latents.device)

@@ -1,0 +1,388 @@
+"""Schedule, objective, samplers and guidance against formulas in double precision, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from earthformer.prediff.alignment import Guidance, KnowledgeAlignment
+from earthformer.prediff.constraints import Constraint, Control, make_constraint, register_constraint, total_energy
+from earthformer.prediff.denoiser import CuboidUNet
+from earthformer.prediff.diffusion import LatentDiffusion
+from earthformer.prediff.noisy_encoder import NoisyEncoder
+from earthformer.prediff.sampling import (
+    DivergedError,
+    Sampler,
+    content_seed,
+    draw_normal,
+    make_scheduler,
+    row_generators,
+    sample_latents,
+)
+from earthformer.prediff.schedule import NoiseSchedule, make_betas
+
+SHAPE = (2, 4, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def schedule() -> NoiseSchedule:
+    return NoiseSchedule(make_betas())
+
+
+def small_denoiser() -> CuboidUNet:
+    return CuboidUNet((3, 4, 4, 3), SHAPE, base_units=8, depth=[1], num_heads=2)
+
+
+def small_alignment(constraint: str = "mean_intensity", values: int = 1) -> KnowledgeAlignment:
+    network = NoisyEncoder(SHAPE, out_channels=values, base_units=8, depth=[1], num_heads=2)
+    return KnowledgeAlignment(network, make_constraint(constraint))
+
+
+# Schedule
+
+
+def test_every_table_is_that_of_the_specification(oracle: ModuleType, schedule: NoiseSchedule) -> None:
+    for name, table in oracle.tables().items():
+        torch.testing.assert_close(schedule.tables[name], torch.from_numpy(table), rtol=1e-6, atol=1e-9, msg=name)
+    assert float(schedule.tables["alphas_cumprod"][-1]) == pytest.approx(7.334e-4, rel=1e-3)
+    assert float(schedule.tables["posterior_variance"].sqrt().sum()) == pytest.approx(75.6, abs=0.1)
+    assert float(schedule.tables["posterior_variance"].sum()) == pytest.approx(7.16, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [
+        ("linear", lambda i: (math.sqrt(0.01) + (math.sqrt(0.04) - math.sqrt(0.01)) * i / 9) ** 2),
+        ("sqrt_linear", lambda i: 0.01 + 0.03 * i / 9),
+        ("sqrt", lambda i: math.sqrt(0.01 + 0.03 * i / 9)),
+        ("cosine", lambda i: min(0.999, 1 - _cosine((i + 1) / 10) / _cosine(i / 10))),
+    ],
+)
+def test_named_schedules(name: str, beta) -> None:
+    found = make_betas(name, timesteps=10, linear_start=0.01, linear_end=0.04)
+    torch.testing.assert_close(found, torch.tensor([beta(i) for i in range(10)], dtype=torch.float64))
+
+
+def _cosine(place: float) -> float:
+    return math.cos((place + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def test_noise_is_added_and_found_again(schedule: NoiseSchedule) -> None:
+    latents, noise, t = torch.randn(4, *SHAPE), torch.randn(4, *SHAPE), torch.tensor([0, 10, 500, 999])
+    noised = schedule.add_noise(latents, noise, t)
+    kept = float(schedule.tables["alphas_cumprod"][500])
+    torch.testing.assert_close(noised[2], kept**0.5 * latents[2] + (1 - kept) ** 0.5 * noise[2])
+    torch.testing.assert_close(schedule.without_noise(noised, noise, t), latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(schedule.noise_in(noised, latents, t), noise, atol=1e-4, rtol=1e-3)
+
+
+# Objective
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0"])
+def test_loss_weighs_every_step_by_its_variance(randomise, schedule: NoiseSchedule, parameterization: str) -> None:
+    diffusion = LatentDiffusion(randomise(small_denoiser()), schedule, parameterization=parameterization)
+    with torch.no_grad():
+        diffusion.logvar[7], diffusion.logvar[900] = 0.5, -1.0
+        latents, noise, cond = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE), torch.randn(2, 3, *SHAPE[1:])
+        t = torch.tensor([7, 900])
+        weighted, simple = diffusion.losses(latents, cond, t, noise)
+        predicted = diffusion.denoiser(schedule.add_noise(latents, noise, t), t, cond)
+    wanted = noise if parameterization == "eps" else latents
+    each = (wanted - predicted).square().mean(dim=(1, 2, 3, 4))
+    assert float(simple) == pytest.approx(float(each.mean()), rel=1e-5)
+    expected = (each[0] / math.exp(0.5) + 0.5 + each[1] / math.exp(-1.0) - 1.0) / 2
+    assert float(weighted) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_log_variance_is_trained_only_if_asked(schedule: NoiseSchedule) -> None:
+    assert "logvar" in dict(LatentDiffusion(small_denoiser(), schedule).named_parameters())
+    fixed = LatentDiffusion(small_denoiser(), schedule, learn_logvar=False, logvar_init=0.3)
+    assert "logvar" not in dict(fixed.named_parameters()) and float(fixed.logvar[5]) == pytest.approx(0.3)
+
+
+def test_what_predicts_latents_tells_the_noise_too(randomise, schedule: NoiseSchedule) -> None:
+    diffusion = LatentDiffusion(randomise(small_denoiser()), schedule, parameterization="x0")
+    noised, cond, t = torch.randn(1, *SHAPE), torch.randn(1, 3, *SHAPE[1:]), torch.tensor([400])
+    with torch.no_grad():
+        noise = diffusion.predicted_noise(noised, t, cond)
+        torch.testing.assert_close(
+            schedule.without_noise(noised, noise, t), diffusion.denoiser(noised, t, cond), atol=1e-4, rtol=1e-4
+        )
+
+
+# Samplers
+
+
+@pytest.mark.parametrize("t", [999, 500, 20, 2, 1, 0])
+def test_a_plain_ancestral_step_is_the_specification(oracle: ModuleType, schedule: NoiseSchedule, t: int) -> None:
+    z, eps = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    generators = row_generators(z, [5])
+    noise = draw_normal(tuple(z.shape), row_generators(z, [5]), "cpu")
+    found = make_scheduler(Sampler("ddpm", 1000), schedule).step(eps, t, z, generator=generators).prev_sample
+    oracle.agree(found, oracle.ancestral_step(z, eps, t, noise))
+
+
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+@pytest.mark.parametrize("scaling", ["sigma", "variance"])
+@pytest.mark.parametrize("t", [900, 30, 1])
+def test_a_guided_ancestral_step_is_the_specification(
+    oracle: ModuleType, randomise, schedule: NoiseSchedule, t: int, scaling: str, norm: str
+) -> None:
+    alignment = small_alignment()
+    weights = randomise(alignment).network.state_dict()
+    z, eps = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
+    target = torch.tensor([[0.1], [0.9], [-0.4]])
+    guidance = Guidance(alignment, target, scale=5.0, norm=norm, scaling=scaling)
+    steps = torch.full((3,), t)
+
+    probe = z.double().requires_grad_()
+    distance = oracle.alignment(weights, probe, steps, heads=2).mean(dim=1) - target
+    distance = distance.norm() if norm == "batch" else distance.norm(dim=1).sum()
+    (gradient,) = torch.autograd.grad(distance, probe)
+    variance = float(oracle.tables()["posterior_variance"][t])
+    shift = -5.0 * (variance**0.5 if scaling == "sigma" else variance) * gradient
+
+    with torch.inference_mode():  # as Lightning evaluates
+        oracle.agree(guidance.mean_shift(z, steps, schedule).clone(), shift)
+        guided = eps + guidance.noise_shift(z, steps, schedule)
+        found = make_scheduler(Sampler(), schedule).step(guided, t, z, generator=row_generators(z, [5])).prev_sample
+    noise = draw_normal(tuple(z.shape), row_generators(z, [5]), "cpu")
+    oracle.agree(found.clone(), oracle.ancestral_step(z, eps, t, noise, shift))
+
+
+def test_norm_per_sample_does_not_couple_a_batch(randomise, schedule: NoiseSchedule) -> None:
+    alignment = small_alignment()
+    randomise(alignment)
+    z, t, target = torch.randn(3, *SHAPE), torch.tensor([100, 100, 100]), torch.tensor([[0.1], [0.9], [-0.4]])
+    alone = Guidance(alignment, target[:1]).gradient(z[:1], t[:1])
+    torch.testing.assert_close(Guidance(alignment, target).gradient(z, t)[:1], alone)
+    coupled = Guidance(alignment, target, norm="batch").gradient(z, t)[:1]
+    assert not torch.allclose(coupled, alone, rtol=1e-2)
+    torch.testing.assert_close(Guidance(alignment, target[:1], norm="batch").gradient(z[:1], t[:1]), alone)
+
+
+def exact_noise(schedule: NoiseSchedule, mean: float, std: float):
+    """The noise that the best denoiser sees if every latent is N(mean, std^2)."""
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        kept = schedule.at("alphas_cumprod", t, z)
+        return (1 - kept).sqrt() * (z - kept.sqrt() * mean) / (kept * std**2 + 1 - kept)
+
+    return denoise
+
+
+@pytest.mark.parametrize(
+    ("sampler", "std", "bias"),
+    [
+        (Sampler("ddpm", 1000), 0.3481, 0.004),
+        (Sampler("ddpm", 50), 0.3194, 0.004),
+        (Sampler("ddim", 50), 0.3345, 0.012),
+        (Sampler("ddim", 20), 0.3131, 0.012),
+        (Sampler("dpm_solver++", 20), 0.3425, 0.012),
+        (Sampler("dpm_solver++", 50), 0.3487, 0.012),
+    ],
+    ids=lambda value: f"{value.name}-{value.steps}" if isinstance(value, Sampler) else "",
+)
+def test_samplers_draw_a_normal_distribution(
+    schedule: NoiseSchedule, sampler: Sampler, std: float, bias: float
+) -> None:
+    """With the exact denoiser of N(0.7, 0.35^2); the figures are the specification's, of 2e5 draws."""
+    drawn = sample_latents(
+        exact_noise(schedule, 0.7, 0.35),
+        (1, 10_000),
+        sampler=sampler,
+        schedule=schedule,
+        generators=[torch.Generator().manual_seed(1)],
+    )
+    assert float(drawn.std()) == pytest.approx(std, abs=0.009)
+    assert float(drawn.mean()) == pytest.approx(0.7, abs=bias + 0.009)
+
+
+def test_ddim_with_all_noise_is_ancestral(schedule: NoiseSchedule) -> None:
+    """The two have the same mean and variance at every step, in exact arithmetic."""
+    z, eps = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    for t in (999, 300, 3):
+        found = [
+            make_scheduler(sampler, schedule).step(
+                eps, t, z, generator=row_generators(z, [0]), **({"eta": 1.0} if sampler.name == "ddim" else {})
+            ).prev_sample
+            for sampler in (Sampler("ddpm"), Sampler("ddim", 1000, 1.0))
+        ]  # fmt: skip
+        torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-5)
+
+
+def test_few_steps_start_at_the_last_one(schedule: NoiseSchedule) -> None:
+    for name in ("ddpm", "ddim", "dpm_solver++"):
+        steps = make_scheduler(Sampler(name, 20), schedule).timesteps.tolist()
+        assert steps == list(range(999, 0, -50)), name
+
+
+def test_a_sequence_does_not_depend_on_its_batch(schedule: NoiseSchedule) -> None:
+    context = torch.rand(3, 2, 4, 4, 1)
+    options = {"sampler": Sampler("ddpm", 10), "schedule": schedule}
+    denoise = exact_noise(schedule, 0.0, 1.0)
+    together = sample_latents(denoise, (6, 5), generators=row_generators(context, [8, 9]), **options)
+    alone = sample_latents(denoise, (1, 5), generators=row_generators(context[1:2], [9]), **options)
+    torch.testing.assert_close(together[4:5], alone)
+    assert len({content_seed(row, seed) for row in context for seed in range(50)}) == 150
+
+
+@pytest.mark.parametrize("sampler", [Sampler("ddpm", 200), Sampler("ddim", 40), Sampler("dpm_solver++", 20)])
+def test_guidance_moves_the_samples_of_every_solver(schedule: NoiseSchedule, sampler: Sampler) -> None:
+    """With an exact denoiser, and an exact reader of the mean: the samples' mean follows the target."""
+    alignment = small_alignment()
+    kept = schedule.tables["alphas_cumprod"]
+    alignment.network.forward = lambda z, t: z.mean(dim=(2, 3, 4)).unsqueeze(-1) * kept[t].sqrt().float()[:, None, None]
+    means = []
+    for target in (-0.5, 0.0, 0.5):
+        guide = Guidance(alignment, torch.full((4, 1), target), scale=300.0, scaling="variance")
+        options = {"schedule": schedule, "generators": [torch.Generator().manual_seed(seed) for seed in range(4)]}
+        drawn = sample_latents(exact_noise(schedule, 0.0, 1.0), (4, *SHAPE), sampler=sampler, guide=guide, **options)
+        means.append(float(drawn.mean()))
+    assert means[0] < means[1] - 0.1 and means[1] + 0.1 < means[2], means
+
+
+def test_progress_is_told(schedule: NoiseSchedule) -> None:
+    told: list[tuple[int, int]] = []
+    sample_latents(
+        exact_noise(schedule, 0.0, 1.0), (1, 5), sampler=Sampler("ddim", 3), schedule=schedule,
+        generators=[torch.Generator()], advance=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_what_leaves_the_numbers_is_said(randomise, schedule: NoiseSchedule) -> None:
+    options = {"sampler": Sampler("ddpm", 10), "schedule": schedule, "generators": [torch.Generator()]}
+    with pytest.raises(DivergedError, match=r"diffusion step 999 \(1 of 10\): the denoiser"):
+        sample_latents(lambda z, t: z * math.nan, (1, *SHAPE), **options)
+    guide = Guidance(randomise(small_alignment()), torch.zeros(1, 1), scale=1e38)
+    with pytest.raises(DivergedError, match="lower guide_scale"):
+        sample_latents(lambda z, t: z, (1, *SHAPE), guide=guide, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Sampler("euler"), "expected one of ddpm, ddim, dpm_solver"),
+        (lambda: Sampler(steps=0), "steps >= 1"),
+        (lambda: make_scheduler(Sampler(steps=1001), NoiseSchedule(make_betas())), "at most 1000 steps, found 1001"),
+        (lambda: make_betas("quadratic"), "expected one of linear, sqrt_linear"),
+        (lambda: make_betas(linear_end=1.5), "0 < linear_start"),
+        (lambda: make_betas(timesteps=0), "at least 1"),
+        (lambda: NoiseSchedule(torch.tensor([0.1, 1.0])), "one number in"),
+        (lambda: LatentDiffusion(small_denoiser(), NoiseSchedule(make_betas()), parameterization="v"), "eps, x0"),
+        (lambda: sample_latents(lambda z, t: z, (2, 5), sampler=Sampler(), schedule=NoiseSchedule(make_betas()),
+                                generators=[]), "each of 2 sequences"),
+        (lambda: Guidance(small_alignment(), torch.zeros(1, 1), norm="l1"), "guide_norm: expected one of"),
+        (lambda: Guidance(small_alignment(), torch.zeros(1, 1), scaling="std"), "guide_scaling"),
+        (lambda: Guidance(small_alignment(), torch.zeros(1, 1), scale=math.inf), "finite"),
+        (lambda: make_constraint("humidity"), "expected one of energy, mean_intensity"),
+        (lambda: Control(), "found none"),
+        (lambda: Control(sigmas=1.0, value=2.0), "found sigmas, value"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# Constraints
+
+
+def test_mean_intensity_and_its_targets() -> None:
+    alignment = small_alignment()
+    frames = torch.rand(3, 2, 8, 8, 1)
+    measured = alignment.constraint.measure(frames)
+    assert measured.shape == (3, 2, 1)
+    torch.testing.assert_close(measured[1, 0, 0], frames[1, 0].mean())
+    cond = torch.zeros(3, 3, *SHAPE[1:])
+    with pytest.raises(ValueError, match="train the alignment stage"):
+        alignment.target(Control(sigmas=1.0), cond)
+    alignment.fit([measured[:2], measured[2:]])  # however the sequences are batched
+    means = measured.mean(dim=(1, 2)).double()
+    mu, sigma = float(means.mean()), float(means.std(correction=0))
+    torch.testing.assert_close(alignment.target(Control(sigmas=-2.0), cond), torch.full((3, 1), mu - 2 * sigma))
+    torch.testing.assert_close(alignment.target(Control(times=2.0), cond), torch.full((3, 1), 2 * mu))
+    torch.testing.assert_close(alignment.target(Control(value=0.25), cond), torch.full((3, 1), 0.25))
+    own = torch.tensor([0.1, 0.2, 0.3])
+    torch.testing.assert_close(alignment.target(Control(value=own), cond), own[:, None])
+    with pytest.raises(ValueError, match=r"found \(2,\)"):
+        alignment.target(Control(value=own[:2]), cond)
+    with pytest.raises(ValueError, match="expected a control, found none"):
+        alignment.target(None, cond)
+    with pytest.raises(ValueError, match="at least one training sequence"):
+        alignment.fit([])
+
+
+def test_a_target_of_the_wrong_shape_is_refused() -> None:
+    guidance = Guidance(small_alignment(), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"expected a target \(3, 1\), found \(3, 2\)"):
+        guidance.gradient(torch.zeros(3, *SHAPE), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"expected measures .* \(1, 2, 1\), found \(1, 2, 3\)"):
+        small_alignment().loss(torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.long), torch.zeros(1, 2, 3))
+
+
+def test_energy_is_that_of_the_last_frame_of_the_context(randomise) -> None:
+    alignment = small_alignment("energy")
+    randomise(alignment)
+    cond = torch.randn(2, 3, *SHAPE[1:])
+    with torch.no_grad():
+        last = alignment.network(cond[:, -2:], torch.zeros(2, dtype=torch.long))[:, -1]
+    torch.testing.assert_close(alignment.target(None, cond), last.expand(2, 2))
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        alignment.target(None, cond[:, :1])
+    frames, energy = torch.rand(2, 2, 8, 8, 1), torch.rand(2, 2)
+    torch.testing.assert_close(alignment.constraint.measure(frames, energy)[..., 0], energy)
+    for labels in (None, torch.rand(2, 3)):
+        with pytest.raises(ValueError, match="the energy of every frame as labels"):
+            alignment.constraint.measure(frames, labels)
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2])
+def test_energy_is_conserved_by_its_own_force(exponent: int) -> None:
+    """Small symplectic steps under the generator's acceleration keep the energy; without the potential it drifts."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 40
+    v = torch.randn(3, 2, generator=generator, dtype=torch.float64) * 0.3
+    options = {"gravity": 0.05, "softening": 10.0, "exponent": exponent}
+    start, kinetic = float(total_energy(x, v, **options)), float(v.square().sum() / 2)
+    step = 0.05
+    for _ in range(400):
+        apart = x[None] - x[:, None]
+        force = (0.05 * apart * (apart.square().sum(-1, keepdim=True) + 100) ** (-(exponent + 1) / 2)).sum(dim=1)
+        v = v + step * force
+        x = x + step * v
+    drift = abs(float(total_energy(x, v, **options)) - start)
+    assert drift < 0.02 * abs(float(v.square().sum() / 2) - kinetic) + 1e-9
+
+
+def test_energy_of_two_bodies_in_closed_form() -> None:
+    x, v = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    energy = total_energy(x, v, mass=torch.tensor([2.0, 3.0]), gravity=0.5, softening=12.0)
+    assert float(energy) == pytest.approx(0.5 * 2 * 1 + 0.5 * 3 * 4 + 0.5 * 2 * 3 * 13.0)
+    with pytest.raises(ValueError, match="expected 0, 1 or 2"):
+        total_energy(x, v, exponent=3)
+    with pytest.raises(ValueError, match="bodies, axes"):
+        total_energy(x, v[0])
+
+
+def test_a_constraint_of_ones_own() -> None:
+    class Peak(Constraint):
+        name = "test_peak"
+
+        def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+            return frames.amax(dim=(2, 3, 4))[..., None]
+
+    register_constraint(Peak)
+    assert isinstance(make_constraint("test_peak"), Peak)
+
+    class Other(Peak):
+        pass
+
+    with pytest.raises(ValueError, match="registered already"):
+        register_constraint(Other)

@@ -1,0 +1,209 @@
+"""Ensembles in evaluations, statistics per event, intervals and comparisons from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bench
+from bench.data.events import events_of
+from bench.data.storms import make_sevir
+from bench.ensembles import scorings_of
+from bench.errors import ConfigError, ContractError, DataError
+from bench.records import compare, interval, read_record, write_record
+from bench.records.schema import RunRecord, content_sha256
+from bench.records.uncertainty import scores_again
+
+
+class Noisy(nn.Module):
+    """Draws the last frame with noise; what it draws depends on its generator alone."""
+
+    def __init__(self, width: float = 0.1) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, context: Tensor) -> Tensor:
+        return context[:, -1:].repeat(1, 12, 1, 1, 1)
+
+    def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
+        calm = self(context)
+        return calm + self.width * torch.randn((members, *calm.shape), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory):
+    root = tmp_path_factory.mktemp("many") / "sevir"
+    return bench.load_task("sevir", make_sevir(root, events={"train": 0, "val": 0, "test": 6}, size=16, seed=3))
+
+
+@pytest.fixture(scope="module")
+def plain(task) -> RunRecord:
+    return bench.evaluate("persistence", task, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def noisy(task) -> RunRecord:
+    return bench.evaluate(Noisy(), task, device="cpu", members=3, batch_size=4)
+
+
+def test_statistics_give_every_score_again(plain: RunRecord, noisy: RunRecord) -> None:
+    for record in (plain, noisy):
+        assert record.statistics is not None and record.statistics.unit_count == 6
+        found = scores_again(record)
+        flat = dict(record.scores)
+        for score, leads in record.scores_per_lead.items():
+            flat |= {f"{score}_lead_{lead}": value for lead, value in enumerate(leads, start=1)}
+        assert set(found) == set(flat)
+        for name, value in flat.items():
+            assert found[name] == pytest.approx(math.nan if value is None else value, rel=1e-12, nan_ok=True), name
+
+
+def test_an_ensemble_is_scored_as_mean_as_members_and_as_a_whole(task, noisy: RunRecord, plain: RunRecord) -> None:
+    scores = noisy.scores
+    assert noisy.members is not None and (noisy.members.count, noisy.members.seed) == (3, 0)
+    assert {"mse", "mse_members", "csi_m", "csi_m_members", "crps", "crps_fair", "bss_74"} <= set(scores)
+    assert "mse_members" in noisy.scores_per_lead and noisy.conventions["probabilistic"]["scale"] == 255.0
+    # noise of 0.1 adds 0.01 to the error of each member, a third of it to that of their mean
+    assert scores["mse_members"] - plain.scores["mse"] == pytest.approx(0.01, rel=0.1)
+    assert scores["mse"] - plain.scores["mse"] == pytest.approx(0.01 / 3, rel=0.2)
+    assert scores["rmse_of_mean"] ** 2 == pytest.approx(scores["mse"], rel=1e-6)
+    assert len(noisy.curves["rank_histogram"]["frequency"]) == 4 and len(noisy.curves["reliability_74"]["count"]) == 4
+
+
+def test_members_do_not_depend_on_the_batch_size_but_on_the_seed(task, noisy: RunRecord) -> None:
+    again = bench.evaluate(Noisy(), task, device="cpu", members=3, batch_size=1)
+    assert again.counts == noisy.counts and again.curves == noisy.curves
+    for name, value in noisy.scores.items():
+        assert again.scores[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+    other = bench.evaluate(Noisy(), task, device="cpu", members=3, limit=2, member_seed=1)
+    same = bench.evaluate(Noisy(), task, device="cpu", members=3, limit=2)
+    assert other.scores["crps"] != same.scores["crps"]
+
+
+def test_a_deterministic_model_is_an_ensemble_of_one_where_asked(task, plain: RunRecord) -> None:
+    record = bench.evaluate("persistence", task, device="cpu", members=1)
+    assert record.scores["crps"] == pytest.approx(plain.scores["mae"], rel=1e-12)
+    assert record.scores["crps_fair"] is None and "mse_members" not in record.scores
+    assert record.scores["mse"] == plain.scores["mse"] and plain.members is None
+    with pytest.raises(ConfigError, match="deterministic"):
+        bench.evaluate("persistence", task, device="cpu", members=2)
+    with pytest.raises(ConfigError, match="members=0"):
+        bench.evaluate("persistence", task, device="cpu", members=0)
+
+
+def test_what_is_no_ensemble_is_refused(task) -> None:
+    class Flat(Noisy):
+        def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
+            return self(context)
+
+    with pytest.raises(ContractError, match=r"Flat.sample returned .* expected \(M, B, T, H, W, C\) = \(2, 1, 12"):
+        bench.evaluate(Flat(), task, device="cpu", members=2)
+
+
+def test_a_task_without_thresholds_has_no_brier_score() -> None:
+    options = scorings_of(bench.load_task("icar_enso"), bench.ensembles.Ensemble(2))["probabilistic"].options
+    assert options["thresholds"] == [] and options["scale"] == pytest.approx(26.748097, abs=1e-5)
+
+
+def test_an_interval_is_the_bootstrap_of_the_definition(plain: RunRecord) -> None:
+    """Counted again here: resample events, add their counts up, form the score, take percentiles."""
+    arrays = plain.arrays
+    hits, misses, alarms = (
+        np.asarray(arrays[f"skill.{name}"], np.int64)[:, :, 1].sum(1) for name in ("hits", "misses", "false_alarms")
+    )
+    draws = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=1000)
+    scores = draws @ hits / (draws @ (hits + misses + alarms) + 1e-4)
+    low, high = interval(plain, "csi_74")
+    assert (low, high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), rel=1e-12)
+    assert low < plain.scores["csi_74"] < high
+    narrow = interval(plain, "csi_74", level=0.5)
+    assert low < narrow[0] < narrow[1] < high and interval(plain, "csi_74", seed=1) != (low, high)
+    assert interval(plain, "mse_lead_3") is not None and interval(plain, "no_such_score") is None
+
+
+def test_too_few_events_have_no_interval(task) -> None:
+    assert interval(bench.evaluate("persistence", task, device="cpu", limit=12), "mse") is None
+
+
+def test_models_are_compared_on_the_same_events(plain: RunRecord, noisy: RunRecord) -> None:
+    found = compare(noisy, plain, "mse")
+    assert found.difference == pytest.approx(noisy.scores["mse"] - plain.scores["mse"], rel=1e-12)
+    assert 0 < found.low < found.difference < found.high and found.event_count == 6
+    # of 2^6 ways to trade places, two have a difference so large
+    assert found.p_value == pytest.approx(2 / 64, abs=0.02)
+    same = compare(plain, plain, "mse")
+    assert same.difference == 0 and (same.low, same.high) == (0, 0) and same.p_value == 1
+    back = compare(plain, noisy, "mse")
+    assert back.difference == -found.difference and (back.low, back.high) == (-found.high, -found.low)
+
+
+def test_what_cannot_be_paired_is_refused(task, plain: RunRecord) -> None:
+    half = bench.evaluate("persistence", task, device="cpu", limit=3)
+    with pytest.raises(ConfigError, match="same events"):
+        compare(plain, half, "mse")
+    with pytest.raises(ConfigError, match="csi_m"):
+        compare(plain, plain, "csi_n")
+    with pytest.raises(ConfigError, match="no statistics"):
+        compare(plain, plain.with_arrays(None), "mse")
+
+
+def test_statistics_lie_beside_the_record_and_are_verified(plain: RunRecord, tmp_path: Path) -> None:
+    path = write_record(plain, tmp_path)
+    record = read_record(path)
+    assert record == plain and interval(record, "csi_74") == interval(plain, "csi_74")
+    beside = path.with_suffix(".npz")
+    arrays = dict(np.load(beside))
+    np.savez_compressed(beside, **{**arrays, "skill.hits": arrays["skill.hits"] + 1})
+    with pytest.raises(DataError, match="tampered"):
+        interval(record, "csi_74")
+    beside.write_bytes(b"PK")
+    with pytest.raises(DataError, match="not readable"):
+        interval(record, "csi_74")
+    beside.unlink()
+    assert interval(record, "csi_74") is None
+
+
+def test_a_record_of_the_first_schema_is_read(plain: RunRecord, tmp_path: Path) -> None:
+    content = json.loads(plain.model_dump_json())
+    for key in ("curves", "members", "statistics"):
+        del content[key]
+    content["schema_version"] = 1
+    content["sha256"] = content_sha256(content)
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(content))
+    record = read_record(path)
+    assert record.schema_version == 2 and record.scores == plain.scores and interval(record, "mse") is None
+    content["scores"]["mse"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="tampered"):
+        read_record(path)
+
+
+class _Data:
+    def __init__(self, ids: tuple[str, ...], count: int) -> None:
+        self.ids, self.count = ids, count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def test_events_of_sequences() -> None:
+    several = events_of(_Data(("a", "b"), 6), window=25, used=6)
+    assert several.kind == "event" and several.of_sequence.tolist() == [0, 0, 0, 1, 1, 1]
+    assert events_of(_Data(("a", "b"), 6), window=25, used=2).ids == ("a",)
+    record = events_of(_Data(("model",), 60), window=26, used=60)
+    assert record.kind == "block" and len(record.ids) == 3 and np.bincount(record.of_sequence).tolist() == [26, 26, 8]
+    assert len(events_of(_Data(("a", "b"), 5), window=2, used=5).ids) == 5
+
+
+def test_intervals_need_no_torch() -> None:
+    code = "import sys; from bench.records import interval, compare; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
