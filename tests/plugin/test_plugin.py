@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -31,15 +32,28 @@ def test_it_is_listed_with_its_own_description(tmp_path: Path) -> None:
     assert "BROKEN" in loaded and "no licence found" in loaded and "unet" in loaded
 
 
-def test_it_keeps_the_contract() -> None:
+def test_it_keeps_the_contract(tmp_path: Path) -> None:
     model_class = registry.find("model", "linear_extrapolation").load()
     check_model(model_class, **model_class.presets["tiny"])
+    assert "keeps its contract" in _earthbench("check", "linear_extrapolation", cwd=tmp_path).stdout
 
 
-def test_it_is_trained_and_stands_in_the_table(tmp_path: Path, storms: Path) -> None:
+def test_it_is_counted(tmp_path: Path) -> None:
+    done = _earthbench("count", "--model", "linear_extrapolation", "--format", "json", cwd=tmp_path)
+    (line,) = json.loads(done.stdout)
+    assert line["status"] == "counted" and line["parameters"] == 1
+
+
+def test_it_is_trained_and_stands_in_tables_and_report(tmp_path: Path, storms: Path) -> None:
     chosen = ["model=linear_extrapolation", "model.damping=0.2", "train.max_epochs=1", "progress=false"]
     _earthbench("run", *chosen, f"data.root={storms}", cwd=tmp_path)
-    assert "linear_extrapolation (damping=0.2)" in _earthbench("table", "runs/sevir", cwd=tmp_path).stdout
+    for table in ("runs/sevir", "example/storms"):
+        assert "linear_extrapolation (damping=0.2) (plugin)" in _earthbench("table", table, cwd=tmp_path).stdout
+    _earthbench("verify", cwd=tmp_path)
+    _earthbench("report", "--out", "site", cwd=tmp_path)
+    page = (tmp_path / "site/table-example_storms.html").read_text(encoding="utf-8")
+    assert "linear_extrapolation (damping=0.2)" in page and '<span class="chip">plugin</span>' in page
+    assert (tmp_path / "site/model-linear_extrapolation.html").is_file()
 
 
 def test_the_broken_one_is_one_error(tmp_path: Path, storms: Path) -> None:
