@@ -27,8 +27,9 @@ def fit_model(model: nn.Module, task: Task, config: Config, checkpoint: Path) ->
     """
     started = time.perf_counter()
     data = task.dataset("train")
-    feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
-    loader = evaluation_loader(data, **feed, limit=config.train.limit)
+    loader = evaluation_loader(
+        data, batch_size=config.data.batch_size, num_workers=config.data.num_workers, limit=config.train.limit
+    )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for stored in loader:

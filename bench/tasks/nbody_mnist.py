@@ -5,6 +5,7 @@ Source: Gao et al. 2022, Earthformer (10 -> 10 frames, 20,000 / 1,000 / 1,000 se
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -82,12 +83,19 @@ class NBodyMnist(Task):
         """Returns what is under the data root and what is wrong with it, and which splits share digits."""
         report = super().describe_data(read_everything=read_everything, advance=advance)
         splits: tuple[Split, ...] = ("train", "val", "test")
-        used = {split: self.dataset(split).source.digits_used for split in splits if split in report.facts["splits"]}
-        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-            shared = len(used.get(first, frozenset()) & used.get(second, frozenset()))
+        read = [split for split in splits if split in report.facts["splits"]]
+        for first, second in itertools.combinations(read, 2):
+            shared = len(self._digits_used(first) & self._digits_used(second))
             if shared:
                 report.remarks.append(f"{first} and {second} share {shared} digits (as in the authors' files)")
         return report
+
+    def _digits_used(self, split: Split) -> frozenset[int]:
+        from bench.data.nbody_mnist import NBodySequences
+
+        source = self.dataset(split).source
+        assert isinstance(source, NBodySequences)
+        return source.digits_used
 
     def normalise(self, physical: Tensor) -> Tensor:
         """Returns what models see, float32: brightness on the 0-1 scale, or as it is."""
