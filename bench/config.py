@@ -22,11 +22,11 @@ from bench.errors import ConfigError, did_you_mean, one_message
 
 # What never changes a number: where things lie, and how fast they are read.
 _NOT_IN_FINGERPRINT = {
-    "data": {"root", "test_root", "num_workers"},
+    "data": {"root", "test_root", "num_workers", "timeout_s"},
     "results": {"root"},
-    "train": {"loggers", "resume"},
+    "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
-_NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "picture"}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
 # What the weights of a training do not depend on, besides.
 _EVALUATION_ONLY = {"split", "limit", "checkpoint"}
 
@@ -80,6 +80,8 @@ class Data(Section):
     """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
     num_workers: Count = Field(0, ge=0)
+    timeout_s: Count = Field(120, ge=0)
+    """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
 
 
 class EarlyStopping(Section):
@@ -98,6 +100,7 @@ class Train(Section):
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
     accumulate: Count = Field(1, ge=1)
+    """Batches per optimiser step, over all processes: the effective batch is this times `data.batch_size`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
@@ -110,7 +113,14 @@ class Train(Section):
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
-    resume: bool = True
+    resume: bool | Literal["anyway"] = True
+    """Continue a stopped run; `anyway` also after the code or the libraries changed."""
+    checkpoints: str | None = None
+    """Where checkpoints go: a folder or an fsspec URL; None for the run's own folder."""
+    save_every_minutes: Finite | None = Field(30.0, gt=0)
+    """Besides the end of every epoch."""
+    divergence_factor: Finite | None = Field(1e4, gt=1)
+    """A loss of so many times the first one ends the run."""
 
 
 class Results(Section):
@@ -134,6 +144,10 @@ class Config(Section):
     """Weights to evaluate, for `earthbench evaluate`."""
     seed: Count = Field(0, ge=0, lt=2**32)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    devices: Count = Field(1, ge=1)
+    """Processes per node, each on a device of its own."""
+    nodes: Count = Field(1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     work: str = "outputs"
     picture: bool = True
     progress: bool = True
@@ -314,8 +328,9 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             return
         from hydra.errors import HydraException, MissingConfigException
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
-        if not isinstance(error, HydraException | OmegaConfBaseException):
+        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
             return
         raise ConfigError(self._message(error, MissingConfigException)) from error
 

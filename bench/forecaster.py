@@ -139,7 +139,7 @@ class Forecaster(lightning.LightningModule):
         """Adds a batch to the validation scores."""
         forecast, _, target = self._score(batch)
         loss = masked_mse(forecast, self.task.normalise(target))
-        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target))
+        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the overall validation scores."""
@@ -174,7 +174,8 @@ class Forecaster(lightning.LightningModule):
         """Returns the contingency counts, where a metric of the task keeps them."""
         for metric in self._metrics():
             if callable(getattr(metric, "counts", None)):
-                found: dict[str, list[list[int]]] = metric.counts()
+                with metric.sync_context():  # over all processes
+                    found: dict[str, list[list[int]]] = metric.counts()
                 return found
         return None
 

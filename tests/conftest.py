@@ -67,3 +67,11 @@ def clean_hydra() -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs train a model of a few weights and a random number in each step, in a second."""
+    from faults import Small
+
+    monkeypatch.setattr("bench.pipeline.load_model", lambda name, task, **_: Small(task.target_shape[0]))

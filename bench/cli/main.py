@@ -26,6 +26,7 @@ VERBS = {
         "bench.cli.evaluate",
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
+    "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
 }

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
+from bench.errors import ConfigError, did_you_mean
 
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
+# What Hydra's own parser takes; it would end the process over any other, with the help of another program.
+_FLAGS = {
+    *_SWEEP, "-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path",
+    "--experimental-rerun", "--hydra-help", "-i", "--info", "-p", "--package", "-r", "--resolve", "--run",
+    "-sc", "--shell-completion",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,22 +36,40 @@ def run(options: argparse.Namespace) -> int:
     """Runs the config, or hands over to Hydra where one of its flags was given."""
     flags = getattr(options, "hydra_flags", [])
     if flags:
+        refuse_unknown_flags(flags)
         return _through_hydra(options.overrides, flags)
-    execute(compose(options.overrides))
+    execute(compose(options.overrides), again=True)
     return 0
 
 
-def execute(config: Any) -> None:
+def refuse_unknown_flags(flags: list[str]) -> None:
+    """Refuses a flag that neither this verb nor Hydra has.
+
+    Raises:
+        ConfigError: names it and the nearest flag or config key.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name.startswith("-") and name not in _FLAGS:
+            near = did_you_mean(name, (known for known in _FLAGS if known.startswith("--")))
+            advice = near if near.startswith("Did") else "Settings are written KEY=VALUE, e.g. train.resume=false."
+            raise ConfigError(f"earthbench run: unknown flag {name}. {advice}")
+
+
+def execute(config: Any, *, again: bool) -> None:
     """Runs a checked config and prints what came of it."""
     from bench.cli.evaluate import print_outcome
     from bench.pipeline import run as run_pipeline
 
-    print_outcome(run_pipeline(config, training=True))
+    print_outcome(run_pipeline(config, training=True, again=again))
 
 
 def job(composed: Any) -> None:
-    """One job of a sweep; launchers import it by name, on whatever machine it runs."""
-    execute(validate(to_plain(composed)))
+    """One job of a sweep; launchers import it by name, on whatever machine it runs.
+
+    One that is recorded already is not run again, so that the same command completes a sweep.
+    """
+    execute(validate(to_plain(composed)), again=False)
 
 
 def _through_hydra(overrides: list[str], flags: list[str]) -> int:
@@ -52,9 +78,17 @@ def _through_hydra(overrides: list[str], flags: list[str]) -> int:
     if any(flag in _SWEEP for flag in flags):
         for combination in expand_sweep(overrides):
             compose(combination)  # every job's config is checked before the first one starts
+        overrides = [*overrides, *_absolute(overrides)]
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
     with hydra_errors(overrides):
         hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(job)()
     return 0
+
+
+def _absolute(overrides: list[str]) -> list[str]:
+    """Returns overrides that keep the default folders where they are: a launcher may start jobs in another folder."""
+    given = {override.partition("=")[0] for override in overrides}
+    defaults = {"results.root": "results", "work": "outputs"}
+    return [f"{key}='{Path.cwd() / folder}'" for key, folder in defaults.items() if key not in given]
