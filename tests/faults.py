@@ -34,8 +34,9 @@ class Small(nn.Module):
 
 
 def tiny(storms: Path, out: Path, *overrides: str) -> Config:
-    places = [f"data.root={storms}", f"results.root={out / 'results'}", f"work={out / 'work'}"]
-    return compose([*TINY, *places, *overrides])
+    given = {override.partition("=")[0] for override in overrides}
+    usual = [*TINY, f"data.root={storms}", f"results.root={out / 'results'}", f"work={out / 'work'}"]
+    return compose([*(override for override in usual if override.partition("=")[0] not in given), *overrides])
 
 
 def _called(function: Callable[..., Any], arguments: tuple[Any, ...], log: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMAND, TINY, until
+from engines import COMMAND, TINY, until
 
 from bench.checkpoints import newest_intact
 from bench.records.store import read_records
