@@ -29,7 +29,7 @@ def _checkpoints(out: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.usefixtures("small_model")
 def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroken_one(storms: Path, tmp_path: Path):
     started = time.perf_counter()

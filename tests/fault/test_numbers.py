@@ -228,7 +228,7 @@ def test_another_config_or_other_data_is_another_run(storms: Path, tmp_path: Pat
 # Many records
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_five_hundred_records_and_a_broken_one_are_a_table_in_two_seconds(storms: Path, tmp_path: Path, capsys) -> None:
     from bench.cli.main import main
 

@@ -149,7 +149,7 @@ def _children(pid: int) -> list[str]:
     return subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_signal_from_outside_ends_the_process_and_its_loaders(storms: Path, tmp_path: Path, twice: bool) -> None:
     """A second signal ends it where it stands, though its step would take a minute."""
@@ -205,7 +205,7 @@ def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path
     assert _run(storms, tmp_path).record.scope == "full", "with space again, the same command runs"
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_real_disk_that_fills_up(storms: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

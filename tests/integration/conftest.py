@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,6 @@ from typing import Any
 
 import pytest
 from engines import COMMAND
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    asked = os.environ.get("EARTHBENCH_INTEGRATION", "")
-    for item in items:
-        for marker in ("scaleout", "slurm"):
-            if marker in item.keywords and marker not in asked:
-                item.add_marker(pytest.mark.skip(reason=f"real engines: `tox -e {marker}`"))
 
 
 @pytest.fixture
