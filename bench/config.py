@@ -350,6 +350,8 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
                 options = getattr(error, "options", None) or []
                 return f"{override}: no such config. {did_you_mean(value, options)}"
+            if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
+                return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
             if f"'{key}'" in first or f"'{override}'" in first:
                 parts = key.split(".")
                 for depth, part in enumerate(parts):

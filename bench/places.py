@@ -35,6 +35,8 @@ def place(text: str, key: str) -> Place:
 
     protocol = text.partition("://")[0]
     try:
+        if not protocol:
+            raise ValueError("it is empty")
         found = UPath(text)
         _ = found.fs
     except (ImportError, ValueError) as error:

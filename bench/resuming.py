@@ -29,6 +29,8 @@ class Resume(Callback):
     def __init__(self, loader: TrainingLoader, config: Config, processes: Processes) -> None:
         self.loader, self.config, self.processes = loader, config, processes
         self.own_state: torch.Tensor | None = None
+        self.count = 0
+        """How often the training was taken up again."""
 
     def on_train_batch_end(
         self,
@@ -47,7 +49,7 @@ class Resume(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the code that wrote it and the random states of all processes."""
-        checkpoint["made_by"] = made_by()
+        checkpoint["made_by"], checkpoint["resumed_count"] = made_by(), self.count
         if self.processes.world > 1:
             states: list[Any] = [None] * self.processes.world
             torch.distributed.all_gather_object(states, torch.get_rng_state().tolist())
@@ -68,6 +70,7 @@ class Resume(Callback):
                 f"the checkpoint was written by other code ({'; '.join(changed)}): the resumed run would not be the "
                 "unbroken one. train.resume=anyway continues it all the same, train.resume=false starts anew."
             )
+        self.count = checkpoint.get("resumed_count", 0) + 1
         states = checkpoint.get("torch_rng_of_processes", [None])
         if len(states) == self.processes.world and states[self.processes.rank] is not None:
             self.own_state = torch.tensor(states[self.processes.rank], dtype=torch.uint8)

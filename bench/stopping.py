@@ -130,8 +130,12 @@ class StopAndSave(TakeSignals):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and leaves; only between optimiser steps, since gathered gradients are in no checkpoint."""
-        if trainer.global_step == self._step:
+        """Saves and leaves; only between optimiser steps, since gathered gradients are in no checkpoint.
+
+        Not after the last step of an epoch: continued from there, Lightning would leave the epoch's validation out.
+        Its own checkpoint follows, and then a signal is obeyed.
+        """
+        if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
         stop = _any(trainer, self.watch.received is not None)

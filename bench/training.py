@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,6 @@ def train(
     monitor = _monitor(task, config) if val_loader is not None else None
     if monitor is None:
         say("no validation data: no early stopping, the last weights are used")
-    resumed = len(list((folder / "logs").glob("part_*")))
     resume_from = _resume_from(checkpoints, folder, config, processes, say)
 
     quiet_lightning()
@@ -87,10 +87,10 @@ def train(
     keep |= {"auto_insert_metric_name": False}
     keep_best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=config.train.early_stopping.mode)
     # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
-    keep_last = ModelCheckpoint(**keep, filename="last")
-    last = str(checkpoints / LAST)
+    keep_last = ModelCheckpoint(**keep, filename="last", save_on_train_epoch_end=True)
+    last, resume = str(checkpoints / LAST), Resume(loader, config, processes)
     callbacks: list[Callback] = [
-        Resume(loader, config, processes),
+        resume,
         Astray(config.train.divergence_factor),
         StopAndSave(watch, last, config.train.save_every_minutes),
         *([keep_best] if monitor else []),
@@ -101,7 +101,8 @@ def train(
         stop = config.train.early_stopping
         early = EarlyStopping(monitor, patience=stop.patience, mode=stop.mode, check_finite=True)
         callbacks.append(early)
-    loggers = _loggers(config, folder / "logs" / f"part_{resumed}") if processes.main else []
+    part = len(list((folder / "logs").glob("part_*")))
+    loggers = _loggers(config, folder / "logs" / f"part_{part}") if processes.main else []
     callbacks += [LearningRateMonitor("step")] if loggers else []
     callbacks += [RichProgressBar(leave=True)] if config.progress and processes.main else []
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
@@ -144,7 +145,7 @@ def train(
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        resumed_count=resumed,
+        resumed_count=resume.count,
         stopped_because=because,
         monitor=monitor,
         best_score=float(best) if best is not None and monitor else None,
@@ -249,7 +250,10 @@ def _loggers(config: Config, folder: Path) -> list[Logger]:
             elif name == "wandb":
                 made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=f"{config.model.name}"))
             else:
-                made.append(MLFlowLogger(experiment_name="earthbench", save_dir=str(folder / "mlruns")))
+                # Newer versions of MLflow write to a folder only when told so; a server needs nothing of the kind.
+                server = os.environ.get("MLFLOW_TRACKING_URI")
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+                made.append(MLFlowLogger("earthbench", tracking_uri=server, save_dir=str(folder / "mlruns")))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"

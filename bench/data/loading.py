@@ -163,7 +163,8 @@ def evaluation_loader(
             f"{count} sequences in batches of {batch_size} are {batches.total} batches, too few for {world} processes: "
             "lower devices, nodes or data.batch_size"
         )
-    return DataLoader(StoredView(source), batch_sampler=batches, **_feed(num_workers, timeout_s))
+    draws_from = torch.Generator()  # of its own: a validation must not move the random numbers of the training
+    return DataLoader(StoredView(source), batch_sampler=batches, generator=draws_from, **_feed(num_workers, timeout_s))
 
 
 def _feed(num_workers: int, timeout_s: int) -> dict[str, Any]:

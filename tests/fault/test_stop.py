@@ -69,6 +69,18 @@ def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bi
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_a_signal_in_the_last_step_of_an_epoch_without_validation_is_obeyed(
+    storms: Path, tmp_path: Path, monkeypatch
+) -> None:
+    overrides = ["train.val_every_epochs=2", "train.save_every_minutes=null", "train.max_epochs=2"]
+    with monkeypatch.context() as patch:
+        _signal_in_batch(patch, signal.SIGTERM, 5)
+        with pytest.raises(InterruptedRunError, match="SIGTERM; saved after step 6"):
+            _run(storms, tmp_path, *overrides)
+    assert torch.load(_last(tmp_path))["global_step"] == 6
+    assert _run(storms, tmp_path, *overrides).record.training.resumed_count == 1
+
+
 def test_a_signal_in_the_very_last_validation_is_obeyed_before_the_evaluation(
     storms: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -8,11 +8,20 @@ import pytest
 import torch
 from faults import tiny
 
+from bench.data.storms import make_sevir
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 from bench.pipeline import run
 from bench.records.store import read_records
 
 pytestmark = pytest.mark.scaleout
+
+
+@pytest.fixture(scope="module")
+def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a size that ConvLSTM takes."""
+    out = tmp_path_factory.mktemp("storms24") / "sevir"
+    return make_sevir(out, events={"train": 4, "val": 2, "test": 3}, size=24, seed=1)
+
 
 # Without batch normalisation, whose running statistics are of the batches a process sees.
 _MODEL = ["model=convlstm", "model.hidden=[4,4,4]"]

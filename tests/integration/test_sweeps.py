@@ -20,7 +20,7 @@ from bench.runfolder import Owner, read_owner
 pytestmark = pytest.mark.scaleout
 
 _LAUNCHERS = {
-    "ray": ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.remote.max_retries=0"],
+    "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.remote.max_retries=0"],
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
