@@ -55,19 +55,34 @@ def run(config: Config, *, training: bool, say: Say = print, again: bool = True)
     """
     if has_to_launch(config.devices, config.nodes):
         trainer_device(config.device, config.devices, config.nodes, config.strategy)  # refuses before anything starts
-        found: Outcome = launch(_one_process, config.devices, config=config, training=training, again=again)
+        found: Outcome = launch(run, config.devices, say, config=config, training=training, again=again)
         return found
     processes = here(config.devices, config.nodes)
     with SignalWatch() as watch:
         return _run(config, training, say if processes.main else _say_nothing, again, watch, processes)
 
 
-def _one_process(config: Config, training: bool, again: bool) -> Outcome:
-    return run(config, training=training, again=again)
-
-
 def _say_nothing(line: str) -> None:
     """Only the first of several processes speaks."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run was asked for, opened and checked."""
+
+    config: Config
+    task: Task
+    test_task: Task
+    """The task on the data to evaluate on."""
+    results: Place
+    folder: Path
+    say: Say
+    watch: SignalWatch
+    processes: Processes
+    train: bool
+    """Whether there is something to train."""
+    described: dict[str, Any]
+    """What every record of it says."""
 
 
 def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWatch, processes: Processes) -> Outcome:
@@ -84,11 +99,7 @@ def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWat
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
-    run_config: dict[str, Any] = {
-        "config": config.model_dump(mode="json"),
-        "config_fingerprint": named,
-        "seed": config.seed,
-    }
+    described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
     train_here = training and has_weights(model)
     if train_here and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
@@ -103,36 +114,24 @@ def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWat
         names_folder = fingerprint(trained)
         refuse_shared_events(task, test_task, config)
     folder = work_folder(config.work, task.name, config.model.name, names_folder)
+    job = _Job(config, task, test_task, results, folder, say, watch, processes, train_here, described)
     with held(folder, named, say, wait=not again) if processes.main else nullcontext():
-        return _in_folder(
-            config, model, task, test_task, folder, run_config, train_here, results, say, watch, processes
-        )
+        return _in_folder(job, model)
 
 
-def _in_folder(
-    config: Config,
-    model: nn.Module,
-    task: Task,
-    test_task: Task,
-    folder: Path,
-    run_config: dict[str, Any],
-    train_here: bool,
-    results: Place,
-    say: Say,
-    watch: SignalWatch,
-    processes: Processes,
-) -> Outcome:
+def _in_folder(job: _Job, model: nn.Module) -> Outcome:
+    config, task, test_task, folder, processes = job.config, job.task, job.test_task, job.folder, job.processes
     summary, checkpoint_sha256 = None, None
     phase = "training"
     try:
-        if train_here:
-            model, summary, checkpoint_sha256 = _train(model, task, config, folder, say, watch, processes)
+        if job.train:
+            model, summary, checkpoint_sha256 = _train(job, model)
         elif config.checkpoint is not None:
             given = place(config.checkpoint, "checkpoint")
             checkpoint_sha256 = load_weights(model, fetched(given, folder / "fetched" / str(processes.rank)))
             summary = _summary_beside(given)
         elif has_weights(model):
-            say("no checkpoint given: these are the scores of untrained weights")
+            job.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
         record, sample = evaluate_with_sample(
             model,
@@ -144,22 +143,23 @@ def _in_folder(
             timeout_s=config.data.timeout_s,
             where=trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config)),
             processes=processes,
-            callbacks=[TakeSignals(watch)],
+            callbacks=[TakeSignals(job.watch)],
             progress=config.progress,
-            **run_config,
+            **job.described,
             training=summary,
             partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
             checkpoint_sha256=checkpoint_sha256,
         )
     except RunFailedError as error:
         try:
-            path = write_record(failed_record(model, task, **run_config, phase=phase, message=str(error)), results)
+            failed = failed_record(model, task, **job.described, phase=phase, message=str(error))
+            path = write_record(failed, job.results)
         except RunFailedError as unwritten:
             raise RunFailedError(f"{error}\nThe failure record could not be written either: {unwritten}") from error
         raise RunFailedError(f"{error}\nA failure record is in {path}") from error
     if not processes.main:
-        return Outcome(record, results, None, {})
-    path = write_record(record, results)
+        return Outcome(record, record_path(job.results, record), None, {})
+    path = write_record(record, job.results)
     picture, parts = None, sample_arrays(sample)
     if config.picture:
         picture = draw_forecasts(
@@ -208,21 +208,20 @@ def _evaluation_strategy(config: Config) -> str:
     return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
 
 
-def _train(
-    model: nn.Module, task: Task, config: Config, folder: Path, say: Say, watch: SignalWatch, processes: Processes
-) -> tuple[nn.Module, TrainingSummary, str]:
+def _train(job: _Job, model: nn.Module) -> tuple[nn.Module, TrainingSummary, str]:
     """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
     from bench.training import train
 
-    say(f"run folder: {folder}")
+    config, task, folder = job.config, job.task, job.folder
+    job.say(f"run folder: {folder}")
     checkpoints: Place = folder / "checkpoints"
     if config.train.checkpoints is not None:
         root = place(config.train.checkpoints, "train.checkpoints")
         checkpoints = root / task.name / config.model.name / folder.name
-    summary = train(model, task, config, folder, checkpoints, say, watch=watch, processes=processes)
+    summary = train(model, task, config, folder, checkpoints, job.say, watch=job.watch, processes=job.processes)
     if config.strategy == "fsdp":  # the trained one is in pieces
         model = load_model(config.model.name, task, **config.model.options)
-    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(processes.rank))
+    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(job.processes.rank))
     return model, summary, load_weights(model, best)
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -70,10 +70,10 @@ def has_to_launch(devices: int, nodes: int) -> bool:
     return True
 
 
-def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
-    """Calls `function(**arguments)` in `devices` new processes of this machine and returns what the first returned.
+def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None], **arguments: Any) -> Any:
+    """Calls `function(**arguments, say=...)` in new processes of this machine and returns what the first returned.
 
-    Signals go on to the processes; one that fails ends the others.
+    What they say is said here.  Signals go on to the processes; one that fails ends the others.
 
     Raises:
         EarthbenchError: the first one that a process ended with, of the same kind.
@@ -95,9 +95,9 @@ def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
     with _forwarded(context.processes):
         while not _all_ended(context):
             for rank, (receiver, _) in enumerate(ends):
-                _receive(receiver, rank, told)
+                _receive(receiver, rank, told, say)
     for rank, (receiver, _) in enumerate(ends):
-        _receive(receiver, rank, told)
+        _receive(receiver, rank, told, say)
     for _, (kind, content) in sorted(told.items()):
         if kind != "returned":
             found = getattr(errors, kind, None)
@@ -107,12 +107,14 @@ def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
     return told[0][1]
 
 
-def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]]) -> None:
-    try:
-        if rank not in told and receiver.poll():
-            told[rank] = receiver.recv()
-    except EOFError:
-        pass  # it ended without a word
+def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]], say: Callable[[str], None]) -> None:
+    with suppress(EOFError):  # it ended without a word
+        while rank not in told and receiver.poll():
+            kind, content = receiver.recv()
+            if kind == "said":
+                say(content)
+            else:
+                told[rank] = (kind, content)
 
 
 def _all_ended(context: Any) -> bool:
@@ -160,7 +162,7 @@ def _process(
     }
     sender = senders[rank]
     try:
-        found = function(**arguments)
+        found = function(**arguments, say=lambda line: sender.send(("said", line)))
         sender.send(("returned", found if rank == 0 else None))
     except EarthbenchError as error:
         sender.send((type(error).__name__, str(error)))

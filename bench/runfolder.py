@@ -62,7 +62,7 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
         who = f"process {owner.pid} on {owner.host}, since {owner.started_utc}" if owner else "another process"
         if not wait:
             raise ConfigError(
-                f"run folder {folder} is in use by {who}: the same training runs there. Wait for it, or change the "
+                f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
                 "config, the seed or work=DIR."
             ) from error
         say(f"waits for {who}, which holds {folder}")

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     asked = os.environ.get("EARTHBENCH_LONG", "").split()
     for item in items:
         for marker in _LONG:
-            if marker in item.keywords and marker not in asked:
+            if item.get_closest_marker(marker) and marker not in asked:
                 item.add_marker(pytest.mark.skip(reason=f"run by `tox -e {marker}`"))
 
 

@@ -20,7 +20,12 @@ from bench.runfolder import Owner, read_owner
 pytestmark = pytest.mark.scaleout
 
 _LAUNCHERS = {
-    "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.remote.max_retries=0"],
+    "ray": [
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+        "+hydra.launcher.ray.remote.max_retries=0",
+    ],
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
@@ -32,7 +37,7 @@ def test_a_sweep_of_six_survives_a_kill_and_is_completed_by_the_same_command(
 ) -> None:
     sweep = [*TINY, "seed=0,1,2", "train.lr=1e-3,1e-2", "train.max_epochs=3", f"data.root={storms}"]
     command = [str(COMMAND), "run", "-m", *sweep, *_LAUNCHERS[launcher]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "300"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment)
 
