@@ -336,8 +336,11 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
 
     def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
         from hydra.errors import OverrideParseException
+        from yaml import YAMLError
 
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, YAMLError):
+            return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):
             return (
                 f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "

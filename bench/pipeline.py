@@ -197,7 +197,7 @@ def find_done(results: Place, task: Task, test_task: Task, config: Config, train
     named, data = fingerprint(numbers_only(config)), test_task.data_fingerprint(config.split)
     trained_on = task.data_fingerprint("train") if train_here else None
     for record in reversed(read_records(results, task.name)[0]):
-        same = record.status == "ok" and record.config_fingerprint == named and record.model.name == config.model.name
+        same = record.status == "ok" and record.config_fingerprint == named
         training = record.training.data_fingerprint if record.training else None
         if same and record.data is not None and record.data.fingerprint == data and training == trained_on:
             return Outcome(record, record_path(results, record), None, {})

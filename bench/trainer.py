@@ -98,12 +98,10 @@ def translated_errors(phase: str) -> Iterator[None]:
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
         ) from error
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
+        if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
             raise
         raise RunFailedError(
             f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "

@@ -14,11 +14,22 @@ from bench.errors import ConfigError, did_you_mean
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
 # What Hydra's own parser takes; it would end the process over any other, with the help of another program.
-_FLAGS = {
-    *_SWEEP, "-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path",
-    "--experimental-rerun", "--hydra-help", "-i", "--info", "-p", "--package", "-r", "--resolve", "--run",
-    "-sc", "--shell-completion",
+_WITH_VALUE = {
+    "-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
+    "-p", "--package",
 }  # fmt: skip
+_FLAGS = {
+    *_SWEEP,
+    *_WITH_VALUE,
+    "--hydra-help",
+    "-i",
+    "--info",
+    "-r",
+    "--resolve",
+    "--run",
+    "-sc",
+    "--shell-completion",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     flags = getattr(options, "hydra_flags", [])
     if flags:
         refuse_unknown_flags(flags)
-        return _through_hydra(options.overrides, flags)
+        return _through_hydra(*_with_values(options.overrides, flags))
     execute(compose(options.overrides), again=True)
     return 0
 
@@ -54,6 +65,17 @@ def refuse_unknown_flags(flags: list[str]) -> None:
             near = did_you_mean(name, (known for known in _FLAGS if known.startswith("--")))
             advice = near if near.startswith("Did") else "Settings are written KEY=VALUE, e.g. train.resume=false."
             raise ConfigError(f"earthbench run: unknown flag {name}. {advice}")
+
+
+def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], list[str]]:
+    """Returns overrides and flags after giving flags their values back, which argparse took for overrides."""
+    bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    kept, joined = [word for word in overrides if word not in bare], list[str]()
+    for flag, following in zip(flags, [*flags[1:], "-"], strict=True):
+        joined.append(flag)
+        if flag in _WITH_VALUE and following.startswith("-") and bare:
+            joined.append(bare.pop(0))
+    return [*kept, *bare], joined
 
 
 def execute(config: Any, *, again: bool) -> None:

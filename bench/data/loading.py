@@ -67,7 +67,7 @@ class SharedBatches(Sampler[list[int]]):
     need as many batches each: `fill` repeats the first ones at the end, where one that evaluates may get one less.
     """
 
-    def __init__(self, sampler: Sampler[int] | range, batch_size: int, rank: int, world: int, *, fill: bool) -> None:
+    def __init__(self, sampler: EpochOrder | range, batch_size: int, rank: int, world: int, *, fill: bool) -> None:
         self.sampler, self.batch_size, self.rank, self.world, self.fill = sampler, batch_size, rank, world, fill
         self.skip = 0
         """Batches of all processes to leave out of the next epoch; then none."""

@@ -114,6 +114,7 @@ class _Endless:
     def stored(self, index: int) -> tuple[Tensor, ...]:
         if index == 2:
             if self.end:
+                time.sleep(1)  # what it gave before has arrived
                 os._exit(1)
             time.sleep(600)
         return torch.zeros(1), torch.zeros(1)
@@ -142,24 +143,18 @@ def test_a_forecast_of_the_wrong_shape_names_what_was_expected(storms: Path, tmp
 # Checkpoints that were changed
 
 
-def test_every_flipped_byte_of_a_checkpoint_is_refused_or_means_nothing(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / LAST
     whole = {"weights": torch.linspace(0, 1, 64), "name": "a", "steps": [1, 2]}
     CheckpointFiles().save_checkpoint(whole, str(path))
     content = path.read_bytes()
-    refused = 0
+    assert torch.equal(CheckpointFiles().load_checkpoint(str(path))["weights"], whole["weights"])
     for place in range(len(content)):
         changed = bytearray(content)
         changed[place] ^= 0xFF
         path.write_bytes(bytes(changed))
-        try:
-            found = CheckpointFiles().load_checkpoint(str(path))
-        except DataError as error:
-            refused += 1
-            assert str(path) in str(error)
-        else:
-            assert torch.equal(found["weights"], whole["weights"]) and found["steps"] == [1, 2], f"byte {place}"
-    assert refused > 0.5 * len(content)
+        with pytest.raises(DataError, match="is damaged"):
+            CheckpointFiles().load_checkpoint(str(path))
 
 
 class _Payload:
