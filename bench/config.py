@@ -22,11 +22,11 @@ from bench.errors import ConfigError, did_you_mean, one_message
 
 # What never changes a number: where things lie, and how fast they are read.
 _NOT_IN_FINGERPRINT = {
-    "data": {"root", "test_root", "num_workers"},
+    "data": {"root", "test_root", "num_workers", "timeout_s"},
     "results": {"root"},
-    "train": {"loggers", "resume"},
+    "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
-_NOT_IN_FINGERPRINT_TOP = {"work", "device", "progress", "picture"}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
 # What the weights of a training do not depend on, besides.
 _EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
@@ -80,6 +80,8 @@ class Data(Section):
     """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
     num_workers: Count = Field(0, ge=0)
+    timeout_s: Count = Field(120, ge=0)
+    """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
 
 
 class EarlyStopping(Section):
@@ -98,6 +100,7 @@ class Train(Section):
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
     accumulate: Count = Field(1, ge=1)
+    """Batches per optimiser step, over all processes: the effective batch is this times `data.batch_size`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
@@ -119,7 +122,14 @@ class Train(Section):
     """For a model that is trained in stages: what differs from the settings above, by stage. `checkpoint`: a file of
     weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
-    resume: bool = True
+    resume: bool | Literal["anyway"] = True
+    """Continue a stopped run; `anyway` also after the code or the libraries changed."""
+    checkpoints: str | None = None
+    """Where checkpoints go: a folder or an fsspec URL; None for the run's own folder."""
+    save_every_minutes: Finite | None = Field(30.0, gt=0)
+    """Besides the end of every epoch."""
+    divergence_factor: Finite | None = Field(1e4, gt=1)
+    """A loss of so many times the first one ends the run."""
 
 
 class Evaluate(Section):
@@ -153,6 +163,10 @@ class Config(Section):
     """Weights to evaluate, for `earthbench evaluate`."""
     seed: Count = Field(0, ge=0, lt=2**32)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    devices: Count = Field(1, ge=1)
+    """Processes per node, each on a device of its own."""
+    nodes: Count = Field(1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     work: str = "outputs"
     picture: bool = True
     progress: bool = True
@@ -336,15 +350,19 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             return
         from hydra.errors import HydraException, MissingConfigException
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
-        if not isinstance(error, HydraException | OmegaConfBaseException):
+        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
             return
         raise ConfigError(self._message(error, MissingConfigException)) from error
 
     def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
         from hydra.errors import OverrideParseException
+        from yaml import YAMLError
 
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, YAMLError):
+            return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):
             return (
                 f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
@@ -357,6 +375,8 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
                 options = getattr(error, "options", None) or []
                 return f"{override}: no such config. {did_you_mean(value, options)}"
+            if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
+                return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
             if f"'{key}'" in first or f"'{override}'" in first:
                 parts = key.split(".")
                 for depth, part in enumerate(parts):

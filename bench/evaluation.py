@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from bench.config import fingerprint
 from bench.ensembles import Ensemble
 from bench.errors import ConfigError, ContractError, DataError
 from bench.models import load_model, made_from
+from bench.processes import Processes
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import (
     DataPart,
@@ -30,6 +32,7 @@ from bench.records.store import new_run_id
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
     from torch import Tensor, nn
 
     from bench.data.events import Events
@@ -70,6 +73,8 @@ def evaluate(
         ContractError: the model's forecast has the wrong shape, dtype or device.
         RunFailedError: the forecast has NaN.
     """
+    from bench.trainer import trainer_device
+
     if isinstance(model, str):
         model = load_model(model, task)
     config = {
@@ -90,7 +95,7 @@ def evaluate(
         limit,
         batch_size=batch_size,
         num_workers=num_workers,
-        device=device,
+        where=trainer_device(device),
         progress=progress,
         seed=seed,
         config=config,
@@ -108,7 +113,7 @@ def evaluate_with_sample(
     *,
     batch_size: int,
     num_workers: int,
-    device: str,
+    where: dict[str, Any],
     progress: bool,
     seed: int,
     config: dict[str, Any],
@@ -116,16 +121,23 @@ def evaluate_with_sample(
     training: TrainingSummary | None = None,
     partial_because: str | None = None,
     checkpoint_sha256: str | None = None,
+    timeout_s: int = 0,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    callbacks: Sequence[Callback] = (),
     ensemble: Ensemble | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
-    """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`."""
+    """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`.
+
+    `where` is what `trainer_device` gives.  Of several processes, each returns the record of the whole split, and the
+    first one the first sequence.
+    """
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
     from bench.forecaster import Forecaster
-    from bench.trainer import quiet_lightning, trainer_device, translated_errors
+    from bench.trainer import quiet_lightning, translated_errors
 
     quiet_lightning()
     if limit is not None and limit < 1:
@@ -141,15 +153,23 @@ def evaluate_with_sample(
     forecaster = Forecaster(model, task, ensemble=ensemble)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
-        **trainer_device(device),
+        **where,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=progress,
-        callbacks=[RichProgressBar(leave=True)] if progress else [],
+        enable_progress_bar=progress and processes.main,
+        callbacks=[*callbacks, *([RichProgressBar(leave=True)] if progress and processes.main else [])],
         inference_mode=True,
     )
-    loader = evaluation_loader(Numbered(data), batch_size=batch_size, num_workers=num_workers, limit=limit)
+    loader = evaluation_loader(
+        Numbered(data),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        limit=limit,
+        timeout_s=timeout_s,
+        rank=processes.rank,
+        world=processes.world,
+    )
     started = time.perf_counter()
     with translated_errors(f"evaluation at batch size {batch_size}"):
         trainer.test(forecaster, loader, verbose=False)
@@ -172,8 +192,7 @@ def evaluate_with_sample(
             "hardware": hardware(_accelerator(trainer)),
         }
     )
-    assert forecaster.first is not None
-    return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first
+    return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first or {}
 
 
 def with_statistics(

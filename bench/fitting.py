@@ -1,29 +1,26 @@
-"""Models that are fitted in closed form: one pass over the training split, and a checkpoint like any other's."""
+"""Models that are fitted in closed form: one pass over the training split."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bench.config import Config
 from bench.data.loading import evaluation_loader
-from bench.files import replacing
 from bench.records.schema import TrainingSummary
 from bench.tasks.task import Task
 
 
-def fit_model(model: nn.Module, task: Task, config: Config, checkpoint: Path) -> TrainingSummary:
-    """Fits a model to the training split, writes a checkpoint, and returns how it went.
+def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
+    """Fits a model to the training split and returns how it went.
 
     Args:
         model: Changed in place.
         task: Gives the train split, of which `config.train.limit` sequences are used.
         config: The run's config; of its training settings only the limit matters.
-        checkpoint: File to write.
     """
     started = time.perf_counter()
     data = task.dataset("train")
@@ -37,8 +34,6 @@ def fit_model(model: nn.Module, task: Task, config: Config, checkpoint: Path) ->
 
     with torch.no_grad():
         model.fit(batches())  # type: ignore[operator]
-    with replacing(checkpoint) as part:
-        torch.save({"state_dict": model.state_dict()}, part)
     return TrainingSummary(
         settings=config.train.model_dump(mode="json"),
         data_fingerprint=task.data_fingerprint("train"),

@@ -118,7 +118,9 @@ class Forecaster(lightning.LightningModule):
             advice = "Lower train.lr or train.clip_norm."
             if bool(torch.isnan(target).any()):
                 name = type(self.model).__name__
-                advice = f"The target has missing values, which the own loss of {name} does not leave out: train unmasked."
+                advice = (
+                    f"The target has missing values, which the own loss of {name} does not leave out: train unmasked."
+                )
             raise RunFailedError(
                 f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
                 f"{batch_index}); last finite loss {self.last_finite_loss}. {advice}"
@@ -226,11 +228,11 @@ class Forecaster(lightning.LightningModule):
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
             loss = own(self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1])))
-            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]))
+            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
             return
         forecast, _, target = self._score(batch)
         loss = masked_mse(forecast, self.task.normalise(target))
-        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target))
+        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
@@ -273,7 +275,10 @@ class Forecaster(lightning.LightningModule):
         """Returns, of the metrics that keep any, the statistics per event and how they become scores."""
         found = {}
         for name, metric in self._named_metrics():
-            arrays = metric.event_statistics() if getattr(metric, "takes_events", False) else {}
+            if not getattr(metric, "takes_events", False):
+                continue
+            with metric.sync_context():  # over all processes
+                arrays = metric.event_statistics()
             if arrays:
                 how = MetricStatistics(
                     family=metric.family, options=metric.score_options(), ending=self.scorings[name].ending
@@ -286,14 +291,16 @@ class Forecaster(lightning.LightningModule):
         found: dict[str, dict[str, list[float | None]]] = {}
         for metric in self._metrics():
             if callable(getattr(metric, "curves", None)):
-                found |= metric.curves()
+                with metric.sync_context():
+                    found |= metric.curves()
         return found
 
     def counts(self) -> dict[str, list[list[int]]] | None:
         """Returns the contingency counts, where a metric of the task keeps them."""
         for metric in self._metrics():
             if callable(getattr(metric, "counts", None)):
-                found: dict[str, list[list[int]]] | None = metric.counts()
+                with metric.sync_context():  # over all processes
+                    found: dict[str, list[list[int]]] | None = metric.counts()
                 return found
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bench.checkpoints import fetched
 from bench.config import Config, fingerprint, numbers_only
 from bench.ensembles import Ensemble
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
+from bench.places import Place, local_folder, place
+from bench.processes import Processes, has_to_launch, here, launch
 from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingSummary
-from bench.records.store import write_record
+from bench.records.store import read_records, record_path, write_record
+from bench.runfolder import held
+from bench.stopping import SignalWatch, TakeSignals
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 from bench.trainer import trainer_device
@@ -31,68 +37,103 @@ class Outcome:
     """What a run left behind."""
 
     record: RunRecord
-    record_path: Path
+    record_path: Place
     picture_path: Path | None
     sample: dict[str, np.ndarray]
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
 
 
-def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
-    """Runs a config to its record.
+def run(config: Config, *, training: bool, say: Say = print, again: bool = True) -> Outcome:
+    """Runs a config to its record; where it asks for several devices, in as many processes.
 
     Args:
         config: The checked config.
         training: Train a model that has weights; without, evaluate `config.checkpoint` or the fresh weights.
         say: Takes one line of progress.
+        again: Also where a record of this config on this data exists; False returns that one.
 
     Raises:
         EarthbenchError: of the kind that says what went wrong; a run that had started leaves a failure record.
     """
+    if has_to_launch(config.devices, config.nodes):
+        trainer_device(config.device, config.devices, config.nodes, config.strategy)  # refuses before anything starts
+        found: Outcome = launch(run, config.devices, say, config=config, training=training, again=again)
+        return found
+    processes = here(config.devices, config.nodes)
+    with SignalWatch() as watch:
+        return _run(config, training, say if processes.main else _say_nothing, again, watch, processes)
+
+
+def _say_nothing(line: str) -> None:
+    """Only the first of several processes speaks."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run was asked for, opened and checked."""
+
+    config: Config
+    task: Task
+    test_task: Task
+    """The task on the data to evaluate on."""
+    results: Place
+    folder: Path
+    say: Say
+    watch: SignalWatch
+    processes: Processes
+    train: bool
+    """Whether there is something to train."""
+    described: dict[str, Any]
+    """What every record of it says."""
+
+
+def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWatch, processes: Processes) -> Outcome:
     import lightning
 
-    trainer_device(config.device)  # refuses a device that is not there before data is read
-    results = Path(config.results.root).expanduser()
+    # refuses a device that is not there before data is read
+    trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    results, work = place(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
-    check_writable(Path(config.work).expanduser(), "work")
-    if config.data.root is None:
-        raise ConfigError(
-            "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
-        )
-    task = load_task(config.task.name, config.data.root, **config.task.options)
-    test_task = task
-    if config.data.test_root is not None:
-        test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
-        if test_task.input_shape != task.input_shape:
-            raise ConfigError(
-                f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"
-            )
+    check_writable(work, "work")
+    if config.train.checkpoints is not None:
+        check_writable(place(config.train.checkpoints, "train.checkpoints"), "train.checkpoints")
+    task, test_task = _tasks(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
-    run_config: dict[str, Any] = {
-        "config": config.model_dump(mode="json"),
-        "config_fingerprint": named,
-        "seed": config.seed,
-    }
-    summary, checkpoint_sha256 = None, None
+    described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
     train_here = training and has_weights(model)
     if train_here and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
+    if not again:
+        done = find_done(results, task, test_task, config, train_here)
+        if done is not None:
+            say(f"done before: {done.record_path}")
+            return done
+    names_folder = named
+    if train_here:
+        trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
+        names_folder = fingerprint(trained)
+        refuse_shared_events(task, test_task, config)
+    folder = work_folder(config.work, task.name, config.model.name, names_folder)
+    job = _Job(config, task, test_task, results, folder, say, watch, processes, train_here, described)
+    with held(folder, named, say, wait=not again) if processes.main else nullcontext():
+        return _in_folder(job, model)
+
+
+def _in_folder(job: _Job, model: nn.Module) -> Outcome:
+    config, task, test_task, folder, processes = job.config, job.task, job.test_task, job.folder, job.processes
+    summary, checkpoint_sha256 = None, None
     phase = "training"
     try:
-        if train_here:
-            refuse_shared_events(task, test_task, config)
-            trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
-            folder = work_folder(config.work, task.name, config.model.name, fingerprint(trained))
-            summary = _train(model, task, config, folder, say)
-            checkpoint_sha256 = load_weights(model, folder / "checkpoints" / f"{summary.weights}.ckpt")
-        else:
-            folder = work_folder(config.work, task.name, config.model.name, named)
-            if config.checkpoint is not None:
-                checkpoint_sha256 = load_weights(model, config.checkpoint)
-                summary = _summary_beside(Path(config.checkpoint))
-            elif has_weights(model):
-                say("no checkpoint given: these are the scores of untrained weights")
+        if job.train:
+            model, summary, checkpoint_sha256 = _train(job, model)
+        elif config.checkpoint is not None:
+            given = place(config.checkpoint, "checkpoint")
+            checkpoint_sha256 = load_weights(model, fetched(given, folder / "fetched" / str(processes.rank)))
+            summary = _summary_beside(given)
+        elif has_weights(model):
+            job.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
         record, sample = evaluate_with_sample(
             model,
@@ -101,20 +142,29 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             config.limit,
             batch_size=config.data.batch_size,
             num_workers=config.data.num_workers,
-            device=config.device,
+            timeout_s=config.data.timeout_s,
+            where=trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config)),
+            processes=processes,
+            callbacks=[TakeSignals(job.watch)],
             progress=config.progress,
-            **run_config,
+            **job.described,
             training=summary,
             partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
             checkpoint_sha256=checkpoint_sha256,
             ensemble=_ensemble(config),
         )
     except RunFailedError as error:
-        path = write_record(failed_record(model, task, **run_config, phase=phase, message=str(error)), results)
+        try:
+            failed = failed_record(model, task, **job.described, phase=phase, message=str(error))
+            path = write_record(failed, job.results)
+        except RunFailedError as unwritten:
+            raise RunFailedError(f"{error}\nThe failure record could not be written either: {unwritten}") from error
         raise RunFailedError(f"{error}\nA failure record is in {path}") from error
-    record_path = write_record(record, results)
+    if not processes.main:
+        return Outcome(record, record_path(job.results, record), None, {})
+    path = write_record(record, job.results)
     picture, parts = None, sample_arrays(sample)
-    write_sample(parts, record, results)
+    write_sample(parts, record, job.results)
     if config.picture:
         picture = draw_forecasts(
             folder / f"forecast-{record.run_id}.png",
@@ -126,7 +176,7 @@ def run(config: Config, *, training: bool, say: Say = print) -> Outcome:
             cadence_minutes=test_task.cadence_minutes,
             title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
         )
-    return Outcome(record, record_path, picture, parts)
+    return Outcome(record, path, picture, parts)
 
 
 def _ensemble(config: Config) -> Ensemble | None:
@@ -134,21 +184,60 @@ def _ensemble(config: Config) -> Ensemble | None:
     return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
 
 
-def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say) -> TrainingSummary:
+def _tasks(config: Config) -> tuple[Task, Task]:
+    """Returns the task on the training data and on the data to evaluate on."""
+    if config.data.root is None:
+        raise ConfigError(
+            "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
+        )
+    task = load_task(config.task.name, config.data.root, **config.task.options)
+    if config.data.test_root is None:
+        return task, task
+    test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
+    if test_task.input_shape != task.input_shape:
+        raise ConfigError(
+            f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"
+        )
+    return task, test_task
+
+
+def find_done(results: Place, task: Task, test_task: Task, config: Config, train_here: bool) -> Outcome | None:
+    """Returns what an earlier run of the same config on the same data left, or None."""
+    named, data = fingerprint(numbers_only(config)), test_task.data_fingerprint(config.split)
+    trained_on = task.data_fingerprint("train") if train_here else None
+    for record in reversed(read_records(results, task.name)[0]):
+        same = record.status == "ok" and record.config_fingerprint == named
+        training = record.training.data_fingerprint if record.training else None
+        if same and record.data is not None and record.data.fingerprint == data and training == trained_on:
+            return Outcome(record, record_path(results, record), None, {})
+    return None
+
+
+def _evaluation_strategy(config: Config) -> str:
+    return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
+
+
+def _train(job: _Job, model: nn.Module) -> tuple[nn.Module, TrainingSummary, str]:
+    """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
     from bench.stages import has_stages, train_stages
-    from bench.training import train
+    from bench.training import checkpoints_of, train
 
-    say(f"run folder: {folder}")
-    if has_stages(model):
-        return train_stages(model, task, config, folder, say)
-    return train(model, task, config, folder, say)
+    config, task, folder = job.config, job.task, job.folder
+    job.say(f"run folder: {folder}")
+    checkpoints = checkpoints_of(config, folder)
+    one_or_all = train_stages if has_stages(model) else train
+    summary = one_or_all(model, task, config, folder, checkpoints, job.say, watch=job.watch, processes=job.processes)
+    if config.strategy == "fsdp":  # the trained one is in pieces
+        model = load_model(config.model.name, task, **config.model.options)
+    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(job.processes.rank))
+    return model, summary, load_weights(model, best)
 
 
-def _summary_beside(checkpoint: Path) -> TrainingSummary | None:
+def _summary_beside(checkpoint: Place) -> TrainingSummary | None:
     """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere."""
-    from bench.training import read_summary
+    from bench.training import SUMMARY, read_summary
 
-    summary = read_summary(checkpoint.parent.parent / "training.json")
+    summary = read_summary(checkpoint.parent / SUMMARY)
     known = summary is not None and checkpoint.stem in ("best", "last")
     return summary.model_copy(update={"weights": checkpoint.stem}) if summary is not None and known else None
 

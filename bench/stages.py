@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bench.api import Stage
+from bench.checkpoints import LAST, CheckpointFiles, fetched
 from bench.config import Config, Train, explain, fingerprint, numbers_only
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
-from bench.files import replacing
+from bench.models import load_weights
+from bench.places import Place
+from bench.processes import Processes
 from bench.records.schema import TrainingSummary
+from bench.runfolder import held
+from bench.stopping import SignalWatch
 from bench.tasks.task import Task
-from bench.training import train
+from bench.training import SUMMARY, checkpoints_of, train, write_summary
 
 _CHECKPOINT = "checkpoint"
 # Settings of a stage that its weights do not depend on.
@@ -31,20 +37,31 @@ def has_stages(model: nn.Module) -> bool:
 
 
 def train_stages(
-    model: nn.Module, task: Task, config: Config, folder: Path, say: Callable[[str], None]
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    folder: Path,
+    checkpoints: Place,
+    say: Callable[[str], None],
+    *,
+    watch: SignalWatch,
+    processes: Processes,
 ) -> TrainingSummary:
     """Trains all stages of a model in place, one after the other, and returns how they went together.
 
     A stage's folder is named by what its weights depend on: its own hyperparameters and settings, the data, the seed
     and the stages before it. Another model or another run of the same stage uses the weights that lie there. The whole
-    model's weights go to `folder`.
+    model's weights go to `checkpoints`.
 
     Args:
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config; `train.stages` holds what differs by stage.
         folder: The run's own folder.
+        checkpoints: Where the weights of the whole model and the summary go.
         say: Takes one line of progress.
+        watch: Notes signals.
+        processes: This process among those that train together.
 
     Raises:
         ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
@@ -68,19 +85,26 @@ def train_stages(
             if stage.prepare is not None:
                 stage.prepare(_training_pairs(task, config))
             continue
-        place = Path(config.work).expanduser() / task.name / "stages" / f"{stage.name}-{before[-1][:12]}"
-        say(f"stage {stage.name} ({number + 1} of {len(stages)}): {place}")
+        own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
+        stage_config = config.model_copy(update={"train": stage_train})
+        stage_checkpoints = checkpoints_of(stage_config, own)
+        say(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
-        if stage.prepare is not None and not (place / "checkpoints" / "last.ckpt").is_file():
+        if stage.prepare is not None and not (stage_checkpoints / LAST).exists():
             stage.prepare(_training_pairs(task, config))
-        stage_config = config.model_copy(update={"train": stage_train})
-        summaries[stage.name] = train(stage.module, task, stage_config, place, say)
+        with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
+            done = train(
+                stage.module, task, stage_config, own, stage_checkpoints, say, watch=watch, processes=processes
+            )
+            load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
+        summaries[stage.name] = done
     summary = _together(summaries, task, config)
-    with replacing(folder / "checkpoints" / f"{summary.weights}.ckpt") as part:
-        torch.save({"state_dict": model.state_dict()}, part)
-    with replacing(folder / "training.json") as part:
-        part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if processes.main:
+        CheckpointFiles().save_checkpoint({"state_dict": model.state_dict()}, checkpoints / LAST)
+        write_summary(summary, checkpoints / SUMMARY)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     return summary
 
 

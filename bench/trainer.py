@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +13,53 @@ from typing import Any
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 
 
-def trainer_device(device: str) -> dict[str, Any]:
-    """Returns Lightning's `accelerator` and `devices` for `auto`, `cpu`, `cuda` or `cuda:N`.
+def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> dict[str, Any]:
+    """Returns Lightning's arguments for `auto`, `cpu`, `cuda` or `cuda:N`, and for several processes.
+
+    Args:
+        device: Where one process computes.
+        devices: Processes per node, one per device.
+        nodes: Machines.
+        strategy: auto (one process, else DDP), ddp or fsdp.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: no such device here, or one that the strategy cannot use.
     """
     import torch
 
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return {"accelerator": "cpu", "devices": 1}
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if cpu and strategy == "fsdp":
+        raise ConfigError("strategy=fsdp shards a model over GPUs and there is none in use: take strategy=ddp")
+    several = _several(strategy, nodes) if devices * nodes > 1 or strategy != "auto" else {}
+    if cpu:
+        return {"accelerator": "cpu", "devices": devices, **several}
     if not torch.cuda.is_available():
         raise ConfigError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
     index = int(device.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return {"accelerator": "gpu", "devices": [index]}
+    known = torch.cuda.device_count()
+    if index >= known:
+        raise ConfigError(f"device={device}: there are {known} CUDA devices, counted from 0")
+    if devices == 1:
+        return {"accelerator": "gpu", "devices": [index], **several}
+    if ":" in device or devices > known:
+        raise ConfigError(
+            f"device={device} devices={devices}: there are {known} CUDA devices; with several, device=cuda"
+        )
+    return {"accelerator": "gpu", "devices": devices, **several}
+
+
+def _several(strategy: str, nodes: int) -> dict[str, Any]:
+    from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    # Started by bench.processes, which may be inside a SLURM job of one task.
+    ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
+    return {
+        "num_nodes": nodes,
+        "strategy": FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else "ddp",
+        "use_distributed_sampler": False,  # Lightning's pads; bench.data.loading shares whole batches
+        "plugins": [LightningEnvironment()] if ours else [],
+    }
 
 
 def torch_device(device: str) -> str:
@@ -45,8 +78,15 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # a resumed run's own checkpoints
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode")  # the running average of the weights
     warnings.filterwarnings("ignore", message=".*defined a `validation_step` but")  # a tree without that split
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # devices=N starts processes itself
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # scores are synced by torchmetrics
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")  # some steps use them all
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# What a full disk, a quota, a size limit and a file system that turned read-only say.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -54,7 +94,7 @@ def translated_errors(phase: str) -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
 
     Raises:
-        RunFailedError: memory ran out.
+        RunFailedError: memory or disk ran out, or a loader's process died or hangs.
         InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
             with exit code 0.
     """
@@ -67,6 +107,16 @@ def translated_errors(phase: str) -> Iterator[None]:
         raise RunFailedError(
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
+        if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
+            raise
+        raise RunFailedError(
+            f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
+            "data.timeout_s; data.num_workers=0 reads in this process and shows why. "
+            "The same command continues from the last checkpoint."
         ) from error
     except SystemExit as error:
         if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,84 +22,102 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pydantic import ValidationError
 from torch import nn
 
+from bench.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
-from bench.errors import ConfigError, DataError, InterruptedRunError, did_you_mean
+from bench.errors import ConfigError, DataError, did_you_mean
 from bench.files import replacing
 from bench.fitting import fit_model
 from bench.forecaster import Forecaster
-from bench.models import is_fitted, load_weights
+from bench.models import is_fitted
+from bench.places import Place, place
+from bench.processes import Processes
 from bench.records.schema import TrainingSummary
+from bench.resuming import Resume
+from bench.stopping import Astray, SignalWatch, StopAndSave
 from bench.tasks.task import Task
 from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a scheduler's notice, SLURM's early warning
+SUMMARY = "training.json"
 
 
-def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Callable[[str], None]) -> TrainingSummary:
-    """Trains a model in place, leaves the best weights in it, and returns how it went.
+def train(
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    folder: Path,
+    checkpoints: Place,
+    say: Callable[[str], None],
+    *,
+    watch: SignalWatch,
+    processes: Processes,
+) -> TrainingSummary:
+    """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
 
-    Checkpoints, logs and the summary go to `folder`; called again with the same folder, it continues or, when the
-    training had ended, only loads the weights.
+    Called again with the same folders, it continues or, when the training had ended, does nothing.
 
     Args:
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config.
-        folder: The run's own folder.
+        folder: The run's own local folder, for logs.
+        checkpoints: Where checkpoints and, when it has ended, the summary go.
         say: Takes one line of progress.
+        watch: Notes signals.
+        processes: This process among those that train together.
 
     Raises:
-        DataError: the train split is empty.
-        ConfigError: the monitored score does not exist.
-        RunFailedError: the loss is not finite, or memory ran out.
+        DataError: the train split is empty, or no checkpoint can be read.
+        ConfigError: the monitored score does not exist, batches cannot be shared, or other code wrote the checkpoint.
+        RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
         InterruptedRunError: a signal came; the checkpoint is written.
     """
-    checkpoints, summary_path = folder / "checkpoints", folder / "training.json"
-    finished = read_summary(summary_path) if config.train.resume else None
+    finished = read_summary(checkpoints / SUMMARY) if config.train.resume else None
     if finished is not None:
-        load_weights(model, checkpoints / f"{finished.weights}.ckpt")
         say(f"training had ended ({finished.stopped_because}, {finished.steps} steps): its weights are used")
         return finished
-
-    loader, val_loader = _loaders(task, config)
     if is_fitted(model):
-        summary = fit_model(model, task, config, checkpoints / "last.ckpt")
-        _write_summary(summary, summary_path)
-        return summary
+        return _fitted(model, task, config, checkpoints, processes)
+    refuse_strategy(config, model)
+    loader, val_loader = _loaders(task, config, processes)
     monitor = _monitor(task, config) if val_loader is not None else None
     if monitor is None:
         say("no validation data: no early stopping, the last weights are used")
-    last = checkpoints / "last.ckpt"
-    resume_from = last if config.train.resume and last.is_file() else None
-    if not config.train.resume:
-        for old in checkpoints.glob("*.ckpt"):
-            old.unlink()
-    resumed = len(list((folder / "logs").glob("part_*")))
-    if resume_from:
-        say(f"continues from {resume_from}")
+    resume_from = _resume_from(checkpoints, folder, config, processes, say)
 
     quiet_lightning()
-    forecaster = Forecaster(model, task, config.train, total_steps(config.train, len(loader)))
-    after_step = _AfterStep(loader)
-    keep: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "auto_insert_metric_name": False}
+    forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
+    keep: dict[str, Any] = {"dirpath": str(checkpoints), "enable_version_counter": False}
+    keep |= {"auto_insert_metric_name": False}
     keep_best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=config.train.early_stopping.mode)
-    # Not `save_last` of the above: that is written only when the best one is.
-    keep_last = ModelCheckpoint(**keep, filename="last")
-    callbacks: list[Callback] = [after_step, _StopOnSignal(last), keep_last, *([keep_best] if monitor else [])]
+    # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
+    keep_last = ModelCheckpoint(**keep, filename="last", save_on_train_epoch_end=True)
+    last, resume = str(checkpoints / LAST), Resume(loader, config, processes)
+    callbacks: list[Callback] = [
+        resume,
+        Astray(config.train.divergence_factor),
+        StopAndSave(watch, last, config.train.save_every_minutes),
+        *([keep_best] if monitor else []),
+        keep_last,
+    ]
     early = None
     if monitor:
         stop = config.train.early_stopping
         early = EarlyStopping(monitor, patience=stop.patience, mode=stop.mode, check_finite=True)
         callbacks.append(early)
-    loggers = _loggers(config, folder / "logs" / f"part_{resumed}")
+    part = len(list((folder / "logs").glob("part_*")))
+    loggers = _loggers(config, folder / "logs" / f"part_{part}") if processes.main else []
     callbacks += [LearningRateMonitor("step")] if loggers else []
-    callbacks += [RichProgressBar(leave=True)] if config.progress else []
+    callbacks += [RichProgressBar(leave=True)] if config.progress and processes.main else []
+    where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    if where.get("strategy") == "ddp" and getattr(model, "parameters_without_gradient", ()):
+        where["strategy"] = "ddp_find_unused_parameters_true"
+    where["plugins"] = [*where.get("plugins", []), CheckpointFiles()]
     trainer = lightning.Trainer(
-        **trainer_device(config.device),
+        **where,
         max_epochs=config.train.max_epochs,
         max_steps=config.train.max_steps or -1,
-        accumulate_grad_batches=config.train.accumulate,
+        accumulate_grad_batches=config.train.accumulate // processes.world,
         gradient_clip_val=config.train.clip_norm,
         precision=config.train.precision,
         deterministic=config.train.deterministic,
@@ -109,40 +126,98 @@ def train(model: nn.Module, task: Task, config: Config, folder: Path, say: Calla
         log_every_n_steps=1,
         logger=loggers,
         callbacks=callbacks,
-        enable_progress_bar=config.progress,
+        enable_progress_bar=config.progress and processes.main,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    _fit(trainer, forecaster, loader, val_loader, resume_from)
+    with translated_errors(f"training at batch size {config.data.batch_size}"):
+        trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
+        if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
+            trainer.save_checkpoint(last)
+        trainer.strategy.barrier()
+    watch.deferring = False
     if early and early.stopped_epoch:
         because = f"no better {monitor} for {early.patience} validations"
     else:
         because = "max_steps" if trainer.global_step == config.train.max_steps else "max_epochs"
-    use_best = monitor is not None and (checkpoints / "best.ckpt").is_file()
     best = keep_best.best_model_score
-    train_data = task.dataset("train").identity()
     summary = TrainingSummary(
         settings=config.train.model_dump(mode="json"),
         data_fingerprint=task.data_fingerprint("train"),
-        data_origin=str(train_data.get("origin", "files")),
+        data_origin=str(task.dataset("train").identity().get("origin", "files")),
         sequence_count=loader.order.count,
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        resumed_count=resumed,
+        resumed_count=resume.count,
         stopped_because=because,
         monitor=monitor,
         best_score=float(best) if best is not None and monitor else None,
-        weights="best" if use_best else "last",
+        weights="best" if monitor is not None and (checkpoints / BEST).exists() else "last",
         averaged=forecaster.average is not None,
         final_loss=forecaster.last_finite_loss,
         wall_s=forecaster.trained_s,
     )
-    if not (checkpoints / "last.ckpt").is_file():  # max_steps inside the first epoch
-        trainer.save_checkpoint(checkpoints / "last.ckpt")
-    load_weights(model, checkpoints / f"{summary.weights}.ckpt")
-    _write_summary(summary, summary_path)
+    if processes.main:
+        write_summary(summary, checkpoints / SUMMARY)
+    if watch.received:
+        watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
+
+
+def checkpoints_of(config: Config, folder: Path) -> Place:
+    """Returns where the checkpoints of a run's or a stage's folder go: into it, or where `train.checkpoints` says."""
+    if config.train.checkpoints is None:
+        return folder / "checkpoints"
+    return place(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
+
+
+def _fitted(model: nn.Module, task: Task, config: Config, checkpoints: Place, processes: Processes) -> TrainingSummary:
+    """Fits a model in closed form, and leaves its weights and the summary where a training would."""
+    if processes.world > 1:
+        raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
+    summary = fit_model(model, task, config)
+    CheckpointFiles().save_checkpoint({"state_dict": model.state_dict()}, checkpoints / LAST)
+    write_summary(summary, checkpoints / SUMMARY)
+    return summary
+
+
+def refuse_strategy(config: Config, model: nn.Module) -> None:
+    """Refuses what processes cannot share.
+
+    Raises:
+        ConfigError: batches that do not divide by the number of processes, or options that FSDP does not have.
+    """
+    world, accumulate = config.devices * config.nodes, config.train.accumulate
+    if accumulate % world:
+        batch = config.data.batch_size * accumulate
+        raise ConfigError(
+            f"train.accumulate={accumulate} batches per optimiser step cannot be shared by {world} processes "
+            f"(devices={config.devices} nodes={config.nodes}). The effective batch, data.batch_size * "
+            f"train.accumulate = {batch}, stays whatever the devices: make train.accumulate a multiple of {world} and "
+            "data.batch_size smaller by as much"
+        )
+    if config.strategy == "fsdp":
+        asked = {"train.clip_norm": config.train.clip_norm, "train.ema_decay": config.train.ema_decay}
+        wrong = [key for key, value in asked.items() if value is not None]
+        if wrong:
+            raise ConfigError(f"strategy=fsdp has no whole model to do this with: set {' and '.join(wrong)} to null")
+
+
+def _resume_from(
+    checkpoints: Place, folder: Path, config: Config, processes: Processes, say: Callable[[str], None]
+) -> Path | None:
+    if isinstance(checkpoints, Path) and processes.main:
+        remove_parts(checkpoints)
+    if not config.train.resume:
+        if processes.main:
+            remove_all(checkpoints)
+        return None
+    scratch = folder / "fetched" / str(processes.rank)
+    resume_from = newest_intact(checkpoints, scratch, say)
+    if resume_from:
+        say(f"continues from {resume_from}")
+    return resume_from
 
 
 def total_steps(train: Train, batches_per_epoch: int) -> int:
@@ -155,14 +230,20 @@ def total_steps(train: Train, batches_per_epoch: int) -> int:
     return min(steps, train.max_steps or steps)
 
 
-def _loaders(task: Task, config: Config) -> tuple[TrainingLoader, Any]:
+def _loaders(task: Task, config: Config, processes: Processes) -> tuple[TrainingLoader, Any]:
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
             f"the train split of task {task.name!r} has no sequences under {task.data_root}. "
             "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
         )
-    feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
+    feed: dict[str, Any] = {
+        "batch_size": config.data.batch_size,
+        "num_workers": config.data.num_workers,
+        "timeout_s": config.data.timeout_s,
+        "rank": processes.rank,
+        "world": processes.world,
+    }
     loader = training_loader(data, **feed, seed=config.seed, limit=config.train.limit)
     return loader, evaluation_loader(val, **feed, limit=None) if len(val) else None
 
@@ -190,7 +271,10 @@ def _loggers(config: Config, folder: Path) -> list[Logger]:
             elif name == "wandb":
                 made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=f"{config.model.name}"))
             else:
-                made.append(MLFlowLogger(experiment_name="earthbench", save_dir=str(folder / "mlruns")))
+                # Newer versions of MLflow write to a folder only when told so; a server needs nothing of the kind.
+                server = os.environ.get("MLFLOW_TRACKING_URI")
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+                made.append(MLFlowLogger("earthbench", tracking_uri=server, save_dir=str(folder / "mlruns")))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
@@ -198,97 +282,7 @@ def _loggers(config: Config, folder: Path) -> list[Logger]:
     return made
 
 
-def _fit(
-    trainer: lightning.Trainer,
-    forecaster: Forecaster,
-    loader: TrainingLoader,
-    val_loader: Any,
-    resume_from: Path | None,
-) -> None:
-    try:
-        with translated_errors(f"training at batch size {loader.batch_size}"):
-            trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
-    except RuntimeError as error:
-        if resume_from is not None and "weights_only" in str(error).lower():
-            raise DataError(f"checkpoint {resume_from} cannot be read safely: {str(error).splitlines()[0]}") from error
-        raise
-
-
-class _AfterStep(Callback):
-    """What has to be true of the state before anyone may save it; first in the list of callbacks."""
-
-    def __init__(self, loader: TrainingLoader) -> None:
-        self.loader = loader
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        assert isinstance(module, Forecaster)
-        module.update_average()
-        self.loader.batches_done = batch_idx + 1
-
-
-class _StopOnSignal(Callback):
-    """The first signal finishes the step, saves and ends the run; the second ends it at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.received: str | None = None
-        self.before: dict[int, Any] = {}
-
-    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-            for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
-                self.before[number] = signal.signal(number, self._receive)
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.received:  # it came during validation; the epoch's own checkpoint is complete by now
-            raise InterruptedRunError(
-                f"stopped by {self.received} after step {trainer.global_step}; {self.path} is written. "
-                "The same command continues."
-            )
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number).name
-        self._put_back()
-
-    def _put_back(self) -> None:
-        while self.before:
-            signal.signal(*self.before.popitem())
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._stop(trainer)
-
-    def _stop(self, trainer: lightning.Trainer) -> None:
-        if self.received:
-            trainer.save_checkpoint(self.path)
-            raise InterruptedRunError(
-                f"stopped by {self.received} after step {trainer.global_step}; {self.path} is written. "
-                "The same command continues."
-            )
-
-    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._put_back()
-
-    def on_exception(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        self._put_back()
-
-
-def read_summary(path: Path) -> TrainingSummary | None:
+def read_summary(path: Place) -> TrainingSummary | None:
     """Returns the summary that a training left, or None."""
     if not path.is_file():
         return None
@@ -298,6 +292,11 @@ def read_summary(path: Path) -> TrainingSummary | None:
         raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
 
 
-def _write_summary(summary: TrainingSummary, path: Path) -> None:
-    with replacing(path) as part:
-        part.write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def write_summary(summary: TrainingSummary, path: Place) -> None:
+    """Writes how a training went: a run that finds it there has nothing left to train."""
+    text = summary.model_dump_json(indent=1) + "\n"
+    if isinstance(path, Path):
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    else:
+        path.fs.pipe_file(path.path, text.encode())  # object stores publish an object whole

@@ -15,6 +15,19 @@ from bench.data.storms import make_sevir
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
+# Marker of tests that take long or need engines of their own -> the tox environment of the same name runs them.
+_LONG = ("fault", "scaleout", "slurm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves long tests out unless their environment asks for them."""
+    asked = os.environ.get("EARTHBENCH_LONG", "").split()
+    for item in items:
+        for marker in _LONG:
+            if item.get_closest_marker(marker) and marker not in asked:
+                item.add_marker(pytest.mark.skip(reason=f"run by `tox -e {marker}`"))
+
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -67,3 +80,11 @@ def clean_hydra() -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs train a model of a few weights and a random number in each step, in a second."""
+    from faults import Small
+
+    monkeypatch.setattr("bench.pipeline.load_model", lambda name, task, **_: Small(task.target_shape[0]))

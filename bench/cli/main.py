@@ -31,6 +31,7 @@ VERBS = {
     "new": ("bench.cli.new", "write a package with a model of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
+    "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
     "explain": ("bench.cli.explain", "the receipt of one figure of a table"),

@@ -6,12 +6,31 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
+from bench.errors import ConfigError, did_you_mean
 
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
+# What Hydra's own parser takes; it would end the process over any other, with the help of another program.
+_WITH_VALUE = {
+    "-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
+    "-p", "--package",
+}  # fmt: skip
+_FLAGS = {
+    *_SWEEP,
+    *_WITH_VALUE,
+    "--hydra-help",
+    "-i",
+    "--info",
+    "-r",
+    "--resolve",
+    "--run",
+    "-sc",
+    "--shell-completion",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,26 +48,57 @@ def run(options: argparse.Namespace) -> int:
     """Runs the config, or hands over to Hydra where one of its flags was given."""
     flags = getattr(options, "hydra_flags", [])
     if flags:
+        refuse_unknown_flags(flags)
+        overrides, flags = _with_values(options.overrides, flags)
         if any(flag in _SWEEP for flag in flags):
-            for combination in expand_sweep(options.overrides):
+            for combination in expand_sweep(overrides):
                 compose(combination)  # every job's config is checked before the first one starts
-        sweep(options.overrides, flags, job)
+            overrides = [*overrides, *_absolute(overrides)]
+        sweep(overrides, flags, job)
         return 0
-    execute(compose(options.overrides))
+    execute(compose(options.overrides), again=True)
     return 0
 
 
-def execute(config: Any) -> None:
+def refuse_unknown_flags(flags: list[str]) -> None:
+    """Refuses a flag that neither this verb nor Hydra has.
+
+    Raises:
+        ConfigError: names it and the nearest flag or config key.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name.startswith("-") and name not in _FLAGS:
+            near = did_you_mean(name, (known for known in _FLAGS if known.startswith("--")))
+            advice = near if near.startswith("Did") else "Settings are written KEY=VALUE, e.g. train.resume=false."
+            raise ConfigError(f"earthbench run: unknown flag {name}. {advice}")
+
+
+def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], list[str]]:
+    """Returns overrides and flags after giving flags their values back, which argparse took for overrides."""
+    bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    kept, joined = [word for word in overrides if word not in bare], list[str]()
+    for flag, following in zip(flags, [*flags[1:], "-"], strict=True):
+        joined.append(flag)
+        if flag in _WITH_VALUE and following.startswith("-") and bare:
+            joined.append(bare.pop(0))
+    return [*kept, *bare], joined
+
+
+def execute(config: Any, *, again: bool) -> None:
     """Runs a checked config and prints what came of it."""
     from bench.cli.evaluate import print_outcome
     from bench.pipeline import run as run_pipeline
 
-    print_outcome(run_pipeline(config, training=True))
+    print_outcome(run_pipeline(config, training=True, again=again))
 
 
 def job(composed: Any) -> None:
-    """One job of a sweep; launchers import it by name, on whatever machine it runs."""
-    execute(validate(to_plain(composed)))
+    """One job of a sweep; launchers import it by name, on whatever machine it runs.
+
+    One that is recorded already is not run again, so that the same command completes a sweep.
+    """
+    execute(validate(to_plain(composed)), again=False)
 
 
 def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -> None:
@@ -60,3 +110,10 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
     sys.argv = ["earthbench", *overrides, *flags]
     with hydra_errors(overrides):
         hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
+
+
+def _absolute(overrides: list[str]) -> list[str]:
+    """Returns overrides that keep the default folders where they are: a launcher may start jobs in another folder."""
+    given = {override.partition("=")[0] for override in overrides}
+    defaults = {"results.root": "results", "work": "outputs"}
+    return [f"{key}='{Path.cwd() / folder}'" for key, folder in defaults.items() if key not in given]

@@ -85,6 +85,20 @@ def code_state() -> CodePart:
     return CodePart(version=release, commit=commit, dirty=bool(diff), diff_sha256=digest)
 
 
+@lru_cache(maxsize=1)
+def made_by() -> dict[str, str]:
+    """Returns what the bits of a training depend on besides its config, data, device and threads: code and versions."""
+    packages = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for folder in ("baselines", "bench", "earthformer"):
+        for path in sorted((packages / folder).rglob("*.py")):
+            digest.update(path.relative_to(packages).as_posix().encode())
+            digest.update(path.read_bytes())
+    known = versions()
+    libraries = {name: known[name] for name in ("torch", "lightning", "timm", "numpy")}
+    return {"source": digest.hexdigest()[:16], **libraries}
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from bench.errors import DataError
-from bench.files import replacing
+from bench.places import Place
 from bench.records.schema import RunRecord
+from bench.records.statistics import packed
+from bench.records.store import publish
 
 PARTS = ("context", "target", "forecast")
 _LARGEST_SIDE = 192  # pixels; means of blocks above it
@@ -26,12 +27,12 @@ class Sample:
     forecast: np.ndarray
 
 
-def sample_path(record: RunRecord, root: Path) -> Path:
+def sample_path(record: RunRecord, root: Place) -> Place:
     """Returns where the sample of a record lies, whether or not it does."""
     return root / "samples" / record.task.name / record.model.name / f"{record.run_id}.npz"
 
 
-def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Path) -> Path:
+def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Place) -> Place:
     """Writes context, target and forecast of a run's first sequence, reduced to at most 192 pixels and half precision.
 
     Args:
@@ -44,12 +45,14 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Path)
     """
     path = sample_path(record, root)
     reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in PARTS}
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **reduced)
+    try:
+        publish(packed(reduced), path)
+    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
+        raise DataError(f"{path} cannot be written: {error}") from error
     return path
 
 
-def read_sample(record: RunRecord, root: Path) -> Sample | None:
+def read_sample(record: RunRecord, root: Place) -> Sample | None:
     """Returns the sample of a record, None where there is none.
 
     Raises:
@@ -59,7 +62,7 @@ def read_sample(record: RunRecord, root: Path) -> Sample | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             parts = {name: content[name].astype(np.float32) for name in PARTS}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a sample of a forecast: {error}") from error

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -37,12 +36,11 @@ def content_sha256(arrays: Arrays) -> str:
     return content.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Writes the arrays; the same arrays give the same bytes."""
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+def packed(arrays: Arrays) -> bytes:
+    """Returns the arrays as the content of an `.npz` file; the same arrays give the same bytes."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()
 
 
 def read_arrays(record: RunRecord) -> Arrays | None:
@@ -53,11 +51,11 @@ def read_arrays(record: RunRecord) -> Arrays | None:
     """
     if record.statistics is None or record.arrays is None:
         return None
-    if not isinstance(record.arrays, Path):
+    if isinstance(record.arrays, Mapping):
         return record.arrays
     path = record.arrays
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None

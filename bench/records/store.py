@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from pydantic import ValidationError
 
 from bench.config import explain
 from bench.errors import DataError, RunFailedError
+from bench.files import sync_folder
+from bench.places import Place, place
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
-from bench.records.statistics import write_arrays
+from bench.records.statistics import packed
 
 
 def new_run_id(config_fingerprint: str) -> tuple[str, str]:
@@ -27,41 +28,61 @@ def new_run_id(config_fingerprint: str) -> tuple[str, str]:
     return f"{now:%Y%m%dT%H%M%SZ}-{config_fingerprint[:10]}-{secrets.token_hex(2)}", now.isoformat(timespec="seconds")
 
 
-def write_record(record: RunRecord, root: str | Path) -> Path:
+def record_path(root: str | Place, record: RunRecord) -> Place:
+    """Returns where a record lies under a results root."""
+    return _at(root) / "runs" / record.task.name / record.model.name / f"{record.run_id}.json"
+
+
+def write_record(record: RunRecord, root: str | Place) -> Place:
     """Writes a record and returns its path; it is there whole or not at all, and nothing is ever replaced.
 
+    Args:
+        record: Sealed here.
+        root: Results root: a folder, or an fsspec URL whose backend publishes an object whole (S3, GCS, Azure do).
+
     Raises:
-        RunFailedError: the disk refused (full, read-only); names the path.
+        RunFailedError: the disk or the backend refused (full, read-only, no access); names the path.
     """
     record = record.sealed()
-    folder = Path(root) / "runs" / record.task.name / record.model.name
-    path = folder / f"{record.run_id}.json"
-    part = folder / f".{record.run_id}-{secrets.token_hex(4)}.part"
-    statistics, statistics_part = path.with_suffix(".npz"), part.with_name(f"{part.name}.npz")
+    path = record_path(root, record)
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if isinstance(record.arrays, Mapping):
-            write_arrays(statistics_part, record.arrays)
-            _publish(statistics_part, statistics)
-        _publish(part, path)
-    except OSError as error:
+        if isinstance(record.arrays, Mapping):  # before the record that names their hash
+            publish(packed(record.arrays), path.with_suffix(".npz"))
+        publish(text.encode(), path)
+    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
         raise RunFailedError(f"record {path} cannot be written: {error}") from error
-    finally:
-        for leftover in (part, statistics_part):
-            leftover.unlink(missing_ok=True)
-    with suppress(OSError):  # not every file system lets a folder be synced
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
     return path
 
 
-def _publish(part: Path, path: Path) -> None:
+def publish(content: bytes, path: Place) -> None:
+    """Writes a file that is there whole or not at all, and never in place of another, on a disk or behind a URL.
+
+    Raises:
+        FileExistsError: the name is taken.
+        Exception: what the disk or the backend says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        _publish_on_disk(content, path)
+    else:
+        _put(content, path)
+
+
+def _publish_on_disk(content: bytes, path: Path) -> None:
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _give_name(part: Path, path: Path) -> None:
     try:
         os.link(part, path)  # unlike rename, never replaces
     except FileExistsError:
@@ -72,7 +93,16 @@ def _publish(part: Path, path: Path) -> None:
         part.rename(path)
 
 
-def read_record(path: Path) -> RunRecord:
+def _put(content: bytes, path: Place) -> None:
+    try:
+        path.fs.pipe_file(path.path, content, mode="create")  # refused by the backend where the name is taken
+    except (NotImplementedError, TypeError):  # a backend without conditional writes; ids are random, so a look will do
+        if path.exists():
+            raise FileExistsError(f"{path} exists") from None
+        path.fs.pipe_file(path.path, content)
+
+
+def read_record(path: Place) -> RunRecord:
     """Returns the record of a file.
 
     Raises:
@@ -80,7 +110,7 @@ def read_record(path: Path) -> RunRecord:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a readable record: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -95,17 +125,26 @@ def read_record(path: Path) -> RunRecord:
     return record.sealed().with_arrays(path.with_suffix(".npz"))
 
 
-def read_records(root: str | Path, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
+def read_records(root: str | Place, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
     """Returns the readable records under a results root, oldest first, and one line per file that is not.
 
     Args:
-        root: Results root.
+        root: Results root, a folder or an fsspec URL.
         task: Only this task's records.
     """
     records, problems = [], []
-    for path in sorted((Path(root) / "runs" / (task or "")).rglob("*.json")):
+    folder = _at(root) / "runs" / (task or "")
+    if not isinstance(folder, Path):
+        folder.fs.invalidate_cache()  # others may have written since the last listing
+        if not folder.exists():
+            return [], []
+    for path in sorted(folder.rglob("*.json")):
         try:
             records.append(read_record(path))
         except DataError as error:
             problems.append(str(error))
     return sorted(records, key=lambda record: record.run_id), problems
+
+
+def _at(root: str | Place) -> Place:
+    return place(root, "results.root") if isinstance(root, str) else root

@@ -190,3 +190,81 @@ def test_check_finds_flipped_bytes_and_missing_pixels_that_the_catalogue_denies(
 def test_version(capsys) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("earthbench ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: !!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
+        ("seed: 1\nseed: 2", "duplicate"),
+        ("train:\n  _target_: os.system\n  command: touch pwned", "_target_"),
+        ("a: [unclosed", "expected"),
+        ("- 1", "config"),
+    ],
+)
+def test_a_users_yaml_is_refused_or_a_config_and_never_run(
+    capsys, empty_folder: Path, tmp_path: Path, content: str, words: str
+) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/evil.yaml").write_text("# @package _global_\n" + content)
+    code, error = _error(capsys, "run", "--config-dir", str(tmp_path / "mine"), "experiment=evil")
+    assert code == 2 and words in error and "Traceback" not in error
+    assert not [path for path in empty_folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--resme"], "unknown flag --resme"),
+        (["run", "--multrun", "seed=0,1"], "Did you mean '--multirun'"),
+        (["run", "--cgf=job"], "Did you mean '--cfg'?"),
+        (["status", "--frmat", "json"], "unknown flag --frmat"),
+        (["status", "sed=0,1"], "Did you mean 'seed'?"),
+        (["run", "-m", "hydra/launcher=rya", "seed=0,1"], "hydra/launcher"),
+    ],
+)
+def test_a_mistyped_flag_is_one_error(capsys, empty_folder: Path, arguments: list[str], words: str) -> None:
+    code, error = _error(capsys, *arguments)
+    assert code == 2 and words in error and "Traceback" not in error
+    assert not [path for path in empty_folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("small_model")
+def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms: Path) -> None:
+    from faults import TINY
+
+    usual = [*(o for o in TINY if not o.startswith("train.max")), "train.max_epochs=1", f"data.root={storms}"]
+    first, whole = [*usual, "seed=0,1"], [*usual, "seed=0,1,2"]
+    assert main(["run", "-m", *first]) == 0
+    capsys.readouterr()
+    assert main(["status", *whole]) == 0
+    told = capsys.readouterr().out
+    assert told.count("recorded") == 3 and "waiting   seed=2" in told and "3 runs: 2 recorded, 1 waiting" in told
+    assert main(["run", "-m", *whole]) == 0
+    assert capsys.readouterr().out.count("done before:") == 2
+    assert len(list(Path("results/runs").rglob("*.json"))) == 3
+    assert main(["status", "-m", *whole, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 3}
+    assert main(["status"]) == 0
+    assert "3 runs: 3 done" in capsys.readouterr().out
+    assert main(["run", "-m", *whole, "train.limit=3"]) == 0, "another config is another sweep"
+    assert len(list(Path("results/runs").rglob("*.json"))) == 6
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/New_York"])
+def test_records_carry_utc_wherever_the_machine_stands(monkeypatch, zone: str) -> None:
+    import time
+    from datetime import UTC, datetime, timedelta
+
+    from bench.records.store import new_run_id
+
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        run_id, created = new_run_id("f" * 64)
+        assert created.endswith("+00:00")
+        assert abs(datetime.fromisoformat(created) - datetime.now(UTC)) < timedelta(seconds=5)
+        assert run_id.startswith(created[:10].replace("-", ""))
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bench
-import bench.training
+import bench.resuming
 from bench.config import Config, compose
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
 from bench.models import has_weights, load_weights
@@ -42,7 +42,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = Fal
     """Ends a run after an optimiser step: by SIGTERM to its own handler, or by an error out of nowhere."""
     import signal
 
-    after = bench.training._AfterStep.on_train_batch_end
+    after = bench.resuming.Resume.on_train_batch_end
 
     def then_signal(self, trainer, module, outputs, batch, batch_idx) -> None:
         after(self, trainer, module, outputs, batch, batch_idx)
@@ -51,7 +51,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = Fal
                 raise ZeroDivisionError("out of nowhere")
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(bench.training._AfterStep, "on_train_batch_end", then_signal)
+    monkeypatch.setattr(bench.resuming.Resume, "on_train_batch_end", then_signal)
 
 
 def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     _run(storms, tmp_path / "unbroken", *overrides)
     with monkeypatch.context() as patch:
         _stop_after(patch, step)
-        with pytest.raises(InterruptedRunError, match=f"SIGTERM after step {step}") as caught:
+        with pytest.raises(InterruptedRunError, match=f"SIGTERM; saved after step {step} ") as caught:
             _run(storms, tmp_path / "broken", *overrides)
     assert caught.value.exit_code == 130
     resumed = _run(storms, tmp_path / "broken", *overrides).record

@@ -1,0 +1,134 @@
+"""The folder of one run: who is in it, and what state it is in.  No torch: `earthbench status` reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError
+from bench.files import replacing
+
+State = Literal["running", "done", "failed", "stopped", "killed"]
+_LOCK, _OWNER = ".lock", "owner.json"
+_WAIT_S = 1.0
+"""`earthbench status` touches a lock for a moment; a run outlasts that."""
+
+
+class Owner(BaseModel):
+    """Who holds a run's folder, or held it last."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pid: int
+    host: str
+    job: str | None
+    """The scheduler's number of the job, where there is one."""
+    started_utc: str
+    config_fingerprint: str
+    ended: Literal["done", "failed", "stopped"] | None = None
+    """How it left the folder; None while it is there, and after a kill."""
+    why: str | None = None
+    """The first line of the error it ended with."""
+
+
+@contextmanager
+def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+    """Holds a run's folder; the operating system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: Made if it is not there.
+        config_fingerprint: Of the run.
+        say: Takes a line where a run that was killed is taken over, or waited for.
+        wait: Until another process that holds it has ended, such as a job of the same sweep that trains for both.
+
+    Raises:
+        ConfigError: another process holds it, and `wait` is False; names process and machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_WAIT_S)
+    except Timeout as error:
+        owner = read_owner(folder)
+        who = f"process {owner.pid} on {owner.host}, since {owner.started_utc}" if owner else "another process"
+        if not wait:
+            raise ConfigError(
+                f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
+                "config, the seed or work=DIR."
+            ) from error
+        say(f"waits for {who}, which holds {folder}")
+        lock.acquire()
+    try:
+        before = read_owner(folder)
+        if before is not None and before.ended is None:
+            say(f"takes over from process {before.pid} on {before.host}, which ended without a word")
+        owner = Owner(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            job=os.environ.get("SLURM_JOB_ID"),
+            started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_fingerprint=config_fingerprint,
+        )
+        _write(folder, owner)
+        try:
+            yield
+        except UsageError as error:
+            if before is None:
+                _leave_no_trace(folder)  # refused before it did anything
+            else:
+                _write(folder, owner.model_copy(update={"ended": "failed", "why": _first_line(error)}))
+            raise
+        except BaseException as error:
+            ended = "stopped" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "failed"
+            with suppress(DataError):  # a full disk must not hide what happened
+                _write(folder, owner.model_copy(update={"ended": ended, "why": _first_line(error)}))
+            raise
+        _write(folder, owner.model_copy(update={"ended": "done"}))
+    finally:
+        lock.release()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _leave_no_trace(folder: Path) -> None:
+    for name in (_OWNER, _LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # there is something else in it
+        folder.rmdir()
+
+
+def _write(folder: Path, owner: Owner) -> None:
+    with replacing(folder / _OWNER) as part:
+        part.write_text(owner.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Returns who holds or held a run's folder, or None where nobody has said so."""
+    try:
+        return Owner.model_validate(json.loads((folder / _OWNER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def state(folder: Path, owner: Owner) -> State:
+    """Returns what a run is doing, or how it ended; `killed` where nobody holds the folder and nobody said why."""
+    if owner.ended is not None:
+        return owner.ended
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return "running"
+    lock.release()
+    return "killed"

@@ -1,0 +1,224 @@
+"""What ends a run before its time: signals, which are obeyed after the step, and numbers that went astray."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from bench.errors import InterruptedRunError, RunFailedError
+
+# Ctrl-C, a scheduler's notice, SLURM's early warning, submitit's early warning.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+_SAME_S = 1.0
+"""A terminal and a launcher both pass the same Ctrl-C on: within this time, it is one signal."""
+
+
+class SignalWatch:
+    """Within it, the first signal ends the run: after the training step and its checkpoint, elsewhere at once.
+
+    A second one ends the process where it stands.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.deferring = False
+        """Whether a signal waits for the end of the step."""
+        self._before: dict[int, Any] = {}
+        self._left_alone: Any = None
+        self._number, self._at, self._pid = 0, 0.0, os.getpid()
+
+    def __enter__(self) -> SignalWatch:
+        """Starts to watch."""
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+                before = signal.getsignal(number)
+                if number == signal.SIGTERM and callable(before):
+                    self._left_alone = before  # submitit's, which ignores it and waits for a signal of its own
+                else:
+                    self._before[number] = before
+        self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Puts the former handlers back."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Puts the former handlers back; again at the end, since Lightning puts ours back when it ends."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Takes the signals over; again where a library has put handlers of its own before ours."""
+        for number in self._before:
+            signal.signal(number, self._receive)
+        if self._left_alone is not None:
+            signal.signal(signal.SIGTERM, self._left_alone)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a loader's process: the main one ends it
+        if self.received:
+            if time.monotonic() - self._at > _SAME_S:
+                sys.stderr.write(f"stopped at once by a second signal ({signal.Signals(number).name})\n")
+                sys.stderr.flush()
+                os._exit(InterruptedRunError.exit_code)
+            return
+        self.received, self._number, self._at = signal.Signals(number).name, number, time.monotonic()
+        if not self.deferring:
+            self.leave("nothing was recorded")
+
+    def leave(self, said: str) -> None:
+        """Ends the run.
+
+        Args:
+            said: What was done before.
+
+        Raises:
+            InterruptedRunError: always, unless who watched before us (submitit, which puts the job back into the queue)
+                leaves in another way.
+        """
+        before = self._before.get(self._number)
+        self._put_back()
+        if callable(before) and before is not signal.default_int_handler:
+            before(self._number, None)
+        raise InterruptedRunError(f"stopped by {self.received}; {said}. The same command continues.")
+
+
+class TakeSignals(Callback):
+    """Takes the signals back from Lightning, whose own handlers wait for other processes."""
+
+    def __init__(self, watch: SignalWatch) -> None:
+        self.watch = watch
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Comes after Lightning has installed its handlers."""
+        self.watch.install()
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Comes after Lightning has installed its handlers."""
+        self.watch.install()
+
+
+class StopAndSave(TakeSignals):
+    """Saves `last.ckpt` after the optimiser step in which a signal came, and every so many minutes."""
+
+    def __init__(self, watch: SignalWatch, path: str, every_minutes: float | None) -> None:
+        super().__init__(watch)
+        self.path = path
+        self.every_s = math.inf if every_minutes is None else 60 * every_minutes
+        self._saved, self._step = time.monotonic(), 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """From here on, a signal waits for the end of the step."""
+        super().on_train_start(trainer, pl_module)
+        self.watch.deferring = True
+        self._step = trainer.global_step  # what a checkpoint ended with
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves and leaves; only between optimiser steps, since gathered gradients are in no checkpoint.
+
+        Not after the last step of an epoch: continued from there, Lightning would leave the epoch's validation out.
+        Its own checkpoint follows, and then a signal is obeyed.
+        """
+        if trainer.global_step == self._step or trainer.is_last_batch:
+            return
+        self._step = trainer.global_step
+        stop = _any(trainer, self.watch.received is not None)
+        if stop or _any(trainer, time.monotonic() - self._saved > self.every_s):
+            trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+        if stop:
+            self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leaves where a signal came during validation: the epoch's own checkpoint is complete by now."""
+        if _any(trainer, self.watch.received is not None):
+            self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
+
+
+def _any(trainer: lightning.Trainer, decision: bool) -> bool:
+    """Returns whether any process decided so: all have to save at the same step, or they would wait for each other."""
+    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False)) if trainer.world_size > 1 else decision
+
+
+class Astray(Callback):
+    """Ends a run whose gradients or validation loss are not finite, or whose loss left all bounds.
+
+    Args:
+        factor: How many times the first loss is divergence; None for any.
+    """
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor = factor
+        self.first: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the first loss."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the first loss of a checkpoint."""
+        self.first = state_dict["first"]
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares the loss with the first one.
+
+        Raises:
+            RunFailedError: it is far larger.
+        """
+        loss = abs(getattr(pl_module, "last_finite_loss", None) or 0.0)
+        if self.first is None:
+            self.first = loss
+        elif self.factor is not None and self.first > 0 and loss > self.factor * self.first:
+            raise RunFailedError(
+                f"the training diverged: loss {loss:.6g} at step {trainer.global_step} is more than "
+                f"train.divergence_factor={self.factor:g} times the first one, {self.first:.6g}. Lower train.lr."
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Looks at the gradients; not with a gradient scaler, which skips such steps and tries a smaller scale.
+
+        Raises:
+            RunFailedError: one is not finite.
+        """
+        if trainer.precision == "16-mixed":
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if not bool(torch.isfinite(norm)):
+            raise RunFailedError(
+                f"a gradient is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}), though the "
+                f"loss was {getattr(pl_module, 'last_finite_loss', None)}. Lower train.lr, or look for a square root "
+                "or logarithm at 0 in the model."
+            )
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks at the validation loss.
+
+        Raises:
+            RunFailedError: it is not finite.
+        """
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise RunFailedError(
+                f"the validation loss is {float(loss)} after step {trainer.global_step} (epoch {trainer.current_epoch})"
+            )

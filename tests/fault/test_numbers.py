@@ -1,0 +1,239 @@
+"""Numbers that went astray, loaders that die, files that were changed, code that changed (D08, M01-M10, X01-X03)."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults import Small, tiny
+from torch import Tensor, nn
+
+import bench
+import bench.resuming
+from bench.checkpoints import LAST, CheckpointFiles, damage
+from bench.data.loading import evaluation_loader
+from bench.errors import ConfigError, ContractError, DataError, InterruptedRunError, RunFailedError
+from bench.forecaster import Forecaster
+from bench.models import load_weights
+from bench.pipeline import run
+from bench.records.schema import RunRecord
+from bench.records.store import read_records, write_record
+from bench.trainer import translated_errors
+
+
+def _run(storms: Path, out: Path, *overrides: str) -> Any:
+    return run(tiny(storms, out, *overrides), training=True, say=lambda line: None)
+
+
+def _with_model(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> None:
+    monkeypatch.setattr("bench.pipeline.load_model", lambda name, task, **_: model(task.target_shape[0]))
+
+
+class _Broken(Small):
+    """Well for three steps, then not."""
+
+    calls = 0
+
+    def forward(self, context: Tensor) -> Tensor:
+        self.calls += self.training
+        forecast = super().forward(context)
+        return self.broken(forecast) if self.calls > 3 else forecast
+
+    def broken(self, forecast: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _InfiniteGradient(_Broken):
+    def broken(self, forecast: Tensor) -> Tensor:
+        return forecast + 0 * torch.sqrt(self.weight.sum() * 0)  # the loss is finite, its derivative is not
+
+
+class _Exploding(_Broken):
+    def broken(self, forecast: Tensor) -> Tensor:
+        return forecast * 1e6
+
+
+class _NanWhenEvaluated(_Broken):
+    def broken(self, forecast: Tensor) -> Tensor:
+        return forecast if self.training else forecast * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (_InfiniteGradient, "a gradient is not finite at step 3"),
+        (_Exploding, "the training diverged: loss .* at step 4 .*divergence_factor"),
+        (_NanWhenEvaluated, "the validation loss is nan after step 6"),
+    ],
+)
+def test_numbers_that_went_astray_end_the_run_with_a_record_and_no_score(
+    storms: Path, tmp_path: Path, monkeypatch, model: type[nn.Module], words: str
+) -> None:
+    _with_model(monkeypatch, model)
+    with pytest.raises(RunFailedError, match=words) as caught:
+        _run(storms, tmp_path)
+    assert caught.value.exit_code == 3
+    (record,), _ = read_records(tmp_path / "results")
+    assert record.status == "failed" and record.failure.phase == "training" and not record.scores
+    assert record.seed == 0 and record.config["train"]["lr"] == 1e-2
+
+
+def test_a_divergence_can_be_allowed(storms: Path, tmp_path: Path, monkeypatch) -> None:
+    _with_model(monkeypatch, _Exploding)
+    assert _run(storms, tmp_path, "train.divergence_factor=null", "train.max_epochs=1").record.status == "ok"
+
+
+@pytest.mark.usefixtures("small_model")
+def test_out_of_memory_in_the_evaluation_is_a_failed_run_at_its_phase(
+    storms: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def hungry(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
+
+    monkeypatch.setattr(Forecaster, "test_step", hungry)
+    with pytest.raises(RunFailedError, match=r"out of memory in evaluation at batch size 2.*data\.batch_size"):
+        _run(storms, tmp_path, "train.max_epochs=1")
+    (record,), _ = read_records(tmp_path / "results")
+    assert record.failure.phase == "evaluation" and record.config["data"]["batch_size"] == 2, "it was not changed"
+
+
+class _Endless:
+    """Sequences whose third one ends or stops the process that reads it."""
+
+    def __init__(self, end: bool) -> None:
+        self.end = end
+
+    def __len__(self) -> int:
+        return 4
+
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        if index == 2:
+            if self.end:
+                time.sleep(1)  # what it gave before has arrived
+                os._exit(1)
+            time.sleep(600)
+        return torch.zeros(1), torch.zeros(1)
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_loader_that_dies_or_hangs_is_a_failed_run(end: bool) -> None:
+    loader = evaluation_loader(_Endless(end), batch_size=1, num_workers=1, limit=None, timeout_s=2)
+    started = time.monotonic()
+    with pytest.raises(RunFailedError, match=r"reading: .*data\.timeout_s"), translated_errors("reading"):
+        list(loader)
+    assert time.monotonic() - started < 30
+
+
+class _DependsOnBatchMates(Small):
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context)[:1].expand(len(context), -1, -1, -1, -1)[:, :3]
+
+
+def test_a_forecast_of_the_wrong_shape_names_what_was_expected(storms: Path, tmp_path: Path, monkeypatch) -> None:
+    _with_model(monkeypatch, _DependsOnBatchMates)
+    with pytest.raises(ContractError, match="expected"):
+        _run(storms, tmp_path)
+
+
+# Checkpoints that were changed
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    whole = {"weights": torch.linspace(0, 1, 64), "name": "a", "steps": [1, 2]}
+    CheckpointFiles().save_checkpoint(whole, str(path))
+    content = path.read_bytes()
+    assert torch.equal(CheckpointFiles().load_checkpoint(str(path))["weights"], whole["weights"])
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0xFF
+        path.write_bytes(bytes(changed))
+        with pytest.raises(DataError, match="is damaged"):
+            CheckpointFiles().load_checkpoint(str(path))
+
+
+class _Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("where", ["state_dict", "optimizer_states", "nested"])
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, where: str) -> None:
+    payload: Any = _Payload(tmp_path / "pwned")
+    content = {"state_dict": {}, "optimizer_states": []}
+    content[where] = {"a": [payload]} if where == "nested" else payload
+    torch.save(content, tmp_path / LAST)
+    with pytest.raises(DataError, match="cannot be read safely"):
+        CheckpointFiles().load_checkpoint(str(tmp_path / LAST))
+    with pytest.raises(DataError):
+        load_weights(Small(3), tmp_path / LAST)
+    (tmp_path / "bare.ckpt").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(DataError):
+        load_weights(Small(3), tmp_path / "bare.ckpt")
+    assert not (tmp_path / "pwned").exists() and damage(tmp_path / "bare.ckpt") is not None
+
+
+# Resuming after something changed
+
+
+@pytest.mark.usefixtures("small_model")
+def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_path: Path, monkeypatch) -> None:
+    import signal
+
+    step = Forecaster.training_step
+
+    def signalled(self: Forecaster, batch: Any, batch_index: int) -> Any:
+        if self.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Forecaster, "training_step", signalled)
+        with pytest.raises(InterruptedRunError):
+            _run(storms, tmp_path)
+    known = bench.resuming.made_by()
+    monkeypatch.setattr(bench.resuming, "made_by", lambda: known | {"torch": "99.0"})
+    with pytest.raises(
+        ConfigError, match=r"written by other code \(torch .* -> 99\.0\).*train\.resume=anyway"
+    ) as caught:
+        _run(storms, tmp_path)
+    assert caught.value.exit_code == 2
+    record = _run(storms, tmp_path, "train.resume=anyway").record
+    assert record.training.resumed_count == 1 and record.config["train"]["resume"] == "anyway"
+
+
+@pytest.mark.usefixtures("small_model")
+def test_another_config_or_other_data_is_another_run(storms: Path, tmp_path: Path) -> None:
+    from bench.data.storms import make_sevir
+
+    other = make_sevir(tmp_path / "other", events={"train": 4, "val": 2, "test": 3}, size=32, seed=2)
+    for overrides in ([], ["train.lr=2e-2"], [f"data.root={other}"]):
+        _run(storms, tmp_path, "train.max_epochs=1", *overrides)
+    assert len(list(tmp_path.glob("work/*/*/*"))) == 3
+
+
+# Many records
+
+
+@pytest.mark.fault
+def test_five_hundred_records_and_a_broken_one_are_a_table_in_two_seconds(storms: Path, tmp_path: Path, capsys) -> None:
+    from bench.cli.main import main
+
+    record: RunRecord = bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+    for number in range(500):
+        write_record(record.model_copy(update={"run_id": f"r{number}", "seed": number}), tmp_path)
+    (tmp_path / "runs/sevir/persistence/torn.json").write_text(json.dumps({"schema_version": 1}))
+    started = time.process_time()
+    assert main(["table", "runs/sevir", "--results", str(tmp_path)]) == 0
+    took = time.process_time() - started
+    told = capsys.readouterr()
+    assert told.err.count("torn.json") == 1 and "persistence" in told.out
+    assert took < 2

@@ -1,0 +1,71 @@
+"""A sweep of six runs on a real launcher: one is killed in the middle, and the same command completes the sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import COMMAND, TINY, until
+
+from bench.checkpoints import newest_intact
+from bench.records.store import read_records
+from bench.runfolder import Owner, read_owner
+
+pytestmark = pytest.mark.scaleout
+
+_LAUNCHERS = {
+    "ray": [
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+        "+hydra.launcher.ray.remote.max_retries=0",
+    ],
+    "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
+
+
+@pytest.mark.parametrize("launcher", _LAUNCHERS)
+def test_a_sweep_of_six_survives_a_kill_and_is_completed_by_the_same_command(
+    earthbench: Callable[..., Any], storms: Path, tmp_path: Path, launcher: str
+) -> None:
+    sweep = [*TINY, "seed=0,1,2", "train.lr=1e-3,1e-2", "train.max_epochs=3", f"data.root={storms}"]
+    command = [str(COMMAND), "run", "-m", *sweep, *_LAUNCHERS[launcher]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "300"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment)
+
+        def one_with_a_checkpoint() -> tuple[Path, Owner] | None:
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            for path in tmp_path.glob("outputs/sevir/unet/*/owner.json"):
+                owner, checkpoint = read_owner(path.parent), path.parent / "checkpoints/last.ckpt"
+                if (
+                    owner
+                    and owner.ended is None
+                    and checkpoint.exists()
+                    and not (checkpoint.parent / "training.json").exists()
+                ):
+                    return path.parent, owner
+            return None
+
+        folder, owner = until(one_with_a_checkpoint, "a run with a checkpoint")
+        os.kill(owner.pid, signal.SIGKILL)
+        process.wait(900)
+    assert newest_intact(folder / "checkpoints", tmp_path, say=pytest.fail) is not None
+    status = json.loads(earthbench("status", *sweep, "--format", "json").stdout)
+    assert len(status["runs"]) == 6 and status["counts"].get("killed") == 1, status
+    recorded = {record.run_id for record in read_records(tmp_path / "results")[0]}
+    done = earthbench(*command[1:], env=environment)
+    records, problems = read_records(tmp_path / "results")
+    assert not problems and len({record.config_fingerprint for record in records}) == len(records) == 6
+    assert recorded <= {record.run_id for record in records}, "what was done is not done again"
+    resumed = [record for record in records if record.training and record.training.resumed_count]
+    assert resumed, done.stdout + done.stderr
+    status = json.loads(earthbench("status", *sweep, "--format", "json").stdout)
+    assert status["counts"] == {"recorded": 6}
