@@ -5,7 +5,7 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -57,11 +57,12 @@ class Stage(Protocol):
 
     name: str
     module: nn.Module
-    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss."""
+    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss.  If it has a true
+    `takes_labels`, both take the data's `labels` too."""
     depends_on: Mapping[str, Any]
     """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
-    prepare: Callable[[Iterable[tuple[Tensor, Tensor]]], None] | None
-    """Called before the training with all pairs of normalised contexts and targets of the training split."""
+    prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None
+    """Called before the training with normalised contexts and targets of the whole training split, and labels."""
 
     def load(self, path: str | Path) -> None:
         """Takes weights from a file instead of the training; raises OSError or ValueError."""

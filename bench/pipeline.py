@@ -131,7 +131,9 @@ def _train(model: nn.Module, task: Task, config: Config, folder: Path, say: Say)
 
     say(f"run folder: {folder}")
     if has_stages(model):
-        return train_stages(model, task, config, folder, say)
+        return train_stages(
+            model, task, config, folder, say, lambda module, own, place: train(module, task, own, place, say)
+        )
     return train(model, task, config, folder, say)
 
 

@@ -18,7 +18,6 @@ from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.files import replacing
 from bench.records.schema import TrainingSummary
 from bench.tasks.task import Task
-from bench.training import train
 
 _CHECKPOINT = "checkpoint"
 # Settings of a stage that its weights do not depend on.
@@ -31,7 +30,12 @@ def has_stages(model: nn.Module) -> bool:
 
 
 def train_stages(
-    model: nn.Module, task: Task, config: Config, folder: Path, say: Callable[[str], None]
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    folder: Path,
+    say: Callable[[str], None],
+    train_module: Callable[[nn.Module, Config, Path], TrainingSummary],
 ) -> TrainingSummary:
     """Trains all stages of a model in place, one after the other, and returns how they went together.
 
@@ -45,6 +49,7 @@ def train_stages(
         config: The run's config; `train.stages` holds what differs by stage.
         folder: The run's own folder.
         say: Takes one line of progress.
+        train_module: Trains a module by a config in a folder, leaves the weights to use in it, returns how it went.
 
     Raises:
         ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
@@ -66,16 +71,16 @@ def train_stages(
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
             if stage.prepare is not None:
-                stage.prepare(_training_pairs(task, config))
+                stage.prepare(_training_batches(task, config))
             continue
         place = Path(config.work).expanduser() / task.name / "stages" / f"{stage.name}-{before[-1][:12]}"
         say(f"stage {stage.name} ({number + 1} of {len(stages)}): {place}")
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if stage.prepare is not None and not (place / "checkpoints" / "last.ckpt").is_file():
-            stage.prepare(_training_pairs(task, config))
+            stage.prepare(_training_batches(task, config))
         stage_config = config.model_copy(update={"train": stage_train})
-        summaries[stage.name] = train(stage.module, task, stage_config, place, say)
+        summaries[stage.name] = train_module(stage.module, stage_config, place)
     summary = _together(summaries, task, config)
     with replacing(folder / "checkpoints" / f"{summary.weights}.ckpt") as part:
         torch.save({"state_dict": model.state_dict()}, part)
@@ -132,11 +137,11 @@ def _load(stage: Stage, path: str) -> None:
         raise ConfigError(f"train.stages.{stage.name}.checkpoint={path} does not fit: {error}") from error
 
 
-def _training_pairs(task: Task, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields all contexts and targets that are trained on, normalised, in batches."""
+def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
+    """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
     feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
     for batch in evaluation_loader(task.dataset("train"), **feed, limit=config.train.limit):
-        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
+        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
 
 
 def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: Config) -> TrainingSummary:
