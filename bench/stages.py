@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,9 @@ def train_stages(
     before: list[str] = []
     for number, stage in enumerate(stages):
         stage_train, checkpoint = settings[stage.name]
-        identity = _identity(stage, stage_train, checkpoint, task, config, before)
-        before.append(fingerprint(identity))
-        if checkpoint is not None:
-            _load(stage, checkpoint)
+        given = None if checkpoint is None else _load(stage, checkpoint)
+        before.append(fingerprint(_identity(stage, stage_train, given, task, config, before)))
+        if given is not None:
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
             if stage.prepare is not None:
@@ -111,14 +111,14 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
 
 
 def _identity(
-    stage: Stage, settings: Train, checkpoint: str | None, task: Task, config: Config, before: list[str]
+    stage: Stage, settings: Train, given: str | None, task: Task, config: Config, before: list[str]
 ) -> dict[str, Any]:
     kept = {"data": numbers_only(config, training=True)["data"], "seed": config.seed}
     return {
         "stage": stage.name,
         "depends_on": dict(stage.depends_on),
         "train": {key: value for key, value in settings.model_dump(mode="json").items() if key not in _NO_NUMBERS},
-        "checkpoint": checkpoint,
+        "given_weights": given,
         "task": {"name": task.name, "fields": task.fields()},
         "training_data": task.data_fingerprint("train"),
         "before": list(before),
@@ -126,9 +126,12 @@ def _identity(
     }
 
 
-def _load(stage: Stage, path: str) -> None:
+def _load(stage: Stage, path: str) -> str:
+    """Loads a stage's weights from a file, and returns the file's SHA-256."""
     try:
         stage.load(path)
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(
             f"train.stages.{stage.name}.checkpoint={path}: no such file. Leave the key out to train this stage."
