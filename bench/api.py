@@ -58,11 +58,12 @@ class Stage(Protocol):
 
     name: str
     module: nn.Module
-    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss."""
+    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss.  If it has a true
+    `takes_labels`, both take the data's `labels` too."""
     depends_on: Mapping[str, Any]
     """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
-    prepare: Callable[[Iterable[tuple[Tensor, Tensor]]], None] | None
-    """Called before the training with all pairs of normalised contexts and targets of the training split."""
+    prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None
+    """Called before the training with normalised contexts and targets of the whole training split, and labels."""
 
     def load(self, path: str | Path) -> None:
         """Takes weights from a file instead of the training; raises OSError or ValueError."""

@@ -104,7 +104,8 @@ class Forecaster(lightning.LightningModule):
         target = self.task.normalise(self.task.to_target(batch[1]))
         own = getattr(self.model, "training_loss", None)
         if callable(own):
-            losses = own(context, target, step=self.global_step, total_steps=self.total_steps)
+            labels = _labels(self.model, batch)
+            losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **labels)
         else:
             forecast = self.model(context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
@@ -227,7 +228,8 @@ class Forecaster(lightning.LightningModule):
         """Adds a batch to the validation scores."""
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
-            loss = own(self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1])))
+            pair = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
+            loss = own(*pair, **_labels(self.evaluated, batch))
             self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
             return
         forecast, _, target = self._score(batch)
@@ -339,6 +341,10 @@ class Forecaster(lightning.LightningModule):
         torch.set_rng_state(state["torch_rng"].cpu())
         if torch.cuda.is_available() and "cuda_rng" in state:
             torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda_rng"]])
+
+
+def _labels(model: nn.Module, batch: Batch) -> dict[str, Batch]:
+    return {"labels": batch[2:]} if getattr(model, "takes_labels", False) else {}
 
 
 def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:

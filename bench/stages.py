@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -76,14 +77,13 @@ def train_stages(
     before: list[str] = []
     for number, stage in enumerate(stages):
         stage_train, checkpoint = settings[stage.name]
-        identity = _identity(stage, stage_train, checkpoint, task, config, before)
-        before.append(fingerprint(identity))
-        if checkpoint is not None:
-            _load(stage, checkpoint)
+        given = None if checkpoint is None else _load(stage, checkpoint)
+        before.append(fingerprint(_identity(stage, stage_train, given, task, config, before)))
+        if given is not None:
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
             if stage.prepare is not None:
-                stage.prepare(_training_pairs(task, config))
+                stage.prepare(_training_batches(task, config))
             continue
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
         stage_config = config.model_copy(update={"train": stage_train})
@@ -92,7 +92,7 @@ def train_stages(
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if stage.prepare is not None and not (stage_checkpoints / LAST).exists():
-            stage.prepare(_training_pairs(task, config))
+            stage.prepare(_training_batches(task, config))
         with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
             done = train(
                 stage.module, task, stage_config, own, stage_checkpoints, say, watch=watch, processes=processes
@@ -130,14 +130,14 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
 
 
 def _identity(
-    stage: Stage, settings: Train, checkpoint: str | None, task: Task, config: Config, before: list[str]
+    stage: Stage, settings: Train, given: str | None, task: Task, config: Config, before: list[str]
 ) -> dict[str, Any]:
     kept = {"data": numbers_only(config, training=True)["data"], "seed": config.seed}
     return {
         "stage": stage.name,
         "depends_on": dict(stage.depends_on),
         "train": {key: value for key, value in settings.model_dump(mode="json").items() if key not in _NO_NUMBERS},
-        "checkpoint": checkpoint,
+        "given_weights": given,
         "task": {"name": task.name, "fields": task.fields()},
         "training_data": task.data_fingerprint("train"),
         "before": list(before),
@@ -145,9 +145,12 @@ def _identity(
     }
 
 
-def _load(stage: Stage, path: str) -> None:
+def _load(stage: Stage, path: str) -> str:
+    """Loads a stage's weights from a file, and returns the file's SHA-256."""
     try:
         stage.load(path)
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(
             f"train.stages.{stage.name}.checkpoint={path}: no such file. Leave the key out to train this stage."
@@ -156,11 +159,11 @@ def _load(stage: Stage, path: str) -> None:
         raise ConfigError(f"train.stages.{stage.name}.checkpoint={path} does not fit: {error}") from error
 
 
-def _training_pairs(task: Task, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields all contexts and targets that are trained on, normalised, in batches."""
+def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
+    """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
     feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
     for batch in evaluation_loader(task.dataset("train"), **feed, limit=config.train.limit):
-        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
+        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
 
 
 def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: Config) -> TrainingSummary:

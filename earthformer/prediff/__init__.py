@@ -21,7 +21,7 @@ _HOMES = {
     "NoiseSchedule": "schedule",
     "NoisyEncoder": "noisy_encoder",
     "PreDiff": "model",
-    "PreDiffKA": "model",
+    "PreDiffKA": "aligned_model",
     "Sampler": "sampling",
     "load_alignment": "upstream",
     "load_autoencoder": "upstream",

@@ -100,7 +100,11 @@ class KnowledgeAlignment(nn.Module):
                 "alignment: mean and standard deviation of the measure are not known: train the alignment stage, call "
                 "`fit` on the training sequences, or give the control as a value"
             )
-        value = self.mean * control.times if control.times is not None else self.mean + control.sigmas * self.std
+        if control.times is not None:
+            value = self.mean * control.times
+        else:
+            assert control.sigmas is not None
+            value = self.mean + control.sigmas * self.std
         return value.repeat(width // self.constraint.values).expand(batch, width).to(cond)
 
     @torch.no_grad()

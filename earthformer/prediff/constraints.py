@@ -9,6 +9,7 @@ Source: PreDiff, section 3.3 (knowledge alignment) and the constraints of its tw
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -50,21 +51,23 @@ class Constraint(ABC):
         name: under which it is registered.
         values: numbers that it gives per frame.
         averaged: whether the mean over the frames is compared, rather than every frame.
+        takes_labels: whether it needs what the data know of frames beyond their pixels.
         follows_context: whether, without a control, the target is the measure of the context's last frame.
     """
 
     name: ClassVar[str]
     values: ClassVar[int] = 1
     averaged: ClassVar[bool] = True
+    takes_labels: ClassVar[bool] = False
     follows_context: ClassVar[bool] = False
 
     @abstractmethod
-    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+    def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
         """Return the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
 
         Args:
             frames: the true future.
-            labels: what the data know of these frames beyond their pixels (B, T, ...), where they do.
+            labels: what the data know of these frames beyond their pixels, (B, ...) each.
 
         Raises:
             ValueError: the measure needs labels and there are none.
@@ -113,7 +116,7 @@ class MeanIntensity(Constraint):
 
     name = "mean_intensity"
 
-    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+    def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
         """Return the mean over H, W and C of every frame (B, T, 1)."""
         return frames.mean(dim=_FRAME_AXES).unsqueeze(-1)
 
@@ -122,23 +125,23 @@ class MeanIntensity(Constraint):
 class Energy(Constraint):
     """The energy of a system of bodies, which every forecast frame should have kept since the context's last frame.
 
-    Pixels do not tell velocities, so the training data must come with the energy of each frame as labels; of a context
-    the trained network says it.
+    Pixels do not tell velocities, so the training data must come with the energy of each target frame as a label; of a
+    context the trained network says it.
     """
 
     name = "energy"
     averaged = False
+    takes_labels = True
     follows_context = True
 
-    def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the labels (B, T) or (B, T, 1) as (B, T, 1)."""
-        if labels is None or labels.shape[:2] != frames.shape[:2] or labels[0, 0].numel() != 1:
-            found = "none" if labels is None else str(tuple(labels.shape))
-            raise ValueError(
-                f"constraint 'energy': expected the energy of every frame as labels {tuple(frames.shape[:2])}, found "
-                f"{found}"
-            )
-        return labels.reshape(*frames.shape[:2], 1).to(frames)
+    def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
+        """Return the last label of shape (B, T) or (B, T, 1) as (B, T, 1)."""
+        shape = tuple(frames.shape[:2])
+        for label in reversed(labels):
+            if tuple(label.shape) in (shape, (*shape, 1)):
+                return label.reshape(*shape, 1).to(frames)
+        found = ", ".join(str(tuple(label.shape)) for label in labels) or "none"
+        raise ValueError(f"constraint 'energy': expected the energy of every frame as a label {shape}, found {found}")
 
 
 def total_energy(

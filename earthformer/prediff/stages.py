@@ -8,7 +8,7 @@ Source: PreDiff, section 3 and the authors' released settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,18 @@ class Stage:
         name: of the stage.
         module: what is trained; it shares its networks with the model. It has
             ``training_loss(context, target, *, step, total_steps)`` -> {name: summand} and
-            ``validation_loss(context, target)``, which draws nothing at random.
+            ``validation_loss(context, target)``, which draws nothing at random. With a true ``takes_labels``, both take
+            ``labels`` too: what the data hold behind context and target.
         part: the network that the stage is about.
         depends_on: hyperparameters that its weights depend on, besides those of earlier stages.
-        prepare: called once, before the training, with all pairs of contexts and targets of the training split.
+        prepare: called once, before the training, with contexts, targets and labels of the whole training split.
     """
 
     name: str
     module: nn.Module
     part: nn.Module
     depends_on: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[Iterable[tuple[Tensor, Tensor]]], None] | None = None
+    prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None = None
 
     def load(self, path: str | Path) -> None:
         """Copy a checkpoint of the network, ours or the authors', into it instead of training it.
@@ -147,26 +148,33 @@ class AlignmentStage(nn.Module):
         self.scale_factor = scale_factor
         self.augment = augment
 
-    def prepare(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Set mean and standard deviation of the measure from all pairs of contexts and targets."""
-        self.alignment.fit(self.alignment.constraint.measure(target) for _, target in pairs)
+    @property
+    def takes_labels(self) -> bool:
+        """Return whether the constraint needs what the data know beyond the pixels."""
+        return self.alignment.constraint.takes_labels
 
-    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+    def prepare(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Set mean and standard deviation of the measure from all contexts, targets and labels."""
+        self.alignment.fit(self.alignment.constraint.measure(target, labels) for _, target, *labels in batches)
+
+    def training_loss(
+        self, context: Tensor, target: Tensor, *, step: int, total_steps: int, labels: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
         """Return the mean squared error of the estimates at one random step per sequence."""
         if self.augment:
             target = random_symmetry(target)
         latents = self.encode(target, True) * self.scale_factor
         t = torch.randint(self.schedule.timesteps, (len(latents),), device=latents.device)
-        return {"alignment": self._loss(latents, t, torch.randn_like(latents), target)}
+        return {"alignment": self._loss(latents, t, torch.randn_like(latents), target, labels)}
 
-    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+    def validation_loss(self, context: Tensor, target: Tensor, *, labels: Sequence[Tensor] = ()) -> Tensor:
         """Return the error at steps and with noise that follow from the context."""
         latents = self.encode(target, False) * self.scale_factor
-        return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target)
+        return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target, labels)
 
-    def _loss(self, latents: Tensor, t: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, latents: Tensor, t: Tensor, noise: Tensor, target: Tensor, labels: Sequence[Tensor]) -> Tensor:
         noised = self.schedule.add_noise(latents, noise, t)
-        return self.alignment.loss(noised, t, self.alignment.constraint.measure(target))
+        return self.alignment.loss(noised, t, self.alignment.constraint.measure(target, labels))
 
 
 def _as_images(frames: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from bench.data.storms import make_sevir
 from bench.tasks import load_task
+from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.constraints import Control
-from earthformer.prediff.model import PreDiff, PreDiffKA
+from earthformer.prediff.model import PreDiff
 from earthformer.prediff.sampling import Sampler
 
 STEPS = {"autoencoder": 400, "denoiser": 1600, "alignment": 400}

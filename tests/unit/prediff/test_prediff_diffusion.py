@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
@@ -337,9 +338,9 @@ def test_energy_is_that_of_the_last_frame_of_the_context(randomise) -> None:
     with pytest.raises(ValueError, match="at least 2 frames"):
         alignment.target(None, cond[:, :1])
     frames, energy = torch.rand(2, 2, 8, 8, 1), torch.rand(2, 2)
-    torch.testing.assert_close(alignment.constraint.measure(frames, energy)[..., 0], energy)
-    for labels in (None, torch.rand(2, 3)):
-        with pytest.raises(ValueError, match="the energy of every frame as labels"):
+    torch.testing.assert_close(alignment.constraint.measure(frames, [torch.rand(2, 5), energy])[..., 0], energy)
+    for labels in ([], [torch.rand(2, 3)]):
+        with pytest.raises(ValueError, match="the energy of every frame as a label"):
             alignment.constraint.measure(frames, labels)
 
 
@@ -375,7 +376,7 @@ def test_a_constraint_of_ones_own() -> None:
     class Peak(Constraint):
         name = "test_peak"
 
-        def measure(self, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
             return frames.amax(dim=(2, 3, 4))[..., None]
 
     register_constraint(Peak)

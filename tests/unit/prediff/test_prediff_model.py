@@ -15,10 +15,11 @@ from bench.forecaster import Forecaster
 from bench.pipeline import Outcome, run
 from bench.tasks import load_task
 from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
+from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control
-from earthformer.prediff.model import PreDiff, PreDiffKA
+from earthformer.prediff.model import PreDiff
 from earthformer.prediff.stages import AutoencoderStage
 from earthformer.prediff.upstream import to_upstream_state_dict
 
