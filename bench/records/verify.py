@@ -78,7 +78,10 @@ def verify_file(path: Path) -> Iterator[Finding]:
             path, "schema_version", f"{version} is newer than this earthbench reads ({SCHEMA_VERSION}); upgrade"
         )
         return
-    yield from (Finding(path, field, "not a finite number") for field in _not_finite(content))
+    broken = [Finding(path, field, "not a finite number") for field in _not_finite(content)]
+    if broken:  # such a file has no canonical form, and so no hash to compare
+        yield from broken
+        return
     try:
         record = RunRecord.model_validate(migrated(content))
     except ValidationError as error:
@@ -92,8 +95,8 @@ def verify_file(path: Path) -> Iterator[Finding]:
         )
     record = record.with_arrays(path.with_suffix(".npz"))
     rules = (_fingerprints, _statistics, _split, _versions, _values, _counts)
-    broken = itertools.chain(_identity(record, path), *(rule(record) for rule in rules))
-    yield from (Finding(path, field, message) for field, message in broken)
+    found = itertools.chain(_identity(record, path), *(rule(record) for rule in rules))
+    yield from (Finding(path, field, message) for field, message in found)
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
