@@ -12,10 +12,12 @@ from typing import Any
 from bench.errors import UnknownNameError, did_you_mean
 from bench.overrides import literal
 from bench.records.schema import RunRecord
+from bench.scores.skill import Convention, skill_scores
 from bench.tables.admission import LeftOut, deviations
 from bench.tables.cells import Cell, Interval, contents_of, value_of
 from bench.tables.definitions import Table, load_published
 
+_THRESHOLDS = (16, 74, 133, 160, 181, 219)
 _COUNTED = ("csi", "pod", "sucr", "far", "bias", "hss")
 _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
 
@@ -125,7 +127,7 @@ def metric_of(record: RunRecord, key: str) -> str:
 
 def readings(record: RunRecord, key: str) -> list[Reading]:
     """Returns a record's score under every convention that can be had from what the record stores."""
-    if key.split("_")[0] in _COUNTED and record.counts is not None and "_pool" not in key:
+    if key.split("_")[0] in _COUNTED and record.counts is not None:
         return _from_counts(record, key)
     if key in _PAIR_COUNTS:
         return _scales(record, key)
@@ -135,20 +137,20 @@ def readings(record: RunRecord, key: str) -> list[Reading]:
 
 
 def _from_counts(record: RunRecord, key: str) -> list[Reading]:
-    from bench.metrics.skill import VIL_THRESHOLDS, skill_scores
-
     assert record.counts is not None
+    options = record.conventions.get("skill", {})
+    thresholds, pools = options.get("thresholds", _THRESHOLDS), options.get("pools", (1,))
+    counted = options.get("convention", "upstream")
     base = key.removesuffix("_per_lead_mean")
-    thresholds = record.conventions.get("skill", {}).get("thresholds", VIL_THRESHOLDS)
-    counted = record.conventions.get("skill", {}).get("convention", "upstream")
     found = []
-    for convention in ("upstream", "correct"):
-        scores = skill_scores(record.counts, thresholds, convention)
+    conventions: tuple[Convention, ...] = ("upstream", "correct")
+    for convention in conventions:
+        scores = skill_scores(record.counts, thresholds, convention, pools)
         formula = "1e-4 in denominators" if convention == "upstream" else "0/0 left out of means"
         remark = "" if convention == counted else f"formula only: the events were counted by the rules of {counted!r}"
         for name, pooled in ((base, "pooled over leads"), (f"{base}_per_lead_mean", "mean of scores per lead")):
             found.append(Reading(f"{convention}, {pooled} ({formula})", _known(scores.get(name)), remark))
-    if base.startswith(("csi_", "pod_")):
+    if base.startswith(("csi_", "pod_")) and "_pool" not in base:
         empty = _empty_is_one(record, base, thresholds)
         remark = "formula only: its own code also drops pairs with a value outside 0..254"
         found.append(Reading("MIT 2020, pooled over leads (0/0 is 1)", empty, remark))
@@ -159,7 +161,11 @@ def _empty_is_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> 
     """Returns the pooled score where a score without events on either side counts as perfect."""
     assert record.counts is not None
     name, _, level = base.partition("_")
-    totals = {state: [sum(column) for column in zip(*rows, strict=True)] for state, rows in record.counts.items()}
+    # columns behind the thresholds' own are those of max-pooled fields
+    totals = {
+        state: [sum(column) for column in zip(*rows, strict=True)][: len(thresholds)]
+        for state, rows in record.counts.items()
+    }
     values = []
     for hits, misses, alarms in zip(totals["hits"], totals["misses"], totals["false_alarms"], strict=True):
         over = hits + misses + (alarms if name == "csi" else 0)

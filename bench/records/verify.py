@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import Config, explain, fingerprint, numbers_only
 from bench.errors import EarthbenchError
-from bench.records.schema import SCHEMA_VERSION, RunRecord
+from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
+from bench.records.statistics import read_arrays
 
 _STATES = ("hits", "misses", "false_alarms", "correct_negatives")
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -46,15 +47,19 @@ def verify_records(root: Path) -> tuple[int, list[Finding]]:
     findings: list[Finding] = []
     seen: dict[str, Path] = {}
     for path in files:
+        if path.suffix == ".npz" and path.with_suffix(".json").is_file():
+            continue  # a record's statistics, checked with it
         if path.suffix != ".json":
-            findings.append(Finding(path, "file", "not a record; a run that was killed leaves .part files: delete it"))
+            findings.append(
+                Finding(path, "file", "not of a record; a run that was killed leaves such files: delete it")
+            )
             continue
         found = list(verify_file(path))
         findings += found
         if path.stem in seen:
             findings.append(Finding(path, "run_id", f"also the id of {seen[path.stem]}"))
         seen[path.stem] = path
-    return len(files), findings
+    return sum(path.suffix == ".json" for path in files), findings
 
 
 def verify_file(path: Path) -> Iterator[Finding]:
@@ -73,17 +78,25 @@ def verify_file(path: Path) -> Iterator[Finding]:
             path, "schema_version", f"{version} is newer than this earthbench reads ({SCHEMA_VERSION}); upgrade"
         )
         return
-    yield from (Finding(path, field, "not a finite number") for field in _not_finite(content))
+    broken = [Finding(path, field, "not a finite number") for field in _not_finite(content)]
+    if broken:  # such a file has no canonical form, and so no hash to compare
+        yield from broken
+        return
     try:
-        record = RunRecord.model_validate(content)
+        record = RunRecord.model_validate(migrated(content))
     except ValidationError as error:
         for line in explain(error, RunRecord):
             field, _, message = line.partition(": ")
             yield Finding(path, field.partition(" = ")[0], message)
         return
-    rules = (_hashes, _split, _versions, _values, _counts)
-    broken = itertools.chain(_identity(record, path), *(rule(record) for rule in rules))
-    yield from (Finding(path, field, message) for field, message in broken)
+    if record.sha256 != content_sha256(content):
+        yield Finding(
+            path, "sha256", "the content does not have the hash it carries: it was changed after it was written"
+        )
+    record = record.with_arrays(path.with_suffix(".npz"))
+    rules = (_fingerprints, _statistics, _split, _versions, _values, _counts)
+    found = itertools.chain(_identity(record, path), *(rule(record) for rule in rules))
+    yield from (Finding(path, field, message) for field, message in found)
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
@@ -105,9 +118,18 @@ def _identity(record: RunRecord, path: Path) -> Iterator[tuple[str, str]]:
             yield field, f"{found!r}, but the file lies at {expected!r}"
 
 
-def _hashes(record: RunRecord) -> Iterator[tuple[str, str]]:
-    if record.sha256 != record.content_sha256():
-        yield "sha256", "the content does not have the hash it carries: it was changed after it was written"
+def _statistics(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What scores are resampled from is there, and is what the record names."""
+    if record.statistics is None:
+        return
+    try:
+        if read_arrays(record) is None:
+            yield "statistics", f"{record.run_id}.npz is not there: no intervals can be given"
+    except EarthbenchError as error:
+        yield "statistics.content_sha256", str(error)
+
+
+def _fingerprints(record: RunRecord) -> Iterator[tuple[str, str]]:
     try:
         config = record.config
         named = config if "api" in config else numbers_only(Config.model_validate(config))
@@ -209,42 +231,49 @@ def _counts(record: RunRecord) -> Iterator[tuple[str, str]]:
         return
     options = record.conventions.get("skill", {})
     thresholds = options.get("thresholds", _THRESHOLDS)
-    shapes = {state: {len(row) for row in counts[state]} for state in _STATES}
+    pools = options.get("pools", (1,))
+    columns = len(thresholds) * len(pools)
     for state in _STATES:
-        if shapes[state] != {len(thresholds)} or len(counts[state]) != len(counts["hits"]):
-            yield f"counts.{state}", f"expected {len(counts['hits'])} lead times of {len(thresholds)} thresholds"
+        if {len(row) for row in counts[state]} != {columns} or len(counts[state]) != len(counts["hits"]):
+            yield f"counts.{state}", f"expected {len(counts['hits'])} lead times of {columns} thresholds and pools"
             return
         if any(value < 0 for row in counts[state] for value in row):
             yield f"counts.{state}", "a count is negative"
-    for lead, rows in enumerate(zip(*(counts[state] for state in _STATES), strict=True), start=1):
-        totals = {sum(column) for column in zip(*rows, strict=True)}
-        if len(totals) > 1:
-            yield "counts", f"lead {lead}: the thresholds have {len(totals)} different numbers of pixels"
-    yield from _csi(record, counts, thresholds, str(options.get("convention", "upstream")))
+    for index, pool in enumerate(pools):
+        own = slice(index * len(thresholds), (index + 1) * len(thresholds))
+        of_pool = {state: [row[own] for row in counts[state]] for state in _STATES}
+        for lead, rows in enumerate(zip(*of_pool.values(), strict=True), start=1):
+            if len({sum(column) for column in zip(*rows, strict=True)}) > 1:
+                yield "counts", f"lead {lead}: the thresholds have different numbers of pixels"
+        ending = "" if pool == 1 else f"_pool{pool}"
+        yield from _csi(record, of_pool, thresholds, str(options.get("convention", "upstream")), ending)
 
 
 def _csi(
-    record: RunRecord, counts: Mapping[str, list[list[int]]], thresholds: Sequence[float], convention: str
+    record: RunRecord,
+    counts: Mapping[str, list[list[int]]],
+    thresholds: Sequence[float],
+    convention: str,
+    ending: str,
 ) -> Iterator[tuple[str, str]]:
     eps = 1e-4 if convention == "upstream" else 0.0
-    by_lead = {threshold: [0.0] * len(counts["hits"]) for threshold in thresholds}
-    pooled: dict[float, float] = {}
+    by_lead: dict[str, list[float]] = {}
+    pooled: dict[str, float] = {}
     for k, threshold in enumerate(thresholds):
+        name = f"csi_{threshold:g}{ending}"
         hits, misses, alarms = ([row[k] for row in counts[state]] for state in _STATES[:3])
-        pooled[threshold] = _ratio(sum(hits), sum(hits) + sum(misses) + sum(alarms) + eps)
-        by_lead[threshold] = [_ratio(h, h + m + f + eps) for h, m, f in zip(hits, misses, alarms, strict=True)]
+        pooled[name] = _ratio(sum(hits), sum(hits) + sum(misses) + sum(alarms) + eps)
+        by_lead[name] = [_ratio(h, h + m + f + eps) for h, m, f in zip(hits, misses, alarms, strict=True)]
     defined = [value for value in pooled.values() if not math.isnan(value)]
-    expected = {f"csi_{threshold:g}": value for threshold, value in pooled.items()}
-    expected["csi_m"] = math.fsum(defined) / len(defined) if defined else math.nan
-    for name, value in expected.items():
+    pooled[f"csi_m{ending}"] = math.fsum(defined) / len(defined) if defined else math.nan
+    for name, value in pooled.items():
         if name in record.scores and not _equal(record.scores[name], value):
             yield f"scores.{name}", f"{record.scores[name]!r}, but the record's counts give {value!r}"
-    for threshold, values in by_lead.items():
-        for lead, (found, value) in enumerate(
-            zip(record.scores_per_lead.get(f"csi_{threshold:g}", []), values, strict=False), start=1
-        ):
-            if not _equal(found, value):
-                yield f"scores_per_lead.csi_{threshold:g}", f"lead {lead}: {found!r}, but its counts give {value!r}"
+    for name, values in by_lead.items():
+        found = record.scores_per_lead.get(name, [])
+        for lead, (score, value) in enumerate(zip(found, values, strict=False), start=1):
+            if not _equal(score, value):
+                yield f"scores_per_lead.{name}", f"lead {lead}: {score!r}, but its counts give {value!r}"
 
 
 def _ratio(part: float, whole: float) -> float:

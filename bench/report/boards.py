@@ -199,8 +199,7 @@ def _recorded_curves(runs: Sequence[tuple[str, list[RunRecord]]], prefix: str) -
     """Reliability curves or rank histograms, as the newest seed's record has them: one chart per name."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for label, records in runs:
-        # records gained curves after the report was made
-        for name, columns in getattr(records[-1], "curves", {}).items():
+        for name, columns in records[-1].curves.items():
             if name.startswith(prefix):
                 by_name.setdefault(name, []).append({"label": label, **columns})
     return [

@@ -69,7 +69,7 @@ def test_a_field_that_breaks_a_rule_is_named(record: RunRecord, tmp_path: Path, 
         (lambda c: c["scores"].update(hss_m=0.1), "sha256"),
         (lambda c: c["scores"].update(mse=float("nan")), "scores.mse"),
         (lambda c: c["hardware"].update(cores=float("inf")), "hardware.cores"),
-        (lambda c: c.update(schema_version=2), "schema_version"),
+        (lambda c: c.update(schema_version=99), "schema_version"),
         (lambda c: c.update(note="by hand"), "note"),
         (lambda c: c.pop("seed"), "seed"),
         (lambda c: c["task"].update(name="../x"), "task.name"),
@@ -135,6 +135,19 @@ def test_the_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["verify", "--results", str(tmp_path), "--format", "json"]) == 4
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {"path": str(path), "field": "sha256"}.items() <= findings[0].items()
+
+
+def test_statistics_are_those_that_the_record_names(record: RunRecord, tmp_path: Path) -> None:
+    path = write_record(record, tmp_path)
+    statistics = path.with_suffix(".npz")
+    assert statistics.is_file() and not list(verify_file(path))
+    statistics.write_bytes(statistics.read_bytes()[:-40])
+    assert {finding.field for finding in verify_file(path)} == {"statistics.content_sha256"}
+    statistics.unlink()
+    assert {finding.field for finding in verify_file(path)} == {"statistics"}
+    stray = path.parent / "stray.npz"
+    stray.write_bytes(b"")
+    assert stray in {finding.path for finding in verify_records(tmp_path)[1]}
 
 
 def test_the_committed_results_verify() -> None:
