@@ -170,7 +170,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, where: str) -> None:
     payload: Any = _Payload(tmp_path / "pwned")
     content = {"state_dict": {}, "optimizer_states": []}
     content[where] = {"a": [payload]} if where == "nested" else payload
-    torch.save(content, tmp_path / LAST)
+    CheckpointFiles().save_checkpoint(content, str(tmp_path / LAST))
     with pytest.raises(DataError, match="cannot be read safely"):
         CheckpointFiles().load_checkpoint(str(tmp_path / LAST))
     with pytest.raises(DataError):
