@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from bench.api import Split
 from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only
 from bench.errors import ConfigError, UnknownNameError, did_you_mean
+from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.tasks import Task, load_task
@@ -108,31 +109,20 @@ def varied_keys(runs: Sequence[Variant]) -> list[str]:
 def finished_record(config: Config) -> RunRecord | None:
     """Returns the newest complete record of a config on its data, or None.
 
-    The config's fingerprint leaves out where data lies, so the data itself is compared: what was evaluated, and what
-    was trained on.
-
     Raises:
         ConfigError: no data root, or task options that are not valid.
         DataError: the data cannot be read.
     """
     if config.data.root is None:
         raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
-    wanted = fingerprint(numbers_only(config))
-    tested_on = _data_fingerprint(config, config.data.test_root or config.data.root, config.split)
-    trained_on = _data_fingerprint(config, config.data.root, "train")
-    version = load_task(config.task.name).version
     records, _ = read_records(Path(config.results.root).expanduser(), config.task.name)
-    for record in reversed(records):
-        if (
-            record.config_fingerprint == wanted
-            and record.status == "ok"
-            and record.task.version == version
-            and record.data is not None
-            and record.data.fingerprint == tested_on
-            and (record.training is None or record.training.data_fingerprint == trained_on)
-        ):
-            return record
-    return None
+    return newest_of_same_run(
+        records,
+        config,
+        task_version=load_task(config.task.name).version,
+        tested_on=_data_fingerprint(config, config.data.test_root or config.data.root, config.split),
+        trained_on=_data_fingerprint(config, config.data.root, "train"),
+    )
 
 
 def _data_fingerprint(config: Config, root: str, split: Split) -> str:

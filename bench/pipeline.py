@@ -20,6 +20,7 @@ from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.places import Place, local_folder, place
 from bench.processes import Processes, has_to_launch, here, launch
+from bench.records.reuse import newest_of_same_run
 from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
@@ -106,7 +107,7 @@ def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWat
     if train_here and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if not again:
-        done = find_done(results, task, test_task, config, train_here)
+        done = _find_done(results, task, test_task, config, train_here)
         if done is not None:
             say(f"done before: {done.record_path}")
             return done
@@ -201,16 +202,16 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def find_done(results: Place, task: Task, test_task: Task, config: Config, train_here: bool) -> Outcome | None:
+def _find_done(results: Place, task: Task, test_task: Task, config: Config, train_here: bool) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
-    named, data = fingerprint(numbers_only(config)), test_task.data_fingerprint(config.split)
-    trained_on = task.data_fingerprint("train") if train_here else None
-    for record in reversed(read_records(results, task.name)[0]):
-        same = record.status == "ok" and record.config_fingerprint == named
-        training = record.training.data_fingerprint if record.training else None
-        if same and record.data is not None and record.data.fingerprint == data and training == trained_on:
-            return Outcome(record, record_path(results, record), None, {})
-    return None
+    record = newest_of_same_run(
+        read_records(results, task.name)[0],
+        config,
+        task_version=task.version,
+        tested_on=test_task.data_fingerprint(config.split),
+        trained_on=task.data_fingerprint("train") if train_here else None,
+    )
+    return Outcome(record, record_path(results, record), None, {}) if record else None
 
 
 def _evaluation_strategy(config: Config) -> str:

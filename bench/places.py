@@ -19,12 +19,13 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def place(text: str, key: str) -> Place:
+def place(text: str, key: str, **options: Any) -> Place:
     """Returns the folder that a config value names.
 
     Args:
         text: A path, or any fsspec URL: `s3://bucket/folder`, `gs://...`, `memory://...`.
         key: The config key, for the message.
+        **options: Of the protocol's file system.
 
     Raises:
         ConfigError: no such protocol, or its package is not installed.
@@ -37,7 +38,7 @@ def place(text: str, key: str) -> Place:
     try:
         if not protocol:
             raise ValueError("it is empty")
-        found = UPath(text)
+        found = UPath(text, **options)
         _ = found.fs
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)

@@ -1,4 +1,4 @@
-"""Folders of data, on disk or behind an address: `s3://`, `https://`, `memory://`, whatever fsspec reads.
+"""Reading data where it lies, on disk or behind an address: `s3://`, `https://`, `memory://`, whatever fsspec reads.
 
 A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, which answers to the same methods.
 """
@@ -14,15 +14,11 @@ import h5py
 from fsspec.spec import AbstractBufferedFile
 
 from bench.data.http import Patience, Remote, inspect, read_range
-from bench.errors import ConfigError, DataError, EarthbenchError
+from bench.errors import DataError, EarthbenchError
+from bench.places import place
 
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
-
-
-def is_address(root: str | Path) -> bool:
-    """Returns whether a root is an address rather than a path."""
-    return "://" in str(root)
 
 
 def open_place(root: str | Path) -> Path:
@@ -33,25 +29,12 @@ def open_place(root: str | Path) -> Path:
     Raises:
         ConfigError: no library is there for such an address.
     """
-    if not is_address(root):
-        return Path(root).expanduser()
     if not isinstance(root, str):
         return root
     import fsspec.config
-    from upath import UPath
 
-    scheme = root.partition("://")[0]
-    anonymous = scheme in ("s3", "s3a") and "anon" not in fsspec.config.conf.get("s3", {})
-    try:
-        options: dict[str, Any] = {"anon": True} if anonymous else {}
-        place: Any = UPath(root, **options)
-        place.fs  # noqa: B018 - imports the library of the protocol
-    except ImportError as error:
-        advice = "pip install 'earthbench[s3]'" if anonymous or scheme == "s3" else "install fsspec's extra for it"
-        raise ConfigError(f"data.root={root}: {error}. {advice}") from error
-    except ValueError as error:
-        raise ConfigError(f"data.root={root}: {error}") from error
-    return cast(Path, place)
+    anonymous = root.startswith(("s3://", "s3a://")) and "anon" not in fsspec.config.conf.get("s3", {})
+    return cast(Path, place(root, "data.root", **({"anon": True} if anonymous else {})))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from bench.api import Split
 from bench.config import Config, compose, fingerprint, numbers_only
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
 from bench.overrides import literal
+from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.reproduction.estimates import Estimate, estimated, measured, measured_throughput
@@ -190,16 +191,13 @@ def find_done(table: Table, row: Row, config: Config, task: Task) -> RunRecord |
         return standing[-1]
     if task.data_root is None:
         return None
-    named, data = fingerprint(numbers_only(config)), task.data_fingerprint(config.split)
-    same = [
-        record
-        for record in records
-        if record.status == "ok"
-        and record.config_fingerprint == named
-        and record.data is not None
-        and record.data.fingerprint == data
-    ]
-    return same[-1] if same else None
+    return newest_of_same_run(
+        records,
+        config,
+        task_version=task.version,
+        tested_on=task.data_fingerprint(config.split),
+        trained_on=task.data_fingerprint("train"),
+    )
 
 
 def seeds_of(given: Sequence[str], seeds: str | None) -> list[int]:
