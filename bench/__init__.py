@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.evaluation import evaluate
     from bench.metrics import load_metric
     from bench.models import count, load_model, load_weights
     from bench.records import compare, interval, read_records, write_record
+    from bench.running.evaluation import evaluate
     from bench.tables import load_table
     from bench.tasks import load_task
 
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "compare": "bench.records",
     "count": "bench.models",
-    "evaluate": "bench.evaluation",
+    "evaluate": "bench.running.evaluation",
     "interval": "bench.records",
     "load_metric": "bench.metrics",
     "load_model": "bench.models",

@@ -87,4 +87,4 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs train a model of a few weights and a random number in each step, in a second."""
     from faults import Small
 
-    monkeypatch.setattr("bench.pipeline.load_model", lambda name, task, **_: Small(task.target_shape[0]))
+    monkeypatch.setattr("bench.running.pipeline.load_model", lambda name, task, **_: Small(task.target_shape[0]))

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
-from bench.ablation import ablation_names, finished_record, load_ablation, variants
+from bench.ablation.variants import ablation_names, finished_record, load_ablation, variants
 from bench.cli.run import sweep
 from bench.config import to_plain, validate
 from bench.errors import EarthbenchError
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             except EarthbenchError as error:  # the other runs of the sweep have been made all the same
                 failures.append(error)
         records = [finished_record(run.config) for run in runs]
-    from bench.ablation_table import costs, lines, render
+    from bench.ablation.table import costs, lines, render
 
     measured = costs(runs, _say)
     table = lines(ablation, runs, measured, records)
@@ -59,7 +59,7 @@ def _say(line: str) -> None:
 
 def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
-    from bench.pipeline import run as run_pipeline
+    from bench.running.pipeline import run as run_pipeline
 
     config = validate(to_plain(composed))
     record = finished_record(config)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.config import compose
 
 if TYPE_CHECKING:
-    from bench.pipeline import Outcome
+    from bench.running.pipeline import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluates and prints what came of it."""
     config = compose(options.overrides)
-    from bench.pipeline import run as run_pipeline
+    from bench.running.pipeline import run as run_pipeline
 
     if options.format == "json":
         outcome = run_pipeline(config, training=False, say=lambda line: print(line, file=sys.stderr))

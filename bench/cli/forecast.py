@@ -30,11 +30,11 @@ def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
     import torch
 
-    from bench.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
     from bench.models import has_weights, load_model, load_weights
+    from bench.running.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
+    from bench.running.trainer import torch_device
     from bench.tables.panels import FORMATS, draw, panels_of
     from bench.tasks import load_task
-    from bench.trainer import torch_device
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")

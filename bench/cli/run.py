@@ -88,7 +88,7 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
 def execute(config: Any, *, again: bool) -> None:
     """Runs a checked config and prints what came of it."""
     from bench.cli.evaluate import print_outcome
-    from bench.pipeline import run as run_pipeline
+    from bench.running.pipeline import run as run_pipeline
 
     print_outcome(run_pipeline(config, training=True, again=again))
 

@@ -12,7 +12,7 @@ from bench.config import Config, compose, expand_sweep, fingerprint, numbers_onl
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.runfolder import Owner, read_owner, state
+from bench.running.runfolder import Owner, read_owner, state
 
 TAKES_HYDRA_FLAGS = True
 

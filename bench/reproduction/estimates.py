@@ -114,8 +114,8 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     import torch
 
     from bench.cost import measure_speed
-    from bench.forecaster import masked_mse
-    from bench.trainer import trainer_device, translated_errors
+    from bench.running.forecaster import masked_mse
+    from bench.running.trainer import trainer_device, translated_errors
 
     where = trainer_device(config.device)
     place = torch.device("cpu" if where["accelerator"] == "cpu" else f"cuda:{(where['devices'] or [0])[0]}")

@@ -115,8 +115,8 @@ def _plan(
     again: bool,
     throughput: Callable[[str], float],
 ) -> RowPlan:
-    from bench.evaluation import work_folder
     from bench.models import has_weights, load_model
+    from bench.running.evaluation import work_folder
     from bench.tasks import load_task
 
     config = compose(overrides)

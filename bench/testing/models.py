@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.api import Shape
 from bench.cost import count_model
 from bench.errors import ContractError, one_message
-from bench.forecaster import check_forecast, masked_mse
+from bench.running.forecaster import check_forecast, masked_mse
 
 # Rows of a batch go through the same kernels in other groupings; beyond float32 round-off they must not differ.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4

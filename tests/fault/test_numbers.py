@@ -14,16 +14,16 @@ from faults import Small, tiny
 from torch import Tensor, nn
 
 import bench
-import bench.resuming
-from bench.checkpoints import LAST, CheckpointFiles, damage
+import bench.running.resuming
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, ContractError, DataError, InterruptedRunError, RunFailedError
-from bench.forecaster import Forecaster
 from bench.models import load_weights
-from bench.pipeline import run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
-from bench.trainer import translated_errors
+from bench.running.checkpoints import LAST, CheckpointFiles, damage
+from bench.running.forecaster import Forecaster
+from bench.running.pipeline import run
+from bench.running.trainer import translated_errors
 
 
 def _run(storms: Path, out: Path, *overrides: str) -> Any:
@@ -31,7 +31,7 @@ def _run(storms: Path, out: Path, *overrides: str) -> Any:
 
 
 def _with_model(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> None:
-    monkeypatch.setattr("bench.pipeline.load_model", lambda name, task, **_: model(task.target_shape[0]))
+    monkeypatch.setattr("bench.running.pipeline.load_model", lambda name, task, **_: model(task.target_shape[0]))
 
 
 class _Broken(Small):
@@ -199,8 +199,8 @@ def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_pat
         patch.setattr(Forecaster, "training_step", signalled)
         with pytest.raises(InterruptedRunError):
             _run(storms, tmp_path)
-    known = bench.resuming.made_by()
-    monkeypatch.setattr(bench.resuming, "made_by", lambda: known | {"torch": "99.0"})
+    known = bench.running.resuming.made_by()
+    monkeypatch.setattr(bench.running.resuming, "made_by", lambda: known | {"torch": "99.0"})
     with pytest.raises(
         ConfigError, match=r"written by other code \(torch .* -> 99\.0\).*train\.resume=anyway"
     ) as caught:

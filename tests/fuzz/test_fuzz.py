@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import bench
-from bench.checkpoints import CheckpointFiles
 from bench.cli.main import main
 from bench.config import Config, compose
 from bench.errors import DataError, UsageError
 from bench.records.schema import RunRecord
 from bench.records.store import read_record, read_records, write_record
+from bench.running.checkpoints import CheckpointFiles
 
 _SLOW = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]

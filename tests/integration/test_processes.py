@@ -10,8 +10,8 @@ from faults import tiny
 
 from bench.data.storms import make_sevir
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
-from bench.pipeline import run
 from bench.records.store import read_records
+from bench.running.pipeline import run
 
 pytestmark = pytest.mark.scaleout
 
@@ -51,7 +51,7 @@ def test_training_by_two_processes_and_by_a_change_of_their_number_is_that_of_on
 ) -> None:
     import signal
 
-    from bench.forecaster import Forecaster
+    from bench.running.forecaster import Forecaster
 
     run(tiny(storms, tmp_path / "one", *_MODEL, *_TRAIN), training=True, say=print)
     run(tiny(storms, tmp_path / "two", *_MODEL, *_TRAIN, "devices=2"), training=True, say=print)

@@ -12,9 +12,9 @@ from faults import tiny
 
 import bench
 from bench.errors import RunFailedError
-from bench.pipeline import run
 from bench.places import place
 from bench.records.store import read_records, write_record
+from bench.running.pipeline import run
 
 pytestmark = pytest.mark.scaleout
 

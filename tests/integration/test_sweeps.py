@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from engines import COMMAND, TINY, until
 
-from bench.checkpoints import newest_intact
 from bench.records.store import read_records
-from bench.runfolder import Owner, read_owner
+from bench.running.checkpoints import newest_intact
+from bench.running.runfolder import Owner, read_owner
 
 pytestmark = pytest.mark.scaleout
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench import ablation_table, registry
-from bench.ablation import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
-from bench.ablation_table import cost_of, costs
+from bench.ablation.table import cost_of, costs
+from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose

@@ -14,7 +14,7 @@ from torch import nn
 import bench
 from bench.cli.main import main
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
-from bench.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
+from bench.running.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
 from bench.tables.panels import draw, panels_of
 
 

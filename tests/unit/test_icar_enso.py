@@ -21,7 +21,7 @@ from bench.data.icar_enso import Member, cmip_members, merged
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError
 from bench.metrics.nino import nino34_index
-from bench.pipeline import run
+from bench.running.pipeline import run
 from bench.tables.durations import duration
 from bench.tables.pictures import draw_forecasts
 from bench.tasks.task import Task

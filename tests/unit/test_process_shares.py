@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from bench.data.loading import EpochOrder, SharedBatches, evaluation_loader, training_loader
 from bench.errors import ConfigError
-from bench.processes import Processes, has_to_launch, here
-from bench.resuming import _rescale
-from bench.training import total_steps
+from bench.running.processes import Processes, has_to_launch, here
+from bench.running.resuming import _rescale
+from bench.running.training import total_steps
 
 counts, sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 6)
 

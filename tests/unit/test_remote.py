@@ -10,13 +10,13 @@ import torch
 from faults import tiny
 
 import bench
-from bench.checkpoints import LAST, PREVIOUS, CheckpointFiles, newest_intact, remove_all
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
 from bench.files import check_writable
-from bench.pipeline import run
 from bench.places import place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
+from bench.running.checkpoints import LAST, PREVIOUS, CheckpointFiles, newest_intact, remove_all
+from bench.running.pipeline import run
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_run_with_everything_remote_resumes_to_the_same_bits(
 ) -> None:
     import signal
 
-    from bench.forecaster import Forecaster
+    from bench.running.forecaster import Forecaster
 
     def remote(name: str) -> list[str]:
         return [

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import bench
-import bench.resuming
+import bench.running.resuming
 from bench.config import Config, compose
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
 from bench.models import has_weights, load_weights
-from bench.pipeline import Outcome, run
 from bench.records.store import read_records
+from bench.running.pipeline import Outcome, run
 
 TINY = [
     "task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=8", "model.norm_momentum=0.1",
@@ -42,7 +42,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = Fal
     """Ends a run after an optimiser step: by SIGTERM to its own handler, or by an error out of nowhere."""
     import signal
 
-    after = bench.resuming.Resume.on_train_batch_end
+    after = bench.running.resuming.Resume.on_train_batch_end
 
     def then_signal(self, trainer, module, outputs, batch, batch_idx) -> None:
         after(self, trainer, module, outputs, batch, batch_idx)
@@ -51,7 +51,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = Fal
                 raise ZeroDivisionError("out of nowhere")
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(bench.resuming.Resume, "on_train_batch_end", then_signal)
+    monkeypatch.setattr(bench.running.resuming.Resume, "on_train_batch_end", then_signal)
 
 
 def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_signal_during_validation_is_obeyed_and_resumes_to_the_same_bits(
 ) -> None:
     import signal
 
-    from bench.forecaster import Forecaster
+    from bench.running.forecaster import Forecaster
 
     _run(storms, tmp_path / "unbroken")
     validate = Forecaster.validation_step
@@ -164,7 +164,7 @@ class _WrongShape(_Exploding):
 
 def _with_model(monkeypatch: pytest.MonkeyPatch, model_class: type) -> None:
     monkeypatch.setattr(
-        "bench.pipeline.load_model", lambda name, task, **_: model_class(task.input_shape, task.target_shape)
+        "bench.running.pipeline.load_model", lambda name, task, **_: model_class(task.input_shape, task.target_shape)
     )
 
 
@@ -276,7 +276,7 @@ def test_ctrl_c_outside_a_training_step_is_an_interruption(
         raise KeyboardInterrupt
 
     hook = {"fit": "on_train_start", "test": "on_test_start"}[phase]
-    monkeypatch.setattr(f"bench.forecaster.Forecaster.{hook}", interrupt, raising=False)
+    monkeypatch.setattr(f"bench.running.forecaster.Forecaster.{hook}", interrupt, raising=False)
     with pytest.raises(InterruptedRunError):
         _run(storms, tmp_path)
 

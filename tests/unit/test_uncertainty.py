@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import bench
 from bench.data.events import events_of
 from bench.data.storms import make_sevir
-from bench.ensembles import scorings_of
 from bench.errors import ConfigError, ContractError, DataError
 from bench.records import compare, interval, read_record, write_record
 from bench.records.schema import RunRecord, content_sha256
 from bench.records.uncertainty import scores_again
+from bench.running.ensembles import scorings_of
 
 
 class Noisy(nn.Module):
@@ -109,7 +109,7 @@ def test_what_is_no_ensemble_is_refused(task) -> None:
 
 
 def test_a_task_without_thresholds_has_no_brier_score() -> None:
-    options = scorings_of(bench.load_task("icar_enso"), bench.ensembles.Ensemble(2))["probabilistic"].options
+    options = scorings_of(bench.load_task("icar_enso"), bench.running.ensembles.Ensemble(2))["probabilistic"].options
     assert options["thresholds"] == [] and options["scale"] == pytest.approx(26.748097, abs=1e-5)
 
 

@@ -11,7 +11,7 @@ import torch
 from baselines.climatology import Climatology
 from baselines.damped_persistence import DampedPersistence
 from bench.config import compose
-from bench.pipeline import run
+from bench.running.pipeline import run
 
 SHAPES = (3, 4, 5, 1), (2, 4, 5, 1)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bench.config import Config, compose
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
-from bench.forecaster import Forecaster
-from bench.pipeline import Outcome, run
+from bench.running.forecaster import Forecaster
+from bench.running.pipeline import Outcome, run
 from bench.tasks import load_task
 from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA

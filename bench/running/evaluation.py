@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Split
 from bench.config import fingerprint
-from bench.ensembles import Ensemble
 from bench.errors import ConfigError, ContractError, DataError
 from bench.models import load_model, made_from
-from bench.processes import Processes
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import (
     DataPart,
@@ -29,6 +27,8 @@ from bench.records.schema import (
 )
 from bench.records.statistics import compact, content_sha256
 from bench.records.store import new_run_id
+from bench.running.ensembles import Ensemble
+from bench.running.processes import Processes
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def evaluate(
         ContractError: the model's forecast has the wrong shape, dtype or device.
         RunFailedError: the forecast has NaN.
     """
-    from bench.trainer import trainer_device
+    from bench.running.trainer import trainer_device
 
     if isinstance(model, str):
         model = load_model(model, task)
@@ -136,8 +136,8 @@ def evaluate_with_sample(
 
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
-    from bench.forecaster import Forecaster
-    from bench.trainer import quiet_lightning, translated_errors
+    from bench.running.forecaster import Forecaster
+    from bench.running.trainer import quiet_lightning, translated_errors
 
     quiet_lightning()
     if limit is not None and limit < 1:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bench.api import Shape
 from bench.config import Train
-from bench.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.records.schema import MetricStatistics
+from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.scores.names import with_ending
 from bench.tasks.task import Task
 

@@ -14,18 +14,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bench.api import Stage
-from bench.checkpoints import LAST, CheckpointFiles, fetched
 from bench.config import Config, Train, explain, fingerprint, numbers_only
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import load_weights
 from bench.places import Place
-from bench.processes import Processes
 from bench.records.schema import TrainingSummary
-from bench.runfolder import held
-from bench.stopping import SignalWatch
+from bench.running.checkpoints import LAST, CheckpointFiles, fetched
+from bench.running.processes import Processes
+from bench.running.runfolder import held
+from bench.running.stopping import SignalWatch
+from bench.running.training import SUMMARY, checkpoints_of, train, write_summary
 from bench.tasks.task import Task
-from bench.training import SUMMARY, checkpoints_of, train, write_summary
 
 _CHECKPOINT = "checkpoint"
 # Settings of a stage that its weights do not depend on.

@@ -52,7 +52,7 @@ def _several(strategy: str, nodes: int) -> dict[str, Any]:
     from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning.pytorch.strategies import FSDPStrategy
 
-    # Started by bench.processes, which may be inside a SLURM job of one task.
+    # Started by bench.running.processes, which may be inside a SLURM job of one task.
     ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
     return {
         "num_nodes": nodes,

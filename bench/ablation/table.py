@@ -12,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench import registry
-from bench.ablation import Ablation, Variant, varied_keys
+from bench.ablation.variants import Ablation, Variant, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord

@@ -22,21 +22,21 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pydantic import ValidationError
 from torch import nn
 
-from bench.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
 from bench.errors import ConfigError, DataError, did_you_mean
 from bench.files import replacing
-from bench.fitting import fit_model
-from bench.forecaster import Forecaster
 from bench.models import is_fitted
 from bench.places import Place, place
-from bench.processes import Processes
 from bench.records.schema import TrainingSummary
-from bench.resuming import Resume
-from bench.stopping import Astray, SignalWatch, StopAndSave
+from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
+from bench.running.fitting import fit_model
+from bench.running.forecaster import Forecaster
+from bench.running.processes import Processes
+from bench.running.resuming import Resume
+from bench.running.stopping import Astray, SignalWatch, StopAndSave
+from bench.running.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.tasks.task import Task
-from bench.trainer import quiet_lightning, trainer_device, translated_errors
 
 SUMMARY = "training.json"
 

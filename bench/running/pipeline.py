@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.checkpoints import fetched
 from bench.config import Config, fingerprint, numbers_only
-from bench.ensembles import Ensemble
 from bench.errors import ConfigError, RunFailedError, one_message
-from bench.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.places import Place, local_folder, place
-from bench.processes import Processes, has_to_launch, here, launch
 from bench.records.reuse import newest_of_same_run
 from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
-from bench.runfolder import held
-from bench.stopping import SignalWatch, TakeSignals
+from bench.running.checkpoints import fetched
+from bench.running.ensembles import Ensemble
+from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
+from bench.running.processes import Processes, has_to_launch, here, launch
+from bench.running.runfolder import held
+from bench.running.stopping import SignalWatch, TakeSignals
+from bench.running.trainer import trainer_device
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
-from bench.trainer import trainer_device
 
 Say = Callable[[str], None]
 
@@ -220,8 +220,8 @@ def _evaluation_strategy(config: Config) -> str:
 
 def _train(job: _Job, model: nn.Module) -> tuple[nn.Module, TrainingSummary, str]:
     """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
-    from bench.stages import has_stages, train_stages
-    from bench.training import checkpoints_of, train
+    from bench.running.stages import has_stages, train_stages
+    from bench.running.training import checkpoints_of, train
 
     config, task, folder = job.config, job.task, job.folder
     job.say(f"run folder: {folder}")
@@ -236,7 +236,7 @@ def _train(job: _Job, model: nn.Module) -> tuple[nn.Module, TrainingSummary, str
 
 def _summary_beside(checkpoint: Place) -> TrainingSummary | None:
     """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere."""
-    from bench.training import SUMMARY, read_summary
+    from bench.running.training import SUMMARY, read_summary
 
     summary = read_summary(checkpoint.parent / SUMMARY)
     known = summary is not None and checkpoint.stem in ("best", "last")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from bench.api import Split
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.files import replacing
-from bench.forecaster import check_forecast
 from bench.models import made_from
+from bench.running.forecaster import check_forecast
+from bench.running.trainer import translated_errors
 from bench.tasks.task import Task
-from bench.trainer import translated_errors
 
 if TYPE_CHECKING:
     import xarray

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.errors import ConfigError
-from bench.forecaster import Forecaster
-from bench.processes import Processes
 from bench.records.provenance import made_by
+from bench.running.forecaster import Forecaster
+from bench.running.processes import Processes
 
 
 class Resume(Callback):
