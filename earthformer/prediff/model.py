@@ -39,11 +39,11 @@ class PreDiff(TwoPaths):
         "nbody_mnist": {},
         "tiny": {
             "latent_channels": 4,
-            "autoencoder_channels": [8, 8],
+            "autoencoder_channels": [8, 8, 8],
             "autoencoder_layers": 1,
             "autoencoder_groups": 4,
             "base_units": 8,
-            "depth": [1, 1],
+            "depth": [1],
             "num_heads": 2,
             "sampler": "dpm_solver++",
             "steps": 2,

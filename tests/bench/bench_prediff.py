@@ -194,14 +194,14 @@ def draw(rows: dict[int, Tensor], plain: Tensor, truth: Tensor, model: PreDiffKA
     figure = plt.figure(figsize=(11, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
     axes = left.subplots(len(named), truth.shape[1])
-    for line, (name, frames) in zip(axes, named.items(), strict=True):
+    for row, (line, (name, frames)) in enumerate(zip(axes, named.items(), strict=True)):
         for lead, (axis, frame) in enumerate(zip(line, frames, strict=True)):
             axis.imshow(frame[..., 0], vmin=0, vmax=1, cmap="viridis", origin="lower")
             axis.set_xticks([])
             axis.set_yticks([])
             if not lead:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center")
-            if line is axes[0]:
+            if not row:
                 axis.set_title(f"+{10 * (lead + 1)} min", fontsize=8)
     axis = right.subplots()
     mu, sigma = float(model.alignment.mean), float(model.alignment.std)
