@@ -137,7 +137,10 @@ def forecast(
         else:
             options = {} if control is None else {"control": control}
             generator = torch.Generator(device).manual_seed(seed)
-            drawn = sample(batch, members=members, generator=generator, **options)
+            try:
+                drawn = sample(batch, members=members, generator=generator, **options)
+            except ValueError as error:  # models know nothing of our errors
+                raise ConfigError(f"{name} cannot draw members: {error}") from error
     if not isinstance(drawn, Tensor) or drawn.dim() != 6 or len(drawn) != members:
         found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
         raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) with M = {members}")

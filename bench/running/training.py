@@ -103,7 +103,9 @@ def train(
     early = None
     if monitor:
         stop = config.train.early_stopping
-        early = EarlyStopping(monitor, patience=stop.patience, mode=stop.mode, check_finite=True)
+        early = EarlyStopping(
+            monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
+        )
         callbacks.append(early)
     part = len(list((folder / "logs").glob("part_*")))
     loggers = _loggers(config, folder / "logs" / f"part_{part}") if processes.main else []

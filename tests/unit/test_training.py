@@ -73,6 +73,16 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     assert again.training == record.training, "a checkpoint of ours knows how it came about"
 
 
+def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Path, tmp_path: Path) -> None:
+    training = _run(storms, tmp_path, "train.max_steps=1").record.training
+    assert training is not None and (training.steps, training.weights, training.stopped_because) == (
+        1,
+        "last",
+        "max_steps",
+    )
+    assert _weights(tmp_path)
+
+
 def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> None:
     first = _run(storms, tmp_path)
     lines: list[str] = []
