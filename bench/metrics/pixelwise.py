@@ -57,7 +57,7 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
                 difference = difference[np.isfinite(difference)]
                 sum_of_squares = difference @ difference
             squared[at] += sum_of_squares
-            absolute[at] += dasum(difference)
+            absolute[at] += dasum(difference) if difference.size else 0
             pixel_count[at] += difference.size
     return ErrorSums(*(torch.from_numpy(part) for part in (squared, absolute, pixel_count)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from torchmetrics import Metric
 
 from bench.errors import ContractError, one_message
 
-# Sums in float64, added in another order.
-_RELATIVE = 1e-9
+Batch = tuple[Tensor, ...]
 
 
 def check_metric(
@@ -22,18 +21,22 @@ def check_metric(
     *,
     shape: tuple[int, int, int, int] = (3, 24, 48, 1),
     scale: float = 255.0,
+    labels: Sequence[Tensor] = (),
+    tolerance: float = 1e-9,
     **options: Any,
 ) -> Metric:
     """Returns a metric that passed every check of the contract.
 
     Checked: `compute()` gives a flat dict of floats; scores do not depend on how sequences are batched or ordered, nor
-    on how many processes saw them; its state is int64 or float64; updates leave their arguments alone; `reset()`
+    on how many processes saw them; what it adds up is int64 or float64; updates leave their arguments alone; `reset()`
     forgets everything.
 
     Args:
         metric_class: The class, or what makes a metric.
         shape: `(T,H,W,C)` of the random forecasts to try.
         scale: Their largest value.
+        labels: For six sequences, `(6, ...)` each, for a metric with `takes_labels` that needs some.
+        tolerance: Relative difference of scores whose float64 sums were added in another order.
         **options: Passed to the class.
 
     Raises:
@@ -43,18 +46,25 @@ def check_metric(
     if not isinstance(made, Metric):
         raise ContractError(f"{metric_class!r} makes {type(made).__name__}, expected a torchmetrics.Metric")
     generator = torch.Generator().manual_seed(0)
-    forecast, target = (torch.rand((6, *shape), generator=generator) * scale for _ in range(2))
+    members = (4,) if getattr(made, "takes_members", False) else ()
+    forecast, target = (torch.rand((*lead, 6, *shape), generator=generator) * scale for lead in (members, ()))
     problems: list[str] = []
-    before = forecast.clone(), target.clone()
-    whole = _scores(made, [(forecast, target)], problems)
-    if not (torch.equal(forecast, before[0]) and torch.equal(target, before[1])):
+    everything = (forecast, target, *labels)
+    before = [argument.clone() for argument in everything]
+    whole = _scores(made, [everything], problems)
+    if not all(torch.equal(argument, kept) for argument, kept in zip(everything, before, strict=True)):
         problems.append("update changed its arguments")
     _state(made, problems)
-    pieces = [(forecast[i:j], target[i:j]) for i, j in ((0, 1), (1, 3), (3, 6))]
+    pieces: list[Batch] = [
+        (forecast[:, i:j] if members else forecast[i:j], target[i:j], *(label[i:j] for label in labels))
+        for i, j in ((0, 1), (1, 3), (3, 6))
+    ]
     for words, batches in (("batches of another size", pieces), ("another order", pieces[::-1])):
-        _compare(whole, _scores(copy.deepcopy(made), batches, problems, reset=True), words, problems)
-    _compare(whole, _scores(made, [(forecast, target)], problems, reset=True), "reset() and the same again", problems)
-    _compare(whole, _joined(made, pieces), "three processes", problems)
+        _compare(whole, _scores(copy.deepcopy(made), batches, problems, reset=True), words, problems, tolerance)
+    _compare(
+        whole, _scores(made, [everything], problems, reset=True), "reset() and the same again", problems, tolerance
+    )
+    _compare(whole, _joined(made, pieces), "three processes", problems, tolerance)
     if problems:
         name = type(made).__name__
         raise ContractError(one_message(f"{name} does not keep the metric contract:", list(dict.fromkeys(problems))))
@@ -62,13 +72,11 @@ def check_metric(
     return made
 
 
-def _scores(
-    metric: Metric, batches: list[tuple[Tensor, Tensor]], problems: list[str], *, reset: bool = False
-) -> dict[str, float]:
+def _scores(metric: Metric, batches: list[Batch], problems: list[str], *, reset: bool = False) -> dict[str, float]:
     if reset:
         metric.reset()
-    for forecast, target in batches:
-        metric.update(forecast, target)
+    for batch in batches:
+        metric.update(*batch)
     found = metric.compute()
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, float) for k, v in found.items()):
         problems.append(f"compute() gives {type(found).__name__}; expected a flat dict of names and floats")
@@ -79,13 +87,13 @@ def _scores(
 def _state(metric: Metric, problems: list[str]) -> None:
     for name in metric._defaults:
         value = getattr(metric, name)
-        parts = value if isinstance(value, list) else [value]
-        wrong = {str(part.dtype) for part in parts if part.dtype not in (torch.int64, torch.float64)}
-        if wrong:
-            problems.append(f"state {name} is {', '.join(sorted(wrong))}; expected int64 or float64, which are exact")
+        if isinstance(value, list):
+            continue  # kept as they came, not added up
+        if value.dtype not in (torch.int64, torch.float64):
+            problems.append(f"state {name} is {value.dtype}; expected int64 or float64, which are exact")
 
 
-def _joined(metric: Metric, pieces: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _joined(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
     """Returns the scores of several metrics' states joined as torchmetrics joins those of processes."""
     parts = []
     for batch in pieces:
@@ -105,9 +113,11 @@ def _joined(metric: Metric, pieces: list[tuple[Tensor, Tensor]]) -> dict[str, fl
     return found if isinstance(found, dict) else {}
 
 
-def _compare(expected: dict[str, float], found: dict[str, float], words: str, problems: list[str]) -> None:
+def _compare(
+    expected: dict[str, float], found: dict[str, float], words: str, problems: list[str], tolerance: float
+) -> None:
     for name, value in expected.items():
         other = found.get(name, math.nan)
-        same = math.isclose(value, other, rel_tol=_RELATIVE, abs_tol=1e-12) or (math.isnan(value) and math.isnan(other))
+        same = math.isclose(value, other, rel_tol=tolerance, abs_tol=1e-12) or (math.isnan(value) and math.isnan(other))
         if not same:
             problems.append(f"{name} depends on {words}: {value!r} and {other!r}")

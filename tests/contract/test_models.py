@@ -11,7 +11,13 @@ from bench.errors import ContractError
 from bench.testing import check_model
 
 
-@pytest.mark.parametrize("name", registry.names("model"))
+# Samplers of many steps: twenty seconds and more.
+_SLOW = {"prediff", "prediff_ka"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in registry.names("model")]
+)
 def test_every_registered_model_keeps_the_contract(name: str) -> None:
     model_class = registry.find("model", name).load()
     check_model(model_class, **getattr(model_class, "presets", {}).get("tiny", {}))

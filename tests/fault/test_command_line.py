@@ -96,6 +96,7 @@ def test_evaluate_prints_the_record_as_json_and_nothing_else(capsys, storms: Pat
     assert Path(f"results/runs/sevir/persistence/{record['run_id']}.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_combination_and_leaves_a_record_each(storms: Path) -> None:
     arguments = [
         "run",
@@ -113,6 +114,7 @@ def test_a_sweep_runs_every_combination_and_leaves_a_record_each(storms: Path) -
     assert {(r["seed"], r["data"]["split"]) for r in records} == {(0, "val"), (0, "test"), (1, "val"), (1, "test")}
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_on_another_launcher(storms: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the `test` extra brings it")
     arguments = [
@@ -132,6 +134,7 @@ def test_a_sweep_runs_on_another_launcher(storms: Path) -> None:
     assert len(list(Path("results/runs").rglob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_job_of_a_sweep_is_not_hidden(capsys, storms: Path) -> None:
     code, error = _error(
         capsys, "run", "-m", "model=persistence", f"data.root={storms},/not/there", "progress=false", "picture=false"
@@ -229,6 +232,7 @@ def test_a_mistyped_flag_is_one_error(capsys, empty_folder: Path, arguments: lis
     assert not [path for path in empty_folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_model")
 def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms: Path) -> None:
     from faults import TINY

@@ -178,6 +178,7 @@ _PLACES = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_while_a_record_is_written_it_is_there_whole_or_not_at_all(record: RunRecord, tmp_path: Path) -> None:
     kept = write_record(record.model_copy(update={"run_id": "kept"}), tmp_path)
     there = 0

@@ -86,6 +86,7 @@ _WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @_SLOW
 @given(_OVERRIDES)
 @example(["+train._target_=os.system"])

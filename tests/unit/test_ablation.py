@@ -21,6 +21,7 @@ WITHOUT_TRAINING = Ablation(
 )
 
 
+@pytest.mark.slow
 def test_shipped_ablations_vary_what_they_say() -> None:
     assert ablation_names() == ["global_vectors", "patterns"]
     patterns = variants(load_ablation("patterns"), ["task=icar_enso"])
@@ -58,6 +59,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ablation_table, "costs", lambda runs, advance: [cost_of(run.config) for run in runs])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_runs_that_are_there_are_not_run_again(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -84,6 +86,7 @@ def test_an_ablation_without_data_says_what_to_give(capsys: pytest.CaptureFixtur
     assert "--count-only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_sizes_need_no_data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     small = Ablation(
@@ -99,6 +102,7 @@ def test_sizes_need_no_data(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert "1.394" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
     runs = variants(
         Ablation(title="", base=["model=earthformer"], sweeps=[["model.num_heads=7"]], labels={}), ["task=icar_enso"]
@@ -109,6 +113,7 @@ def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
     assert line["GMACs"] is None and "num_heads" in line["problem"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("moving_mnist" not in registry.names("task"), reason="the task moving_mnist is not registered")
 def test_the_paper_s_pattern_rows_are_reproduced() -> None:
     (run,) = variants(

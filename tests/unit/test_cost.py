@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -93,12 +94,14 @@ def _both_ways(model: nn.Module, shape, monkeypatch: pytest.MonkeyPatch):
         return quick, count_model(model, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("model"))
 def test_counting_by_shapes_gives_what_a_real_forecast_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model_class = registry.find("model", name).load()
     model = model_class((4, 32, 32, 1), (3, 32, 32, 1), **getattr(model_class, "presets", {}).get("tiny", {}))
     quick, real = _both_ways(model, (4, 32, 32, 1), monkeypatch)
-    assert quick == real
+    # how often an operation without multiply-adds ran may differ, where random numbers are drawn
+    assert dataclasses.replace(quick, uncounted={}) == dataclasses.replace(real, uncounted={})
 
 
 CONVOLUTIONS = {

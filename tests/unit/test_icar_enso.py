@@ -216,6 +216,7 @@ def test_the_fingerprint_is_of_every_month(cmip, tmp_path: Path) -> None:
     assert _task(other).data_fingerprint("val") == _task(cmip[0]).data_fingerprint("val")
 
 
+@pytest.mark.slow
 def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> None:
     config = compose([
         "task=icar_enso", "task.cmip6_rows=4", "task.cmip5_rows=3", "model=unet", "model.channels=[4]",

@@ -51,6 +51,7 @@ def _texts(site: Path) -> dict[str, bytes]:
     return {str(p.relative_to(site)): p.read_bytes() for p in sorted(site.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_site(root: Path, tmp_path: Path) -> None:
     first = build(root, tmp_path / "a")
     assert first == tmp_path / "a/index.html"

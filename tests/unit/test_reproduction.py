@@ -83,6 +83,7 @@ def test_measured_steps_say_so(storms: Path, tmp_path: Path) -> None:
     assert found.estimate.epoch_s > 0 and not found.comparable and not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_rows_are_made_once_and_a_failure_does_not_stop_the_others(storms: Path, tmp_path: Path) -> None:
     table = load_table("earthformer/sevir")
     given = [*TINY, *_overrides(storms, tmp_path)]

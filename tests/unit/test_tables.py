@@ -357,7 +357,7 @@ def test_a_changed_record_and_one_of_a_newer_schema_are_named(measured: RunRecor
         write_record(_as_official(measured, run_id=f"2026-{name}"), tmp_path) for name in ("changed", "newer")
     )
     changed.write_text(changed.read_text().replace('"csi_m": 0.', '"csi_m": 0.9', 1))
-    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 99', 1))
+    newer.write_text(newer.read_text().replace('"schema_version": 2', '"schema_version": 99', 1))
     records, unreadable = read_store(tmp_path, "sevir")
     text = render(SEVIR, records, unreadable=unreadable)
     assert not records and {one.run_id for one in unreadable} == {"2026-changed", "2026-newer"}

@@ -217,6 +217,7 @@ def test_presets_are_literals_and_give_the_published_sizes(cls: str) -> None:
     assert counted == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", COUNTS)
 def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str) -> None:
     fvcore = pytest.importorskip("fvcore.nn")

@@ -67,6 +67,7 @@ def test_damped_persistence_is_the_least_squares_line(slopes: str) -> None:
         DampedPersistence(*SHAPES, slopes="row")
 
 
+@pytest.mark.slow
 def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     options = ["task=sevir", "model=climatology", f"data.root={storms}", f"results.root={tmp_path / 'results'}",

@@ -305,6 +305,7 @@ def test_parameters_that_never_get_a_gradient_are_the_known_ones() -> None:
         assert set(names) - set(found) == expected
 
 
+@pytest.mark.slow
 def test_model_is_captured_whole_by_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     from earthformer.kernels import linear_choice
 

@@ -245,6 +245,7 @@ def test_one_command_trains_all_stages_and_evaluates(trained: tuple[Path, Outcom
     assert not torch.equal(state[f"diffusion.{name}"], stage[f"model.diffusion.{name}"])
 
 
+@pytest.mark.slow
 def test_stages_are_used_again(trained: tuple[Path, Outcome, list[str]], storms: Path) -> None:
     out, outcome, _ = trained
     alike, lines = start(storms, out, "model=prediff", "model.members=1")  # how it samples is nothing to the weights
@@ -262,6 +263,7 @@ def test_stages_are_used_again(trained: tuple[Path, Outcome, list[str]], storms:
     assert alike.record.training == outcome.record.training and aligned.record.scores
 
 
+@pytest.mark.slow
 def test_a_stage_may_come_from_a_file(storms: Path, tmp_path: Path) -> None:
     given = make_autoencoder(latent_channels=2, block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1)
     torch.save(to_upstream_state_dict(given), tmp_path / "theirs.pt")
