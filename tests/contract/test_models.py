@@ -10,7 +10,6 @@ from bench import registry
 from bench.errors import ContractError
 from bench.testing import check_model
 
-
 # Samplers of many steps: twenty seconds and more.
 _SLOW = {"prediff", "prediff_ka"}
 
