@@ -31,6 +31,8 @@ class Palette:
     """A colour map of matplotlib, or one colour for each interval between levels and a last one for what is above."""
     levels: tuple[float, ...] = ()
     """In physical units, ascending; without any, they span what is drawn."""
+    first_row: Literal["lower", "upper"] = "lower"
+    """Where a frame's first row is drawn: maps begin in the south, images at the top."""
 
 
 @runtime_checkable

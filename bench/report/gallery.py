@@ -102,7 +102,8 @@ def _write(path: Path, frames: np.ndarray, palette: Palette, levels: tuple[float
     from matplotlib.image import imsave
 
     colours, norm = colouring(palette, levels)
-    strip = np.ma.masked_invalid(np.concatenate(list(frames[:, ::-1]), axis=1))  # the first row lies in the south
+    downwards = frames[:, ::-1] if palette.first_row == "lower" else frames
+    strip = np.ma.masked_invalid(np.concatenate(list(downwards), axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     imsave(path, colours(norm(strip)))
 

@@ -92,14 +92,15 @@ class _Paint:
     def __init__(self, palette: Palette, levels: tuple[float, ...], units: str, cadence_minutes: float) -> None:
         self.colours, self.norm = colouring(palette, levels)
         self.levels, self.units, self.cadence_minutes = levels, units, cadence_minutes
+        self.first_row = palette.first_row
 
     def frame(self, axis: Any, panel: Panel, index: int) -> Any:
         """Draws a frame of a panel on an axis and returns the image."""
         axis.set(xticks=[], yticks=[])
         shown = np.ma.masked_invalid(panel.frames[index])
         if panel.probability:
-            return axis.imshow(shown, cmap="Blues", vmin=0, vmax=1, origin="lower")
-        return axis.imshow(shown, cmap=self.colours, norm=self.norm, origin="lower")
+            return axis.imshow(shown, cmap="Blues", vmin=0, vmax=1, origin=self.first_row)
+        return axis.imshow(shown, cmap=self.colours, norm=self.norm, origin=self.first_row)
 
     def lead(self, panel: Panel, index: int) -> str:
         """Returns the time of a frame against the start."""
