@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench import ablation_table, registry
+from bench import registry
+from bench.ablation import table as ablation_table
 from bench.ablation.table import cost_of, costs
 from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
 from bench.cli import ablate
