@@ -54,6 +54,17 @@ def _linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation
     return out
 
 
+@torch.library.custom_op("earthformer::linear_by_onednn", mutates_args=())
+def _compiled_linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Return the same for the compiler, which would replace oneDNN's own operator unless weights are constants."""
+    return _linear_by_onednn(x, weight, bias, activation)
+
+
+@_compiled_linear_by_onednn.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 def _fastest_s(*calls: Callable[[], object]) -> list[float]:
     """Return the least time of each call, the calls taking turns.
 
@@ -99,7 +110,7 @@ class LinearChoice:
 
     Attributes:
         onednn: whether products without gradients run in oneDNN.
-        conv: whether products with gradients, and compiled ones, run as 1x1 convolutions.
+        conv: whether products with gradients run as 1x1 convolutions.
     """
 
     def __init__(self) -> None:
@@ -118,6 +129,13 @@ class LinearChoice:
 linear_choice = LinearChoice()
 
 
+@torch.compiler.assume_constant_result
+def _linear_choice() -> tuple[bool, bool]:
+    """Return `linear_choice` as measured; the compiler calls this while it compiles, so that it need not be traced."""
+    linear_choice.measure()
+    return linear_choice.onednn, linear_choice.conv
+
+
 def _is_plain_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
@@ -126,15 +144,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: nn
     """Return ``x @ weight.T + bias`` for `x` (..., C_in), behind `activation` if given, by the fastest way here."""
     # Tracing, to count operations or to export, knows the operators of the plain product only.
     if _is_plain_cpu(x) and not torch.jit.is_tracing():
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            linear_choice.measure()
-        # The compiler lowers the inner product only for weights that are constants.
-        if linear_choice.onednn and not (compiling or torch.is_grad_enabled()):
+        onednn, conv = _linear_choice()
+        if onednn and not torch.is_grad_enabled():
             exact_gelu = isinstance(activation, nn.GELU) and activation.approximate == "none"
-            out = _linear_by_onednn(x, weight, bias, "gelu" if exact_gelu else "none")
+            product = _compiled_linear_by_onednn if torch.compiler.is_compiling() else _linear_by_onednn
+            out = product(x, weight, bias, "gelu" if exact_gelu else "none")
             return out if activation is None or exact_gelu else activate_(out, activation)
-        if linear_choice.conv and (compiling or torch.is_grad_enabled()):
+        if conv and torch.is_grad_enabled():
             out = _linear_as_conv(x, weight, bias)
             return out if activation is None else activate_(out, activation)
     out = F.linear(x, weight, bias)
