@@ -188,6 +188,7 @@ class SevirLR(Sevir):
     published_sequences: ClassVar[dict[str, int]] = {}
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.storms:MakeLowResolutionStorms",
+        "fetch": "bench.data.archive_fetch:FetchSevirLR",
         "convert:sevir": "bench.data.sevir_convert:ConvertToLowResolution",
     }
     nominal_size: ClassVar[int] = 128
