@@ -45,6 +45,11 @@ class RandomPart:
         """Returns first and last time of each of these events."""
         return tuple(self.source.times[number] for number in self._events)
 
+    @property
+    def skipped_ids(self) -> tuple[str, ...]:
+        """Returns the events that the source left out."""
+        return self.source.skipped_ids
+
     def __len__(self) -> int:
         """Returns the number of sequences."""
         return len(self.indices)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.data.origin import origin
 from bench.data.places import open_hdf5, reading
-from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir_catalogue import read_catalogue, read_headers, readable_events, select_events
 from bench.errors import ConfigError, DataError, one_message
 
 # Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
@@ -48,6 +48,7 @@ class SevirSequences:
         start: Exclusive lower bound of the event's centre time.
         end: Inclusive upper bound.
         admit_missing: Keep events with missing pixels (code 255).
+        skip_missing: Leave out events whose files are missing, unreadable or other than the catalogue says.
 
     Raises:
         DataError: lists every file that is missing, unreadable or disagrees with the catalogue.
@@ -64,12 +65,23 @@ class SevirSequences:
         start: datetime | None = None,
         end: datetime | None = None,
         admit_missing: bool = False,
+        skip_missing: bool = False,
     ) -> None:
         self.root, self.t_in, self.t_out, self.stride = root, t_in, t_out, stride
         self.events = select_events(read_catalogue(root), start=start, end=end, admit_missing=admit_missing)
         headers, problems = read_headers(root, self.events)
+        chosen = self.events
+        if problems and skip_missing:
+            self.events = readable_events(headers, chosen)
+            headers, problems = read_headers(root, self.events)
+        kept = {event.id for event in self.events}
+        self.skipped_ids = tuple(event.id for event in chosen if event.id not in kept)
+        """Events of the catalogue that `skip_missing` left out."""
         if problems:
-            advice = f"run `earthbench data check sevir --root {root}` for everything"
+            advice = (
+                f"run `earthbench data check sevir --root {root}` for everything, or set task.skip_missing=true for a "
+                "partial run without these"
+            )
             raise DataError(one_message(f"the data under {root} is not whole ({advice}):", problems))
         header = next(iter(headers.values()), None)
         self.frame_size = (header.height, header.width) if header else None
@@ -210,4 +222,5 @@ class SevirSequences:
             "file_bytes": self._bytes,
             "events_sha256": listing.hexdigest(),
             "sample_sha256": sample.hexdigest(),
+            **({"skipped_ids": list(self.skipped_ids)} if self.skipped_ids else {}),
         }

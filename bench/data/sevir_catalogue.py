@@ -6,6 +6,7 @@ their consequences: a duplicated id loses all its copies, and ids are sorted as 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -262,6 +263,20 @@ def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tupl
         listing = ", ".join(f"{h.path.name}: {h.height}x{h.width}x{h.frames}" for h in headers.values())
         problems.append(f"files disagree about H x W x T: {listing}")
     return headers, problems
+
+
+def readable_events(headers: dict[str, FileHeader], events: list[Event]) -> list[Event]:
+    """Returns the events that their files hold, of the frame size and number that most of them have.
+
+    Args:
+        headers: Of the files that could be read, by name, as `read_headers` returns them.
+        events: What the catalogue has.
+    """
+    held = [event for event in events if event.file_name in headers]
+    held = [event for event in held if not disagreements(headers[event.file_name], [event])]
+    sizes = Counter((header.height, header.width, header.frames) for header in (headers[e.file_name] for e in held))
+    usual = max(sizes, key=sizes.__getitem__, default=None)
+    return [e for e in held if (h := headers[e.file_name]) and (h.height, h.width, h.frames) == usual]
 
 
 def disagreements(header: FileHeader, wanted: list[Event]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dasum
+from scipy.linalg.blas import dasum, sasum
 from torch import Tensor
 
 from bench.metrics.by_event import EventMetric
@@ -34,6 +34,10 @@ class ErrorSums(NamedTuple):
 def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
     """Returns the sums of errors over the pixels of every frame of `(B,T,H,W,C)`.
 
+    They are right to float64's round-off.  Only where they are not `finite_only`, and of float32 frames of 49,152
+    pixels or more, blocks are summed in float32 as the authors sum everything, which takes half the time: then a
+    frame's are right to 3e-7 and never depend on batches or processes.
+
     Args:
         forecast: Any dtype.
         target: Any dtype.
@@ -44,23 +48,42 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
     squared, absolute = (np.zeros(forecast.shape[:2]) for _ in range(2))
     pixel_count = np.zeros(forecast.shape[:2], np.int64)
     buffers = np.empty((2, _BLOCK))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         for at, row, truth in rows_of(forecast, target.cpu()):
+            single = row.size >= _BLOCK and row.dtype == np.float32 and truth.dtype in (np.uint8, np.float32)
             for start in range(0, row.size, _BLOCK):
-                part = row[start : start + _BLOCK]
-                difference, values = buffers[0, : part.size], buffers[1, : part.size]
-                # twice cast and subtracted in place is faster than one subtraction that casts
-                difference[...] = part
-                values[...] = truth[start : start + _BLOCK]
-                difference -= values
-                sum_of_squares = difference @ difference
-                if finite_only and not math.isfinite(sum_of_squares):
-                    difference = difference[np.isfinite(difference)]
-                    sum_of_squares = difference @ difference
-                squared[at] += sum_of_squares
-                absolute[at] += dasum(difference) if difference.size else 0
-                pixel_count[at] += difference.size
+                part, true_part = row[start : start + _BLOCK], truth[start : start + _BLOCK]
+                sums = _single_sums(part, true_part, buffers) if single and not finite_only else None
+                sums = sums or _double_sums(part, true_part, buffers, finite_only)
+                squared[at] += sums[0]
+                absolute[at] += sums[1]
+                pixel_count[at] += sums[2]
     return ErrorSums(*(torch.from_numpy(part) for part in (squared, absolute, pixel_count)))
+
+
+def _double_sums(
+    row: np.ndarray, truth: np.ndarray, buffers: np.ndarray, finite_only: bool
+) -> tuple[float, float, int]:
+    """Returns the sums of squared and absolute errors of one block, and of how many pixels, all in float64."""
+    difference, values = buffers[0, : row.size], buffers[1, : row.size]
+    # twice cast and subtracted in place is faster than one subtraction that casts
+    difference[...] = row
+    values[...] = truth
+    difference -= values
+    squared = float(difference @ difference)
+    if finite_only and not math.isfinite(squared):
+        difference = difference[np.isfinite(difference)]
+        squared = float(difference @ difference)
+    return squared, dasum(difference) if difference.size else 0.0, difference.size
+
+
+def _single_sums(row: np.ndarray, truth: np.ndarray, buffers: np.ndarray) -> tuple[float, float, int] | None:
+    """Returns the same in float32; None where that overflows."""
+    difference = buffers[0].view(np.float32)[: row.size]
+    difference[...] = truth
+    np.subtract(row, difference, out=difference)
+    squared = float(difference @ difference)
+    return (squared, sasum(difference), row.size) if math.isfinite(squared) else None
 
 
 def _sums_there(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:

@@ -175,7 +175,9 @@ def evaluate_with_sample(
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
-    because = partial_because or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
+    because = (
+        partial_because or data.incomplete or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
+    )
     record = _record(model, task, config, config_fingerprint, seed, training, checkpoint_sha256).model_copy(
         update={
             "scope": "partial" if because else "full",

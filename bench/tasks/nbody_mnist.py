@@ -35,7 +35,10 @@ class NBodyMnist(Task):
     units: ClassVar[str] = "brightness 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 20_000, "val": 1_000, "test": 1_000}
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
-    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.make_mnist:MakeNBody"}
+    data_verbs: ClassVar[dict[str, str]] = {
+        "make": "bench.data.make_mnist:MakeNBody",
+        "fetch": "bench.data.archive_fetch:FetchNBody",
+    }
 
     t_in: int = Field(10, ge=1, description="frames of the context")
     t_out: int = Field(10, ge=1, description="frames of the target")

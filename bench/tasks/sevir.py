@@ -64,6 +64,9 @@ class Sevir(Task):
     val_from: datetime = Field(VAL_FROM, description="train <= this date < validation")
     test_from: datetime = Field(TEST_FROM, description="validation <= this date < test")
     admit_missing: bool = Field(False, description="keep events with missing pixels (pct_missing > 0)")
+    skip_missing: bool = Field(
+        False, description="leave out events whose files are missing or wrong; the run then is partial"
+    )
     mask_missing: bool = Field(False, description="code 255: no echo in contexts, not verified in targets")
 
     @property
@@ -127,6 +130,7 @@ class Sevir(Task):
             start=start,
             end=end,
             admit_missing=self.admit_missing,
+            skip_missing=self.skip_missing,
         )
 
     def events(self, split: Split) -> SplitEvents:
@@ -188,6 +192,7 @@ class SevirLR(Sevir):
     published_sequences: ClassVar[dict[str, int]] = {}
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.storms:MakeLowResolutionStorms",
+        "fetch": "bench.data.archive_fetch:FetchSevirLR",
         "convert:sevir": "bench.data.sevir_convert:ConvertToLowResolution",
     }
     nominal_size: ClassVar[int] = 128

@@ -53,6 +53,12 @@ class NormalisedSequences:
         """Returns the first and last time of each event, or None where the data have no times."""
         return getattr(self.source, "times", None)
 
+    @property
+    def incomplete(self) -> str | None:
+        """Returns why this is not all of the split, or None where it is."""
+        skipped = getattr(self.source, "skipped_ids", ())
+        return f"{len(skipped)} events skipped: {', '.join(skipped[:5])}" if skipped else None
+
     def identity(self) -> dict[str, Any]:
         """Returns what identifies the data of this split, and what it shares with others where it shares anything."""
         identity: dict[str, Any] = self.source.identity()  # type: ignore[attr-defined]

@@ -36,6 +36,37 @@ def test_agrees_with_torchmetrics_on_the_unit_scale(size: int) -> None:
         )
 
 
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.float32])
+def test_large_frames_are_right_to_the_round_off_of_their_convention(target_dtype: torch.dtype) -> None:
+    target = (_pair(2, size=256, seed=1)[0]).to(torch.uint8).to(target_dtype)
+    forecast = _pair(2, size=256, seed=2)[0]
+    error = (forecast.double() - target.double()) / 255
+    for convention, tolerance in (("upstream", 3e-7), ("correct", 1e-12)):
+        for name, expected in (("mse", error.square()), ("mae", error.abs())):
+            found = _score(name, forecast, target, convention=convention)
+            assert found[name] == pytest.approx(float(expected.mean()), rel=tolerance)
+            assert found[f"{name}_lead_3"] == pytest.approx(float(expected[:, 2].mean()), rel=tolerance)
+
+
+def test_large_frames_beyond_float32_have_a_finite_error() -> None:
+    forecast, target = torch.zeros(1, 1, 256, 256, 1), torch.zeros(1, 1, 256, 256, 1)
+    forecast[0, 0, 7, 7, 0], target[0, 0, 7, 7, 0] = 3e38, -3e38
+    for convention in ("upstream", "correct"):
+        expected = float(2 * torch.tensor(3e38).double()) ** 2 / 256**2
+        assert _score("mse", forecast, target, convention=convention, scale=1.0)["mse"] == pytest.approx(expected)
+    forecast[0, 0, 200, 7, 0] = math.nan
+    assert math.isnan(_score("mse", forecast, target)["mse"]) and math.isnan(_score("mae", forecast, target)["mae"])
+    assert _score("mae", forecast, target, convention="correct")["mae_pixel_count"] == 256**2 - 1
+
+
+def test_large_frames_do_not_depend_on_batches() -> None:
+    forecast, target = _pair(3, size=256)
+    metric = bench.load_metric("mae")
+    for part in zip(forecast.split(1), target.split(1), strict=True):
+        metric.update(*part)
+    assert metric.compute() == pytest.approx(_score("mae", forecast, target), rel=1e-14)
+
+
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_uneven_batches_give_the_mean_over_everything(sizes: list[int], seed: int) -> None:
     forecast, target = _pair(sum(sizes), seed=seed)
