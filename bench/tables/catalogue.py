@@ -290,9 +290,9 @@ RUNS_ENSO_ERSST = Table(
     columns=(
         *_COST,
         *_NINO,
-        Column(key="rmse_nino34", label="Nino3.4 RMSE K", digits=3, better="lower"),
-        Column(key="mse", label="MSE K^2", better="lower"),
-        Column(key="mae", label="MAE K", better="lower"),
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3, better="lower"),
+        Column(key="mse", label="MSE K^2", group="Error", better="lower"),
+        Column(key="mae", label="MAE K", group="Error", better="lower"),
     ),
     note=f"{_OWN_NOTE} A climatology has no variance and so no correlation. Errors are means over sea and land (0).",
 )

@@ -186,7 +186,7 @@ def _pip(words: list[str]) -> None:
         if extras:
             assert set(extras[1].split(",")) <= set(project["optional-dependencies"]), word
         else:
-            package = word.removeprefix("earthbench-").replace("-", "_")
+            package = word.partition("[")[0].removeprefix("earthbench-").replace("-", "_")
             assert word in (".", "-e", "tox", "earthbench") or _of_the_page(package), word
 
 
