@@ -2,7 +2,10 @@
 
 The file says what it registers by a literal, which is read without running the file:
 
-    EARTHBENCH = {"models": {"my_model": "MyModel"}}
+    EARTHBENCH = {"api": 1, "models": {"my_model": "MyModel"}}
+
+`api` is the version of the contracts (`bench.api`, `bench.testing`) that a plugin was written for.  A package says so by
+an entry point, `v1 = "its_package"` in the group `earthbench.api`; several where it fits several.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BrokenPluginError, UsageError
 
@@ -23,7 +27,13 @@ VARIABLE = "EARTHBENCH_PLUGINS"
 _FLAG = "--plugin"
 _KINDS = ("models", "tasks", "metrics", "tables")
 _NAME = re.compile(r"^[a-z0-9_]+(/[a-z0-9_]+)*$")
-_EXAMPLE = 'EARTHBENCH = {"models": {"my_model": "MyModel"}}'
+_EXAMPLE = 'EARTHBENCH = {"api": 1, "models": {"my_model": "MyModel"}}'
+
+API_VERSION = 1
+"""Of the contracts that plugins are written against; raised when one that was kept before no longer passes."""
+OLDEST_API_VERSION = 1
+"""The oldest version whose plugins still work."""
+API_GROUP = "earthbench.api"
 
 
 def use_plugin_files(arguments: Sequence[str]) -> list[str]:
@@ -52,24 +62,42 @@ def use_plugin_files(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
-def file_entries(group: str) -> list[tuple[str, str, Path]]:
-    """Returns name, `module:attribute` and file of everything of a group (`models`, ...) that plugin files register.
+def api_problem(declared: Collection[str]) -> str:
+    """Returns why a plugin cannot be used here, as the end of a sentence about it, or an empty text.
+
+    Args:
+        declared: The versions that it was written for, `v1`, ...; none for a plugin that does not say.
+    """
+    spoken = [f"v{number}" for number in range(OLDEST_API_VERSION, API_VERSION + 1)]
+    if not declared or set(declared) & set(spoken):
+        return ""
+    newer = all(re.fullmatch(r"v\d+", one) and int(one[1:]) > API_VERSION for one in declared)
+    advice = "Upgrade earthbench." if newer else "Install a release of it that fits, or an older earthbench."
+    return (
+        f"was written for {', '.join(sorted(declared))} of the plugin interface; this earthbench has "
+        f"{', '.join(spoken)}. {advice}"
+    )
+
+
+def file_entries(group: str) -> list[tuple[str, str, Path, frozenset[str]]]:
+    """Returns name, `module:attribute`, file and API versions of everything of a group that plugin files register.
 
     Raises:
         BrokenPluginError: a file is gone, or does not say what it registers.
     """
-    return [
-        (name, f"{path.stem}:{attribute}", path)
-        for path in _paths()
-        for name, attribute in _declared(path).get(group, {}).items()
-    ]
+    found = []
+    for path in _paths():
+        declared = _declared(path)
+        api = frozenset({f"v{declared['api']}"} if "api" in declared else ())
+        found += [(name, f"{path.stem}:{value}", path, api) for name, value in declared.get(group, {}).items()]
+    return found
 
 
 def _paths() -> list[Path]:
     return [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
 
 
-def _declared(path: Path) -> dict[str, dict[str, str]]:
+def _declared(path: Path) -> dict[str, Any]:
     """Returns what a file registers, after making its module importable."""
     try:
         tree = ast.parse(path.read_bytes())
@@ -95,11 +123,14 @@ def _is_declaration(node: ast.stmt) -> bool:
 
 
 def _is_valid(declared: object) -> bool:
-    return isinstance(declared, dict) and all(
+    if not isinstance(declared, dict) or type(declared.get("api", 0)) is not int:
+        return False
+    return all(
         kind in _KINDS
         and isinstance(names, dict)
         and all(_NAME.match(str(name)) and str(value).isidentifier() for name, value in names.items())
         for kind, names in declared.items()
+        if kind != "api"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
-from bench.plugins import file_entries
+from bench.plugins import API_GROUP, api_problem, file_entries
 
 Kind = Literal["model", "task", "metric", "table", "weight", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,6 +28,8 @@ class Entry:
     value: str
     distribution: str
     version: str
+    api: frozenset[str] = frozenset()
+    """Versions of the plugin interface that its distribution says it was written for; none where it does not say."""
 
     @property
     def origin(self) -> str:
@@ -38,8 +40,9 @@ class Entry:
         """Returns what the source says about the object, without importing it.
 
         Raises:
-            BrokenPluginError: the source cannot be found or parsed.
+            BrokenPluginError: the source cannot be found or parsed, or is for another version of the interface.
         """
+        self._refuse_other_api()
         try:
             return read_card(self.value)
         except UnreadableSourceError as error:
@@ -49,8 +52,10 @@ class Entry:
         """Returns the registered object, importing its module.
 
         Raises:
-            BrokenPluginError: the import fails for whatever reason, or the module lacks the attribute.
+            BrokenPluginError: the import fails for whatever reason, the module lacks the attribute, or the plugin is
+                for another version of the interface.
         """
+        self._refuse_other_api()
         module, _, attribute = self.value.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
@@ -61,17 +66,27 @@ class Entry:
                 f"{self.kind} {self.name!r} from {self.origin} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
 
+    def _refuse_other_api(self) -> None:
+        if problem := api_problem(self.api):
+            raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} {problem}")
+
 
 def _candidates(kind: Kind) -> dict[str, list[Entry]]:
     found: dict[str, dict[tuple[str, str], Entry]] = defaultdict(dict)
+    written_for: dict[str, set[str]] = defaultdict(set)
+    for point in entry_points(group=API_GROUP):
+        written_for[point.dist.name if point.dist else "unknown"].add(point.name)
     for point in entry_points(group=f"earthbench.{kind}s"):
         dist = point.dist
         distribution = dist.name if dist else "unknown"
-        entry = Entry(kind, point.name, point.value, distribution, dist.version if dist else "?")
+        entry = Entry(
+            kind, point.name, point.value, distribution, dist.version if dist else "?",
+            frozenset(written_for[distribution]),
+        )  # fmt: skip
         # The same distribution may be seen twice (a wheel and its build folder on the path): that is no clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
-    for name, value, path in file_entries(f"{kind}s"):
-        found[name].setdefault((str(path), value), Entry(kind, name, value, "file", path.name))
+    for name, value, path, api in file_entries(f"{kind}s"):
+        found[name].setdefault((str(path), value), Entry(kind, name, value, "file", path.name, api))
     return {name: list(by_origin.values()) for name, by_origin in sorted(found.items())}
 
 

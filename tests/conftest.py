@@ -16,7 +16,7 @@ settings.register_profile("suite", max_examples=25, deadline=None, derandomize=T
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # Marker of tests that take long or need engines of their own -> the tox environment of the same name runs them.
-_LONG = ("fault", "scaleout", "slurm")
+_LONG = ("docs", "fault", "scaleout", "slurm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

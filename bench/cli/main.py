@@ -28,7 +28,7 @@ VERBS = {
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
     "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
-    "new": ("bench.cli.new", "write a package with a model of your own"),
+    "new": ("bench.cli.new", "write a package with a model, task or metric of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
     "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),

@@ -109,10 +109,11 @@ def _lead_curves(
     for column in table.columns[: _MOST_LEAD_SCORES + 2]:
         curves = []
         for label, records in runs:
-            key = column.key.removesuffix("_m") if column.key not in records[-1].scores_per_lead else column.key
-            values = records[-1].scores_per_lead.get(key)
-            if not values:
-                continue
+            base = column.key.removesuffix("_per_lead_mean")
+            key = base if base in records[-1].scores_per_lead else base.removesuffix("_m")
+            values = records[-1].scores_per_lead.get(key) or []
+            if all(_scaled(value, column) is None for value in values):
+                continue  # not scored per lead time, or undefined at every one
             bounds = [
                 interval(records[-1], f"{key}_lead_{lead + 1}") if interval else None for lead in range(len(values))
             ]

@@ -102,8 +102,9 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
-        key, _, lead = score.partition("_lead_")
-        value = record.scores_per_lead.get(key, [None] * 12)[int(lead) - 1] if lead else record.scores.get(key)
+        key, _, lead = score.rpartition("_lead_")
+        known = record.scores_per_lead.get(key, [None] * 12)[int(lead) - 1] if lead.isdigit() else None
+        value = known if lead.isdigit() else record.scores.get(score)
         return (value * 0.95, value * 1.05) if value is not None else None
 
     return build(root, out, interval=interval)

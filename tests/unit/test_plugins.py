@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ MODEL = '''
 import torch
 from torch import nn
 
-EARTHBENCH = {"models": {"NAME": "Half"}}
+EARTHBENCH = {"api": 1, "models": {"NAME": "Half"}}
 
 
 class Half(nn.Module):
@@ -78,6 +79,7 @@ def test_children_know_the_file_and_listing_does_not_run_it(tmp_path: Path) -> N
     [
         ("no_literal", "x = 1", "expected a literal"),
         ("computed", "EARTHBENCH = dict(models={})", "expected a literal"),
+        ("bad_version", MODEL.replace('"api": 1', '"api": "1"'), "expected a literal"),
         ("other_kind", 'EARTHBENCH = {"modles": {"a": "A"}}', "expected a literal"),
         ("bad_name", 'EARTHBENCH = {"models": {"../a": "A"}}', "expected a literal"),
         ("bad_class", 'EARTHBENCH = {"models": {"a": "os.system"}}', "expected a literal"),
@@ -102,14 +104,29 @@ def test_a_file_cannot_take_a_builtin_name(tmp_path: Path) -> None:
         registry.find("model", "unet")
 
 
+def test_a_file_for_another_version_of_the_interface_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = _file(tmp_path, "from_tomorrow", MODEL.replace('"api": 1', '"api": 99'))
+    assert main(["check", "from_tomorrow", "--plugin", str(newer)]) == 2
+    error = capsys.readouterr().err
+    assert "was written for v99 of the plugin interface" in error and "Upgrade earthbench" in error
+    assert main(["list", "models"]) == 0
+    listing = capsys.readouterr().out
+    assert "BROKEN" in listing and "v99" in listing and "unet" in listing
+
+
 @pytest.mark.slow
-def test_a_new_package_passes_its_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("kind", "more"), [("model", []), ("task", ["data.py"]), ("metric", [])])
+def test_a_new_package_passes_its_checks(
+    kind: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "package"
-    assert main(["new", "model", "my_net", "--out", str(out)]) == 0
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
-        "README.md", "pyproject.toml", "src/earthbench_my_net/__init__.py", "src/earthbench_my_net/model.py",
-        "tests/test_my_net.py", "tox.ini",
-    ]  # fmt: skip
+    assert main(["new", kind, "my_own", "--out", str(out)]) == 0
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {
+        "README.md", "pyproject.toml", "tox.ini", "tests/test_my_own.py",
+        *(f"src/earthbench_my_own/{name}" for name in ("__init__.py", f"{kind}.py", *more)),
+    }  # fmt: skip
     assert not [p for p in out.rglob("*") if p.is_file() and "$" in p.read_text()]
     environment = {**os.environ, "PYTHONPATH": str(out / "src")}
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", "-q", "-n0", "tests"]):
@@ -117,8 +134,11 @@ def test_a_new_package_passes_its_checks(tmp_path: Path, capsys: pytest.CaptureF
             [sys.executable, "-m", *command], cwd=out, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert main(["new", "model", "my_net", "--out", str(out)]) == 2
+    assert main(["new", kind, "my_own", "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
+    groups = tomllib.loads((out / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert groups[f"earthbench.{kind}s"] == {"my_own": f"earthbench_my_own.{kind}:MyOwn"}
+    assert groups[plugins.API_GROUP] == {f"v{plugins.API_VERSION}": "earthbench_my_own"}
 
 
 @pytest.mark.parametrize(("name", "words"), [("My-Net", "expected a-z"), ("unet", "registered already"), ("1x", "a-z")])

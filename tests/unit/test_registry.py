@@ -162,3 +162,23 @@ def test_light_commands_never_import_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [((), None), (("v1",), None), (("v1", "v7"), None), (("v7",), "Upgrade earthbench"), (("v0",), "a release of it")],
+)
+def test_a_package_says_which_interface_it_was_written_for(points, plugin, versions, words: str | None) -> None:
+    plugin("dated", 'class Model:\n    """A model."""\n')
+    points.append(_point("dated", "dated:Model", "my-models"))
+    points.append(_point("unet", "baselines.unet:UNet", "earthbench"))
+    points.extend(_point(version, "dated", "my-models", "earthbench.api") for version in versions)
+    entry = registry.find("model", "dated")
+    if words is None:
+        assert entry.load().__name__ == "Model" and entry.card().summary == "A model."
+        return
+    for use in (entry.load, entry.card):
+        with pytest.raises(BrokenPluginError, match=words) as caught:
+            use()
+        assert "my-models 1.0" in str(caught.value) and versions[0] in str(caught.value)
+    assert registry.find("model", "unet").card().summary, "other distributions are not concerned"

@@ -137,15 +137,16 @@ function leadCharts(parent, list) {
 function paretoChart(parent, list) {
   if (!list.length) return;
   const costs = [["gmacs", "GMACs"], ["parameters", "parameters, M"], ["latency", "evaluation, s per sequence"]]
-    .filter(([cost]) => list.some((one) => one.points.some((p) => p[cost] !== null && p[cost] !== undefined)));
+    .filter(([cost]) => list.some((one) => new Set(one.points.map((p) => p[cost] ?? null).filter((v) => v !== null)).size > 1));
   if (!costs.length) return;
   chart(parent, "Score against cost", [["score", named(list)], ["cost", costs]], (key, cost) => {
     const { points, label, better } = pick(list, key);
     const known = points.filter((p) => p[cost] !== null && p[cost] !== undefined);
     const traces = ["ours", "published"].map((side) => {
-      const mine = known.filter((p) => p.side === side);
+      const mine = known.filter((p) => p.side === side).sort((a, b) => a[cost] - b[cost] || a.y - b.y);
+      // Names of neighbours take turns above and below their points.
       return { x: mine.map((p) => p[cost]), y: mine.map((p) => p.y), text: mine.map((p) => short(p.label)), mode: "markers+text",
-        textposition: "top center", cliponaxis: false, textfont: { size: 10 }, name: side,
+        textposition: mine.map((_, at) => (at % 2 ? "bottom center" : "top center")), cliponaxis: false, textfont: { size: 10 }, name: side,
         marker: { size: 10, color: PALETTE[side === "ours" ? 0 : 1], symbol: side === "ours" ? "circle" : "circle-open" } };
     }).filter((trace) => trace.x.length);
     const front = frontOf(known.filter((p) => p.side === (traces[0] || {}).name), cost, better);

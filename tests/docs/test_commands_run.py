@@ -1,0 +1,99 @@
+"""The pages' commands are run, page by page in an empty folder, on tiny made data: `tox -e docs`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import PAGES, REPO, SHELL, Block, blocks
+
+from bench import plugins
+from bench.cli.main import main
+
+pytestmark = pytest.mark.docs
+_MAKES = {
+    "sevir": ["--train", "2", "--val", "2", "--test", "2", "--size", "32"],
+    "sevir_lr": ["--train", "2", "--val", "2", "--test", "2", "--size", "32"],
+    "moving_mnist": ["--train", "4", "--val", "2", "--test", "2"],
+    "nbody_mnist": ["--train", "4", "--val", "2", "--test", "2"],
+}
+_TAKES_OVERRIDES = ("run", "evaluate", "reproduce", "ablate", "forecast", "status")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder by task, each made when it is first asked for."""
+
+    class Made(dict):
+        def __missing__(self, task: str) -> Path:
+            folder = tmp_path_factory.mktemp("data") / task
+            assert main(["data", "make", task, "--out", str(folder), *_MAKES[task]]) == 0
+            self[task] = folder
+            return folder
+
+    return Made()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page(
+    page: Path, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages")])
+    todo = [block for block in blocks(page) if block.language in (*SHELL, "python") and not block.not_run]
+    if not todo:
+        pytest.skip("every command of this page is marked `not run`, with its reason; see test_commands_exist.py")
+    for block in todo:
+        if block.language == "python":
+            _python(block, made)
+            continue
+        for words in block.commands:
+            code = _run([*words, *_added(words, block)], made)
+            assert code == 0, f"{block.name}: {' '.join(words)}: exit code {code}\n{capsys.readouterr()}"
+
+
+def _added(words: list[str], block: Block) -> list[str]:
+    takes = words[0] == "earthbench" and any(verb in words for verb in _TAKES_OVERRIDES)
+    return list(block.added) if takes else []
+
+
+def _run(words: list[str], made: dict[str, Path]) -> int:
+    program, *rest = words
+    rest = [_with_data(word, rest, made) for word in rest]
+    if program == "earthbench":
+        return main(rest)
+    # What a page installs is installed in a folder of the test's own, without a network.
+    if program == "pip":
+        packages = [word for word in rest[1:] if word != "-e"]
+        target = ["--target", "site-packages", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        command = [sys.executable, "-m", "pip", "install", *target, *(one.partition("[")[0] for one in packages)]
+    elif program in ("pytest", "ruff"):
+        command = [sys.executable, "-m", program, *rest]
+    else:
+        pytest.fail(f"{' '.join(words)}: nothing here runs this; mark it `not run`, with the reason")
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd() / "site-packages")}
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _with_data(word: str, words: list[str], made: dict[str, Path]) -> str:
+    """The word with the reader's DIR replaced by made data of the command's task."""
+    key, equals, value = word.partition("=")
+    if value != "DIR":
+        return word
+    task = next((w.partition("=")[2] for w in words if w.startswith("task=")), "sevir")
+    table = next((w for w in words if w.startswith(("earthformer/", "prediff/"))), "")
+    return f"{key}={made[table.split('/')[1] if table else task]}"
+
+
+def _python(block: Block, made: dict[str, Path]) -> None:
+    """Runs Python that begins with a comment `# FILE.py` by writing the file, other Python as it stands."""
+    first = block.text.splitlines()[0]
+    if first.startswith("# ") and first.endswith(".py"):
+        Path(first[2:]).write_text(block.text)
+        return
+    code = block.text.replace('"DIR"', repr(str(made["sevir"])))
+    exec(compile(code, f"{REPO.name}/{block.name}", "exec"), {"__name__": block.name})
