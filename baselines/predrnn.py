@@ -285,14 +285,16 @@ def load_upstream(
         ValueError: The configuration lacks a key, asks for what the model does not have, or contradicts the
             shapes; or weights are missing, left over or of another shape (all are listed).
     """
-    t_in, _, width, channels = input_shape
+    t_in, height, width, channels = input_shape
+    given_width = config.get("img_width")
     check_config(
         config,
         required=("num_hidden", "filter_size", "patch_size", "layer_norm"),
         implied={
             "stride": 1,
             "img_channel": channels,
-            "img_width": width,
+            # The authors' images are square; of a rectangle, either side may stand there.
+            "img_width": given_width if given_width in (height, width) else width,
             "input_length": t_in,
             "total_length": t_in + target_shape[0],
         },
