@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from baselines.convolutions import RepeatedConv
 from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 
@@ -61,24 +61,25 @@ class ConvLSTMCell(nn.Module):
         if inputs is None:
             if state is None:
                 raise ValueError("ConvLSTMCell: a run without inputs needs a state")
+            conv = RepeatedConv(self.conv.weight, self.conv.bias)
             hidden = []
             for _ in range(steps):
-                state = self(None, state)
+                state = self._gate(conv(state[0]), state[1])
                 hidden.append(state[0])
             return torch.stack(hidden), state
         if steps == 1:
             state = self(inputs[0], self.zeros(inputs[0]) if state is None else state)
             return state[0].unsqueeze(0), state
-        conv = self.conv
-        over_x, over_h = (part.contiguous() for part in conv.weight.split((self.in_channels, self.hidden), dim=1))
-        from_x = each_frame(lambda x: F.conv2d(x, over_x, conv.bias, padding=self.padding), inputs)
+        over_x, over_h = (part.contiguous() for part in self.conv.weight.split((self.in_channels, self.hidden), dim=1))
+        from_x = each_frame(RepeatedConv(over_x, self.conv.bias), inputs)
+        recur = RepeatedConv(over_h)
         hidden = []
         for z in from_x.unbind(0):
             if state is None:
                 state = self._gate(z, None)
             else:
                 h, c = state
-                state = self._gate(z + F.conv2d(h, over_h, padding=self.padding), c)
+                state = self._gate(z + recur(h), c)
             hidden.append(state[0])
         assert state is not None
         return torch.stack(hidden), state

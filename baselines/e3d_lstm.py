@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.convolutions import RepeatedConv
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
 from baselines.shapes import checked_stack
@@ -29,16 +30,12 @@ class _Kernels(NamedTuple):
     second one only the second input frame (`last`).
     """
 
-    pair: Tensor
-    last: Tensor
-    bias: Tensor
+    pair: RepeatedConv
+    last: RepeatedConv
 
     def convolve(self, volume: Tensor) -> Tensor:
         """Return the convolved volume (B, C', 2, H, W) of a volume (B, C, 2, H, W)."""
-        padding = self.last.shape[-1] // 2
-        first = F.conv2d(volume.flatten(1, 2), self.pair, self.bias, padding=padding)
-        second = F.conv2d(volume[:, :, 1], self.last, self.bias, padding=padding)
-        return torch.stack((first, second), dim=2)
+        return torch.stack((self.pair(volume.flatten(1, 2)), self.last(volume[:, :, 1])), dim=2)
 
 
 class TwoFrameConv(nn.Conv3d):
@@ -66,7 +63,8 @@ def _kernels(*convolutions: TwoFrameConv) -> _Kernels:
     """Return the kernels of the sum of convolutions, for inputs that are joined along the channels."""
     weight = torch.cat([conv.weight for conv in convolutions], dim=1)
     biases = [conv.bias for conv in convolutions if conv.bias is not None]
-    return _Kernels(weight.flatten(1, 2), weight[:, :, 0].contiguous(), sum(biases[1:], biases[0]))
+    bias = sum(biases[1:], biases[0])
+    return _Kernels(RepeatedConv(weight.flatten(1, 2), bias), RepeatedConv(weight[:, :, 0].contiguous(), bias))
 
 
 def _initialise(conv: nn.Conv3d) -> None:
@@ -352,15 +350,14 @@ class _WindowReader:
     def __init__(self, cell: EideticLSTMCell) -> None:
         conv = cell.conv_x
         assert conv.bias is not None
-        self.weight = torch.cat(conv.weight.unbind(2))
-        self.bias = torch.cat((conv.bias, torch.zeros_like(conv.bias)))
-        self.padding = conv.weight.shape[-1] // 2
+        bias = torch.cat((conv.bias, torch.zeros_like(conv.bias)))
+        self.convolve = RepeatedConv(torch.cat(conv.weight.unbind(2)), bias)
         self.norm = cell.norm_x
         # Before the first frame there is a frame of zeros, of which only the bias remains.
         self.first_tap = conv.bias.view(-1, 1, 1)
 
     def _taps(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = F.conv2d(patches, self.weight, self.bias, padding=self.padding).chunk(2, dim=1)
+        first, second = self.convolve(patches).chunk(2, dim=1)
         return first, second
 
     def known(self, patches: Tensor) -> Tensor:

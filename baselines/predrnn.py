@@ -6,13 +6,14 @@ Learning", TPAMI 2022, arXiv:2103.09504 (v2: memory decoupling and reverse sched
 here).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.convolutions import RepeatedConv
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
 from baselines.shapes import checked_stack
@@ -29,6 +30,16 @@ class CellStep(NamedTuple):
     memory: Tensor
     delta_cell: Tensor
     delta_memory: Tensor
+
+
+class _Layers(NamedTuple):
+    """The convolutions of a cell, each with its norm if there is one."""
+
+    conv_x: Callable[[Tensor], Tensor]
+    conv_h: Callable[[Tensor], Tensor]
+    conv_m: Callable[[Tensor], Tensor]
+    conv_o: Callable[[Tensor], Tensor]
+    conv_last: Callable[[Tensor], Tensor]
 
 
 class SpatioTemporalLSTMCell(nn.Module):
@@ -58,22 +69,34 @@ class SpatioTemporalLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
         """Return one step on input (B, C, h, w) and states (B, n, h, w)."""
-        return self.step(self.conv_x(x), h, c, m)
+        layers = _Layers(self.conv_x, self.conv_h, self.conv_m, self.conv_o, self.conv_last)
+        return self.step(layers, layers.conv_x(x), h, c, m)
 
-    def step(self, from_x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
+    def repeated(self) -> _Layers:
+        """Return the convolutions for many steps with the same weights."""
+
+        def repeated(convolution: nn.Sequential) -> Callable[[Tensor], Tensor]:
+            conv = RepeatedConv(convolution[0].weight)  # type: ignore[arg-type]
+            norms = convolution[1:]
+            return (lambda x: norms(conv(x))) if norms else conv
+
+        convolutions = (self.conv_x, self.conv_h, self.conv_m, self.conv_o)
+        return _Layers(*map(repeated, convolutions), conv_last=self.conv_last)
+
+    def step(self, layers: _Layers, from_x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
         """Return one step, given what the input convolution made of the input (B, 7n, h, w)."""
         n = self.hidden
         temporal_x, spatial_x, output_x = from_x.split((3 * n, 3 * n, n), dim=1)
-        temporal_h, output_h = self.conv_h(h).split((3 * n, n), dim=1)
+        temporal_h, output_h = layers.conv_h(h).split((3 * n, n), dim=1)
         i, f, g = (temporal_x + temporal_h).chunk(3, dim=1)
         delta_cell = torch.sigmoid(i) * torch.tanh(g)
         cell = torch.sigmoid(f + FORGET_BIAS) * c + delta_cell
-        i, f, g = (spatial_x + self.conv_m(m)).chunk(3, dim=1)
+        i, f, g = (spatial_x + layers.conv_m(m)).chunk(3, dim=1)
         delta_memory = torch.sigmoid(i) * torch.tanh(g)
         memory = torch.sigmoid(f + FORGET_BIAS) * m + delta_memory
         both = torch.cat((cell, memory), dim=1)
-        output = torch.sigmoid(output_x + output_h + self.conv_o(both))
-        return CellStep(output * torch.tanh(self.conv_last(both)), cell, memory, delta_cell, delta_memory)
+        output = torch.sigmoid(output_x + output_h + layers.conv_o(both))
+        return CellStep(output * torch.tanh(layers.conv_last(both)), cell, memory, delta_cell, delta_memory)
 
 
 class PredRNN(NextFrameModel):
@@ -218,7 +241,8 @@ class PredRNN(NextFrameModel):
         """
         known, flags = (self.t_in, None) if mask is None else truths_by_step(mask, self.t_in, self.t_out)
         hidden, cell, memory = self._zeros(clip)
-        conv_x = self.cell_list[0].conv_x
+        cells = [(block, block.repeated()) for block in self.cell_list]
+        conv_x = cells[0][1].conv_x
         from_known = each_frame(conv_x, each_frame(self.codec.encode, clip[:known]))
         tops: list[Tensor] = []
         fed_back: list[Tensor] = []
@@ -229,10 +253,10 @@ class PredRNN(NextFrameModel):
                 fed_back.append(self.codec.decode(self.conv_last(tops[-1])))
                 frame = fed_back[-1] if flags is None else mixed(flags[:, t - known], clip[t], fed_back[-1])
                 from_x = conv_x(self.codec.encode(frame))
-            for layer, block in enumerate(self.cell_list):
+            for layer, (block, layers) in enumerate(cells):
                 if layer:
-                    from_x = block.conv_x(hidden[layer - 1])
-                made = block.step(from_x, hidden[layer], cell[layer], memory)
+                    from_x = layers.conv_x(hidden[layer - 1])
+                made = block.step(layers, from_x, hidden[layer], cell[layer], memory)
                 hidden[layer], cell[layer], memory = made[:3]
                 if steps is not None:
                     steps.append(made)
@@ -285,14 +309,16 @@ def load_upstream(
         ValueError: The configuration lacks a key, asks for what the model does not have, or contradicts the
             shapes; or weights are missing, left over or of another shape (all are listed).
     """
-    t_in, _, width, channels = input_shape
+    t_in, height, width, channels = input_shape
+    given_width = config.get("img_width")
     check_config(
         config,
         required=("num_hidden", "filter_size", "patch_size", "layer_norm"),
         implied={
             "stride": 1,
             "img_channel": channels,
-            "img_width": width,
+            # The authors' images are square; of a rectangle, either side may stand there.
+            "img_width": given_width if given_width in (height, width) else width,
             "input_length": t_in,
             "total_length": t_in + target_shape[0],
         },

@@ -13,6 +13,8 @@ import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
+from baselines.shapes import checked_shapes, checked_sizes, require_divisible
+
 _NORM_EPS = 1e-3  # the release is Keras code: its default, as is the momentum of 0.99, which torch calls 0.01
 
 
@@ -31,7 +33,7 @@ class UNet(nn.Module):
             thousand steps before evaluation mode is worth anything; short runs want 0.1.
 
     Raises:
-        ValueError: frame sizes differ or do not divide.
+        ValueError: A grid size is not divisible by 2 to the number of levels, or sizes do not fit together.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -52,15 +54,14 @@ class UNet(nn.Module):
         norm_momentum: float = 0.01,
     ) -> None:
         super().__init__()
-        t_in, height, width, c_in = input_shape
-        self.t_out, _, _, self.c_out = target_shape
-        factor = 2 ** len(channels)
-        if tuple(input_shape[1:3]) != tuple(target_shape[1:3]):
-            raise ValueError(f"context frames {input_shape[1:3]} and target frames {target_shape[1:3]} must be equal")
-        if not channels or height % factor or width % factor:
-            raise ValueError(
-                f"frames of {height}x{width} do not divide by {factor} = 2^{len(channels)} levels; "
-                f"give one or more `channels`, fewer for smaller frames"
+        name = type(self).__name__
+        (t_in, height, width, c_in), (self.t_out, _, _, self.c_out) = checked_shapes(
+            name, input_shape, target_shape, feeds_back=False
+        )
+        channels = checked_sizes(name, "channels", channels)
+        for axis, size in (("height", height), ("width", width)):
+            require_divisible(
+                name, f"{axis} (for {len(channels)} levels, one per entry of channels)", size, 2 ** len(channels)
             )
         norm: dict[str, Any] = {"eps": _NORM_EPS, "momentum": norm_momentum}
         inputs = [t_in * c_in, *channels[:-1]]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from baselines.e3d_lstm import E3DLSTM, TwoFrameConv, _kernels, _recall, _recall_plain
 
-B, T_IN, T_OUT, SIZE, PATCH, N = 2, 3, 3, 8, 2, 3
+B, T_IN, T_OUT, HEIGHT, WIDTH, PATCH, N = 2, 3, 3, 6, 8, 2, 3
 
 
 def two_frame_conv(conv: TwoFrameConv, volume: Tensor) -> Tensor:
@@ -51,14 +51,14 @@ def attend(queries: Tensor, states: list[Tensor]) -> Tensor:
 
 def brute_force(model: E3DLSTM, clip: Tensor, truth: list[list[float]]) -> Tensor:
     """Return the frames of all steps (B, T, H, W, 1); `truth[b][t]` says whether sample b reads the truth."""
-    empty = torch.zeros(B, N, 2, SIZE // PATCH, SIZE // PATCH)
+    empty = clip.new_zeros(B, N, 2, HEIGHT // PATCH, WIDTH // PATCH)
     layers = len(model.cells)
     h, c, m = [empty] * layers, [empty] * layers, empty
     states: list[list[Tensor]] = [[empty] for _ in range(layers)]
-    before = torch.zeros(B, PATCH**2, SIZE // PATCH, SIZE // PATCH)
+    before = clip.new_zeros(B, PATCH**2, HEIGHT // PATCH, WIDTH // PATCH)
     predictions: list[Tensor] = []
     for t in range(T_IN + T_OUT - 1):
-        share = torch.tensor([row[t] for row in truth]).view(B, 1, 1, 1)
+        share = clip.new_tensor([row[t] for row in truth]).view(B, 1, 1, 1)
         real = F.pixel_unshuffle(clip[:, t].permute(0, 3, 1, 2), PATCH)
         frame = share * real + (1 - share) * (predictions[-1] if predictions else real)
         x = torch.stack((before, frame), dim=2)
@@ -88,8 +88,8 @@ def brute_force(model: E3DLSTM, clip: Tensor, truth: list[list[float]]) -> Tenso
 def build(*, drops_memory: bool) -> E3DLSTM:
     torch.manual_seed(0)
     model = E3DLSTM(
-        (T_IN, SIZE, SIZE, 1),
-        (T_OUT, SIZE, SIZE, 1),
+        (T_IN, HEIGHT, WIDTH, 1),
+        (T_OUT, HEIGHT, WIDTH, 1),
         hidden=(N, N),
         kernel_size=3,
         patch_size=PATCH,
@@ -105,8 +105,9 @@ def build(*, drops_memory: bool) -> E3DLSTM:
 @pytest.mark.parametrize("drops_memory", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
 def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool) -> None:
-    model = build(drops_memory=drops_memory)
-    clip = torch.rand(B, T_IN + T_OUT, SIZE, SIZE, 1, generator=torch.Generator().manual_seed(1))
+    # In float64, so that only a mistake can make a difference.
+    model = build(drops_memory=drops_memory).double()
+    clip = torch.rand(B, T_IN + T_OUT, HEIGHT, WIDTH, 1, generator=torch.Generator().manual_seed(1)).double()
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     mask = torch.tensor([[1.0, 0.0], [0.0, 1.0]]) if masked else None
     flags = mask.tolist() if mask is not None else [[0.0] * (T_OUT - 1)] * B
@@ -115,12 +116,12 @@ def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool
         error = expected - clip[:, 1:]
         for form in (False, True):
             model.plain = form
-            torch.testing.assert_close(model.step_outputs(context, target, mask), expected, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(model.step_outputs(context, target, mask), expected, rtol=1e-9, atol=1e-9)
             losses = model.losses(context, target, mask)
-            assert losses["l2"].item() == pytest.approx(error.square().sum().item() / 2, rel=1e-4)
-            assert losses["l1"].item() == pytest.approx(error.abs().sum().item(), rel=1e-4)
+            assert losses["l2"].item() == pytest.approx(error.square().sum().item() / 2, rel=1e-9)
+            assert losses["l1"].item() == pytest.approx(error.abs().sum().item(), rel=1e-9)
             if not masked:
-                torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], rtol=1e-4, atol=2e-5)
+                torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], rtol=1e-9, atol=1e-9)
 
 
 def test_convolution_by_frames_is_the_padded_convolution_of_volumes() -> None:
@@ -157,7 +158,7 @@ def test_weights_start_as_tensorflow_has_them() -> None:
 
 
 def test_dropped_memory_leaves_its_kernel_without_effect() -> None:
-    context = torch.rand(1, T_IN, SIZE, SIZE, 1)
+    context = torch.rand(1, T_IN, HEIGHT, WIDTH, 1)
     for drops_memory in (True, False):
         model = build(drops_memory=drops_memory)
         with torch.no_grad():

@@ -156,6 +156,17 @@ def test_fast_and_plain_formulations_agree(name: str, t_in: int, t_out: int, bat
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ROLLING)
+def test_fast_and_plain_formulations_agree_in_float32(name: str) -> None:
+    model = build(name, 4, 5, 16, 24, 1).eval()
+    context = torch.rand(2, 4, 16, 24, 1)
+    with torch.no_grad():
+        fast = model(context)
+        with model.reference():
+            plain = model(context)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["convlstm", "phydnet"])
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_fast_formulation_agrees_however_few_frames_it_takes_at_once(

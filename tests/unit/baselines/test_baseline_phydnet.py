@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from baselines.phydnet import PhyDNet, k2m, load_upstream
 
-B, T_IN, T_OUT, SIZE = 2, 3, 3, 16
+B, T_IN, T_OUT, HEIGHT, WIDTH, CHANNELS = 2, 3, 4, 16, 24, 2
 
 
 @given(seed=st.integers(0, 100))
@@ -65,9 +65,10 @@ def test_moment_loss_vanishes_for_filters_with_one_moment_each() -> None:
     assert model.moment_loss().item() < 1e-18
 
 
-def brute_force(model: PhyDNet, clip: Tensor, *, forced: bool) -> Tensor:
-    """Return the images of all steps (B, T, H, W, 1), from the weights by name, operation by operation."""
+def brute_force(model: PhyDNet, clip: Tensor, strides: tuple[int, int, int], *, forced: bool) -> Tensor:
+    """Return the images of all steps (B, T, H, W, C), from the weights by name, operation by operation."""
     w = model.state_dict()
+    first, second, third = strides
 
     def norm(x: Tensor, name: str, groups: int) -> Tensor:
         split = x.reshape(len(x), groups, -1)
@@ -85,39 +86,42 @@ def brute_force(model: PhyDNet, clip: Tensor, *, forced: bool) -> Tensor:
     def conv(x: Tensor, name: str) -> Tensor:
         return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=w[f"{name}.weight"].shape[-1] // 2)
 
-    grid = SIZE // 4
-    widths = [cell.hidden for cell in model.convcell.cell_list]
-    phy = torch.zeros(B, 64, grid, grid)
-    h = [torch.zeros(B, n, grid, grid) for n in widths]
-    c = [torch.zeros(B, n, grid, grid) for n in widths]
+    grid = (HEIGHT // math.prod(strides), WIDTH // math.prod(strides))
+    widths = [len(w[f"convcell.cell_list.{layer}.conv.bias"]) // 4 for layer in range(2)]
+    phy = [clip.new_zeros(B, 64, *grid) for _ in range(2)]
+    h = [clip.new_zeros(B, n, *grid) for n in widths]
+    c = [clip.new_zeros(B, n, *grid) for n in widths]
     images: list[Tensor] = []
     for t in range(T_IN + T_OUT - 1):
         frame = clip[:, t].permute(0, 3, 1, 2) if t < T_IN or forced else images[-1]
-        code = block(block(block(frame, "encoder_E.c1", 2), "encoder_E.c2", 1), "encoder_E.c3", 2)
+        code = block(block(block(frame, "encoder_E.c1", first), "encoder_E.c2", second), "encoder_E.c3", third)
         x = block(block(code, "encoder_Ep.c1", 1), "encoder_Ep.c2", 1)
-        name = "phycell.cell_list.0"
-        derivative = conv(norm(conv(phy, f"{name}.F.conv1"), f"{name}.F.bn1", 7), f"{name}.F.conv2")
-        gain = conv(torch.cat((x, phy), dim=1), f"{name}.convgate").sigmoid()
-        phy = (1 - gain) * (phy + derivative) + gain * x
+        for layer in range(len(phy)):
+            name = f"phycell.cell_list.{layer}"
+            derivative = conv(norm(conv(phy[layer], f"{name}.F.conv1"), f"{name}.F.bn1", 7), f"{name}.F.conv2")
+            gain = conv(torch.cat((x, phy[layer]), dim=1), f"{name}.convgate").sigmoid()
+            x = phy[layer] = (1 - gain) * (phy[layer] + derivative) + gain * x
         y = block(block(code, "encoder_Er.c1", 1), "encoder_Er.c2", 1)
         for layer in range(len(widths)):
             i, f, o, g = conv(torch.cat((y, h[layer]), dim=1), f"convcell.cell_list.{layer}.conv").chunk(4, dim=1)
             c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
             y = h[layer] = o.sigmoid() * c[layer].tanh()
-        code = block(block(phy, "decoder_Dp.upc1", 1), "decoder_Dp.upc2", 1)
+        code = block(block(x, "decoder_Dp.upc1", 1), "decoder_Dp.upc2", 1)
         code = code + block(block(y, "decoder_Dr.upc1", 1), "decoder_Dr.upc2", 1)
-        out = block(block(code, "decoder_D.upc1", 2), "decoder_D.upc2", 1)
+        out = block(block(code, "decoder_D.upc1", third), "decoder_D.upc2", second)
         out = F.conv_transpose2d(
-            out, w["decoder_D.upc3.weight"], w["decoder_D.upc3.bias"], 2, padding=1, output_padding=1
+            out, w["decoder_D.upc3.weight"], w["decoder_D.upc3.bias"], first, padding=1, output_padding=first - 1
         )
         images.append(out.sigmoid())
     return torch.stack(images, dim=1).permute(0, 1, 3, 4, 2)
 
 
-@pytest.fixture
-def model() -> PhyDNet:
+SHAPES = {"input_shape": (T_IN, HEIGHT, WIDTH, CHANNELS), "target_shape": (T_OUT, HEIGHT, WIDTH, CHANNELS)}
+
+
+def build(strides: tuple[int, int, int]) -> PhyDNet:
     torch.manual_seed(0)
-    model = PhyDNet((T_IN, SIZE, SIZE, 1), (T_OUT, SIZE, SIZE, 1), phy_hidden=(14,), conv_hidden=(8, 64))
+    model = PhyDNet(**SHAPES, strides=strides, phy_hidden=(14, 7), conv_hidden=(8, 64))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -125,25 +129,36 @@ def model() -> PhyDNet:
 
 
 @pytest.fixture
+def model() -> PhyDNet:
+    return build((2, 1, 2))
+
+
+@pytest.fixture
 def clip() -> Tensor:
-    return torch.rand(B, T_IN + T_OUT, SIZE, SIZE, 1, generator=torch.Generator().manual_seed(1))
+    return torch.rand(B, T_IN + T_OUT, HEIGHT, WIDTH, CHANNELS, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_images_and_losses_follow_the_equations(model: PhyDNet, clip: Tensor, forced: bool) -> None:
+@pytest.mark.parametrize("strides", [(2, 1, 2), (2, 2, 2), (1, 2, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_and_losses_follow_the_equations(
+    clip: Tensor, forced: bool, strides: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    model, clip = build(strides).to(dtype), clip.to(dtype)
     context, target = clip[:, :T_IN], clip[:, T_IN:]
+    exactness = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-11}
     with torch.no_grad():
-        expected = brute_force(model, clip, forced=forced)
+        expected = brute_force(model, clip, strides, forced=forced)
         mse = sum((expected[:, t] - clip[:, t + 1]).square().mean() for t in range(T_IN + T_OUT - 1))
         for form in (False, True):
             model.plain = form
             images = model.step_outputs(context, target, teacher_forcing=forced)
-            torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(images, expected, **exactness)
             losses = model.losses(context, target, teacher_forcing=forced)
-            torch.testing.assert_close(losses["mse"], mse, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(losses["mse"], mse, **exactness)
             torch.testing.assert_close(losses["moments"], model.moment_loss())
             if not forced:
-                torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], **exactness)
 
 
 def test_gradient_flows_through_the_image_that_is_fed_back(model: PhyDNet, clip: Tensor) -> None:
@@ -175,19 +190,18 @@ def test_teacher_forcing_is_drawn_once_per_batch_and_dies_out(model: PhyDNet, cl
 
 def test_upstream_grid_sets_the_downsampling(model: PhyDNet) -> None:
     config = {
-        "input_shape": (4, 4),
+        "input_shape": (4, 6),
         "phy_input_dim": 64,
-        "F_hidden": [14],
+        "F_hidden": [14, 7],
         "phy_kernel": 7,
         "conv_hidden": [8, 64],
     }
-    shapes = {"input_shape": (T_IN, SIZE, SIZE, 1), "target_shape": (T_OUT, SIZE, SIZE, 1)}
-    loaded = load_upstream(config, model.state_dict(), **shapes).eval()
-    context = torch.rand(1, T_IN, SIZE, SIZE, 1)
+    loaded = load_upstream(config, model.state_dict(), **SHAPES).eval()
+    context = torch.rand(1, *SHAPES["input_shape"])
     assert torch.equal(loaded(context), model(context))
-    coarser = load_upstream({**config, "input_shape": (2, 2)}, model.state_dict(), **shapes)
-    assert coarser(context).shape == (1, T_OUT, SIZE, SIZE, 1)
-    with pytest.raises(ValueError, match=r"input_shape is \(3, 3\), expected \(16, 16\) divided by one of 4, 8, 12"):
-        load_upstream({**config, "input_shape": (3, 3)}, model.state_dict(), **shapes)
+    coarser = load_upstream({**config, "input_shape": (2, 3)}, model.state_dict(), **SHAPES)
+    assert coarser(context).shape == (1, *SHAPES["target_shape"])
+    with pytest.raises(ValueError, match=r"input_shape is \(3, 3\), expected \(16, 24\) divided by one of 4, 8, 12"):
+        load_upstream({**config, "input_shape": (3, 3)}, model.state_dict(), **SHAPES)
     with pytest.raises(ValueError, match="tin is 9, expected 3"):
-        load_upstream({**config, "tin": 9}, model.state_dict(), **shapes)
+        load_upstream({**config, "tin": 9}, model.state_dict(), **SHAPES)

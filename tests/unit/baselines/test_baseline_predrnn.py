@@ -7,14 +7,14 @@ from torch.nn import functional as F
 
 from baselines.predrnn import PredRNN, SpatioTemporalLSTMCell, load_upstream
 
-B, T_IN, T_OUT, SIZE, CHANNELS, PATCH, N = 2, 3, 4, 12, 2, 3, 4
+B, T_IN, T_OUT, HEIGHT, WIDTH, CHANNELS, PATCH, N = 2, 3, 4, 12, 18, 2, 3, 4
 
 
 def fold(frame: Tensor) -> Tensor:
     """Fold a frame (B, H, W, C) pixel by pixel."""
-    out = torch.zeros(len(frame), CHANNELS * PATCH**2, SIZE // PATCH, SIZE // PATCH)
-    for y in range(SIZE):
-        for x in range(SIZE):
+    out = frame.new_zeros(len(frame), CHANNELS * PATCH**2, HEIGHT // PATCH, WIDTH // PATCH)
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
             for c in range(CHANNELS):
                 out[:, ((y % PATCH) * PATCH + x % PATCH) * CHANNELS + c, y // PATCH, x // PATCH] = frame[:, y, x, c]
     return out
@@ -38,14 +38,14 @@ def brute_force(model: PredRNN, clip: Tensor, truth: list[list[float]]) -> tuple
     """
     everything = model.state_dict()
     layers = len(model.cell_list)
-    grid = SIZE // PATCH
-    h = [torch.zeros(B, N, grid, grid) for _ in range(layers)]
-    c = [torch.zeros(B, N, grid, grid) for _ in range(layers)]
-    m = torch.zeros(B, N, grid, grid)
+    grid = (HEIGHT // PATCH, WIDTH // PATCH)
+    h = [clip.new_zeros(B, N, *grid) for _ in range(layers)]
+    c = [clip.new_zeros(B, N, *grid) for _ in range(layers)]
+    m = clip.new_zeros(B, N, *grid)
     predictions: list[Tensor] = []
     cosines = []
     for t in range(T_IN + T_OUT - 1):
-        share = torch.tensor([row[t] for row in truth]).view(B, 1, 1, 1)
+        share = clip.new_tensor([row[t] for row in truth]).view(B, 1, 1, 1)
         real = fold(clip[:, t])
         x = share * real + (1 - share) * (predictions[-1] if predictions else real)
         for layer in range(layers):
@@ -74,12 +74,12 @@ def brute_force(model: PredRNN, clip: Tensor, truth: list[list[float]]) -> tuple
 
 @pytest.fixture
 def clip() -> Tensor:
-    return torch.rand(B, T_IN + T_OUT, SIZE, SIZE, CHANNELS, generator=torch.Generator().manual_seed(0))
+    return torch.rand(B, T_IN + T_OUT, HEIGHT, WIDTH, CHANNELS, generator=torch.Generator().manual_seed(0))
 
 
 def build(*, layer_norm: bool, memory_decoupling: bool) -> PredRNN:
     torch.manual_seed(1)
-    shape = (SIZE, SIZE, CHANNELS)
+    shape = (HEIGHT, WIDTH, CHANNELS)
     model = PredRNN(
         (T_IN, *shape),
         (T_OUT, *shape),
@@ -101,7 +101,8 @@ def build(*, layer_norm: bool, memory_decoupling: bool) -> PredRNN:
 def test_roll_out_and_losses_follow_the_equations(
     clip: Tensor, layer_norm: bool, memory_decoupling: bool, kind: str
 ) -> None:
-    model = build(layer_norm=layer_norm, memory_decoupling=memory_decoupling)
+    # In float64, so that only a mistake can make a difference.
+    model, clip = build(layer_norm=layer_norm, memory_decoupling=memory_decoupling).double(), clip.double()
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     mask = None
     truth = [[1.0] * T_IN + [0.0] * (T_OUT - 1)] * B
@@ -116,16 +117,16 @@ def test_roll_out_and_losses_follow_the_equations(
         for form in (False, True):
             model.plain = form
             outputs = model.step_outputs(context, target, mask)
-            assert outputs.shape == (B, T_IN + T_OUT - 1, SIZE, SIZE, CHANNELS)
+            assert outputs.shape == (B, T_IN + T_OUT - 1, HEIGHT, WIDTH, CHANNELS)
             folded = torch.stack([fold(outputs[:, t]) for t in range(outputs.shape[1])])
-            torch.testing.assert_close(folded, patches, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(folded, patches, rtol=1e-10, atol=1e-10)
             losses = model.losses(context, target, mask)
-            torch.testing.assert_close(losses["mse"], mse, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(losses["mse"], mse, rtol=1e-10, atol=1e-10)
             assert ("decoupling" in losses) == memory_decoupling
             if memory_decoupling:
-                assert losses["decoupling"].item() == pytest.approx(0.1 * decoupling, rel=1e-4)
+                assert losses["decoupling"].item() == pytest.approx(0.1 * decoupling, rel=1e-10)
             if kind == "free":
-                torch.testing.assert_close(model(context), outputs[:, T_IN - 1 :], rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(model(context), outputs[:, T_IN - 1 :], rtol=1e-10, atol=1e-10)
 
 
 def test_reverse_flags_of_a_test_are_a_free_roll_out(clip: Tensor) -> None:
@@ -198,16 +199,16 @@ def test_upstream_configuration_sets_what_it_names() -> None:
         "patch_size": PATCH,
         "layer_norm": 1,
         "stride": 1,
-        "img_width": SIZE,
+        "img_width": WIDTH,
         "img_channel": CHANNELS,
         "input_length": T_IN,
         "total_length": T_IN + T_OUT,
         "decouple_beta": 0.25,
         "reverse_scheduled_sampling": 1,
     }
-    shapes = {"input_shape": (T_IN, SIZE, SIZE, CHANNELS), "target_shape": (T_OUT, SIZE, SIZE, CHANNELS)}
+    shapes = {"input_shape": (T_IN, HEIGHT, WIDTH, CHANNELS), "target_shape": (T_OUT, HEIGHT, WIDTH, CHANNELS)}
     loaded = load_upstream(config, model.state_dict(), **shapes).eval()
-    context = torch.rand(1, T_IN, SIZE, SIZE, CHANNELS)
+    context = torch.rand(1, T_IN, HEIGHT, WIDTH, CHANNELS)
     assert torch.equal(loaded(context), model(context))
     assert (loaded.decoupling_weight, loaded.schedule.kind) == (0.25, "reverse_scheduled")
     with pytest.raises(ValueError, match="total_length is 9, expected 7"):

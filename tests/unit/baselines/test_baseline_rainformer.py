@@ -30,7 +30,7 @@ def attention(layer: WindowAttention, x: Tensor) -> Tensor:
     n, height, width, _ = x.shape
     s, shift, heads, d = layer.window, layer.shift, layer.heads, layer.head_dim
     q, k, v = (x @ layer.to_qkv.weight.T).unflatten(3, (3, heads, d)).unbind(3)
-    out = torch.zeros(n, height, width, heads, d)
+    out = x.new_zeros(n, height, width, heads, d)
     for y in range(height):
         for z in range(width):
             top, left = (y - shift) // s * s + shift, (z - shift) // s * s + shift
@@ -105,31 +105,56 @@ def stage_output(stage: torch.nn.Module, x: Tensor, factor: int, skip: Tensor | 
     return gates[:, : far.shape[1]] * far + gates[:, far.shape[1] :] * local
 
 
-@pytest.fixture
-def model() -> Rainformer:
+def build(grid: tuple[int, int, int] = (SIZE, SIZE, 1), **arguments: object) -> Rainformer:
     torch.manual_seed(0)
-    model = Rainformer((T_IN, SIZE, SIZE, 1), (T_OUT, SIZE, SIZE, 1), **ARGUMENTS)
+    model = Rainformer((T_IN, *grid), (T_OUT, *grid), **{**ARGUMENTS, **arguments})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "mask" not in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.add_(0.5 * torch.rand_like(buffer))
     return model
 
 
+@pytest.fixture
+def model() -> Rainformer:
+    return build()
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_forecast_follows_the_equations(model: Rainformer, training: bool) -> None:
-    model.train(training)
-    context = torch.rand(2, T_IN, SIZE, SIZE, 1)
+@pytest.mark.parametrize(
+    ("grid", "arguments", "dtype"),
+    [
+        ((SIZE, SIZE, 1), {}, torch.float32),
+        ((12, 24, 2), {"downscale": (1, 2, 2, 1), "window": 3, "layers": (4, 2, 2, 4)}, torch.float64),
+        ((18, 12, 1), {"downscale": (3, 1, 2, 1), "window": 1, "hidden": 9}, torch.float64),
+    ],
+)
+def test_forecast_follows_the_equations(
+    grid: tuple[int, int, int], arguments: dict[str, object], training: bool, dtype: torch.dtype
+) -> None:
+    model = build(grid, **arguments).to(dtype).train(training)
+    channels = grid[2]
+    context = torch.rand(2, T_IN, *grid, dtype=dtype)
+    downscale = arguments.get("downscale", (2, 2, 2, 2))
+    exactness = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
     with torch.no_grad():
-        x = context[..., 0]
+        # Channels are the frames one after the other, each with all its channels.
+        x = torch.stack([context[:, t, :, :, c] for t in range(T_IN) for c in range(channels)], dim=1)
         skips = []
-        for stage in model.down:
-            x = stage_output(stage, x, 2, None, up=False)
+        for stage, factor in zip(model.down, downscale, strict=True):
+            x = stage_output(stage, x, factor, None, up=False)
             skips.append(x)
-        for stage, skip in zip(model.up, skips[2::-1], strict=True):
-            x = stage_output(stage, x, 2, skip, up=True)
-        expected = stage_output(model.final, x, 2, None, up=True)[..., None]
-        torch.testing.assert_close(model(context), expected, rtol=1e-4, atol=1e-5)
+        for stage, factor, skip in zip(model.up, downscale[:0:-1], skips[2::-1], strict=True):
+            x = stage_output(stage, x, factor, skip, up=True)
+        x = stage_output(model.final, x, downscale[0], None, up=True)
+        expected = torch.zeros(2, T_OUT, *grid, dtype=dtype)
+        for t in range(T_OUT):
+            for c in range(channels):
+                expected[:, t, :, :, c] = x[:, t * channels + c]
+        torch.testing.assert_close(model(context), expected, **exactness)
 
 
 def test_only_the_last_group_of_a_stage_matters() -> None:
