@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from bench.api import Shape
 from bench.config import Train
@@ -73,6 +74,15 @@ class Forecaster(lightning.LightningModule):
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Shards the model over the processes, where the strategy does so; Lightning calls it once they are joined."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+        for name in ("training_loss", "validation_loss"):  # like `forward`, they gather the weights first
+            if callable(getattr(self.model, name, None)):
+                register_fsdp_forward_method(self.model, name)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -199,11 +199,8 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
             f"train.accumulate = {batch}, stays whatever the devices: make train.accumulate a multiple of {world} and "
             "data.batch_size smaller by as much"
         )
-    if config.strategy == "fsdp":
-        asked = {"train.clip_norm": config.train.clip_norm, "train.ema_decay": config.train.ema_decay}
-        wrong = [key for key, value in asked.items() if value is not None]
-        if wrong:
-            raise ConfigError(f"strategy=fsdp has no whole model to do this with: set {' and '.join(wrong)} to null")
+    if config.strategy == "fsdp" and config.train.ema_decay is not None:
+        raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
 
 
 def _resume_from(
