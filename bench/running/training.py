@@ -6,7 +6,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}"):
+    with translated_errors(f"training at batch size {config.data.batch_size}"), _finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(last)
@@ -279,6 +280,17 @@ def _loggers(config: Config, folder: Path) -> list[Logger]:
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
             ) from error
     return made
+
+
+@contextmanager
+def _finished(loggers: list[Logger]) -> Iterator[None]:
+    """Ends the W&B run, which Lightning leaves open: the next run of this process would write into it."""
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 def read_summary(path: Place) -> TrainingSummary | None:

@@ -47,7 +47,7 @@ def engine(launcher: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     given |= {"RAY_ADDRESS": f"127.0.0.1:{free_port()}", "RAY_USAGE_STATS_ENABLED": "0"}
     port = given["RAY_ADDRESS"].rpartition(":")[2]
     start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block",
-             f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]  # fmt: skip
+             "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]  # fmt: skip
     log = tmp_path / "ray.log"
 
     def runs() -> bool:
