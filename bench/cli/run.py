@@ -94,7 +94,8 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
     """Returns overrides and flags after giving flags their values back, which argparse took for overrides."""
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     kept, joined = [word for word in overrides if word not in bare], list[str]()
-    for flag, following in zip(flags, [*flags[1:], "-"], strict=True):
+    for number, flag in enumerate(flags):
+        following = flags[number + 1] if number + 1 < len(flags) else "-"
         joined.append(flag)
         if flag in _WITH_VALUE and following.startswith("-") and bare:
             joined.append(bare.pop(0))

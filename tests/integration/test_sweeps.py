@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -45,9 +46,10 @@ def engine(launcher: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         yield given
         return
     given |= {"RAY_ADDRESS": f"127.0.0.1:{free_port()}", "RAY_USAGE_STATS_ENABLED": "0"}
+    given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else it writes one into the home
     port = given["RAY_ADDRESS"].rpartition(":")[2]
     start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block",
-             "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]  # fmt: skip
+             f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]  # fmt: skip
     log = tmp_path / "ray.log"
 
     def runs() -> bool:
