@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
+from bench.global_state import unchanged
 from bench.plugins import API_GROUP, api_problem, file_entries
 
 Kind = Literal["model", "task", "metric", "table", "weight", "picture"]
@@ -49,7 +50,7 @@ class Entry:
             raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} is broken: {error}") from error
 
     def load(self) -> Any:
-        """Returns the registered object, importing its module.
+        """Returns the registered object, importing its module, which may change nothing of the whole process.
 
         Raises:
             BrokenPluginError: the import fails for whatever reason, the module lacks the attribute, or the plugin is
@@ -58,7 +59,8 @@ class Entry:
         self._refuse_other_api()
         module, _, attribute = self.value.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            with unchanged(self.origin):
+                return getattr(importlib.import_module(module), attribute)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit() when imported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -22,3 +23,9 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 600) -> Any:
         assert time.monotonic() < end, f"waited {timeout:.0f} s in vain for {what}"
         time.sleep(0.2)
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

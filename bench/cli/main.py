@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -44,6 +45,9 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 (our fault), 2 (usage), 3 (run failed), 4, 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the same bytes in any locale, and no name that cannot be printed
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         # timm decorates functions with it when imported; users can do nothing about it
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)

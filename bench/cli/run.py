@@ -11,12 +11,14 @@ from typing import Any
 
 from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
 from bench.errors import ConfigError, did_you_mean
+from bench.user_yaml import check_config_folder
 
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
+_CONFIG_DIR = ("-cd", "--config-dir")
 # What Hydra's own parser takes; it would end the process over any other, with the help of another program.
 _WITH_VALUE = {
-    "-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
+    "-c", "--cfg", *_CONFIG_DIR, "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
     "-p", "--package",
 }  # fmt: skip
 _FLAGS = {
@@ -46,26 +48,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the config, or hands over to Hydra where one of its flags was given."""
-    flags = getattr(options, "hydra_flags", [])
+    overrides, flags = overrides_and_flags(options)
     if flags:
-        refuse_unknown_flags(flags)
-        overrides, flags = _with_values(options.overrides, flags)
         if any(flag in _SWEEP for flag in flags):
             for combination in expand_sweep(overrides):
                 compose(combination)  # every job's config is checked before the first one starts
             overrides = [*overrides, *_absolute(overrides)]
         sweep(overrides, flags, job)
         return 0
-    execute(compose(options.overrides), again=True)
+    execute(compose(overrides), again=True)
     return 0
 
 
-def refuse_unknown_flags(flags: list[str]) -> None:
-    """Refuses a flag that neither this verb nor Hydra has.
+def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Returns the overrides and Hydra's flags as they were given; `--config-dir` as the override that it stands for.
 
     Raises:
-        ConfigError: names it and the nearest flag or config key.
+        ConfigError: a flag that Hydra does not have, or a folder of configs that cannot be used.
     """
+    flags = getattr(options, "hydra_flags", [])
+    _refuse_unknown(flags)
+    overrides, flags = _with_values(options.overrides, flags)
+    kept, folders, words = list[str](), list[str](), iter(flags)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in _CONFIG_DIR:
+            kept.append(word)
+            continue
+        folder = Path(value if equals else next(words, "")).absolute()
+        check_config_folder(folder)
+        folders.append(f"'file://{folder}'")
+    return [*overrides, *([f"hydra.searchpath=[{','.join(folders)}]"] if folders else [])], kept
+
+
+def _refuse_unknown(flags: list[str]) -> None:
     for flag in flags:
         name = flag.partition("=")[0]
         if name.startswith("-") and name not in _FLAGS:
@@ -78,7 +94,8 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
     """Returns overrides and flags after giving flags their values back, which argparse took for overrides."""
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     kept, joined = [word for word in overrides if word not in bare], list[str]()
-    for flag, following in zip(flags, [*flags[1:], "-"], strict=True):
+    for number, flag in enumerate(flags):
+        following = flags[number + 1] if number + 1 < len(flags) else "-"
         joined.append(flag)
         if flag in _WITH_VALUE and following.startswith("-") and bare:
             joined.append(bare.pop(0))

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
@@ -43,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints one line per run and a count per state."""
-    flags = [flag for flag in getattr(options, "hydra_flags", []) if flag not in ("-m", "--multirun")]
-    if flags:
-        from bench.cli.run import refuse_unknown_flags
-
-        refuse_unknown_flags(flags)
-    jobs = expand_sweep(options.overrides)
+    jobs = expand_sweep(overrides_and_flags(options)[0])
     lines = _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
     counts = Counter(line.state for line in lines)
     if options.format == "json":

@@ -78,11 +78,17 @@ def code_state() -> CodePart:
     if not (root / ".git").exists():
         return CodePart(version=release, commit=None, dirty=None, diff_sha256=None)
     commit = _git(root, "rev-parse", "HEAD")
-    diff = _git(root, "diff", "HEAD", "--", "bench", "baselines", "earthformer")
-    if commit is None or diff is None:
+    packages = ("--", "bench", "baselines", "earthformer")
+    diff = _git(root, "diff", "HEAD", *packages)
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", *packages)
+    if commit is None or diff is None or unknown is None:
         return CodePart(version=release, commit=commit, dirty=None, diff_sha256=None)
-    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
-    return CodePart(version=release, commit=commit, dirty=bool(diff), diff_sha256=digest)
+    if not diff and not unknown:
+        return CodePart(version=release, commit=commit, dirty=False, diff_sha256=None)
+    digest = hashlib.sha256(diff.encode())
+    for name in unknown.splitlines():  # files that git does not know have no diff
+        digest.update(name.encode() + (root / name).read_bytes())
+    return CodePart(version=release, commit=commit, dirty=True, diff_sha256=digest.hexdigest())
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +108,11 @@ def made_by() -> dict[str, str]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root), "-c", "core.quotePath=false", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None  # no git, no commits, or a checkout of somebody else's

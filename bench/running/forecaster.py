@@ -21,6 +21,7 @@ from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.records.schema import MetricStatistics
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
+from bench.running.sharding import number_as_in_module, shard
 from bench.scores.names import with_ending
 from bench.tasks.task import Task
 
@@ -73,6 +74,11 @@ class Forecaster(lightning.LightningModule):
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Shards the model over the processes, where the strategy does so; Lightning calls it once they are joined."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     @property
     def evaluated(self) -> nn.Module:
@@ -325,6 +331,8 @@ class Forecaster(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the random state and the updates seen, so that a resumed run draws what the unbroken one would."""
+        if self.device_mesh is None:
+            number_as_in_module(checkpoint["optimizer_states"], self.trainer.optimizers, self)
         checkpoint["earthbench"] = {
             "torch_rng": torch.get_rng_state(),
             "updates_seen": self._updates_seen,

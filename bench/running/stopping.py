@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from bench.errors import InterruptedRunError, RunFailedError
 
@@ -204,6 +205,8 @@ class Astray(Callback):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if isinstance(norm, DTensor):  # of a model in shards
+            norm = norm.full_tensor()
         if not bool(torch.isfinite(norm)):
             raise RunFailedError(
                 f"a gradient is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}), though the "

@@ -28,9 +28,7 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
     import torch
 
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if cpu and strategy == "fsdp":
-        raise ConfigError("strategy=fsdp shards a model over GPUs and there is none in use: take strategy=ddp")
-    several = _several(strategy, nodes) if devices * nodes > 1 or strategy != "auto" else {}
+    several = _several(strategy, devices, nodes) if devices * nodes > 1 or strategy != "auto" else {}
     if cpu:
         return {"accelerator": "cpu", "devices": devices, **several}
     if not torch.cuda.is_available():
@@ -48,15 +46,18 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
     return {"accelerator": "gpu", "devices": devices, **several}
 
 
-def _several(strategy: str, nodes: int) -> dict[str, Any]:
+def _several(strategy: str, devices: int, nodes: int) -> dict[str, Any]:
     from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning.pytorch.strategies import FSDPStrategy
+    from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
     # Started by bench.running.processes, which may be inside a SLURM job of one task.
     ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
+    how: Strategy | str = "ddp"
+    if strategy == "fsdp":  # torch's second one (fully_shard), which unlike the first also works without GPUs
+        how = ModelParallelStrategy(devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return {
         "num_nodes": nodes,
-        "strategy": FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else "ddp",
+        "strategy": how,
         "use_distributed_sampler": False,  # Lightning's pads; bench.data.loading shares whole batches
         "plugins": [LightningEnvironment()] if ours else [],
     }
@@ -81,6 +82,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # devices=N starts processes itself
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # scores are synced by torchmetrics
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")  # some steps use them all
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing is changed in place
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

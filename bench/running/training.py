@@ -6,7 +6,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}"):
+    with translated_errors(f"training at batch size {config.data.batch_size}"), _finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(last)
@@ -199,11 +200,8 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
             f"train.accumulate = {batch}, stays whatever the devices: make train.accumulate a multiple of {world} and "
             "data.batch_size smaller by as much"
         )
-    if config.strategy == "fsdp":
-        asked = {"train.clip_norm": config.train.clip_norm, "train.ema_decay": config.train.ema_decay}
-        wrong = [key for key, value in asked.items() if value is not None]
-        if wrong:
-            raise ConfigError(f"strategy=fsdp has no whole model to do this with: set {' and '.join(wrong)} to null")
+    if config.strategy == "fsdp" and config.train.ema_decay is not None:
+        raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
 
 
 def _resume_from(
@@ -282,6 +280,17 @@ def _loggers(config: Config, folder: Path) -> list[Logger]:
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
             ) from error
     return made
+
+
+@contextmanager
+def _finished(loggers: list[Logger]) -> Iterator[None]:
+    """Ends the W&B run, which Lightning leaves open: the next run of this process would write into it."""
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 def read_summary(path: Place) -> TrainingSummary | None:

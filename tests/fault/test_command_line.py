@@ -196,26 +196,6 @@ def test_version(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("seed: !!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
-        ("seed: 1\nseed: 2", "duplicate"),
-        ("train:\n  _target_: os.system\n  command: touch pwned", "_target_"),
-        ("a: [unclosed", "expected"),
-        ("- 1", "config"),
-    ],
-)
-def test_a_users_yaml_is_refused_or_a_config_and_never_run(
-    capsys, empty_folder: Path, tmp_path: Path, content: str, words: str
-) -> None:
-    (tmp_path / "mine/experiment").mkdir(parents=True)
-    (tmp_path / "mine/experiment/evil.yaml").write_text("# @package _global_\n" + content)
-    code, error = _error(capsys, "run", "--config-dir", str(tmp_path / "mine"), "experiment=evil")
-    assert code == 2 and words in error and "Traceback" not in error
-    assert not [path for path in empty_folder.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["run", "--resme"], "unknown flag --resme"),

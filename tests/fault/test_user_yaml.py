@@ -1,0 +1,64 @@
+"""A user's own YAML is a config or refused: nothing in it is run, and none of it fills the memory (C04, C05)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.cli.main import main
+
+_NINE = ",".join(["*{0}"] * 9)
+# Nine to the tenth power: what OmegaConf would copy.
+_BOMB = "a0: &a0 [1,2,3,4,5,6,7,8,9]\n" + "\n".join(f"a{n}: &a{n} [{_NINE.format(f'a{n - 1}')}]" for n in range(1, 10))
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in a folder of configs; the run starts in an empty folder."""
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "mine/experiment/evil.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: !!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
+        ("seed: 1\nseed: 2", "duplicate"),
+        ("train:\n  _target_: os.system\n  command: touch pwned", "_target_"),
+        ("a: [unclosed", "expected"),
+        ("- 1", "config"),
+        (_BOMB, "aliases"),
+        ("a: &a [*a]", "aliases"),
+        ("a: " + "x" * (2 << 20), "bytes are no config"),
+        ("[" * 100_000, "levels deep"),
+    ],
+    ids=["tag", "duplicate", "target", "unclosed", "list", "bomb", "circle", "large", "deep"],
+)
+@pytest.mark.parametrize(
+    "verb", [["run"], ["run", "-m", "seed=0,1"], ["status", "seed=0,1"]], ids=["run", "-m", "status"]
+)
+def test_it_is_refused(capsys, evil: Path, content: str, words: str, verb: list[str]) -> None:
+    evil.write_text("# @package _global_\n" + content)
+    assert main([*verb, "--config-dir", str(evil.parents[1]), "experiment=evil"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not list(Path.cwd().rglob("*"))
+
+
+@pytest.mark.slow
+def test_one_with_a_few_aliases_is_a_config_of_one_run_and_of_a_sweep(capsys, evil: Path, storms: Path) -> None:
+    evil.write_text("# @package _global_\nmodel: {name: persistence}\nlimit: &two 2\ndata: {batch_size: *two}\n")
+    chosen = [f"--config-dir={evil.parents[1]}", "experiment=evil", f"data.root={storms}", "progress=false"]
+    chosen += ["picture=false", "device=cpu"]
+    assert main(["run", *chosen, "--cfg", "job"]) == 0
+    assert "name: persistence" in capsys.readouterr().out
+    assert main(["run", "-m", *chosen, "seed=0,1"]) == 0
+    capsys.readouterr()
+    assert main(["status", *chosen, "seed=0,1", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 2}
+    records = [json.loads(path.read_text()) for path in Path("results").rglob("*.json")]
+    assert {(r["data"]["sequence_count"], r["config"]["data"]["batch_size"]) for r in records} == {(2, 2)}
