@@ -1,7 +1,8 @@
 """Released weights: downloaded once, and held ever after against the digest that they had then.
 
 Weights are entry points of the group `earthbench.weights`: objects with an `url` and a `usage`, lines of Python that
-load them (`{path}` is put in).  Where no link works, `url` is None and `missing_because` says why.  The authors publish no digests, so the first download's is kept in `NAME.sha256`.
+load them (`{path}` is put in).  Where no link works, `url` is None and `missing_because` says why.  The authors publish
+no digests, so the first download's is kept in `NAME.sha256`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Writes OUT/figures.json, and OUT/control.nc and OUT/control.png by `earthbench f
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -127,7 +128,7 @@ def control(guided: Any, plain: PreDiff, context: Tensor) -> dict[str, Any]:
         "mean_intensity_of_members": reached,
         "mean_intensity_target": {n: mu + n * sigma for n in SIGMAS},
         "mean_intensity_without_control": float(plain.sample(context, members=GUIDED_MEMBERS).mean()),
-        "control_is_strictly_monotone": all(reached[a] < reached[b] for a, b in zip(SIGMAS, SIGMAS[1:], strict=False)),
+        "control_is_strictly_monotone": all(reached[a] < reached[b] for a, b in itertools.pairwise(SIGMAS)),
     }
 
 
