@@ -43,12 +43,13 @@ def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
     """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
 
     An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
-    names none; by the task's other metrics as its mean; and by these again with every member counted as a forecast of
+    names none, and `frechet` where the task counts events (its hand-made features are of radar); by the task's other metrics as its mean; and by these again with every member counted as a forecast of
     its own, under names that end in `_members`, unless there is one only.
     """
     metrics = dict(task.metrics)
-    if ensemble is not None and "probabilistic" not in metrics:
-        metrics["probabilistic"] = _probabilistic_options(task)
+    if ensemble is not None:
+        added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
+        metrics = added | metrics
     found = {}
     for name, options in metrics.items():
         whole = _takes_members(name)
