@@ -41,16 +41,16 @@ MODEL: dict[str, Any] = {
 ALIGNMENT: dict[str, Any] = {"alignment_units": 64, "alignment_depth": [1], "guide_scale": 50.0}
 TRAIN = [
     "data.batch_size=16", "train.loggers=[]", "train.warmup_fraction=0.1", "train.min_lr_ratio=0.01",
-    "train.stages.autoencoder.lr=4e-3", "train.stages.autoencoder.max_epochs=3",
-    "train.stages.denoiser.lr=2e-3", "train.stages.denoiser.max_epochs=6",
+    "train.stages.autoencoder.lr=4e-3", "train.stages.autoencoder.max_epochs=2",
+    "train.stages.denoiser.lr=2e-3", "train.stages.denoiser.max_epochs=4",
     "train.stages.denoiser.ema_decay=0.995", "train.stages.denoiser.ema_warmup=true",
 ]  # fmt: skip
-TRAIN_ALIGNMENT = ["train.stages.alignment.lr=2e-3", "train.stages.alignment.max_epochs=4"]
+TRAIN_ALIGNMENT = ["train.stages.alignment.lr=2e-3", "train.stages.alignment.max_epochs=2"]
 MEMBERS = 8
 SIGMAS = (-4, -2, 0, 2, 4)
 CONTEXTS, GUIDED_MEMBERS = 8, 4
 COMPARED, COMPARED_MEMBERS = 4, 6
-SCORES = ("crps", "spread_skill_ratio", "csi_m", "csi_m_members", "csi_m_pool4", "mse", "mse_members")
+SCORES = ("crps", "spread_skill_ratio", "frechet_storm", "csi_m", "csi_m_members", "csi_m_pool4", "mse", "mse_members")
 
 
 def main(out: Path) -> None:
