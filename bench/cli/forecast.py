@@ -1,12 +1,22 @@
-"""`earthbench forecast`: one sequence or file in, a NetCDF file of members and a picture out."""
+"""`earthbench forecast`: one sequence or file in, a NetCDF file of members and a picture out; or a file for each."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.config import compose
+from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.running.forecasting import Case
+    from bench.tasks.task import Task
+
+Controls = tuple[float, ...] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,69 +27,133 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="Hydra overrides, e.g. task=sevir model=unet checkpoint=FILE data.root=DIR split=test",
     )
-    parser.add_argument("--sequence", type=int, default=0, help="which sequence of the split (default 0)")
-    parser.add_argument("--input", type=Path, help="take the context from this .npy or NetCDF file instead")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--sequence", type=int, default=0, help="which sequence of the split (default 0)")
+    start.add_argument("--input", type=Path, help="take the context from this .npy or NetCDF file instead")
+    start.add_argument(
+        "--all",
+        action="store_true",
+        help="every sequence of the split (the first limit=N): a file each in folder --out",
+    )
     parser.add_argument("--members", type=int, default=1, help="members to draw, for probabilistic models (default 1)")
     parser.add_argument("--control", help="strengths of the knowledge control, e.g. --control=-4,-2,0,2,4")
     parser.add_argument("--threshold", type=float, help="draw the share of members at or above this value")
-    parser.add_argument("--out", type=Path, default=Path("forecast.nc"), help="NetCDF file (default forecast.nc)")
+    parser.add_argument("--out", type=Path, help="NetCDF file (default forecast.nc); with --all a folder (forecasts)")
     parser.add_argument("--picture", type=Path, help="a .png, .gif or .mp4 beside it")
 
 
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
-    import torch
-
     from bench.models import has_weights, load_model, load_weights
-    from bench.running.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
+    from bench.running.forecasting import case_from_file, case_from_split
     from bench.running.trainer import torch_device
-    from bench.tables.panels import FORMATS, draw, panels_of
+    from bench.tables.panels import FORMATS
     from bench.tasks import load_task
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")
+    if options.picture is not None and options.all:
+        raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
     controls = _numbers(options.control)
     config = compose(options.overrides)
     device = torch_device(config.device)
-    task = load_task(config.task.name, config.data.root, **config.task.options)
-    if options.input is not None:
-        case = case_from_file(task, options.input)
-    elif config.data.root is None:
+    if options.input is None and config.data.root is None:
         raise ConfigError("nothing to forecast from: give data.root=DIR, or --input FILE")
-    else:
-        case = case_from_split(task, config.split, options.sequence)
+    task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
-    blocks = [
-        forecast(model, task, case.context, members=options.members, seed=config.seed, control=control, device=device)
-        for control in controls or (None,)
-    ]
-    forecasts = torch.stack(blocks) if controls else blocks[0]
-    print(f"forecast: {write_netcdf(as_dataset(case, forecasts, task, model, controls=controls), options.out)}")
+    if options.all:
+        folder = options.out or Path("forecasts")
+        _forecast_all(model, task, folder, options.members, controls, config, device)
+        return 0
+    if options.input is not None:
+        case = case_from_file(task, options.input)
+    else:
+        case = case_from_split(task, config.split, options.sequence)
+    path = options.out or Path("forecast.nc")
+    forecasts = _forecast(model, task, case, path, options.members, controls, config, device)
+    print(f"forecast: {path}")
     if options.picture is not None:
-        panels = panels_of(
-            case.context[..., 0].numpy(),
-            None if case.target is None else case.target[..., 0].numpy(),
-            forecasts[..., 0].numpy(),
-            threshold=options.threshold,
-            controls=controls,
-        )
-        picture = draw(
-            options.picture,
-            panels,
-            palette=task.palette,
-            units=task.units,
-            cadence_minutes=case.cadence_minutes,
-            title=f"{config.model.name} on {task.name}, {case.name}",
-        )
-        print(f"picture: {picture}")
+        _draw(options.picture, case, forecasts, task, config.model.name, controls, options.threshold)
+        print(f"picture: {options.picture}")
     return 0
 
 
-def _numbers(text: str | None) -> tuple[float, ...] | None:
+def _forecast(
+    model: nn.Module,
+    task: Task,
+    case: Case,
+    path: Path,
+    members: int,
+    controls: Controls,
+    config: Config,
+    device: str,
+) -> Tensor:
+    """Writes a forecast, and returns its members `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`."""
+    import torch
+
+    from bench.running.forecasting import as_dataset, forecast, write_netcdf
+
+    blocks = [
+        forecast(
+            model, task, case.context, members=members, seed=config.evaluate.member_seed, sequence=case.sequence,
+            control=control, device=device,
+        )
+        for control in controls or (None,)
+    ]  # fmt: skip
+    forecasts = torch.stack(blocks) if controls else blocks[0]
+    write_netcdf(as_dataset(case, forecasts, task, model, controls=controls), path)
+    return forecasts
+
+
+def _forecast_all(
+    model: nn.Module, task: Task, folder: Path, members: int, controls: Controls, config: Config, device: str
+) -> None:
+    """Writes a file for every sequence of the split, under its number."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from bench.errors import DataError
+    from bench.running.forecasting import case_from_split
+
+    count = len(task.dataset(config.split))
+    if not count:
+        raise DataError(f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}")
+    numbers = range(min(count, config.limit or count))
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    for number in track(numbers, "forecasts", console=console, transient=True, disable=not sys.stderr.isatty()):
+        case = case_from_split(task, config.split, number)
+        _forecast(model, task, case, folder / f"{number:06d}.nc", members, controls, config, device)
+    print(f"forecasts: {len(numbers)} files in {folder}")
+
+
+def _draw(
+    path: Path, case: Case, forecasts: Tensor, task: Task, model: str, controls: Controls, threshold: float | None
+) -> None:
+    from bench.tables.panels import draw, panels_of
+
+    panels = panels_of(
+        case.context[..., 0].numpy(),
+        None if case.target is None else case.target[..., 0].numpy(),
+        forecasts[..., 0].numpy(),
+        threshold=threshold,
+        controls=controls,
+    )
+    draw(
+        path,
+        panels,
+        palette=task.palette,
+        units=task.units,
+        cadence_minutes=case.cadence_minutes,
+        title=f"{model} on {task.name}, {case.name}",
+    )
+
+
+def _numbers(text: str | None) -> Controls:
     if text is None:
         return None
     try:

@@ -1,7 +1,8 @@
 """Released weights: downloaded once, and held ever after against the digest that they had then.
 
 Weights are entry points of the group `earthbench.weights`: objects with an `url` and a `usage`, lines of Python that
-load them (`{path}` is put in).  The authors publish no digests, so the first download's is kept in `NAME.sha256`.
+load them (`{path}` is put in).  Where no link works, `url` is None and `missing_because` says why.  The authors publish
+no digests, so the first download's is kept in `NAME.sha256`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from bench.files import replacing
 class ReleasedWeights(Protocol):
     """What an entry point of the group `earthbench.weights` names."""
 
-    url: str
-    """Where the file lies: https, http, or s3 for a public bucket."""
+    url: str | None
+    """Where the file lies: https, http, or s3 for a public bucket; None with a `missing_because`."""
     usage: str
     """How it is loaded, in Python; `{path}` stands for the file."""
 
@@ -50,6 +51,10 @@ class FetchWeights(DataVerb):
 
         entry = registry.find("weight", self.weights)
         released: ReleasedWeights = entry.load()
+        missing = getattr(released, "missing_because", None)
+        if missing is not None:
+            lines = released.usage.replace("{path}", "FILE").splitlines()
+            raise DataError("\n  ".join([f"weights {self.weights!r}: {missing}. With a file of your own:", *lines]))
         if not (isinstance(getattr(released, "url", None), str) and isinstance(getattr(released, "usage", None), str)):
             raise BrokenPluginError(f"weights {self.weights!r} from {entry.origin} have no `url` and `usage`")
         folder = self.out or Path(platformdirs.user_cache_dir("earthbench")) / "weights"

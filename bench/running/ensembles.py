@@ -43,12 +43,14 @@ def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
     """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
 
     An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
-    names none; by the task's other metrics as its mean; and by these again with every member counted as a forecast of
-    its own, under names that end in `_members`, unless there is one only.
+    names none, and `frechet` where the task counts events (its hand-made features are of radar); by the task's other
+    metrics as its mean; and by these again with every member counted as a forecast of its own, under names that end in
+    `_members`, unless there is one only.
     """
     metrics = dict(task.metrics)
-    if ensemble is not None and "probabilistic" not in metrics:
-        metrics["probabilistic"] = _probabilistic_options(task)
+    if ensemble is not None:
+        added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
+        metrics = added | metrics
     found = {}
     for name, options in metrics.items():
         whole = _takes_members(name)
@@ -93,6 +95,18 @@ def can_draw(model: nn.Module) -> bool:
     return callable(getattr(model, "sample", None))
 
 
+def member_generator(seed: int, index: int, device: torch.device | str) -> torch.Generator:
+    """Returns what the members of a sequence are drawn from: its own, whatever else is forecast.
+
+    Args:
+        seed: Of the ensemble.
+        index: Of the sequence in its split.
+        device: Where it draws.
+    """
+    words = np.random.SeedSequence([seed, index]).generate_state(2)
+    return torch.Generator(device).manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
 def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensemble, target_shape: Shape) -> Tensor:
     """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
 
@@ -111,8 +125,7 @@ def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensembl
     """
     name, drawn = type(model).__name__, []
     for row, index in zip(context, indices.tolist(), strict=True):
-        words = np.random.SeedSequence([ensemble.seed, index]).generate_state(2)
-        generator = torch.Generator(context.device).manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        generator = member_generator(ensemble.seed, index, context.device)
         members = model.sample(row[None], members=ensemble.members, generator=generator)
         expected = (ensemble.members, 1, *target_shape)
         if not isinstance(members, Tensor) or tuple(members.shape) != expected:

@@ -17,6 +17,7 @@ from bench.api import Split
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.files import replacing
 from bench.models import made_from
+from bench.running.ensembles import member_generator
 from bench.running.forecaster import check_forecast
 from bench.running.trainer import translated_errors
 from bench.tasks.task import Task
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     import xarray
 
 
+_CONTROL = {"long_name": "n of the control: mean + n standard deviations", "units": "1"}
+
+
 @dataclass(frozen=True)
 class Case:
     """What a forecast starts from, in physical units."""
 
     name: str
     """Where it comes from, for titles."""
+    sequence: int
+    """Its number in the split; 0 if it is from no split."""
     context: Tensor
     """`(T_in,H,W,C)` float32."""
     target: Tensor | None
@@ -52,7 +58,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)
     context = task.denormalise(task.to_context(stored[0]))
-    return Case(f"{split} sequence {sequence}", context, task.to_target(stored[1]).float(), task.cadence_minutes)
+    name = f"{split} sequence {sequence}"
+    return Case(name, sequence, context, task.to_target(stored[1]).float(), task.cadence_minutes)
 
 
 def case_from_file(task: Task, path: Path) -> Case:
@@ -82,6 +89,7 @@ def case_from_file(task: Task, path: Path) -> Case:
         ) from error
     return Case(
         path.name,
+        0,
         _frames(context, task.input_shape, f"context in {path}"),
         None if target is None else _frames(target, task.target_shape, f"target in {path}"),
         cadence,
@@ -102,17 +110,21 @@ def forecast(
     *,
     members: int = 1,
     seed: int = 0,
+    sequence: int = 0,
     control: float | None = None,
     device: str = "cpu",
 ) -> Tensor:
     """Returns the members of a forecast `(M,T_out,H,W,C)` in physical units, float32, on the CPU.
+
+    Of a sequence of a split they are those that an evaluation with as many members scores.
 
     Args:
         model: A model for the task's shapes; one without `sample` gives one member.
         task: Normalises and denormalises.
         context: Physical units `(T_in,H,W,C)`.
         members: Members to draw.
-        seed: Of the members.
+        seed: Of the members, as `evaluate.member_seed`.
+        sequence: Number of the sequence in its split; with the seed, what the members are drawn from.
         control: Strength of the knowledge control, for models whose `sample` takes it.
         device: Where to compute.
 
@@ -136,7 +148,7 @@ def forecast(
             drawn = model(batch)[None]
         else:
             options = {} if control is None else {"control": control}
-            generator = torch.Generator(device).manual_seed(seed)
+            generator = member_generator(seed, sequence, device)
             try:
                 drawn = sample(batch, members=members, generator=generator, **options)
             except ValueError as error:  # models know nothing of our errors
@@ -188,7 +200,7 @@ def as_dataset(
     }
     leading = ["member", "lead_time"]
     if controls is not None:
-        coordinates["control"] = ("control", np.asarray(controls, float), {"long_name": "n of the control, in sigma"})
+        coordinates["control"] = ("control", np.asarray(controls, float), _CONTROL)
         leading.insert(0, "control")
     variables = {"forecast": variable(forecasts, *leading), "context": variable(case.context, "context_time")}
     if case.target is not None:

@@ -82,8 +82,7 @@ def train_stages(
         if given is not None:
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
-            if stage.prepare is not None:
-                stage.prepare(_training_batches(task, config))
+            _prepare(stage, task, config)
             continue
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
         stage_config = config.model_copy(update={"train": stage_train})
@@ -91,8 +90,8 @@ def train_stages(
         say(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
-        if stage.prepare is not None and not (stage_checkpoints / LAST).exists():
-            stage.prepare(_training_batches(task, config))
+        if not (stage_checkpoints / LAST).exists():
+            _prepare(stage, task, config)
         with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
             done = train(
                 stage.module, task, stage_config, own, stage_checkpoints, say, watch=watch, processes=processes
@@ -157,6 +156,16 @@ def _load(stage: Stage, path: str) -> str:
         ) from error
     except ValueError as error:
         raise ConfigError(f"train.stages.{stage.name}.checkpoint={path} does not fit: {error}") from error
+
+
+def _prepare(stage: Stage, task: Task, config: Config) -> None:
+    """Lets a stage see all training data once, where it asks for that."""
+    if stage.prepare is None:
+        return
+    try:
+        stage.prepare(_training_batches(task, config))
+    except ValueError as error:  # models know nothing of our errors
+        raise ConfigError(f"stage {stage.name} cannot be trained on task {task.name!r}: {error}") from error
 
 
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:

@@ -47,9 +47,13 @@ class KnowledgeAlignment(nn.Module):
         mean over the training sequences.
 
         Raises:
-            ValueError: no sequence, or values that are not finite.
+            ValueError: no sequence, measures of another shape, or values that are not finite.
         """
-        means = [batch.double().mean(dim=1).cpu() for batch in measured]
+        expected = (self.network.input_shape[0], self.constraint.values)
+        means = []
+        for batch in measured:
+            self._check(batch, (len(batch), *expected))
+            means.append(batch.double().mean(dim=1).cpu())
         if not means:
             raise ValueError("alignment: expected measures of at least one training sequence, found none")
         values = torch.cat(means)
@@ -65,12 +69,15 @@ class KnowledgeAlignment(nn.Module):
             ValueError: measures of another shape than (B, T, values).
         """
         estimated = self.network(noised, t)
-        if measured.shape != estimated.shape:
-            raise ValueError(
-                f"constraint {self.constraint.name!r}: expected measures (B, T, values) = {tuple(estimated.shape)}, "
-                f"found {tuple(measured.shape)}"
-            )
+        self._check(measured, tuple(estimated.shape))
         return nn.functional.mse_loss(estimated, measured)
+
+    def _check(self, measured: Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(measured.shape) != expected:
+            raise ValueError(
+                f"constraint {self.constraint.name!r}: expected measures (B, T, values) = {expected}, found "
+                f"{tuple(measured.shape)}"
+            )
 
     def target(self, control: Control | None, cond: Tensor) -> Tensor:
         """Return the value (B, K) that the compared measure is steered to.

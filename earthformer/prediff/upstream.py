@@ -24,13 +24,6 @@ from earthformer.prediff.down_path import Levels
 from earthformer.prediff.noisy_encoder import NoisyEncoder
 from earthformer.upstream import LIGHTNING_PREFIX, load_state_dict_file, load_strictly
 
-RELEASED_FILES = {
-    "autoencoder": "pretrained_sevirlr_vae_8x8x64_v1.pt",
-    "denoiser": "pretrained_sevirlr_earthformerunet_v1.pt",
-    "alignment": "pretrained_sevirlr_alignment_avg_x_cuboid_v1.pt",
-}
-"""The authors' names of the released checkpoints."""
-
 # In the authors' Lightning modules the autoencoder of a diffusion model stands under another name.
 _AUTOENCODER_PREFIXES = ("first_stage_model.", LIGHTNING_PREFIX)
 _PREFIXES = (LIGHTNING_PREFIX,)

@@ -14,6 +14,7 @@ from torch import nn
 import bench
 from bench.cli.main import main
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
+from bench.running.ensembles import Ensemble, draw_members
 from bench.running.forecasting import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
 from bench.tables.panels import draw, panels_of
 
@@ -68,6 +69,27 @@ def test_the_file_gives_back_values_leads_and_its_own_context(task, tmp_path: Pa
     assert again.cadence_minutes == case.cadence_minutes
 
 
+def test_the_members_are_those_that_an_evaluation_scores(task) -> None:
+    model, index = Sampler(), 3
+    context, _ = task.dataset("test")[index]
+    drawn = draw_members(model, context[None], torch.tensor([index]), Ensemble(2, seed=5), task.target_shape)
+    case = case_from_split(task, "test", index)
+    made = forecast(model, task, case.context, members=2, seed=5, sequence=case.sequence)
+    assert torch.equal(made, task.denormalise(drawn[:, 0]))
+
+
+def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
+    case, model = case_from_split(task, "test"), Sampler()
+    blocks = torch.stack([forecast(model, task, case.context, members=2, control=n) for n in (-1.0, 1.0)])
+    path = write_netcdf(as_dataset(case, blocks, task, model, controls=(-1, 1)), tmp_path / "f.nc")
+    with xarray.open_dataset(path, engine="h5netcdf", decode_timedelta=False) as content:
+        assert content.attrs["Conventions"].startswith("CF-") and {"title", "source", "history"} <= set(content.attrs)
+        for name, variable in content.variables.items():
+            assert "units" in variable.attrs and {"long_name", "standard_name"} & set(variable.attrs), name
+        assert content["lead_time"].attrs["standard_name"] == "forecast_period"
+        assert {content[axis].attrs["axis"] for axis in "xy"} == {"X", "Y"}
+
+
 def test_what_is_wrong_is_said(task, tmp_path: Path) -> None:
     context = case_from_split(task, "test").context
     persistence = bench.load_model("persistence", task)
@@ -119,10 +141,14 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
     base = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}"]
     assert main([*base, "--out", "a.nc", "--picture", "a.png"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nc", "a.png"]
+    assert main([*base, "--all", "limit=2", "--out", "many"]) == 0
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000000.nc", "000001.nc"]
     capsys.readouterr()
     for arguments, words in (
         ([*base, "--picture", "a.jpeg"], "ends in"),
         ([*base, "--control", "a"], "expected numbers"),
+        ([*base, "--members", "0"], "members=0: expected at least 1"),
+        ([*base, "--all", "--picture", "a.png"], "--all makes many"),
         (["forecast", "model=unet", f"data.root={storms}"], "checkpoint=FILE"),
         (["forecast", "model=persistence"], "nothing to forecast from"),
         ([*base, "--input", "nowhere.npy"], "cannot be read"),

@@ -61,6 +61,8 @@ def test_statistics_give_every_score_again(plain: RunRecord, noisy: RunRecord) -
         flat = dict(record.scores)
         for score, leads in record.scores_per_lead.items():
             flat |= {f"{score}_lead_{lead}": value for lead, value in enumerate(leads, start=1)}
+        # the distance of distributions is one number of all clips: there is nothing of it per event
+        flat = {name: value for name, value in flat.items() if not name.startswith("frechet_")}
         assert set(found) == set(flat)
         for name, value in flat.items():
             assert found[name] == pytest.approx(math.nan if value is None else value, rel=1e-12, nan_ok=True), name
@@ -70,6 +72,7 @@ def test_an_ensemble_is_scored_as_mean_as_members_and_as_a_whole(task, noisy: Ru
     scores = noisy.scores
     assert noisy.members is not None and (noisy.members.count, noisy.members.seed) == (3, 0)
     assert {"mse", "mse_members", "csi_m", "csi_m_members", "crps", "crps_fair", "bss_74"} <= set(scores)
+    assert scores["frechet_storm_clip_count"] == 3 * noisy.data.sequence_count and scores["frechet_storm"] > 0
     assert "mse_members" in noisy.scores_per_lead and noisy.conventions["probabilistic"]["scale"] == 255.0
     # noise of 0.1 adds 0.01 to the error of each member, a third of it to that of their mean
     assert scores["mse_members"] - plain.scores["mse"] == pytest.approx(0.01, rel=0.1)
@@ -82,7 +85,9 @@ def test_members_do_not_depend_on_the_batch_size_but_on_the_seed(task, noisy: Ru
     again = bench.evaluate(Noisy(), task, device="cpu", members=3, batch_size=1)
     assert again.counts == noisy.counts and again.curves == noisy.curves
     for name, value in noisy.scores.items():
-        assert again.scores[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+        # with few clips the covariance of their features is singular, and its root magnifies the order of summation
+        rel = 1e-6 if name == "frechet_storm" else 1e-9
+        assert again.scores[name] == pytest.approx(value, rel=rel, nan_ok=True), name
     other = bench.evaluate(Noisy(), task, device="cpu", members=3, limit=2, member_seed=1)
     same = bench.evaluate(Noisy(), task, device="cpu", members=3, limit=2)
     assert other.scores["crps"] != same.scores["crps"]

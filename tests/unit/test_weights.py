@@ -105,3 +105,11 @@ def test_the_released_checkpoints_are_registered() -> None:
         released = registry.find("weight", name).load()
         assert released.url == f"https://earthformer.s3.amazonaws.com/pretrained_checkpoints/{file}"
         assert "weights_only=True" in released.usage and '"{path}"' in released.usage
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "denoiser", "alignment"])
+def test_weights_whose_link_is_dead_say_how_to_use_a_file_of_ones_own(part: str, tmp_path: Path, capsys) -> None:
+    assert main(["data", "fetch", f"weights/prediff_{part}", "--out", str(tmp_path / "w")]) == 2
+    said = capsys.readouterr().err
+    assert "is dead" in said and f"train.stages.{part}.checkpoint=FILE" in said and f"load_{part}(config" in said
+    assert not (tmp_path / "w").exists()

@@ -326,6 +326,8 @@ def test_a_target_of_the_wrong_shape_is_refused() -> None:
         guidance.gradient(torch.zeros(3, *SHAPE), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"expected measures .* \(1, 2, 1\), found \(1, 2, 3\)"):
         small_alignment().loss(torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.long), torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match=r"expected measures .* \(4, 2, 1\), found \(4, 2\)"):
+        small_alignment().fit([torch.zeros(4, 2)])
 
 
 def test_energy_is_that_of_the_last_frame_of_the_context(randomise) -> None:

@@ -13,6 +13,7 @@ from bench.config import Config, compose
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.running.forecaster import Forecaster
 from bench.running.pipeline import Outcome, run
+from bench.running.stages import _prepare
 from bench.tasks import load_task
 from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
@@ -91,7 +92,7 @@ def test_mixed_precision_stays_near() -> None:
 
 def test_controls_of_a_model() -> None:
     model = make(PreDiffKA, control=(-2.0, 2.0), control_as="sigmas")
-    model.alignment.fit([torch.tensor([[[0.1]], [[0.3]]])])
+    model.alignment.fit([torch.tensor([0.1, 0.3]).view(2, 1, 1).expand(2, 3, 1)])
     drawn = [model._own_control(seed) for seed in range(40)]
     sigmas = [control.sigmas for control in drawn if control is not None and control.sigmas is not None]
     assert len(sigmas) == 40 and -2 <= min(sigmas) < -1.5 and 1.5 < max(sigmas) <= 2
@@ -299,6 +300,16 @@ def test_weights_of_another_latent_size_are_refused(storms: Path, tmp_path: Path
     torch.save(given.state_dict(), tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=r"(?s)does not fit.*quant_conv.weight: expected \(4, 4, 1, 1\), found \(8,"):
         start(storms, tmp_path, "model=prediff", f"train.stages.autoencoder.checkpoint={tmp_path / 'other.pt'}")
+
+
+def test_a_constraint_that_the_data_cannot_tell_is_refused(storms: Path) -> None:
+    task = load_task("sevir_lr", storms, t_in=3, t_out=2)
+    tiny = PreDiffKA.presets["tiny"] | {"constraint": "energy", "control": None}
+    stage = PreDiffKA(task.input_shape, task.target_shape, **tiny).stages()[2]
+    with pytest.raises(
+        ConfigError, match=r"cannot be trained on task 'sevir_lr': .*energy.* found none"
+    ):
+        _prepare(stage, task, config(storms, storms, "model=prediff"))
 
 
 def test_what_a_model_refuses_or_loses_has_its_own_error(storms: Path) -> None:
