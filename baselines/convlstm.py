@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from baselines.convolutions import RepeatedConv
 from baselines.rollout import HasReference, each_frame, frames_at_once
@@ -61,17 +62,18 @@ class ConvLSTMCell(nn.Module):
         if inputs is None:
             if state is None:
                 raise ValueError("ConvLSTMCell: a run without inputs needs a state")
-            conv = RepeatedConv(self.conv.weight, self.conv.bias)
+            recur = RepeatedConv(self.conv.weight, self.conv.bias)
             hidden = []
             for _ in range(steps):
-                state = self._gate(conv(state[0]), state[1])
+                state = self._gate(recur(state[0]), state[1])
                 hidden.append(state[0])
             return torch.stack(hidden), state
         if steps == 1:
             state = self(inputs[0], self.zeros(inputs[0]) if state is None else state)
             return state[0].unsqueeze(0), state
-        over_x, over_h = (part.contiguous() for part in self.conv.weight.split((self.in_channels, self.hidden), dim=1))
-        from_x = each_frame(RepeatedConv(over_x, self.conv.bias), inputs)
+        conv = self.conv
+        over_x, over_h = (part.contiguous() for part in conv.weight.split((self.in_channels, self.hidden), dim=1))
+        from_x = each_frame(lambda x: F.conv2d(x, over_x, conv.bias, padding=self.padding), inputs)
         recur = RepeatedConv(over_h)
         hidden = []
         for z in from_x.unbind(0):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from baselines.convlstm import ConvLSTMCell, State
 from baselines.convolutions import RepeatedConv
@@ -109,7 +110,7 @@ class PhyCell(nn.Module):
         if len(inputs) == 1:
             return self(inputs[0], h).unsqueeze(0)
         over_x, over_h = (part.contiguous() for part in self.convgate.weight.chunk(2, dim=1))
-        from_x = each_frame(RepeatedConv(over_x, self.convgate.bias), inputs)
+        from_x = each_frame(lambda x: F.conv2d(x, over_x, self.convgate.bias, padding=1), inputs)
         recur = RepeatedConv(over_h)
         states = []
         for x, gain in zip(inputs.unbind(0), from_x.unbind(0), strict=True):

@@ -80,8 +80,8 @@ class SpatioTemporalLSTMCell(nn.Module):
             norms = convolution[1:]
             return (lambda x: norms(conv(x))) if norms else conv
 
-        convolutions = (self.conv_x, self.conv_h, self.conv_m, self.conv_o)
-        return _Layers(*map(repeated, convolutions), conv_last=self.conv_last)
+        conv_x, conv_h, conv_m, conv_o = map(repeated, (self.conv_x, self.conv_h, self.conv_m, self.conv_o))
+        return _Layers(conv_x, conv_h, conv_m, conv_o, self.conv_last)
 
     def step(self, layers: _Layers, from_x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
         """Return one step, given what the input convolution made of the input (B, 7n, h, w)."""
