@@ -306,9 +306,7 @@ def test_a_constraint_that_the_data_cannot_tell_is_refused(storms: Path) -> None
     task = load_task("sevir_lr", storms, t_in=3, t_out=2)
     tiny = PreDiffKA.presets["tiny"] | {"constraint": "energy", "control": None}
     stage = PreDiffKA(task.input_shape, task.target_shape, **tiny).stages()[2]
-    with pytest.raises(
-        ConfigError, match=r"cannot be trained on task 'sevir_lr': .*energy.* found none"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be trained on task 'sevir_lr': .*energy.* found none"):
         _prepare(stage, task, config(storms, storms, "model=prediff"))
 
 
