@@ -55,11 +55,12 @@ class FetchWeights(DataVerb):
         if missing is not None:
             lines = released.usage.replace("{path}", "FILE").splitlines()
             raise DataError("\n  ".join([f"weights {self.weights!r}: {missing}. With a file of your own:", *lines]))
-        if not (isinstance(getattr(released, "url", None), str) and isinstance(getattr(released, "usage", None), str)):
+        url = getattr(released, "url", None)
+        if not (isinstance(url, str) and isinstance(getattr(released, "usage", None), str)):
             raise BrokenPluginError(f"weights {self.weights!r} from {entry.origin} have no `url` and `usage`")
         folder = self.out or Path(platformdirs.user_cache_dir("earthbench")) / "weights"
         found = fetch_weights(
-            released.url, folder, moved=lambda done: advance(self.weights, done, 0),
+            url, folder, moved=lambda done: advance(self.weights, done, 0),
             patience=Patience(tries=self.tries, timeout_s=self.timeout),
         )  # fmt: skip
         usage = released.usage.replace("{path}", str(found.path))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.api import Shape
-from bench.errors import ConfigError, ContractError
+from bench.errors import ConfigError, ContractError, RunFailedError
 from bench.scores.names import MEMBERS
 from bench.tasks.task import Task
 
@@ -50,7 +50,7 @@ def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
     metrics = dict(task.metrics)
     if ensemble is not None:
         added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
-        metrics = added | metrics
+        metrics = metrics | added | metrics  # the task's own options stay
     found = {}
     for name, options in metrics.items():
         whole = _takes_members(name)
@@ -121,12 +121,18 @@ def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensembl
         target_shape: What each member has to be.
 
     Raises:
-        ContractError: what the model returned are no members.
+        ContractError: the model refuses, or what it returned are no members.
+        RunFailedError: the model says that its numbers diverged.
     """
     name, drawn = type(model).__name__, []
     for row, index in zip(context, indices.tolist(), strict=True):
         generator = member_generator(ensemble.seed, index, context.device)
-        members = model.sample(row[None], members=ensemble.members, generator=generator)
+        try:
+            members = model.sample(row[None], members=ensemble.members, generator=generator)
+        except ArithmeticError as error:
+            raise RunFailedError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ContractError(f"{name} draws no members: {error}") from error
         expected = (ensemble.members, 1, *target_shape)
         if not isinstance(members, Tensor) or tuple(members.shape) != expected:
             found = tuple(members.shape) if isinstance(members, Tensor) else type(members).__name__

@@ -38,7 +38,7 @@ MODEL: dict[str, Any] = {
     "scale_factor": 0.35,  # brings the latents of this autoencoder to about unit variance
     "sampler": "dpm_solver++", "steps": 20,
 }  # fmt: skip
-ALIGNMENT: dict[str, Any] = {"alignment_units": 64, "alignment_depth": [1], "guide_scale": 50.0}
+ALIGNMENT: dict[str, Any] = {"alignment_units": 64, "alignment_depth": [1], "guide_scale": 1000.0}
 TRAIN = [
     "data.batch_size=16", "train.loggers=[]", "train.warmup_fraction=0.1", "train.min_lr_ratio=0.01",
     "train.stages.autoencoder.lr=4e-3", "train.stages.autoencoder.max_epochs=2",

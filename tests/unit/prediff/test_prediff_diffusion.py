@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from bench.data.nbody import simulate
 from earthformer.prediff.alignment import Guidance, KnowledgeAlignment
 from earthformer.prediff.constraints import Constraint, Control, make_constraint, register_constraint, total_energy
 from earthformer.prediff.denoiser import CuboidUNet
@@ -362,6 +364,15 @@ def test_energy_is_conserved_by_its_own_force(exponent: int) -> None:
         x = x + step * v
     drift = abs(float(total_energy(x, v, **options)) - start)
     assert drift < 0.02 * abs(float(v.square().sum() / 2) - kinetic) + 1e-9
+
+
+def test_energy_is_that_of_the_simulated_system() -> None:
+    """What the data say of their frames and what the constraint's function says of the same state."""
+    draw = np.random.default_rng(0)
+    sizes = np.full((4, 3, 2), 20.0)
+    motion = simulate(draw.uniform(20, 80, (4, 3, 2)), draw.uniform(-1, 1, (4, 3, 2)), sizes)
+    found = total_energy(torch.from_numpy(motion.corners), torch.from_numpy(motion.velocities))
+    torch.testing.assert_close(found, torch.from_numpy(motion.energy()), rtol=1e-12, atol=0.0)
 
 
 def test_energy_of_two_bodies_in_closed_form() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.config import Config, compose
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
+from bench.running.ensembles import Ensemble, draw_members
 from bench.running.forecaster import Forecaster
 from bench.running.pipeline import Outcome, run
 from bench.running.stages import _prepare
@@ -306,9 +307,7 @@ def test_a_constraint_that_the_data_cannot_tell_is_refused(storms: Path) -> None
     task = load_task("sevir_lr", storms, t_in=3, t_out=2)
     tiny = PreDiffKA.presets["tiny"] | {"constraint": "energy", "control": None}
     stage = PreDiffKA(task.input_shape, task.target_shape, **tiny).stages()[2]
-    with pytest.raises(
-        ConfigError, match=r"cannot be trained on task 'sevir_lr': .*energy.* found none"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be trained on task 'sevir_lr': .*energy.* found none"):
         _prepare(stage, task, config(storms, storms, "model=prediff"))
 
 
@@ -319,9 +318,13 @@ def test_what_a_model_refuses_or_loses_has_its_own_error(storms: Path) -> None:
     model.control_as = "sigmas"
     with pytest.raises(ContractError, match=r"gives no forecast: .*train the alignment stage"):
         Forecaster(model, task).forecast(context)
+    with pytest.raises(ContractError, match=r"draws no members: .*train the alignment stage"):
+        draw_members(model, context, torch.tensor([0]), Ensemble(2), task.target_shape)
     model.control_as, model.guidance["scale"] = "value", 1e38
     with pytest.raises(RunFailedError, match="lower guide_scale"):
         Forecaster(model, task).forecast(context)
+    with pytest.raises(RunFailedError, match="lower guide_scale"):
+        draw_members(model, context, torch.tensor([0]), Ensemble(2), task.target_shape)
 
 
 def test_the_running_average_warms_up_as_in_the_paper(storms: Path) -> None:
