@@ -79,10 +79,11 @@ class NBodySequences:
         return len(self.draws)
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target, `(T,64,64,1)` float32, 0..255, and what the metric `energy` has to know.
+        """Returns context and target, `(T,64,64,1)` float32, 0..255, and what is known of them beyond the pixels.
 
-        That is the digits, `(3,28,28)` float32 at the top left of their images, and their corners and velocities at
-        the last frame of the context, `(2,3,2)` float64, pixels of the canvas and per sub-step.
+        That is, for the metric `energy`, the digits, `(3,28,28)` float32 at the top left of their images, and their
+        corners and velocities at the last frame of the context, `(2,3,2)` float64, pixels of the canvas and per
+        sub-step; and, for models that learn it, the true energy of each target frame, `(T,)` float64.
 
         Raises:
             IndexError: the index is out of range.
@@ -95,7 +96,8 @@ class NBodySequences:
         frames = torch.from_numpy(drawn)[..., None]
         now = self.t_in - 1
         state = torch.from_numpy(np.stack([corners[now], velocities[now]]))
-        return frames[: self.t_in], frames[self.t_in :], torch.from_numpy(crops), state
+        energy = torch.from_numpy(self.energy[index, self.t_in : self.t_in + self.t_out])
+        return frames[: self.t_in], frames[self.t_in :], torch.from_numpy(crops), state, energy
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies these data: every draw and every pixel of the digits used, and how they are cut."""

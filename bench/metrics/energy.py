@@ -54,7 +54,7 @@ class Energy(Metric):
                 self.add_state(name + side, torch.zeros(t_out or 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("sequence_count", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, forecast: Tensor, target: Tensor, crops: Tensor, state: Tensor) -> None:
+    def update(self, forecast: Tensor, target: Tensor, crops: Tensor, state: Tensor, *_: Tensor) -> None:
         """Adds the energy errors of a batch.
 
         Args:
@@ -63,6 +63,7 @@ class Energy(Metric):
             crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
             state: Corners and velocities of the digits at the last frame of the context, `(B,2,D,2)`, in pixels of
                 the canvas and per sub-step.
+            *_: Further labels of the data, which are for models.
 
         Raises:
             ContractError: shapes differ, or the number of lead times changed.

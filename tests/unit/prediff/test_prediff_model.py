@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config import Config, compose
+from bench.data.make_mnist import MakeNBody
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.running.ensembles import Ensemble, draw_members
 from bench.running.forecaster import Forecaster
@@ -20,11 +21,12 @@ from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
-from earthformer.prediff.constraints import Control
+from earthformer.prediff.constraints import Control, total_energy
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.stages import AutoencoderStage
 from earthformer.prediff.upstream import to_upstream_state_dict
 
+NBODY = {"constraint": "energy", "control": None}
 SHAPES = ((4, 8, 8, 1), (3, 8, 8, 1))
 CONTEXT = torch.rand(2, 4, 8, 8, 1, generator=torch.Generator().manual_seed(3))
 
@@ -340,3 +342,22 @@ def test_the_running_average_warms_up_as_in_the_paper(storms: Path) -> None:
     forecaster = Forecaster(Constant(), load_task("sevir_lr", storms), train)
     decays = [forecaster.average.get_decay(step + forecaster._average_lag) for step in (1, 2, 50, 10**6)]
     assert decays == pytest.approx([2 / 11, 3 / 12, 51 / 60, 0.9999])
+
+
+def test_the_energy_of_n_body_mnist_is_what_the_constraint_learns(tmp_path: Path) -> None:
+    MakeNBody(out=tmp_path / "nbody", train=6, val=1, test=1).run(lambda *_: None)
+    task = load_task("nbody_mnist", tmp_path / "nbody", t_in=5, t_out=3)
+    model = PreDiffKA(task.input_shape, task.target_shape, **PreDiffKA.presets["tiny"] | NBODY)
+    data = task.dataset("train")
+    context, target, *labels = (torch.stack(part) for part in zip(*(data.stored(i) for i in range(6)), strict=True))
+    measured = model.alignment.constraint.measure(target, labels)
+    motion = task.sequences("train").motion
+    state = (torch.from_numpy(part[:, 5:8]) for part in (motion.corners, motion.velocities))
+    torch.testing.assert_close(measured[..., 0].double(), total_energy(*state), rtol=1e-6, atol=0.0)
+    stage = model.stages()[2]
+    _prepare(stage, task, config(tmp_path, tmp_path, "model=prediff", "data.batch_size=4"))
+    torch.testing.assert_close(model.alignment.mean.double(), measured.double().mean()[None], rtol=1e-6, atol=0.0)
+    pair = task.normalise(context), task.normalise(target)
+    losses = stage.module.training_loss(*pair, step=0, total_steps=1, labels=labels)
+    losses["alignment"].backward()
+    assert float(model.alignment.network.out[2].c_proj.weight.grad.norm()) > 0
