@@ -16,7 +16,9 @@ from bench.user_yaml import check_config_folder
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
 _CONFIG_DIR = ("-cd", "--config-dir")
-# What Hydra's own parser takes; it would end the process over any other, with the help of another program.
+# What Hydra's own parser does one of at a time.
+_EITHER = {*_SWEEP, "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"}
+# What it takes; it would end the process over any other, with the help of another program.
 _WITH_VALUE = {
     "-c", "--cfg", *_CONFIG_DIR, "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
     "-p", "--package",
@@ -67,7 +69,7 @@ def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[st
         ConfigError: a flag that Hydra does not have, or a folder of configs that cannot be used.
     """
     flags = getattr(options, "hydra_flags", [])
-    _refuse_unknown(flags)
+    _refuse_flags(flags)
     overrides, flags = _with_values(options.overrides, flags)
     kept, folders, words = list[str](), list[str](), iter(flags)
     for word in words:
@@ -81,13 +83,16 @@ def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[st
     return [*overrides, *([f"hydra.searchpath=[{','.join(folders)}]"] if folders else [])], kept
 
 
-def _refuse_unknown(flags: list[str]) -> None:
+def _refuse_flags(flags: list[str]) -> None:
     for flag in flags:
         name = flag.partition("=")[0]
         if name.startswith("-") and name not in _FLAGS:
             near = did_you_mean(name, (known for known in _FLAGS if known.startswith("--")))
             advice = near if near.startswith("Did") else "Settings are written KEY=VALUE, e.g. train.resume=false."
             raise ConfigError(f"earthbench run: unknown flag {name}. {advice}")
+    chosen = [flag for flag in flags if flag.partition("=")[0] in _EITHER]
+    if len(chosen) > 1:
+        raise ConfigError(f"earthbench run: {' and '.join(chosen)} do not go together")
 
 
 def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,11 +47,16 @@ def write_record(record: RunRecord, root: str | Place) -> Place:
     record = record.sealed()
     path = record_path(root, record)
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    beside = None
     try:
         if isinstance(record.arrays, Mapping):  # before the record that names their hash
             publish(packed(record.arrays), path.with_suffix(".npz"))
+            beside = path.with_suffix(".npz")
         publish(text.encode(), path)
     except Exception as error:  # a disk gives OSError, each remote backend errors of its own
+        if beside is not None:  # of no use to anybody
+            with suppress(Exception):
+                beside.unlink()
         raise RunFailedError(f"record {path} cannot be written: {error}") from error
     return path
 

@@ -20,7 +20,7 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
         device: Where one process computes.
         devices: Processes per node, one per device.
         nodes: Machines.
-        strategy: auto (one process, else DDP), ddp or fsdp.
+        strategy: auto (one process, else DDP), ddp or fsdp (weights in shards).
 
     Raises:
         ConfigError: no such device here, or one that the strategy cannot use.

@@ -201,6 +201,7 @@ def test_version(capsys) -> None:
         (["run", "--resme"], "unknown flag --resme"),
         (["run", "--multrun", "seed=0,1"], "Did you mean '--multirun'"),
         (["run", "--cgf=job"], "Did you mean '--cfg'?"),
+        (["run", "-m", "--cfg", "job"], "do not go together"),
         (["status", "--frmat", "json"], "unknown flag --frmat"),
         (["status", "sed=0,1"], "Did you mean 'seed'?"),
         (["run", "-m", "hydra/launcher=rya", "seed=0,1"], "hydra/launcher"),

@@ -217,6 +217,22 @@ def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path
     assert _run(storms, tmp_path).record.scope == "full", "with space again, the same command runs"
 
 
+def test_a_record_that_does_not_fit_leaves_nothing_beside_it(record: RunRecord, tmp_path: Path, monkeypatch) -> None:
+    from bench.records import store
+
+    publish = store.publish
+
+    def full(content: bytes, path: Path) -> None:
+        if path.suffix == ".json":
+            _no_space()
+        publish(content, path)
+
+    monkeypatch.setattr(store, "publish", full)
+    with pytest.raises(RunFailedError, match="No space left"):
+        write_record(record, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.fault
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_real_disk_that_fills_up(storms: Path, tmp_path: Path) -> None:

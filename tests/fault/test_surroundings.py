@@ -1,7 +1,8 @@
-"""Where a run stands must not matter: paths, locale, time, and whether its code is in git (C06, C07, X02)."""
+"""Where a run stands must not matter: paths, locale, time, and whether its code is in git (C06, C07, D12, X02)."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from bench.cli.main import main
 from bench.records import provenance, store
 from bench.records.schema import CodePart, RunRecord
 from bench.records.store import new_run_id, read_records, write_record
+
+_REPO = Path(__file__).resolve().parents[2]
 
 # Paths
 
@@ -154,3 +157,18 @@ def test_a_table_marks_records_of_changed_code(record: RunRecord, tmp_path: Path
     write_record(record.model_copy(update={"code": code}), tmp_path)
     assert main(["table", "runs/sevir", "--results", str(tmp_path)]) == 0
     assert ("uncommitted" in capsys.readouterr().out) == bool(dirty)
+
+
+# Archives (D12)
+
+
+def test_nothing_unpacks_an_archive() -> None:
+    """Checkpoints are zip archives, which torch and we read member by member; nothing writes what one names."""
+    sources = [path for folder in ("bench", "baselines", "earthformer") for path in (_REPO / folder).rglob("*.py")]
+    calls = {
+        node.func.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert sources and not calls & {"extract", "extractall", "unpack_archive"}
