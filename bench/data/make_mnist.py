@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,16 @@ from bench.files import replacing
 GENERATOR_VERSION = 1
 _CHUNK = 500
 """Sequences made at a time."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split to make: how many sequences, of which digits, drawn from what."""
+
+    split: str
+    count: int
+    digits: range
+    generator: np.random.Generator
 
 
 class MakeDigits(DataVerb):
@@ -45,7 +56,8 @@ class MakeDigits(DataVerb):
         counts = {"train": self.train, "val": self.val, "test": self.test}
         ranges = digits_of_splits(len(images))
         for number, (split, count) in enumerate(counts.items()):
-            self._write(split, count, images, ranges[split], np.random.default_rng([self.seed, number]), advance)
+            part = _Part(split, count, ranges[split], np.random.default_rng([self.seed, number]))
+            self._write(part, images, advance)
         self._finish(images)
         content: dict[str, Any] = {
             "origin": self.kind,
@@ -55,8 +67,8 @@ class MakeDigits(DataVerb):
             "digits_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
             "seed": self.seed,
         }
-        with replacing(self.out / "DATASET.json") as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with replacing(self.out / "DATASET.json") as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
         return [
             f"made {sum(counts.values())} sequences of {len(images)} digits in {self.out}, no digit in two splits",
@@ -64,15 +76,8 @@ class MakeDigits(DataVerb):
         ]
 
     @abstractmethod
-    def _write(
-        self,
-        split: str,
-        count: int,
-        images: np.ndarray,
-        digits: range,
-        generator: np.random.Generator,
-        advance: AdvanceLabel,
-    ) -> None: ...
+    def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
+        """Writes the sequences of one split."""
 
     def _finish(self, images: np.ndarray) -> None:
         """Writes what belongs to no split."""
@@ -85,17 +90,9 @@ class MakeNBody(MakeDigits):
     task: ClassVar[str] = "nbody_mnist"
     kind: ClassVar[str] = "generated N-body MNIST"
 
-    def _write(
-        self,
-        split: str,
-        count: int,
-        images: np.ndarray,
-        digits: range,
-        generator: np.random.Generator,
-        advance: AdvanceLabel,
-    ) -> None:
-        write_draws(random_draws(count, digits, generator), self.out / f"nbody_{split}.npz")
-        advance(f"{split} sequences", count, count)
+    def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
+        write_draws(random_draws(part.count, part.digits, part.generator), self.out / f"nbody_{part.split}.npz")
+        advance(f"{part.split} sequences", part.count, part.count)
 
     def _finish(self, images: np.ndarray) -> None:
         none, labels = np.empty((0, SIZE, SIZE), np.uint8), np.empty(0, np.int64)
@@ -114,19 +111,11 @@ class MakeMoving(MakeDigits):
     val: int = Field(900, ge=1, description="validation sequences")
     test: int = Field(1_000, ge=1, description="test sequences")
 
-    def _write(
-        self,
-        split: str,
-        count: int,
-        images: np.ndarray,
-        digits: range,
-        generator: np.random.Generator,
-        advance: AdvanceLabel,
-    ) -> None:
-        parts = []
-        for first in range(0, count, _CHUNK):
-            part = render_moving(images, digits, min(_CHUNK, count - first), generator)
-            parts.append(part)
-            advance(f"{split} sequences", first + part.shape[1], count)
-        with replacing(self.out / f"moving_mnist_{split}.npy") as path, path.open("wb") as file:
-            np.save(file, np.concatenate(parts, axis=1))
+    def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
+        chunks = []
+        for first in range(0, part.count, _CHUNK):
+            count = min(_CHUNK, part.count - first)
+            chunks.append(render_moving(images, part.digits, count, part.generator))
+            advance(f"{part.split} sequences", first + count, part.count)
+        with replacing(self.out / f"moving_mnist_{part.split}.npy") as path, path.open("wb") as file:
+            np.save(file, np.concatenate(chunks, axis=1))

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bench.data.nbody import SUB_STEPS, acceleration, energy
 from bench.errors import ContractError
+from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
 from bench.metrics.tracking import track
+from bench.scores.energy import SUMS
 
 # Pixels per sub-step: speeds on both sides of a frame differ by more only where a digit met a wall in between.
 _BOUNCE = 0.3
-_SIDES = ("", "_target")
 
 
-class Energy(Metric):
+class Energy(EventMetric):
     """E.MSE and E.MAE of N-body MNIST, from positions tracked in the forecast's frames.
 
     `compute()` gives `e_mse` and `e_mae` over everything, `e_mse_lead_L` and `e_mae_lead_L` for lead L = 1.., and
@@ -41,20 +41,26 @@ class Energy(Metric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = False
     takes_labels = True
-    sequence_count: Tensor
+    family = "energy"
 
     def __init__(self, t_out: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("squared", "absolute"):
-            for side in _SIDES:
-                # float64 by name: a module-wide cast to half precision must not reach the sums
-                self.add_state(name + side, torch.zeros(t_out or 0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("sequence_count", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in SUMS:
+            # float64 by name: a module-wide cast to half precision must not reach the sums
+            self.add_statistic(name, (t_out or 0,), torch.float64)
+        self.add_statistic("sequence_count", (t_out or 0,), torch.int64)
 
-    def update(self, forecast: Tensor, target: Tensor, crops: Tensor, state: Tensor, *_: Tensor) -> None:
+    def update(
+        self,
+        forecast: Tensor,
+        target: Tensor,
+        crops: Tensor,
+        state: Tensor,
+        *_: Tensor,
+        events: Tensor | None = None,
+    ) -> None:
         """Adds the energy errors of a batch.
 
         Args:
@@ -64,6 +70,7 @@ class Energy(Metric):
             state: Corners and velocities of the digits at the last frame of the context, `(B,2,D,2)`, in pixels of
                 the canvas and per sub-step.
             *_: Further labels of the data, which are for models.
+            events: The event of each sequence, `(B,)`, once events are tracked.
 
         Raises:
             ContractError: shapes differ, or the number of lead times changed.
@@ -76,31 +83,15 @@ class Energy(Metric):
             )
         corners, velocities = state.double().cpu().numpy().transpose(1, 0, 2, 3)
         before = energy(corners, velocities)[:, None]
-        for side, frames in zip(_SIDES, (forecast, target), strict=True):
+        found = {"sequence_count": torch.ones(forecast.shape[:2], dtype=torch.int64)}
+        for side, frames in (("", forecast), ("_target", target)):
             error = torch.from_numpy(frame_energies(frames[..., 0], crops.to(frames.device), corners) - before)
-            for name, added in (("squared", error**2), ("absolute", error.abs())):
-                total: Tensor = getattr(self, name + side)
-                if not total.numel():
-                    total = total.new_zeros(error.shape[1])
-                elif len(total) != error.shape[1]:
-                    raise ContractError(f"energy counts {len(total)} lead times, this batch has {error.shape[1]}")
-                setattr(self, name + side, total + added.sum(0).to(total.device))
-        self.sequence_count = self.sequence_count + len(forecast)
+            found |= {f"squared{side}": error**2, f"absolute{side}": error.abs()}
+        self.add(found, events)
 
-    def compute(self) -> dict[str, float]:
-        """Returns the scores by name; see the class."""
-        count = int(self.sequence_count)
-        found: dict[str, float] = {}
-        for name, kind in (("e_mse", "squared"), ("e_mae", "absolute")):
-            for side in _SIDES:
-                sums = getattr(self, kind + side).tolist()
-                found[name + side] = sum(sums) / (count * len(sums)) if count and sums else math.nan
-                if not side:
-                    found |= {
-                        f"{name}_lead_{lead}": total / count if count else math.nan
-                        for lead, total in enumerate(sums, start=1)
-                    }
-        return found
+    def score_options(self) -> dict[str, Any]:
+        """Returns what the scores depend on besides the sums: nothing."""
+        return {}
 
 
 def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.scores.correlation import correlation_values
+from bench.scores.energy import energy_values
 from bench.scores.frames import error_values, frame_values
 from bench.scores.probabilistic import probabilistic_values
 from bench.scores.skill import skill_values
@@ -22,6 +23,7 @@ Family = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Values]
 
 FAMILIES: dict[str, Family] = {
     "correlation": correlation_values,
+    "energy": energy_values,
     "errors": error_values,
     "frames": frame_values,
     "probabilistic": probabilistic_values,

@@ -13,6 +13,7 @@ from bench.data.nbody import cropped, energy, render, simulate
 from bench.errors import ContractError
 from bench.metrics.energy import velocities_of
 from bench.metrics.tracking import track
+from bench.scores import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,29 @@ def test_wrong_input_is_refused(system) -> None:
     metric.update(forecast, target, crops, state)
     with pytest.raises(ContractError, match="counts 10 lead times, this batch has 5"):
         metric.update(forecast[:, :5], target[:, :5], crops, state)
+
+
+def test_sums_per_event_give_the_scores_of_the_whole(system) -> None:
+    metric = bench.load_metric("energy")
+    metric.track_events(2)
+    forecast, *rest = _arguments(system, system["frames"][:, ::-1].copy())
+    for first, last in ((0, 1), (1, 6)):
+        parts = [part[first:last] for part in (forecast, *rest)]
+        metric.update(*parts, events=torch.tensor([0, 0, 0, 1, 1, 1])[first:last])
+    arrays = metric.event_statistics()
+    assert all(values.shape == (2, 10) for values in arrays.values())
+    again = FAMILIES[metric.family]({name: values.sum(0) for name, values in arrays.items()}, metric.score_options())
+    assert {name: float(value) for name, value in again.items()} == pytest.approx(metric.compute(), rel=1e-12)
+    alone = bench.load_metric("energy")
+    alone.update(*(part[3:] for part in (forecast, *rest)))
+    of_second = FAMILIES["energy"]({name: values[1] for name, values in arrays.items()}, {})
+    assert float(of_second["e_mse"]) == pytest.approx(alone.compute()["e_mse"], rel=1e-6)
+
+
+def test_every_metric_with_sums_per_event_has_a_family_of_scores() -> None:
+    from bench import registry
+
+    classes = {name: registry.find("metric", name).load() for name in registry.names("metric")}
+    families = {name: cls.family for name, cls in classes.items() if getattr(cls, "takes_events", False)}
+    assert {"skill", "mse", "mae", "frames", "enso", "probabilistic", "energy"} <= families.keys()
+    assert set(families.values()) <= FAMILIES.keys()
