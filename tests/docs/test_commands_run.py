@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def test_the_commands_of_a_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(plugins.VARIABLE, "")
+    (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages")])
     for block in _to_run(page):
         if block.language == "python":
@@ -79,7 +81,9 @@ def _run(words: list[str], made: dict[str, Path]) -> int:
     else:
         pytest.fail(f"{' '.join(words)}: nothing here runs this; mark it `not run`, with the reason")
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd() / "site-packages")}
-    return subprocess.run(command, env=environment, check=False).returncode
+    code = subprocess.run(command, env=environment, check=False).returncode
+    importlib.invalidate_caches()  # what was installed can be imported
+    return code
 
 
 def _with_data(word: str, words: list[str], made: dict[str, Path]) -> str:
