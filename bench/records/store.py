@@ -121,8 +121,10 @@ def read_record(path: Place) -> RunRecord:
         raise DataError(f"{path}: not a valid record: " + "; ".join(explain(error, RunRecord)[:3])) from error
     if record.sha256 != content_sha256(content):
         raise DataError(f"{path}: tampered: its content does not have the hash it carries")
-    # an older record has the hash of what it says in its own schema; sealed, it has that of what it says in this one
-    return record.sealed().with_arrays(path.with_suffix(".npz"))
+    if version != SCHEMA_VERSION:
+        # it has the hash of what it says in its own schema; sealed, it has that of what it says in this one
+        record = record.sealed()
+    return record.with_arrays(path.with_suffix(".npz"))
 
 
 def read_records(root: str | Place, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
