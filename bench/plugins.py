@@ -4,8 +4,8 @@ The file says what it registers by a literal, which is read without running the 
 
     EARTHBENCH = {"api": 1, "models": {"my_model": "MyModel"}}
 
-`api` is the version of the contracts (`bench.api`, `bench.testing`) that a plugin was written for.  A package says so by
-an entry point, `v1 = "its_package"` in the group `earthbench.api`; several where it fits several.
+`api` is the version of the contracts (`bench.api`, `bench.testing`) that a plugin was written for.  A package says so
+by an entry point, `v1 = "its_package"` in the group `earthbench.api`; several where it fits several.
 """
 
 from __future__ import annotations

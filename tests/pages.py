@@ -9,6 +9,11 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+CHECKED_ONLY = {
+    "data.md": "downloads of the real archives; tests/unit runs each verb against a local server",
+    "baselines.md": "trainings of minutes each, whose figures the page gives",
+}
+"""Pages without marks of their own, none of whose blocks are run, and why."""
 SHELL = ("sh", "bash", "console", "shell")
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (?P<kind>run|not run): (?P<words>[^>]+?) -->\s*\Z")

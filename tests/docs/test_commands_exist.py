@@ -1,4 +1,4 @@
-"""Everything that the pages tell a reader to type exists: verbs, flags, names, overrides, extras, environments, files."""
+"""What the pages tell a reader to type exists: verbs, flags, names, overrides, extras, environments, files."""
 
 from __future__ import annotations
 
@@ -206,11 +206,12 @@ def _tox(words: list[str]) -> None:
 
 def test_the_check_finds_what_is_not_there() -> None:
     for wrong in (
-        "earthbench tabel earthformer/sevir", "earthbench table earthformer/sevri", "earthbench table runs/sevir --fromat md",
-        "earthbench run model=unett", "earthbench run train.lrr=1", "earthbench run model=unet model.chanels=[1]",
-        "earthbench run task=sevir task.t_inn=3", "pip install earthbench[nothing]", "tox run -e nothing",
-        "python tests/nothing.py", "earthbench data fetch sevir --everything", "earthbench reproduce earthformer/sevir/unett",
-        "curl x", "sbatch nothing.sbatch", "earthbench run -m model=unet,unett",
+        "earthbench tabel earthformer/sevir", "earthbench table earthformer/sevri",
+        "earthbench table runs/sevir --fromat md", "earthbench run model=unett", "earthbench run train.lrr=1",
+        "earthbench run model=unet model.chanels=[1]", "earthbench run task=sevir task.t_inn=3",
+        "earthbench run -m model=unet,unett", "earthbench data fetch sevir --everything",
+        "earthbench reproduce earthformer/sevir/unett", "pip install earthbench[nothing]", "tox run -e nothing",
+        "python tests/nothing.py", "sbatch nothing.sbatch", "curl x",
     ):  # fmt: skip
         with pytest.raises((AssertionError, UsageError)):
             check(wrong.split(), REPO)

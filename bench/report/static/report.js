@@ -154,7 +154,7 @@ function paretoChart(parent, list) {
       traces.push({ x: front.map((p) => p[cost]), y: front.map((p) => p.y), mode: "lines", name: `best for its cost (${traces[0].name})`,
         line: { color: css("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" });
     }
-    return { traces, extra: { xaxis: { title: { text: costs.find(([c]) => c === cost)[1] } },
+    return { traces, extra: { margin: { l: 55, r: 60, t: 10, b: 45 }, xaxis: { title: { text: costs.find(([c]) => c === cost)[1] } },
       yaxis: { title: { text: `${label} (${better} is better)` } } },
       words: known.map((p) => `${p.label}, ${p.side}: ${p.y} at ${p[cost]}`).join(". ") };
   });

@@ -1,0 +1,47 @@
+"""README's table of rows says what the tables say."""
+
+from __future__ import annotations
+
+import pytest
+from pages import REPO
+
+from bench import registry
+from bench.tables import load_table
+from bench.tables.admission import read_store
+from bench.tables.cells import contents_of
+from bench.tables.definitions import load_published
+
+TABLES = ("earthformer/sevir", "earthformer/sevir_per_lead", "earthformer/icar_enso", "prediff/sevir_lr")
+_COST = ("parameters", "gmacs")
+
+
+def _statuses(name: str) -> dict[str, str]:
+    """The statuses of each row's scores, by its label; none where there is no model of that name."""
+    table = load_table(name)
+    published = load_published(table.published) if table.published else None
+    records, unreadable = read_store(REPO / "results", table.task)
+    found = {}
+    for cells in contents_of(table, published, records, unreadable).blocks[0].rows:
+        statuses = {cell.status for cell in cells if cell.column not in _COST}
+        known = cells[0].model in registry.names("model")
+        found[cells[0].row] = ", ".join(sorted(statuses)) if known else "no model"
+    return found
+
+
+def status_lines() -> list[str]:
+    """The lines of README's table."""
+    columns = [_statuses(name) for name in TABLES]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    return [f"| {label} | " + " | ".join(column.get(label, "") for column in columns) + " |" for label in labels]
+
+
+def test_readme_has_the_status_of_every_row() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    missing = [line for line in status_lines() if line not in readme]
+    assert not missing, "README.md lacks these lines of its status table:\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("table") if load_table(name).rows])
+def test_rows_that_readme_does_not_list_are_not_run(name: str) -> None:
+    if name not in TABLES:
+        assert set(_statuses(name).values()) == {"not run"}, f"README.md says that no row of {name} was run"

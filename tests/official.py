@@ -1,0 +1,31 @@
+"""Records as the complete official data would have given them, made from one that was measured on storms."""
+
+from __future__ import annotations
+
+from bench.records.schema import RunRecord, TrainingSummary
+
+PAPER_SETTINGS = {"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0}
+
+
+def as_official(record: RunRecord, **changes: object) -> RunRecord:
+    """The record as if it had been made on the complete official test set."""
+    assert record.data is not None
+    data = record.data.model_copy(
+        update={"origin": "files", "sequence_count": 12_159, "sequence_count_available": 12_159}
+    )
+    return record.model_copy(update={"data": data, **changes})
+
+
+def trained_with(settings: dict, **changes: object) -> TrainingSummary:
+    fields = {
+        "settings": settings, "data_fingerprint": "f" * 64, "data_origin": "files", "sequence_count": 35_718,
+        "validation_sequence_count": 9_060, "epochs": 3, "steps": 3, "resumed_count": 0,
+        "stopped_because": "max_epochs", "monitor": None, "best_score": None, "weights": "last", "averaged": False,
+        "final_loss": 1.0, "wall_s": 1.0,
+    }  # fmt: skip
+    return TrainingSummary(**{**fields, **changes})
+
+
+def unet_like(measured: RunRecord, **changes: object) -> RunRecord:
+    model = measured.model.model_copy(update={"name": "unet", "parameters": 16_556_044, "gmacs": 32.80})
+    return as_official(measured, **{"model": model, "training": trained_with(PAPER_SETTINGS), **changes})
