@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from bench.ablation.variants import ablation_names, finished_record, load_ablation, variants
-from bench.cli.run import sweep
+from bench.cli.run import job_of_a_sweep, sweep
 from bench.config import to_plain, validate
-from bench.errors import EarthbenchError
+from bench.errors import EarthbenchError, InterruptedRunError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # Hydra's own lines: stdout is the table's
                     sweep(overrides, ["--multirun"], job)
+            except InterruptedRunError:
+                raise
             except EarthbenchError as error:  # the other runs of the sweep have been made all the same
                 failures.append(error)
         records = [finished_record(run.config) for run in runs]
@@ -57,6 +59,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@job_of_a_sweep
 def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
     from bench.running.pipeline import run as run_pipeline

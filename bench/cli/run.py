@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
-from bench.errors import ConfigError, did_you_mean
+from bench.errors import ConfigError, InterruptedRunError, did_you_mean
 from bench.user_yaml import check_config_folder
 
 TAKES_HYDRA_FLAGS = True
@@ -115,6 +116,30 @@ def execute(config: Any, *, again: bool) -> None:
     print_outcome(run_pipeline(config, training=True, again=again))
 
 
+class _SweepStopped(KeyboardInterrupt):
+    """A signal reached a job in the sweep's own process. No `Exception`: Hydra keeps those and runs the next job."""
+
+
+_sweeping: int | None = None
+"""The process that calls Hydra; launchers other than Hydra's own run jobs in further ones."""
+
+
+def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns a job that a signal does not merely end, so that the next one starts: it ends the sweep."""
+
+    @functools.wraps(work)
+    def job(composed: Any) -> None:
+        try:
+            work(composed)
+        except InterruptedRunError as error:
+            if os.getpid() == _sweeping:
+                raise _SweepStopped from error
+            raise
+
+    return job
+
+
+@job_of_a_sweep
 def job(composed: Any) -> None:
     """One job of a sweep; launchers import it by name, on whatever machine it runs.
 
@@ -124,14 +149,26 @@ def job(composed: Any) -> None:
 
 
 def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -> None:
-    """Hands overrides and Hydra's own flags over to Hydra, which calls `task` with each composed config."""
+    """Hands overrides and Hydra's own flags over to Hydra, which calls `task` with each composed config.
+
+    Raises:
+        InterruptedRunError: a signal; the jobs that were to come have not been started.
+    """
     import hydra
 
+    global _sweeping
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
-    with hydra_errors(overrides):
-        hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
+    _sweeping = os.getpid()
+    try:
+        with hydra_errors(overrides):
+            hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
+    except _SweepStopped as stopped:
+        assert stopped.__cause__ is not None
+        raise stopped.__cause__ from None
+    finally:
+        _sweeping = None
 
 
 def _absolute(overrides: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import VERBS, main
+from bench.errors import InterruptedRunError
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,22 @@ def test_a_failed_job_of_a_sweep_is_not_hidden(capsys, storms: Path) -> None:
         capsys, "run", "-m", "model=persistence", f"data.root={storms},/not/there", "progress=false", "picture=false"
     )
     assert code == 2 and "not a folder" in error
+
+
+def _stopped(*_: object, **__: object) -> None:
+    raise InterruptedRunError("stopped by SIGTERM; saved. The same command continues.")
+
+
+@pytest.mark.parametrize("verb", ["run", "ablate"])
+def test_a_signal_ends_a_sweep_not_only_its_job(
+    capsys, monkeypatch: pytest.MonkeyPatch, storms: Path, verb: str
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("bench.running.pipeline.run", lambda config, **_: (started.append(config.seed), _stopped()))
+    command = ["run", "-m", "model=persistence"] if verb == "run" else ["ablate", "global_vectors", "task=sevir"]
+    code, error = _error(capsys, *command, "seed=0,1", f"data.root={storms}", "progress=false")
+    assert code == 130 and "stopped by SIGTERM" in error
+    assert started == [0], "the next job was started"
 
 
 def test_cfg_prints_the_config_without_running(capsys) -> None:
