@@ -62,7 +62,7 @@ def receipts_of(
 
     Args:
         table: The table.
-        row: A row's key, or its label.
+        row: A row's key, or its label; in a table of runs also a model's name, for all its rows.
         column: A column's key, or its label.
         records: Of any task.
         root: Results root that they were read from.
@@ -81,7 +81,9 @@ def receipts_of(
     for block in contents.blocks:
         for cell in block.cells:
             rows.append(cell.row_key)
-            if cell.column != key or row not in (cell.row_key, cell.row):
+            # in a table of runs, a model's name stands for all its variants
+            asked_for = (cell.row_key, cell.row) if table.rows else (cell.row_key, cell.row, cell.model)
+            if cell.column != key or row not in asked_for:
                 continue
             mine = tuple(by_id[run_id] for run_id in cell.run_ids)
             found.append(

@@ -113,3 +113,11 @@ def test_explain_prints_the_receipt(measured: RunRecord, tmp_path: Path, capsys:
     assert main(["explain", "runs/sevir", "persistence", "csi_m", "--results", str(tmp_path), "--format", "json"]) == 0
     (receipt,) = json.loads(capsys.readouterr().out)
     assert math.isclose(receipt["cell"]["ours"], measured.scores["csi_m"]) and receipt["records"] == [str(path)]
+
+
+def test_a_models_name_stands_for_its_variants_in_a_table_of_runs(measured: RunRecord, tmp_path: Path) -> None:
+    model = measured.model.model_copy(update={"is_preset": False, "hyperparameters": {"note": "x"}})
+    records = [measured, measured.model_copy(update={"run_id": "2026-x", "model": model})]
+    found = receipts_of(load_table("runs/sevir"), "persistence", "csi_m", records, tmp_path)
+    assert [len(receipt.records) for receipt in found] == [1, 1]
+    assert {receipt.cell.row for receipt in found} == {"persistence", "persistence (note=x)"}
