@@ -80,7 +80,8 @@ def main(out: Path) -> None:
     plain = load_model("prediff", task, **MODEL)
     load_weights(plain, str(newest(out / "work/sevir_lr/prediff")))
     context, truth = some_of(task, CONTEXTS)
-    figures["scale_of_latents"] = float(plain.autoencoder.to_latents(truth).std() * plain.scale_factor)
+    with torch.no_grad():
+        figures["scale_of_latents"] = float(plain.autoencoder.to_latents(truth).std() * plain.scale_factor)
     figures |= control(guided, plain, context)
     show(figures)
     figures["samplers"] = samplers(plain, *some_of(task, COMPARED))

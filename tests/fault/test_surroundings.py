@@ -36,7 +36,7 @@ def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: P
     assert len(read_records(tmp_path / "sp ace ü")[0]) == len(read_records(tmp_path / "mine")[0]) == 1
 
 
-@pytest.mark.parametrize("key", ["results.root", "work"])
+@pytest.mark.parametrize("key", ["data.root", "results.root", "work"])
 @pytest.mark.parametrize("name", ["loop", "x" * 300, "file"])
 def test_a_folder_that_can_be_none_is_one_error(storms: Path, tmp_path: Path, capsys, key: str, name: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
