@@ -106,7 +106,7 @@ class Task(BaseModel, ABC):
                 return open_place(root)
             raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")
         root = Path(root).expanduser()
-        if not os.path.isdir(root):  # unlike `Path.is_dir`, false also for a name that no disk takes
+        if not os.path.isdir(root):  # noqa: PTH112 - unlike `Path.is_dir`, false also for a name that no disk takes
             raise DataError(
                 f"data root {str(root)!r} is not a folder: expected the data of task {cls.name!r} there. "
                 "Set data.root to where it lies (`earthbench data info` shows what is needed)."
