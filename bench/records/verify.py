@@ -20,6 +20,7 @@ from bench.config import Config, explain, fingerprint, numbers_only
 from bench.errors import EarthbenchError
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import read_arrays
+from bench.scores.names import MEMBERS
 
 _STATES = ("hits", "misses", "false_alarms", "correct_negatives")
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -179,7 +180,7 @@ def _versions(record: RunRecord) -> Iterator[tuple[str, str]]:
     """The metrics and the task are those that are registered now, as far as they are installed."""
     known = registry.names("metric")
     for name in record.conventions:
-        if name not in known:
+        if name.removesuffix(MEMBERS) not in known:
             yield f"conventions.{name}", "no registered metric; install its distribution, or leave the record out"
     if record.task.name not in registry.names("task"):
         yield "task.name", f"no registered task {record.task.name!r}; install its distribution, or leave the record out"

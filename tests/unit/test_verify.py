@@ -62,6 +62,10 @@ def test_a_field_that_breaks_a_rule_is_named(record: RunRecord, tmp_path: Path, 
     assert field in _fields(record, tmp_path, change)
 
 
+def test_a_metric_counted_over_all_members_is_a_registered_one(record: RunRecord, tmp_path: Path) -> None:
+    assert not _fields(record, tmp_path, lambda c: c["conventions"].update(mse_members=c["conventions"]["mse"]))
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
