@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import Distribution, entry_points
 from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, read_card
@@ -73,18 +74,21 @@ class Entry:
             raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} {problem}")
 
 
+@cache
+def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:
+    """Returns both from a distribution's metadata, which would be parsed anew at every look."""
+    return (distribution.name, distribution.version) if distribution else ("unknown", "?")
+
+
 def _candidates(kind: Kind) -> dict[str, list[Entry]]:
     found: dict[str, dict[tuple[str, str], Entry]] = defaultdict(dict)
     written_for: dict[str, set[str]] = defaultdict(set)
-    for point in entry_points(group=API_GROUP):
-        written_for[point.dist.name if point.dist else "unknown"].add(point.name)
-    for point in entry_points(group=f"earthbench.{kind}s"):
-        dist = point.dist
-        distribution = dist.name if dist else "unknown"
-        entry = Entry(
-            kind, point.name, point.value, distribution, dist.version if dist else "?",
-            frozenset(written_for[distribution]),
-        )  # fmt: skip
+    installed = entry_points()  # one look at all distributions
+    for point in installed.select(group=API_GROUP):
+        written_for[_name_and_version(point.dist)[0]].add(point.name)
+    for point in installed.select(group=f"earthbench.{kind}s"):
+        distribution, version = _name_and_version(point.dist)
+        entry = Entry(kind, point.name, point.value, distribution, version, frozenset(written_for[distribution]))
         # The same distribution may be seen twice (a wheel and its build folder on the path): that is no clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
     for name, value, path, api in file_entries(f"{kind}s"):

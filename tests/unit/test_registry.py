@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -26,7 +26,7 @@ def _point(name: str, value: str, distribution: str, group: str = "earthbench.mo
 @pytest.fixture
 def points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     found: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in found if p.group == group])
+    monkeypatch.setattr(registry, "entry_points", lambda: EntryPoints(found))
     return found
 
 
