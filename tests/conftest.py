@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,19 @@ def observed() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return root
+
+
+@pytest.fixture(scope="session")
+def committed_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`results/` as committed: the records that somebody made in a clone are no matter of the tests."""
+    listing = subprocess.run(["git", "ls-files", "-z", "results"], cwd=REPO, capture_output=True, check=False)
+    if listing.returncode:  # no git, or an unpacked archive: all that is there came with it
+        return REPO / "results"
+    out = tmp_path_factory.mktemp("committed")
+    for name in listing.stdout.decode().split("\0")[:-1]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, out / name)
+    return out / "results"
 
 
 @pytest.fixture

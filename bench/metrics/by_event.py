@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -29,9 +30,9 @@ class EventMetric(Metric):
         super().__init__(**kwargs)
         self._statistics: list[str] = []
 
+    @abstractmethod
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the statistics, as JSON types."""
-        raise NotImplementedError
 
     def add_statistic(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Declares a sum `(T, ...)`; T may be 0 and is then that of the first update."""

@@ -257,6 +257,9 @@ def _partial(
         return None
     if summary.settings.get("limit") is not None:
         return f"trained on {summary.sequence_count} sequences only"
+    # Only where events may be left out: who evaluates a checkpoint need not have the training data.
+    if getattr(task, "skip_missing", False) and (left_out := task.dataset("train").incomplete):
+        return f"trained with {left_out}"
     if config.split in ("train", "all") and summary.data_fingerprint == task.data_fingerprint("train"):
         shared = set(task.dataset("train").ids) & set(test_task.dataset(config.split).ids)
         if shared:

@@ -76,3 +76,12 @@ def test_a_run_without_some_events_is_partial_and_names_them(damaged, tmp_path: 
     assert record.scope == "partial" and (record.scope_because or "").startswith("2 events skipped: ")
     assert record.data is not None and len(record.data.identity["skipped_ids"]) == 2
     assert not set(record.data.identity["skipped_ids"]) & set(whole)
+
+
+def test_a_model_trained_without_some_events_is_partial(damaged, storms: Path, tmp_path: Path) -> None:
+    root, _, _ = damaged
+    words = ["task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=4", "train.max_steps=1"]
+    words += [f"data.root={root}", f"data.test_root={storms}", "task.skip_missing=true"]
+    assert main(["run", *words, f"work={tmp_path / 'work'}", f"results.root={tmp_path / 'results'}"]) == 0
+    (record,) = read_records(tmp_path / "results", "sevir")[0]
+    assert record.scope == "partial" and (record.scope_because or "").startswith("trained with 1 events skipped: ")

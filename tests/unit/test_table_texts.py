@@ -93,8 +93,8 @@ def test_a_stale_rendering_fails_the_check(measured: RunRecord, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).published])
-def test_committed_renderings_are_fresh(name: str) -> None:
-    check_renderings(load_table(name), Path(__file__).resolve().parents[2] / "results")
+def test_committed_renderings_are_fresh(name: str, committed_results: Path) -> None:
+    check_renderings(load_table(name), committed_results)
 
 
 def test_a_changed_record_and_one_of_a_newer_schema_are_named(measured: RunRecord, tmp_path: Path) -> None:

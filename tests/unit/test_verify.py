@@ -154,5 +154,5 @@ def test_statistics_are_those_that_the_record_names(record: RunRecord, tmp_path:
     assert stray in {finding.path for finding in verify_records(tmp_path)[1]}
 
 
-def test_the_committed_results_verify() -> None:
-    assert main(["verify", "--results", str(Path(__file__).resolve().parents[2] / "results")]) == 0
+def test_the_committed_results_verify(committed_results: Path) -> None:
+    assert main(["verify", "--results", str(committed_results)]) == 0
