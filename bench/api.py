@@ -46,6 +46,7 @@ class Model(Protocol):
         `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
+        `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
         `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
     """

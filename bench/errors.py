@@ -42,6 +42,10 @@ class ContractError(UsageError):
     """A model, task or metric that breaks its contract (shape, dtype, device)."""
 
 
+class NotCountableError(ContractError):
+    """A model that says that its work is done where no counter sees it."""
+
+
 class RunFailedError(EarthbenchError):
     """A run that started and failed: not-a-number, out of memory, divergence (exit code 3)."""
 

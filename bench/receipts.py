@@ -15,7 +15,7 @@ from bench.records.schema import RunRecord
 from bench.scores.skill import Convention, skill_scores
 from bench.tables.admission import LeftOut, deviations
 from bench.tables.cells import Cell, Interval, contents_of, value_of
-from bench.tables.definitions import Table, load_published
+from bench.tables.definitions import COSTS, Table, load_published
 
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
 _COUNTED = ("csi", "pod", "sucr", "far", "bias", "hss")
@@ -110,8 +110,8 @@ def receipts_of(
 
 
 def _convention(record: RunRecord, key: str) -> str:
-    if key in ("parameters", "gmacs"):
-        return {"parameters": "every element of every parameter", "gmacs": "fvcore, batch 1, multiply-add = 1"}[key]
+    if key in COSTS:
+        return COSTS[key]
     metric = metric_of(record, key)
     options = record.conventions.get(metric, {})
     return f"{metric}: " + (", ".join(f"{name}={value}" for name, value in sorted(options.items())) or "defaults")

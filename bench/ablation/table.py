@@ -17,7 +17,7 @@ from bench.config import Config
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
 from bench.tables import load_table
-from bench.tables.definitions import Column
+from bench.tables.definitions import COSTS, Column
 
 FORMATS = ("md", "csv", "json")
 _MIB = 1 << 20
@@ -82,7 +82,7 @@ def score_columns(task: str, records: Sequence[RunRecord | None]) -> list[Column
     """Returns the columns of the scores: those of the task's table of runs, else every score that a record has."""
     if f"runs/{task}" in registry.names("table"):
         columns = load_table(f"runs/{task}").columns
-        return [column for column in columns if column.key not in ("parameters", "gmacs")]
+        return [column for column in columns if column.key not in COSTS]
     keys = dict.fromkeys(key for record in records if record is not None for key in record.scores)
     return [Column(key=key, label=key) for key in keys]
 

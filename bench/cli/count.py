@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bench import registry
-from bench.errors import EarthbenchError, RunFailedError, UnknownNameError
+from bench.errors import EarthbenchError, NotCountableError, RunFailedError, UnknownNameError
 
 _COST_COLUMNS = ("parameters", "gmacs")
 _MOST_PROCESSES = 4
@@ -108,6 +108,8 @@ def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
         cost = count_model(made, task.input_shape)
     except UnknownNameError as error:
         return {**line, "status": "not available", "note": str(error)}
+    except NotCountableError as error:
+        return {**line, "status": "not countable", "note": str(error)}
     except EarthbenchError as error:
         return {**line, "status": "failed", "note": str(error)}
     line |= {"status": "counted", **cost.as_dict()}

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.api import Shape
 from bench.cost.shapes_only import shapes_only
-from bench.errors import ContractError, did_you_mean, one_message
+from bench.errors import ContractError, NotCountableError, did_you_mean, one_message
 
 # Operations without multiply-adds of their own kind: element-wise arithmetic, comparisons, reductions, pooling,
 # random numbers, look-ups and shapes.  The papers' totals leave them out too.  Anything else that fvcore does not
@@ -76,8 +76,11 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
     formulation, not of a faster one.
 
     Raises:
+        NotCountableError: the model's `uncountable` says why it cannot be counted.
         ContractError: the model does not trace, or uses an operation that nobody knows how to count.
     """
+    if why := getattr(model, "uncountable", ""):
+        raise NotCountableError(f"{type(model).__name__} cannot be counted: {why}")
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     context = torch.zeros((1, *input_shape), device=device)

@@ -38,16 +38,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(accelerator: str | None = None) -> dict[str, Any]:
+def hardware(accelerator: str | None = None, threads: int | None = None) -> dict[str, Any]:
     """Returns what the run ran on.
 
     Args:
         accelerator: Name of the GPU, if one was used.
+        threads: Of the CPU, that one process computes with.
     """
     return {
         "accelerator": accelerator,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
+        "threads": threads,
         "memory_bytes": _memory_bytes(),
         "platform": platform.platform(terse=True),
     }

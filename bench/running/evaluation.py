@@ -191,7 +191,7 @@ def evaluate_with_sample(
             "counts": forecaster.counts(),
             "curves": forecaster.curves(),
             "members": MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
-            "hardware": hardware(_accelerator(trainer)),
+            "hardware": _hardware(trainer),
         }
     )
     return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first or {}
@@ -292,7 +292,7 @@ def _record(
         config_fingerprint=config_fingerprint,
         code=code_state(),
         versions=versions(),
-        hardware=hardware(None),
+        hardware=hardware(),
         time=TimePart(evaluation_s=0.0),
         conventions={},
         scores={},
@@ -301,11 +301,12 @@ def _record(
     )
 
 
-def _accelerator(trainer: Any) -> str | None:
+def _hardware(trainer: Any) -> dict[str, Any]:
     import torch
 
     device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return hardware(accelerator, torch.get_num_threads())
 
 
 def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.records.schema import RunRecord
 from bench.tables.admission import PARTIAL, LeftOut, admitted, complete, deviations, latest_per_seed, summary
+from bench.tables.captions import captions
 from bench.tables.definitions import Column, Figure, Published, Row, Table
 from bench.tables.durations import duration
 
@@ -115,8 +116,9 @@ def _published_block(
     interval: Interval | None,
 ) -> Block:
     cells, remarks = [], []
+    run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
     for row in table.rows:
-        mine = latest_per_seed(by_row[row.key])
+        mine = run.get(row.key, [])
         deviating = sorted({d for record in mine for d in deviations(table, record)})
         if deviating:
             remarks.append(f"{row.label}: {DEVIATES} from the paper's: {', '.join(deviating)}")
@@ -130,7 +132,8 @@ def _published_block(
         ]
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
         remarks += _incomparable(table, row, figures)
-    return Block("", tuple(cells), tuple(remarks))
+    told = [(row.label, run[row.key]) for row in table.rows if row.key in run]
+    return Block("", tuple(cells), (*remarks, *captions(told)))
 
 
 def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[str]:
@@ -167,12 +170,14 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record, label in zip(group, variant_labels(group), strict=True):
             variants.setdefault((record.model.name, label), []).append(record)
+        rows = [(model, label, latest_per_seed(mine)) for (model, label), mine in sorted(variants.items())]
         cells = [
-            _cell(Row(model=model, name=label, label=label), column, None, latest_per_seed(mine), interval=interval)
-            for (model, label), mine in sorted(variants.items())
+            _cell(Row(model=model, name=label, label=label), column, None, mine, interval=interval)
+            for model, label, mine in rows
             for column in table.columns
         ]
-        blocks.append(Block(_block_title(group[0]), tuple(cells)))
+        remarks = captions([(label, mine) for _, label, mine in rows])
+        blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
     return blocks
 
 
@@ -281,10 +286,13 @@ def _is_builtin(record: RunRecord) -> bool:
 
 
 def value_of(record: RunRecord, key: str) -> float | None:
-    """Returns a record's value for a column's key in its own units: a score, or what the model costs."""
+    """Returns a record's value for a column's key in its own units: a score, or a cost."""
     if key == "parameters":
         return float(record.model.parameters)
-    return record.model.gmacs if key == "gmacs" else record.scores.get(key)
+    if key == "training_s" and not record.model.parameters and record.time.training_s is None:
+        return 0.0  # nothing to train
+    costs = {"gmacs": record.model.gmacs, "training_s": record.time.training_s}
+    return costs[key] if key in costs else record.scores.get(key)
 
 
 def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[float, str]:

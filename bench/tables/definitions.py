@@ -11,6 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench.config import explain
 from bench.errors import DataError, UnknownNameError, did_you_mean, one_message
 
+COSTS = {
+    "parameters": "every element of every parameter",
+    "gmacs": "fvcore, batch 1, multiply-add = 1",
+    "training_s": "wall time of the training on the device that the record names",
+}
+"""What a column may show besides scores, and how it is counted."""
+
 
 class Part(BaseModel):
     """A frozen part of a definition; unknown keys are refused."""
@@ -22,7 +29,7 @@ class Column(Part):
     """One column: where its value comes from and how it is printed."""
 
     key: str
-    """A score of the task, or `parameters`, `gmacs`."""
+    """A score of the task, or one of `COSTS`."""
     label: str
     group: str = ""
     """Heading that it shares with its neighbours."""

@@ -15,6 +15,8 @@ from bench.api import Split
 from bench.tasks.tropical_pacific import TropicalPacific
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.data.enso_ersst import ErsstWindows
     from bench.data.report import Advance, Report
 
@@ -27,6 +29,9 @@ class EnsoErsst(TropicalPacific):
     convention `correct`: a forecast without variance, such as the climatology, has no correlation.
 
     The base period is 1961-1990, the standard normal that ends before the test and that the shorter records have too.
+
+    Models see the 0-1 scale of ICAR-ENSO, which weights that were trained on climate models need.  Its range
+    of 27 K leaves observed anomalies a standard deviation of 0.02: to train on observations, set `scale=kelvin`.
     """
 
     name: ClassVar[str] = "enso_ersst"
@@ -41,6 +46,10 @@ class EnsoErsst(TropicalPacific):
     base_to: int = Field(1990, ge=1, le=9999, description="last year of the base period")
     nino34_box: Literal["exact", "papers"] = Field(
         "exact", description="5 S..5 N, 170..120 W exactly, or the papers' cells, which reach 2.5 degrees further"
+    )
+
+    scale: Literal["icar_enso", "kelvin"] = Field(
+        "icar_enso", description="what models see: ICAR-ENSO's 0-1 scale, which its weights need, or anomalies in K"
     )
 
     @model_validator(mode="after")
@@ -61,6 +70,14 @@ class EnsoErsst(TropicalPacific):
             "mse": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
             "mae": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
         }
+
+    def normalise(self, physical: Tensor) -> Tensor:
+        """Returns temperature anomalies on the scale that models see, float32."""
+        return physical.float() if self.scale == "kelvin" else super().normalise(physical)
+
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """Returns temperature anomalies in K, float32."""
+        return normalised.float() if self.scale == "kelvin" else super().denormalise(normalised)
 
     def split_dates(self) -> dict[Split, tuple[date, date]]:
         """Returns the first day of each split, and the first day after it."""

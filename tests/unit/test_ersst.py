@@ -199,6 +199,17 @@ class TestObserved:
         np.testing.assert_allclose(found.sst[:, :, 19:67], icar.sst[0], atol=1e-6)
         assert found.sea.sum() == 1294
 
+    def test_the_scale_changes_what_models_see_and_no_score(self, observed: Path) -> None:
+        options = {"val_from": "1985-01-01", "test_from": "1990-01-01"}
+        tasks = [bench.load_task("enso_ersst", observed / "enso", scale=s, **options) for s in ("icar_enso", "kelvin")]
+        (papers, _), (kelvin, target) = (task.dataset("test")[7] for task in tasks)
+        assert kelvin.std() > 20 * papers.std() and kelvin.dtype == torch.float32
+        torch.testing.assert_close(tasks[0].denormalise(papers), kelvin, atol=2e-6, rtol=0)
+        assert torch.equal(tasks[1].normalise(tasks[1].denormalise(target)), target)
+        scores = [bench.evaluate("persistence", task, device="cpu").scores for task in tasks]
+        for name, value in scores[0].items():
+            assert scores[1][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
     def test_persistence_on_observed_test_years(self, observed: Path) -> None:
         options = {"val_from": "1985-01-01", "test_from": "1990-01-01"}
         task = bench.load_task("enso_ersst", observed / "enso", **options)

@@ -12,7 +12,8 @@ from bench.errors import DataError
 from bench.records.schema import RunRecord
 from bench.tables import definitions, load_table
 from bench.tables.admission import LeftOut
-from bench.tables.cells import Block, Cell, contents_of
+from bench.tables.captions import captions
+from bench.tables.cells import Block, Cell, contents_of, value_of
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
 
@@ -269,3 +270,28 @@ def test_every_reason_names_its_records(measured: RunRecord) -> None:
 def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
     other = LeftOut("x", "icar_enso", "unet", "tampered")
     assert "tampered" not in render(SEVIR, [], unreadable=[other])
+
+
+def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None:
+    settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw", "accumulate": 4}
+    config = {"data": {"batch_size": 2}}
+    runs = [
+        unet_like(measured, seed=seed, config=config, training=trained_with(settings, steps=steps))
+        for seed, steps in ((0, 90), (1, 120))
+    ]
+    other = measured.model.model_copy(update={"name": "convlstm", "parameters": 7})
+    summary = trained_with({**settings, "max_steps": 50}, steps=50, weights="best", monitor="val/loss")
+    runs.append(as_official(measured, model=other, training=summary))
+    lines = captions([("UNet", runs[:2]), ("ConvLSTM", runs[2:]), ("Persistence", [measured])])
+    assert lines[0] == "trained rows: 35718 training sequences, 9060 to validate (files, data ffffffffff)"
+    assert lines[1].startswith("UNet: seed 0, seed 1; at most 100 epochs of batch 8, adamw, lr 0.001; ")
+    assert "90 steps run" in lines[1] and "120 steps run" in lines[1]
+    assert lines[2].startswith("ConvLSTM: seed 0; at most 50 steps, adamw") and "best val/loss" in lines[2]
+    assert lines[3].startswith("ran on ") and "threads" in lines[3] and len(lines) == 4
+    assert captions([]) == []
+
+
+def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
+    assert value_of(measured, "training_s") == 0.0
+    unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
+    assert value_of(unknown, "training_s") is None, "weights from elsewhere"

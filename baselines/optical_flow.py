@@ -1,0 +1,67 @@
+"""Optical flow: the last field, moved on along its own motion; what a forecaster would use where nothing is trained.
+
+Sources: Lucas and Kanade 1981, IJCAI, 674-679 (the motion); Germann and Zawadzki 2002, Mon. Wea. Rev. 130, 2859-2873
+(semi-Lagrangian extrapolation); both as in pySTEPS (Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baselines.shapes import checked_shapes
+
+try:
+    from pysteps.extrapolation.semilagrangian import extrapolate
+    from pysteps.motion.lucaskanade import dense_lucaskanade
+except ImportError as error:
+    raise ImportError("optical_flow needs pysteps: pip install 'earthbench[pysteps]'") from error
+
+
+class OpticalFlow(nn.Module):
+    """Motion from the last frames by Lucas-Kanade, extrapolated semi-Lagrangian; nothing to train, on the CPU.
+
+    Each channel has its own motion.  What flows in over the border is the least value of the last frame (no rain);
+    missing pixels (NaN) of the context are taken for it, too.  Where nothing can be tracked, the field stays as it is.
+
+    Args:
+        input_shape: `(T_in, H, W, C)`, two frames at least.
+        target_shape: `(T_out, H, W, C)`, with the same H, W and C.
+        frames: Frames of the context that the motion is estimated from, the last ones; fewer where there are fewer.
+
+    Raises:
+        ValueError: frames of context and target differ in shape, or there is no motion in one frame.
+    """
+
+    uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        target_shape: tuple[int, int, int, int],
+        frames: int = 3,
+    ) -> None:
+        super().__init__()
+        context, target = checked_shapes("optical_flow", input_shape, target_shape, feeds_back=True)
+        self.t_out = target[0]
+        self.frames = min(frames, context[0])
+        if self.frames < 2:
+            raise ValueError(f"optical_flow: motion takes two frames or more, got frames={frames}, t_in={context[0]}")
+
+    @torch.no_grad()
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`."""
+        fields = context[:, -self.frames :].permute(0, 4, 1, 2, 3).double().cpu().numpy()
+        moved = np.stack([[_moved(channel, self.t_out) for channel in sequence] for sequence in fields])
+        return torch.from_numpy(moved).permute(0, 2, 3, 4, 1).to(context)
+
+
+def _moved(frames: np.ndarray, t_out: int) -> np.ndarray:
+    """Returns `(T_out, H, W)`: the last of some frames `(T, H, W)`, moved on along their motion."""
+    least = np.nanmin(frames[-1]) if np.isfinite(frames[-1]).any() else 0.0
+    frames = np.where(np.isfinite(frames), frames, least)
+    motion = dense_lucaskanade(frames)
+    return extrapolate(frames[-1], motion, t_out, outval=least)

@@ -1,0 +1,84 @@
+"""What a reader has to know of the runs behind a table's rows: budget, seeds, data, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bench.records.schema import RunRecord, TrainingSummary
+
+Rows = Sequence[tuple[str, Sequence[RunRecord]]]
+"""Label of each row, and its records, one per seed."""
+
+
+def captions(rows: Rows) -> list[str]:
+    """Returns lines on how the rows were trained and where they ran; what all trained rows share is said once.
+
+    Args:
+        rows: Those that have records.
+    """
+    trained = [(label, [r for r in records if r.training is not None]) for label, records in rows]
+    facts = {label: {name: _joined(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine}
+    lines = []
+    shared = {name: text for name in _FACTS if (text := _same([told[name] for told in facts.values()]))}
+    if len(facts) > 1 and shared:
+        lines.append(f"trained rows: {'; '.join(shared.values())}")
+    else:
+        shared = {}
+    for label, told in facts.items():
+        own = [text for name, text in told.items() if text and name not in shared]
+        if own:
+            lines.append(f"{label}: {'; '.join(own)}")
+    devices = sorted({_device(record) for _, records in rows for record in records})
+    return [*lines, f"ran on {', '.join(devices)}"] if devices else lines
+
+
+def _joined(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:
+    """Returns what there is to tell of some records, each text once, in their order."""
+    texts = [tell(record, record.training) for record in records if record.training is not None]
+    return ", ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _same(texts: Sequence[str]) -> str:
+    return texts[0] if len(set(texts)) == 1 else ""
+
+
+def _seed(record: RunRecord, _: TrainingSummary) -> str:
+    return f"seed {record.seed}"
+
+
+def _data(_: RunRecord, training: TrainingSummary) -> str:
+    validated = f", {training.validation_sequence_count} to validate" if training.validation_sequence_count else ""
+    return (
+        f"{training.sequence_count} training sequences{validated} ({training.data_origin}, "
+        f"data {training.data_fingerprint[:10]})"
+    )
+
+
+def _budget(record: RunRecord, training: TrainingSummary) -> str:
+    if not training.steps:
+        return ""
+    settings = training.settings
+    at_most = f"{settings['max_steps']} steps" if settings.get("max_steps") else f"{settings.get('max_epochs')} epochs"
+    # A model that is trained from Python has no `data` section: its batches are not known.
+    batch = record.config.get("data", {}).get("batch_size")
+    of_batch = f" of batch {batch * settings.get('accumulate', 1)}" if batch else ""
+    rest = (settings.get("optimizer"), f"lr {settings['lr']:g}" if "lr" in settings else None)
+    return ", ".join(text for text in (f"at most {at_most}{of_batch}", *rest) if text)
+
+
+def _outcome(_: RunRecord, training: TrainingSummary) -> str:
+    if not training.steps:
+        return training.stopped_because
+    kept = f"best {training.monitor}" if training.weights == "best" else "last weights"
+    return f"{training.steps} steps run ({training.stopped_because}; {kept})"
+
+
+_FACTS = {"seed": _seed, "data": _data, "budget": _budget, "outcome": _outcome}
+
+
+def _device(record: RunRecord) -> str:
+    found = record.hardware
+    if found.get("accelerator"):
+        return str(found["accelerator"])
+    threads = f", {found['threads']} threads" if found.get("threads") else ""
+    return f"{found.get('cpu')} ({found.get('cores')} cores{threads})"
