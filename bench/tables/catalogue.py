@@ -238,6 +238,15 @@ RUNS_SEVIR = Table(
 )
 """All complete runs of the task sevir, whatever the data: one block per data set."""
 
+RUNS_RADAR = Table(
+    name="runs/radar",
+    title="Every complete run on observed radar",
+    task="radar",
+    columns=_OWN_COLUMNS,
+    note=f"{_OWN_NOTE} Lead times are frames, whose cadence is the data's: figures of two blocks are of two tasks.",
+)
+"""All complete runs of the task radar: one block per folder of data and split."""
+
 RUNS_SEVIR_LR = Table(
     name="runs/sevir_lr",
     title="Every complete run on data in SEVIR-LR's format",
