@@ -126,7 +126,7 @@ def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None
     assert record.data is not None
     if record.data.split != table.split:
         return "other splits"
-    if record.data.origin != "files" or record.data.sequence_count not in table.sequence_counts:
+    if record.data.origin != table.data_origin or record.data.sequence_count not in table.sequence_counts:
         return "other data"
     if not record.task.is_default:
         return "other task options"
@@ -135,7 +135,8 @@ def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None
     if record.model.parameters and record.training is None:
         return "weights of unknown training"
     if record.training is not None and (
-        record.training.data_origin != "files" or record.training.sequence_count not in table.training_sequence_counts
+        record.training.data_origin != table.data_origin
+        or record.training.sequence_count not in table.training_sequence_counts
     ):
         return "trained on other data"
     return None

@@ -75,10 +75,12 @@ class Table(Part):
     published: str | None = None
     """File under `results/published`."""
     split: str = "test"
+    data_origin: str = "files"
+    """Of both training and test: `files`, the official ones, or what `DATASET.json` of generated data says."""
     sequence_counts: tuple[int, ...] = ()
-    """What the complete official split has; a record with another count is other data."""
+    """What the complete split has; a record with another count is other data."""
     training_sequence_counts: tuple[int, ...] = ()
-    """What the complete official training split has."""
+    """What the complete training split has."""
     training: dict[str, Any] = {}
     """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
     experiment: tuple[str, ...] = ()
