@@ -208,8 +208,8 @@ SMALL_PATTERNS_NBODY_MNIST = Table(
     training={"max_epochs": 1, "max_steps": None, "limit": None, "lr": 1e-3},
     note=(
         "Measured here, of a size and budget that a CPU has time for: it says which patterns learn fast, not which are "
-        "best when trained to the end. The encoder's pattern is varied, the decoder stays axial. Errors are sums over a "
-        "frame, averaged over frames."
+        "best when trained to the end. The encoder's pattern is varied, the decoder stays axial. Errors are sums over "
+        "a frame, averaged over frames."
     ),
 )
 """The ablation of cuboid patterns at a size and budget of minutes on a CPU."""
