@@ -209,11 +209,18 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
     labels = []
     for record, mine in zip(group, settings, strict=True):
         name = record.model.name
-        told = {} if record.model.is_preset else dict(record.model.hyperparameters)
+        told = {} if record.model.is_preset else _chosen(record)
         told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
         options = ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
         labels.append(f"{name} ({options})" if options else name)
     return labels
+
+
+def _chosen(record: RunRecord) -> dict[str, Any]:
+    """Returns the hyperparameters that were given, without those that came with the model's preset."""
+    given = record.config.get("model")
+    everything = not isinstance(given, dict)  # from Python: nobody knows what came with the preset
+    return {key: value for key, value in record.model.hyperparameters.items() if everything or key in given}
 
 
 def _training_settings(record: RunRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bench.records.schema import RunRecord
 from bench.tables import definitions, load_table
 from bench.tables.admission import LeftOut
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, contents_of, value_of
+from bench.tables.cells import Block, Cell, contents_of, value_of, variant_labels
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
 
@@ -295,3 +295,11 @@ def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunReco
     assert value_of(measured, "training_s") == 0.0
     unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
     assert value_of(unknown, "training_s") is None, "weights from elsewhere"
+
+
+def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_preset(measured: RunRecord) -> None:
+    model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, "width": 8}, "is_preset": False})
+    by_command = measured.model_copy(update={"model": model, "config": {"model": {"name": "persistence", "width": 8}}})
+    from_python = measured.model_copy(update={"model": model})
+    assert variant_labels([by_command]) == ["persistence (width=8)"]
+    assert variant_labels([from_python]) == ["persistence (depth=2, width=8)"]
