@@ -219,8 +219,9 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
 def _chosen(record: RunRecord) -> dict[str, Any]:
     """Returns the hyperparameters that were given, without those that came with the model's preset."""
     given = record.config.get("model")
-    everything = not isinstance(given, dict)  # from Python: nobody knows what came with the preset
-    return {key: value for key, value in record.model.hyperparameters.items() if everything or key in given}
+    if not isinstance(given, dict):  # from Python: nobody knows what came with the preset
+        return dict(record.model.hyperparameters)
+    return {key: value for key, value in record.model.hyperparameters.items() if key in given}
 
 
 def _training_settings(record: RunRecord) -> dict[str, Any]:
