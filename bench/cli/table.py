@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from bench.tables.admission import read_store
+from bench.tables.cells import contents_of
+from bench.tables.definitions import load_published
 from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
+    action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
     action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
 
 
@@ -34,6 +37,13 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
+    if options.picture:
+        from bench.report.figures import draw_table
+
+        published = load_published(table.published) if table.published else None
+        contents = contents_of(table, published, records, unreadable, interval)
+        print(draw_table(options.picture.expanduser(), table, contents, records, interval))
+        return 0
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)
     print(render(table, records, options.format, unreadable=unreadable, interval=interval), end="")

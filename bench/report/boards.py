@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,31 +105,47 @@ def charts(table: Table, block: Block, records: dict[str, RunRecord], interval: 
 def _lead_curves(
     table: Table, runs: Sequence[tuple[str, list[RunRecord]]], interval: Interval | None
 ) -> list[dict[str, Any]]:
-    """One chart per score of the table: a curve over lead times per row, of its newest seed."""
+    """One chart per score of the table: a curve over lead times per row."""
     found = []
     for column in table.columns[: _MOST_LEAD_SCORES + 2]:
         curves = []
         for label, records in runs:
             base = column.key.removesuffix("_per_lead_mean")
             key = base if base in records[-1].scores_per_lead else base.removesuffix("_m")
-            values = records[-1].scores_per_lead.get(key) or []
-            if all(_scaled(value, column) is None for value in values):
-                continue  # not scored per lead time, or undefined at every one
-            bounds = [
-                interval(records[-1], f"{key}_lead_{lead + 1}") if interval else None for lead in range(len(values))
-            ]
-            curves.append(
-                {
-                    "label": label,
-                    "y": [_scaled(value, column) for value in values],
-                    "low": [_scaled(b[0], column) if b else None for b in bounds],
-                    "high": [_scaled(b[1], column) if b else None for b in bounds],
-                    "minutes": [(lead + 1) * _cadence(records[-1]) for lead in range(len(values))],
-                }
-            )
+            count = len(records[-1].scores_per_lead.get(key) or [])
+            leads = [f"{key}_lead_{lead + 1}" for lead in range(count)]
+            seeds = [(record.scores_per_lead.get(key) or [None] * count) for record in records]
+            curve = _curve(label, seeds, [_bounds(records, lead, interval) for lead in leads], column.scale)
+            if any(value is not None for value in curve["y"]):  # scored per lead time, and defined at one of them
+                minutes = [(lead + 1) * _cadence(records[-1]) for lead in range(count)]
+                curves.append({**curve, "minutes": minutes})
         if curves:
             found.append({"key": column.key, "label": column.label, "curves": curves})
     return found
+
+
+def _curve(
+    label: str,
+    seeds: Sequence[Sequence[float | None]],
+    bounds: Sequence[tuple[float, float] | None],
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Returns a curve: the mean over seeds, and as its band their range, or the interval of the one run."""
+    defined = [
+        [value for value in values if value is not None and math.isfinite(value)] for values in zip(*seeds, strict=True)
+    ]
+    if len(seeds) > 1:
+        bounds = [(min(values), max(values)) if values else None for values in defined]
+    return {
+        "label": label,
+        "y": [scale * statistics.fmean(values) if values else None for values in defined],
+        "low": [scale * found[0] if found else None for found in bounds],
+        "high": [scale * found[1] if found else None for found in bounds],
+    }
+
+
+def _bounds(records: Sequence[RunRecord], score: str, interval: Interval | None) -> tuple[float, float] | None:
+    return interval(records[0], score) if interval and len(records) == 1 else None
 
 
 def _cadence(record: RunRecord) -> float:
@@ -141,20 +158,13 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]], interval: Int
     for score in ("csi", "pod", "far", "bias", "hss"):
         curves = []
         for label, records in runs:
-            record = records[-1]
-            levels = [level for level in reversed(_LEVEL) if f"{score}_{level}" in record.scores]
+            levels = [level for level in reversed(_LEVEL) if f"{score}_{level}" in records[-1].scores]
             if not levels:
                 continue
-            bounds = [interval(record, f"{score}_{level}") if interval else None for level in levels]
-            curves.append(
-                {
-                    "label": label,
-                    "x": [int(level) for level in levels],
-                    "y": [record.scores[f"{score}_{level}"] for level in levels],
-                    "low": [b[0] if b else None for b in bounds],
-                    "high": [b[1] if b else None for b in bounds],
-                }
-            )
+            names = [f"{score}_{level}" for level in levels]
+            seeds = [[record.scores.get(name) for name in names] for record in records]
+            curve = _curve(label, seeds, [_bounds(records, name, interval) for name in names])
+            curves.append({**curve, "x": [int(level) for level in levels]})
         if curves:
             found.append({"key": score, "label": score.upper(), "curves": curves})
     return found
@@ -206,7 +216,3 @@ def _recorded_curves(runs: Sequence[tuple[str, list[RunRecord]]], prefix: str) -
     return [
         {"key": name, "label": name.replace("_", " "), "curves": curves} for name, curves in sorted(by_name.items())
     ]
-
-
-def _scaled(value: float | None, column: Column) -> float | None:
-    return None if value is None or not math.isfinite(value) else value * column.scale

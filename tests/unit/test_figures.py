@@ -1,0 +1,68 @@
+"""Pictures of tables: what is drawn, and what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bench
+from bench.cli.main import main
+from bench.records.schema import RunRecord
+from bench.report.boards import charts
+from bench.tables import load_table
+from bench.tables.cells import contents_of
+from bench.tables.intervals import interval
+
+
+@pytest.fixture(scope="module")
+def measured(storms: Path) -> RunRecord:
+    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_table_with_records_is_drawn(measured: RunRecord, tmp_path: Path, ending: str) -> None:
+    bench.write_record(measured, tmp_path / "results")
+    picture = tmp_path / f"figure.{ending}"
+    words = ["table", "runs/sevir", "--results", str(tmp_path / "results"), "--picture", str(picture)]
+    assert main(words) == 0
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG") if ending == "png" else b"<svg" in content
+
+
+def test_what_cannot_be_drawn_is_one_error_and_no_file(
+    measured: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table", "runs/sevir", "--results", str(tmp_path), "--picture"]
+    assert main([*words, str(tmp_path / "a.png")]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    bench.write_record(measured, tmp_path)
+    assert main([*words, str(tmp_path / "a.xyz")]) == 2
+    assert "expected a name that ends in" in capsys.readouterr().err
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one(measured: RunRecord) -> None:
+    table = load_table("runs/sevir")
+    higher = measured.model_copy(
+        update={
+            "seed": 1,
+            "run_id": "other",
+            "scores_per_lead": {
+                k: [2 * v for v in values] for k, values in measured.scores_per_lead.items() if k == "mse"
+            },
+        }
+    )
+    for records in ([measured], [measured, higher]):
+        block = contents_of(table, None, records).blocks[0]
+        by_id = {record.run_id: record for record in records}
+        chart = next(c for c in charts(table, block, by_id, interval)["lead"] if c["key"] == "mse")
+        (curve,) = chart["curves"]
+        once = [1e3 * value for value in measured.scores_per_lead["mse"]]
+        if len(records) == 2:
+            assert curve["y"] == pytest.approx([1.5 * v for v in once])
+            assert curve["low"] == pytest.approx(once) and curve["high"] == pytest.approx([2 * v for v in once])
+        else:
+            assert curve["y"] == pytest.approx(once)
+            bounds = [interval(measured, f"mse_lead_{lead + 1}") for lead in range(len(once))]
+            assert curve["low"] == [b and 1e3 * b[0] for b in bounds]
