@@ -112,7 +112,7 @@ def _lead_curves(
         for label, records in runs:
             base = column.key.removesuffix("_per_lead_mean")
             key = base if base in records[-1].scores_per_lead else base.removesuffix("_m")
-            count = len(records[-1].scores_per_lead.get(key) or [])
+            count = max(len(record.scores_per_lead.get(key, [])) for record in records)
             leads = [f"{key}_lead_{lead + 1}" for lead in range(count)]
             seeds = [(record.scores_per_lead.get(key) or [None] * count) for record in records]
             curve = _curve(label, seeds, [_bounds(records, lead, interval) for lead in leads], column.scale)
