@@ -135,7 +135,8 @@ def _gradient_problems(model: nn.Module, context: Tensor, target: Tensor) -> lis
 def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
     loss = _training_loss(model, context, target)
     if loss.dim() or not torch.isfinite(loss):
-        return ["the training loss is not one finite number"]
+        value = f"of shape {tuple(loss.shape)}" if loss.dim() else loss.item()
+        return [f"the training loss is {value}; expected one finite number"]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return []
     if not loss.requires_grad:

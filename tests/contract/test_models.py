@@ -52,6 +52,16 @@ class _Unused(_Good):
         self.idle = nn.Parameter(torch.ones(1))
 
 
+class _LossPerPixel(_Good):
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return self(context) - target
+
+
+class _LossNotANumber(_Good):
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return (self(context) - target).mean().abs() * torch.nan
+
+
 class _MultipliesByZero(_Good):
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__(input_shape, target_shape)
@@ -164,6 +174,8 @@ def test_a_good_model_passes(model_class: type[nn.Module]) -> None:
         (_MixesRows, "depends on its batch mates"),
         (_Random, "differ in eval mode"),
         (_Unused, "idle gets no gradient"),
+        (_LossPerPixel, r"loss is of shape \(3, 3, 32, 32, 1\); expected one finite number"),
+        (_LossNotANumber, "loss is nan; expected one finite number"),
         (_MultipliesByZero, "idle gets a gradient of zeros only"),
         (_Saturates, "scale gets a gradient of zeros only"),
         (_Detaches, "depends on no parameter"),
