@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from baselines.convlstm import ConvLSTMCell, State
 from baselines.convolutions import RepeatedConv
+from baselines.moments import k2m
 from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
-from baselines.weights import check_config, load_strictly
+from baselines.weights import Config, as_mapping, check_config, load_strictly
 
 # The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet).
 CODE_CHANNELS = 64
@@ -31,21 +32,6 @@ LEAKY_SLOPE = 0.2
 TEACHER_FORCING_SHARE = 1 / (0.003 * 1001)
 
 Cell = TypeVar("Cell", bound=nn.Module)
-
-
-def k2m(kernel: Tensor) -> Tensor:
-    """Return the moments (..., k, k) of square kernels (..., k, k) of odd size, taken in float64.
-
-    Moment (i, j) is the sum over offsets (u, v) from the centre of u^i/i! v^j/j! kernel[u, v], u being the
-    row. It is the weight with which convolution by the kernel takes the derivative of order i down the rows
-    and j along them.
-
-    Source: PDE-Net 2.0 (moment matrices).
-    """
-    size = kernel.shape[-1]
-    offsets = torch.arange(size, dtype=torch.float64, device=kernel.device) - size // 2
-    powers = torch.stack([offsets**order / math.factorial(order) for order in range(size)])
-    return (powers @ kernel.double() @ powers.T).to(kernel.dtype)
 
 
 def _chain(prefix: str, *layers: nn.Module) -> nn.Sequential:
@@ -181,8 +167,8 @@ class PhyDNet(HasReference):
                 to 0.
 
         Raises:
-            ValueError: A grid size is not divisible by the product of the strides, or sizes do not fit
-                together.
+            ValueError: A grid size is not divisible by the product of the strides, sizes do not fit together, or
+                PhyCell's group norm would see groups of one value.
         """
         super().__init__()
         name = type(self).__name__
@@ -198,6 +184,11 @@ class PhyDNet(HasReference):
             require_divisible(name, "phy_hidden", filters, PHY_GROUPS)
             if filters > phy_kernel**2:
                 raise ValueError(f"{name}: phy_hidden must be at most phy_kernel^2 = {phy_kernel**2}, got {filters}")
+            if filters == PHY_GROUPS and source[1] == source[2] == math.prod(strides):
+                raise ValueError(
+                    f"{name}: phy_hidden={filters} on a code of one pixel (strides {strides}) leaves its group norm "
+                    f"one value per group; expected two or more: phy_hidden={2 * PHY_GROUPS}, or smaller strides"
+                )
         if conv_hidden[-1] != CODE_CHANNELS:
             raise ValueError(f"{name}: conv_hidden must end with {CODE_CHANNELS}, got {conv_hidden}")
         self.t_in, self.t_out = source[0], target[0]
@@ -353,7 +344,7 @@ STRIDES_BY_RATIO = {4: (2, 1, 2), 8: (2, 2, 2), 12: (3, 2, 2)}
 
 
 def load_upstream(
-    config: Mapping[str, Any],
+    config: Config,
     state_dict: Mapping[str, Tensor],
     *,
     input_shape: Sequence[int],
@@ -373,6 +364,7 @@ def load_upstream(
         ValueError: The configuration lacks a key or contradicts the shapes; or weights are missing, left over
             or of another shape (all are listed).
     """
+    config = as_mapping(config)
     t_in, height, width, _ = input_shape
     check_config(
         config,

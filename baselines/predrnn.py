@@ -17,7 +17,7 @@ from baselines.convolutions import RepeatedConv
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
 from baselines.shapes import checked_stack
-from baselines.weights import check_config, load_strictly
+from baselines.weights import Config, as_mapping, check_config, load_strictly
 
 FORGET_BIAS = 1.0
 
@@ -289,7 +289,7 @@ class PredRNN(NextFrameModel):
 
 
 def load_upstream(
-    config: Mapping[str, Any],
+    config: Config,
     state_dict: Mapping[str, Tensor],
     *,
     input_shape: Sequence[int],
@@ -301,7 +301,8 @@ def load_upstream(
         config: Hyperparameters under the names of github.com/thuml/predrnn-pytorch: `num_hidden`,
             `filter_size`, `patch_size`, `layer_norm`, and optionally `decouple_beta` and
             `reverse_scheduled_sampling`.
-        state_dict: Weights under the authors' names; those of v2 have an `adapter`.
+        state_dict: Weights under the authors' names; those of v2 have an `adapter`. A checkpoint of their
+            trainer, which has the weights under `net_param`, is taken too.
         input_shape: Shape (T, H, W, C) of the context.
         target_shape: Shape (T, H, W, C) of the forecast.
 
@@ -309,6 +310,8 @@ def load_upstream(
         ValueError: The configuration lacks a key, asks for what the model does not have, or contradicts the
             shapes; or weights are missing, left over or of another shape (all are listed).
     """
+    config = as_mapping(config)
+    weights: Mapping[str, Tensor] = state_dict.get("net_param", state_dict)  # type: ignore[assignment]
     t_in, height, width, channels = input_shape
     given_width = config.get("img_width")
     check_config(
@@ -332,9 +335,9 @@ def load_upstream(
         kernel_size=config["filter_size"],
         patch_size=config["patch_size"],
         layer_norm=bool(config["layer_norm"]),
-        memory_decoupling="adapter.weight" in state_dict,
+        memory_decoupling="adapter.weight" in weights,
         decoupling_weight=config.get("decouple_beta", 0.1),
         sampling="reverse_scheduled" if config.get("reverse_scheduled_sampling") else "scheduled",
     )
-    load_strictly(model, state_dict)
+    load_strictly(model, weights)
     return model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
-from baselines.weights import check_config, load_strictly
+from baselines.weights import Config, as_mapping, check_config, load_strictly
 from baselines.window_attention import SQUEEZE, SwinBlock, WindowAttention, squeezing
 
 Loss: TypeAlias = Literal["mse", "balanced_mae"]
@@ -217,7 +217,8 @@ class Rainformer(nn.Module):
         "icar_enso": {"hidden": 32, "downscale": (1, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 3},
         "nbody_mnist": {"hidden": 32, "downscale": (2, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 4},
         "moving_mnist": {"hidden": 32, "downscale": (2, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 4},
-        "tiny": {"hidden": 16, "heads": (2, 2, 4, 4), "window": 2},
+        # Windows as large as a stage's grid, shifted and masked, would leave each pixel to itself.
+        "tiny": {"hidden": 16, "downscale": (2, 2, 2, 1), "heads": (2, 2, 4, 4), "window": 2},
     }
 
     def __init__(
@@ -334,7 +335,7 @@ STAGE_NAMES = {
 
 
 def load_upstream(
-    config: Mapping[str, Any],
+    config: Config,
     state_dict: Mapping[str, Tensor],
     *,
     input_shape: Sequence[int],
@@ -353,6 +354,7 @@ def load_upstream(
         ValueError: The configuration lacks a key or contradicts the shapes; or weights are missing, left over
             or of another shape (all are listed).
     """
+    config = as_mapping(config)
     t_in, height, width, channels = input_shape
     check_config(
         config,

@@ -1,8 +1,12 @@
 """Reading the weights of another implementation, strictly, with a report of everything that does not fit."""
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+
+Config: TypeAlias = Mapping[str, Any] | Namespace
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -24,6 +28,11 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         name = type(model).__name__
         raise ValueError(f"{len(complaints)} weights do not fit {name}:\n  " + "\n  ".join(complaints))
     model.load_state_dict(dict(state_dict), strict=True)
+
+
+def as_mapping(config: Config) -> Mapping[str, Any]:
+    """Return hyperparameters by name, given as a mapping or as what a command line was parsed to."""
+    return config if isinstance(config, Mapping) else vars(config)
 
 
 def check_config(config: Mapping[str, object], required: Sequence[str], implied: Mapping[str, object]) -> None:

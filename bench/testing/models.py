@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import functools
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,11 @@ from bench.running.forecaster import check_forecast, masked_mse
 
 # Rows of a batch go through the same kernels in other groupings; beyond float32 round-off they must not differ.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
+# One forecast by two models of the same weights: they may differ by their choice of kernels.
+_RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6
+_NOISE = 0.01
+_STARTS = 4
+_OTHER_SEED = 1
 
 
 def check_model(
@@ -32,8 +39,9 @@ def check_model(
 
     Checked: making it leaves torch's defaults alone; shape, dtype and finiteness of the forecast; the context is left
     unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
-    (but those that match the class's `parameters_without_gradient`, a tuple of glob patterns); a state_dict goes round
-    through a file; the model can be counted with no unknown operation, or says in `uncountable` why not.
+    that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns);
+    a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
+    with no unknown operation, or says in `uncountable` why not.
 
     Args:
         model_class: The class, or what makes a model from the two shapes.
@@ -46,7 +54,8 @@ def check_model(
     """
     torch.manual_seed(0)
     defaults = _global_state()
-    model = model_class(input_shape=input_shape, target_shape=target_shape, **hyperparameters)
+    build = functools.partial(model_class, input_shape=input_shape, target_shape=target_shape, **hyperparameters)
+    model = build()
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ContractError(f"{model_class!r} makes {name}, expected a torch.nn.Module")
@@ -57,7 +66,8 @@ def check_model(
         if value != now
     ]
     _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
-    for check in (_determinism, _rows, _gradients, _round_trip, _countable):
+    gradients, round_trip = (functools.partial(check, build=build) for check in (_gradients, _round_trip))
+    for check in (_determinism, _rows, gradients, round_trip, _countable):
         try:
             check(copy.deepcopy(model), context, target, problems)
         except ContractError as error:
@@ -103,42 +113,97 @@ def _rows(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]
         problems.append(f"a row's forecast depends on its batch mates in eval mode (by up to {worst:.2g})")
 
 
-def _gradients(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
+def _gradients(
+    model: nn.Module, context: Tensor, target: Tensor, problems: list[str], build: Callable[[], nn.Module]
+) -> None:
+    found = _gradient_problems(model, context, target)
+    # A unit that happens to be dead lets no gradient through: what is wrong is wrong from any start.
+    for seed in range(1, _STARTS):
+        if found:
+            torch.manual_seed(seed)
+            again = _gradient_problems(build(), context, target)
+            found = [problem for problem in found if problem in again]
+    problems.extend(found)
+
+
+def _gradient_problems(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
+    _move_off_zero(model)
     stages = getattr(model, "stages", None)
-    for stage in stages() if callable(stages) else ():
-        _gradients(stage.module, context, target, problems)
-    if callable(stages):
-        return
+    modules = [stage.module for stage in stages()] if callable(stages) else [model]
+    return [problem for module in modules for problem in _gradient_problems_of(module, context, target)]
+
+
+def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
+    loss = _training_loss(model, context, target)
+    if loss.dim() or not torch.isfinite(loss):
+        value = f"of shape {tuple(loss.shape)}" if loss.dim() else loss.item()
+        return [f"the training loss is {value}; expected one finite number"]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return []
+    if not loss.requires_grad:
+        return ["the training loss depends on no parameter"]
+    loss.backward()
+    allowed = getattr(model, "parameters_without_gradient", ())
+    found = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or any(fnmatch.fnmatch(name, pattern) for pattern in allowed):
+            continue
+        if parameter.grad is None:
+            found.append(f"parameter {name} gets no gradient")
+        elif not torch.isfinite(parameter.grad).all():
+            found.append(f"parameter {name} gets a gradient with NaN or infinite values")
+        elif not parameter.grad.any():
+            found.append(f"parameter {name} gets a gradient of zeros only")
+    return found
+
+
+def _training_loss(model: nn.Module, context: Tensor, target: Tensor) -> Tensor:
     model.train()
     own = getattr(model, "training_loss", None)
     loss = own(context, target, step=0, total_steps=10) if callable(own) else masked_mse(model(context), target)
-    if isinstance(loss, dict):
-        loss = torch.stack(list(loss.values())).sum()
-    if loss.dim() or not torch.isfinite(loss):
-        problems.append(f"the training loss is {loss!r}; expected one finite number")
-        return
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return
-    loss.backward()
-    allowed = getattr(model, "parameters_without_gradient", ())
-    for name, parameter in model.named_parameters():
-        excused = any(fnmatch.fnmatch(name, pattern) for pattern in allowed)
-        if parameter.requires_grad and parameter.grad is None and not excused:
-            problems.append(f"parameter {name} gets no gradient")
+    return torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
 
 
-def _round_trip(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
+def _move_off_zero(model: nn.Module) -> None:
+    """Moves trainable parameters a little: layers that start at zero let no gradient through to those before them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(_NOISE * torch.randn_like(parameter))
+
+
+def _round_trip(
+    model: nn.Module, context: Tensor, target: Tensor, problems: list[str], build: Callable[[], nn.Module]
+) -> None:
+    """Loads the state of a model that has learnt something into a fresh one that started from other random numbers."""
+    _learn(model, context, target)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    other = copy.deepcopy(model)
+    torch.manual_seed(_OTHER_SEED)
+    fresh = build()
+    try:
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        problems.append(f"its own state_dict does not load into a fresh model: {error}")
+        return
     with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1.0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    with torch.no_grad():
-        if not torch.equal(model.eval()(context), other.eval()(context)):
-            problems.append("a model loaded from its own state_dict gives another forecast")
+        expected, found = model.eval()(context), fresh.eval()(context)
+    if not torch.allclose(expected, found, rtol=_RELOADED_RELATIVE, atol=_RELOADED_ABSOLUTE, equal_nan=True):
+        worst = float((expected - found).abs().max())
+        problems.append(f"a fresh model loaded from its own state_dict gives another forecast (by up to {worst:.2g})")
+
+
+def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
+    """Changes what training changes: parameters, and what a pass in training mode or a fit leaves in the model."""
+    fit = getattr(model, "fit", None)
+    if callable(fit):
+        fit(iter([(context, target)]))
+        return
+    _move_off_zero(model)
+    if not callable(getattr(model, "stages", None)):
+        with torch.no_grad():
+            _training_loss(model, context, target)
 
 
 def _countable(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:

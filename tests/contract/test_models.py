@@ -52,13 +52,104 @@ class _Unused(_Good):
         self.idle = nn.Parameter(torch.ones(1))
 
 
-class _ForgetsState(_Good):
+class _LossPerPixel(_Good):
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return self(context) - target
+
+
+class _LossNotANumber(_Good):
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return (self(context) - target).mean().abs() * torch.nan
+
+
+class _MultipliesByZero(_Good):
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__(input_shape, target_shape)
-        self.hidden = torch.tensor(1.0)
+        self.idle = nn.Parameter(torch.ones(1))
 
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context) + 0 * self.idle
+
+
+class _Saturates(_Good):
+    """Without a gradient behind a ReLU that is shut, whatever the start."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context).sub(1e3).relu()
+
+
+class _Detaches(_Good):
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context).detach()
+
+
+class _StartsAtZero(_Good):
+    """Sound: the first layer gets a gradient as soon as the last one, which starts at zero, has moved."""
+
+    def __init__(self, input_shape, target_shape) -> None:
+        super().__init__(input_shape, target_shape)
+        self.last = nn.Linear(1, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return context[:, -1:] + self.last(super().forward(context))
+
+
+class _InfiniteSlope(_Good):
+    """Finite forecasts, but the gradient of a root at zero is not."""
+
+    def __init__(self, input_shape, target_shape) -> None:
+        super().__init__(input_shape, target_shape)
+        self.root = nn.Parameter(torch.ones(1))
+
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context) + (self.root * torch.zeros_like(context[:, :1])).sqrt()
+
+
+class _ForgetsState(_Good):
     def load_state_dict(self, *_, **__):
         return None
+
+
+class _HidesWeights(_Good):
+    """Its random projection is in no state_dict, so that a copy has it and a fresh model has another."""
+
+    def __init__(self, input_shape, target_shape) -> None:
+        super().__init__(input_shape, target_shape)
+        self.projection = torch.rand(1)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context) + self.projection
+
+
+class _HidesStatistics(_Good):
+    """What it learns in training mode is in no state_dict."""
+
+    mean = 0.0
+
+    def forward(self, context: Tensor) -> Tensor:
+        if self.training:
+            self.mean = context.mean()
+        return super().forward(context) - self.mean
+
+
+class _HidesItsFit(_Good):
+    mean = 0.0
+
+    def fit(self, batches) -> None:
+        self.mean = torch.cat([target for _, target in batches]).mean()
+
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context) - self.mean
+
+
+class _GrowsWeights(_Good):
+    """Has weights after its first forecast that a fresh model has not."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Parameter(torch.ones(1))
+        return super().forward(context) + self.late
 
 
 class _WrongTime(_Good):
@@ -71,8 +162,9 @@ class _NotANumber(_Good):
         return super().forward(context) / 0
 
 
-def test_a_good_model_passes() -> None:
-    check_model(_Good)
+@pytest.mark.parametrize("model_class", [_Good, _StartsAtZero])
+def test_a_good_model_passes(model_class: type[nn.Module]) -> None:
+    check_model(model_class)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +174,17 @@ def test_a_good_model_passes() -> None:
         (_MixesRows, "depends on its batch mates"),
         (_Random, "differ in eval mode"),
         (_Unused, "idle gets no gradient"),
-        (_ForgetsState, "own state_dict"),
+        (_LossPerPixel, r"loss is of shape \(3, 3, 32, 32, 1\); expected one finite number"),
+        (_LossNotANumber, "loss is nan; expected one finite number"),
+        (_MultipliesByZero, "idle gets a gradient of zeros only"),
+        (_Saturates, "scale gets a gradient of zeros only"),
+        (_Detaches, "depends on no parameter"),
+        (_InfiniteSlope, "root gets a gradient with NaN"),
+        (_ForgetsState, "own state_dict gives another forecast"),
+        (_HidesWeights, "own state_dict gives another forecast"),
+        (_HidesStatistics, "own state_dict gives another forecast"),
+        (_HidesItsFit, "own state_dict gives another forecast"),
+        (_GrowsWeights, "state_dict does not load into a fresh model"),
         (_WrongTime, "returned shape"),
         (_NotANumber, "NaN"),
     ],

@@ -120,8 +120,16 @@ def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool
             losses = model.losses(context, target, mask)
             assert losses["l2"].item() == pytest.approx(error.square().sum().item() / 2, rel=1e-9)
             assert losses["l1"].item() == pytest.approx(error.abs().sum().item(), rel=1e-9)
+            model.l1_weight = 0.25
+            assert model.losses(context, target, mask)["l1"].item() == pytest.approx(losses["l1"].item() / 4, rel=1e-9)
+            model.l1_weight = 1.0
             if not masked:
                 torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], rtol=1e-9, atol=1e-9)
+
+
+def test_the_convolution_of_the_memory_counts_as_unused_only_where_the_memory_is_dropped() -> None:
+    assert build(drops_memory=True).parameters_without_gradient == ("cells.*.conv_m.weight",)
+    assert build(drops_memory=False).parameters_without_gradient == ()
 
 
 def test_convolution_by_frames_is_the_padded_convolution_of_volumes() -> None:

@@ -258,10 +258,17 @@ def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str
         ("PhyDNet", {"phy_hidden": (10,)}, (2, 32, 32, 1), "phy_hidden must be divisible by 7, got 10"),
         ("PhyDNet", {"phy_hidden": (56,)}, (2, 32, 32, 1), "phy_hidden must be at most"),
         ("PhyDNet", {"phy_kernel": 6}, (2, 32, 32, 1), "phy_kernel must be odd"),
+        (
+            "PhyDNet",
+            {"phy_hidden": (49, 7)},
+            (2, 4, 4, 1),
+            r"phy_hidden=7 on a code of one pixel \(strides \(2, 1, 2\)\).*expected two or more: phy_hidden=14",
+        ),
         ("PhyDNet", {"conv_hidden": (64, 32)}, (2, 32, 32, 1), "conv_hidden must end with 64"),
         ("E3DLSTM", {}, (2, 32, 30, 1), "E3DLSTM: width must be divisible by 4, got 30"),
         ("E3DLSTM", {"hidden": (4, 6)}, (2, 32, 32, 1), "hidden must be the same in all layers"),
         ("E3DLSTM", {"kernel_size": 4}, (2, 32, 32, 1), "kernel_size must be odd, got 4"),
+        ("E3DLSTM", {"l1_weight": -1.0}, (2, 32, 32, 1), "l1_weight must be 0 or a positive number, got -1.0"),
         ("Rainformer", {}, (2, 64, 32, 1), "windows of 4 at stage 4.* must be divisible by 64, got 32"),
         ("Rainformer", {"layers": (2, 3, 2, 2)}, (2, 64, 64, 1), "layers of a stage must be divisible by 2"),
         (

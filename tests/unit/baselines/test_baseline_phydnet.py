@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.phydnet import PhyDNet, k2m, load_upstream
+from baselines.moments import k2m
+from baselines.phydnet import PhyDNet, load_upstream
 
 B, T_IN, T_OUT, HEIGHT, WIDTH, CHANNELS = 2, 3, 4, 16, 24, 2
 
@@ -186,6 +187,15 @@ def test_teacher_forcing_is_drawn_once_per_batch_and_dies_out(model: PhyDNet, cl
             torch.manual_seed(seed)
             drawn.add(round(model.training_loss(context, target, step=167, total_steps=1001)["mse"].item(), 5))
     assert drawn == {round(losses["mse"].item(), 5) for losses in (forced, free)}
+
+
+@pytest.mark.parametrize(("grid", "filters"), [((4, 4), 14), ((4, 8), 7)])
+def test_smallest_codes_train_one_sample_at_a_time(grid: tuple[int, int], filters: int) -> None:
+    # One pixel with 7 filters is refused (test_baseline_families): its group norm would see groups of one value.
+    model = PhyDNet((2, *grid, 1), (2, *grid, 1), phy_hidden=(filters,), conv_hidden=(8, 64))
+    clip = torch.rand(1, 4, *grid, 1)
+    sum(model.training_loss(clip[:, :2], clip[:, 2:], step=0, total_steps=1).values()).backward()
+    assert model.phycell.cell_list[0].F.conv1.weight.grad.abs().max() > 0
 
 
 def test_upstream_grid_sets_the_downsampling(model: PhyDNet) -> None:

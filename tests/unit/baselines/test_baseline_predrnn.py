@@ -1,5 +1,7 @@
 """PredRNN against its equations, written gate by gate and frame by frame."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -210,6 +212,8 @@ def test_upstream_configuration_sets_what_it_names() -> None:
     loaded = load_upstream(config, model.state_dict(), **shapes).eval()
     context = torch.rand(1, T_IN, HEIGHT, WIDTH, CHANNELS)
     assert torch.equal(loaded(context), model(context))
+    from_trainer = load_upstream(Namespace(**config), {"net_param": model.state_dict()}, **shapes).eval()
+    assert torch.equal(from_trainer(context), model(context))
     assert (loaded.decoupling_weight, loaded.schedule.kind) == (0.25, "reverse_scheduled")
     with pytest.raises(ValueError, match="total_length is 9, expected 7"):
         load_upstream({**config, "total_length": 9}, model.state_dict(), **shapes)

@@ -1,6 +1,7 @@
 """The small modules behind the baseline families: shapes, patches, sampling schedules and strict loading."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from baselines.sampling import (
     truths_by_step,
 )
 from baselines.shapes import checked_shapes, checked_sizes
-from baselines.weights import check_config, load_strictly
+from baselines.weights import as_mapping, check_config, load_strictly
 
 sizes = st.integers(1, 3)
 
@@ -188,3 +189,8 @@ def test_configurations_are_checked_for_what_is_missing_and_what_contradicts() -
     check_config({"a": 1, "b": 2}, required=("a",), implied={"b": 2, "c": 3})
     with pytest.raises(ValueError, match="a is missing; b is 2, expected 5"):
         check_config({"b": 2}, required=("a",), implied={"b": 5, "c": 3})
+
+
+def test_configurations_may_be_what_a_command_line_was_parsed_to() -> None:
+    given = {"a": 1, "b": [2]}
+    assert dict(as_mapping(given)) == dict(as_mapping(Namespace(**given))) == given
