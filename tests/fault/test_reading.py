@@ -33,7 +33,7 @@ def flipped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_flipped_byte_of_a_packed_file_ends_a_training_with_one_message(
+def test_a_flipped_byte_of_a_packed_file_is_one_message(
     flipped: Path, tmp_path: Path, monkeypatch, capsys, num_workers: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
