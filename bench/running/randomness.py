@@ -12,8 +12,8 @@ import torch
 def random_states() -> dict[str, Any]:
     """Returns this process's random states as tensors and plain values, which `weights_only` loads."""
     version, words, gauss = random.getstate()
-    name, key, *position = np.random.get_state()
-    assert name == "MT19937"
+    legacy: Any = np.random.get_state()
+    _, key, *position = legacy
     states = {
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],
