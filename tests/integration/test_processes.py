@@ -92,11 +92,11 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     storms: Path, tmp_path: Path, strategy: str, then: int
 ) -> None:
     """The signal goes to the command, which hands it on."""
-    long = [*_MODEL, *_TRAIN, "train.max_epochs=8"]
+    long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
     run(tiny(storms, tmp_path / "unbroken", *long), training=True, say=print)
     places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]
     given = [word for word in TINY if word.partition("=")[0] not in ("model", "train.max_epochs", "train.lr")]
-    words = [*given, *_MODEL, *(word for word in _TRAIN if "max_epochs" not in word), "train.max_epochs=8", *places]
+    words = [*given, *_MODEL, *(word for word in _TRAIN if "max_epochs" not in word), "train.max_epochs=4", *places]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [COMMAND, "run", *words, "devices=2", f"strategy={strategy}"], stdout=log, stderr=log, cwd=tmp_path
