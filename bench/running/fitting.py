@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.config import Config
 from bench.data.loading import evaluation_loader
 from bench.records.schema import TrainingSummary
+from bench.running.summaries import settings_and_data
 from bench.tasks.task import Task
 
 
@@ -35,9 +36,7 @@ def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
     with torch.no_grad():
         model.fit(batches())  # type: ignore[operator]
     return TrainingSummary(
-        settings=config.train.model_dump(mode="json"),
-        data_fingerprint=task.data_fingerprint("train"),
-        data_origin=str(data.identity().get("origin", "files")),
+        **settings_and_data(task, config),
         sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
         validation_sequence_count=0,
         epochs=1,

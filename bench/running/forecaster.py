@@ -21,6 +21,7 @@ from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.records.schema import MetricStatistics
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
+from bench.running.randomness import random_states, restore_random_states
 from bench.running.sharding import number_as_in_module, shard
 from bench.scores.names import with_ending
 from bench.tasks.task import Task
@@ -330,25 +331,22 @@ class Forecaster(lightning.LightningModule):
         return self._trained_before_s + time.perf_counter() - self._started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the random state and the updates seen, so that a resumed run draws what the unbroken one would."""
+        """Adds the random states and the updates seen, so that a resumed run draws what the unbroken one would."""
         if self.device_mesh is None:
             number_as_in_module(checkpoint["optimizer_states"], self.trainer.optimizers, self)
         checkpoint["earthbench"] = {
-            "torch_rng": torch.get_rng_state(),
+            "random_states": random_states(),
             "updates_seen": self._updates_seen,
             "trained_s": self.trained_s,
         }
-        if torch.cuda.is_available():
-            checkpoint["earthbench"]["cuda_rng"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the random state of a checkpoint."""
+        """Takes up the random states of a checkpoint."""
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
         self._trained_before_s = state["trained_s"]
-        torch.set_rng_state(state["torch_rng"].cpu())
-        if torch.cuda.is_available() and "cuda_rng" in state:
-            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda_rng"]])
+        if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
+            restore_random_states(state["random_states"])
 
 
 def _labels(model: nn.Module, batch: Batch) -> dict[str, Batch]:

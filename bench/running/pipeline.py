@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from bench.records.store import read_records, record_path, write_record
 from bench.running.checkpoints import fetched
 from bench.running.ensembles import Ensemble
 from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
-from bench.running.processes import Processes, has_to_launch, here, launch
+from bench.running.processes import has_to_launch, here, launch
 from bench.running.runfolder import held
+from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
+from bench.running.summaries import SUMMARY, read_summary
 from bench.running.trainer import trainer_device
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def run(config: Config, *, training: bool, say: Say = print, again: bool = True)
         return found
     processes = here(config.devices, config.nodes)
     with SignalWatch() as watch:
-        return _run(config, training, say if processes.main else _say_nothing, again, watch, processes)
+        session = Session(say if processes.main else _say_nothing, watch, processes)
+        return _run(config, session, training=training, again=again)
 
 
 def _say_nothing(line: str) -> None:
@@ -78,17 +78,14 @@ class _Job:
     test_task: Task
     """The task on the data to evaluate on."""
     results: Place
-    folder: Path
-    say: Say
-    watch: SignalWatch
-    processes: Processes
+    session: Session
     train: bool
     """Whether there is something to train."""
     described: dict[str, Any]
     """What every record of it says."""
 
 
-def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWatch, processes: Processes) -> Outcome:
+def _run(config: Config, session: Session, *, training: bool, again: bool) -> Outcome:
     import lightning
 
     # refuses a device that is not there before data is read
@@ -103,38 +100,37 @@ def _run(config: Config, training: bool, say: Say, again: bool, watch: SignalWat
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
-    train_here = training and has_weights(model)
-    if train_here and config.checkpoint is not None:
+    job = _Job(config, task, test_task, results, session, training and has_weights(model), described)
+    if job.train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if not again:
-        done = _find_done(results, task, test_task, config, train_here)
+        done = _find_done(job)
         if done is not None:
-            say(f"done before: {done.record_path}")
+            session.say(f"done before: {done.record_path}")
             return done
     names_folder = named
-    if train_here:
+    if job.train:
         trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
         names_folder = fingerprint(trained)
         refuse_shared_events(task, test_task, config)
     folder = work_folder(config.work, task.name, config.model.name, names_folder)
-    job = _Job(config, task, test_task, results, folder, say, watch, processes, train_here, described)
-    with held(folder, named, say, wait=not again) if processes.main else nullcontext():
-        return _in_folder(job, model)
+    with held(folder, named, session.say, wait=not again) if session.processes.main else nullcontext():
+        return _in_folder(job, model, folder)
 
 
-def _in_folder(job: _Job, model: nn.Module) -> Outcome:
-    config, task, test_task, folder, processes = job.config, job.task, job.test_task, job.folder, job.processes
+def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
+    config, task, test_task, processes = job.config, job.task, job.test_task, job.session.processes
     summary, checkpoint_sha256 = None, None
     phase = "training"
     try:
         if job.train:
-            model, summary, checkpoint_sha256 = _train(job, model)
+            model, summary, checkpoint_sha256 = _train(job, model, folder)
         elif config.checkpoint is not None:
             given = place(config.checkpoint, "checkpoint")
             checkpoint_sha256 = load_weights(model, fetched(given, folder / "fetched" / str(processes.rank)))
             summary = _summary_beside(given)
         elif has_weights(model):
-            job.say("no checkpoint given: these are the scores of untrained weights")
+            job.session.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
         record, sample = evaluate_with_sample(
             model,
@@ -146,11 +142,11 @@ def _in_folder(job: _Job, model: nn.Module) -> Outcome:
             timeout_s=config.data.timeout_s,
             where=trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config)),
             processes=processes,
-            callbacks=[TakeSignals(job.watch)],
+            callbacks=[TakeSignals(job.session.watch)],
             progress=config.progress,
             **job.described,
             training=summary,
-            partial_because=_partial(config, summary, model, checkpoint_sha256, task, test_task),
+            partial_because=_partial(job, model, summary, checkpoint_sha256),
             checkpoint_sha256=checkpoint_sha256,
             ensemble=_ensemble(config),
         )
@@ -202,55 +198,48 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(results: Place, task: Task, test_task: Task, config: Config, train_here: bool) -> Outcome | None:
+def _find_done(job: _Job) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
     record = newest_of_same_run(
-        read_records(results, task.name)[0],
-        config,
-        task_version=task.version,
-        tested_on=test_task.data_fingerprint(config.split),
-        trained_on=task.data_fingerprint("train") if train_here else None,
+        read_records(job.results, job.task.name)[0],
+        job.config,
+        task_version=job.task.version,
+        tested_on=job.test_task.data_fingerprint(job.config.split),
+        trained_on=job.task.data_fingerprint("train") if job.train else None,
     )
-    return Outcome(record, record_path(results, record), None, {}) if record else None
+    return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
 
 def _evaluation_strategy(config: Config) -> str:
     return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
 
 
-def _train(job: _Job, model: nn.Module) -> tuple[nn.Module, TrainingSummary, str]:
+def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary, str]:
     """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
     from bench.running.stages import has_stages, train_stages
     from bench.running.training import checkpoints_of, train
 
-    config, task, folder = job.config, job.task, job.folder
-    job.say(f"run folder: {folder}")
+    config, task, session = job.config, job.task, job.session
+    session.say(f"run folder: {folder}")
     checkpoints = checkpoints_of(config, folder)
     one_or_all = train_stages if has_stages(model) else train
-    summary = one_or_all(model, task, config, folder, checkpoints, job.say, watch=job.watch, processes=job.processes)
+    summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints)
     if config.strategy == "fsdp":  # the trained one is in pieces
         model = load_model(config.model.name, task, **config.model.options)
-    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(job.processes.rank))
+    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(session.processes.rank))
     return model, summary, load_weights(model, best)
 
 
 def _summary_beside(checkpoint: Place) -> TrainingSummary | None:
     """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere."""
-    from bench.running.training import SUMMARY, read_summary
-
     summary = read_summary(checkpoint.parent / SUMMARY)
     known = summary is not None and checkpoint.stem in ("best", "last")
     return summary.model_copy(update={"weights": checkpoint.stem}) if summary is not None and known else None
 
 
-def _partial(
-    config: Config,
-    summary: TrainingSummary | None,
-    model: nn.Module,
-    checkpoint_sha256: str | None,
-    task: Task,
-    test_task: Task,
-) -> str | None:
+def _partial(job: _Job, model: nn.Module, summary: TrainingSummary | None, checkpoint_sha256: str | None) -> str | None:
+    """Returns why the record is of less than the task asks for, or None."""
+    config, task = job.config, job.task
     if has_weights(model) and checkpoint_sha256 is None:
         return "untrained weights"
     if summary is None:
@@ -261,7 +250,7 @@ def _partial(
     if getattr(task, "skip_missing", False) and (left_out := task.dataset("train").incomplete):
         return f"trained with {left_out}"
     if config.split in ("train", "all") and summary.data_fingerprint == task.data_fingerprint("train"):
-        shared = set(task.dataset("train").ids) & set(test_task.dataset(config.split).ids)
+        shared = set(task.dataset("train").ids) & set(job.test_task.dataset(config.split).ids)
         if shared:
             return f"evaluated on {len(shared)} events that it was trained on"
     return None

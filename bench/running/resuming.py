@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -15,6 +14,7 @@ from bench.errors import ConfigError
 from bench.records.provenance import made_by
 from bench.running.forecaster import Forecaster
 from bench.running.processes import Processes
+from bench.running.randomness import random_states, restore_random_states, seed_all
 
 
 class Resume(Callback):
@@ -28,7 +28,7 @@ class Resume(Callback):
 
     def __init__(self, loader: TrainingLoader, config: Config, processes: Processes) -> None:
         self.loader, self.config, self.processes = loader, config, processes
-        self.own_state: torch.Tensor | None = None
+        self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
 
@@ -52,13 +52,13 @@ class Resume(Callback):
         checkpoint["made_by"], checkpoint["resumed_count"] = made_by(), self.count
         if self.processes.world > 1:
             states: list[Any] = [None] * self.processes.world
-            torch.distributed.all_gather_object(states, torch.get_rng_state().tolist())
-            checkpoint["torch_rng_of_processes"] = states
+            torch.distributed.all_gather_object(states, random_states())
+            checkpoint["random_states_of_processes"] = states
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes up the random state, and counts batches for the present number of processes.
+        """Takes up random states and the place in the data, and counts batches for the present number of processes.
 
         Raises:
             ConfigError: other code or libraries wrote it.
@@ -71,18 +71,20 @@ class Resume(Callback):
                 "unbroken one. train.resume=anyway continues it all the same, train.resume=false starts anew."
             )
         self.count = checkpoint.get("resumed_count", 0) + 1
-        states = checkpoint.get("torch_rng_of_processes", [None])
-        if len(states) == self.processes.world and states[self.processes.rank] is not None:
-            self.own_state = torch.tensor(states[self.processes.rank], dtype=torch.uint8)
+        states = checkpoint.get("random_states_of_processes", [None])
+        if len(states) == self.processes.world:
+            self.own_states = states[self.processes.rank]
         _rescale(checkpoint, len(states), self.processes.world)
+        # Lightning does so within an epoch only: between two, loaders would read ahead in the order of the first one.
+        (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+        self.loader.load_state_dict(place)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """All processes drew the same initial weights; what they draw in training has to differ."""
         if self.processes.rank:
-            state = np.random.SeedSequence([self.config.seed, self.processes.rank, trainer.global_step])
-            torch.manual_seed(int(state.generate_state(1, np.uint64)[0] >> 1))
-        if self.own_state is not None:
-            torch.set_rng_state(self.own_state)
+            seed_all(self.config.seed, self.processes.rank, trainer.global_step)
+        if self.own_states is not None:
+            restore_random_states(self.own_states)
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:

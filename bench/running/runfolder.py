@@ -21,6 +21,8 @@ State = Literal["running", "done", "failed", "stopped", "killed"]
 _LOCK, _OWNER = ".lock", "owner.json"
 _WAIT_S = 1.0
 """`earthbench status` touches a lock for a moment; a run outlasts that."""
+_ORPHANS_S = 15.0
+"""The loaders of a killed run were forked with its lock, and need up to five seconds to notice that they are alone."""
 
 
 class Owner(BaseModel):
@@ -57,16 +59,8 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=_WAIT_S)
-    except Timeout as error:
-        owner = read_owner(folder)
-        who = f"process {owner.pid} on {owner.host}, since {owner.started_utc}" if owner else "another process"
-        if not wait:
-            raise ConfigError(
-                f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
-                "config, the seed or work=DIR."
-            ) from error
-        say(f"waits for {who}, which holds {folder}")
-        lock.acquire()
+    except Timeout:
+        _acquire_from_another(lock, folder, say, wait)
     try:
         before = read_owner(folder)
         if before is not None and before.ended is None:
@@ -95,6 +89,33 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
         _write(folder, owner.model_copy(update={"ended": "done"}))
     finally:
         lock.release()
+
+
+def _acquire_from_another(lock: FileLock, folder: Path, say: Callable[[str], None], wait: bool) -> None:
+    owner = read_owner(folder)
+    try:
+        lock.acquire(timeout=_ORPHANS_S if owner is not None and _is_gone(owner) else 0)
+    except Timeout as error:
+        who = f"process {owner.pid} on {owner.host}, since {owner.started_utc}" if owner else "another process"
+        if not wait:
+            raise ConfigError(
+                f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
+                "config, the seed or work=DIR."
+            ) from error
+        say(f"waits for {who}, which holds {folder}")
+        lock.acquire()
+
+
+def _is_gone(owner: Owner) -> bool:
+    if owner.host != socket.gethostname() or os.name != "posix":  # elsewhere, nothing is forked and 0 is a signal
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
 
 
 def _first_line(error: BaseException) -> str:

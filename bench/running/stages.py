@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from bench.models import load_weights
 from bench.places import Place
 from bench.records.schema import TrainingSummary
 from bench.running.checkpoints import LAST, CheckpointFiles, fetched
-from bench.running.processes import Processes
 from bench.running.runfolder import held
-from bench.running.stopping import SignalWatch
-from bench.running.training import SUMMARY, checkpoints_of, train, write_summary
+from bench.running.session import Session
+from bench.running.summaries import SUMMARY, settings_and_data, write_summary
+from bench.running.training import checkpoints_of, train
 from bench.tasks.task import Task
 
 _CHECKPOINT = "checkpoint"
@@ -38,15 +38,7 @@ def has_stages(model: nn.Module) -> bool:
 
 
 def train_stages(
-    model: nn.Module,
-    task: Task,
-    config: Config,
-    folder: Path,
-    checkpoints: Place,
-    say: Callable[[str], None],
-    *,
-    watch: SignalWatch,
-    processes: Processes,
+    model: nn.Module, task: Task, config: Config, session: Session, *, folder: Path, checkpoints: Place
 ) -> TrainingSummary:
     """Trains all stages of a model in place, one after the other, and returns how they went together.
 
@@ -58,11 +50,9 @@ def train_stages(
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config; `train.stages` holds what differs by stage.
+        session: Whom to tell, what may end it, and who works.
         folder: The run's own folder.
         checkpoints: Where the weights of the whole model and the summary go.
-        say: Takes one line of progress.
-        watch: Notes signals.
-        processes: This process among those that train together.
 
     Raises:
         ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
@@ -70,6 +60,7 @@ def train_stages(
         RunFailedError: the loss is not finite, or memory ran out.
         InterruptedRunError: a signal came; the checkpoint of the stage is written.
     """
+    say, processes = session.say, session.processes
     stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
     settings = {stage.name: _settings(config.train, stage.name) for stage in stages}
     _refuse_unknown(config.train, list(settings))
@@ -78,7 +69,8 @@ def train_stages(
     for number, stage in enumerate(stages):
         stage_train, checkpoint = settings[stage.name]
         given = None if checkpoint is None else _load(stage, checkpoint)
-        before.append(fingerprint(_identity(stage, stage_train, given, task, config, before)))
+        own_identity = _identity(stage, stage_train, task, config)
+        before.append(fingerprint({**own_identity, "given_weights": given, "before": list(before)}))
         if given is not None:
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
@@ -93,9 +85,7 @@ def train_stages(
         if not (stage_checkpoints / LAST).exists():
             _prepare(stage, task, config)
         with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
-            done = train(
-                stage.module, task, stage_config, own, stage_checkpoints, say, watch=watch, processes=processes
-            )
+            done = train(stage.module, task, stage_config, session, folder=own, checkpoints=stage_checkpoints)
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
     summary = _together(summaries, task, config)
@@ -128,19 +118,16 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
         raise ConfigError(one_message("the model has no such stage:", lines))
 
 
-def _identity(
-    stage: Stage, settings: Train, given: str | None, task: Task, config: Config, before: list[str]
-) -> dict[str, Any]:
-    kept = {"data": numbers_only(config, training=True)["data"], "seed": config.seed}
+def _identity(stage: Stage, settings: Train, task: Task, config: Config) -> dict[str, Any]:
+    """Returns what the weights of a stage depend on, but for the stages before it."""
     return {
         "stage": stage.name,
         "depends_on": dict(stage.depends_on),
         "train": {key: value for key, value in settings.model_dump(mode="json").items() if key not in _NO_NUMBERS},
-        "given_weights": given,
         "task": {"name": task.name, "fields": task.fields()},
         "training_data": task.data_fingerprint("train"),
-        "before": list(before),
-        **kept,
+        "data": numbers_only(config, training=True)["data"],
+        "seed": config.seed,
     }
 
 
@@ -182,11 +169,8 @@ def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: 
         f"{name}: {summary.stopped_because if summary else 'given weights'}" for name, summary in summaries.items()
     ]
     last = next(reversed(trained.values()), None)
-    identity = task.dataset("train").identity()
     return TrainingSummary(
-        settings=config.train.model_dump(mode="json"),
-        data_fingerprint=task.data_fingerprint("train"),
-        data_origin=str(identity.get("origin", "files")),
+        **settings_and_data(task, config),
         sequence_count=max((summary.sequence_count for summary in trained.values()), default=0),
         validation_sequence_count=max((summary.validation_sequence_count for summary in trained.values()), default=0),
         epochs=sum(summary.epochs for summary in trained.values()),

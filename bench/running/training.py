@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +16,29 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pydantic import ValidationError
 from torch import nn
 
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
 from bench.errors import ConfigError, DataError, did_you_mean
-from bench.files import replacing
 from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingSummary
 from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
+from bench.running.loggers import finished, make_loggers
 from bench.running.processes import Processes
 from bench.running.resuming import Resume
-from bench.running.stopping import Astray, SignalWatch, StopAndSave
+from bench.running.session import Session
+from bench.running.stopping import Astray, StopAndSave
+from bench.running.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.running.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.tasks.task import Task
 
-SUMMARY = "training.json"
-
 
 def train(
-    model: nn.Module,
-    task: Task,
-    config: Config,
-    folder: Path,
-    checkpoints: Place,
-    say: Callable[[str], None],
-    *,
-    watch: SignalWatch,
-    processes: Processes,
+    model: nn.Module, task: Task, config: Config, session: Session, *, folder: Path, checkpoints: Place
 ) -> TrainingSummary:
     """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
 
@@ -61,11 +48,9 @@ def train(
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config.
+        session: Whom to tell, what may end it, and who works.
         folder: The run's own local folder, for logs.
         checkpoints: Where checkpoints and, when it has ended, the summary go.
-        say: Takes one line of progress.
-        watch: Notes signals.
-        processes: This process among those that train together.
 
     Raises:
         DataError: the train split is empty, or no checkpoint can be read.
@@ -73,54 +58,31 @@ def train(
         RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
         InterruptedRunError: a signal came; the checkpoint is written.
     """
-    finished = read_summary(checkpoints / SUMMARY) if config.train.resume else None
-    if finished is not None:
-        say(f"training had ended ({finished.stopped_because}, {finished.steps} steps): its weights are used")
-        return finished
+    done = read_summary(checkpoints / SUMMARY) if config.train.resume else None
+    if done is not None:
+        session.say(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
+        return done
     if is_fitted(model):
-        return _fitted(model, task, config, checkpoints, processes)
+        return _fitted(model, task, config, checkpoints, session.processes)
     refuse_strategy(config, model)
-    loader, val_loader = _loaders(task, config, processes)
+    loader, val_loader = _loaders(task, config, session.processes)
     monitor = _monitor(task, config) if val_loader is not None else None
     if monitor is None:
-        say("no validation data: no early stopping, the last weights are used")
-    resume_from = _resume_from(checkpoints, folder, config, processes, say)
+        session.say("no validation data: no early stopping, the last weights are used")
+    resume_from = _resume_from(config, session, folder=folder, checkpoints=checkpoints)
 
     quiet_lightning()
     forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
-    keep: dict[str, Any] = {"dirpath": str(checkpoints), "enable_version_counter": False}
-    keep |= {"auto_insert_metric_name": False}
-    keep_best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=config.train.early_stopping.mode)
-    # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
-    keep_last = ModelCheckpoint(**keep, filename="last", save_on_train_epoch_end=True)
-    last, resume = str(checkpoints / LAST), Resume(loader, config, processes)
-    callbacks: list[Callback] = [
-        resume,
-        Astray(config.train.divergence_factor),
-        StopAndSave(watch, last, config.train.save_every_minutes),
-        *([keep_best] if monitor else []),
-        keep_last,
-    ]
-    early = None
-    if monitor:
-        stop = config.train.early_stopping
-        early = EarlyStopping(
-            monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
-        )
-        callbacks.append(early)
     part = len(list((folder / "logs").glob("part_*")))
-    loggers = _loggers(config, folder / "logs" / f"part_{part}") if processes.main else []
-    callbacks += [LearningRateMonitor("step")] if loggers else []
-    callbacks += [RichProgressBar(leave=True)] if config.progress and processes.main else []
-    where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
-    if where.get("strategy") == "ddp" and getattr(model, "parameters_without_gradient", ()):
-        where["strategy"] = "ddp_find_unused_parameters_true"
-    where["plugins"] = [*where.get("plugins", []), CheckpointFiles()]
+    loggers = make_loggers(config, folder / "logs" / f"part_{part}") if session.processes.main else []
+    watching = _watching(config, session, loader, monitor, checkpoints)
+    shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
+    shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
     trainer = lightning.Trainer(
-        **where,
+        **_devices(config, model),
         max_epochs=config.train.max_epochs,
         max_steps=config.train.max_steps or -1,
-        accumulate_grad_batches=config.train.accumulate // processes.world,
+        accumulate_grad_batches=config.train.accumulate // session.processes.world,
         gradient_clip_val=config.train.clip_norm,
         precision=config.train.precision,
         deterministic=config.train.deterministic,
@@ -128,44 +90,88 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=loggers,
-        callbacks=callbacks,
-        enable_progress_bar=config.progress and processes.main,
+        callbacks=[*watching.callbacks, *shown],
+        enable_progress_bar=config.progress and session.processes.main,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}"), _finished(loggers):
+    with translated_errors(f"training at batch size {config.data.batch_size}"), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
-            trainer.save_checkpoint(last)
+            trainer.save_checkpoint(str(checkpoints / LAST))
         trainer.strategy.barrier()
-    watch.deferring = False
-    if early and early.stopped_epoch:
-        because = f"no better {monitor} for {early.patience} validations"
-    else:
-        because = "max_steps" if trainer.global_step == config.train.max_steps else "max_epochs"
-    best = keep_best.best_model_score
+    session.watch.deferring = False
     summary = TrainingSummary(
-        settings=config.train.model_dump(mode="json"),
-        data_fingerprint=task.data_fingerprint("train"),
-        data_origin=str(task.dataset("train").identity().get("origin", "files")),
+        **settings_and_data(task, config),
         sequence_count=loader.order.count,
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        resumed_count=resume.count,
-        stopped_because=because,
+        resumed_count=watching.resume.count,
+        stopped_because=watching.stopped_because(trainer),
         monitor=monitor,
-        best_score=float(best) if best is not None and monitor else None,
+        best_score=watching.best_score,
         weights="best" if monitor is not None and (checkpoints / BEST).exists() else "last",
         averaged=forecaster.average is not None,
         final_loss=forecaster.last_finite_loss,
         wall_s=forecaster.trained_s,
     )
-    if processes.main:
+    if session.processes.main:
         write_summary(summary, checkpoints / SUMMARY)
-    if watch.received:
-        watch.leave(f"training had ended and is saved in {checkpoints}")
+    if session.watch.received:
+        session.watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
+
+
+@dataclass(frozen=True)
+class _Watching:
+    """What saves, selects and ends a training."""
+
+    callbacks: list[Callback]
+    resume: Resume
+    keep_best: ModelCheckpoint | None
+    early: EarlyStopping | None
+
+    def stopped_because(self, trainer: lightning.Trainer) -> str:
+        if self.early is not None and self.early.stopped_epoch:
+            return f"no better {self.early.monitor} for {self.early.patience} validations"
+        return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+
+    @property
+    def best_score(self) -> float | None:
+        best = self.keep_best.best_model_score if self.keep_best is not None else None
+        return None if best is None else float(best)
+
+
+def _watching(
+    config: Config, session: Session, loader: TrainingLoader, monitor: str | None, checkpoints: Place
+) -> _Watching:
+    keep: dict[str, Any] = {"dirpath": str(checkpoints), "enable_version_counter": False}
+    keep |= {"auto_insert_metric_name": False}
+    stop, best, early = config.train.early_stopping, None, None
+    if monitor is not None:
+        best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=stop.mode)
+        early = EarlyStopping(
+            monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
+        )
+    resume = Resume(loader, config, session.processes)
+    callbacks = [
+        resume,
+        Astray(config.train.divergence_factor),
+        StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
+        best,
+        # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
+        ModelCheckpoint(**keep, filename="last", save_on_train_epoch_end=True),
+        early,
+    ]
+    return _Watching([callback for callback in callbacks if callback is not None], resume, best, early)
+
+
+def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
+    where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    if where.get("strategy") == "ddp" and getattr(model, "parameters_without_gradient", ()):
+        where["strategy"] = "ddp_find_unused_parameters_true"
+    return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
 
 def checkpoints_of(config: Config, folder: Path) -> Place:
@@ -204,19 +210,17 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
         raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
 
 
-def _resume_from(
-    checkpoints: Place, folder: Path, config: Config, processes: Processes, say: Callable[[str], None]
-) -> Path | None:
-    if isinstance(checkpoints, Path) and processes.main:
+def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints: Place) -> Path | None:
+    if isinstance(checkpoints, Path) and session.processes.main:
         remove_parts(checkpoints)
     if not config.train.resume:
-        if processes.main:
+        if session.processes.main:
             remove_all(checkpoints)
         return None
-    scratch = folder / "fetched" / str(processes.rank)
-    resume_from = newest_intact(checkpoints, scratch, say)
+    scratch = folder / "fetched" / str(session.processes.rank)
+    resume_from = newest_intact(checkpoints, scratch, session.say)
     if resume_from:
-        say(f"continues from {resume_from}")
+        session.say(f"continues from {resume_from}")
     return resume_from
 
 
@@ -257,57 +261,3 @@ def _monitor(task: Task, config: Config) -> str:
     if monitor not in known:
         raise ConfigError(f"train.early_stopping.monitor={monitor}: no such score. {did_you_mean(monitor, known)}")
     return monitor
-
-
-def _loggers(config: Config, folder: Path) -> list[Logger]:
-    place: dict[str, Any] = {"save_dir": str(folder.parent), "name": None, "version": folder.name}
-    made: list[Logger] = []
-    for name in config.train.loggers:
-        try:
-            if name == "csv":
-                made.append(CSVLogger(**place))
-            elif name == "tensorboard":
-                made.append(TensorBoardLogger(**place))
-            elif name == "wandb":
-                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=f"{config.model.name}"))
-            else:
-                # Newer versions of MLflow write to a folder only when told so; a server needs nothing of the kind.
-                server = os.environ.get("MLFLOW_TRACKING_URI")
-                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-                made.append(MLFlowLogger("earthbench", tracking_uri=server, save_dir=str(folder / "mlruns")))
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
-            ) from error
-    return made
-
-
-@contextmanager
-def _finished(loggers: list[Logger]) -> Iterator[None]:
-    """Ends the W&B run, which Lightning leaves open: the next run of this process would write into it."""
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
-
-
-def read_summary(path: Place) -> TrainingSummary | None:
-    """Returns the summary that a training left, or None."""
-    if not path.is_file():
-        return None
-    try:
-        return TrainingSummary.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as error:
-        raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
-
-
-def write_summary(summary: TrainingSummary, path: Place) -> None:
-    """Writes how a training went: a run that finds it there has nothing left to train."""
-    text = summary.model_dump_json(indent=1) + "\n"
-    if isinstance(path, Path):
-        with replacing(path) as part:
-            part.write_text(text, encoding="utf-8")
-    else:
-        path.fs.pipe_file(path.path, text.encode())  # object stores publish an object whole

@@ -19,8 +19,8 @@ from bench.running.checkpoints import LAST, PREVIOUS, CheckpointFiles, damage, n
 from bench.running.pipeline import run
 
 
-def _train(storms: Path, out: Path) -> int:
-    run(tiny(storms, out), training=True, say=print)
+def _train(storms: Path, out: Path, num_workers: int) -> int:
+    run(tiny(storms, out, f"data.num_workers={num_workers}"), training=True, say=print)
     return 0
 
 
@@ -33,7 +33,7 @@ def _checkpoints(out: Path) -> Path:
 @pytest.mark.usefixtures("small_model")
 def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroken_one(storms: Path, tmp_path: Path):
     started = time.perf_counter()
-    assert ended(child(_train, storms, tmp_path / "unbroken", log=tmp_path / "log")) == 0
+    assert ended(child(_train, storms, tmp_path / "unbroken", 0, log=tmp_path / "log")) == 0
     took = time.perf_counter() - started
     expected = {
         name: torch.load(_checkpoints(tmp_path / "unbroken") / name)["state_dict"] for name in (LAST, "best.ckpt")
@@ -45,7 +45,7 @@ def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroke
         number += 1
         out = tmp_path / f"broken{number}"
         for _ in range(4):
-            process = child(_train, storms, out, log=tmp_path / "log")
+            process = child(_train, storms, out, number % 2, log=tmp_path / "log")
             process.join(rng.uniform(0.05, 0.9) * took)
             if process.exitcode is not None:
                 break  # this one was quicker
@@ -56,7 +56,9 @@ def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroke
                 found = newest_intact(folder, out, say=pytest.fail)
                 resumed += found is not None
             assert not read_records(out / "results")[1], "no half-written record"
-        assert ended(child(_train, storms, out, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()[-2000:]
+        assert ended(child(_train, storms, out, number % 2, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()[
+            -2000:
+        ]
         for name, state in expected.items():
             again = torch.load(_checkpoints(out) / name)["state_dict"]
             assert all(torch.equal(state[key], again[key]) for key in state), f"{name} of run {number}"

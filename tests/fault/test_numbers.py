@@ -53,6 +53,16 @@ class _InfiniteGradient(_Broken):
         return forecast + 0 * torch.sqrt(self.weight.sum() * 0)  # the loss is finite, its derivative is not
 
 
+class _InfiniteLoss(_Broken):
+    def broken(self, forecast: Tensor) -> Tensor:
+        return forecast + float("inf")
+
+
+class _Hungry(_Broken):
+    def broken(self, forecast: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
+
+
 class _Exploding(_Broken):
     def broken(self, forecast: Tensor) -> Tensor:
         return forecast * 1e6
@@ -66,6 +76,8 @@ class _NanWhenEvaluated(_Broken):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        (_InfiniteLoss, "the training loss is inf at step 3 .*last finite loss 0"),
+        (_Hungry, r"out of memory in training at batch size 2: .*data\.batch_size.*train\.accumulate"),
         (_InfiniteGradient, "a gradient is not finite at step 3"),
         (_Exploding, "the training diverged: loss .* at step 4 .*divergence_factor"),
         (_NanWhenEvaluated, "the validation loss is nan after step 6"),
@@ -81,6 +93,7 @@ def test_numbers_that_went_astray_end_the_run_with_a_record_and_no_score(
     (record,), _ = read_records(tmp_path / "results")
     assert record.status == "failed" and record.failure.phase == "training" and not record.scores
     assert record.seed == 0 and record.config["train"]["lr"] == 1e-2
+    assert record.config["data"]["batch_size"] == 2, "it was not changed"
 
 
 def test_a_divergence_can_be_allowed(storms: Path, tmp_path: Path, monkeypatch) -> None:
@@ -129,15 +142,42 @@ def test_a_loader_that_dies_or_hangs_is_a_failed_run(end: bool) -> None:
     assert time.monotonic() - started < 30
 
 
-class _DependsOnBatchMates(Small):
+class _Short(Small):
     def forward(self, context: Tensor) -> Tensor:
-        return super().forward(context)[:1].expand(len(context), -1, -1, -1, -1)[:, :3]
+        return super().forward(context)[:, :3]
 
 
-def test_a_forecast_of_the_wrong_shape_names_what_was_expected(storms: Path, tmp_path: Path, monkeypatch) -> None:
-    _with_model(monkeypatch, _DependsOnBatchMates)
-    with pytest.raises(ContractError, match="expected"):
+class _Whole(Small):
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context).round().to(torch.int32)
+
+
+class _Elsewhere(Small):
+    def forward(self, context: Tensor) -> Tensor:
+        return super().forward(context).to("meta")
+
+
+class _Several(Small):
+    def forward(self, context: Tensor) -> tuple[Tensor, ...]:
+        return (super().forward(context),)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (_Short, r"_Short returned shape \(2, 3, 32, 32, 1\); expected \(B, T, H, W, C\) = \(2, 12, 32, 32, 1\)"),
+        (_Whole, "_Whole returned torch.int32 on cpu; expected floats on cpu"),
+        (_Elsewhere, "_Elsewhere returned torch.float32 on meta; expected floats on cpu"),
+        (_Several, "_Several returned tuple; expected a tensor"),
+    ],
+)
+def test_what_is_no_forecast_is_refused_with_what_was_expected_and_found(
+    storms: Path, tmp_path: Path, monkeypatch, model: type[nn.Module], words: str
+) -> None:
+    _with_model(monkeypatch, model)
+    with pytest.raises(ContractError, match=words) as caught:
         _run(storms, tmp_path)
+    assert caught.value.exit_code == 2 and read_records(tmp_path / "results") == ([], [])
 
 
 # Checkpoints that were changed

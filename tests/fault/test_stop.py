@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bi
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handlers are put back"
     assert read_owner(_last(tmp_path / "broken").parents[1]).ended == "stopped"
     _run(storms, tmp_path / "broken", "train.accumulate=2", "train.max_epochs=2")
+    states = [torch.load(_last(tmp_path / out))["state_dict"] for out in ("unbroken", "broken")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_stopped_between_two_epochs_a_run_goes_on_in_the_order_of_the_second(
+    storms: Path, tmp_path: Path, monkeypatch, num_workers: int
+) -> None:
+    """A loader's process reads ahead before the trainer says which epoch it is."""
+    overrides = ["train.max_epochs=2", f"data.num_workers={num_workers}"]
+    _run(storms, tmp_path / "unbroken", *overrides)
+    validate = Forecaster.validation_step
+
+    def signalled(self: Forecaster, batch: Any, batch_index: int) -> None:
+        if self.current_epoch == 0:
+            signal.raise_signal(signal.SIGTERM)
+        validate(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Forecaster, "validation_step", signalled)
+        with pytest.raises(InterruptedRunError, match="saved after step 6"):
+            _run(storms, tmp_path / "broken", *overrides)
+    _run(storms, tmp_path / "broken", *overrides)
     states = [torch.load(_last(tmp_path / out))["state_dict"] for out in ("unbroken", "broken")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -268,6 +292,34 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_the_first_step(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is there and cannot be written to, not even by root."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root may write anywhere, and this machine mounts nothing")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("key", ["results.root", "work", "train.checkpoints"])
+def test_a_read_only_folder_is_found_out_before_the_first_step(
+    storms: Path, tmp_path: Path, read_only: Path, capsys, key: str
+) -> None:
+    arguments = ["run", f"data.root={storms}", f"work={tmp_path}/w", f"results.root={tmp_path}/r", "device=cpu"]
+    assert main([*arguments, f"{key}={read_only}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{key}: folder '{read_only}' cannot be written to" in error and "Traceback" not in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_the_work_folder_is_local(storms: Path, tmp_path: Path, capsys) -> None:
     assert main(["run", f"data.root={storms}", "work=memory://x", f"results.root={tmp_path}", "device=cpu"]) == 2
     assert "must be a local folder" in capsys.readouterr().err
@@ -294,6 +346,25 @@ def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over
     with held(tmp_path, "f", lines.append):
         pass
     assert f"takes over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
+
+
+def _hold_with_a_loader(folder: Path) -> None:
+    with held(folder, "f", print):
+        if os.fork() == 0:
+            time.sleep(4)
+            os._exit(0)
+        time.sleep(60)
+
+
+def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> None:
+    process = child(_hold_with_a_loader, tmp_path, log=tmp_path / "log")
+    _until(lambda: read_owner(tmp_path) is not None and _children(process.pid))
+    process.kill()
+    process.join()
+    lines: list[str] = []
+    with held(tmp_path, "f", lines.append):
+        pass
+    assert f"takes over from process {process.pid}" in lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -162,8 +162,8 @@ def test_a_table_marks_records_of_changed_code(record: RunRecord, tmp_path: Path
 # Archives (D12)
 
 
-def test_nothing_unpacks_an_archive() -> None:
-    """Checkpoints are zip archives, which torch and we read member by member; nothing writes what one names."""
+def test_nothing_writes_under_the_names_of_an_archive() -> None:
+    """What is unpacked (`bench.data.archives`) goes under names that we give; checkpoints are archives, too."""
     sources = [path for folder in ("bench", "baselines", "earthformer") for path in (_REPO / folder).rglob("*.py")]
     calls = {
         node.func.attr

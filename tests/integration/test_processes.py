@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from faults import tiny
+from engines import COMMAND
+from faults import TINY, tiny
 
 from bench.data.storms import make_sevir
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
@@ -60,8 +64,6 @@ def unbroken(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_one(
     unbroken: dict[str, torch.Tensor], storms: Path, tmp_path: Path, monkeypatch, strategy: str, stopped: bool
 ) -> None:
-    import signal
-
     from bench.running.forecaster import Forecaster
 
     step = Forecaster.training_step
@@ -83,6 +85,34 @@ def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_on
     assert found.keys() == unbroken.keys()
     for key, value in found.items():
         assert torch.allclose(value, unbroken[key], rtol=1e-4, atol=1e-6), key
+
+
+@pytest.mark.parametrize(("strategy", "then"), [("ddp", 1), ("fsdp", 2)])
+def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
+    storms: Path, tmp_path: Path, strategy: str, then: int
+) -> None:
+    """The signal goes to the command, which hands it on."""
+    long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
+    run(tiny(storms, tmp_path / "unbroken", *long), training=True, say=print)
+    places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]
+    given = [word for word in TINY if word.partition("=")[0] not in ("model", "train.max_epochs", "train.lr")]
+    words = [*given, *_MODEL, *(word for word in _TRAIN if "max_epochs" not in word), "train.max_epochs=4", *places]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [COMMAND, "run", *words, "devices=2", f"strategy={strategy}"], stdout=log, stderr=log, cwd=tmp_path
+        )
+        while not list(tmp_path.glob("broken/work/*/*/*/checkpoints/last.ckpt")):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(120)
+    told = (tmp_path / "log").read_text()
+    assert code == 130 and "stopped by SIGTERM; saved after step" in told and "Traceback" not in told, told[-3000:]
+    again = [f"devices={then}", *([f"strategy={strategy}"] if then > 1 else [])]
+    record = run(tiny(storms, tmp_path / "broken", *long, *again), training=True, say=print).record
+    assert record.training is not None and record.training.resumed_count == 1
+    found, expected = _weights(tmp_path / "broken"), _weights(tmp_path / "unbroken")
+    assert all(torch.allclose(found[key], expected[key], rtol=1e-3, atol=1e-5) for key in expected)
 
 
 def test_what_one_of_two_processes_ends_with_reaches_the_command(storms: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""How a training went, as the file beside its checkpoints says: a run that finds it there has nothing left to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.config import Config
+from bench.errors import DataError
+from bench.files import replacing
+from bench.places import Place
+from bench.records.schema import TrainingSummary
+from bench.tasks.task import Task
+
+SUMMARY = "training.json"
+
+
+def settings_and_data(task: Task, config: Config) -> dict[str, Any]:
+    """Returns what every summary of a run says of its settings and its training data."""
+    return {
+        "settings": config.train.model_dump(mode="json"),
+        "data_fingerprint": task.data_fingerprint("train"),
+        "data_origin": str(task.dataset("train").identity().get("origin", "files")),
+    }
+
+
+def read_summary(path: Place) -> TrainingSummary | None:
+    """Returns the summary that a training left, or None.
+
+    Raises:
+        DataError: it is not readable.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return TrainingSummary.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, ValidationError) as error:
+        raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
+
+
+def write_summary(summary: TrainingSummary, path: Place) -> None:
+    """Writes how a training went, whole or not at all."""
+    text = summary.model_dump_json(indent=1) + "\n"
+    if isinstance(path, Path):
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    else:
+        path.fs.pipe_file(path.path, text.encode())  # object stores publish an object whole
