@@ -22,7 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         site = build(REPO / "results", Path(folder) / "site", interval=interval).parent
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 1060})
+        page = browser.new_page(viewport={"width": 1320, "height": 1400})
         page.goto((site / PAGE).as_uri())
         page.wait_for_selector(".board[data-ready]")
         page.wait_for_selector(".chart .scatterlayer .trace")
