@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning
@@ -196,36 +196,20 @@ class Forecaster(lightning.LightningModule):
         events = None if self._event_of_sequence is None or indices is None else self._event_of_sequence[indices.cpu()]
         if self.ensemble is None or indices is None or not can_draw(self.evaluated):
             forecast = self.forecast(context)
-            physical, members = self.task.denormalise(forecast), None
+            physical = self.task.denormalise(forecast)
+            seen: dict[Sees, Iterable[Tensor]] = {"forecast": [physical], "ensemble": [physical[None]]}
         else:
             drawn = draw_members(self.evaluated, context, indices, self.ensemble, self.task.target_shape)
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
+            seen = {"forecast": [physical], "ensemble": [members], "each member": members}
         with shared_work():
             for name, metric in self._named_metrics():
-                self._update(metric, self.scorings[name].sees, physical, members, target, batch[2:], events)
+                labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
+                options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
+                for given in seen[self.scorings[name].sees]:
+                    metric.update(given, target, *labels, **options)
         return forecast, physical, target
-
-    def _update(
-        self,
-        metric: Any,
-        sees: Sees,
-        physical: Tensor,
-        members: Tensor | None,
-        target: Tensor,
-        labels: Batch,
-        events: Tensor | None,
-    ) -> None:
-        options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
-        arguments = (target, *(labels if getattr(metric, "takes_labels", False) else ()))
-        if sees == "ensemble":
-            metric.update(physical[None] if members is None else members, *arguments, **options)
-        elif sees == "each member":
-            assert members is not None
-            for member in members:
-                metric.update(member, *arguments, **options)
-        else:
-            metric.update(physical, *arguments, **options)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""

@@ -152,7 +152,8 @@ def test_the_command_ends_as_promised_and_repeated_has_the_bits_of_an_unbroken_o
         code, log = process.wait(60), Path("log").read_text()
         assert code == (-9 if name == "SIGKILL" else 130), log
     assert said in log and "Traceback" not in log and (name == "SIGKILL" or f"stopped by {name}" in log)
-    until(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders), "its loaders to end", 5)
+    # after a kill, loaders look for their parent every five seconds
+    until(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders), "its loaders to end", 20)
     assert read_records("results") == ([], []), "half of an evaluation is no record"
     assert len(list(Path().glob("outputs/*/*/*/owner.json"))) == 1, "the next job of the sweep was not started"
     assert main(words) == 0
