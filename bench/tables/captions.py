@@ -18,12 +18,10 @@ def captions(rows: Rows) -> list[str]:
     """
     trained = [(label, [r for r in records if r.training is not None]) for label, records in rows]
     facts = {label: {name: _joined(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine}
-    lines = []
-    shared = {name: text for name in _FACTS if (text := _same([told[name] for told in facts.values()]))}
-    if len(facts) > 1 and shared:
-        lines.append(f"trained rows: {'; '.join(shared.values())}")
-    else:
-        shared = {}
+    shared = {}
+    if len(facts) > 1:
+        shared = {name: text for name in _FACTS if (text := _same([told[name] for told in facts.values()]))}
+    lines = [f"trained rows: {'; '.join(shared.values())}"] if shared else []
     for label, told in facts.items():
         own = [text for name, text in told.items() if text and name not in shared]
         if own:
