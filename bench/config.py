@@ -335,6 +335,10 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in left_out}
 
 
+_GROUP_ERROR = "Config group override"
+"""How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
+
+
 class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
     """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
 
@@ -352,7 +356,8 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
-        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        of_a_group = isinstance(error, ValueError) and str(error).startswith(_GROUP_ERROR)
+        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError)):
             return
         raise ConfigError(self._message(error, MissingConfigException)) from error
 
@@ -361,6 +366,9 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         from yaml import YAMLError
 
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if first.startswith(_GROUP_ERROR):
+            groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
+            return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {first.partition(' : ')[0]}"
         if isinstance(error, YAMLError):
             return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):

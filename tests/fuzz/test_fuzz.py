@@ -92,6 +92,8 @@ _WORDS = st.sampled_from(
 @example(["+train._target_=os.system"])
 @example(["model.name=../../etc"])
 @example(["seed=1\x00"])
+@example(["model=1"])
+@example(["~model=1"])
 def test_any_overrides_are_a_config_or_one_error(overrides: list[str]) -> None:
     try:
         config = compose(overrides)
