@@ -368,7 +368,8 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if first.startswith(_GROUP_ERROR):
             groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
-            return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {first.partition(' : ')[0]}"
+            why, _, _ = first.partition(" : ")
+            return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
         if isinstance(error, YAMLError):
             return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):
