@@ -1,10 +1,19 @@
-"""Records as the complete official data would have given them, made from one that was measured on storms."""
+"""The official data without having it: its shapes, and records as it would have given them, made from one of storms."""
 
 from __future__ import annotations
 
 from bench.records.schema import RunRecord, TrainingSummary
 
 PAPER_SETTINGS = {"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0}
+
+SHAPES = {
+    "sevir": ((13, 384, 384, 1), (12, 384, 384, 1)),
+    "sevir_lr": ((7, 128, 128, 1), (6, 128, 128, 1)),
+    "icar_enso": ((12, 24, 48, 1), (14, 24, 48, 1)),
+    "nbody_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
+    "moving_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
+}
+"""Context and target of each data set as the papers have them, `(T,H,W,C)`."""
 
 
 def as_official(record: RunRecord, **changes: object) -> RunRecord:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from official import SHAPES
 from torch import Tensor, nn
 
 from baselines.rollout import frames_at_once
@@ -40,13 +41,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MODULES = {"ConvLSTM": "convlstm", "PredRNN": "predrnn", "PhyDNet": "phydnet", "E3DLSTM": "e3d_lstm"}
 ROLLING = [name for name, (cls, _) in FAMILIES.items() if cls in MODULES]
-SHAPES = {
-    "sevir": ((13, 384, 384, 1), (12, 384, 384, 1)),
-    "sevir_lr": ((7, 128, 128, 1), (6, 128, 128, 1)),
-    "icar_enso": ((12, 24, 48, 1), (14, 24, 48, 1)),
-    "nbody_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
-    "moving_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
-}
 # Parameters of SEVIR, SEVIR-LR, ICAR-ENSO and both MNISTs, and published-convention GMACs of ICAR-ENSO.
 COUNTS = {
     "ConvLSTM": ((13_966_577, 13_966_577, 13_966_577, 13_966_577), 11.07),

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from official import SHAPES
 from torch import nn
 
 from earthformer import Earthformer, EarthformerAux, EarthformerNoGlobal, EarthformerReleased
-
-SHAPES = {
-    "sevir": ((13, 384, 384, 1), (12, 384, 384, 1)),
-    "sevir_lr": ((7, 128, 128, 1), (6, 128, 128, 1)),
-    "icar_enso": ((12, 24, 48, 1), (14, 24, 48, 1)),
-    "nbody_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
-    "moving_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
-}
 
 
 def parameter_count(model: nn.Module) -> int:
