@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.config import Config
 from bench.data.loading import evaluation_loader
+from bench.errors import DataError
 from bench.records.schema import TrainingSummary
 from bench.running.summaries import settings_and_data
 from bench.tasks.task import Task
@@ -22,6 +23,9 @@ def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
         model: Changed in place.
         task: Gives the train split, of which `config.train.limit` sequences are used.
         config: The run's config; of its training settings only the limit matters.
+
+    Raises:
+        DataError: the model refuses the data (by a ValueError).
     """
     started = time.perf_counter()
     data = task.dataset("train")
@@ -34,7 +38,12 @@ def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
             yield task.to_context(stored[0]), task.normalise(task.to_target(stored[1]))
 
     with torch.no_grad():
-        model.fit(batches())  # type: ignore[operator]
+        try:
+            model.fit(batches())  # type: ignore[operator]
+        except ValueError as error:
+            raise DataError(
+                f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
+            ) from error
     return TrainingSummary(
         **settings_and_data(task, config),
         sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),

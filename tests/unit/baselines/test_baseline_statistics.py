@@ -1,4 +1,4 @@
-"""Climatology and damped persistence against numpy's own means and regressions, and through a whole run."""
+"""Models fitted in closed form against numpy's own means and regressions, and one through a whole run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 
 from baselines.climatology import Climatology
 from baselines.damped_persistence import DampedPersistence
+from baselines.linear_inverse import LinearInverse
 from bench.config import compose
+from bench.errors import DataError
 from bench.running.pipeline import run
 
 SHAPES = (3, 4, 5, 1), (2, 4, 5, 1)
@@ -67,6 +69,56 @@ def test_damped_persistence_is_the_least_squares_line(slopes: str) -> None:
         DampedPersistence(*SHAPES, slopes="row")
 
 
+def _spiral(frames: int, seed: int) -> torch.Tensor:
+    """Returns (T, 4, 5, 1): two patterns turning into each other and decaying, started anew every ten frames."""
+    random = np.random.default_rng(seed)
+    patterns = np.linalg.qr(random.normal(size=(20, 2)))[0]
+    turn = 0.9 * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+    states = [random.normal(size=2)]
+    for _ in range(1, frames):
+        states.append(turn @ states[-1])
+    return torch.from_numpy((np.array(states) @ patterns.T).reshape(frames, 4, 5, 1)).float()
+
+
+@pytest.mark.parametrize("modes", [2, 6], ids=["as many as there are", "more than there are"])
+def test_linear_inverse_finds_the_law_of_a_linear_system(modes: int) -> None:
+    model = LinearInverse((3, 4, 5, 1), (5, 4, 5, 1), modes=modes)
+    clips = torch.stack([_spiral(8, 0) * scale for scale in (1.0, -1.0, 0.5, -0.5)])  # of mean zero
+    assert not model(clips[:, :3]).any(), "not fitted: zeros"
+    model.fit([(clips[:, :3], clips[:, 3:])])
+    torch.testing.assert_close(model(clips[:, :3]), clips[:, 3:], atol=1e-5, rtol=0)
+
+
+def test_linear_inverse_is_the_regression_between_neighbouring_frames() -> None:
+    random = np.random.default_rng(1)
+    clips = random.normal(0.6, 1, (40, 5, 4, 5, 1)).cumsum(1) * np.linspace(0.2, 2, 20).reshape(4, 5, 1)
+    clips[3, 2, 1, 1] = np.nan
+    tensor = torch.from_numpy(clips)
+    model = LinearInverse(*SHAPES, modes=20).double()  # all of them: no truncation, so plain least squares
+    model.fit(iter([(part[:, :3], part[:, 3:]) for part in tensor.split(7)]))
+    before, after = (frames.reshape(-1, 20) for frames in (clips[:, :-1], clips[:, 1:]))
+    known = np.isfinite(before).all(1) & np.isfinite(after).all(1)
+    before, after = before[known], after[known]
+    mean = (before.mean(0) + after.mean(0)) / 2
+    law = np.linalg.lstsq(before - before.mean(0), after - after.mean(0), rcond=None)[0]
+    last = clips[:, 2].reshape(-1, 20)[known.reshape(40, 4)[:, 2]]
+    found = model(torch.from_numpy(last.reshape(-1, 1, 4, 5, 1)).expand(-1, 3, -1, -1, -1)).numpy()
+    for lead in (1, 2):
+        expected = mean + (last - mean) @ np.linalg.matrix_power(law, lead)
+        np.testing.assert_allclose(found[:, lead - 1].reshape(-1, 20), expected, atol=1e-9)
+
+
+def test_linear_inverse_refuses_what_it_cannot_fit() -> None:
+    with pytest.raises(ValueError, match="147456 values"):
+        LinearInverse((13, 384, 384, 1), (12, 384, 384, 1))
+    with pytest.raises(ValueError, match="at most the 20 values of a frame, got 21"):
+        LinearInverse(*SHAPES, modes=21)
+    with pytest.raises(ValueError, match="positive sizes"):
+        LinearInverse(*SHAPES, modes=0)
+    with pytest.raises(ValueError, match="free of NaN"):
+        LinearInverse(*SHAPES).fit([(torch.full((2, 3, 4, 5, 1), torch.nan), torch.full((2, 2, 4, 5, 1), torch.nan))])
+
+
 @pytest.mark.slow
 def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path: Path) -> None:
     lines: list[str] = []
@@ -79,3 +131,14 @@ def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path
     assert any("its weights are used" in line for line in lines)
     untrained = run(compose(options), training=False, say=lines.append).record
     assert untrained.scope == "partial" and untrained.scope_because == "untrained weights"
+
+
+def test_data_that_a_model_refuses_are_one_error(storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("nothing but NaN")
+
+    monkeypatch.setattr(Climatology, "fit", refuse)
+    options = ["task=sevir", "model=climatology", f"data.root={storms}", f"results.root={tmp_path / 'results'}",
+               f"work={tmp_path / 'work'}", "device=cpu", "progress=false", "picture=false"]  # fmt: skip
+    with pytest.raises(DataError, match=r"Climatology cannot be fitted to the training data of sevir: nothing but NaN"):
+        run(compose(options), training=True, say=lambda _: None)
