@@ -62,7 +62,7 @@ def shown_rows(table: Table, block: Block) -> list[ShownRow]:
 
 def _shown(cell: Cell, column: Column) -> ShownCell:
     status, _, _ = cell.status.partition(",")
-    notes = [cell.note, "trained with another config than the paper's" if DEVIATES in cell.status else ""]
+    notes = [cell.note, "trained with another config than the table's" if DEVIATES in cell.status else ""]
     return ShownCell(
         ours=ours_text(cell, column, bare=True),
         spread=spread_text(cell, column),

@@ -82,12 +82,12 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
 
 
 def deviations(table: Table, record: RunRecord) -> list[str]:
-    """Returns how a record's training differs from the paper's, as `train.KEY=VALUE (paper: VALUE)`."""
+    """Returns how a record's training differs from the table's, as `train.KEY=VALUE (table: VALUE)`."""
     if record.training is None:
         return []
     used = record.training.settings
     return [
-        f"train.{key}={used.get(key)!r} (paper: {value!r})"
+        f"train.{key}={used.get(key)!r} (table: {value!r})"
         for key, value in table.training.items()
         if used.get(key) != value
     ]

@@ -121,7 +121,7 @@ def _published_block(
         mine = run.get(row.key, [])
         deviating = sorted({d for record in mine for d in deviations(table, record)})
         if deviating:
-            remarks.append(f"{row.label}: {DEVIATES} from the paper's: {', '.join(deviating)}")
+            remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
         absent = _absent(row, left_out)
         cells += [
@@ -176,7 +176,8 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
             for model, label, mine in rows
             for column in table.columns
         ]
-        remarks = captions([(label, mine) for _, label, mine in rows])
+        remarks = [f"every {model}: {_listed(options)}" for model, options in shared_choices(group).items() if options]
+        remarks += captions([(label, mine) for _, label, mine in rows])
         blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
     return blocks
 
@@ -200,7 +201,11 @@ def _block_title(record: RunRecord) -> str:
 
 
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:
-    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ."""
+    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
+
+    A lone variant of its model has all that were given; of several, each has those that are not `shared_choices`.
+    """
+    shared = shared_choices(group)
     settings = [_training_settings(record) for record in group]
     of_model = Counter(record.model.name for record in group)
     equal: Counter[tuple[str, str, str]] = Counter()  # runs of a model that have this value of this setting
@@ -209,15 +214,32 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
     labels = []
     for record, mine in zip(group, settings, strict=True):
         name = record.model.name
-        told = {} if record.model.is_preset else _chosen(record)
+        told = {key: value for key, value in _chosen(record).items() if key not in shared[name]}
         told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
-        options = ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
-        labels.append(f"{name} ({options})" if options else name)
+        labels.append(f"{name} ({_listed(told)})" if told else name)
     return labels
+
+
+def shared_choices(group: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Returns, per model, the hyperparameters that were given alike to several variants of it: they tell none apart."""
+    of_model: dict[str, list[dict[str, Any]]] = {}
+    for record in group:
+        of_model.setdefault(record.model.name, []).append(_chosen(record))
+    shared = {}
+    for model, (first, *others) in of_model.items():
+        differ = any(one != first for one in others)
+        shared[model] = {k: v for k, v in first.items() if differ and all(k in one and one[k] == v for one in others)}
+    return shared
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
 
 
 def _chosen(record: RunRecord) -> dict[str, Any]:
     """Returns the hyperparameters that were given, without those that came with the model's preset."""
+    if record.model.is_preset:
+        return {}
     given = record.config.get("model")
     if not isinstance(given, dict):  # from Python: nobody knows what came with the preset
         return dict(record.model.hyperparameters)

@@ -12,7 +12,7 @@ Mark = Callable[[str, int | None], str]
 Escape = Callable[[str], str]
 
 LEGEND = {
-    "†": "trained with another config than the paper's; takes no part in best and second",
+    "†": "trained with another config than the table's; takes no part in best and second",
     "‡": "ran on code with uncommitted changes",
     "(plugin)": "the model comes from another distribution",
 }

@@ -13,7 +13,7 @@ from bench.records.schema import RunRecord
 from bench.tables import definitions, load_table
 from bench.tables.admission import LeftOut
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, contents_of, value_of, variant_labels
+from bench.tables.cells import Block, Cell, contents_of, shared_choices, value_of, variant_labels
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
 
@@ -108,7 +108,7 @@ def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecor
     assert _cells([unet_like(measured)], "unet")["csi_m"].status == "differs"
     record = unet_like(measured, training=trained_with({**PAPER_SETTINGS, "max_epochs": 3}))
     assert _cells([record], "unet")["csi_m"].status.endswith("config deviates")
-    assert "train.max_epochs=3 (paper: 100)" in render(SEVIR, [record])
+    assert "train.max_epochs=3 (table: 100)" in render(SEVIR, [record])
 
 
 @pytest.mark.parametrize(
@@ -303,3 +303,18 @@ def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_pr
     from_python = measured.model_copy(update={"model": model})
     assert variant_labels([by_command]) == ["persistence (width=8)"]
     assert variant_labels([from_python]) == ["persistence (depth=2, width=8)"]
+
+
+def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) -> None:
+    given = [{"width": 8, "pattern": "axial"}, {"width": 8, "pattern": "full"}]
+    runs = []
+    for options in given:
+        model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, **options}, "is_preset": False})
+        config = {"model": {"name": "persistence", **options}}
+        runs.append(measured.model_copy(update={"model": model, "config": config}))
+    assert variant_labels(runs) == ["persistence (pattern=axial)", "persistence (pattern=full)"]
+    assert shared_choices(runs) == {"persistence": {"width": 8}}
+    again = runs[0].model_copy(update={"seed": 1})
+    assert variant_labels([runs[0], again])[0] == "persistence (pattern=axial, width=8)", "seeds are no variants"
+    preset = measured.model_copy(update={"model": measured.model.model_copy(update={"is_preset": True})})
+    assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
