@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
+    action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .gif, .mp4)")
     action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
 
 
@@ -37,12 +38,15 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
-    if options.picture:
-        from bench.report.figures import draw_table
+    if options.picture or options.samples:
+        from bench.report.figures import draw_samples, draw_table
 
         published = load_published(table.published) if table.published else None
         contents = contents_of(table, published, records, unreadable, interval)
-        print(draw_table(options.picture.expanduser(), table, contents, records, interval))
+        if options.picture:
+            print(draw_table(options.picture.expanduser(), table, contents, records, interval))
+        else:
+            print(*draw_samples(options.samples.expanduser(), table, contents, records, root), sep="\n")
         return 0
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A table's curves as a picture to put on a slide: scores by lead time and by threshold, with how sure they are."""
+"""A table as pictures to put on a slide: scores by lead time and by threshold with how sure they are, and forecasts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 from bench.api import MONTH_MINUTES
 from bench.errors import ConfigError
 from bench.files import replacing
+from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.report.boards import charts
+from bench.report.gallery import look_of
 from bench.tables.cells import Block, Contents, Interval
 from bench.tables.definitions import Table
+from bench.tables.pictures import draw_forecasts
 
 _LEAD_SCORES = 2
 _MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours apart
@@ -66,6 +69,48 @@ def draw_table(
         figure.savefig(part, dpi=130, format=path.suffix.lstrip("."))
     plt.close(figure)
     return path
+
+
+def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path) -> list[Path]:
+    """Draws the stored forecast of each row's first run beside what was observed; returns the paths, one per block.
+
+    Args:
+        path: Where to: `.png`, or `.gif` and `.mp4`, which move; further blocks add `-2`, `-3` to the name.
+        table: The definition.
+        contents: Its blocks.
+        records: The runs that they were made from.
+        root: Results root, where the samples are.
+
+    Raises:
+        ConfigError: no run of the table has a sample, or the name's ending is not known.
+        DataError: a file is no sample.
+    """
+    by_id = {record.run_id: record for record in records}
+    drawn: list[Path] = []
+    for block in contents.blocks:
+        runs = {cells[0].row: by_id[cells[0].run_ids[0]] for cells in block.rows if cells[0].run_ids}
+        samples = {label: sample for label, record in runs.items() if (sample := read_sample(record, root))}
+        if not samples:
+            continue
+        first = runs[next(iter(samples))]
+        observed, (palette, units) = samples[next(iter(samples))], look_of(first.task.name)
+        assert first.data is not None
+        file = path if not drawn else path.with_stem(f"{path.stem}-{len(drawn) + 1}")
+        drawn.append(
+            draw_forecasts(
+                file,
+                context=observed.context,
+                target=observed.target,
+                forecasts={label: sample.forecast for label, sample in samples.items()},
+                palette=palette,
+                units=units,
+                cadence_minutes=first.data.cadence_minutes,
+                title=f"{block.title or table.title}\nfirst sequence",
+            )
+        )
+    if not drawn:
+        raise ConfigError(f"table {table.name}: no complete run with a stored forecast, so there is nothing to draw")
+    return drawn
 
 
 def _charts(

@@ -59,7 +59,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path) -> list[Scene]:
 def _scene(number: int, group: list[tuple[RunRecord, Sample]], site: Path) -> Scene:
     records = [record for record, _ in group]
     first, shown = group[0]
-    palette, units = _task_look(first.task.name)
+    palette, units = look_of(first.task.name)
     # one forecast per model and variant: the newest
     newest = dict(zip(variant_labels(records), (sample.forecast for _, sample in group), strict=True))
     levels = palette.levels or levels_of([shown.context, shown.target, *newest.values()])
@@ -90,7 +90,8 @@ def _scene(number: int, group: list[tuple[RunRecord, Sample]], site: Path) -> Sc
     )
 
 
-def _task_look(task: str) -> tuple[Palette, str]:
+def look_of(task: str) -> tuple[Palette, str]:
+    """Returns the colours and the units of a task's frames."""
     try:
         found = registry.find("task", task).load()
     except EarthbenchError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def _still(path: Path, panels: list[Panel], paint: _Paint, title: str) -> None:
             axis.set_axis_on()
             images[panel.probability] = paint.frame(axis, panel, index)
             axis.set_title(paint.lead(panel, index), fontsize=8)
-        row[0].set_ylabel(panel.name, fontsize=10)
+        row[0].set_ylabel(_wrapped(panel.name), fontsize=9, rotation=0, ha="right", va="center")
     paint.bars(figure, axes, images)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120, format="png")
@@ -161,7 +162,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
             index = min(step, len(panel.frames) - 1)  # the context stays on its last frame while the forecast runs
             index = len(panel.frames) - 1 if panel.first < 1 else index
             image.set_data(np.ma.masked_invalid(panel.frames[index]))
-            axis.set_title(f"{panel.name}\n{paint.lead(panel, index)}", fontsize=8)
+            axis.set_title(f"{_wrapped(panel.name)}\n{paint.lead(panel, index)}", fontsize=8)
 
         return update
 
@@ -187,6 +188,10 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     finally:
         named.unlink(missing_ok=True)
         plt.close(figure)
+
+
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 22)
 
 
 def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:

@@ -30,6 +30,24 @@ def test_a_table_with_records_is_drawn(measured: RunRecord, tmp_path: Path, endi
     assert content.startswith(b"\x89PNG") if ending == "png" else b"<svg" in content
 
 
+def test_stored_forecasts_of_a_tables_rows_are_drawn(storms: Path, tmp_path: Path) -> None:
+    from bench.config import compose
+    from bench.running.pipeline import run
+
+    root = tmp_path / "results"
+    for limit in ("null", "1"):
+        options = [f"data.root={storms}", f"results.root={root}", f"work={tmp_path}", f"limit={limit}"]
+        settings = ["task=sevir", "model=persistence", "device=cpu", "progress=false", "picture=false"]
+        run(compose([*settings, *options]), training=False, say=lambda _: None)
+    words = ["table", "runs/sevir", "--results", str(root), "--samples"]
+    assert main([*words, str(tmp_path / "forecasts.png")]) == 0
+    assert (tmp_path / "forecasts.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "forecasts-2.png").exists(), "a partial run is in no table"
+    for sample in (root / "samples").rglob("*.npz"):
+        sample.unlink()
+    assert main([*words, str(tmp_path / "none.png")]) == 2
+
+
 def test_what_cannot_be_drawn_is_one_error_and_no_file(
     measured: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
