@@ -250,6 +250,8 @@ def _training_settings(record: RunRecord) -> dict[str, Any]:
     if record.training is None:
         return {"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {}
     settings = {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
+    if record.training.steps:  # nothing that is fitted depends on it
+        settings["batch_size"] = record.config.get("data", {}).get("batch_size")
     return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}
 
 

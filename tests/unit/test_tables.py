@@ -318,3 +318,10 @@ def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) ->
     assert variant_labels([runs[0], again])[0] == "persistence (pattern=axial, width=8)", "seeds are no variants"
     preset = measured.model_copy(update={"model": measured.model.model_copy(update={"is_preset": True})})
     assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
+
+
+def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: RunRecord) -> None:
+    summary = trained_with(PAPER_SETTINGS)
+    runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
+    assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
+    assert variant_labels(runs[1:]) == ["unet", "unet"]
