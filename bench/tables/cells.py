@@ -16,6 +16,7 @@ from bench.tables.durations import duration
 
 NOT_RUN = "not run"
 DEVIATES = "config deviates"
+_SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
 
 Interval = Callable[[RunRecord, str], tuple[float, float] | None]
@@ -176,7 +177,11 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
             for model, label, mine in rows
             for column in table.columns
         ]
-        remarks = [f"every {model}: {_listed(options)}" for model, options in shared_choices(group).items() if options]
+        remarks = [
+            f"hyperparameters of {model}: {_listed(options)}"
+            for model, options in shared_choices(group).items()
+            if options
+        ]
         remarks += captions([(label, mine) for _, label, mine in rows])
         blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
     return blocks
@@ -203,7 +208,7 @@ def _block_title(record: RunRecord) -> str:
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:
     """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
 
-    A lone variant of its model has all that were given; of several, each has those that are not `shared_choices`.
+    What all runs of a model were given alike, `shared_choices`, is not in it.
     """
     shared = shared_choices(group)
     settings = [_training_settings(record) for record in group]
@@ -221,14 +226,12 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
 
 
 def shared_choices(group: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Returns, per model, the hyperparameters that were given alike to several variants of it: they tell none apart."""
-    of_model: dict[str, list[dict[str, Any]]] = {}
+    """Returns, per model, the hyperparameters that were given to all of its runs alike: they tell none apart."""
+    shared: dict[str, dict[str, Any]] = {}
     for record in group:
-        of_model.setdefault(record.model.name, []).append(_chosen(record))
-    shared = {}
-    for model, (first, *others) in of_model.items():
-        differ = any(one != first for one in others)
-        shared[model] = {k: v for k, v in first.items() if differ and all(k in one and one[k] == v for one in others)}
+        mine = _chosen(record)
+        so_far = shared.setdefault(record.model.name, mine)
+        shared[record.model.name] = {key: v for key, v in so_far.items() if key in mine and mine[key] == v}
     return shared
 
 
@@ -292,7 +295,8 @@ def _cell(
         published_text=figure.text if figure else None,
         sources=figure.sources if figure else (),
         ours=ours,
-        spread=statistics.stdev(values) if len(values) > 1 else None,
+        # A size is no sample: its seeds have the same.
+        spread=statistics.stdev(values) if len(values) > 1 and column.key not in _SIZES else None,
         interval=(bounds[0] * column.scale, bounds[1] * column.scale) if bounds else None,
         run_ids=tuple(record.run_id for record in records),
         difference=difference,

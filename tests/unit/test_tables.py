@@ -301,8 +301,8 @@ def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_pr
     model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, "width": 8}, "is_preset": False})
     by_command = measured.model_copy(update={"model": model, "config": {"model": {"name": "persistence", "width": 8}}})
     from_python = measured.model_copy(update={"model": model})
-    assert variant_labels([by_command]) == ["persistence (width=8)"]
-    assert variant_labels([from_python]) == ["persistence (depth=2, width=8)"]
+    assert variant_labels([by_command, measured]) == ["persistence (width=8)", "persistence"]
+    assert variant_labels([from_python, measured]) == ["persistence (depth=2, width=8)", "persistence"]
 
 
 def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) -> None:
@@ -315,7 +315,8 @@ def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) ->
     assert variant_labels(runs) == ["persistence (pattern=axial)", "persistence (pattern=full)"]
     assert shared_choices(runs) == {"persistence": {"width": 8}}
     again = runs[0].model_copy(update={"seed": 1})
-    assert variant_labels([runs[0], again])[0] == "persistence (pattern=axial, width=8)", "seeds are no variants"
+    assert variant_labels([runs[0], again]) == ["persistence"] * 2
+    assert shared_choices([runs[0], again]) == {"persistence": given[0]}
     preset = measured.model_copy(update={"model": measured.model.model_copy(update={"is_preset": True})})
     assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
 
