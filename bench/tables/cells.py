@@ -179,7 +179,7 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
         ]
         remarks = [
             f"hyperparameters of {model}: {_listed(options)}"
-            for model, options in shared_choices(group).items()
+            for model, options in sorted(shared_choices(group).items())
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
