@@ -64,16 +64,18 @@ def test_formats_parse(measured: RunRecord) -> None:
 def test_markup_in_a_name_is_escaped(measured: RunRecord, form: str) -> None:
     evil = {"x": "<script>alert(1)</script>|\n\\input{y}", "y": "a_b $z$ %"}
     model = measured.model.model_copy(update={"hyperparameters": evil, "is_preset": False})
-    text = render(load_table("runs/sevir"), [measured.model_copy(update={"model": model})], form)
+    named = measured.model_copy(update={"model": model, "run_id": measured.run_id + "-evil"})
+    text = render(load_table("runs/sevir"), [measured, named], form)
+    label = "persistence (x=<script>alert(1)</script>|\n\\input{y}, y=a_b $z$ %)"
     if form == "json":
-        assert json.loads(text)["blocks"][0]["cells"][0]["row"].count("<script>") == 1
+        assert label in {cell["row"] for cell in json.loads(text)["blocks"][0]["cells"]}
         return
     if form == "csv":
-        assert {line["row"] for line in csv.DictReader(io.StringIO(text))} == {
-            "persistence (x=<script>alert(1)</script>|\n\\input{y}, y=a_b $z$ %)"
-        }
+        assert {line["row"] for line in csv.DictReader(io.StringIO(text))} == {"persistence", label}
         return
     assert "<script>" not in text
+    below = [line for line in render(load_table("runs/sevir"), [named], form).splitlines() if "alert(1)" in line]
+    assert len(below) == 1 and (below[0].startswith("% ") if form == "latex" else "<script>" not in below[0])
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     if form == "md":
         assert "&lt;script>" in row and row.replace("\\|", "").count("|") == len(load_table("runs/sevir").columns) + 2
