@@ -139,7 +139,11 @@ def test_a_fetch_that_is_cut_goes_on_where_it_stopped(
         bucket.faults = Faults(cut_after=60_000, only="/data/", times=1)
         with pytest.raises(DataError, match="broke off"):
             _run(_fetch(bucket, out, workers=1, tries=1))
-    assert not (out / "CATALOG.csv").exists() and not list(out.glob("data/**/*.h5"))
+    assert not (out / "CATALOG.csv").exists()
+    # Whole files: on a busy machine the worker has fetched the next one before the failure is heard of.
+    done = list(out.glob("data/**/*.h5"))
+    assert all(not selection and path.read_bytes() == (storms / path.relative_to(out)).read_bytes() for path in done)
+    assert len(done) < len(list(storms.glob("data/**/*.h5")))
     bucket.faults, before = Faults(), bucket.sent
     _run(_fetch(bucket, out, **selection))
     assert _same_events(out, storms, "train") == 4
