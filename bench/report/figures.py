@@ -92,9 +92,9 @@ def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence
         samples = {label: sample for label, record in runs.items() if (sample := read_sample(record, root))}
         if not samples:
             continue
-        first = runs[next(iter(samples))]
-        observed, (palette, units) = samples[next(iter(samples))], look_of(first.task.name)
+        first, observed = next((runs[label], sample) for label, sample in samples.items())
         assert first.data is not None
+        palette, units = look_of(first.task.name)
         file = path if not drawn else path.with_stem(f"{path.stem}-{len(drawn) + 1}")
         drawn.append(
             draw_forecasts(
