@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
     action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .gif, .mp4)")
+    action.add_argument("--curves", type=Path, help="draw each row's training and validation loss to FILE (.png, ...)")
     action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
 
 
@@ -38,13 +39,15 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
-    if options.picture or options.samples:
-        from bench.report.figures import draw_samples, draw_table
+    if options.picture or options.samples or options.curves:
+        from bench.report.figures import draw_learning_curves, draw_samples, draw_table
 
         published = load_published(table.published) if table.published else None
         contents = contents_of(table, published, records, unreadable, interval)
         if options.picture:
             print(draw_table(options.picture.expanduser(), table, contents, records, interval))
+        elif options.curves:
+            print(draw_learning_curves(options.curves.expanduser(), table, contents, records, root))
         else:
             print(*draw_samples(options.samples.expanduser(), table, contents, records, root), sep="\n")
         return 0

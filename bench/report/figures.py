@@ -1,7 +1,8 @@
-"""A table as pictures to put on a slide: scores by lead time and by threshold with how sure they are, and forecasts."""
+"""A table as pictures to put on a slide: scores with how sure they are, forecasts, and how the rows were learnt."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from bench.api import MONTH_MINUTES
 from bench.errors import ConfigError
 from bench.files import replacing
+from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.report.boards import charts
@@ -19,6 +21,8 @@ from bench.tables.definitions import Table
 from bench.tables.pictures import draw_forecasts
 
 _LEAD_SCORES = 2
+_CHARTS_ABREAST = 4
+_FAR_APART = 3  # losses that far above all validations are of another kind: sums, or with a term that forecasts lack
 _MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours apart
 _BAND = "Bands: the range over seeds, or the 95 % bootstrap interval over events of one run."
 
@@ -47,10 +51,7 @@ def draw_table(
     drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id, interval))]
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with scores per lead time, so there is nothing to draw")
-    known = plt.figure().canvas.get_supported_filetypes()
-    plt.close()
-    if path.suffix.lstrip(".") not in known:
-        raise ConfigError(f"picture {path.name!r}: expected a name that ends in .{', .'.join(sorted(known))}")
+    _check_ending(path)
     columns = max(len(shown) for _, shown in drawn)
     figure, axes = plt.subplots(
         len(drawn), columns, figsize=(4.6 * columns, 3.9 * len(drawn)), squeeze=False, layout="constrained"
@@ -65,10 +66,7 @@ def draw_table(
         row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 60)), fontsize=9, loc="left")
     handles = [plt.Line2D([], [], color=colours.get(label, _MANY), marker="o", markersize=3) for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_BAND, title_fontsize=8)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=130, format=path.suffix.lstrip("."))
-    plt.close(figure)
-    return path
+    return _save(figure, path)
 
 
 def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path) -> list[Path]:
@@ -111,6 +109,91 @@ def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with a stored forecast, so there is nothing to draw")
     return drawn
+
+
+def draw_learning_curves(
+    path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path
+) -> Path:
+    """Draws a chart per trained row, of the loss of all its runs by optimiser step, and returns the picture's path.
+
+    Args:
+        path: Where to; a name that matplotlib knows how to write, such as `.png`, `.svg` or `.pdf`.
+        table: The definition.
+        contents: Its blocks.
+        records: The runs that they were made from.
+        root: Results root, where the learning curves are.
+
+    Raises:
+        ConfigError: no run of the table has a learning curve, or the name's ending is not known.
+        DataError: a file is no learning curve.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    by_id = {record.run_id: record for record in records}
+    drawn: list[tuple[str, list[LearningCurve]]] = []
+    for block in contents.blocks:
+        for cells in block.rows:
+            found = (read_learning_curve(by_id[run_id], root) for run_id in cells[0].run_ids)
+            if curves := [curve for curve in found if curve is not None]:
+                drawn.append((cells[0].row, curves))
+    if not drawn:
+        raise ConfigError(f"table {table.name}: no complete run with a learning curve, so there is nothing to draw")
+    _check_ending(path)
+    columns = min(len(drawn), _CHARTS_ABREAST)
+    rows = -(-len(drawn) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
+    for axis, (label, curves) in zip(axes.flat, drawn, strict=False):
+        _draw_losses(axis, label, curves)
+    figure.suptitle(table.title, fontsize=9)
+    figure.supxlabel("optimiser steps", fontsize=8)
+    figure.supylabel("loss: training (thin), validation (dots); a colour per run", fontsize=8)
+    return _save(figure, path)
+
+
+def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
+    """Draws the runs of a row; training losses that are no squared error of the forecast get an axis of their own."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    highest = max((loss for curve in curves for _, loss in curve.val), default=math.inf)
+    apart = min(loss for curve in curves for _, loss in curve.train) > _FAR_APART * highest
+    training = axis.twinx() if apart else axis
+    for number, curve in enumerate(curves):
+        colour = f"C{number % 10}"
+        training.plot(*zip(*curve.train, strict=True), color=colour, linewidth=0.8, alpha=0.5)
+        if curve.val:
+            axis.plot(*zip(*curve.val, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2.5)
+    axis.set_title("\n".join(textwrap.wrap(label, 36)), fontsize=8)
+    axis.grid(alpha=0.3)
+    if apart:
+        training.set_ylabel("training loss", fontsize=7)
+    for one in (axis, training):
+        one.set_yscale("log")
+        one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        one.yaxis.set_minor_formatter(NullFormatter())
+        one.tick_params(labelsize=7)
+
+
+def _check_ending(path: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".") not in known:
+        raise ConfigError(f"picture {path.name!r}: expected a name that ends in .{', .'.join(sorted(known))}")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    with replacing(path) as part:
+        figure.savefig(part, dpi=130, format=path.suffix.lstrip("."))
+    plt.close(figure)
+    return path
 
 
 def _charts(

@@ -1,7 +1,8 @@
-"""Lightning's loggers by the names that `train.loggers` takes."""
+"""Lightning's loggers by the names that `train.loggers` takes, and what they logged."""
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,17 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from bench.config import Config
 from bench.errors import ConfigError
+from bench.records.learning_curves import LearningCurve, Points
+
+LOGS = "logs"
+"""Folder of a training's logs, in the run's own."""
+_PART = "part_"
+_MOST_POINTS = 100  # of a training: a picture shows no more, and a file of them is small
+
+
+def part_folder(logs: Path) -> Path:
+    """Returns where the next start of a training logs to; a resumed training has a part for each."""
+    return logs / f"{_PART}{len(list(logs.glob(f'{_PART}*')))}"
 
 
 def make_loggers(config: Config, folder: Path) -> list[Logger]:
@@ -44,10 +56,43 @@ def make_loggers(config: Config, folder: Path) -> list[Logger]:
 
 @contextmanager
 def finished(loggers: list[Logger]) -> Iterator[None]:
-    """Ends the W&B run, which Lightning leaves open: the next run of this process would write into it."""
+    """Writes out what was logged, also of a training that was stopped, and ends the W&B run.
+
+    Lightning leaves that one open: the next run of this process would write into it.
+    """
     try:
         yield
     finally:
         for logger in loggers:
+            logger.save()
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
+
+
+def logged_curve(logs: Path) -> LearningCurve | None:
+    """Returns the losses that `csv` logged of a training, None where it logged none.
+
+    Training losses are means over at most 100 equal spans of steps. Steps that a resumed training took again count as
+    it took them last.
+    """
+    train: dict[int, float] = {}
+    val: dict[int, float] = {}
+    for part in sorted(logs.glob(f"{_PART}*/metrics.csv"), key=lambda path: int(path.parent.name.removeprefix(_PART))):
+        with part.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        own_train = {int(row["step"]) + 1: float(row["train/loss"]) for row in rows if row.get("train/loss")}
+        own_val = {int(row["step"]) + 1: float(row["val/loss"]) for row in rows if row.get("val/loss")}
+        start = min([*own_train, *own_val], default=None)
+        if start is not None:
+            train = {step: loss for step, loss in train.items() if step < start} | own_train
+            val = {step: loss for step, loss in val.items() if step < start} | own_val
+    return LearningCurve(_spans(train), tuple(sorted(val.items()))) if train else None
+
+
+def _spans(losses: dict[int, float]) -> Points:
+    width = -(-max(losses) // _MOST_POINTS)
+    spans: dict[int, list[float]] = {}
+    for step in sorted(losses):
+        spans.setdefault((step - 1) // width, []).append(losses[step])
+    last = max(losses)
+    return tuple((min((span + 1) * width, last), sum(found) / len(found)) for span, found in spans.items())

@@ -15,6 +15,7 @@ from bench.errors import ConfigError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.places import Place, local_folder, place
+from bench.records.learning_curves import write_learning_curve
 from bench.records.reuse import newest_of_same_run
 from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingSummary
@@ -22,6 +23,7 @@ from bench.records.store import read_records, record_path, write_record
 from bench.running.checkpoints import fetched
 from bench.running.ensembles import Ensemble
 from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
+from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import has_to_launch, here, launch
 from bench.running.runfolder import held
 from bench.running.session import Say, Session
@@ -162,6 +164,8 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     path = write_record(record, job.results)
     picture, parts = None, sample_arrays(sample)
     write_sample(parts, record, job.results)
+    if job.train and (curve := logged_curve(folder / LOGS)) is not None:
+        write_learning_curve(curve, record, job.results)
     if config.picture:
         picture = draw_forecasts(
             folder / f"forecast-{record.run_id}.png",

@@ -27,7 +27,7 @@ from bench.records.schema import TrainingSummary
 from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
-from bench.running.loggers import finished, make_loggers
+from bench.running.loggers import LOGS, finished, make_loggers, part_folder
 from bench.running.processes import Processes
 from bench.running.resuming import Resume
 from bench.running.session import Session
@@ -73,8 +73,7 @@ def train(
 
     quiet_lightning()
     forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
-    part = len(list((folder / "logs").glob("part_*")))
-    loggers = make_loggers(config, folder / "logs" / f"part_{part}") if session.processes.main else []
+    loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
     watching = _watching(config, session, loader, monitor, checkpoints)
     shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
     shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []

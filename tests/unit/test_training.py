@@ -14,6 +14,7 @@ import bench.running.resuming
 from bench.config import Config, compose
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
 from bench.models import has_weights, load_weights
+from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.store import read_records
 from bench.running.pipeline import Outcome, run
 
@@ -36,6 +37,10 @@ def _run(storms: Path, out: Path, *overrides: str) -> Outcome:
 def _weights(out: Path, name: str = "last") -> dict[str, Tensor]:
     (path,) = out.glob(f"work/*/*/*/checkpoints/{name}.ckpt")
     return torch.load(path, weights_only=True)["state_dict"]
+
+
+def _curve(outcome: Outcome, out: Path) -> LearningCurve | None:
+    return read_learning_curve(outcome.record, out / "results")
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = False) -> None:
@@ -89,6 +94,7 @@ def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> 
     second = run(_config(storms, tmp_path), training=True, say=lines.append)
     assert any("training had ended" in line for line in lines)
     assert first.record.scores == second.record.scores and first.record_path != second.record_path
+    assert _curve(first, tmp_path) == _curve(second, tmp_path) is not None
 
 
 @pytest.mark.parametrize(("step", "ema"), [(1, "0.9"), (2, "null"), (3, "0.9"), (5, "null")])
@@ -96,16 +102,20 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     storms: Path, tmp_path: Path, monkeypatch, step: int, ema: str
 ) -> None:
     overrides = [f"train.ema_decay={ema}"]
-    _run(storms, tmp_path / "unbroken", *overrides)
+    whole = _run(storms, tmp_path / "unbroken", *overrides)
     with monkeypatch.context() as patch:
         _stop_after(patch, step)
         with pytest.raises(InterruptedRunError, match=f"SIGTERM; saved after step {step} ") as caught:
             _run(storms, tmp_path / "broken", *overrides)
     assert caught.value.exit_code == 130
-    resumed = _run(storms, tmp_path / "broken", *overrides).record
-    assert resumed.training is not None and resumed.training.resumed_count == 1
+    resumed = _run(storms, tmp_path / "broken", *overrides)
+    assert resumed.record.training is not None and resumed.record.training.resumed_count == 1
     unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
     assert unbroken.keys() == broken.keys() and all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
+    seen, all_of_it = _curve(resumed, tmp_path / "broken"), _curve(whole, tmp_path / "unbroken")
+    assert seen is not None and all_of_it is not None and seen.val == all_of_it.val
+    missed = set(all_of_it.train) - set(seen.train)
+    assert {at for at, _ in missed} <= {step}, "Lightning logs a step after the callbacks that may end it"
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -134,14 +144,15 @@ def test_a_signal_during_validation_is_obeyed_and_resumes_to_the_same_bits(
 
 
 def test_a_crashed_run_resumes_from_the_last_epoch_to_the_same_bits(storms: Path, tmp_path: Path, monkeypatch) -> None:
-    _run(storms, tmp_path / "unbroken")
+    whole = _run(storms, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         _stop_after(patch, 5, crash=True)
         with pytest.raises(ZeroDivisionError):
             _run(storms, tmp_path / "broken")
-    _run(storms, tmp_path / "broken")
+    resumed = _run(storms, tmp_path / "broken")
     unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
     assert all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
+    assert _curve(resumed, tmp_path / "broken") == _curve(whole, tmp_path / "unbroken"), "steps taken twice count once"
 
 
 def test_the_running_average_is_what_is_evaluated(storms: Path, tmp_path: Path) -> None:

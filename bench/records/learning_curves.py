@@ -1,0 +1,70 @@
+"""How the loss of a run fell while it was trained, kept beside the records: for pictures, never for scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+from bench.errors import DataError
+from bench.places import Place
+from bench.records.schema import RunRecord
+from bench.records.store import publish
+
+Points = tuple[tuple[int, float], ...]
+"""Optimiser steps so far, and the loss."""
+
+_HEADER = ["steps", "split", "loss"]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Losses by optimiser step: the training's own, in normalised units, and the validation's."""
+
+    train: Points
+    val: Points
+
+
+def learning_curve_path(record: RunRecord, root: Place) -> Place:
+    """Returns where the learning curve of a record lies, whether or not it does."""
+    return root / "learning_curves" / record.task.name / record.model.name / f"{record.run_id}.csv"
+
+
+def write_learning_curve(curve: LearningCurve, record: RunRecord, root: Place) -> Place:
+    """Writes the learning curve of a run as `steps,split,loss` and returns its path.
+
+    Raises:
+        DataError: the disk refused; names the path.
+    """
+    path = learning_curve_path(record, root)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(_HEADER)
+    lines.writerows((steps, "train", f"{loss:.6g}") for steps, loss in curve.train)
+    lines.writerows((steps, "val", f"{loss:.6g}") for steps, loss in curve.val)
+    try:
+        publish(text.getvalue().encode(), path)
+    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
+        raise DataError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
+    """Returns the learning curve of a record, None where there is none.
+
+    Raises:
+        DataError: the file is not what `write_learning_curve` writes.
+    """
+    path = learning_curve_path(record, root)
+    if not path.is_file():
+        return None
+    found: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
+    try:
+        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        if header != _HEADER:
+            raise ValueError(f"expected the columns {','.join(_HEADER)}, found {','.join(header)}")
+        for steps, split, loss in rows:
+            found[split].append((int(steps), float(loss)))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path}: not a learning curve: {error}") from error
+    return LearningCurve(train=tuple(found["train"]), val=tuple(found["val"]))
