@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.errors import DataError
 from bench.places import Place
 from bench.records.schema import RunRecord
-from bench.records.store import publish
+from bench.records.store import publish_beside
 
 Points = tuple[tuple[int, float], ...]
 """Optimiser steps so far, and the loss."""
@@ -36,17 +36,12 @@ def write_learning_curve(curve: LearningCurve, record: RunRecord, root: Place) -
     Raises:
         DataError: the disk refused; names the path.
     """
-    path = learning_curve_path(record, root)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_HEADER)
     lines.writerows((steps, "train", f"{loss:.6g}") for steps, loss in curve.train)
     lines.writerows((steps, "val", f"{loss:.6g}") for steps, loss in curve.val)
-    try:
-        publish(text.getvalue().encode(), path)
-    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
-        raise DataError(f"{path} cannot be written: {error}") from error
-    return path
+    return publish_beside(text.getvalue().encode(), learning_curve_path(record, root))
 
 
 def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:

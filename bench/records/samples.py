@@ -12,7 +12,7 @@ from bench.errors import DataError
 from bench.places import Place
 from bench.records.schema import RunRecord
 from bench.records.statistics import packed
-from bench.records.store import publish
+from bench.records.store import publish_beside
 
 PARTS = ("context", "target", "forecast")
 _LARGEST_SIDE = 192  # pixels; means of blocks above it
@@ -43,13 +43,8 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Place
     Raises:
         DataError: the disk refused; names the path.
     """
-    path = sample_path(record, root)
     reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in PARTS}
-    try:
-        publish(packed(reduced), path)
-    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
-        raise DataError(f"{path} cannot be written: {error}") from error
-    return path
+    return publish_beside(packed(reduced), sample_path(record, root))
 
 
 def read_sample(record: RunRecord, root: Place) -> Sample | None:

@@ -75,6 +75,19 @@ def publish(content: bytes, path: Place) -> None:
         _put(content, path)
 
 
+def publish_beside(content: bytes, path: Place) -> Place:
+    """Publishes what is kept beside a record for pictures, and returns its path.
+
+    Raises:
+        DataError: the disk or the backend refused; names the path.
+    """
+    try:
+        publish(content, path)
+    except Exception as error:  # a disk gives OSError, each remote backend errors of its own
+        raise DataError(f"{path} cannot be written: {error}") from error
+    return path
+
+
 def _publish_on_disk(content: bytes, path: Path) -> None:
     part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
     try:
