@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,19 @@ def make_loggers(config: Config, folder: Path) -> list[Logger]:
 
 @contextmanager
 def finished(loggers: list[Logger]) -> Iterator[None]:
-    """Writes out what was logged, also of a training that was stopped, and ends the W&B run.
+    """Writes out what a training had logged that was stopped, and ends the W&B run.
 
-    Lightning leaves that one open: the next run of this process would write into it.
+    Lightning does neither: the last hundred steps would be lost, and the next run of this process go into the same run.
     """
     try:
         yield
+    except BaseException:
+        for logger in loggers:
+            with suppress(OSError):  # a full disk: what ended the training is the error to tell
+                logger.save()
+        raise
     finally:
         for logger in loggers:
-            logger.save()
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
 
@@ -80,13 +84,20 @@ def logged_curve(logs: Path) -> LearningCurve | None:
     for part in sorted(logs.glob(f"{_PART}*/metrics.csv"), key=lambda path: int(path.parent.name.removeprefix(_PART))):
         with part.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        own_train = {int(row["step"]) + 1: float(row["train/loss"]) for row in rows if row.get("train/loss")}
-        own_val = {int(row["step"]) + 1: float(row["val/loss"]) for row in rows if row.get("val/loss")}
+        own_train, own_val = _losses(rows, "train/loss"), _losses(rows, "val/loss")
         start = min([*own_train, *own_val], default=None)
         if start is not None:
             train = {step: loss for step, loss in train.items() if step < start} | own_train
             val = {step: loss for step, loss in val.items() if step < start} | own_val
     return LearningCurve(_spans(train), tuple(sorted(val.items()))) if train else None
+
+
+def _losses(rows: Iterable[dict[str, str]], column: str) -> dict[int, float]:
+    found = {}
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):  # another row's column, or a line that a kill tore
+            found[int(row["step"]) + 1] = float(row[column])
+    return found
 
 
 def _spans(losses: dict[int, float]) -> Points:
