@@ -53,16 +53,24 @@ def render(
         unreadable: Files that are no record, as `read_store` gives them: they are named, and mark their rows.
         interval: Gives the bounds of a record's score; see `bench.tables.cells.Interval`.
     """
+    return _texts(table, records, (form,), unreadable, interval)[form]
+
+
+def _texts(
+    table: Table,
+    records: Sequence[RunRecord],
+    forms: Sequence[str],
+    unreadable: Sequence[LeftOut],
+    interval: Interval | None,
+) -> dict[str, str]:
+    """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
     published = load_published(table.published) if table.published else None
     contents = contents_of(table, published, records, unreadable, interval)
-    if form == "csv":
-        return _csv(contents)
-    if form == "json":
-        return _json(table, published, contents)
-    return {"md": markdown, "latex": latex, "html": page}[form](table, published, contents)
+    writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
+    return {form: writers[form](table, published, contents) for form in forms}
 
 
-def _csv(contents: Contents) -> str:
+def _csv(table: Table, published: Published | None, contents: Contents) -> str:
     """One line per cell; what has several values is joined by spaces."""
     text = io.StringIO()
     names = ["block", *Cell.__dataclass_fields__]
@@ -98,10 +106,10 @@ def write_renderings(table: Table, root: Path, interval: Interval | None = None)
     """Writes a table in every format under `ROOT/tables` and returns the paths."""
     records, unreadable = read_store(root, table.task)
     paths = []
-    for form in FORMATS:
+    for form, text in _texts(table, records, FORMATS, unreadable, interval).items():
         path = rendering_path(table, root, form)
         with replacing(path) as part:
-            part.write_text(render(table, records, form, unreadable=unreadable, interval=interval), encoding="utf-8")
+            part.write_text(text, encoding="utf-8")
         paths.append(path)
     return paths
 
@@ -120,11 +128,13 @@ def check_renderings(table: Table, root: Path, interval: Interval | None = None)
     again = f"write it: earthbench table {table.name} --write --results {root}"
     if not present:
         raise VerificationError(f"no rendering of {table.name} under {root / 'tables'}; {again}")
-    stale = []
-    for form in present:
-        path = rendering_path(table, root, form)
-        if path.read_text(encoding="utf-8") != render(table, records, form, interval=interval):
-            stale.append(f"{path} differs from a fresh rendering")
+    fresh = _texts(table, records, present, (), interval)
+    paths = {form: rendering_path(table, root, form) for form in present}
+    stale = [
+        f"{path} differs from a fresh rendering"
+        for form, path in paths.items()
+        if path.read_text(encoding="utf-8") != fresh[form]
+    ]
     if stale:
         raise VerificationError(one_message(f"table {table.name} is stale; {again}", stale))
-    return [rendering_path(table, root, form) for form in present]
+    return list(paths.values())
