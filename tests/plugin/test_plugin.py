@@ -48,11 +48,12 @@ def test_it_is_trained_and_stands_in_tables_and_report(tmp_path: Path, storms: P
     chosen = ["model=linear_extrapolation", "model.damping=0.2", "train.max_epochs=1", "progress=false"]
     _earthbench("run", *chosen, f"data.root={storms}", cwd=tmp_path)
     for table in ("runs/sevir", "example/storms"):
-        assert "linear_extrapolation (damping=0.2) (plugin)" in _earthbench("table", table, cwd=tmp_path).stdout
+        text = _earthbench("table", table, cwd=tmp_path).stdout
+        assert "linear_extrapolation (plugin)" in text and "of linear_extrapolation: damping=0.2" in text
     _earthbench("verify", cwd=tmp_path)
     _earthbench("report", "--out", "site", cwd=tmp_path)
     page = (tmp_path / "site/table-example_storms.html").read_text(encoding="utf-8")
-    assert "linear_extrapolation (damping=0.2)" in page and '<span class="chip">plugin</span>' in page
+    assert "of linear_extrapolation: damping=0.2" in page and '<span class="chip">plugin</span>' in page
     assert (tmp_path / "site/model-linear_extrapolation.html").is_file()
 
 
