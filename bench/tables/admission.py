@@ -16,6 +16,7 @@ from bench.records.store import read_records
 from bench.tables.definitions import Row, Table
 
 PARTIAL = "partial runs"
+OTHER_CONFIG = "trained with another config than the table's, which other runs have"
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
@@ -64,6 +65,11 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
             by_row[row.key].append(record)
         else:
             left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, str(reason)))
+    for mine in by_row.values():
+        deviating = [record for record in mine if deviations(table, record)]
+        if len(deviating) < len(mine):  # a longer trial of a row takes the place of nothing
+            left_out += [LeftOut(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in deviating]
+            mine[:] = [record for record in mine if record not in deviating]
     return by_row, left_out
 
 

@@ -111,6 +111,16 @@ def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecor
     assert "train.max_epochs=3 (table: 100)" in render(SEVIR, [record])
 
 
+def test_a_later_run_with_another_config_takes_the_place_of_none_that_keeps_the_papers(measured: RunRecord) -> None:
+    kept = unet_like(measured, run_id="2026-1")
+    other = unet_like(
+        measured, run_id="2026-2", seed=1, training=trained_with({**PAPER_SETTINGS, "max_epochs": 3}), scores={}
+    )
+    assert _cells([kept, other], "unet")["csi_m"] == _cells([kept], "unet")["csi_m"]
+    text = render(SEVIR, [kept, other])
+    assert "another config than the table's, which other runs have (1): unet/2026-2" in text and "†" not in text
+
+
 @pytest.mark.parametrize(
     ("training", "reason"),
     [
