@@ -60,6 +60,8 @@ def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
             raise ValueError(f"expected the columns {','.join(_HEADER)}, found {','.join(header)}")
         for steps, split, loss in rows:
             found[split].append((int(steps), float(loss)))
+        if not found["train"]:
+            raise ValueError("no training loss")
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: not a learning curve: {error}") from error
     return LearningCurve(train=tuple(found["train"]), val=tuple(found["val"]))

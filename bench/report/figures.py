@@ -42,11 +42,7 @@ def draw_table(
     Raises:
         ConfigError: no block has a score per lead time, or the name's ending is not known.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     by_id = {record.run_id: record for record in records}
     drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id, interval))]
     if not drawn:
@@ -127,11 +123,7 @@ def draw_learning_curves(
         ConfigError: no run of the table has a learning curve, or the name's ending is not known.
         DataError: a file is no learning curve.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     by_id = {record.run_id: record for record in records}
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
@@ -179,6 +171,16 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
         one.tick_params(labelsize=7)
 
 
+def _pyplot() -> Any:
+    """Returns matplotlib's pyplot, told that there is no screen; imported when first drawn."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def _check_ending(path: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -188,11 +190,9 @@ def _check_ending(path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     with replacing(path) as part:
         figure.savefig(part, dpi=130, format=path.suffix.lstrip("."))
-    plt.close(figure)
+    _pyplot().close(figure)
     return path
 
 

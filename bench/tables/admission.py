@@ -66,10 +66,12 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
         else:
             left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, str(reason)))
     for mine in by_row.values():
-        deviating = [record for record in mine if deviations(table, record)]
-        if len(deviating) < len(mine):  # a longer trial of a row takes the place of nothing
-            left_out += [LeftOut(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in deviating]
-            mine[:] = [record for record in mine if record not in deviating]
+        kept = [record for record in mine if not deviations(table, record)]
+        if kept:  # a longer trial of a row takes the place of nothing
+            left_out += [
+                LeftOut(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in mine if deviations(table, r)
+            ]
+            mine[:] = kept
     return by_row, left_out
 
 

@@ -84,7 +84,8 @@ def test_a_curve_comes_back_as_it_was_written(measured: RunRecord, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "steps,loss\n1,2\n", "steps,split,loss\n1,tr", "steps,split,loss\n1,test,2\n", "\0"]
+    "text",
+    ["", "steps,loss\n1,2\n", "steps,split,loss\n", "steps,split,loss\n1,tr", "steps,split,loss\n1,test,2\n", "\0"],
 )
 def test_a_torn_curve_is_one_error_that_names_it(measured: RunRecord, tmp_path: Path, text: str) -> None:
     path = learning_curve_path(measured, tmp_path)
