@@ -108,7 +108,7 @@ def _overview(table: Table, contents: Contents) -> Overview:
     for cell in cells:
         status = cell.status.partition(",")[0]
         statuses[status] = statuses.get(status, 0) + 1
-    leaders = (cell for column in table.columns for cell in cells if cell.column == column.key and cell.rank == 1)
+    leaders = (cell for column in table.columns for cell in cells if cell.column == column.key and cell.mark == 1)
     best = next(leaders, None)
     return Overview(
         table=table,

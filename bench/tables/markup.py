@@ -33,7 +33,7 @@ tbody tr:hover { background: color-mix(in srgb, currentColor 7%, transparent) }
 
 
 def markdown(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as Markdown: best bold, second in italics."""
+    """Returns the table as Markdown: the best bold, the next in italics."""
     parts = [f"# {_escape_markdown(table.name)}", "", _escape_markdown(table.title), ""]
     for block in contents.blocks:
         if block.title:
@@ -56,7 +56,7 @@ def markdown(table: Table, published: Published | None, contents: Contents) -> s
 
 
 def latex(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as LaTeX with booktabs: best bold, second underlined."""
+    """Returns the table as LaTeX with booktabs: the best bold, the next underlined."""
     parts = [_comment(f"{table.name}: {table.title}"), _comment(r"needs \usepackage{booktabs}")]
     for block in contents.blocks:
         if block.title:
@@ -78,7 +78,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
 
 
 def page(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as a page of HTML that needs nothing else: best bold, second underlined."""
+    """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
     escape = html.escape
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
@@ -96,7 +96,7 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
             for cell in cells:
                 column = table.column(cell.column)
                 status, _, _ = cell.status.partition(",")
-                ours = _mark_html(escape(ours_text(cell, column)), cell.rank)
+                ours = _mark_html(escape(ours_text(cell, column)), cell.mark)
                 inner = f'<span class="ours">{ours}</span>'
                 if cell.published_text:
                     inner = f'<span class="published">{escape(cell.published_text)}</span><br>{inner}'
@@ -148,20 +148,20 @@ def _escape_markdown(text: str) -> str:
     return text
 
 
-def _mark_markdown(text: str, rank: int | None) -> str:
-    return {1: f"**{text}**", 2: f"*{text}*"}.get(rank or 0, text)
+def _mark_markdown(text: str, mark: int | None) -> str:
+    return {1: f"**{text}**", 2: f"*{text}*"}.get(mark or 0, text)
 
 
 def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _mark_latex(text: str, rank: int | None) -> str:
-    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank or 0, text)
+def _mark_latex(text: str, mark: int | None) -> str:
+    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(mark or 0, text)
 
 
-def _mark_html(text: str, rank: int | None) -> str:
-    return {1: f"<strong>{text}</strong>", 2: f"<u>{text}</u>"}.get(rank or 0, text)
+def _mark_html(text: str, mark: int | None) -> str:
+    return {1: f"<strong>{text}</strong>", 2: f"<u>{text}</u>"}.get(mark or 0, text)
 
 
 def _comment(text: str) -> str:

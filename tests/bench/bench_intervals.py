@@ -1,0 +1,279 @@
+"""How often intervals of 95 % hold the true score, and how often two equal models are told apart, by simulation.
+
+    python tests/bench/bench_intervals.py
+
+Draws test sets of n events from populations whose true score is known, and gives each to every method.  Sizes and
+skills of the events are about those of the committed statistics under `results/runs`: on six radar sequences the
+logarithm of the observed area has a standard deviation of 0.4 (VIL 74) to 0.9 (VIL 160 and 181), the log odds of an
+event's CSI 0.2 to 0.4, more area goes with more skill, and a squared error varies by 0.3 of its mean; a season has more
+kinds of weather than one day.  Prints the tables of `docs/which_csi.md`; minutes on one core.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
+
+from bench.records.uncertainty import trades
+from bench.scores.jackknife import jackknife_interval, scale_of
+
+Array = np.ndarray
+Sums = Mapping[str, Array]
+
+EVENTS = (3, 5, 6, 8, 10, 15, 20, 30, 50, 100)
+SIMULATIONS = 4000
+REPLICATES = 999
+LEVEL = 0.95
+METHODS = ("percentile", "expanded percentile", "BCa", "bootstrap-t", "jackknife, t", "ours")
+PAIRED = ("percentile", "expanded percentile", "ours", "permutation")
+
+
+@dataclass(frozen=True)
+class Population:
+    """Where test sets are drawn from."""
+
+    title: str
+    score: str
+    """What `scale_of` knows it by."""
+    draw: Callable[[np.random.Generator, int, int, int], list[dict[str, Array]]]
+    """Generator, events, test sets, models -> per model its statistics, each `(events, test sets)`."""
+    value: Callable[[Sums], Array]
+    """The score of sums."""
+
+
+def _contingency(spread: float, empty: float, tied: float) -> Callable[..., list[dict[str, Array]]]:
+    """Counts of events: log-normal areas, some without any, and a skill that goes up with the area."""
+
+    def draw(rng: np.random.Generator, events: int, sets: int, models: int) -> list[dict[str, Array]]:
+        shape = (events, sets)
+        size = rng.normal(size=shape)
+        area = np.exp(spread * size) * (rng.random(shape) >= empty)
+        weather = rng.normal(size=(2, *shape))  # what is hard is hard for all models
+        found = []
+        for _ in range(models):
+            own = rng.normal(size=(2, *shape))
+            pod = 1 / (1 + np.exp(-(tied * size + 0.25 * weather[0] + 0.15 * own[0])))
+            alarms = area * np.exp(-0.7 - 0.5 * tied * size + 0.25 * weather[1] + 0.15 * own[1])
+            found.append({"hits": area * pod, "misses": area * (1 - pod), "false_alarms": alarms})
+        return found
+
+    return draw
+
+
+def _errors(spread: float) -> Callable[..., list[dict[str, Array]]]:
+    def draw(rng: np.random.Generator, events: int, sets: int, models: int) -> list[dict[str, Array]]:
+        weather = rng.normal(size=(events, sets))
+        return [
+            {
+                "sum": np.exp(spread * (0.95 * weather + 0.31 * rng.normal(size=weather.shape))),
+                "count": np.ones_like(weather),
+            }
+            for _ in range(models)
+        ]
+
+    return draw
+
+
+_LEAD, _WINDOW = 6, 26
+# Of a month's anomaly that is left a month later; a second root makes the index swing, as El Nino does.
+_MEMORY = (1.72, -0.76)
+
+
+def _blocks(rng: np.random.Generator, events: int, sets: int, models: int) -> list[dict[str, Array]]:
+    """Moments of an index at a lead of six months, over blocks of 26 windows of one long record."""
+    months = events * _WINDOW + _LEAD
+    warm_up = 120
+    noise = rng.normal(size=(months + warm_up, sets))
+    index = np.zeros_like(noise)
+    for month in range(2, len(noise)):
+        index[month] = _MEMORY[0] * index[month - 1] + _MEMORY[1] * index[month - 2] + noise[month]
+    index = index[warm_up:] / index.std()
+    now, later = index[: events * _WINDOW], index[_LEAD:]
+    found = []
+    for _ in range(models):
+        error = np.zeros_like(now)
+        fresh = rng.normal(size=now.shape)
+        for month in range(1, len(now)):  # windows that overlap err alike
+            error[month] = 0.8 * error[month - 1] + 0.6 * fresh[month]
+        p = 0.6 * now + 0.4 * error
+        each = {"count": np.ones_like(p), "p": p, "o": later, "pp": p * p, "oo": later * later, "po": p * later}
+        found.append({name: values.reshape(events, _WINDOW, sets).sum(1) for name, values in each.items()})
+    return found
+
+
+def _csi(sums: Sums) -> Array:
+    with np.errstate(all="ignore"):
+        return sums["hits"] / (sums["hits"] + sums["misses"] + sums["false_alarms"])
+
+
+def _correlation(sums: Sums) -> Array:
+    n, p, o = sums["count"], sums["p"], sums["o"]
+    with np.errstate(all="ignore"):
+        return (sums["po"] - p * o / n) / np.sqrt((sums["pp"] - p * p / n) * (sums["oo"] - o * o / n))
+
+
+POPULATIONS = {
+    "csi": Population("CSI", "csi_74", _contingency(0.7, 0.0, 0.1), _csi),
+    "rare": Population("CSI, rare", "csi_160", _contingency(1.1, 0.1, 0.3), _csi),
+    "heavy": Population("CSI, few carry all", "csi_219", _contingency(1.5, 0.3, 0.4), _csi),
+    "mse": Population("MSE", "mse", _errors(0.35), lambda sums: sums["sum"] / sums["count"]),
+    "skewed": Population("MSE, skewed", "mse", _errors(0.9), lambda sums: sums["sum"] / sums["count"]),
+    "blocks": Population("correlation, blocks", "c_nino34_m", _blocks, _correlation),
+}
+
+
+def truth_of(population: Population) -> float:
+    """Returns the score of a test set so large that it is the population."""
+    rng = np.random.default_rng(1)
+    sums: dict[str, float] = {}
+    for _ in range(20):
+        for name, values in population.draw(rng, 400, 500, 1)[0].items():
+            sums[name] = sums.get(name, 0.0) + float(values.sum())
+    return float(population.value({name: np.asarray(value) for name, value in sums.items()}))
+
+
+def drawn(name: str, events: int, models: int, sets: int) -> list[dict[str, Array]]:
+    """Returns test sets of a population; the same for the same arguments."""
+    rng = np.random.default_rng([list(POPULATIONS).index(name), events, models])
+    return POPULATIONS[name].draw(rng, events, sets, models)
+
+
+def _without_each(population: Population, own: Sums) -> tuple[Array, Array]:
+    whole = {name: values.sum(0) for name, values in own.items()}
+    return population.value(whole), population.value({name: whole[name] - values for name, values in own.items()})
+
+
+def _of_weights(population: Population, own: Sums, weights: Array) -> Array:
+    return population.value({name: weights @ values for name, values in own.items()})
+
+
+def _resampling(events: int) -> Array:
+    rng = np.random.default_rng([7, events])
+    return rng.multinomial(events, np.full(events, 1 / events), size=REPLICATES).astype(np.float64)
+
+
+def _quantiles(values: Array, low: Array | float, high: Array | float) -> tuple[Array, Array]:
+    """Returns two quantiles along the first axis, each the same for all columns or one per column."""
+    ordered = np.sort(values, 0)  # NaN last
+    defined = (~np.isnan(values)).sum(0)
+    columns = np.arange(values.shape[1])
+
+    def at(share: Array | float) -> Array:
+        place = np.nan_to_num(np.asarray(share) * (defined - 1), nan=0.0)
+        return ordered[np.clip(np.rint(place), 0, np.maximum(defined - 1, 0)).astype(int), columns]
+
+    return at(low), at(high)
+
+
+def _expanded(events: int) -> float:
+    """Returns the lower share of the expanded percentile interval (Hesterberg, 2015, Am. Statistician 69, 371-386)."""
+    return float(ndtr(-stdtrit(events - 1, (1 + LEVEL) / 2) * np.sqrt(events / (events - 1))))
+
+
+def intervals(name: str, own: Sums, methods: tuple[str, ...] = METHODS) -> dict[str, tuple[Array, Array]]:
+    """Returns the bounds that each method gives to each test set."""
+    population = POPULATIONS[name]
+    whole, without = _without_each(population, own)
+    events = len(without)
+    found = {"ours": jackknife_interval(whole, without, level=LEVEL, scale=scale_of(population.score))}
+    if methods == ("ours",):
+        return found
+    influence = without.mean(0) - without
+    deviation = np.sqrt((events - 1) / events * (influence**2).sum(0))
+    reach = stdtrit(events - 1, (1 + LEVEL) / 2) * deviation
+    found["jackknife, t"] = whole - reach, whole + reach
+    weights = _resampling(events)
+    values = _of_weights(population, own, weights)
+    tail = (1 - LEVEL) / 2
+    found["percentile"] = _quantiles(values, tail, 1 - tail)
+    found["expanded percentile"] = _quantiles(values, _expanded(events), 1 - _expanded(events))
+    with np.errstate(all="ignore"):
+        shift = ndtri(np.clip((values < whole).mean(0), 1 / REPLICATES, 1 - 1 / REPLICATES))
+        bend = (influence**3).sum(0) / (6 * (influence**2).sum(0) ** 1.5)
+        ends = (ndtr(shift + (shift + z) / (1 - bend * (shift + z))) for z in (ndtri(tail), -ndtri(tail)))
+        found["BCa"] = _quantiles(values, *ends)
+        if (of_ratio := _as_ratio(name, own)) is not None:
+            up, down = of_ratio
+            spread = np.sqrt(
+                weights @ (up * up) - 2 * values * (weights @ (up * down)) + values**2 * (weights @ (down * down))
+            ) / (weights @ down)
+            linear = np.sqrt((((up - whole * down) / down.sum(0)) ** 2).sum(0))
+            studentised = (values - whole) / spread
+            studentised[~np.isfinite(studentised)] = np.nan
+            low, high = _quantiles(studentised, tail, 1 - tail)
+            found["bootstrap-t"] = whole - high * linear, whole - low * linear
+    return found
+
+
+def _as_ratio(name: str, own: Sums) -> tuple[Array, Array] | None:
+    if "hits" in own:
+        return own["hits"], own["hits"] + own["misses"] + own["false_alarms"]
+    return (own["sum"], own["count"]) if "sum" in own else None
+
+
+def coverage(name: str, events: int, methods: tuple[str, ...] = METHODS, sets: int = SIMULATIONS) -> dict[str, float]:
+    """Returns how often each method's interval holds the true score; without an interval, it does not count."""
+    truth = truth_of(POPULATIONS[name])
+    found = {}
+    for method, (low, high) in intervals(name, drawn(name, events, 1, sets)[0], methods).items():
+        given = np.isfinite(low) & np.isfinite(high)
+        found[method] = float(((low <= truth) & (truth <= high))[given].mean())
+    return found
+
+
+def told_apart(name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: int = SIMULATIONS) -> dict[str, float]:
+    """Returns how often two equal models are told apart: 0 outside the interval of the difference, or p < 0.05."""
+    population = POPULATIONS[name]
+    a, b = drawn(name, events, 2, sets)
+    whole, without = (
+        one - other for one, other in zip(_without_each(population, a), _without_each(population, b), strict=True)
+    )
+    bounds = {"ours": jackknife_interval(whole, without, level=LEVEL)}
+    if "percentile" in methods:
+        weights = _resampling(events)
+        values = _of_weights(population, a, weights) - _of_weights(population, b, weights)
+        bounds["percentile"] = _quantiles(values, 0.025, 0.975)
+        bounds["expanded percentile"] = _quantiles(values, _expanded(events), 1 - _expanded(events))
+    found = {}
+    for method, (low, high) in bounds.items():
+        given = np.isfinite(low) & np.isfinite(high)
+        found[method] = float(((low > 0) | (high < 0))[given].mean())
+    if "permutation" in methods:
+        stay = trades(events, REPLICATES, np.random.default_rng([8, events]))
+        there = {key: stay @ a[key] + (1 - stay) @ b[key] for key in a}
+        back = {key: (1 - stay) @ a[key] + stay @ b[key] for key in a}
+        differences = np.abs(population.value(there) - population.value(back))
+        as_large = (differences >= np.abs(whole) * (1 - 1e-9)).sum(0)
+        all_of_them = len(stay) == 2**events
+        p = as_large / len(stay) if all_of_them else (1 + as_large) / (1 + len(stay))
+        found["permutation"] = float((p < 0.05).mean())
+    return found
+
+
+def main(sets: int = SIMULATIONS) -> None:
+    """Prints the tables."""
+    print(f"Coverage of 95 % intervals, {sets} test sets each (standard error {np.sqrt(0.05 * 0.95 / sets):.3f})")
+    for name, population in POPULATIONS.items():
+        print(f"\n{population.title} (true value {truth_of(population):.3f})\n")
+        _print("events", EVENTS, METHODS, [coverage(name, n, sets=sets) for n in EVENTS])
+    print("\nTwo equal models told apart, 5 % promised")
+    for name, population in POPULATIONS.items():
+        print(f"\n{population.title}\n")
+        _print("events", EVENTS, PAIRED, [told_apart(name, n, sets=sets) for n in EVENTS])
+
+
+def _print(first: str, keys: tuple[int, ...], columns: tuple[str, ...], rows: list[dict[str, float]]) -> None:
+    print(f"| {first} | {' | '.join(columns)} |")
+    print(f"|{'---|' * (len(columns) + 1)}")
+    for key, row in zip(keys, rows, strict=True):
+        cells = (f"{row[column]:.3f}" if column in row else "" for column in columns)
+        print(f"| {' | '.join(itertools.chain([str(key)], cells))} |")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
