@@ -1,7 +1,7 @@
 """The interval of a score, from what the score is without each event in turn.
 
-A score is a function of sums over events.  The jackknife leaves out one event at a time; how far the score moves is that
-event's influence, and the variance of the influences that of the score (Tukey's jackknife: Efron and Tibshirani, 1993,
+A score is a function of sums over events.  The jackknife leaves out one event at a time: how far the score moves is
+that event's influence, and the influences' variance gives the score's (Tukey's jackknife: Efron and Tibshirani, 1993,
 An Introduction to the Bootstrap, ch. 11).  Two things make its interval hold with few events and heavy tails:
 
 - It is formed on a scale without ends, where influences are closer to normal: log odds of a CSI, logarithm of an
@@ -39,20 +39,20 @@ _CORRELATION: _Scale = (np.arctanh, np.tanh)
 _SKILL: _Scale = (lambda x: -np.log1p(-x), lambda y: -np.expm1(-y))  # 1 minus a ratio of errors
 
 _SCALES: dict[str, _Scale] = {
-    **dict.fromkeys(("csi", "pod", "sucr", "far", "fss"), _SHARE),
+    **dict.fromkeys(("csi", "pod", "sucr", "far", "fss", "brier"), _SHARE),
     **dict.fromkeys(("hss", "ssim", "c_nino34"), _CORRELATION),
     **dict.fromkeys(("mse", "mae", "rmse", "crps", "spread", "bias", "e_mse", "e_mae"), _POSITIVE),
     "bss": _SKILL,
 }  # fmt: skip
 # Of a first part that others share: a difference of two terms, which may be negative; a sum with weights above 1.
-_UNBOUNDED = ("crps_fair", "c_nino34_wm")
+_UNBOUNDED = ("brier_debiased", "crps_fair", "c_nino34_wm")
 
 
 def scale_of(score: str) -> _Scale:
     """Returns the map to a scale without ends and the way back, by a score's name; the identity where none is known."""
     match = PER_LEAD.match(score)
     name = (match["score"] if match else score).removesuffix(MEMBERS)
-    if name in _UNBOUNDED:
+    if name.startswith(_UNBOUNDED):
         return _PLAIN
     known = [prefix for prefix in _SCALES if name == prefix or name.startswith(f"{prefix}_")]
     return _SCALES[max(known, key=len)] if known else _PLAIN

@@ -113,7 +113,7 @@ def contents_of(
 
 
 def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
-    """Returns a block with the best of its columns marked, and with why marks and intervals are absent, where they are."""
+    """Returns a block with the best of its columns marked, and a remark where marks or intervals are absent."""
     by_id = {record.run_id: record for record in records}
     cells = marked(table, ranked(table, block.cells), by_id)
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]

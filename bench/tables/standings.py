@@ -58,10 +58,10 @@ def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> tuple[Cell, ...]:
-    """Returns the cells with the marks of each column: 1 for the best, and what is not worse beyond chance; 2 for the next.
+    """Returns the cells with their marks: 1 for the best and what is not worse beyond chance, 2 for the next.
 
-    The rows are gone through from the best down; the first that is worse than the best beyond chance ends the group of
-    the best.  The second must have p < 0.05; the third, which is further from the best by chance too, 0.05 / 2; and so
+    From the best down, the first row that is worse than the best beyond chance ends the group of the best.  The second
+    row is worse where p < 0.05; the third, which lies further from the best by chance too, where p < 0.05 / 2; and so
     on (Bonferroni's correction over the places passed).  Where no row is worse beyond chance, or one on the way cannot
     be tested, the column has no mark.
 
@@ -87,7 +87,7 @@ def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]
 
 
 class _Tests:
-    """The tests of a block: statistics are read once, and what is tested of two rows is found for all columns at once."""
+    """The tests of a block: reads each record's statistics once, and tests two rows in all columns at once."""
 
     def __init__(self, records: Mapping[str, RunRecord], scores: Sequence[str], row_count: int) -> None:
         self.records, self.scores = records, scores

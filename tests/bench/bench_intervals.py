@@ -11,10 +11,10 @@ kinds of weather than one day.  Prints the tables of `docs/which_csi.md`; minute
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -127,8 +127,10 @@ POPULATIONS = {
 }
 
 
-def truth_of(population: Population) -> float:
+@cache
+def truth_of(name: str) -> float:
     """Returns the score of a test set so large that it is the population."""
+    population = POPULATIONS[name]
     rng = np.random.default_rng(1)
     sums: dict[str, float] = {}
     for _ in range(20):
@@ -218,7 +220,7 @@ def _as_ratio(name: str, own: Sums) -> tuple[Array, Array] | None:
 
 def coverage(name: str, events: int, methods: tuple[str, ...] = METHODS, sets: int = SIMULATIONS) -> dict[str, float]:
     """Returns how often each method's interval holds the true score; without an interval, it does not count."""
-    truth = truth_of(POPULATIONS[name])
+    truth = truth_of(name)
     found = {}
     for method, (low, high) in intervals(name, drawn(name, events, 1, sets)[0], methods).items():
         given = np.isfinite(low) & np.isfinite(high)
@@ -244,35 +246,71 @@ def told_apart(name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: 
         given = np.isfinite(low) & np.isfinite(high)
         found[method] = float(((low > 0) | (high < 0))[given].mean())
     if "permutation" in methods:
-        stay = trades(events, REPLICATES, np.random.default_rng([8, events]))
-        there = {key: stay @ a[key] + (1 - stay) @ b[key] for key in a}
-        back = {key: (1 - stay) @ a[key] + stay @ b[key] for key in a}
-        differences = np.abs(population.value(there) - population.value(back))
-        as_large = (differences >= np.abs(whole) * (1 - 1e-9)).sum(0)
-        all_of_them = len(stay) == 2**events
-        p = as_large / len(stay) if all_of_them else (1 + as_large) / (1 + len(stay))
-        found["permutation"] = float((p < 0.05).mean())
+        p = _permutation(population, a, b)
+        found["permutation"] = float((p < 0.05)[np.isfinite(whole)].mean())
     return found
 
 
+def _permutation(population: Population, a: Sums, b: Sums) -> Array:
+    """Returns the p-value of each test set, as `bench.records.compare` finds it."""
+    events = len(next(iter(a.values())))
+    stay = trades(events, REPLICATES, np.random.default_rng([8, events]))
+    there = population.value({key: stay @ a[key] + (1 - stay) @ b[key] for key in a})
+    back = population.value({key: (1 - stay) @ a[key] + stay @ b[key] for key in a})
+    observed = np.abs(population.value(_total(a)) - population.value(_total(b)))
+    as_large = (np.abs(there - back) >= observed * (1 - 1e-9) - 1e-13).sum(0)
+    defined = (~np.isnan(there - back)).sum(0)
+    return as_large / np.maximum(defined, 1) if len(stay) == 2**events else (1 + as_large) / (1 + defined)
+
+
+def _total(own: Sums) -> dict[str, Array]:
+    return {key: values.sum(0) for key, values in own.items()}
+
+
+def marked(name: str, events: int, models: int, sets: int = 1000) -> dict[str, float]:
+    """Returns how often a table of equal models has a mark, by the rule of `bench.tables.standings` and by others."""
+    population = POPULATIONS[name]
+    own = drawn(name, events, models, sets)
+    order = np.argsort(np.stack([population.value(_total(one)) for one in own]), 0)
+    if population.score != "mse":
+        order = order[::-1]
+    placed = [{key: np.choose(order[place], [one[key] for one in own]) for key in own[0]} for place in range(models)]
+    p = np.stack([_permutation(population, placed[0], other) for other in placed[1:]])
+    passed = np.arange(1, models)[:, None]
+    return {
+        "best and second": float((p[0] < 0.05).mean()),
+        "ours": float((p < 0.05 / passed).any(0).mean()),
+        "without correction": float((p < 0.05).any(0).mean()),
+    }
+
+
 def main(sets: int = SIMULATIONS) -> None:
-    """Prints the tables."""
-    print(f"Coverage of 95 % intervals, {sets} test sets each (standard error {np.sqrt(0.05 * 0.95 / sets):.3f})")
-    for name, population in POPULATIONS.items():
-        print(f"\n{population.title} (true value {truth_of(population):.3f})\n")
-        _print("events", EVENTS, METHODS, [coverage(name, n, sets=sets) for n in EVENTS])
-    print("\nTwo equal models told apart, 5 % promised")
-    for name, population in POPULATIONS.items():
-        print(f"\n{population.title}\n")
-        _print("events", EVENTS, PAIRED, [told_apart(name, n, sets=sets) for n in EVENTS])
+    """Prints the tables: those of the page first, then every method."""
+    titles = tuple(population.title for population in POPULATIONS.values())
+    covered = {name: [coverage(name, n, sets=sets) for n in EVENTS] for name in POPULATIONS}
+    apart = {name: [told_apart(name, n, sets=sets) for n in EVENTS] for name in POPULATIONS}
+    print(f"{sets} test sets each, so a standard error of {np.sqrt(0.05 * 0.95 / sets):.3f} at 0.95")
+    print("\nCoverage of our 95 % interval (of the percentile bootstrap)\n")
+    _print(titles, [[f"{row['ours']:.3f} ({row['percentile']:.3f})" for row in rows] for rows in covered.values()])
+    print("\nTwo equal models told apart: our interval excludes 0 (percentile bootstrap), p < 0.05\n")
+    cell = "{ours:.3f} ({percentile:.3f}), {permutation:.3f}"
+    _print(titles, [[cell.format(**row) for row in rows] for rows in apart.values()])
+    for found, methods in ((covered, METHODS), (apart, PAIRED)):
+        print("\nEvery method: " + ("coverage" if methods is METHODS else "two equal models told apart"))
+        for name, rows in found.items():
+            print(f"\n{POPULATIONS[name].title} (true value {truth_of(name):.3f})\n")
+            _print(methods, [[f"{row[m]:.3f}" if m in row else "" for row in rows] for m in methods])
+    print("\nA mark in a table of equal models\n")
+    for name, n, models in (("csi", 6, 10), ("csi", 30, 10), ("csi", 100, 30), ("mse", 30, 10)):
+        shares = ", ".join(f"{rule} {share:.3f}" for rule, share in marked(name, n, models).items())
+        print(f"{POPULATIONS[name].title}, {n} events, {models} models: {shares}")
 
 
-def _print(first: str, keys: tuple[int, ...], columns: tuple[str, ...], rows: list[dict[str, float]]) -> None:
-    print(f"| {first} | {' | '.join(columns)} |")
-    print(f"|{'---|' * (len(columns) + 1)}")
-    for key, row in zip(keys, rows, strict=True):
-        cells = (f"{row[column]:.3f}" if column in row else "" for column in columns)
-        print(f"| {' | '.join(itertools.chain([str(key)], cells))} |")
+def _print(titles: tuple[str, ...], columns: list[list[str]]) -> None:
+    print(f"| events | {' | '.join(titles)} |")
+    print(f"|{'---|' * (len(titles) + 1)}")
+    for n, *cells in zip(EVENTS, *columns, strict=True):
+        print(f"| {n} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
