@@ -25,8 +25,9 @@ from bench.scores.names import MEMBERS, PER_LEAD
 FEWEST_EVENTS = 10
 """Independent events, or blocks, below which no interval is given.
 
-In the simulation the interval of a CSI at six events misses the true value in 12 % of cases and that of a CSI of rare
-events in 16 %, where 5 % are promised; and its own width is uncertain by half.
+With fewer, the interval holds as often, but how wide it comes out is chance: of a pooled CSI over six events, a tenth
+of the intervals are five times as wide as another tenth, of a skewed squared error fifty times; over ten events it is
+four and eleven times (`docs/which_csi.md`).  And the events of so small a test set are seldom independent.
 """
 
 Array = np.ndarray

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bench.errors import DataError
 from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays, read_arrays
-from bench.records.uncertainty import REPLICATES, keeps_statistics, paired_p_values, smallest_p
+from bench.records.uncertainty import keeps_statistics, paired_p_values, smallest_p
 from bench.tables.definitions import Column, Table
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEVIATES = "config deviates"
 CHANCE = 0.05
 """What comes up by chance more often than this is no difference."""
+PERMUTATIONS = 2000
+"""As many as are wanted to tell the best from the fourteenth, see `asked_of`."""
 _SEEDS_ALONE = 2
 
 
@@ -60,10 +62,9 @@ def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
 def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> tuple[Cell, ...]:
     """Returns the cells with their marks: 1 for the best and what is not worse beyond chance, 2 for the next.
 
-    From the best down, the first row that is worse than the best beyond chance ends the group of the best.  The second
-    row is worse where p < 0.05; the third, which lies further from the best by chance too, where p < 0.05 / 2; and so
-    on (Bonferroni's correction over the places passed).  Where no row is worse beyond chance, or one on the way cannot
-    be tested, the column has no mark.
+    From the best down, the first row that is worse than the best beyond chance ends the group of the best: one with a p
+    below `asked_of` its place.  Where no row is worse beyond chance, or one on the way cannot be tested, the column has
+    no mark.
 
     Args:
         table: The definition.
@@ -71,7 +72,7 @@ def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]
         records: By run id.
     """
     scores = [column.key for column in table.columns if column.better]
-    tests = _Tests(records, scores, len({cell.row_key for cell in cells}))
+    tests = _Tests(records, scores)
     marks: dict[tuple[str, str], int] = {}
     for column in table.columns:
         places = _places(column, cells)
@@ -79,20 +80,30 @@ def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]
             p_values = [tests.p_value(column.key, places[0][0], cell) for cell in places[passed]]
             if any(p_value is None for p_value in p_values):
                 break
-            if max(p_value for p_value in p_values if p_value is not None) < CHANCE / passed:
+            if max(p_value for p_value in p_values if p_value is not None) < asked_of(passed):
                 marks |= {(cell.row_key, column.key): 1 for tied in places[:passed] for cell in tied}
                 marks |= {(cell.row_key, column.key): 2 for cell in places[passed]}
                 break
     return tuple(replace(cell, mark=marks.get((cell.row_key, cell.column))) for cell in cells)
 
 
+def asked_of(passed: int) -> float:
+    """Returns what the p of a row is to be below, for it to be worse than the best beyond chance.
+
+    The first and the last of many equal models lie far apart by chance.  So it is 0.05 over the number of pairs among
+    the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.
+
+    Args:
+        passed: How many places lie above the row's, that of the best included.
+    """
+    return CHANCE / math.comb(passed + 1, 2)
+
+
 class _Tests:
     """The tests of a block: reads each record's statistics once, and tests two rows in all columns at once."""
 
-    def __init__(self, records: Mapping[str, RunRecord], scores: Sequence[str], row_count: int) -> None:
+    def __init__(self, records: Mapping[str, RunRecord], scores: Sequence[str]) -> None:
         self.records, self.scores = records, scores
-        # enough for the last place: no p is below 1 / (1 + replicates)
-        self.replicates = max(REPLICATES, math.ceil(2 * row_count / CHANCE))
         self._arrays: dict[str, Arrays | None] = {}
         self._over_events: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
 
@@ -116,7 +127,7 @@ class _Tests:
     def _of_events(self, a: Sequence[RunRecord], b: Sequence[RunRecord]) -> dict[str, float]:
         key = tuple(record.run_id for record in a), tuple(record.run_id for record in b)
         if key not in self._over_events:
-            self._over_events[key] = paired_p_values(a, b, self.scores, replicates=self.replicates, read=self._read)
+            self._over_events[key] = paired_p_values(a, b, self.scores, replicates=PERMUTATIONS, read=self._read)
         return self._over_events[key]
 
     def _read(self, record: RunRecord) -> Arrays | None:
@@ -165,10 +176,10 @@ def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
     if any(cell.mark for cell in cells) or not any(cell.rank for cell in cells):
         return ""
     units = {(r.statistics.unit_count, r.statistics.kind) for r in records if r.statistics is not None}
-    if units and all(smallest_p(count) >= CHANCE for count, _ in units):
+    if units and all(smallest_p(count, PERMUTATIONS) >= CHANCE for count, _ in units):
         count, kind = max(units)
         return (
             f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
-            f"{smallest_p(count):.2g}, and one below {CHANCE:g} is asked for"
+            f"{smallest_p(count, PERMUTATIONS):.2g}, and one below {CHANCE:g} is asked for"
         )
     return "no best is marked: no row is worse than the best beyond chance, or that cannot be tested"
