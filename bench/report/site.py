@@ -141,7 +141,7 @@ def _table(
     data = []
     for block in contents.blocks:
         rows: list[ShownRow] = shown_rows(table, block)
-        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks})
+        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
         data.append(charts(table, block, records, interval))
     left_out: tuple[LeftOut, ...] = contents.left_out
     return {

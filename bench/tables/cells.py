@@ -61,6 +61,8 @@ class Block:
     title: str
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...] = ()
+    absences: tuple[str, ...] = ()
+    """Why no best is marked, or single runs have no interval."""
 
     @property
     def rows(self) -> list[list[Cell]]:
@@ -113,14 +115,14 @@ def contents_of(
 
 
 def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
-    """Returns a block with the best of its columns marked, and a remark where marks or intervals are absent."""
+    """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
     by_id = {record.run_id: record for record in records}
     cells = marked(table, ranked(table, block.cells), by_id)
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]
-    remarks = [why_no_mark(cells, mine)]
+    absences = [why_no_mark(cells, mine)]
     if intervals and any(len(cell.run_ids) == 1 for cell in cells):
-        remarks += [f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine}) if reason]
-    return replace(block, cells=cells, remarks=(*block.remarks, *filter(None, remarks)))
+        absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
+    return replace(block, cells=cells, absences=tuple(filter(None, absences)))
 
 
 def _published_block(

@@ -42,12 +42,13 @@ def markdown(table: Table, published: Published | None, contents: Contents) -> s
         head = [_escape_markdown(text) for text in header(table)]
         aligned = ["left"] * (len(head) - len(table.columns)) + ["right"] * len(table.columns)
         parts += [tabulate(lines, head, tablefmt="pipe", colalign=aligned, disable_numparse=True), ""]
-        parts += [f"- {_escape_markdown(remark)}" for remark in block.remarks]
-        parts += [""] if block.remarks else []
+        remarks = (*block.remarks, *block.absences)
+        parts += [f"- {_escape_markdown(remark)}" for remark in remarks]
+        parts += [""] if remarks else []
     if not any(block.cells for block in contents.blocks):
         parts += ["No complete runs.", ""]
-    remarks = [*legend(contents.blocks), *contents.remarks]
-    parts += [*(f"- {_escape_markdown(remark)}" for remark in remarks), ""] if remarks else []
+    below = [*legend(contents.blocks), *contents.remarks]
+    parts += [*(f"- {_escape_markdown(remark)}" for remark in below), ""] if below else []
     parts += [_escape_markdown(table.note), ""] if table.note else []
     if published:
         parts.append(_escape_markdown(_citation(published)))
@@ -70,7 +71,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
                 parts.append(r"\addlinespace")
             parts.append(" & ".join(line) + r" \\")
         parts += [r"\bottomrule", r"\end{tabular}"]
-        parts += [_comment(remark) for remark in block.remarks]
+        parts += [_comment(remark) for remark in (*block.remarks, *block.absences)]
     parts += [_comment(line) for line in (*legend(contents.blocks), *contents.remarks, table.note) if line]
     if published:
         parts += [_comment(line) for line in (_citation(published), *_sources(published))]
@@ -107,7 +108,7 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
                 parts.append(f"<td{title}>{inner}</td>")
             parts.append("</tr>")
         parts += ["</tbody>", "</table>", "</div>"]
-        parts += _list(block.remarks)
+        parts += _list((*block.remarks, *block.absences))
     if not any(block.cells for block in contents.blocks):
         parts.append("<p>No complete runs.</p>")
     if table.published:

@@ -180,6 +180,6 @@ def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
         count, kind = max(units)
         return (
             f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
-            f"{smallest_p(count, PERMUTATIONS):.2g}, and one below {CHANCE:g} is asked for"
+            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for"
         )
     return "no best is marked: no row is worse than the best beyond chance, or that cannot be tested"

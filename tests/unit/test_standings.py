@@ -100,7 +100,7 @@ def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRec
     records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 0.01 + _noise(1, 40))]
     assert set(_marks(records).values()) == {None}
     assert "no best is marked: no row is worse than the best beyond chance, or that cannot be tested" in " ".join(
-        _block(records).remarks
+        _block(records).absences
     )
 
 
@@ -114,8 +114,8 @@ def test_ties_as_printed_share_the_mark_whatever_the_test_says(measured: RunReco
 def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> None:
     five, six = ([_run(measured, "unet", WEATHER[:n]), _run(measured, "convlstm", WEATHER[:n] + 1)] for n in (5, 6))
     assert set(_marks(five).values()) == {None}
-    remarks = "\n".join(_block(five).remarks)
-    assert "with 5 events no p-value of a permutation test is below 0.062" in remarks
+    remarks = "\n".join(_block(five).absences)
+    assert "with 5 events no p-value of a permutation test is below 0.0625" in remarks
     assert (
         "no intervals: 5 events, and an interval needs 10 or more" in remarks
         and "["
@@ -125,7 +125,7 @@ def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> 
         .partition("\n- ")[0]
     )
     assert _marks(six) == {"unet": 1, "convlstm": 2}
-    assert any(remark.startswith("no intervals: 6 events") for remark in _block(six).remarks)
+    assert any(remark.startswith("no intervals: 6 events") for remark in _block(six).absences)
 
 
 def test_rows_further_down_have_to_differ_more(measured: RunRecord) -> None:
@@ -209,4 +209,4 @@ def test_committed_tables_of_few_events_have_no_interval(name: str, committed_re
     records = bench.read_records(committed_results, table.task)[0]
     for block in contents_of(table, None, records, interval=interval).blocks:
         assert all(cell.interval is None for cell in block.cells)
-        assert any(remark.startswith("no intervals: ") for remark in block.remarks)
+        assert any(remark.startswith("no intervals: ") for remark in block.absences)
