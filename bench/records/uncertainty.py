@@ -294,9 +294,11 @@ def _metrics_by_score(record: RunRecord, arrays: Arrays | None) -> dict[str, tup
     if record.statistics is None or arrays is None:
         return found
     for name, metric in record.statistics.metrics.items():
-        if metric.family in FAMILIES:
-            own = {key: values[:1] for key, values in _own(arrays, name).items()}
-            found = dict.fromkeys(_all_values(metric, own, np.ones((1, 1))), (name, metric)) | found
+        own = _own(arrays, name)
+        of_each = own and all(len(values) == record.statistics.unit_count for values in own.values())
+        if metric.family in FAMILIES and of_each:
+            first = {key: values[:1] for key, values in own.items()}
+            found = dict.fromkeys(_all_values(metric, first, np.ones((1, 1))), (name, metric)) | found
     return found
 
 

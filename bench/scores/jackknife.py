@@ -44,8 +44,8 @@ _SCALES: dict[str, _Scale] = {
     **dict.fromkeys(("hss", "ssim", "c_nino34"), _CORRELATION),
     **dict.fromkeys(("mse", "mae", "rmse", "crps", "spread", "bias", "e_mse", "e_mae"), _POSITIVE),
     "bss": _SKILL,
-}  # fmt: skip
-# Of a first part that others share: a difference of two terms, which may be negative; a sum with weights above 1.
+}
+# Named like one of those above, but a difference that may be negative, or a sum with weights above 1.
 _UNBOUNDED = ("brier_debiased", "crps_fair", "c_nino34_wm")
 
 

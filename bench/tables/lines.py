@@ -20,8 +20,9 @@ LEGEND = {
 
 
 MARKS = (
-    "bold: the best, and each row that is not worse beyond chance; italic or underlined: the next, which is "
-    "(permutation test over events, t-test over seeds where there are several, p < 0.05)"
+    "bold: the best, and each row that is not worse beyond chance; italic or underlined: the next, which is (p < 0.05: "
+    "permutation test over events, and t-test over seeds where a row has several; other seeds may order single runs "
+    "otherwise)"
 )
 
 
