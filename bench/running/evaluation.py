@@ -178,31 +178,39 @@ def evaluate_with_sample(
     because = (
         partial_because or data.incomplete or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
     )
-    record = _record(model, task, config, config_fingerprint, seed, training, checkpoint_sha256).model_copy(
-        update={
-            "scope": "partial" if because else "full",
-            "scope_because": because,
-            "data": describe_data(task, split, used),
-            "time": TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
-            "conventions": forecaster.conventions(),
-            "scores": scores,
-            "scores_per_lead": per_lead,
-            "undefined": undefined,
-            "counts": forecaster.counts(),
-            "curves": forecaster.curves(),
-            "members": MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
-            "hardware": _hardware(trainer),
-        }
+    statistics, arrays = statistics_of(events, forecaster.statistics())
+    record = _record(
+        model,
+        task,
+        config,
+        config_fingerprint,
+        seed,
+        training,
+        checkpoint_sha256,
+        status="ok",
+        scope="partial" if because else "full",
+        scope_because=because,
+        data=describe_data(task, split, used),
+        hardware=_hardware(trainer),
+        time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
+        conventions=forecaster.conventions(),
+        scores=scores,
+        scores_per_lead=per_lead,
+        undefined=undefined,
+        counts=forecaster.counts(),
+        curves=forecaster.curves(),
+        members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
+        statistics=statistics,
     )
-    return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first or {}
+    return record.with_arrays(arrays).sealed(), forecaster.first or {}
 
 
-def with_statistics(
-    record: RunRecord, events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
-) -> RunRecord:
-    """Returns the record with the statistics of its metrics per event."""
+def statistics_of(
+    events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
+) -> tuple[StatisticsPart | None, dict[str, Any] | None]:
+    """Returns how a record describes the statistics of its metrics per event, and their arrays; None without any."""
     if not found:
-        return record
+        return None, None
     arrays = compact({f"{name}.{key}": values for name, (_, own) in found.items() for key, values in own.items()})
     part = StatisticsPart(
         kind=events.kind,
@@ -211,7 +219,7 @@ def with_statistics(
         metrics={name: how for name, (how, _) in found.items()},
         content_sha256=content_sha256(arrays),
     )
-    return record.model_copy(update={"statistics": part}).with_arrays(arrays)
+    return part, arrays
 
 
 def describe_data(task: Task, split: Split, used: int) -> DataPart:
@@ -240,9 +248,24 @@ def failed_record(
     message: str,
 ) -> RunRecord:
     """Returns the record of a run that started and failed: no scores, and why."""
-    failure = FailurePart(phase=phase, message=message)
-    return _record(model, task, config, config_fingerprint, seed, None, None).model_copy(
-        update={"status": "failed", "failure": failure}
+    return _record(
+        model,
+        task,
+        config,
+        config_fingerprint,
+        seed,
+        None,
+        None,
+        status="failed",
+        scope="partial",
+        data=None,
+        hardware=hardware(),
+        time=TimePart(evaluation_s=0.0),
+        conventions={},
+        scores={},
+        scores_per_lead={},
+        undefined={},
+        failure=FailurePart(phase=phase, message=message),
     )
 
 
@@ -254,7 +277,9 @@ def _record(
     seed: int,
     training: TrainingSummary | None,
     checkpoint_sha256: str | None,
+    **outcome: Any,
 ) -> RunRecord:
+    """Returns what every record says, with the outcome of this run: one record, formed and validated whole."""
     from bench.cost import count_model
 
     made = made_from(model)
@@ -267,8 +292,6 @@ def _record(
     return RunRecord(
         run_id=run_id,
         created_utc=created,
-        status="ok",
-        scope="partial",
         task=TaskPart(
             name=task.name,
             version=task.version,
@@ -284,7 +307,6 @@ def _record(
             gmacs=gmacs,
             gmacs_missing_because=missing,
         ),
-        data=None,
         training=training,
         checkpoint_sha256=checkpoint_sha256,
         seed=seed,
@@ -292,12 +314,7 @@ def _record(
         config_fingerprint=config_fingerprint,
         code=code_state(),
         versions=versions(),
-        hardware=hardware(),
-        time=TimePart(evaluation_s=0.0),
-        conventions={},
-        scores={},
-        scores_per_lead={},
-        undefined={},
+        **outcome,
     )
 
 
