@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def _run(
         content_sha256=content_sha256(arrays),
     )  # fmt: skip
     changes = {
+        "checkpoint_sha256": hashlib.sha256(f"{name} {seed}".encode()).hexdigest() if trained else None,
         "statistics": part, "seed": seed, "run_id": f"2026-{name}-{seed}", "scores": {"mse": errors.mean(), **scores},
         "scores_per_lead": {}, "undefined": {}, "training": trained_with({}) if trained else None,
         "model": measured.model.model_copy(update={"name": name, "parameters": int(trained)}),
