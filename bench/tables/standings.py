@@ -1,8 +1,9 @@
 """Which rows of a column are the best, and whether chance alone could have put them there.
 
-A row is worse than another beyond chance where neither of two sources of chance explains it: which events were tested on (a
-permutation test, `bench.records.compare`: the two models trade places in random events) and, where one of the two has
-several runs, which seeds they had (Welch's t-test; Student's where the other is a single run).  The larger p decides.
+A row is worse than another beyond chance where neither of two sources of chance explains it: which events were tested
+on (a permutation test, see `bench.records.compare`: the two models trade places in random events) and, where one of the
+two has several runs, which seeds they had (Welch's t-test; Student's where the other is a single run).  The larger p
+decides.
 """
 
 from __future__ import annotations
