@@ -185,7 +185,7 @@ class Astray(Callback):
             RunFailedError: it is far larger.
         """
         loss = abs(getattr(pl_module, "last_finite_loss", None) or 0.0)
-        if self.first is None:
+        if not self.first:  # nor from a batch without a known pixel, whose loss is 0
             self.first = loss
         elif self.factor is not None and self.first > 0 and loss > self.factor * self.first:
             raise RunFailedError(
