@@ -123,7 +123,7 @@ class NextFrameModel(HasReference):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss over known pixels; frames are read as the schedule says at this step (from 0).
+        """Return the summands of the loss over known pixels; the schedule says what this step (from 0) reads.
 
         Source: `reverse_input` in the trainers of github.com/thuml/predrnn-pytorch and
         github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, after that of the

@@ -1,4 +1,4 @@
-"""What the states of exact metrics need beyond torchmetrics: a size that the first batch tells, their dtypes, a name."""
+"""What the states of exact metrics need beyond torchmetrics: sizes that the first batch tells, dtypes, a name."""
 
 from __future__ import annotations
 

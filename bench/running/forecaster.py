@@ -13,13 +13,13 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from bench.api import Shape
 from bench.config import Train
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
+from bench.metrics.weighted_mean import WeightedMean
 from bench.records.schema import MetricStatistics
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.randomness import random_states, restore_random_states
@@ -73,8 +73,7 @@ class Forecaster(lightning.LightningModule):
         self.first: dict[str, Tensor] | None = None
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
         self.last_finite_loss: float | None = None
-        # no look at the values: what is not finite ends the run after the validation
-        self._validation_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.validation_mean = WeightedMean()
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
@@ -192,8 +191,8 @@ class Forecaster(lightning.LightningModule):
 
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
         """Adds the loss of a batch to that of the split, where it weighs as much as it has known pixels."""
-        self._validation_loss.update(loss, known.sum())
-        self.log("val/loss", self._validation_loss, prog_bar=True, on_step=False, on_epoch=True)
+        self.validation_mean.update(loss, known.sum())
+        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
     def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.

@@ -224,4 +224,5 @@ class Astray(Callback):
         if loss is not None and not bool(torch.isfinite(loss)):
             raise RunFailedError(
                 f"the validation loss is {float(loss)} after step {trainer.global_step} (epoch {trainer.current_epoch})"
+                f"{'' if pl_module.validation_mean.count else ': no pixel of the validation split is known'}"
             )

@@ -40,7 +40,7 @@ def latent_share(frames: Tensor, latents: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the mean of `values` with weights of the same shape; 0 if all weights are 0, the plain mean without any."""
+    """Return the mean of `values` with weights of that shape: 0 if all weights are 0, the plain mean without any."""
     if weight is None:
         return values.mean()
     total = weight.sum()

@@ -82,7 +82,9 @@ class AutoencoderStage(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
         frames = _as_images(joined_truth(context, target, context_known))
-        truth = random_turn(frames) if self.augment else frames
+        truth = frames
+        if self.augment:  # what a turn leaves free is 0, which nothing is to be learnt from where no pixel is known
+            truth = random_turn(frames).masked_fill((known_share(frames) == 0)[:, None, None, None], torch.nan)
         image, share = filled(truth), known_share(truth)
         posterior = self.autoencoder.encode(image).latent_dist
         reconstructed = self.autoencoder.decode(posterior.sample()).sample
