@@ -64,6 +64,13 @@ class ExactMetric(Metric):
         done: Metric = super()._apply(moved, exclude_state)
         return done
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Adds the state of another metric of the same class and settings, or what its `metric_state` gives."""
+        super().merge_state(incoming_state)
+        # torchmetrics goes on giving what was computed before, and warns that nothing was added
+        self._computed = None
+        self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
+
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Adds states, as `forward` and `merge_state` do.
 

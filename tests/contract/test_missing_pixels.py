@@ -1,4 +1,4 @@
-"""Missing pixels reach no loss, no gradient and no fit of any registered model: what is known counts, and nothing else."""
+"""Missing pixels reach no loss, gradient or fit of any registered model: what is known counts, and nothing else."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SHORT = ["task.t_in=4", "task.t_out=3", "task.stride=7"]
 
 @pytest.fixture(scope="module")
 def gaps(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The storms with a blind corner, a gap of some frames, and a sequence that is missing as a whole, in each split."""
+    """The storms with a blind corner, a gap of some frames, and a sequence missing as a whole, in each split."""
     root = tmp_path_factory.mktemp("gaps") / "sevir"
     shutil.copytree(storms, root)
     for path in root.glob("data/vil/*/*.h5"):
@@ -78,7 +78,7 @@ def test_scores_are_means_over_known_pixels_whatever_the_batches(gaps: Path, tmp
     last[last == MISSING] = 0  # no echo
     known = targets != MISSING
     error = ((targets - last) / 255)[known]
-    assert 0 < (~known).sum() and scores["mse"] == pytest.approx((error**2).mean())
+    assert (~known).sum() > 0 and scores["mse"] == pytest.approx((error**2).mean())
     assert scores["mae"] == pytest.approx(np.abs(error).mean()) and scores["mse_pixel_count"] == known.sum()
     hits = ((targets >= 16) & (last >= 16))[known].sum()
     union = ((targets >= 16) | (last >= 16))[known].sum()
