@@ -95,10 +95,27 @@ class ExactMetric(Metric):
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
         """Joins the states of all processes, of which some may not have seen a batch."""
+        if dist_sync_fn is gather_all_tensors:
+            self._agree_on_lists(process_group or self.process_group)
+        names = iter(self._reductions)  # in whose order states are joined, a list as one tensor
 
         def sized(state: Tensor, group: Any = None) -> list[Tensor]:
             parts: list[Tensor] = dist_sync_fn(state, group=group)
+            if isinstance(getattr(self, next(names)), list):
+                return parts
             largest = max(parts, key=Tensor.numel)
             return [part if part.numel() else torch.zeros_like(largest) for part in parts]
 
         super()._sync_dist(sized, process_group)
+
+    def _agree_on_lists(self, group: Any) -> None:
+        """Gives lists without an element one of no rows: torchmetrics' own would be float32, and gloo aborts on it."""
+        lists = {name: state for name, state in self.metric_state.items() if isinstance(state, list)}
+        if not lists:
+            return
+        mine = {name: (parts[0].dtype, parts[0].shape[1:]) for name, parts in lists.items() if parts}
+        everyone: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(everyone, mine, group)
+        for name, (dtype, shape) in {name: form for forms in everyone for name, form in forms.items()}.items():
+            if not lists[name]:
+                setattr(self, name, [torch.empty((0, *shape), dtype=dtype, device=self.device)])
