@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.running.forecaster import masked_mse
@@ -121,6 +123,25 @@ def test_batches_add_up_by_their_known_pixels(name: str, options: dict[str, obje
             ]
         summed = math.fsum(part * weight for part, weight in zip(parts, weights, strict=True))
         assert whole == pytest.approx(summed if of_sum else summed / sum(weights), rel=1e-4)
+
+
+class _LooksAtNothing(TorchDispatchMode):
+    """Refuses what makes a GPU's host wait: a value that Python sees, a shape that depends on values."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [case for case in CASES if not case[0].startswith(("phydnet", "prediff"))]
+)
+def test_no_loss_waits_for_the_device(name: str, options: dict[str, object]) -> None:
+    """PhyDNet and PreDiff draw numbers on the CPU, which waits for nothing, but looks the same here."""
+    (model,) = _modules(name, options)
+    batch = _batch(share=0.3)
+    with _LooksAtNothing():
+        _loss(model.train(), *batch).backward()
 
 
 @pytest.mark.parametrize("name", ["predrnn", "e3d_lstm"])
