@@ -42,8 +42,8 @@ class Model(Protocol):
     Optional members, used where they exist:
         `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
             A target is NaN where it is missing: the loss is the sum over known pixels over their number.
-        `verifies_context`: class attribute; if true, the loss takes `context_known` too: `(B,T_in,H,W,C)`, false where a
-            missing pixel of the context was filled.
+        `verifies_context`: class attribute; if true, the loss takes `context_known` too: `(B,T_in,H,W,C)`, false where
+            a missing pixel of the context was filled.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
             Both are NaN where they are missing.
         `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast.

@@ -69,6 +69,7 @@ class FrameScores(EventMetric):
         check_convention_and_scale(convention, scale)
         self.convention, self.scale = convention, scale
         self.add_state("frame_pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+        self._kept_bytes = 0
         self._lpips = _LpipsDistance() if lpips else None
         for name in ("mse_sum", "mae_sum"):
             self.add_statistic(name, (t_out or 0,), torch.float64)
@@ -119,14 +120,27 @@ class FrameScores(EventMetric):
 
     def _keep(self, forecast: Tensor, target: Tensor, events: Tensor | None) -> None:
         parts = [side.detach().cpu().clone() for side in (forecast, target)]
-        if sum(part.nbytes for part in (*self.kept_forecast, *self.kept_target, *parts)) > _MOST_KEPT_BYTES:
+        self._refuse_to_keep(self._kept_bytes + sum(part.nbytes for part in parts))
+        self.kept_forecast.append(parts[0])
+        self.kept_target.append(parts[1])
+        self.kept_event.append(torch.zeros(len(target), dtype=torch.int64) if events is None else events.cpu().clone())
+
+    def _refuse_to_keep(self, count: int) -> None:
+        self._kept_bytes = count
+        if count > _MOST_KEPT_BYTES:
             raise RunFailedError(
                 "SSIM in the convention 'upstream' is on the range of the whole set, so every frame is kept: these are "
                 f"more than {_MOST_KEPT_BYTES // 2**30} GiB. Give the metric frames convention=correct."
             )
-        self.kept_forecast.append(parts[0])
-        self.kept_target.append(parts[1])
-        self.kept_event.append(torch.zeros(len(target), dtype=torch.int64) if events is None else events.cpu().clone())
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self._refuse_to_keep(sum(part.nbytes for part in (*self.kept_forecast, *self.kept_target)))
+
+    def reset(self) -> None:
+        """Starts afresh."""
+        super().reset()
+        self._kept_bytes = 0
 
     def _kept_ssim(self) -> dict[str, Tensor]:
         """Returns the 2022 SSIM of what was kept: sums and counts `(N,T)`, and the events `(N,)`."""

@@ -138,7 +138,8 @@ class Forecaster(lightning.LightningModule):
                 f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
                 f"{batch_index}); last finite loss {self.last_finite_loss}. {advice}"
             )
-        self.last_finite_loss = value
+        if value or self.last_finite_loss is None:  # that of a batch without a known pixel is 0
+            self.last_finite_loss = value
         self.log("train/loss", value, prog_bar=True, batch_size=len(target))
         return losses
 
@@ -190,8 +191,8 @@ class Forecaster(lightning.LightningModule):
                 metric.track_events(count)
 
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
-        """Adds the loss of a batch to that of the split, where it weighs as much as it has known pixels."""
-        self.validation_mean.update(loss, known.sum())
+        """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
+        self.validation_mean.update(loss, known)
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
     def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,12 +232,12 @@ class Forecaster(lightning.LightningModule):
         if callable(own):
             context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
             of_context = _context_known(self.evaluated, self.task, batch)
-            known = torch.cat([*of_context.values(), ~torch.isnan(target)], 1)
+            known = (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
             self._log_validation(own(context, target, **_labels(self.evaluated, batch), **of_context), known)
             return
         forecast, _, target = self._score(batch)
         target = self.task.normalise(target)
-        self._log_validation(masked_mse(forecast, target), ~torch.isnan(target))
+        self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
     def on_validation_epoch_end(self) -> None:
         """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
