@@ -69,7 +69,8 @@ def event_digests(path: Path, events: Iterable[int], read: Callable[[int], Itera
     """
     wanted = list(events)
     state = file_state(path)
-    cached = _cache_path(state) if state is not None else None
+    settled = state is not None and time.time_ns() - state.changed_ns > _SETTLED_NS
+    cached = _cache_path(state) if state is not None and settled else None
     with _alone(cached):
         known = _remembered(cached, state)
         missing = [number for number in wanted if number not in known]
@@ -136,8 +137,6 @@ def _remembered(cached: Path | None, state: FileState | None) -> dict[int, str]:
 
 
 def _remember(cached: Path, state: FileState, digests: dict[int, str]) -> None:
-    if time.time_ns() - state.changed_ns < _SETTLED_NS:
-        return
     content = {"file": asdict(state), "events": {str(number): digest for number, digest in sorted(digests.items())}}
     with suppress(DataError), replacing(cached) as part:
         part.write_text(json.dumps(content), encoding="utf-8")

@@ -145,12 +145,8 @@ def evaluate_with_sample(
     quiet_lightning()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
+    refuse_empty(task, split)
     data = task.dataset(split)
-    if not len(data):
-        raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
-            "`earthbench data info` shows what each split has; split=all takes everything."
-        )
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
@@ -207,6 +203,19 @@ def evaluate_with_sample(
         statistics=statistics,
     )
     return record.with_arrays(arrays).sealed(), forecaster.first or {}
+
+
+def refuse_empty(task: Task, split: Split) -> None:
+    """Refuses a split without sequences.
+
+    Raises:
+        DataError: says where it was looked for.
+    """
+    if not len(task.dataset(split)):
+        raise DataError(
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            "`earthbench data info` shows what each split has; split=all takes everything."
+        )
 
 
 def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:

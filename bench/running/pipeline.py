@@ -22,7 +22,13 @@ from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
 from bench.running.checkpoints import fetched
 from bench.running.ensembles import Ensemble
-from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
+from bench.running.evaluation import (
+    evaluate_with_sample,
+    failed_record,
+    refuse_empty,
+    sample_arrays,
+    work_folder,
+)
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import has_to_launch, here, launch
@@ -105,6 +111,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
+    refuse_empty(test_task, config.split)  # before hours of training
     train = training and has_weights(model)
     if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")

@@ -130,6 +130,7 @@ def train(
     )
     if session.processes.main:
         write_summary(summary, checkpoints / SUMMARY)
+    session.say(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
     if session.watch.received:
         session.watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
