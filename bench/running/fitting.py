@@ -36,7 +36,8 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for stored in loader:
-            yield task.to_context(stored[0]), task.normalise(task.to_target(stored[1]))
+            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
+            yield context, task.normalise(task.to_target(stored[1]))
 
     with torch.no_grad():
         try:

@@ -74,12 +74,12 @@ class Sevir(Task):
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns the metrics of the papers' table, in the papers' convention."""
-        return {
-            "skill": {"convention": "upstream", "t_out": self.t_out},
-            "mse": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
-            "mae": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
-        }
+        """Returns the metrics of the papers' table, in the papers' convention.
+
+        With missing pixels masked, mean errors are `correct`: the papers' have no rule for them, one would undo all.
+        """
+        errors = {"convention": "correct" if self.mask_missing else "upstream", "scale": 255.0, "t_out": self.t_out}
+        return {"skill": {"convention": "upstream", "t_out": self.t_out}, "mse": dict(errors), "mae": dict(errors)}
 
     @property
     def input_shape(self) -> Shape:
@@ -177,6 +177,10 @@ class Sevir(Task):
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns the normalised context; missing pixels become no echo when the task masks them."""
         return self.normalise(stored.masked_fill(stored == _MISSING, 0) if self.mask_missing else stored)
+
+    def context_known(self, stored: Tensor) -> Tensor:
+        """Returns where the context was observed: everywhere, unless the task masks missing pixels."""
+        return stored != _MISSING if self.mask_missing else super().context_known(stored)
 
     def to_target(self, stored: Tensor) -> Tensor:
         """Returns the target's codes; missing pixels become NaN when the task masks them."""

@@ -156,6 +156,12 @@ class Task(BaseModel, ABC):
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)
 
+    def context_known(self, stored: Tensor) -> Tensor:
+        """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
+        import torch
+
+        return ~torch.isnan(self.to_context(stored))
+
     def to_target(self, stored: Tensor) -> Tensor:
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
         return stored
