@@ -116,7 +116,7 @@ def anomalies_of(root: Path, base_from: int, base_to: int) -> Anomalies:
     Raises:
         DataError: lists what is wrong with the files.
     """
-    files = tuple((path.name, path.stat().st_mtime_ns) for path in record_files(root))
+    files = tuple((path.name, path.stat().st_mtime_ns if path.exists() else 0) for path in record_files(root))
     return _anomalies(root, base_from, base_to, files)
 
 
@@ -136,12 +136,18 @@ def describe(
         report: Of the splits, whose lines are written anew.
         read_everything: Also hold the bytes against the manifest of the download, where there is one.
         advance: Called with `(done, total)` after each file.
+
+    Raises:
+        DataError: the files are no record; while everything is read, that is one of the problems.
     """
     if read_everything:
         check_manifest(root, report, advance)
     try:
         found = anomalies_of(root, *base)
-    except DataError as error:  # what every split ran into
+    except DataError as error:
+        if not read_everything:
+            raise
+        # every split ran into it
         report.problems = [*(problem for problem in report.problems if str(error) not in problem), str(error)]
         return report
     first, last, sea = str(found.months[0]), str(found.months[-1]), int(found.sea.sum())

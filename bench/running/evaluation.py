@@ -136,6 +136,7 @@ def evaluate_with_sample(
 
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
+    from bench.data.plausibility import refuse_constant
     from bench.running.forecaster import Forecaster
     from bench.running.trainer import quiet_lightning, translated_errors
 
@@ -148,6 +149,7 @@ def evaluate_with_sample(
             f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
             "`earthbench data info` shows what each split has; split=all takes everything."
         )
+    refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
     forecaster = Forecaster(model, task, ensemble=ensemble)
