@@ -97,7 +97,8 @@ def read_anomalies(root: Path, base_from: int, base_to: int) -> Anomalies:
         )
     grid = (record.field, record.latitudes, record.longitudes)
     edges = cell_edges(LATITUDES, what="lat"), cell_edges(LONGITUDES, what="lon")
-    cells = _departures(area_means(*grid, *edges, least_share=_HALF), months, base)
+    means = area_means(*grid, *edges, least_share=_HALF)
+    cells = _departures(means, months, base)
     refuse_implausible(
         cells,
         SST_ANOMALY,
@@ -107,9 +108,10 @@ def read_anomalies(root: Path, base_from: int, base_to: int) -> Anomalies:
     sea = np.isfinite(cells).all(0)
     sst = np.where(sea, cells, 0)
     boxes = [np.array([bounds]) for bounds in NINO34_DEGREES]
-    exact = _departures(area_means(*grid, *boxes), months, base)[:, 0, 0]
+    box = area_means(*grid, *boxes)
+    exact = _departures(box, months, base)[:, 0, 0]
     if not (np.isfinite(exact).all() and sea[PAPERS_BOX].all()):
-        without = months[~(np.isfinite(exact) & np.isfinite(cells[:, *PAPERS_BOX]).all((1, 2)))]
+        without = months[~(np.isfinite(box[:, 0, 0]) & np.isfinite(means[:, *PAPERS_BOX]).all((1, 2)))]
         raise DataError(
             f"{root}: expected temperatures in the Nino3.4 box in every month, found {len(without)} months without: "
             f"{', '.join(map(str, without[:5]))}"
