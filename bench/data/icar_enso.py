@@ -260,8 +260,9 @@ def wrong_values(
         return f"{counted} of record {member.id}{degrees}"
 
     problems = []
-    holes = np.argwhere(~np.isfinite(values))
-    if len(holes):
+    known = np.isfinite(values)
+    if not known.all():
+        holes = np.argwhere(~known)
         first = place(tuple(int(part) for part in holes[0]))
         problems.append(
             f"{path}: expected finite {name}, found {len(holes)} others in record {member.id}, the first at {first}"

@@ -116,13 +116,14 @@ def decoded(variable: Variable, source: str, dtype: type[np.floating[Any]] = np.
         for name in ("scale_factor", "add_offset")
         if name in variable.attrs
     }
-    holder = xarray.Dataset({"values": xarray.Variable(variable.dims, stored, packing)})
-    values = xarray.decode_cf(holder, decode_times=False, decode_coords=False)["values"].to_numpy()
+    values = stored
+    if packing:
+        holder = xarray.Dataset({"values": xarray.Variable(variable.dims, stored, packing)})
+        values = xarray.decode_cf(holder, decode_times=False, decode_coords=False)["values"].to_numpy()
     if limits and not of_codes:
         hidden |= _outside(values, *limits)
-    result: np.ndarray = values.astype(dtype)
-    result[hidden] = np.nan
-    return result
+    result: np.ndarray = values.astype(dtype, copy=False)
+    return np.where(hidden, dtype(np.nan), result) if hidden.any() else result
 
 
 def _numbers(variable: Variable, name: str, source: str) -> list[float]:
@@ -143,7 +144,10 @@ def _finite(variable: Variable, name: str, source: str) -> float:
 
 def _equal(stored: np.ndarray, value: float) -> np.ndarray:
     if stored.dtype.kind == "f":
-        return np.isclose(stored, value, rtol=_ROUNDING, atol=0)
+        near = _ROUNDING * abs(value) if math.isfinite(value) else 0.0
+        with np.errstate(over="ignore"):  # a float32 cannot hold every double
+            found = np.asarray(stored >= value - near if value > 0 else stored <= value + near)
+            return found & (stored <= value + near) & (stored >= value - near) if found.any() else found
     code = _as_code(value, stored.dtype)
     return np.zeros(stored.shape, bool) if code is None else np.asarray(stored == code)
 
@@ -151,13 +155,16 @@ def _equal(stored: np.ndarray, value: float) -> np.ndarray:
 def _as_code(value: float, dtype: np.dtype[Any]) -> int | None:
     """Returns a number as codes of this type have it, None where none is it.
 
-    Attributes of an array that is to be read as unsigned are signed as well: -1 is 255.
+    Attributes of an array that is to be read as unsigned are signed as well: -1 is 255.  The largest code of 32 bits is
+    one more where it was written as float32.
     """
     if not math.isfinite(value) or value != int(value):
         return None
     code, bounds = int(value), np.iinfo(dtype)
     if dtype.kind == "u" and code < 0:
         code += bounds.max + 1
+    if dtype.itemsize > 2 and code == bounds.max + 1:
+        code = int(bounds.max)
     return code if bounds.min <= code <= bounds.max else None
 
 

@@ -258,7 +258,7 @@ REFUSED = {
     "1e20": (SstFile(_filled(1e20), {"missing_value": 1e30}), "found 1e\\+20 at 1960-01, lat -88, lon 20"),
     "infinity": (SstFile(_with((0, 0, 0), np.inf)), "found inf at 1960-01, lat -88, lon 0"),
     "packed, its scale lost": (SstFile(_packed("i2", -999), {"_FillValue": np.int16(-999)}), "expected sea-surface"),
-    "anomalies beyond 20 K": (SstFile(SST + np.float32(10), name="ssta"), r"temperature anomaly within -20\.\.20 K"),
+    "anomalies beyond 20 K": (SstFile(SST + np.float32(10), {}, name="ssta"), r"temperature anomaly within -20\.\.20 K"),
     "fahrenheit": (SstFile(attributes={"units": "degF"}), "expected degrees Celsius or kelvin, found units 'degF'"),
     "metres": (SstFile(attributes={"units": "m"}), "expected degrees Celsius or kelvin"),
     "no value": (SstFile(_filled(np.nan) * np.nan), "found no value that is known"),
