@@ -150,6 +150,8 @@ def describe(
         # every split ran into it
         report.problems = [*(problem for problem in report.problems if str(error) not in problem), str(error)]
         return report
+    if read_everything and not np.ptp(found.sst):
+        report.problems.append(f"{root}: expected temperatures that vary, found the same ones in every year")
     first, last, sea = str(found.months[0]), str(found.months[-1]), int(found.sea.sum())
     report.facts |= {"months": [first, last], "files": list(found.files), "sea_cells": sea, "base": list(base)}
     report.lines = [

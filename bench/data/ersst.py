@@ -29,9 +29,10 @@ NINO34_DEGREES = ((-5.0, 5.0), (190.0, 240.0))
 """5 S..5 N, 170..120 W."""
 PAPERS_BOX = (slice(10, 13), slice(38, 49))
 """The same on the 5-degree grid as the papers take it: cells centred 5 S..5 N and 190..240 E, of one weight each."""
+_ANOMALIES = ("sst_anomaly", "ssta", "sstanom", "anom")
 # Names in order of preference, lower case, and standard names of CF.
 _FIELDS = (
-    ("sst", "tos", "sea_surface_temperature", "sst_anomaly", "ssta", "sstanom", "anom"),
+    ("sst", "tos", "sea_surface_temperature", *_ANOMALIES),
     ("sea_surface_temperature", "sea_surface_temperature_anomaly", "sea_surface_foundation_temperature"),
 )
 _TIME = (("time",), ("time",))
@@ -196,12 +197,14 @@ def read_file(path: Path) -> Record | None:
         time, latitude, longitude = (str(axis) for axis in axes)
         variable = variables[name]
         months = months_of(path, variables, time)
+        if not len(months):
+            raise DataError(f"{path}: {time}: expected months, found none")
         _hold_to_its_name(path, months)
         latitudes, longitudes, dims = _grid(path, variables, latitude, longitude)
         field = _field(path, name, variable, (*variables[time].dims[:1], *dims), (months, latitudes, longitudes))
         source = f"{path}: {name}"
-        anomalies = "anom" in " ".join((name, text(variable, "standard_name"), text(variable, "long_name"))).lower()
-        kind = SST_ANOMALY if anomalies else SST
+        said = " ".join((text(variable, "standard_name"), text(variable, "long_name"))).lower()
+        kind = SST_ANOMALY if name.lower() in _ANOMALIES or "anomal" in said else SST
         field = _in_degrees(field, text(variable, "units"), kind, source)
     if not np.isfinite(field).any():
         raise DataError(f"{source}: expected {kind.what} of {months[0]}..{months[-1]}, found no value that is known")

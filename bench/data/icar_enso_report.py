@@ -87,6 +87,10 @@ def describe(
 def _read_record(report: Report, path: Path, name: str, variable: Variable, member: Member) -> None:
     rows = rows_of(path, name, variable, member)
     report.problems += wrong_values(path, name, rows, member, ("row", "month"))
+    if rows.min() == rows.max():
+        report.problems.append(
+            f"{path}: {name} of record {member.id}: expected values that vary, found {rows.min():g} only"
+        )
     # Merging takes a month from one of up to three rows: here is where it would matter which.
     neighbours = zip(rows[:-1, 12:], rows[1:, :-12], strict=True)
     differ = np.flatnonzero([not np.array_equal(above, below, equal_nan=True) for above, below in neighbours])

@@ -18,11 +18,14 @@ import numpy as np
 from bench.errors import DataError, EarthbenchError
 
 if TYPE_CHECKING:
+    import h5py
     from xarray import Variable
 
 Variables = Mapping[str, "Variable"]
 _ROUNDING = 1e-6
 """Relative: what a float32 loses, and a number that was written with six digits."""
+_MOST_VALUES = 1 << 30
+"""80 years of months on a grid of a quarter of a degree; a file may declare what no memory holds."""
 _DEFAULT_FILL = {"i2": -32767, "i4": -2147483647, "f4": 9.969209968386869e36, "f8": 9.969209968386869e36}
 """What the NetCDF library leaves where nothing was written."""
 
@@ -39,20 +42,72 @@ def open_netcdf(path: Path) -> Iterator[Variables]:
 
         with path.open("rb") as file:
             magic = file.read(8)
-            file.seek(0)
-            if magic.startswith(b"CDF"):  # by its path: only then are variables that nobody asks for left on disk
-                how: dict[str, Any] = {"filename_or_obj": path, "engine": "scipy"}
-            elif magic == b"\x89HDF\r\n\x1a\n":  # as an open file, for which HDF5 wants no lock
-                how = {"filename_or_obj": file, "engine": "h5netcdf", "phony_dims": "sort"}
-            else:
-                raise DataError(f"{path}: not readable: expected a NetCDF file, found one that starts with {magic!r}")
-            with xarray.open_dataset(**how, decode_cf=False, cache=False) as dataset:
-                yield dataset.variables  # type: ignore[misc] # its names are strings
+        if magic[:4] in (b"CDF\1", b"CDF\2"):
+            how: dict[str, Any] = {"engine": "scipy"}
+        elif magic == b"\x89HDF\r\n\x1a\n":
+            _refuse_what_is_not_there(path)
+            how = {"engine": "h5netcdf", "phony_dims": "sort", "driver_kwds": {"locking": False}}  # it only reads
+        elif magic[:4] == b"CDF\5":
+            raise DataError(
+                f"{path}: the classic format with 64-bit data (CDF5): `nccopy -k nc4 IN.nc OUT.nc` converts it"
+            )
+        else:
+            raise DataError(f"{path}: not readable: expected a NetCDF file, found one that starts with {magic!r}")
+        with xarray.open_dataset(path, **how, decode_cf=False, cache=False) as dataset:
+            yield dataset.variables  # type: ignore[misc] # its names are strings
     except EarthbenchError:
         raise
     # of damaged files both libraries raise what they happen to stumble over
     except Exception as error:
         raise DataError(f"{path}: not readable: {error or type(error).__name__}") from error
+
+
+def _refuse_what_is_not_there(path: Path) -> None:
+    """Returns where the arrays of an HDF5 file lie in the file itself, whole.
+
+    Parts that are elsewhere, or were never written, would be read as zeros without a word.  An array of which nothing
+    was written has one value: a run refuses it.
+
+    Raises:
+        DataError: names the array.
+    """
+    import h5py
+
+    with h5py.File(path, "r", locking=False) as file:
+        for name in file:
+            array = None if isinstance(file.get(name, getlink=True), h5py.ExternalLink) else file[name]
+            if isinstance(array, h5py.Group | h5py.Datatype):
+                continue
+            where = f"{path}: {name}"
+            if array is None or array.is_virtual or array.external:
+                raise DataError(
+                    f"{where} lies in another file, which may not be there or may change. `ncks IN.nc OUT.nc` writes "
+                    "one file with the array itself."
+                )
+            if array.ndim == 1:  # xarray reads axes when it opens a file
+                _refuse_too_many(array.size, _MOST_VALUES >> 6, where)
+            if array.chunks and array.dtype.kind in "iuf" and not _is_fill(array):
+                found, shape = array.id.get_num_chunks(), zip(array.shape, array.chunks, strict=True)
+                wanted = math.prod(math.ceil(size / chunk) for size, chunk in shape)
+                if 0 < found < wanted:
+                    raise DataError(
+                        f"{where}: expected {wanted} chunks, found {found}: the file was not written to its end, and "
+                        f"the rest would read as {array.fillvalue}. Get or write it again."
+                    )
+
+
+def _refuse_too_many(count: int, most: int, where: str) -> None:
+    if count > most:
+        raise DataError(
+            f"{where}: {count:,} values are declared; monthly fields and their axes have fewer than {most:,}"
+        )
+
+
+def _is_fill(array: h5py.Dataset) -> bool:
+    """Returns whether what was never written reads as missing."""
+    declared = [array.attrs.get(name, ()) for name in ("_FillValue", "missing_value")]
+    known = [*np.concatenate([np.ravel(value) for value in declared]), *_DEFAULT_FILL.values()]
+    return bool(np.isnan(array.fillvalue)) or array.fillvalue in known
 
 
 def find(variables: Variables, names: tuple[str, ...], standard_names: tuple[str, ...] = ()) -> str | None:
@@ -94,6 +149,7 @@ def decoded(variable: Variable, source: str, dtype: type[np.floating[Any]] = np.
     """
     import xarray
 
+    _refuse_too_many(variable.size, _MOST_VALUES, source)
     stored = variable.to_numpy()
     if stored.dtype.kind not in "iuf":
         raise DataError(f"{source}: expected numbers, found {stored.dtype}")

@@ -34,7 +34,7 @@ _WORDS = st.sampled_from(
 _TEXTS = st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=12)
 _VALUES: st.SearchStrategy[Any] = st.one_of(
     st.floats(), st.floats(width=32).map(np.float32), st.integers(-(2**31), 2**31 - 1), _TEXTS,
-    st.lists(st.floats(), min_size=1, max_size=3), st.sampled_from(["true", "K", "degC", "360_day", "hours since 1-1-1"])
+    st.lists(st.floats(), min_size=1, max_size=3), st.sampled_from(["true", "K", "degC", "360_day", "days since 1-1-1"])
 )  # fmt: skip
 
 

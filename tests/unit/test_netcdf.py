@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import cftime
@@ -206,6 +207,12 @@ def test_the_classic_format(tmp_path: Path, version: int) -> None:
     _same(read_record(tmp_path))
 
 
+def test_the_classic_format_of_64_bits_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "sst.nc").write_bytes(b"CDF\5" + bytes(60))
+    with pytest.raises(DataError, match=r"sst\.nc: .*CDF5.*nccopy -k nc4"):
+        read_record(tmp_path)
+
+
 def _month(number: int, **changes: object) -> SstFile:
     return SstFile(SST[[number]], time=days_since("1800-01-01")[[number]], **changes)
 
@@ -258,7 +265,7 @@ REFUSED = {
     "1e20": (SstFile(_filled(1e20), {"missing_value": 1e30}), "found 1e\\+20 at 1960-01, lat -88, lon 20"),
     "infinity": (SstFile(_with((0, 0, 0), np.inf)), "found inf at 1960-01, lat -88, lon 0"),
     "packed, its scale lost": (SstFile(_packed("i2", -999), {"_FillValue": np.int16(-999)}), "expected sea-surface"),
-    "anomalies beyond 20 K": (SstFile(SST + np.float32(10), {}, name="ssta"), r"temperature anomaly within -20\.\.20 K"),
+    "anomalies beyond 20 K": (SstFile(SST + np.float32(10), {}, "ssta"), r"temperature anomaly within -20\.\.20 K"),
     "fahrenheit": (SstFile(attributes={"units": "degF"}), "expected degrees Celsius or kelvin, found units 'degF'"),
     "metres": (SstFile(attributes={"units": "m"}), "expected degrees Celsius or kelvin"),
     "no value": (SstFile(_filled(np.nan) * np.nan), "found no value that is known"),
@@ -294,6 +301,7 @@ REFUSED = {
         SstFile(time=days_since("1800-01-01")[[0, 1, 2, 3, 3, *range(5, 24)]]), "found 1960-04 right after 1960-04"
     ),
     "days": (SstFile(time=days_since("1800-01-01")[0] + np.arange(24.0)), "every month once.*cdo monmean"),
+    "no month": (SstFile(SST[:0], time=days_since("1800-01-01")[:0]), "time: expected months, found none"),
     "another shape": (SstFile(SST[:, :, :89], dims=("time", "lat", "x")), r"expected \(time, lat, lon\) \(24, "),
 }  # fmt: skip
 
@@ -361,6 +369,73 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path, capsys, kind:
     assert main(["data", verb, "enso_ersst", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "sst.nc" in error and "Traceback" not in error
+
+
+class TestArraysThatAreNotThere:
+    """Links, virtual arrays and holes would read as zeros: none of it is temperatures."""
+
+    def _array(self, file: h5py.File, kind: str, folder: Path) -> None:
+        values, attributes = file["sst"][:], dict(file["sst"].attrs)
+        del file["sst"], attributes["DIMENSION_LIST"]
+        if kind == "link":
+            with h5py.File(folder / "other.h5", "w") as other:
+                other["sst"] = values
+            file["sst"] = h5py.ExternalLink("other.h5", "sst")
+            return
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(values.shape, "f4")
+            layout[:12] = h5py.VirtualSource("gone.h5", "sst", (12, *values.shape[1:]))
+            file.create_virtual_dataset("sst", layout)
+        elif kind == "raw bytes":
+            file.create_dataset("sst", values.shape, "f4", external=[(str(folder / "raw"), 0, values.nbytes)])
+        elif kind in ("holes", "missing"):
+            fill = np.float32(-999 if kind == "missing" else 0)
+            chunks = (1, *values.shape[1:])
+            file.create_dataset("sst", values.shape, "f4", chunks=chunks, fillvalue=fill)[:20] = values[:20]
+            attributes["missing_value"] = -999.0
+        file["sst"].attrs.update(attributes)
+
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            ("link", "sst lies in another file"),
+            ("virtual", "sst lies in another file"),
+            ("raw bytes", "sst lies in another file"),
+            ("holes", "expected 24 chunks, found 20: the file was not written to its end"),
+            ("missing", "found 4 months without: 1961-09"),
+        ],
+    )
+    def test_no_zeros_without_a_word(self, tmp_path: Path, kind: str, message: str) -> None:
+        path = SstFile().write(tmp_path / "sst.nc")
+        with h5py.File(path, "r+") as file:
+            self._array(file, kind, tmp_path)
+        with pytest.raises(DataError, match=message):
+            read_anomalies(tmp_path, 1960, 1961)
+
+    @pytest.mark.parametrize("axis", ["time", "sst"])
+    def test_more_than_any_memory_holds(self, tmp_path: Path, axis: str) -> None:
+        path = SstFile().write(tmp_path / "sst.nc")
+        with h5py.File(path, "r+") as file:
+            shape = (2_000_000_000,) if axis == "time" else (24, 45, 90, 2_000_000)
+            attributes = dict(file[axis].attrs)
+            del file[axis]
+            file.create_dataset(axis, shape, "f8", chunks=(1,) * len(shape))
+            file[axis].attrs.update({key: attributes[key] for key in ("units",) if key in attributes})
+        with pytest.raises(DataError, match=r"values are declared|expected \(time, lat, lon\)"):
+            read_record(tmp_path)
+
+    def test_a_file_that_somebody_else_holds_open_for_writing(self, tmp_path: Path) -> None:
+        path = SstFile().write(tmp_path / "sst.nc")
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _same(read_record(tmp_path))
+
+    def test_the_same_in_every_year(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        SstFile(np.full_like(SST, 20)).write(tmp_path / "sst.nc")
+        task = bench.load_task("enso_ersst", tmp_path, base_from=1960, base_to=1961)
+        assert any(
+            "expected temperatures that vary" in said for said in task.describe_data(read_everything=True).problems
+        )
 
 
 class TestIcarEnso:
