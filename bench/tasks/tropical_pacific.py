@@ -26,7 +26,6 @@ class TropicalPacific(Task):
     palette: ClassVar[Palette] = Palette(
         colours="RdBu_r", levels=(-2.75, -2.25, -1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
     )
-
     plausible: ClassVar[Plausible | None] = SST_ANOMALY
 
     t_in: int = Field(12, ge=1, description="months of the context")
