@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 from scipy.io import netcdf_file
 
+from bench.data.ersst import Record, read_record
+
 LATITUDES, LONGITUDES = np.arange(-88, 89, 4.0), np.arange(0, 360, 4.0)
-LAND = (LONGITUDES >= 20) & (LONGITUDES <= 40)
+_COAST = (LONGITUDES >= 20) & (LONGITUDES <= 40)
 FIRST = np.datetime64("1960-01")
 
 
@@ -20,7 +22,7 @@ def temperatures(months: int = 24) -> np.ndarray:
     season = 5 * np.sin(np.arange(months) * np.pi / 6)[:, None, None]
     noise = np.random.default_rng(0).normal(0, 1, (months, len(LATITUDES), len(LONGITUDES)))
     sst = (15 + season + noise).round(2).astype(np.float32)
-    sst[:, :, LAND] = np.nan
+    sst[:, :, _COAST] = np.nan
     sst[5, 3, 50] = np.nan
     return sst
 
@@ -92,3 +94,48 @@ class SstFile:
                 for key, value in attributes.items():
                     setattr(variable, key, value)
         return path
+
+
+SST = temperatures()
+LAND = np.isnan(SST)
+
+
+def read(file: SstFile, root: Path) -> Record:
+    """Returns the record of a folder with this file in it."""
+    file.write(root / "sst.mnmean.nc")
+    return read_record(root)
+
+
+def assert_same(found: Record, atol: float = 1e-4) -> None:
+    """Holds a record against `SST`, whatever the direction and the meridian that its grid begins with."""
+    assert [str(month) for month in found.months] == [str(FIRST + number) for number in range(24)]
+    order = np.argsort(found.latitudes), np.argsort(found.longitudes % 360)
+    np.testing.assert_allclose(found.latitudes[order[0]], LATITUDES)
+    np.testing.assert_allclose((found.longitudes % 360)[order[1]], LONGITUDES)
+    assert found.field.dtype == np.float32
+    np.testing.assert_allclose(found.field[:, order[0]][:, :, order[1]], SST, atol=atol)  # NaN where NaN
+
+
+def filled(value: float, dtype: str = "f4") -> np.ndarray:
+    """`SST` with a value on land."""
+    return np.where(LAND, value, SST).astype(dtype)
+
+
+def packed(dtype: str, fill: int, scale: float = 0.01, offset: float = 0.0) -> np.ndarray:
+    """`SST` as codes, with one on land."""
+    return np.where(LAND, fill, np.rint((np.nan_to_num(SST.astype("f8")) - offset) / scale)).astype(dtype)
+
+
+def on_axes(latitudes: np.ndarray, longitudes: np.ndarray, sst: np.ndarray = SST, **changes: object) -> SstFile:
+    return SstFile(sst=sst, axes={"lat": (("lat",), latitudes), "lon": (("lon",), longitudes)}, **changes)
+
+
+def every_cell(latitudes: np.ndarray, longitudes: np.ndarray) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    return {"nav_lat": (("y", "x"), latitudes), "nav_lon": (("y", "x"), longitudes)}
+
+
+EVERY_CELL = np.broadcast_to(LATITUDES[:, None], SST.shape[1:]), np.broadcast_to(LONGITUDES, SST.shape[1:])
+
+
+def one_month(number: int, **changes: object) -> SstFile:
+    return SstFile(SST[[number]], time=days_since("1800-01-01")[[number]], **changes)
