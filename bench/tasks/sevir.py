@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from bench.api import Palette, Shape, Split
+from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
@@ -50,6 +51,7 @@ class Sevir(Task):
     units: ClassVar[str] = "VIL code 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
     palette: ClassVar[Palette] = _PALETTE
+    plausible: ClassVar[Plausible | None] = VIL_CODE
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.storms:MakeStorms",
         "fetch": "bench.data.sevir_fetch:FetchSevir",

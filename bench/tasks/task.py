@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
+from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    plausible: ClassVar[Plausible | None] = None
+    """What values its frames can have, in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}
     """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
     `convert:SOURCE` for data of the task SOURCE."""
