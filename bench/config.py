@@ -338,6 +338,9 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
 _GROUP_ERROR = "Config group override"
 """How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
 
+_UNREADABLE = UnicodeDecodeError | RecursionError
+"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
+
 
 class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
     """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
@@ -357,7 +360,7 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         from yaml import YAMLError
 
         of_a_group = isinstance(error, ValueError) and str(error).startswith(_GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError)):
+        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | _UNREADABLE)):
             return
         raise ConfigError(self._message(error, MissingConfigException)) from error
 
@@ -370,7 +373,7 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
             why, _, _ = first.partition(" : ")
             return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-        if isinstance(error, YAMLError):
+        if isinstance(error, YAMLError | _UNREADABLE):
             return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):
             return (
