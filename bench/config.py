@@ -88,7 +88,8 @@ class EarlyStopping(Section):
     """When to stop, and which checkpoint counts as best."""
 
     monitor: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
+    """`auto`: what the score itself says; the others override it."""
     patience: Count = Field(20, ge=1)
 
 

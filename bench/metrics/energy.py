@@ -20,6 +20,7 @@ from bench.errors import ContractError
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
 from bench.metrics.tracking import track
+from bench.scores.directions import BETTER
 from bench.scores.energy import SUMS
 
 # Pixels per sub-step: speeds on both sides of a frame differ by more only where a digit met a wall in between.
@@ -41,7 +42,7 @@ class Energy(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     takes_labels = True
     family = "energy"
 

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from bench.errors import ConfigError
 from bench.metrics.frames import check_members
+from bench.scores.directions import BETTER
 
 Features = Callable[[Tensor], Tensor]
 """Of clips `(N,T,H,W)` on the 0-1 scale: float64 `(N,D)`."""
@@ -53,7 +54,7 @@ class Frechet(Metric):
     """
 
     full_state_update = False
-    higher_is_better = False
+    better = BETTER
     takes_members = True
     forecast_count: Tensor
     forecast_sum: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair, rows_of
 from bench.metrics.sharing import shared
+from bench.scores.directions import BETTER
 
 # Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
 _BLOCK = 49_152
@@ -108,7 +109,7 @@ class PixelwiseScore(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     family = "errors"
     score: ClassVar[Literal["mse", "mae"]]
     error_sum: Tensor
