@@ -339,6 +339,7 @@ class Forecaster(lightning.LightningModule):
             "random_states": random_states(),
             "updates_seen": self._updates_seen,
             "trained_s": self.trained_s,
+            "last_finite_loss": self.last_finite_loss,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -346,6 +347,7 @@ class Forecaster(lightning.LightningModule):
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
         self._trained_before_s = state["trained_s"]
+        self.last_finite_loss = state.get("last_finite_loss")  # older code did not write it
         if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
             restore_random_states(state["random_states"])
 
