@@ -332,6 +332,9 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    stop = plain["train"]["early_stopping"]
+    if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
+        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}
 

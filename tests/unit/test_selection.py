@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import bench
 from bench import registry
-from bench.config import EarlyStopping, compose
+from bench.config import EarlyStopping, compose, fingerprint, numbers_only
 from bench.errors import ConfigError
 from bench.running.ensembles import Ensemble
 from bench.running.forecaster import Forecaster
@@ -174,6 +174,13 @@ def test_a_metric_of_a_plugin_says_its_direction(monkeypatch, said_by_the_class:
     monkeypatch.setattr("bench.running.forecaster.load_metric", lambda name, **options: Own())
     forecaster = Forecaster(nn.Identity(), bench.load_task("radar"))
     assert forecaster.directions() == {"own_ratio": expected, "own_ratio_lead_1": expected}
+
+
+def test_a_mode_that_says_what_the_loss_says_is_the_same_training() -> None:
+    def names(*chosen: str) -> str:
+        return fingerprint(numbers_only(compose([*TINY, *chosen]), training=True))
+
+    assert names() == names("train.early_stopping.mode=min") != names("train.early_stopping.mode=max")
 
 
 # Keeping the best
