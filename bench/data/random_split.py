@@ -46,6 +46,16 @@ class RandomPart:
         return tuple(self.source.times[number] for number in self._events)
 
     @property
+    def storage(self) -> tuple[tuple[str, int], ...]:
+        """Returns file and index of each of these events."""
+        return tuple(self.source.storage[number] for number in self._events)
+
+    @property
+    def why_empty(self) -> str | None:
+        """Returns why the source has no events, or None where it has some."""
+        return self.source.why_empty
+
+    @property
     def skipped_ids(self) -> tuple[str, ...]:
         """Returns the events that the source left out."""
         return self.source.skipped_ids

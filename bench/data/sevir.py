@@ -18,7 +18,16 @@ from torch import Tensor
 
 from bench.data.origin import origin
 from bench.data.places import open_hdf5, reading
-from bench.data.sevir_catalogue import read_catalogue, read_headers, readable_events, select_events
+from bench.data.sevir_catalogue import (
+    check_vil,
+    read_catalogue,
+    read_headers,
+    readable_events,
+    select_events,
+    storage_of,
+    why_no_events,
+)
+from bench.data.sevir_files import HDF5_ERRORS, header_of
 from bench.errors import ConfigError, DataError, one_message
 
 # Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
@@ -26,6 +35,7 @@ from bench.errors import ConfigError, DataError, one_message
 _BLOCK_PIXELS = 8192
 # Decompressed events kept per process: the windows of an event cost one decompression when asked for near each other.
 _CACHED_EVENTS = 4
+_CHECK = "`earthbench data check` lists everything that is wrong."
 
 
 @dataclass
@@ -68,7 +78,10 @@ class SevirSequences:
         skip_missing: bool = False,
     ) -> None:
         self.root, self.t_in, self.t_out, self.stride = root, t_in, t_out, stride
-        self.events = select_events(read_catalogue(root), start=start, end=end, admit_missing=admit_missing)
+        catalogue = read_catalogue(root)
+        self.events = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        self.why_empty = why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        """Which condition no row of the catalogue meets, or None where there are events."""
         headers, problems = read_headers(root, self.events)
         chosen = self.events
         if problems and skip_missing:
@@ -109,6 +122,11 @@ class SevirSequences:
         """Returns the times of the first and the last frame of every event."""
         return tuple(event.span for event in self.events)
 
+    @property
+    def storage(self) -> tuple[tuple[str, int], ...]:
+        """Returns file and index of every event: the same twice is the same event, whatever its id."""
+        return storage_of(self.root, self.events)
+
     def __len__(self) -> int:
         """Returns the number of windows."""
         return len(self.events) * self.windows_per_event
@@ -145,9 +163,22 @@ class SevirSequences:
         turned = np.empty((last - first, height * width), np.uint8 if scale is None else np.float32)
         for at, pixels in self._blocks(number):
             turned[:, at : at + len(pixels)] = pixels[:, first:last].T
+        if not turned.any():
+            self._check_dry(number)
         if scale is not None:
             turned *= scale
         return torch.from_numpy(turned).view(last - first, height, width, 1)
+
+    def _check_dry(self, number: int) -> None:
+        """Refuses an event of zeros that the catalogue calls otherwise: HDF5 reads what was never written as zeros.
+
+        Raises:
+            DataError: it is one.
+        """
+        event = self.events[number]
+        if event.data_max > 0 and not any(pixels.any() for _, pixels in self._blocks(number)):
+            problem = check_vil(np.zeros(1, np.uint8), event)
+            raise DataError(f"{self.root / 'data' / event.file_name}: {problem}. {_CHECK}")
 
     def _blocks(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the pixels of an event, `(first pixel, codes (pixels, frames))`, a block at a time."""
@@ -168,10 +199,10 @@ class SevirSequences:
                 if os.preadv(file.raw.fileno(), [part.data], start + at * self.frames) != part.nbytes:
                     raise OSError("the file ends before the event does")
                 yield at, part
-        except (OSError, KeyError, ValueError) as error:
+        except HDF5_ERRORS as error:
             raise DataError(
                 f"{self.root / 'data' / event.file_name}: event {event.id} at index {event.file_index} cannot be "
-                f"read: {error}. `earthbench data check` lists everything that is wrong."
+                f"read: {error}. {_CHECK}"
             ) from error
 
     def _open(self, name: str) -> _OpenFile:
@@ -179,10 +210,10 @@ class SevirSequences:
             self._files, self._events_read, self._process = {}, OrderedDict(), os.getpid()
         if name not in self._files:
             path = self.root / "data" / name
-            array = open_hdf5(path)["vil"]
-            offset = array.id.get_offset()  # None where the array is chunked, as compressed ones are
+            file = open_hdf5(path)
+            offset = header_of(path, file).offset
             plain = offset is not None and hasattr(os, "preadv") and isinstance(path, Path)
-            self._files[name] = _OpenFile(array, path.open("rb", buffering=0) if plain else None, offset or 0)
+            self._files[name] = _OpenFile(file["vil"], path.open("rb", buffering=0) if plain else None, offset or 0)
         return self._files[name]
 
     def _whole(self, number: int, file: _OpenFile) -> np.ndarray:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from bench.data.http import Patience, Remote, inspect
 from bench.data.places import RemoteFile
-from bench.data.sevir_catalogue import Event, FileHeader, header_of, read_header
+from bench.data.sevir_catalogue import Event
+from bench.data.sevir_files import HDF5_ERRORS, FileHeader, header_of, read_header
 from bench.errors import DataError
 from bench.files import replacing
 
@@ -26,11 +27,10 @@ SENSOR = "vil"
 
 @dataclass(frozen=True)
 class EventFile:
-    """A remote event file: what it declares, and where its array lies if that is one plain stretch of bytes."""
+    """A remote event file and what it declares."""
 
     remote: Remote
     header: FileHeader
-    offset: int | None
 
 
 def subset_name(name: str) -> str:
@@ -47,9 +47,8 @@ def open_event_file(url: str, patience: Patience) -> EventFile:
     remote = inspect(url, patience)
     try:
         with h5py.File(RemoteFile(remote, patience), "r") as file:
-            header = header_of(Path(url), file, SENSOR)
-            return EventFile(remote, header, file[SENSOR].id.get_offset())
-    except OSError as error:
+            return EventFile(remote, header_of(Path(url), file, SENSOR))
+    except HDF5_ERRORS as error:
         raise DataError(f"{url}: not readable as HDF5 ({remote.size} bytes): {error}") from error
 
 

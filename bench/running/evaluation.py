@@ -145,7 +145,7 @@ def evaluate_with_sample(
     data = task.dataset(split)
     if not len(data):
         raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
             "`earthbench data info` shows what each split has; split=all takes everything."
         )
     used = len(data) if limit is None else min(limit, len(data))
