@@ -161,9 +161,11 @@ class SevirSequences:
         assert self.frame_size is not None
         height, width = self.frame_size
         turned = np.empty((last - first, height * width), np.uint8 if scale is None else np.float32)
+        dry = True
         for at, pixels in self._blocks(number):
             turned[:, at : at + len(pixels)] = pixels[:, first:last].T
-        if not turned.any():
+            dry = dry and not pixels.max()  # of all frames; the first block tells, nearly always
+        if dry:
             self._check_dry(number)
         if scale is not None:
             turned *= scale
@@ -176,8 +178,7 @@ class SevirSequences:
             DataError: it is one.
         """
         event = self.events[number]
-        if event.data_max > 0 and not any(pixels.any() for _, pixels in self._blocks(number)):
-            problem = check_vil(np.zeros(1, np.uint8), event)
+        if problem := check_vil(np.zeros(1, np.uint8), event):
             raise DataError(f"{self.root / 'data' / event.file_name}: {problem}. {_CHECK}")
 
     def _blocks(self, number: int) -> Iterator[tuple[int, np.ndarray]]:

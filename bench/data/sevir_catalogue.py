@@ -344,8 +344,8 @@ def _wrong_axes(header: FileHeader, event: Event) -> str | None:
     said = f"{size} and {event.frames or 'no'} minute_offsets"
     axes = {"(N, T, H, W)": "0, 2, 3, 1", "(N, H, T, W)": "0, 1, 3, 2"}[order]
     return (
-        f"{header.path}: an event of 'vil' has shape {shape}, which seems to be of {order} (the catalogue says {said}); "
-        f"expected (N, H, W, T). Store it so: array.transpose({axes})"
+        f"{header.path}: an event of 'vil' has shape {shape}; its axes seem to lie as {order} (the catalogue says "
+        f"{said}), expected (N, H, W, T). Store array.transpose({axes}), or mend size_x, size_y and minute_offsets"
     )
 
 

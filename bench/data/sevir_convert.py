@@ -125,8 +125,8 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
     unwritten = [index for index in range(header.event_count) if not header.is_written(index)]
     if unwritten:
         raise DataError(
-            f"{source}: {len(unwritten)} events were never, or not wholly, written (the first at index {unwritten[0]}); "
-            "as zeros they would become dry scenes"
+            f"{source}: {len(unwritten)} events were never, or not wholly, written (the first at index "
+            f"{unwritten[0]}); as zeros they would become dry scenes"
         )
     shape = low_resolution(np.empty((header.height, header.width, header.frames), np.uint8)).shape
     with replacing(target) as part:
