@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.data.origin import origin
 from bench.data.places import open_hdf5, reading
 from bench.data.sevir_catalogue import (
+    MISSING,
     check_vil,
     read_catalogue,
     read_headers,
@@ -161,24 +162,27 @@ class SevirSequences:
         assert self.frame_size is not None
         height, width = self.frame_size
         turned = np.empty((last - first, height * width), np.uint8 if scale is None else np.float32)
-        dry = True
+        low, high = 255, 0
         for at, pixels in self._blocks(number):
             turned[:, at : at + len(pixels)] = pixels[:, first:last].T
-            dry = dry and not pixels.max()  # of all frames; the first block tells, nearly always
-        if dry:
-            self._check_dry(number)
+            if low >= high:  # all alike so far; the first block differs, nearly always
+                low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+        if low == high:
+            self._check_constant(number, low)
         if scale is not None:
             turned *= scale
         return torch.from_numpy(turned).view(last - first, height, width, 1)
 
-    def _check_dry(self, number: int) -> None:
-        """Refuses an event of zeros that the catalogue calls otherwise: HDF5 reads what was never written as zeros.
+    def _check_constant(self, number: int, code: int) -> None:
+        """Refuses an event of one code that the catalogue calls otherwise.
+
+        HDF5 reads what was never written as zeros, or as whatever the file says that it be filled with.
 
         Raises:
             DataError: it is one.
         """
         event = self.events[number]
-        if problem := check_vil(np.zeros(1, np.uint8), event):
+        if code != MISSING and (problem := check_vil(np.array([code], np.uint8), event)):
             raise DataError(f"{self.root / 'data' / event.file_name}: {problem}. {_CHECK}")
 
     def _blocks(self, number: int) -> Iterator[tuple[int, np.ndarray]]:

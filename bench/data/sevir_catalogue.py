@@ -31,7 +31,8 @@ COLUMNS = (
 _OPTIONAL = ("minute_offsets", "size_y", "size_x", "data_max")
 _MOST_INDEX = 2**31
 _SHOWN = 8
-_MISSING = 255
+MISSING = 255
+"""The code of a missing pixel."""
 REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
 
 
@@ -358,12 +359,14 @@ def check_vil(codes: np.ndarray, event: Event) -> str | None:
         codes: All or some of an event's codes, uint8 of any shape.
         event: What the catalogue says of it.
     """
-    missing = int(np.count_nonzero(codes == _MISSING))
+    missing = int(np.count_nonzero(codes == MISSING))
     if missing and event.pct_missing == 0:
         return f"event {event.id} has {missing} missing pixels (255), but the catalogue says pct_missing = 0"
-    if event.data_max > 0 and not codes.any():
+    value = int(codes.flat[0])
+    differs = not math.isnan(event.data_max) and event.data_max != value != MISSING
+    if differs and (codes == value).all():
         return (
-            f"event {event.id} at index {event.file_index} is 0 throughout, but the catalogue says "
+            f"event {event.id} at index {event.file_index} is {value} throughout, but the catalogue says "
             f"data_max = {event.data_max:g}: it may never have been written"
         )
     return None

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
+from bench.data.leaks import shared_events
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
@@ -266,19 +267,19 @@ def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
     Raises:
         ConfigError: lists the shared events.
     """
-    trained_on = set(task.dataset("train").ids)
+    trained_on = Task.events(task, "train")
     problems = []
-    shared = sorted(trained_on & set(task.dataset("val").ids))
+    shared = shared_events(trained_on, Task.events(task, "val"))
     if shared and frozenset({"train", "val"}) not in task.shared_by_design:
         problems.append(f"train and val share {len(shared)} events: {', '.join(shared[:5])}")
     if config.split in ("val", "test"):
-        shared = sorted(trained_on & set(test_task.dataset(config.split).ids))
+        shared = shared_events(trained_on, Task.events(test_task, config.split))
         if shared:
             problems.append(
                 f"train and the evaluated {config.split} share {len(shared)} events: {', '.join(shared[:5])}"
             )
     if config.split == "test":
-        shared = sorted(set(task.dataset("val").ids) & set(test_task.dataset("test").ids))
+        shared = shared_events(Task.events(task, "val"), Task.events(test_task, "test"))
         if shared:
             problems.append(f"val and the evaluated test share {len(shared)} events: {', '.join(shared[:5])}")
     if problems:

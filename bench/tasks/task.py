@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,11 @@ class NormalisedSequences:
     def times(self) -> tuple[tuple[Any, Any], ...] | None:
         """Returns the first and last time of each event, or None where the data have no times."""
         return getattr(self.source, "times", None)
+
+    @property
+    def storage(self) -> tuple[Hashable, ...] | None:
+        """Returns where each event is stored, or None where its id tells all."""
+        return getattr(self.source, "storage", None)
 
     @property
     def why_empty(self) -> str:
@@ -214,7 +220,7 @@ class Task(BaseModel, ABC):
         from bench.data.leaks import SplitEvents
 
         data = self.dataset(split)
-        return SplitEvents(data.ids, data.times, getattr(data.source, "storage", None))
+        return SplitEvents(data.ids, data.times, data.storage)
 
     @cached_property
     def leaks(self) -> list[Leak]:
