@@ -62,7 +62,10 @@ def open_hdf5(path: Path) -> h5py.File:
         DataError: the server does not give it.
     """
     if isinstance(path, Path):
-        return h5py.File(path, "r", driver="stdio", locking=False)
+        try:
+            return h5py.File(path, "r", driver="stdio", locking=False)
+        except OSError:  # the default driver says why
+            return h5py.File(path, "r", locking=False)
     if str(path).startswith(("http://", "https://")):
         patience = Patience()
         return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")

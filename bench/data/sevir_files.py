@@ -63,7 +63,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
     """Returns what an event file declares: sizes, ids and storage.
 
     Raises:
-        FileInUseError: a lock cannot be had, or another program writes the file.
+        FileInUseError: another program writes the file, or a lock that HDF5_USE_FILE_LOCKING asks for cannot be had.
         DataError: missing, truncated, not HDF5, or not an `(N, H, W, T)` uint8 array under the sensor's name.
     """
     size = None
@@ -80,7 +80,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
             cure = "HDF5_USE_FILE_LOCKING asks for locks, which this reader needs none of: unset that variable"
             raise FileInUseError(f"{path}: cannot be locked ({why}). {cure}") from error
         if "already open for write" in why:
-            cure = "if none does, one was killed: `h5clear --status FILE` mends that"
+            cure = "if none does, one was killed: `h5clear --status FILE` takes its mark away"
             raise FileInUseError(f"{path}: another program has the file open for writing; {cure}") from error
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {why}") from error
 
@@ -162,7 +162,7 @@ def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozens
         size, offset = array.id.get_storage_size(), array.id.get_offset()
         if not size:
             return frozenset()
-        if size != array.nbytes or (offset or 0) + size > file.id.get_filesize():
+        if size < array.nbytes or (offset or 0) + size > file.id.get_filesize():
             raise DataError(
                 f"{path}: {array.name[1:]!r} declares {array.nbytes} bytes, of which the file of "
                 f"{file.id.get_filesize()} bytes has not all"

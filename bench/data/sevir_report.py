@@ -168,9 +168,7 @@ def read_everything(
     for split, (start, end) in splits.items():
         chosen = {event.id for event in select_events(catalogue, start=start, end=end, admit_missing=admit_missing)}
         if chosen and chosen <= constant:
-            report.problems.append(
-                f"split {split} has constant events only ({len(chosen)}): nothing can be scored on it"
-            )
+            report.problems.append(f"split {split}: each of its {len(chosen)} events is constant: nothing to forecast")
 
 
 def _read_event(report: Report, header: FileHeader, array: h5py.Dataset, event: Event) -> bool:
