@@ -158,7 +158,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
     "float 0..1": (lambda f, c: f.__setitem__("vil", (c / 255).astype("f4")), "is float32 with shape"),
     "float with NaN": (lambda f, c: f.__setitem__("vil", np.full(_SHAPE, np.nan)), "is float64 with shape"),
     "int16": (lambda f, c: f.__setitem__("vil", c.astype("i2") - 100), "is int16 with shape"),
-    "big-endian uint16": (lambda f, c: f.__setitem__("vil", c.astype(">u2") * 2), "is >u2 with shape"),
+    "big-endian uint16": (lambda f, c: f.__setitem__("vil", (c.astype("u2") * 2).astype(">u2")), "is >u2 with shape"),
     "bool": (lambda f, c: f.__setitem__("vil", c > 9), "is bool with shape"),
     "compound": (lambda f, c: f.__setitem__("vil", c.view([("vil", "u1")])), "expected uint8"),
     "three axes": (lambda f, c: f.__setitem__("vil", c[0]), "expected uint8 .N, H, W, T."),
