@@ -93,11 +93,6 @@ def stored_alike(one: SplitEvents, other: SplitEvents) -> tuple[str, ...]:
     return tuple(sorted(f"{name} = {names[at]}" for name, at in pairs if at in names and names[at] != name))
 
 
-def shared_events(one: SplitEvents, other: SplitEvents) -> list[str]:
-    """Returns the ids that two splits share, then the events that they have under different ids."""
-    return [*sorted(set(one.ids) & set(other.ids)), *stored_alike(one, other)]
-
-
 def add_leaks(report: Report, leaks: Sequence[Leak], *, by_design: frozenset[frozenset[str]]) -> None:
     """Adds to a report what splits share: shared events are a problem, unless the user asked for such a split."""
     report.facts["leaks"] = [leak.facts() for leak in leaks]

@@ -85,6 +85,14 @@ class MovingMnistSequences:
             raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: it was never wholly written")
         return frames[: self.t_in], frames[self.t_in :]
 
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the SHA-256 of every sequence's frames, whatever its file and number."""
+        return tuple(
+            hashlib.sha256(np.ascontiguousarray(mapped(path)[:, number]).data).hexdigest()
+            for path, number in self.places
+        )
+
     def identity(self) -> dict[str, Any]:
         """Returns what identifies these data: every byte of the files, and how they are cut."""
         numbers = hashlib.sha256(np.array([number for _, number in self.places]).tobytes()).hexdigest()

@@ -46,9 +46,9 @@ class RandomPart:
         return tuple(self.source.times[number] for number in self._events)
 
     @property
-    def storage(self) -> tuple[tuple[str, int], ...]:
-        """Returns file and index of each of these events."""
-        return tuple(self.source.storage[number] for number in self._events)
+    def contents(self) -> tuple[str, ...]:
+        """Returns the digest of each of these events."""
+        return tuple(self.source.contents[number] for number in self._events)
 
     @property
     def why_empty(self) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -56,9 +55,9 @@ class NormalisedSequences:
         return getattr(self.source, "times", None)
 
     @property
-    def storage(self) -> tuple[Hashable, ...] | None:
-        """Returns where each event is stored, or None where its id tells all."""
-        return getattr(self.source, "storage", None)
+    def contents(self) -> tuple[str, ...] | None:
+        """Returns a digest of each event's values, or None where ids are all that tells events apart."""
+        return getattr(self.source, "contents", None)
 
     @property
     def why_empty(self) -> str:
@@ -103,6 +102,8 @@ class Task(BaseModel, ABC):
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
     """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    selection_fields: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
@@ -220,7 +221,7 @@ class Task(BaseModel, ABC):
         from bench.data.leaks import SplitEvents
 
         data = self.dataset(split)
-        return SplitEvents(data.ids, data.times, data.storage)
+        return SplitEvents(data.ids, data.times)
 
     @cached_property
     def leaks(self) -> list[Leak]:

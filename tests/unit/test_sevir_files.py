@@ -317,6 +317,9 @@ def test_events_without_bytes_are_skipped_one_by_one(tmp_path: Path) -> None:
     root = _tree(tmp_path, _partly((1, 8, 10, 49)))
     data = bench.load_task("sevir", root, skip_missing=True).dataset("test")
     assert data.ids == ("R0", "R1") and data.incomplete == "2 events skipped: R2, R3"
+    none = _tree(tmp_path / "none", _dataset())
+    data = bench.load_task("sevir", none, skip_missing=True).dataset("test")
+    assert len(data) == 0 and data.why_empty == "All 4 events are left out by task.skip_missing. "
 
 
 def test_conversion_makes_no_dry_scenes_of_what_was_never_written(tmp_path: Path, capsys) -> None:
@@ -477,4 +480,4 @@ def test_one_stored_event_under_two_ids_is_a_leak(tmp_path: Path, capsys) -> Non
     assert "splits train and test share 1 stored events under two ids: R0 = R2" in capsys.readouterr().err
     words = ["run", "task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=4", f"data.root={root}"]
     assert main([*words, f"work={tmp_path / 'w'}", f"results.root={tmp_path / 'r'}", "progress=false"]) == 2
-    assert "train and the evaluated test share 1 events: R0 = R2" in capsys.readouterr().err
+    assert "train and the evaluated test share 1 events: R2" in capsys.readouterr().err
