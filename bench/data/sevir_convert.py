@@ -22,6 +22,7 @@ from bench.data.manifest import digest, write_manifest
 from bench.data.places import open_hdf5
 from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
 from bench.data.sevir_files import HDF5_ERRORS, read_header
+from bench.data.sevir_times import as_iso
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, one_message
 from bench.files import replacing
@@ -166,6 +167,7 @@ def _is_converted(pair: tuple[Path, Path]) -> bool:
 def _write_catalogue(source: Path, target: Path) -> None:
     """Writes the VIL rows with their new sizes and times; `pct_missing`, which decides what is read, stays."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
+    rows["time_utc"] = as_iso(rows["time_utc"])
     rows = rows[rows["img_type"] == "vil"].copy()
     for column in {"size_x", "size_y"} & set(rows.columns):
         rows[column] = [str(-(-int(float(size)) // BLOCK)) if size else "" for size in rows[column]]

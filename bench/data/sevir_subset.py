@@ -19,6 +19,7 @@ from bench.data.http import Patience, Remote, inspect
 from bench.data.places import RemoteFile
 from bench.data.sevir_catalogue import Event
 from bench.data.sevir_files import HDF5_ERRORS, FileHeader, header_of, read_header
+from bench.data.sevir_times import as_iso
 from bench.errors import DataError
 from bench.files import replacing
 
@@ -80,6 +81,7 @@ def assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) 
 def write_catalogue(source: Path, target: Path, by_file: dict[str, list[Event]]) -> None:
     """Writes the rows of some events as they stand in the bucket's catalogue, but for where they lie now."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
+    rows["time_utc"] = as_iso(rows["time_utc"])
     now = {
         (event.id, name, event.file_index): (subset_name(name), index)
         for name, wanted in by_file.items()

@@ -29,12 +29,26 @@ def parse_times(texts: pd.Series) -> pd.Series:
     Raises:
         AmbiguousTimesError: both orders of day and month, or neither, give a date in every row.
     """
+    times = _iso(texts)
+    if times.notna().all():  # as in every published catalogue
+        return times
     tidy = texts.str.strip().str.replace(r"\s+", " ", regex=True).str.replace(r" ?(?:UTC|GMT)$", "Z", regex=True)
     year_last = tidy.str.extract(_YEAR_LAST)
     is_year_last = year_last[0].notna()
     if is_year_last.any() and not tidy.str.match(_ISO, na=False).any():
         return _year_last(texts, year_last, is_year_last)
     return _iso(tidy)
+
+
+def as_iso(texts: pd.Series) -> pd.Series:
+    """Returns a column as it is where it is ISO 8601, else written so: some of its rows alone may be ambiguous.
+
+    Args:
+        texts: As for `parse_times`, all of them times.
+    """
+    if _iso(texts).notna().all():
+        return texts
+    return parse_times(texts).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _iso(texts: pd.Series) -> pd.Series:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.cli.main import main
 from bench.data.sevir_catalogue import read_catalogue, select_events
-from bench.data.sevir_times import AmbiguousTimesError, parse_times
+from bench.data.sevir_times import AmbiguousTimesError, as_iso, parse_times
 from bench.errors import DataError
 
 _JUNE_2 = datetime(2019, 6, 2, 3)
@@ -117,3 +117,29 @@ def test_a_row_that_is_no_time_is_named_with_what_it_has(tmp_path: Path) -> None
 def test_day_first_dates_keep_their_split(tmp_path: Path) -> None:
     table = read_catalogue(_catalogue(tmp_path, "02/06/2019 03:00", "28/05/2019"))
     assert [event.id for event in select_events(table, start=datetime(2019, 6, 1))] == ["e0"]
+
+
+def test_rows_that_are_taken_out_of_a_column_stay_what_they_are() -> None:
+    iso = pd.Series(["2019-06-02T03:00Z", "2019-06-13"])
+    assert as_iso(iso) is iso
+    taken = as_iso(pd.Series(["02/06/2019 03:00", "13/06/2019"]))[:1]
+    assert list(taken) == ["2019-06-02 03:00:00"]
+
+
+def test_folders_with_dates_in_two_styles_are_joined(storms: Path, tmp_path: Path) -> None:
+    for name, form in (("a", "%d/%m/%Y %H:%M"), ("b", "%Y-%m-%d %H:%M:%S")):
+        command = ["data", "make", "sevir", "--train", "0", "--val", "0", "--test", "100", "--size", "4"]
+        assert main([*command, "--frames", "25", "--seed", str(ord(name)), "--out", str(tmp_path / name)]) == 0
+        table = pd.read_csv(tmp_path / name / "CATALOG.csv")
+        times = pd.to_datetime(table["time_utc"])
+        table["time_utc"] = [time.strftime(form) for time in times]
+        if name == "b":
+            table["id"] = "x" + table["id"]
+            import h5py
+
+            with h5py.File(next((tmp_path / name).rglob("*.h5")), "r+") as file:
+                del file["id"]
+        table.to_csv(tmp_path / name / "CATALOG.csv", index=False)
+    joined = ["data", "convert", "sevir", "radar", "--roots", f"{tmp_path / 'a'},{tmp_path / 'b'}"]
+    assert main([*joined, "--out", str(tmp_path / "both")]) == 0
+    assert sorted(read_catalogue(tmp_path / "both")["time_utc"]) == sorted([*times, *times])
