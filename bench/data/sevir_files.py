@@ -168,6 +168,11 @@ def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozens
                 f"{file.id.get_filesize()} bytes has not all"
             )
         return None
+    chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
+    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 makes room for a whole chunk, however little of it is data
+        raise DataError(
+            f"{path}: {array.name[1:]!r} has chunks of {chunk_bytes} bytes; expected {_MOST_EVENT_BYTES} at most"
+        )
     across = [math.ceil(length / chunk) for length, chunk in zip(array.shape, array.chunks, strict=True)]
     if array.id.get_num_chunks() >= math.prod(across):
         return None

@@ -175,6 +175,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
     ),
     "huge frames": (_dataset(shape=(4, 200_000, 200_000, 25)), "declares 4 events of 200000x200000x25"),
     "huge frames in chunks": (_dataset(shape=(4, 200_000, 200_000, 25), chunks=(1, 99, 99, 25)), "declares 4 events"),
+    "huge chunks": (_dataset(maxshape=(None,) * 4, chunks=(1, 60_000, 60_000, 1)), "has chunks of 3600000000 bytes"),
     "endless events": (_dataset(shape=(2_000_000_000, 8, 10, 49)), "declares 2000000000 events"),
     "endless ids": (_ids(None, shape=(2_000_000_000,), dtype="S16"), r"'id' is \|S16 with shape \(2000000000,\)"),
     "long ids": (_ids(None, shape=(4,), dtype="S4000000"), "'id' is"),
