@@ -295,8 +295,11 @@ def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
         data[6]
     assert main(["data", "check", "sevir", "--root", str(root)]) == 2
     assert message in (error := capsys.readouterr().err) and "event R3" in error
-    assert main(["evaluate", "task=sevir", "model=persistence", f"data.root={root}", "progress=false",
-                 f"results.root={tmp_path / 'r'}", f"work={tmp_path / 'w'}"]) == 2  # fmt: skip
+    words = ["evaluate", "task=sevir", "model=persistence", f"data.root={root}", f"results.root={tmp_path / 'r'}"]
+    for workers in (0, 1):  # a loader's process says it in the same words
+        assert main([*words, f"work={tmp_path / 'w'}", "progress=false", f"data.num_workers={workers}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
     assert not list((tmp_path / "r").rglob("*.json"))
 
 
