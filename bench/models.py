@@ -228,7 +228,8 @@ def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bo
     problems += task_differences(found.identity, made.task)
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} was trained as something else:", problems))
-    source = registered_source("model", type(model))
+    made_class: type = type(model)
+    source = registered_source("model", made_class)
     changed = source_differences(found.identity.sources, {"model": source})
     if changed and not other_code:
         advice = "train.resume=anyway (other_code=True in Python) uses the weights all the same, in a partial record"

@@ -25,6 +25,7 @@ _LARGEST_BYTES = 64 << 20
 """Files beside a plugin's source above this are data, which the digest takes by name and size."""
 
 
+@cache
 def harness_source() -> SourcePart:
     """Returns the part of this harness that trains and evaluates."""
     folder = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ def harness_source() -> SourcePart:
     return _part("bench", "earthbench", _version(), folder, _digest({_name(path, folder): path for path in files}))
 
 
+@cache  # a class is the source that it was imported from, whatever became of the file since
 def class_source(made: type, origin: str, version: str | None = None) -> SourcePart:
     """Returns the source of a class: its module's and that of everything of the same origin it imports.
 
@@ -78,6 +80,7 @@ def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, Sou
     return found
 
 
+@cache
 def registered_source(kind: registry.Kind, made: type) -> SourcePart:
     """Returns the source of a class, with the origin and version that it is registered with, where it is."""
     name = registry.name_of(kind, made)

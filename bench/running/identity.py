@@ -79,7 +79,7 @@ def identify_stage(
         seed: Of the stage.
     """
     of_run = sources_of(type(stage.module), type(task), task.metrics)
-    module = type(stage.module)
+    module: type = type(stage.module)
     sources = {**of_run, "model": class_source(module, f"{module.__module__}:{module.__qualname__}")}
     return TrainingIdentity(
         model=stage.name,

@@ -117,7 +117,7 @@ def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
     """
     by_training: dict[int | str, RunRecord] = {}
     for record in sorted(records, key=lambda r: r.run_id):
-        by_training[record.checkpoint_sha256 or 0] = record
+        by_training[record.checkpoint_sha256 or training_seed(record)] = record
     latest = {training_seed(record): record for record in sorted(by_training.values(), key=lambda r: r.run_id)}
     return [latest[seed] for seed in sorted(latest)]
 

@@ -172,6 +172,7 @@ def test_the_source_of_a_model_is_what_it_imports_and_nothing_else(tmp_path: Pat
     for name, counts in (("elsewhere.py", False), ("of_mine/layers.py", True), ("of_mine/settings.yaml", True)):
         with (tmp_path / name).open("a") as file:
             file.write("# edited\n")
+        class_source.cache_clear()
         seen.append(class_source(net, "net").sha256)
         assert (seen[-1] != seen[-2]) is counts, name
 
