@@ -88,7 +88,8 @@ class EarlyStopping(Section):
     """When to stop, and which checkpoint counts as best."""
 
     monitor: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
+    """`auto`: what the score itself says; the others override it."""
     patience: Count = Field(20, ge=1)
 
 
@@ -331,12 +332,18 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    stop = plain["train"]["early_stopping"]
+    if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
+        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}
 
 
 _GROUP_ERROR = "Config group override"
 """How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
+
+_UNREADABLE = UnicodeDecodeError | RecursionError
+"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
 
 
 class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
@@ -357,7 +364,7 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         from yaml import YAMLError
 
         of_a_group = isinstance(error, ValueError) and str(error).startswith(_GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError)):
+        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | _UNREADABLE)):
             return
         raise ConfigError(self._message(error, MissingConfigException)) from error
 
@@ -370,7 +377,7 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
             groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
             why, _, _ = first.partition(" : ")
             return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-        if isinstance(error, YAMLError):
+        if isinstance(error, YAMLError | _UNREADABLE):
             return "a YAML file cannot be read: " + " ".join(str(error).split())
         if isinstance(error, OverrideParseException):
             return (
