@@ -19,6 +19,7 @@ from bench.config import explain
 from bench.errors import DataError, RunFailedError
 from bench.files import sync_folder
 from bench.places import Place, place
+from bench.records.reading import read_json
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import packed
 
@@ -132,10 +133,7 @@ def read_record(path: Place) -> RunRecord:
     Raises:
         DataError: not JSON, not of this schema, or changed after it was written.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable record: {error}") from error
+    content = read_json(path, "a readable record")
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise DataError(f"{path}: written by a newer earthbench (schema {version}); upgrade to read it")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.errors import ConfigError, did_you_mean
+from bench.records.rescoring import scores_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
 from bench.scores import FAMILIES
@@ -148,9 +149,8 @@ def scores_again(record: RunRecord) -> dict[str, float]:
     found: dict[str, float] = {}
     if arrays is None or record.statistics is None:
         return found
-    for name, metric in record.statistics.metrics.items():
-        values = _all_values(metric, _own(arrays, name), np.ones((1, record.statistics.unit_count)))
-        found |= {score: float(value[0]) for score, value in values.items()}
+    for name in record.statistics.metrics:
+        found |= scores_of(record.statistics, name, arrays)[0]
     return found
 
 
