@@ -51,7 +51,15 @@ def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
     Raises:
         DataError: the file is not what `write_learning_curve` writes.
     """
-    path = learning_curve_path(record, root)
+    return learning_curve_at(learning_curve_path(record, root))
+
+
+def learning_curve_at(path: Place) -> LearningCurve | None:
+    """Returns the learning curve that a file holds, None where there is no file.
+
+    Raises:
+        DataError: the file is not what `write_learning_curve` writes.
+    """
     try:
         content = read_bytes(path, LARGEST_TEXT, "a learning curve")
     except FileNotFoundError:

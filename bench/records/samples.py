@@ -54,7 +54,15 @@ def read_sample(record: RunRecord, root: Place) -> Sample | None:
     Raises:
         DataError: the file is not what `write_sample` writes.
     """
-    path = sample_path(record, root)
+    return sample_at(sample_path(record, root))
+
+
+def sample_at(path: Place) -> Sample | None:
+    """Returns the sample that a file holds, None where there is no file.
+
+    Raises:
+        DataError: the file is not what `write_sample` writes.
+    """
     try:
         found = read_npz(path, "a sample of a forecast", _LARGEST)
     except FileNotFoundError:

@@ -19,7 +19,9 @@ from bench import registry
 from bench.config import explain
 from bench.errors import DataError, EarthbenchError
 from bench.records import rules
+from bench.records.learning_curves import learning_curve_at
 from bench.records.reading import read_json
+from bench.records.samples import sample_at
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import read_arrays
 from bench.scores.names import MEMBERS
@@ -51,7 +53,10 @@ def _task_version(name: str) -> int:
 
 
 def verify_records(root: Path) -> tuple[int, list[Finding]]:
-    """Returns how many files there are under `ROOT/runs`, and everything that is wrong with them, in order of path."""
+    """Returns how many records there are under `ROOT/runs`, and everything that is wrong with them, in order of path.
+
+    What is kept beside them for pictures is read too.
+    """
     findings: list[Finding] = []
     files = _files(root / "runs", findings)
     there, known = set(files), Registered()
@@ -68,6 +73,13 @@ def verify_records(root: Path) -> tuple[int, list[Finding]]:
         if path.stem in seen:
             findings.append(Finding(path, "run_id", f"also the id of {seen[path.stem]}"))
         seen[path.stem] = path
+    readers: dict[str, Callable[[Path], object]] = {"samples": sample_at, "learning_curves": learning_curve_at}
+    for folder, read in readers.items():
+        for path in _files(root / folder, findings):
+            try:
+                read(path)
+            except DataError as error:
+                findings.append(Finding(path, "file", _without(path, error)))
     return sum(path.suffix == ".json" for path in files), findings
 
 
@@ -75,6 +87,8 @@ def _files(folder: Path, findings: list[Finding]) -> list[Path]:
     """Returns everything under a folder but folders, unless one has the name of a record."""
 
     def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder and isinstance(error, FileNotFoundError):
+            return  # a store without any
         findings.append(Finding(Path(error.filename), "file", f"not a readable folder: {error.strerror}"))
 
     found = []

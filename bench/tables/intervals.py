@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 from bench.errors import DataError
 from bench.records import interval as resampled
 from bench.records.schema import RunRecord
@@ -16,5 +19,12 @@ def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
     """
     try:
         return resampled(record, score)
-    except DataError:  # `earthbench verify` names it; a table renders without
+    except DataError as error:  # a table renders without
+        _warn_once(str(error))
         return None
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    """Warns once, however many cells ask."""
+    logging.getLogger(__name__).warning("left out: intervals: %s", reason)
