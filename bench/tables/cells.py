@@ -8,8 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.config import canonical_json
 from bench.records.schema import RunRecord
-from bench.tables.admission import PARTIAL, LeftOut, admitted, complete, deviations, latest_per_seed, summary
+from bench.tables.admission import (
+    PARTIAL,
+    LeftOut,
+    admitted,
+    complete,
+    deviations,
+    latest_per_seed,
+    of_ensembles,
+    summary,
+)
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Figure, Published, Row, Table
 from bench.tables.durations import duration
@@ -188,10 +198,15 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
 
 
 def comparable_key(record: RunRecord) -> tuple[Any, ...]:
-    """Returns what two records must share for their scores to be compared: data, split, task version and options."""
+    """Returns what two records must share for their scores to be compared.
+
+    That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
+    ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.
+    """
     assert record.data is not None
-    options = tuple(sorted((k, str(v)) for k, v in record.task.fields.items()))
-    return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, options)
+    conventions = {name: how for name, how in record.conventions.items() if not of_ensembles(name)}
+    task = canonical_json([record.task.fields, conventions])
+    return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
 
 
 def _block_title(record: RunRecord) -> str:
@@ -216,11 +231,17 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
     equal: Counter[tuple[str, str, str]] = Counter()  # runs of a model that have this value of this setting
     for record, mine in zip(group, settings, strict=True):
         equal.update((record.model.name, key, repr(value)) for key, value in mine.items())
+    ensembles = [_ensemble_options(record) for record in group]
+    values: dict[tuple[str, str], set[str]] = {}  # among the ensembles of a model
+    for record, options in zip(group, ensembles, strict=True):
+        for key, value in options.items():
+            values.setdefault((record.model.name, key), set()).add(repr(value))
     labels = []
-    for record, mine in zip(group, settings, strict=True):
+    for record, mine, options in zip(group, settings, ensembles, strict=True):
         name = record.model.name
         told = {key: value for key, value in _chosen(record).items() if key not in shared[name]}
         told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
+        told |= {key: value for key, value in options.items() if len(values[name, key]) > 1}
         labels.append(f"{name} ({_listed(told)})" if told else name)
     return labels
 
@@ -249,10 +270,17 @@ def _chosen(record: RunRecord) -> dict[str, Any]:
     return {key: value for key, value in record.model.hyperparameters.items() if key in given}
 
 
+def _ensemble_options(record: RunRecord) -> dict[str, Any]:
+    """Returns the conventions of what an evaluation of an ensemble adds, by `METRIC.OPTION`."""
+    added = ((name, how) for name, how in record.conventions.items() if of_ensembles(name))
+    return {f"{name}.{key}": value for name, how in added for key, value in how.items()}
+
+
 def _training_settings(record: RunRecord) -> dict[str, Any]:
+    ensemble = {"members": record.members.count} if record.members else {}
     if record.training is None:
-        return {"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {}
-    settings = {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
+        return ensemble | ({"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {})
+    settings = ensemble | {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
     if record.training.steps:  # nothing that is fitted depends on it
         settings["batch_size"] = record.config.get("data", {}).get("batch_size")
     return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}
