@@ -15,9 +15,9 @@ from bench.api import Palette
 from bench.errors import DataError, EarthbenchError
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
-from bench.tables.cells import comparable_key, variant_labels
 from bench.tables.durations import duration
 from bench.tables.panels import colouring, levels_of
+from bench.tables.variants import comparable_key, variant_labels
 
 Kept = TypeVar("Kept")
 
