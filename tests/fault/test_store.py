@@ -117,10 +117,18 @@ def test_a_table_with_intervals_says_which_statistics_it_goes_without(
     root = make_sevir(tmp_path / "sevir", events={"train": 0, "val": 0, "test": 30}, size=16)
     record = bench.evaluate("persistence", bench.load_task("sevir", root), device="cpu")
     statistics = write_record(record, tmp_path).with_suffix(".npz")
+    whole = statistics.read_bytes()
     statistics.write_bytes(b"")
     assert main(["table", "runs/sevir", "--results", str(tmp_path)]) == 0
     assert "persistence" in capsys.readouterr().out
     assert len([line for line in caplog.messages if str(statistics) in line]) == 1
+    statistics.write_bytes(whole)
+    path = statistics.with_suffix(".json")
+    content = json.loads(path.read_text())
+    del content["statistics"]["metrics"]["skill"]["options"]["thresholds"]
+    path.write_text(json.dumps(RunRecord.model_validate(content).sealed().model_dump(mode="json")))
+    assert main(["table", "runs/sevir", "--results", str(tmp_path)]) == 0
+    assert "KeyError: 'thresholds'" in caplog.text
 
 
 def _nested(levels: int) -> str:
