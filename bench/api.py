@@ -49,6 +49,7 @@ class Model(Protocol):
         `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
         `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
+        `evaluation_only`: class attribute, names of hyperparameters that trained weights do not depend on.
     """
 
     def __call__(self, context: Tensor) -> Tensor:

@@ -171,6 +171,11 @@ class IcarEnsoWindows:
         """Returns the name of every record."""
         return tuple(member.id for member in self.members)
 
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the SHA-256 of every record's temperatures, whatever its name."""
+        return tuple(hashlib.sha256(part.data).hexdigest() for part in self.sst)
+
     @property
     def windows_per_record(self) -> tuple[int, ...]:
         """Returns the number of windows of every record."""

@@ -82,6 +82,19 @@ def trained_apart(record: RunRecord) -> Broken:
         yield "training.monitor", f"{training.monitor!r}: the weights were selected on the test split"
 
 
+def same_code(record: RunRecord) -> Broken:
+    """Weights were evaluated by the source that trained them: the model's, and that of a plugin task or metric.
+
+    The harness may be another: it changes with every release.
+    """
+    identity = record.training.identity if record.training is not None else None
+    for name, source in identity.sources.items() if identity is not None else ():
+        used = record.code.sources.get(name)
+        if used is not None and name != "harness" and used.sha256 != source.sha256:
+            where = f"code.sources.{name}"
+            yield where, f"{used.module} is not the source that trained the weights ({source.origin}): evaluate with it"
+
+
 def undefined(record: RunRecord) -> Broken:
     """A score is a number or says why it is none."""
     for name, value in record.scores.items():
@@ -119,7 +132,7 @@ def counts(record: RunRecord) -> Broken:
         yield from _scores(record, again, "the record's counts")
 
 
-RULES: tuple[Rule, ...] = (fingerprints, outcome, scope, trained_apart, undefined, counts)
+RULES: tuple[Rule, ...] = (fingerprints, outcome, scope, trained_apart, same_code, undefined, counts)
 """What is asked of a record by itself.  A further rule is a function above and its name here."""
 
 

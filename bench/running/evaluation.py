@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from bench.api import Split
 from bench.config import fingerprint
 from bench.errors import ConfigError, ContractError, DataError
-from bench.models import load_model, made_from
+from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import (
+    CodePart,
     DataPart,
     FailurePart,
     MembersPart,
@@ -25,10 +26,13 @@ from bench.records.schema import (
     TrainingSummary,
     split_scores,
 )
+from bench.records.sources import sources_of
 from bench.records.statistics import compact, content_sha256
 from bench.records.store import new_run_id
 from bench.running.ensembles import Ensemble
+from bench.running.identity import seen_events
 from bench.running.processes import Processes
+from bench.running.summaries import summary_beside
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -100,6 +104,7 @@ def evaluate(
         seed=seed,
         config=config,
         config_fingerprint=fingerprint(config),
+        training=None if (weights := trained(model)) is None else summary_beside(weights.path, model),
         ensemble=None if members is None else Ensemble(members, member_seed),
     )
     return record
@@ -119,8 +124,6 @@ def evaluate_with_sample(
     config: dict[str, Any],
     config_fingerprint: str,
     training: TrainingSummary | None = None,
-    partial_because: str | None = None,
-    checkpoint_sha256: str | None = None,
     timeout_s: int = 0,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     callbacks: Sequence[Callback] = (),
@@ -142,13 +145,10 @@ def evaluate_with_sample(
     quiet_lightning()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
+    refuse_empty(task, split)
     data = task.dataset(split)
-    if not len(data):
-        raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
-            "`earthbench data info` shows what each split has; split=all takes everything."
-        )
     used = len(data) if limit is None else min(limit, len(data))
+    refuse_trained_events(model, task, split)
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
     forecaster = Forecaster(model, task, ensemble=ensemble)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
@@ -175,9 +175,9 @@ def evaluate_with_sample(
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
-    because = (
-        partial_because or data.incomplete or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
-    )
+    because = _partial(model, task, split) or data.incomplete
+    if because is None and used != len(data):
+        because = f"limit={limit} of {len(data)} sequences"
     statistics, arrays = statistics_of(events, forecaster.statistics())
     record = _record(
         model,
@@ -186,7 +186,7 @@ def evaluate_with_sample(
         config_fingerprint,
         seed,
         training,
-        checkpoint_sha256,
+        weights.sha256 if (weights := trained(model)) else None,
         status="ok",
         scope="partial" if because else "full",
         scope_because=because,
@@ -203,6 +203,62 @@ def evaluate_with_sample(
         statistics=statistics,
     )
     return record.with_arrays(arrays).sealed(), forecaster.first or {}
+
+
+def refuse_empty(task: Task, split: Split) -> None:
+    """Refuses a split without sequences.
+
+    Raises:
+        DataError: says where it was looked for.
+    """
+    if not len(task.dataset(split)):
+        raise DataError(
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            "`earthbench data info` shows what each split has; split=all takes everything."
+        )
+
+
+def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
+    """Refuses to evaluate weights on what they were trained or selected on, whatever the options of the task say.
+
+    The training split may be evaluated, and all of the data; the record then is partial.
+
+    Raises:
+        ConfigError: names the events.
+    """
+    weights = trained(model)
+    if weights is None or split not in ("val", "test"):
+        return
+    for seen, verb in (("train", "trained"), ("val", "selected"))[: 1 + (split == "test")]:
+        by_design = split == "val" and frozenset({"train", "val"}) in task.shared_by_design
+        shared = seen_events(weights.events[seen], task.dataset(split)) if seen in weights.events else []
+        if shared and not by_design:
+            raise ConfigError(
+                f"the weights were {verb} on {len(shared)} of the {len(task.dataset(split).ids)} events of "
+                f"split {split!r}: {', '.join(shared[:5])}. Evaluate them on the split that they left out (the options "
+                "of the task that they were trained with), or train anew."
+            )
+
+
+def _partial(model: nn.Module, task: Task, split: Split) -> str | None:
+    """Returns why the scores of a model are not those of a whole training on a split that it has not seen, or None."""
+    if not has_weights(model):
+        return None
+    weights = trained(model)
+    if weights is None:
+        return "untrained weights" if made_from(model).task else "weights of unknown training"
+    if weights.other_code:
+        return f"weights that other code trained: {'; '.join(weights.other_code)}"
+    if weights.identity is None:
+        return None
+    training = weights.identity.settings["train"]
+    limits = [part["limit"] for part in (training, *training["stages"].values()) if part.get("limit") is not None]
+    if limits:
+        return f"trained on {min(*limits, weights.identity.train.sequence_count)} sequences only"
+    if weights.identity.train.incomplete:
+        return f"trained with {weights.identity.train.incomplete}"
+    shared = seen_events(weights.events["train"], task.dataset(split)) if split in ("train", "all") else []
+    return f"evaluated on {len(shared)} events that it was trained on" if shared else None
 
 
 def statistics_of(
@@ -312,7 +368,9 @@ def _record(
         seed=seed,
         config=config,
         config_fingerprint=config_fingerprint,
-        code=code_state(),
+        code=CodePart(
+            **code_state().model_dump(exclude={"sources"}), sources=sources_of(type(model), type(task), task.metrics)
+        ),
         versions=versions(),
         **outcome,
     )

@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from bench.config import Config
 from bench.data.loading import evaluation_loader
 from bench.errors import DataError
-from bench.records.schema import TrainingSummary
+from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.summaries import settings_and_data
 from bench.tasks.task import Task
 
 
-def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
+def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingIdentity) -> TrainingSummary:
     """Fits a model to the training split and returns how it went.
 
     Args:
         model: Changed in place.
         task: Gives the train split, of which `config.train.limit` sequences are used.
         config: The run's config; of its training settings only the limit matters.
+        identity: Of the training.
 
     Raises:
         DataError: the model refuses the data (by a ValueError).
@@ -45,7 +46,7 @@ def fit_model(model: nn.Module, task: Task, config: Config) -> TrainingSummary:
                 f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
             ) from error
     return TrainingSummary(
-        **settings_and_data(task, config),
+        **settings_and_data(task, config, identity),
         sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
         validation_sequence_count=0,
         epochs=1,

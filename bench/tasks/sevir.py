@@ -55,6 +55,9 @@ class Sevir(Task):
         "fetch": "bench.data.sevir_fetch:FetchSevir",
     }
     reads_addresses: ClassVar[bool] = True
+    selection_fields: ClassVar[frozenset[str]] = frozenset(
+        {"stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by"}
+    )
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
 

@@ -55,6 +55,11 @@ class NormalisedSequences:
         return getattr(self.source, "times", None)
 
     @property
+    def contents(self) -> tuple[str, ...] | None:
+        """Returns a digest of each event's values, or None where ids are all that tells events apart."""
+        return getattr(self.source, "contents", None)
+
+    @property
     def incomplete(self) -> str | None:
         """Returns why this is not all of the split, or None where it is."""
         skipped = getattr(self.source, "skipped_ids", ())
@@ -91,6 +96,8 @@ class Task(BaseModel, ABC):
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
     """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    selection_fields: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 import bench
 from bench.errors import DataError, RunFailedError
 from bench.files import check_writable
-from bench.records.schema import RunRecord, split_scores
+from bench.records.schema import SCHEMA_VERSION, RunRecord, split_scores
 from bench.records.store import read_record, read_records, write_record
 from bench.running.evaluation import failed_record
 
@@ -54,7 +54,7 @@ def test_nothing_is_ever_replaced(record: RunRecord, tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda c: c["scores"].update(csi_m=0.99), "tampered"),
-        (lambda c: c.update(schema_version=3), "newer earthbench"),
+        (lambda c: c.update(schema_version=SCHEMA_VERSION + 1), "newer earthbench"),
         (lambda c: c.update(note="hand-written"), "unknown key"),
         (lambda c: c.update(schema_version=0), "not a valid record"),
         (lambda c: c.pop("scores"), "missing"),

@@ -18,7 +18,7 @@ from bench.data.events import events_of
 from bench.data.storms import make_sevir
 from bench.errors import ConfigError, ContractError, DataError
 from bench.records import compare, interval, read_record, write_record
-from bench.records.schema import RunRecord, content_sha256
+from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256
 from bench.records.uncertainty import scores_again
 from bench.running.ensembles import scorings_of
 
@@ -185,7 +185,7 @@ def test_a_record_of_the_first_schema_is_read(plain: RunRecord, tmp_path: Path) 
     path = tmp_path / "old.json"
     path.write_text(json.dumps(content))
     record = read_record(path)
-    assert record.schema_version == 2 and record.scores == plain.scores and interval(record, "mse") is None
+    assert record.schema_version == SCHEMA_VERSION and record.scores == plain.scores and interval(record, "mse") is None
     content["scores"]["mse"] = 0.5
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="tampered"):
