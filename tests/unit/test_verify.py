@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official import trained_with
 from torch import Tensor, nn
 
 import bench
@@ -15,7 +16,14 @@ from bench.cli.main import main
 from bench.metrics.nino import index_scores
 from bench.records import rules
 from bench.records.rescoring import allowed, scores_of
-from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart
+from bench.records.schema import (
+    MetricStatistics,
+    RunRecord,
+    SourcePart,
+    SplitPart,
+    StatisticsPart,
+    TrainingIdentity,
+)
 from bench.records.statistics import read_arrays
 from bench.records.store import read_record, write_record
 from bench.records.verify import verify_file, verify_records
@@ -277,3 +285,25 @@ def test_a_correlation_may_differ_by_the_round_off_of_its_sums_and_no_more() -> 
             assert slack[name] <= 1e-11 / spread**2, "as fine as the sums are"
     constant = {f"enso.{name}": values for name, values in moments(observed * 0 + 0.1, observed, events, 5).items()}
     assert math.isnan(allowed(metric, scores_of(part, "enso", constant)[1])["c_nino34_lead_1"])
+
+
+@pytest.mark.parametrize(
+    ("source", "digest", "fields"),
+    [("model", "b", {"code.sources.model"}), ("harness", "b", set()), ("model", "a", set()), ("metric x", "b", set())],
+)
+def test_weights_are_evaluated_by_the_code_that_trained_them(
+    record: RunRecord, source: str, digest: str, fields: set[str]
+) -> None:
+    def part(sha256: str) -> SourcePart:
+        return SourcePart(module="m", origin="m.py", version=None, commit=None, dirty=None, sha256=sha256 * 64)
+
+    split = SplitPart(fingerprint="f" * 64, event_count=1, sequence_count=1)
+    identity = TrainingIdentity(
+        model="persistence", hyperparameters={}, task="sevir", task_version=1, task_fields={}, settings={}, seed=0,
+        train=split, val=None, sources={source: part("a")}, libraries={},
+    )  # fmt: skip
+    training = trained_with({"limit": None}, identity=identity)
+    used = {} if source == "metric x" else {source: part(digest)}
+    code = record.code.model_copy(update={"sources": used})
+    changed = record.model_copy(update={"training": training, "code": code})
+    assert {field for field, _ in rules.same_code(changed)} == fields
