@@ -139,6 +139,7 @@ def evaluate_with_sample(
 
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
+    from bench.data.plausibility import refuse_constant
     from bench.running.forecaster import Forecaster
     from bench.running.trainer import quiet_lightning, translated_errors
 
@@ -147,6 +148,7 @@ def evaluate_with_sample(
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
     refuse_empty(task, split)
     data = task.dataset(split)
+    refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.config import Config
 from bench.data.loading import evaluation_loader
+from bench.data.plausibility import refuse_constant
 from bench.errors import DataError
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.summaries import settings_and_data
@@ -30,13 +31,15 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
     """
     started = time.perf_counter()
     data = task.dataset("train")
+    refuse_constant(data)
     loader = evaluation_loader(
         data, batch_size=config.data.batch_size, num_workers=config.data.num_workers, limit=config.train.limit
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for stored in loader:
-            yield task.to_context(stored[0]), task.normalise(task.to_target(stored[1]))
+            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
+            yield context, task.normalise(task.to_target(stored[1]))
 
     with torch.no_grad():
         try:

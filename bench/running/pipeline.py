@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
+from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
@@ -112,6 +113,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     named = fingerprint(numbers_only(config))
     described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
     refuse_empty(test_task, config.split)  # before hours of training
+    refuse_constant(test_task.dataset(config.split))
     train = training and has_weights(model)
     if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")

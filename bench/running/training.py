@@ -21,6 +21,7 @@ from torch import nn
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
+from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, did_you_mean
 from bench.models import is_fitted
 from bench.places import Place, place
@@ -280,6 +281,8 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
             f"the train split of task {task.name!r} has no sequences under {task.data_root}. "
             "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
         )
+    refuse_constant(data)
+    refuse_constant(val)
     feed: dict[str, Any] = {
         "batch_size": config.data.batch_size,
         "num_workers": config.data.num_workers,

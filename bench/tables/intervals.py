@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a record's scores, where the record carries what they need."""
+"""Intervals of a record's scores, where the record carries what they need."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 from functools import cache
 
 from bench.errors import DataError
-from bench.records import interval as resampled
+from bench.records import interval as over_events
 from bench.records.schema import RunRecord
+from bench.records.uncertainty import why_no_interval
 
 # What a family's formulas end in where a record names other sums or options than the family has.
 _NOT_OF_ITS_FAMILY = (ArithmeticError, LookupError, TypeError, ValueError)
@@ -21,10 +22,22 @@ def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
         score: A key of its `scores`, or `SCORE_lead_L`.
     """
     try:
-        return resampled(record, score)
+        return over_events(record, score)
     except (DataError, *_NOT_OF_ITS_FAMILY) as error:  # a table renders without
-        _warn_once(str(error) if isinstance(error, DataError) else f"{record.run_id}: {type(error).__name__}: {error}")
+        _warn_once(_told(record, error))
         return None
+
+
+def why_none(record: RunRecord, score: str) -> str:
+    """Returns why `interval` gives none; an empty text where it gives one."""
+    try:
+        return why_no_interval(record, score)
+    except (DataError, *_NOT_OF_ITS_FAMILY) as error:
+        return _told(record, error)
+
+
+def _told(record: RunRecord, error: Exception) -> str:
+    return str(error) if isinstance(error, DataError) else f"{record.run_id}: {type(error).__name__}: {error}"
 
 
 @cache

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
+from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    plausible: ClassVar[Plausible | None] = None
+    """What values its frames can have, in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}
     """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
     `convert:SOURCE` for data of the task SOURCE."""
@@ -155,6 +158,12 @@ class Task(BaseModel, ABC):
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)
+
+    def context_known(self, stored: Tensor) -> Tensor:
+        """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
+        import torch
+
+        return ~torch.isnan(self.to_context(stored))
 
     def to_target(self, stored: Tensor) -> Tensor:
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
