@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.errors import ConfigError, did_you_mean
+from bench.errors import ConfigError, DataError, did_you_mean
 from bench.records.rescoring import scores_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
@@ -323,7 +323,10 @@ def _sums(own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.nd
 
 def _scores(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns scores `(R,)` by name for sums `(R, ...)`."""
-    values = FAMILIES[metric.family](sums, metric.options)
+    try:
+        values = FAMILIES[metric.family](sums, metric.options)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # sums or options are not the family's
+        raise DataError(f"statistics give no {metric.family} scores: {type(error).__name__}: {error}") from error
     return {with_ending(name, metric.ending): value for name, value in values.items()}
 
 

@@ -10,9 +10,6 @@ from bench.records import interval as over_events
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import why_no_interval
 
-# What a family's formulas end in where a record names other sums or options than the family has.
-_NOT_OF_ITS_FAMILY = (ArithmeticError, LookupError, TypeError, ValueError)
-
 
 def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
     """Returns the bounds of a score in its own units; None where there are no statistics per event, or changed ones.
@@ -23,8 +20,8 @@ def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
     """
     try:
         return over_events(record, score)
-    except (DataError, *_NOT_OF_ITS_FAMILY) as error:  # a table renders without
-        _warn_once(_told(record, error))
+    except DataError as error:  # a table renders without
+        _warn_once(f"{record.run_id}: {error}")
         return None
 
 
@@ -32,12 +29,8 @@ def why_none(record: RunRecord, score: str) -> str:
     """Returns why `interval` gives none; an empty text where it gives one."""
     try:
         return why_no_interval(record, score)
-    except (DataError, *_NOT_OF_ITS_FAMILY) as error:
-        return _told(record, error)
-
-
-def _told(record: RunRecord, error: Exception) -> str:
-    return str(error) if isinstance(error, DataError) else f"{record.run_id}: {type(error).__name__}: {error}"
+    except DataError as error:
+        return str(error)
 
 
 @cache

@@ -127,6 +127,9 @@ def test_a_table_with_intervals_says_which_statistics_it_goes_without(
     content = json.loads(path.read_text())
     del content["statistics"]["metrics"]["skill"]["options"]["thresholds"]
     path.write_text(json.dumps(RunRecord.model_validate(content).sealed().model_dump(mode="json")))
+    model = record.model.model_copy(update={"name": "unet"})
+    scores = {name: (value or 0.0) / 2 for name, value in record.scores.items()}
+    write_record(record.model_copy(update={"model": model, "run_id": "x", "scores": scores, "undefined": {}}), tmp_path)
     assert main(["table", "runs/sevir", "--results", str(tmp_path)]) == 0
     assert "KeyError: 'thresholds'" in caplog.text
 
