@@ -85,8 +85,10 @@ def trained_apart(record: RunRecord) -> Broken:
 def same_code(record: RunRecord) -> Broken:
     """Weights were evaluated by the source that trained them: the model's, and that of a plugin task or metric.
 
-    The harness may be another: it changes with every release.
+    The harness may be another: it changes with every release.  A partial record says so itself.
     """
+    if record.scope == "partial":
+        return
     identity = record.training.identity if record.training is not None else None
     for name, source in identity.sources.items() if identity is not None else ():
         used = record.code.sources.get(name)

@@ -122,7 +122,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     identity = identify(model, task, config) if train else None
     job = _Job(config, task, test_task, results, session, train, identity, described)
     if not again:
-        done = _find_done(job)
+        done = _find_done(job, type(model))
         if done is not None:
             session.say(f"done before: {done.record_path}")
             return done
@@ -233,9 +233,9 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(job: _Job) -> Outcome | None:
+def _find_done(job: _Job, model: type) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
-    expected = expected_run(job.config, job.task, job.test_task, trained=job.train)
+    expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
