@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 # Root mean square of a difference, in shares of the forecast's range; one pixel may jump where two values tie.  Kernels
-# sum in another order for another batch size: in float32 that was 7e-7 at most over ten of the registered models.  Elsewhere
-# than on a CPU, products are rounded to TF32 or bfloat16, which keeps 8 bits.  Batch norm in training mode is off by
-# 1e-2 and more.
+# sum in another order for another batch size: in float32 that was 7e-7 at most over ten of the registered models.
+# Elsewhere than on a CPU, products are rounded to TF32 or bfloat16, which keeps 8 bits.  Batch norm in training mode is
+# off by 1e-2 and more.
 _ON_CPU, _ELSEWHERE = 2e-5, 2.0**-8
 # One batch twice goes through the same kernels: only sums by atomic additions may differ.
 _REPEATED = 0.1
