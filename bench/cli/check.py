@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
+from bench.cli.printing import print
 from bench.errors import UnknownNameError, did_you_mean
 
 _KINDS = ("model", "task", "metric")

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bench import registry
+from bench.cli.printing import print
 from bench.errors import EarthbenchError, NotCountableError, RunFailedError, UnknownNameError
 
 _COST_COLUMNS = ("parameters", "gmacs")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from bench.cli.printing import print
 from bench.config import compose
 
 if TYPE_CHECKING:

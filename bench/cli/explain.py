@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.intervals import interval

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
 

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from bench.cli.printing import print
 from bench.errors import EarthbenchError, did_you_mean
 from bench.plugins import use_plugin_files
 

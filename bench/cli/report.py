@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.report import build
 from bench.tables.intervals import interval
 

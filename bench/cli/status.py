@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
 from bench.places import local_folder, place

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.tables.admission import read_store
 from bench.tables.cells import contents_of
 from bench.tables.definitions import load_published
