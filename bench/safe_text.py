@@ -82,8 +82,8 @@ def one_line(text: str) -> str:
 
 def for_csv(text: str) -> str:
     """Returns a CSV cell that no spreadsheet takes for a formula; numbers, one or several, stay as they are."""
-    text = one_line(text)
-    if not text.startswith(_FORMULA):
+    text = for_terminal(text)
+    if not text.lstrip().startswith(_FORMULA):
         return text
     try:
         _ = [float(word) for word in text.split()]
