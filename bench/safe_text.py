@@ -7,6 +7,7 @@ escape sequences, formulas and markup; addresses may hold credentials.
 from __future__ import annotations
 
 import html
+import logging
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -105,6 +106,14 @@ def for_markdown(text: str) -> str:
 def for_latex(text: str) -> str:
     """Returns a text without what LaTeX would act on."""
     return "".join(_LATEX.get(character, character) for character in _visible(text))
+
+
+class Formatter(logging.Formatter):
+    """What Hydra's own lines are formatted by."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line of a log as it may be shown in a terminal."""
+        return for_terminal(super().format(record))
 
 
 def _visible(text: str) -> str:

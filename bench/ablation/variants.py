@@ -10,7 +10,6 @@ import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -115,7 +114,7 @@ def finished_record(config: Config) -> RunRecord | None:
     """
     if config.data.root is None:
         raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
-    records, _ = read_records(Path(config.results.root).expanduser(), config.task.name)
+    records, _ = read_records(config.results.root, config.task.name)
     return newest_of_same_run(
         records,
         config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
@@ -12,6 +11,7 @@ from bench.api import Split
 from bench.config import Config, compose, fingerprint, numbers_only
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
 from bench.overrides import literal
+from bench.places import local_folder
 from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
@@ -144,7 +144,9 @@ def _plan(
     if trained:
         trained_on = {} if missing else {"data": task.data_fingerprint("train")}
         named = fingerprint({"config": numbers_only(config, training=True), **trained_on})
-        folder = work_folder(config.work, table.task, row.model, "FINGERPRINT" if missing else named)
+        folder = work_folder(
+            local_folder(config.work, "work"), table.task, row.model, "FINGERPRINT" if missing else named
+        )
         # best and last, each with weights and Adam's two moments
         writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
     return RowPlan(
@@ -185,7 +187,7 @@ def find_done(table: Table, row: Row, config: Config, task: Task) -> RunRecord |
 
     The second counts where the data are not the paper's, so that a table made from other data can be resumed, too.
     """
-    records, _ = read_records(Path(config.results.root).expanduser(), table.task)
+    records, _ = read_records(config.results.root, table.task)
     standing = [record for record in admitted(table, records)[0][row.key] if record.seed == config.seed]
     if standing:
         return standing[-1]

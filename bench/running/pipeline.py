@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.config import Config, fingerprint, numbers_only
+from bench.config import Config, fingerprint, numbers_only, stored
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
@@ -30,6 +30,7 @@ from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import SUMMARY, read_summary
 from bench.running.trainer import trainer_device
+from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 
@@ -101,7 +102,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
-    described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
+    described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     job = _Job(config, task, test_task, results, session, training and has_weights(model), described)
     if job.train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
@@ -115,7 +116,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
         trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
         names_folder = fingerprint(trained)
         refuse_shared_events(task, test_task, config)
-    folder = work_folder(config.work, task.name, config.model.name, names_folder)
+    folder = work_folder(work, task.name, config.model.name, names_folder)
     with held(folder, named, session.say, wait=not again) if session.processes.main else nullcontext():
         return _in_folder(job, model, folder)
 
@@ -175,7 +176,8 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             palette=task.palette,
             units=task.units,
             cadence_minutes=test_task.cadence_minutes,
-            title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
+            title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
+            + without_secrets(str(test_task.data_root)),
         )
     return Outcome(record, path, picture, parts)
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError
 from bench.files import replacing
+from bench.safe_text import without_secrets
 
 State = Literal["running", "done", "failed", "stopped", "killed"]
 _LOCK, _OWNER = ".lock", "owner.json"
@@ -119,7 +120,7 @@ def _is_gone(owner: Owner) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _leave_no_trace(folder: Path) -> None:

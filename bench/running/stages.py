@@ -18,7 +18,7 @@ from bench.config import Config, Train, explain, fingerprint, numbers_only
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import load_weights
-from bench.places import Place
+from bench.places import Place, local_folder
 from bench.records.schema import TrainingSummary
 from bench.running.checkpoints import LAST, CheckpointFiles, fetched
 from bench.running.runfolder import held
@@ -133,6 +133,7 @@ def _identity(stage: Stage, settings: Train, task: Task, config: Config) -> dict
 
 def _load(stage: Stage, path: str) -> str:
     """Loads a stage's weights from a file, and returns the file's SHA-256."""
+    path = str(local_folder(path, f"train.stages.{stage.name}.checkpoint"))
     try:
         stage.load(path)
         with Path(path).open("rb") as file:

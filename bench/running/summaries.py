@@ -13,6 +13,7 @@ from bench.errors import DataError
 from bench.files import replacing
 from bench.places import Place
 from bench.records.schema import TrainingSummary
+from bench.safe_text import content_without_secrets
 from bench.tasks.task import Task
 
 SUMMARY = "training.json"
@@ -21,7 +22,7 @@ SUMMARY = "training.json"
 def settings_and_data(task: Task, config: Config) -> dict[str, Any]:
     """Returns what every summary of a run says of its settings and its training data."""
     return {
-        "settings": config.train.model_dump(mode="json"),
+        "settings": content_without_secrets(config.train.model_dump(mode="json")),
         "data_fingerprint": task.data_fingerprint("train"),
         "data_origin": str(task.dataset("train").identity().get("origin", "files")),
     }
