@@ -21,7 +21,7 @@ from bench import registry
 from bench.api import Split
 from bench.errors import ConfigError, did_you_mean, one_message
 from bench.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
-from bench.hydra_messages import GROUP_ERROR, message
+from bench.hydra_messages import GROUP_ERROR, UNREADABLE, message
 from bench.interpolation import remember_named_secrets, resolved
 from bench.overrides import quoted
 from bench.safe_text import content_without_secrets
@@ -390,6 +390,6 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
         from yaml import YAMLError
 
         of_a_group = isinstance(error, ValueError) and str(error).startswith(GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError)):
+        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UNREADABLE)):
             return
         raise ConfigError(message(error, self.overrides, lambda path: _fields_at(Config, path))) from error

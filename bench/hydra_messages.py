@@ -9,6 +9,8 @@ from bench.errors import did_you_mean
 
 GROUP_ERROR = "Config group override"
 """How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
+UNREADABLE = UnicodeDecodeError | RecursionError
+"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
 _GLOB = "ConfigLoader is not set"
 _GROUPS = ("task", "model")
 
@@ -30,7 +32,7 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
         groups = [word for word in overrides if "." not in word.partition("=")[0]]
         why, _, _ = first.partition(" : ")
         return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-    if isinstance(error, YAMLError):
+    if isinstance(error, YAMLError | UNREADABLE):
         return "a YAML file cannot be read: " + " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
         return (

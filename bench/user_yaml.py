@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,21 +35,24 @@ def check_config_folder(folder: Path) -> None:
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise ConfigError(f"{path}: {size} bytes are no config; expected at most {_MOST_BYTES}")
+        content = path.read_bytes()
         try:
-            if _depth(path.read_bytes()) > _DEEPEST:
-                raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
-            root = yaml.compose(path.read_bytes(), Loader=_Loader)  # a graph: an alias is the node it names
-            values = _expanded(root, {}) if root is not None else 0
-            outside = _names_outside(root)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            continue
-        if outside:
-            raise ConfigError(
-                f"{path}: its defaults list has {outside[0]!r}; a config's name does not leave its folder"
-            )
+            values, depth = _size(content, _Loader)
+        except yaml.YAMLError:  # libyaml has limits of its own: what it refuses is measured as Hydra reads it
+            try:
+                values, depth = _size(content, yaml.SafeLoader)
+            except (yaml.YAMLError, UnicodeDecodeError):
+                continue  # Hydra's reader is the same one, and ends with the same words should it read this file
+        if depth > _DEEPEST:
+            raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
         if values > _MOST_VALUES:
             raise ConfigError(
                 f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"
+            )
+        dots = b".." in content or b"\\" in content  # a dot may be written \x2e
+        if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
+            raise ConfigError(
+                f"{path}: its defaults list has {outside[0]!r}; a config's name does not leave its folder"
             )
 
 
@@ -88,25 +92,27 @@ def _texts(node: yaml.Node, seen: set[int]) -> Iterator[str]:
                 yield from _texts(part, seen)
 
 
-def _depth(content: bytes) -> int:
-    """Returns how deeply collections are nested, or a number beyond the deepest allowed."""
-    depth = deepest = 0
-    for event in yaml.parse(content, Loader=_Loader):
+def _size(content: bytes, loader: Any) -> tuple[float, float]:
+    """Returns how many values a document has, and how deeply they are nested, once aliases are replaced by copies."""
+    depth = 0
+    for event in yaml.parse(content, Loader=loader):  # before `compose`, which calls itself for every level
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        deepest = max(deepest, depth)
-        if deepest > _DEEPEST:
-            break
-    return deepest
+        if depth > _DEEPEST:
+            return 0, depth
+    root = yaml.compose(content, Loader=loader)  # a graph: an alias is the node it names
+    return _expanded(root, {}) if root is not None else (0, 0)
 
 
-def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
-    """Returns how many values a node is once its aliases are replaced by copies; infinitely many of a circle."""
+def _expanded(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
+    """Returns how many values a node is, and how many levels, with copies for aliases; infinitely many of a circle."""
     if id(node) not in known:
-        known[id(node)] = float("inf")  # whoever asks again before it is known is inside it
+        known[id(node)] = float("inf"), 0  # whoever asks again before it is known is inside it
         parts: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             parts = node.value
         elif isinstance(node, yaml.MappingNode):
             parts = [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+        sizes = [_expanded(part, known) for part in parts]
+        levels = max((depth for _, depth in sizes), default=0) + isinstance(node, yaml.CollectionNode)
+        known[id(node)] = 1 + sum(values for values, _ in sizes), levels
     return known[id(node)]

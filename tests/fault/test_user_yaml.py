@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import main
+from bench.user_yaml import check_config_folder
 
 _NINE = ",".join(["*{0}"] * 9)
 # Nine to the tenth power: what OmegaConf would copy.
 _BOMB = "a0: &a0 [1,2,3,4,5,6,7,8,9]\n" + "\n".join(f"a{n}: &a{n} [{_NINE.format(f'a{n - 1}')}]" for n in range(1, 10))
+
+# Each one level deeper than the one before it, on a hundred lines of two levels.
+_CHAIN = "a0: &a0 [1]\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100))
 
 
 @pytest.fixture
@@ -35,14 +39,34 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("a: &a [*a]", "aliases"),
         ("a: " + "x" * (2 << 20), "bytes are no config"),
         ("[" * 100_000, "levels deep"),
+        ("[" * 60 + "]" * 60, "levels deep"),
+        ("- " * 2000 + "1", "levels deep"),
+        (_CHAIN, "levels deep"),
+        ("seed: \N{LATIN SMALL LETTER E WITH ACUTE}", "utf-8"),
+        ("seed: \x01", "cannot be read"),
     ],
-    ids=["tag", "duplicate", "target", "unclosed", "list", "bomb", "circle", "large", "deep"],
+    ids=[
+        "tag",
+        "duplicate",
+        "target",
+        "unclosed",
+        "list",
+        "bomb",
+        "circle",
+        "large",
+        "deep",
+        "closed",
+        "dashes",
+        "chain",
+        "latin",
+        "control",
+    ],
 )
 @pytest.mark.parametrize(
     "verb", [["run"], ["run", "-m", "seed=0,1"], ["status", "seed=0,1"]], ids=["run", "-m", "status"]
 )
 def test_it_is_refused(capsys, evil: Path, content: str, words: str, verb: list[str]) -> None:
-    evil.write_text("# @package _global_\n" + content)
+    evil.write_text("# @package _global_\n" + content, encoding="latin-1")
     assert main([*verb, "--config-dir", str(evil.parents[1]), "experiment=evil"]) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
@@ -62,3 +86,15 @@ def test_one_with_a_few_aliases_is_a_config_of_one_run_and_of_a_sweep(capsys, ev
     assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 2}
     records = [json.loads(path.read_text()) for path in Path("results").rglob("*.json")]
     assert {(r["data"]["sequence_count"], r["config"]["data"]["batch_size"]) for r in records} == {(2, 2)}
+
+
+def test_a_file_that_no_run_reads_may_be_anything_but_dangerous(evil: Path) -> None:
+    for name, content in {
+        "unclosed": b"a: [1",
+        "latin": b"a: \xe9",
+        "wide": "a: 1".encode("utf-16"),
+        "empty": b"",
+    }.items():
+        evil.with_stem(name).write_bytes(content)
+    evil.write_text("- " * 49 + "1")
+    check_config_folder(evil.parents[1])
