@@ -264,6 +264,8 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         axes: list[list[str]] = []
         for override in parsed:
+            if override.key_or_group.startswith("hydra") and override.key_or_group != "hydra.searchpath":
+                continue  # for the launcher, not for the run
             if override.is_discrete_sweep():
                 key = override.get_key_element()
                 axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])

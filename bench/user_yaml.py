@@ -51,9 +51,7 @@ def check_config_folder(folder: Path) -> None:
             )
         dots = b".." in content or b"\\" in content  # a dot may be written \x2e
         if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
-            raise ConfigError(
-                f"{path}: its defaults list has {outside[0]!r}; a config's name does not leave its folder"
-            )
+            raise ConfigError(f"{path}: its defaults list has {outside[0]!r}; no config's name leaves its folder")
 
 
 def _configs(folder: Path) -> list[Path]:

@@ -178,7 +178,7 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
     shows = any(flag.partition("=")[0] in _SHOW for flag in flags)
     # Before Hydra may call anything: every job's config, and the one without what is swept, of which it makes them.
     for combination in expand_sweep(overrides) if sweeps else ():
-        compose(combination)
+        compose([*combination, *(override for override in overrides if override.lstrip("+~").startswith("hydra"))])
     composed_by_hydra([override for override in overrides if not (sweeps and is_sweep(override))])
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes

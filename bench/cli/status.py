@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
-from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
+from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.overrides import is_sweep, quoted
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints one line per run and a count per state."""
-    jobs = expand_sweep(overrides_and_flags(options)[0])
+    overrides = quoted(overrides_and_flags(options)[0])
+    composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
+    jobs = expand_sweep(overrides)
     lines = _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
     counts = Counter(line.state for line in lines)
     if options.format == "json":
