@@ -22,6 +22,7 @@ FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(?P<name>[^{},\s]+)\s*(?:,(?P<def
 
 # What a user has to install for a protocol; fsspec itself brings the others.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_NO_FOLDERS = ("data", "reference")
 # Protocols that are not asked whether they answer before they are used: their readers say what a place lacks.
 _NO_LOOK = ("s3", "gs", "gcs", "http", "file", "local", "memory", "az", "abfs")
 
@@ -51,8 +52,10 @@ def place(text: str, key: str, **options: Any) -> Place:
     try:
         if not protocol:
             raise ValueError("it is empty")
+        if protocol in _NO_FOLDERS:
+            raise ValueError("it has no folders")
         found = UPath(text, **options)
-        _ = found.fs
+        _ = found.fs, found / "x"  # chains of some protocols cannot be joined
         if not protocol.startswith(_NO_LOOK):
             found.exists()
     except Exception as error:  # each protocol has errors of its own

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bench.errors import DataError, RunFailedError, one_message
 from bench.files import replacing, sync_folder
 from bench.places import Place, is_url, place
+from bench.safe_text import without_secrets
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
@@ -61,6 +63,26 @@ class CheckpointFiles(TorchCheckpointIO):
                 f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
             ) from error
         return content
+
+
+class KeptCheckpoints(ModelCheckpoint):
+    """Lightning's, whose state in a checkpoint names its folder without the credentials of the address."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns scores and paths of the kept checkpoints."""
+        return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over scores and paths: Lightning drops them where the folder is not the same."""
+        super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
+
+
+def _replaced(content: Any, old: str, new: str) -> Any:
+    if isinstance(content, str):
+        return content.replace(old, new)
+    if isinstance(content, dict):
+        return {_replaced(key, old, new): _replaced(value, old, new) for key, value in content.items()}
+    return content
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:

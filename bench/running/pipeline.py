@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from bench.running.ensembles import Ensemble
 from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import has_to_launch, here, launch
-from bench.running.runfolder import held
+from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import SUMMARY, read_summary
 from bench.running.trainer import trainer_device
+from bench.running.training import checkpoints_of
 from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
@@ -104,6 +105,9 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     job = _Job(config, task, test_task, results, session, training and has_weights(model), described)
+    if job.train:  # an evaluation starts again
+        without = "" if config.train.resume else " without train.resume=false"
+        session.watch.then = f"The same command{without} continues."
     if job.train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if not again:
@@ -117,7 +121,12 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
         names_folder = fingerprint(trained)
         refuse_shared_events(task, test_task, config)
     folder = work_folder(work, task.name, config.model.name, names_folder)
-    with held(folder, named, session.say, wait=not again) if session.processes.main else nullcontext():
+    with ExitStack() as locks:
+        if session.processes.main:
+            locks.enter_context(held(folder, named, session.say, wait=not again))
+            checkpoints = checkpoints_of(config, folder)
+            if job.train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
+                locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
         return _in_folder(job, model, folder)
 
 
@@ -223,7 +232,7 @@ def _evaluation_strategy(config: Config) -> str:
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary, str]:
     """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
     from bench.running.stages import has_stages, train_stages
-    from bench.running.training import checkpoints_of, train
+    from bench.running.training import train
 
     config, task, session = job.config, job.task, job.session
     session.say(f"run folder: {folder}")

@@ -92,6 +92,33 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
         lock.release()
 
 
+@contextmanager
+def checkpoints_held(folder: Path, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+    """Holds a run's local folder of checkpoints that lies apart from its own (`train.checkpoints`).
+
+    Two runs with different `work` find the same one there.
+
+    Raises:
+        ConfigError: another process holds it, and `wait` is False.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_WAIT_S)
+    except Timeout as error:
+        if not wait:
+            raise ConfigError(
+                f"the checkpoints in {folder} are in use: the same training is under way with another work=DIR. Wait "
+                "for it, or change train.checkpoints=DIR."
+            ) from error
+        say(f"waits for another process, which holds the checkpoints in {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _acquire_from_another(lock: FileLock, folder: Path, say: Callable[[str], None], wait: bool) -> None:
     owner = read_owner(folder)
     try:

@@ -92,8 +92,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
-def translated_errors(phase: str) -> Iterator[None]:
+def translated_errors(phase: str, then: str = "") -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
+
+    Args:
+        phase: What was being done.
+        then: What to do next, a sentence.
 
     Raises:
         RunFailedError: memory or disk ran out, or a loader's process died or hangs.
@@ -117,12 +121,9 @@ def translated_errors(phase: str) -> Iterator[None]:
             raise
         raise RunFailedError(
             f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
-            "data.timeout_s; data.num_workers=0 reads in this process and shows why. "
-            "The same command continues from the last checkpoint."
+            f"data.timeout_s; data.num_workers=0 reads in this process and shows why. {then}".rstrip()
         ) from error
     except SystemExit as error:
         if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
-            raise InterruptedRunError(
-                f"interrupted in {phase}; nothing was recorded. The same command continues from the last checkpoint."
-            ) from error
+            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded. {then}".rstrip()) from error
         raise

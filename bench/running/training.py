@@ -24,7 +24,15 @@ from bench.errors import ConfigError, DataError, did_you_mean
 from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingSummary
-from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts
+from bench.running.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    KeptCheckpoints,
+    newest_intact,
+    remove_all,
+    remove_parts,
+)
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
@@ -94,7 +102,8 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}"), finished(loggers):
+    phase = f"training at batch size {config.data.batch_size}"
+    with translated_errors(phase, session.watch.then), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -149,7 +158,7 @@ def _watching(
     keep |= {"auto_insert_metric_name": False}
     stop, best, early = config.train.early_stopping, None, None
     if monitor is not None:
-        best = ModelCheckpoint(**keep, filename="best", monitor=monitor, mode=stop.mode)
+        best = KeptCheckpoints(**keep, filename="best", monitor=monitor, mode=stop.mode)
         early = EarlyStopping(
             monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
         )
@@ -160,7 +169,7 @@ def _watching(
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
-        ModelCheckpoint(**keep, filename="last", save_on_train_epoch_end=True),
+        KeptCheckpoints(**keep, filename="last", save_on_train_epoch_end=True),
         early,
     ]
     return _Watching([callback for callback in callbacks if callback is not None], resume, best, early)
