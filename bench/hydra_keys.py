@@ -111,9 +111,7 @@ def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
     try:
         value = OmegaConf.select(section, key)
     except OmegaConfBaseException:  # `${hydra.job.num}`: a job has it
-        value = OmegaConf.to_container(section, resolve=False)
-        for part in key.split("."):
-            value = value[part]
+        value = dict(_leaves(OmegaConf.to_container(section, resolve=False)))[key]
     plain = value is None or isinstance(value, bool | int | float | str)
     if not plain or _CONTROL.search(str(value)):
         return f"{named}{where}: expected a number or a text of one line, found {value!r}"

@@ -77,7 +77,7 @@ def _kept(text: str, written: dict[str, str]) -> str:
 
 def _as_written(value: Any, written: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        for name, text in reversed(written.items()):  # a default may hold another one
+        for name, text in reversed(list(written.items())):  # a default may hold another one
             value = value.replace(name, text)
     elif isinstance(value, dict):
         return {key: _as_written(inner, written) for key, inner in value.items()}

@@ -134,12 +134,11 @@ def render(
         return data.to_json(orient="records", indent=1, force_ascii=False) + "\n"
     digits = {column.label: column.digits for column in [*_COST_COLUMNS, *score_columns(task, [])]}
     shown = [
-        [
-            f"{value:.{digits[key]}f}" if isinstance(value, float) and key in digits else _cell(value)
-            for key, value in row
-        ]
-        for row in ((list(line.items())) for line in data.astype(object).where(data.notna(), None).to_dict("records"))
+        [_cell(value, digits.get(key)) for key, value in line.items()]
+        for line in data.astype(object).where(data.notna(), None).to_dict("records")
     ]
-    body = tabulate(shown, list(data.columns), tablefmt="pipe", missingval="-", disable_numparse=True)
+    body = tabulate(
+        shown, [for_markdown(str(key)) for key in data.columns], tablefmt="pipe", missingval="-", disable_numparse=True
+    )
     where = sorted({f"{m['device']} ({m['threads']} threads)" for m in measured if "device" in m}) or ["nothing"]
     return f"# {ablation.title}: {task}\n\n{body}\n\n{_NOTE.format(where=', '.join(where))}\n"

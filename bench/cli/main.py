@@ -97,6 +97,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"earthbench {__version__}")
         return 0
+    if module is None and rest:
+        known = ["--help", "--version", "--plugin"]
+        print(f"error: earthbench: unknown flag {rest[0]}. {did_you_mean(rest[0], known)}", file=sys.stderr)
+        return 2
     if module is None:
         parser.print_help()
         return 0

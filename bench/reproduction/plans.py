@@ -133,8 +133,11 @@ def _plan(
     done = None if again else find_done(table, row, config, task)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
+    lacking = _lacking(config)
+    if lacking and status != "done":
+        status, reason = "cannot run", "; ".join(part for part in (reason, lacking) if part)
     estimate = None
-    if status != "done":
+    if status != "done" and not lacking:
         estimate = (
             measured(model, task, config, counts, trained=trained)
             if measure
@@ -152,6 +155,17 @@ def _plan(
     return RowPlan(
         table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, tuple(writes), comparable
     )
+
+
+def _lacking(config: Config) -> str:
+    """Returns which device of a config is not here, an empty text if all are."""
+    from bench.running.trainer import trainer_device
+
+    try:
+        trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    except ConfigError as error:
+        return f"{error}, or ask for the plan where the devices are"
+    return ""
 
 
 def _needed(table: Table) -> str:

@@ -91,6 +91,9 @@ def quiet_lightning() -> None:
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+_BATCH_OF_ONE = "Expected more than 1 value per channel when training"
+
+
 @contextmanager
 def translated_errors(phase: str, then: str = "") -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
@@ -113,6 +116,14 @@ def translated_errors(phase: str, then: str = "") -> Iterator[None]:
         raise RunFailedError(
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
+        ) from error
+    except ValueError as error:
+        if _BATCH_OF_ONE not in str(error):
+            raise
+        raise RunFailedError(
+            f"{phase}: batch normalisation of a 1x1 grid needs more than one sequence, and a batch has only one (the "
+            "last one of an epoch is the rest). Set data.batch_size so that none is left alone, or give the model "
+            "fewer levels"
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
