@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from bench.cli.printing import print
-from bench.errors import EarthbenchError, did_you_mean
+from bench.errors import EarthbenchError, UsageError, did_you_mean
 from bench.plugins import use_plugin_files
 
 # Verb -> module and help.  Only the module of the verb that was asked for is imported.
@@ -41,6 +41,7 @@ VERBS = {
     "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
 }
+_HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,10 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if arguments[:1] in (["list"], ["show"], ["table"], ["explain"]) else 1
+    except OSError as error:
+        if error.filename is None:
+            return _our_fault()
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # a disk's, a user's file
+        return UsageError.exit_code
     except Exception:
-        traceback.print_exc()
-        print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
-        return 1
+        return _our_fault()
+
+
+def _our_fault() -> int:
+    traceback.print_exc()
+    print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
+    return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -108,7 +118,8 @@ def _dispatch(arguments: list[str]) -> int:
         options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
         rest = [word for word in rest if "=" not in word or word.startswith("-")]
     if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):
-        print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}", file=sys.stderr)
+        hint = " Hydra's flags are for `earthbench run` and `status`." if _HYDRA_FLAGS & set(rest) else ""
+        print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}.{hint}", file=sys.stderr)
         return 2
     if rest:
         options.hydra_flags = rest

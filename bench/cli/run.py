@@ -187,6 +187,9 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
     try:
         with hydra_errors(overrides), _shown() if shows else contextlib.nullcontext():
             hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
+    except SystemExit as exit_:  # its parser has said why
+        if exit_.code:
+            raise ConfigError("earthbench run: a flag of Hydra's is not right, see above") from exit_
     except _SweepStopped as stopped:
         assert stopped.__cause__ is not None
         raise stopped.__cause__ from None
