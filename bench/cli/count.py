@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
+    registry.find("task", options.task)
     for name in options.model or []:
         registry.find("model", name)
     return list(_counted(options.model or registry.names("model"), options.task, options.speed))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
+from bench.places import place
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
     from bench.models import has_weights, load_model, load_weights
+    from bench.running.checkpoints import fetched
     from bench.running.forecasting import case_from_file, case_from_split
     from bench.running.trainer import torch_device
     from bench.tables.panels import FORMATS
@@ -63,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        load_weights(model, config.checkpoint)
+        with TemporaryDirectory() as folder:
+            load_weights(model, fetched(place(config.checkpoint, "checkpoint"), Path(folder)))
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:

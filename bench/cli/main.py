@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.cli.printing import print
 from bench.errors import EarthbenchError, UsageError, did_you_mean
@@ -41,12 +42,15 @@ VERBS = {
     "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
 }
+_READING = {"list", "show", "table", "explain", "status", "count"}
+"""Verbs that only print: nothing is lost when nobody reads on."""
 _HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 (our fault), 2 (usage), 3 (run failed), 4, 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the same bytes in any locale, and no name that cannot be printed
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if arguments[:1] in (["list"], ["show"], ["table"], ["explain"]) else 1
+        return 0 if _READING & set(arguments[:1]) else 1
     except OSError as error:
         if error.filename is None:
             return _our_fault()
@@ -70,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UsageError.exit_code
     except Exception:
         return _our_fault()
+
+
+def _open_closed_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr (`>&-`) ones that hold nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole process
 
 
 def _our_fault() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.errors import ConfigError
 from bench.overrides import is_sweep, quoted
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
@@ -49,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     overrides = quoted(overrides_and_flags(options)[0])
     composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
     jobs = expand_sweep(overrides)
+    for job in jobs:
+        _refuse_files(compose(job))
     lines = _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
     counts = Counter(line.state for line in lines)
     if options.format == "json":
@@ -58,6 +61,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"{line.state:<9} {line.run}" + (f"  ({line.where})" if line.where else ""))
     print(f"{len(lines)} runs: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
     return 0
+
+
+def _refuse_files(config: Config) -> None:
+    for key, folder in (
+        ("work", local_folder(config.work, "work")),
+        ("results.root", place(config.results.root, "results.root")),
+    ):
+        if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{key}={folder} is not a folder")
 
 
 def _of_sweep(jobs: list[list[str]]) -> list[Line]:

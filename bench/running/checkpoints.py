@@ -159,12 +159,20 @@ def damage(path: Path) -> str | None:
 
 
 def fetched(source: Place, folder: Path) -> Path:
-    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is."""
+    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
+
+    Raises:
+        DataError: it is not there, or its server does not give it.
+    """
     if isinstance(source, Path):
         return source
     copy = folder / source.name
     with replacing(copy) as part:
-        source.fs.get_file(source.path, str(part))
+        try:
+            source.fs.get_file(source.path, str(part))
+        except Exception as error:  # each remote backend has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"checkpoint {source} cannot be read: {said}") from error
     return copy
 
 
