@@ -15,6 +15,7 @@ from typing import Any
 from bench.errors import ConfigError, one_message
 
 LAUNCHER_GROUP = "hydra/launcher"
+INSTALL_LAUNCHERS = "pip install 'earthbench[sweep]' brings joblib and submitit, 'earthbench[ray]' Ray."
 _PATHS = ("checkpoint", "work")  # keys of the config's top level that are no groups, and may have `..` in their values
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "verbose")
 # Numbers and names that a launcher hands to its engine. None of them is a command, code, or an environment.
@@ -84,7 +85,7 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
     except HydraException as error:
         raise ConfigError(
             f"{LAUNCHER_GROUP}={launcher}: no launcher of this name is installed; a config folder cannot add one. "
-            f"pip install 'earthbench[sweep]' brings joblib and submitit, 'earthbench[ray]' Ray. {_first_line(error)}"
+            f"{INSTALL_LAUNCHERS} {_first_line(error)}"
         ) from error
     found = dict(_leaves(OmegaConf.to_container(section, resolve=False)))
     changed = [key for key in {**expected, **found} if _at(expected, key) != _at(found, key)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bench import registry
 from bench.errors import did_you_mean
+from bench.hydra_keys import INSTALL_LAUNCHERS, LAUNCHER_GROUP
 
 GROUP_ERROR = "Config group override"
 """How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
@@ -53,7 +54,8 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
             return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
         if isinstance(error, MissingConfigException) and f"{key}/{value}" in str(error):
             options = getattr(error, "options", None) or []
-            return f"{override}: no such config. {did_you_mean(value, options)}"
+            extra = f" {INSTALL_LAUNCHERS}" if key == LAUNCHER_GROUP else ""
+            return f"{override}: no such config. {did_you_mean(value, options)}{extra}"
         if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
             return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
         if key.startswith("hydra") and override in first:

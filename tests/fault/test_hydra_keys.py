@@ -23,7 +23,8 @@ _FILES = {
     "help": "# @package _global_\nhydra: {help: {template: x}}",
     "sweeper": "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}",
     "launcher": "# @package _global_\ndefaults: [override /hydra/launcher: mine]",
-    "shadow": "# @package _global_\ndefaults: [override /hydra/launcher: joblib]\nhydra: {launcher: {_target_: os.system}}",
+    "shadow": "# @package _global_\ndefaults: [override /hydra/launcher: joblib]\n"
+    "hydra: {launcher: {_target_: os.system}}",
     "setup": "# @package _global_\nhydra: {launcher: {setup: [touch called]}}",
     "outside": "# @package _global_\ndefaults: [../../elsewhere/x]",
     "outside_escaped": '# @package _global_\ndefaults: ["\\x2e\\x2e/\\x2e\\x2e/elsewhere/x"]',
