@@ -134,7 +134,7 @@ def render(
         return data.to_json(orient="records", indent=1, force_ascii=False) + "\n"
     digits = {column.label: column.digits for column in [*_COST_COLUMNS, *score_columns(task, [])]}
     shown = [
-        [_cell(value, digits.get(key)) for key, value in line.items()]
+        [_cell(value, digits.get(str(key))) for key, value in line.items()]
         for line in data.astype(object).where(data.notna(), None).to_dict("records")
     ]
     body = tabulate(

@@ -83,8 +83,9 @@ def case_from_file(task: Task, path: Path) -> Case:
                 if "context_time" in content and content["context_time"].size > 1:
                     cadence = float(content["context_time"].diff("context_time")[0])
     except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {' '.join(str(error).split())}. Expected a .npy array {task.input_shape} of {task.units} or "
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
             "a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(
