@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import registry
 from bench.cli.printing import print
-from bench.errors import EarthbenchError, UsageError, did_you_mean
+from bench.errors import EarthbenchError, RunFailedError, UsageError, did_you_mean
 from bench.plugins import use_plugin_files
 
 # Verb -> module and help.  Only the module of the verb that was asked for is imported.
@@ -72,8 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _our_fault()
         print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # a disk's, a user's file
         return UsageError.exit_code
-    except Exception:
-        return _our_fault()
+    except Exception as error:
+        where = _plugin_line(error)
+        if where is None:
+            return _our_fault()
+        traceback.print_exc()
+        print(f"error: {type(error).__name__} in {where}, which is a plugin's code, not earthbench's", file=sys.stderr)
+        return RunFailedError.exit_code
 
 
 def _open_closed_streams() -> None:
@@ -81,6 +87,17 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole process
+
+
+def _plugin_line(error: Exception) -> str | None:
+    """Returns `FILE:LINE` of the plugin's code that an error came through last, None where it came through none."""
+    named = [entry for kind in registry.KINDS for found in registry.entries(kind).values() for entry in found]
+    tops = {entry.value.partition(":")[0].partition(".")[0] for entry in named if entry.distribution != "earthbench"}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in tops:
+            found = f"{frame.f_code.co_filename}:{line}"
+    return found
 
 
 def _our_fault() -> int:

@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> int:
     overrides = quoted(overrides_and_flags(options)[0])
     composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
     jobs = expand_sweep(overrides)
-    for job in jobs:
-        _refuse_files(compose(job))
-    lines = _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
+    configs = [compose(job) for job in jobs]
+    for config in configs:
+        _refuse_files(config)
+    lines = _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
     counts = Counter(line.state for line in lines)
     if options.format == "json":
         print(json.dumps({"runs": [asdict(line) for line in lines], "counts": counts}, indent=1))
@@ -72,9 +73,8 @@ def _refuse_files(config: Config) -> None:
             raise ConfigError(f"{key}={folder} is not a folder")
 
 
-def _of_sweep(jobs: list[list[str]]) -> list[Line]:
+def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
-    configs = [compose(job) for job in jobs]
     records: dict[str, list[RunRecord]] = {}
     for root in {config.results.root for config in configs}:
         records[root] = read_records(root)[0]

@@ -144,6 +144,21 @@ def test_a_model_with_another_constructor_is_told_what_a_model_takes(capfd, fold
     assert "Traceback" not in checked.stderr
 
 
+def test_an_error_of_a_plugin_is_not_a_fault_of_earthbench(folder: Path, storms: Path) -> None:
+    source = "EARTHBENCH = {'models': {'raises': 'Raises'}}\nimport torch\n"
+    source += "class Raises(torch.nn.Module):\n    def __init__(self, input_shape, target_shape):\n"
+    source += (
+        "        super().__init__()\n    def forward(self, context):\n        return context + torch.zeros(7, 7, 7)\n"
+    )
+    (folder / "raising_plugin.py").write_text(source)
+    command = [sys.executable, "-m", "bench", "--plugin", "raising_plugin.py", "evaluate", "task=sevir", "model=raises"]
+    done = subprocess.run(
+        [*command, f"data.root={storms}", "device=cpu", "progress=false"], capture_output=True, text=True
+    )
+    assert done.returncode == 3 and "fault of earthbench" not in done.stderr
+    assert "raising_plugin.py:7, which is a plugin's code" in done.stderr.splitlines()[-1]
+
+
 def test_batch_norm_over_one_value_names_the_batch_size() -> None:
     from bench.running.trainer import translated_errors
 
