@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.convolutions import RepeatedConv
+from baselines.masking import known_error
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
 from baselines.shapes import checked_stack
@@ -259,13 +260,16 @@ class E3DLSTM(NextFrameModel):
         self.head = nn.Conv3d(self.hidden, patch_channels, (WINDOW, 1, 1))
         _initialise(self.head)
 
-    def losses(self, context: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the summands of one roll-out's loss: "l2", half the squared errors, and "l1".
 
-        Both are sums over all steps, samples and pixels, "l1" that of absolute errors times `l1_weight`.
-        Shapes and errors are those of `step_outputs`.
+        Both are sums over all steps, samples and known pixels, "l1" that of absolute errors times `l1_weight`.
+        Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
         """
-        error = self.step_outputs(context, target, mask) - torch.cat((context, target), dim=1)[:, 1:]
+        truth = torch.cat((context, target), dim=1) if truth is None else truth
+        error = known_error(self.step_outputs(context, target, mask), truth[:, 1:])
         return {"l2": error.square().sum() / 2, "l1": self.l1_weight * error.abs().sum()}
 
     def _zeros(self, clip: Tensor) -> Tensor:

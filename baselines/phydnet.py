@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from baselines.convlstm import ConvLSTMCell, State
 from baselines.convolutions import RepeatedConv
+from baselines.masking import filled, joined_truth, known_mse
 from baselines.moments import k2m
 from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
@@ -142,6 +143,7 @@ class PhyDNet(HasReference):
         "moving_mnist": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},
         "tiny": {"conv_hidden": (16, 64)},
     }
+    verifies_context = True  # the warm-up steps have a loss, too
 
     def __init__(
         self,
@@ -224,7 +226,7 @@ class PhyDNet(HasReference):
 
         Args:
             context: Context (B, T_in, H, W, C), read by the first T_in steps.
-            target: Target (B, T_out, H, W, C); needed with teacher forcing.
+            target: Target (B, T_out, H, W, C); needed with teacher forcing, which reads missing pixels (NaN) as 0.
             teacher_forcing: Whether the later steps read the truth instead of the image before.
 
         Raises:
@@ -234,7 +236,7 @@ class PhyDNet(HasReference):
         if teacher_forcing:
             if target is None:
                 raise ValueError("PhyDNet: teacher_forcing needs a target")
-            frames = torch.cat((context, target[:, :-1]), dim=1)
+            frames = torch.cat((context, filled(target[:, :-1])), dim=1)
         if self.plain:
             images = self._roll_plain(_time_first(frames), feeds_back=not teacher_forcing)
         else:
@@ -254,11 +256,13 @@ class PhyDNet(HasReference):
         wanted = torch.eye(size**2, dtype=weight.dtype, device=weight.device)[:filters].view(filters, 1, size, size)
         return (k2m(weight) - wanted).square().mean(dim=(0, 2, 3)).sum()
 
-    def losses(self, context: Tensor, target: Tensor, *, teacher_forcing: bool) -> dict[str, Tensor]:
-        """Return the summands of the loss: "mse" summed over all steps (warm-up too), and "moments"."""
+    def losses(
+        self, context: Tensor, target: Tensor, *, teacher_forcing: bool, context_known: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the summands of the loss: "mse", over known pixels, times all steps (warm-up too), and "moments"."""
         images = self.step_outputs(context, target, teacher_forcing=teacher_forcing)
-        truth = torch.cat((context, target), dim=1)[:, 1:]
-        return {"mse": (images - truth).square().mean(dim=(0, 2, 3, 4)).sum(), "moments": self.moment_loss()}
+        truth = joined_truth(context, target, context_known)[:, 1:]
+        return {"mse": known_mse(images, truth) * truth.shape[1], "moments": self.moment_loss()}
 
     def teacher_forcing_probability(self, step: int, total_steps: int) -> float:
         """Return the probability that a batch at a step (from 0) reads the truth at all steps.
@@ -269,10 +273,12 @@ class PhyDNet(HasReference):
         span = self.teacher_forcing_share * total_steps
         return max(0.0, 1.0 - step / span) if span > 0 else 0.0
 
-    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+    def training_loss(
+        self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the summands of the loss; a draw from torch's generator decides on teacher forcing."""
         forced = torch.rand(()).item() < self.teacher_forcing_probability(step, total_steps)
-        return self.losses(context, target, teacher_forcing=forced)
+        return self.losses(context, target, teacher_forcing=forced, context_known=context_known)
 
     def _zeros(self, code: Tensor) -> _States:
         """Return the initial states on the batch and grid of a code (B, 64, h, w)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.convolutions import RepeatedConv
+from baselines.masking import filled, known_mse
 from baselines.rollout import NextFrameModel, each_frame
 from baselines.sampling import Sampling, SamplingSchedule, mixed, truths_by_step
 from baselines.shapes import checked_stack
@@ -190,23 +191,33 @@ class PredRNN(NextFrameModel):
         self.conv_last = nn.Conv2d(self.hidden, patch_channels, 1, bias=False)
         self.adapter = nn.Conv2d(self.hidden, self.hidden, 1, bias=False) if memory_decoupling else None
 
-    def losses(self, context: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the summands of one roll-out's loss: "mse" over all steps, and weighted "decoupling" if on.
 
-        Shapes and errors are those of `step_outputs`.
+        Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
         """
-        clip = self.codec.open(torch.cat((context, target), dim=1))
+        clip = torch.cat((context, target), dim=1)
+        truth = clip if truth is None else truth
         steps: list[CellStep] | None = None if self.adapter is None else []
-        predictions = (self._roll_plain if self.plain else self._roll)(clip, mask, steps=steps)
-        losses = {"mse": F.mse_loss(predictions, clip[1:])}
+        roll = self._roll_plain if self.plain else self._roll
+        predictions = roll(self.codec.open(filled(clip)), mask, steps=steps)
+        losses = {"mse": known_mse(predictions, self.codec.open(truth)[1:])}
         if steps is not None:
             delta_cell = torch.cat([step.delta_cell for step in steps])
             delta_memory = torch.cat([step.delta_memory for step in steps])
-            losses["decoupling"] = self.decoupling_weight * self.decoupling_loss(delta_cell, delta_memory)
+            share = (~torch.isnan(truth[:, 1:])).to(delta_cell.dtype).flatten(1).mean(1)
+            losses["decoupling"] = self.decoupling_weight * self.decoupling_loss(delta_cell, delta_memory, share)
         return losses
 
-    def decoupling_loss(self, delta_cell: Tensor, delta_memory: Tensor) -> Tensor:
-        """Return the mean absolute cosine between increments (N, n, h, w) of the two memories, unweighted.
+    def decoupling_loss(self, delta_cell: Tensor, delta_memory: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the mean absolute cosine between increments (N, n, h, w) of the two memories.
+
+        Args:
+            delta_cell: Increments of the cells' own memories; N is the steps and layers times the batch.
+            delta_memory: Increments of the shared memory.
+            weight: How much each sequence (B,) of the batch counts, such as its share of known pixels; None for alike.
 
         Raises:
             ValueError: The model was built without memory decoupling.
@@ -218,7 +229,11 @@ class PredRNN(NextFrameModel):
             raise ValueError("PredRNN: decoupling_loss needs memory_decoupling=True")
         adapted = [self.adapter(delta).flatten(2) for delta in (delta_cell, delta_memory)]
         unit = [F.normalize(delta, dim=2) for delta in adapted]
-        return F.cosine_similarity(unit[0], unit[1], dim=2).abs().mean()
+        cosine = F.cosine_similarity(unit[0], unit[1], dim=2).abs().mean(1)
+        if weight is None:
+            return cosine.mean()
+        total = weight.sum()
+        return (cosine.unflatten(0, (-1, len(weight))).mean(0) * weight).sum() / total.masked_fill(total == 0, 1)
 
     def _zeros(self, clip: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Return the initial hidden states and cell states of all layers, and the initial memory."""

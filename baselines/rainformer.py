@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.masking import known_error, known_mse
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 from baselines.weights import Config, as_mapping, check_config, load_strictly
 from baselines.window_attention import SQUEEZE, SwinBlock, WindowAttention, squeezing
@@ -34,11 +35,11 @@ def balanced_mae(
     weights: Sequence[float] = BALANCE_WEIGHTS,
     ignores_last_threshold: bool = True,
 ) -> Tensor:
-    """Return the sum of absolute errors, each weighted by the class of its target.
+    """Return the sum of absolute errors over known pixels, each weighted by the class of its target.
 
     Args:
         forecast: Forecast of any shape.
-        target: Target of that shape, in the unit of the thresholds.
+        target: Target of that shape, in the unit of the thresholds; NaN where it is missing.
         thresholds: Rising lower bounds of all classes but the first.
         weights: Weights of the classes, one more than thresholds.
         ignores_last_threshold: Whether a target exactly at the last threshold has weight 0, as in the
@@ -57,7 +58,7 @@ def balanced_mae(
     weight = target.new_tensor(weights)[torch.bucketize(target.detach(), bounds, right=True)]
     if ignores_last_threshold:
         weight = weight.masked_fill(target == bounds[-1], 0.0)
-    return (weight * (target - forecast).abs()).sum()
+    return (weight * known_error(forecast, target).abs()).sum()
 
 
 class _SharedChannelAttention(nn.Module):
@@ -323,7 +324,7 @@ class Rainformer(nn.Module):
         forecast = self(context)
         if self.loss == "balanced_mae":
             return balanced_mae(forecast, target, thresholds=self.balance_thresholds)
-        return F.mse_loss(forecast, target)
+        return known_mse(forecast, target)
 
 
 # Names of the stages in the authors' network, and here.

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from baselines.masking import filled, joined_truth
 from baselines.patches import PatchCodec
 from baselines.sampling import SamplingSchedule
 from baselines.shapes import checked_shapes
@@ -46,6 +47,9 @@ class NextFrameModel(HasReference):
     A family supplies the two formulations of its roll-out, `_roll` and `_roll_plain`, and its `losses`.
     """
 
+    # The steps within the context have a loss, too: it takes `context_known`.
+    verifies_context = True
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -70,8 +74,18 @@ class NextFrameModel(HasReference):
         self.codec = PatchCodec(name, source[1:], patch_size=patch_size, stem_channels=stem_channels)
 
     @abstractmethod
-    def losses(self, context: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the summands of the loss of one roll-out; shapes and errors are those of `step_outputs`."""
+    def losses(
+        self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the summands of the loss of one roll-out; shapes and errors are those of `step_outputs`.
+
+        Args:
+            context: See `step_outputs`.
+            target: See `step_outputs`; missing pixels (NaN) are read as 0.
+            mask: See `step_outputs`.
+            truth: What all steps are compared with (B, T_in + T_out, H, W, C), where NaN has no loss; None for
+                context and target.
+        """
 
     @abstractmethod
     def _roll(self, clip: Tensor, mask: Tensor | None, *, first_output: int = 0) -> Tensor:
@@ -93,7 +107,7 @@ class NextFrameModel(HasReference):
 
         Args:
             context: Context (B, T_in, H, W, C).
-            target: Target (B, T_out, H, W, C); needed with a mask.
+            target: Target (B, T_out, H, W, C); needed with a mask. Missing pixels (NaN) are read as 0.
             mask: Flags, 1 where the truth is read: (B, T_out - 1) for the steps t >= T_in (scheduled
                 sampling) or (B, T_in + T_out - 2) for the steps t >= 1 (reverse scheduled sampling).
                 None: a free roll-out.
@@ -103,11 +117,13 @@ class NextFrameModel(HasReference):
         """
         if mask is not None and target is None:
             raise ValueError(f"{type(self).__name__}: a mask needs a target to read the truth from")
-        clip = self.codec.open(context if target is None else torch.cat((context, target), dim=1))
+        clip = self.codec.open(filled(context if target is None else torch.cat((context, target), dim=1)))
         return self.codec.close((self._roll_plain if self.plain else self._roll)(clip, mask))
 
-    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
-        """Return the summands of the loss, with frames read as the schedule says at this step (from 0).
+    def training_loss(
+        self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the summands of the loss over known pixels; the schedule says what this step (from 0) reads.
 
         Source: `reverse_input` in the trainers of github.com/thuml/predrnn-pytorch and
         github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, after that of the
@@ -115,10 +131,11 @@ class NextFrameModel(HasReference):
         since a batch is given once, so that a run needs twice the steps to see as many clips.
         """
         mask = self.schedule.draw(len(context), self.t_in, self.t_out, step=step, total_steps=total_steps)
+        truth = joined_truth(context, target, context_known)
         if self.time_reversed and step % 2:
-            backwards = torch.cat((context, target), dim=1).flip(1)
+            backwards, truth = torch.cat((context, target), dim=1).flip(1), truth.flip(1)
             context, target = backwards[:, : self.t_in], backwards[:, self.t_in :]
-        return self.losses(context, target, None if mask is None else mask.to(context.device))
+        return self.losses(context, target, None if mask is None else mask.to(context.device), truth)
 
 
 def each_frame(layer: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

@@ -41,7 +41,11 @@ class Model(Protocol):
 
     Optional members, used where they exist:
         `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
+            A target is NaN where it is missing: the loss is the sum over known pixels over their number.
+        `verifies_context`: class attribute; if true, the loss takes `context_known` too: `(B,T_in,H,W,C)`, false where
+            a missing pixel of the context was filled.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
+            Both are NaN where they are missing.
         `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast.
         `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
@@ -49,6 +53,7 @@ class Model(Protocol):
         `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
         `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
+        `evaluation_only`: class attribute, names of hyperparameters that trained weights do not depend on.
     """
 
     def __call__(self, context: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ class Stage(Protocol):
     name: str
     module: nn.Module
     """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss.  If it has a true
-    `takes_labels`, both take the data's `labels` too."""
+    `takes_labels`, both take the data's `labels` too, and `context_known` with a true `verifies_context`."""
     depends_on: Mapping[str, Any]
     """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None

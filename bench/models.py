@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from bench import registry
+from bench.checkpoint_format import OURS, read_checkpoint
 from bench.errors import BrokenPluginError, ConfigError, DataError, did_you_mean, one_message
+from bench.records.identity import model_differences, source_differences, task_differences
+from bench.records.schema import TrainingIdentity
+from bench.records.sources import registered_source
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -18,8 +26,8 @@ if TYPE_CHECKING:
 
     from bench.cost import Cost
 
-# Where a model made by `load_model` says what it was made from; a record repeats it.
-_MADE_FROM = "earthbench_made_from"
+# Where a model made by `load_model` says what it was made from, and what `load_weights` loaded; a record repeats both.
+_MADE_FROM, _TRAINED = "earthbench_made_from", "earthbench_trained"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,34 @@ class MadeFrom:
     preset: bool
     """Whether they are exactly the model's preset for the task."""
     origin: str
+    task: Task | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Of the hyperparameters that were not given."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the weights of a model are: what a checkpoint says of itself."""
+
+    sha256: str
+    """Of the checkpoint file."""
+    identity: TrainingIdentity | None
+    """None for weights from elsewhere."""
+    events: dict[str, TrainedEvents]
+    """What they were trained on (`train`) and selected on (`val`)."""
+    path: Path | None = None
+    """The file."""
+    other_code: tuple[str, ...] = ()
+    """How the code of the model differs from what they were trained with, where that was allowed."""
+
+
+@dataclass(frozen=True)
+class TrainedEvents:
+    """The independent events of a split that a training saw."""
+
+    ids: frozenset[str]
+    contents: frozenset[str]
+    """Digests of their values, where the data set has any."""
 
 
 _SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
@@ -76,7 +112,8 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
             + ("" if {"input_shape", "target_shape"} <= set(known) or _takes_any(known) else _SIGNATURE)
         ) from error
-    made = MadeFrom(name, _plain(chosen), _plain(chosen) == _plain(dict(preset)), entry.origin)
+    is_preset = _plain(chosen) == _plain(dict(preset))
+    made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
     return model
 
@@ -88,6 +125,27 @@ def made_from(model: nn.Module) -> MadeFrom:
         return found
     name = registry.name_of("model", type(model)) or type(model).__name__.lower()
     return MadeFrom(name, {}, False, f"{type(model).__module__}:{type(model).__qualname__}")
+
+
+def _defaults(model_class: type) -> dict[str, Any]:
+    """Returns the defaults of a model's hyperparameters; of its `options_class`, too."""
+    parameters = inspect.signature(model_class).parameters.values()
+    found = {p.name: p.default for p in parameters if p.default is not p.empty}
+    if options := getattr(model_class, "options_class", None):
+        module, _, name = options.partition(":")
+        for one in dataclasses.fields(getattr(importlib.import_module(module), name)):
+            if one.default is not dataclasses.MISSING:
+                found[one.name] = one.default
+            elif one.default_factory is not dataclasses.MISSING:
+                found[one.name] = one.default_factory()
+    return _plain(found)
+
+
+def trained_hyperparameters(model: nn.Module) -> dict[str, Any]:
+    """Returns the hyperparameters that trained weights depend on, given or default."""
+    made = made_from(model)
+    not_trained = getattr(model, "evaluation_only", ())
+    return {key: value for key, value in {**made.defaults, **made.hyperparameters}.items() if key not in not_trained}
 
 
 def _plain(value: Any) -> Any:
@@ -108,26 +166,86 @@ def has_weights(model: nn.Module) -> bool:
     return is_fitted(model) or any(parameter.requires_grad for parameter in model.parameters())
 
 
-def load_weights(model: nn.Module, path: str | Path) -> str:
+def trained(model: nn.Module) -> Trained | None:
+    """Returns what the weights of a model are, or None for fresh ones and those that `load_weights` did not load."""
+    found = getattr(model, _TRAINED, None)
+    return found if isinstance(found, Trained) else None
+
+
+def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False) -> str:
     """Loads a checkpoint of this project (or a bare state_dict) strictly, and returns the file's SHA-256.
 
-    Where a run kept a running average of the weights, the average is what was evaluated, and what is loaded.
+    Where a run kept a running average of the weights, the average is what was evaluated, and what is loaded.  A
+    checkpoint says what it was trained as: a model with other hyperparameters refuses it, even if all shapes fit.
+
+    Args:
+        model: Made by `load_model`, or by hand: then names and shapes are all that can be compared.
+        path: The file.
+        other_code: Also load weights that other source code of the model was trained with.
 
     Raises:
-        DataError: the file is missing, unreadable, or holds anything but tensors and plain values.
-        ConfigError: keys or shapes differ from the model's; all are listed.
+        DataError: the file is missing, damaged, or holds anything but tensors and plain values.
+        ConfigError: keys, shapes, hyperparameters, task or code differ from the model's; all are listed.
     """
-    import torch
-
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"checkpoint {str(path)!r} is not a file")
+    content = read_checkpoint(path)
+    found = said_of(content, path)
+    changed = _refuse_another(model, found, path, other_code) if found.identity is not None else ()
+    _load_strictly(model, content, path)
+    object.__setattr__(model, _TRAINED, dataclasses.replace(found, other_code=changed))
+    return found.sha256
+
+
+def said_of(content: Any, path: Path) -> Trained:
+    """Returns what a checkpoint says of its weights.
+
+    Args:
+        content: As `read_checkpoint` gives it; None for a file in another format.
+        path: The file.
+
+    Raises:
+        DataError: it says it in a way that this release does not read.
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    said = content.get(OURS) if isinstance(content, dict) else None
+    if said is None:
+        return Trained(sha256, None, {}, path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles code
-    except Exception as error:
+        events = {
+            split: TrainedEvents(frozenset(part["ids"]), frozenset(part["contents"]))
+            for split, part in said["events"].items()
+        }
+        return Trained(sha256, TrainingIdentity.model_validate(said["identity"]), events, path)
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
+            f"checkpoint {path} does not say what was trained in a way this earthbench reads; another release wrote it"
         ) from error
+
+
+def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
+    """Returns how the model's code differs, where that is allowed.
+
+    Raises:
+        ConfigError: the weights are of another model or task, or of other code.
+    """
+    made = made_from(model)
+    if made.task is None or found.identity is None or found.identity.stage is not None:
+        return ()
+    problems = model_differences(found.identity, made.name, trained_hyperparameters(model))
+    problems += task_differences(found.identity, made.task)
+    if problems:
+        raise ConfigError(one_message(f"checkpoint {path} was trained as something else:", problems))
+    made_class: type = type(model)
+    source = registered_source("model", made_class)
+    changed = source_differences(found.identity.sources, {"model": source})
+    if changed and not other_code:
+        advice = "train.resume=anyway (other_code=True in Python) uses the weights all the same, in a partial record"
+        raise ConfigError(one_message(f"checkpoint {path} was trained by other code of the model; {advice}:", changed))
+    return tuple(changed)
+
+
+def _load_strictly(model: nn.Module, content: Any, path: Path) -> None:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise DataError(f"checkpoint {path} holds no state_dict")
@@ -147,7 +265,6 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} is not of this model ({made_from(model).name}):", problems))
     model.load_state_dict(state)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def count(model: nn.Module | str, task: Task) -> Cost:

@@ -13,7 +13,7 @@ from bench.errors import UnknownNameError, did_you_mean
 from bench.overrides import literal
 from bench.records.schema import RunRecord
 from bench.scores.skill import Convention, skill_scores
-from bench.tables.admission import LeftOut, deviations
+from bench.tables.admission import LeftOut, deviations, training_seed
 from bench.tables.cells import Cell, Interval, contents_of, value_of
 from bench.tables.definitions import COSTS, Table, load_published
 
@@ -253,5 +253,5 @@ def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") 
 def seed_values(receipt: Receipt) -> list[tuple[int, float | None]]:
     """Returns per record its seed and its value in the table's units."""
     column = receipt.table.column(receipt.cell.column)
-    values = [(record.seed, value_of(record, column.key)) for record in receipt.records]
+    values = [(training_seed(record), value_of(record, column.key)) for record in receipt.records]
     return [(seed, None if value is None else value * column.scale) for seed, value in values]

@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bench.api import Split
 from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only
 from bench.errors import ConfigError, UnknownNameError, did_you_mean
 from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
+from bench.running.identity import expected_run
 from bench.tasks import Task, load_task
 
 _SUFFIX = ".yaml"
@@ -115,17 +115,11 @@ def finished_record(config: Config) -> RunRecord | None:
     if config.data.root is None:
         raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
     records, _ = read_records(config.results.root, config.task.name)
-    return newest_of_same_run(
-        records,
-        config,
-        task_version=load_task(config.task.name).version,
-        tested_on=_data_fingerprint(config, config.data.test_root or config.data.root, config.split),
-        trained_on=_data_fingerprint(config, config.data.root, "train"),
+    task, test_task = (
+        _task(config.task.name, root, canonical_json(config.task.options))
+        for root in (config.data.root, config.data.test_root or config.data.root)
     )
-
-
-def _data_fingerprint(config: Config, root: str, split: Split) -> str:
-    return _task(config.task.name, root, canonical_json(config.task.options)).data_fingerprint(split)
+    return newest_of_same_run(records, config, expected_run(config, task, test_task, trained=True))
 
 
 @lru_cache(maxsize=8)

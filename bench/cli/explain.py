@@ -11,7 +11,7 @@ from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
-from bench.tables.intervals import interval
+from bench.tables.intervals import interval, why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 
@@ -64,6 +64,8 @@ def _lines(receipt: Receipt) -> list[str]:
             f"{number(value, column) or 'undefined'} (seed {seed})" for seed, value in seed_values(receipt)
         )
         lines.append(f"    {values}")
+    elif cell.ours is not None and column.key in receipt.records[0].scores and cell.interval is None:
+        lines.append(f"  interval    none: {why_none(receipt.records[0], column.key)}")
     if cell.difference is not None:
         lines.append(f"  difference  {number(cell.difference, column, signed=True)}")
     lines.append(f"  status      {cell.status}")

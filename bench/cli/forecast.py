@@ -66,8 +66,9 @@ def run(options: argparse.Namespace) -> int:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
+        given = place(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
-            load_weights(model, fetched(place(config.checkpoint, "checkpoint"), Path(scratch)))
+            load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.ersst import Anomalies, Box, cropped, read_anomalies
+from bench.data.ersst import Anomalies, Box, cropped, read_anomalies, record_files
 from bench.data.icar_enso import FRAME_SIZE
 from bench.data.manifest import check_manifest
 from bench.data.origin import origin
 from bench.data.report import Advance, Report
+from bench.errors import DataError
 
 INDEX_MONTHS = 3
 """A label is the mean of the index over so many months, as in ICAR-ENSO."""
@@ -115,7 +116,7 @@ def anomalies_of(root: Path, base_from: int, base_to: int) -> Anomalies:
     Raises:
         DataError: lists what is wrong with the files.
     """
-    files = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(root.glob("*.nc")))
+    files = tuple((path.name, path.stat().st_mtime_ns if path.exists() else 0) for path in record_files(root))
     return _anomalies(root, base_from, base_to, files)
 
 
@@ -137,9 +138,20 @@ def describe(
         advance: Called with `(done, total)` after each file.
 
     Raises:
-        DataError: the files are missing or not readable.
+        DataError: the files are no record; while everything is read, that is one of the problems.
     """
-    found = anomalies_of(root, *base)
+    if read_everything:
+        check_manifest(root, report, advance)
+    try:
+        found = anomalies_of(root, *base)
+    except DataError as error:
+        if not read_everything:
+            raise
+        # every split ran into it
+        report.problems = [*(problem for problem in report.problems if str(error) not in problem), str(error)]
+        return report
+    if read_everything and not np.ptp(found.sst):
+        report.problems.append(f"{root}: expected temperatures that vary, found the same ones in every year")
     first, last, sea = str(found.months[0]), str(found.months[-1]), int(found.sea.sum())
     report.facts |= {"months": [first, last], "files": list(found.files), "sea_cells": sea, "base": list(base)}
     report.lines = [
@@ -151,6 +163,4 @@ def describe(
         report.lines.append(f"  {split:<5} {count['events']:>7} months {count['sequences']:>7} sequences")
         if not count["sequences"]:
             report.remarks.append(f"split {split} has no window: set task.val_from and task.test_from (record {last})")
-    if read_everything:
-        check_manifest(root, report, advance)
     return report

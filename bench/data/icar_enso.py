@@ -11,22 +11,23 @@ records come in the same layout under the names `SODA_train.nc` and `SODA_label.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 import torch
-from scipy.io import netcdf_file
 from torch import Tensor
 
 from bench.api import Split
+from bench.data.netcdf import Variables, decoded, open_netcdf
 from bench.data.origin import origin
+from bench.data.plausibility import SST_ANOMALY, implausible
 from bench.errors import ConfigError, DataError, one_message
+
+if TYPE_CHECKING:
+    from xarray import Variable
 
 CMIP6_MODELS, CMIP5_MODELS = 15, 17
 LATITUDES = np.arange(-55, 61, 5)
@@ -89,34 +90,6 @@ def members_of_split(members: list[Member], split: Split) -> list[Member]:
     return {"train": members[:-2], "val": members[-2:-1], "test": members[-1:], "all": members}[split]
 
 
-@contextmanager
-def open_netcdf(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Gives the variables of a NetCDF file, of version 4 (HDF5) or of the classic format, by name.
-
-    Raises:
-        DataError: the file is missing, or of neither format.
-    """
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-        # Which of the two the official download is, its readers do not tell: all of them open both.
-        if magic.startswith(b"CDF"):
-            classic = netcdf_file(path, "r", mmap=True)  # without, it would read every variable, ua and va too
-            variables = dict(classic.variables)
-            try:
-                yield variables
-            finally:
-                variables.clear()  # no view of the map may outlive it
-                classic.close()
-            return
-        if magic != b"\x89HDF\r\n\x1a\n":
-            raise DataError(f"{path}: not readable: expected a NetCDF file, found one that starts with {magic!r}")
-        with h5py.File(path, "r") as file4:
-            yield file4
-    except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not readable: {error}") from error
-
-
 class IcarEnsoWindows:
     """Windows of consecutive months: context and target `(T,24,48,1)` float32 K, and the labels of the target.
 
@@ -170,6 +143,11 @@ class IcarEnsoWindows:
     def ids(self) -> tuple[str, ...]:
         """Returns the name of every record."""
         return tuple(member.id for member in self.members)
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the SHA-256 of every record's temperatures, whatever its name."""
+        return tuple(hashlib.sha256(part.data).hexdigest() for part in self.sst)
 
     @property
     def windows_per_record(self) -> tuple[int, ...]:
@@ -230,34 +208,75 @@ def _read(
         if problems:
             raise DataError(one_message(f"the data under {root} has {len(problems)} problems:", problems))
         members = members_of_split(expected or [Member("SODA", 0, fields["sst"].shape[0])], split)
-        sst = [np.ascontiguousarray(merged(fields["sst"], member)[..., CROP]) for member in members]
-        nino = [np.ascontiguousarray(merged(labels["nino"], member)) for member in members]
-    holes = [
-        f"{path}: expected finite {what}, found {int((~np.isfinite(part)).sum())} others in record {member.id}"
-        for path, what, parts in ((train, "sst", sst), (label, "nino", nino))
-        for member, part in zip(members, parts, strict=True)
-        if not np.isfinite(part).all()
+        parts = ((train, "sst", fields, CROP), (label, "nino", labels, slice(None)))
+        records = [
+            [
+                np.ascontiguousarray(merged(rows_of(path, name, variables[name], member), member)[..., crop])
+                for member in members
+            ]
+            for path, name, variables, crop in parts
+        ]
+    wrong = [
+        problem
+        for (path, name, _, _), series in zip(parts, records, strict=True)
+        for member, values in zip(members, series, strict=True)
+        for problem in wrong_values(path, name, values, member, ("month",), CROP)
     ]
-    if holes:
-        raise DataError(one_message(f"the data under {root} has {len(holes)} problems:", holes))
+    if wrong:
+        raise DataError(one_message(f"the data under {root} has {len(wrong)} problems:", wrong))
+    sst, nino = records
     return sst, nino, members
 
 
-def merged(variable: Any, member: Member) -> np.ndarray:
-    """Returns the months of a record `(months, ...)`, float32, from its overlapping rows `(year, month, ...)`.
+def rows_of(path: Path, name: str, variable: Variable, member: Member) -> np.ndarray:
+    """Returns the rows of a record, `(year, month, ...)`, float32 K, NaN where missing."""
+    # In one piece: HDF5 takes 60 times as long for every third row of a chunked array.
+    return decoded(variable[member.first_row : member.last_row], f"{path}: {name}")
+
+
+def merged(rows: np.ndarray, member: Member) -> np.ndarray:
+    """Returns the months of a record `(months, ...)` from its overlapping rows `(year, month, ...)`.
 
     Every third row whole, then what the last row adds: 151 rows are 1,836 months, 140 are 1,704.
     """
-    # In one piece: HDF5 takes 60 times as long for every third row of a chunked array.
-    rows = np.asarray(variable[member.first_row : member.last_row], np.float32)
     months = rows[::_ROWS_PER_STEP].reshape(-1, *rows.shape[2:])
     added = member.months - len(months)
     return np.concatenate([months, rows[-1, -added:]]) if added else months
 
 
-def check_layout(
-    train: Path, fields: Mapping[str, Any], label: Path, labels: Mapping[str, Any], rows: int | None
+def wrong_values(
+    path: Path, name: str, values: np.ndarray, member: Member, times: tuple[str, ...], columns: slice = slice(None)
 ) -> list[str]:
+    """Returns what is wrong with the values of a record: missing ones, and such as no anomaly has.
+
+    Args:
+        path: The file.
+        name: The variable: its fields `(*times,H,W)` or labels `(*times)`, K.
+        values: Of the record.
+        member: The record.
+        times: What the axes of time count, from 0 in the record.
+        columns: Which of the longitudes the fields have.
+    """
+
+    def place(index: tuple[int, ...]) -> str:
+        counted = ", ".join(f"{what} {number}" for what, number in zip(times, index, strict=False))
+        cell = index[len(times) :]
+        degrees = f", lat {LATITUDES[cell[0]]}, lon {LONGITUDES[columns][cell[1]]}" if cell else ""
+        return f"{counted} of record {member.id}{degrees}"
+
+    problems = []
+    known = np.isfinite(values)
+    if not known.all():
+        holes = np.argwhere(~known)
+        first = place(tuple(int(part) for part in holes[0]))
+        problems.append(
+            f"{path}: expected finite {name}, found {len(holes)} others in record {member.id}, the first at {first}"
+        )
+    problem = implausible(values, SST_ANOMALY, f"{path}: {name}", place)
+    return [*problems, problem] if problem else problems
+
+
+def check_layout(train: Path, fields: Variables, label: Path, labels: Variables, rows: int | None) -> list[str]:
     """Returns what is wrong with names, grid and shapes: nothing of it needs a value to be read.
 
     Args:
@@ -272,7 +291,7 @@ def check_layout(
     if problems:
         return [f"{text}, found {', '.join(sorted(fields if str(train) in text else labels))}" for text in problems]
     for name, degrees in (("lat", LATITUDES), ("lon", LONGITUDES)):
-        found = np.asarray(fields[name][:], np.float64)
+        found = decoded(fields[name], f"{train}: {name}", np.float64)
         if found.shape != degrees.shape or not np.allclose(found, degrees, atol=1e-3):
             ends = f"{found.min():g}..{found.max():g}" if found.size else "nothing"
             problems.append(

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.api import SPLITS
-from bench.data.icar_enso import Member, check_layout, cmip_members, family_of, members_of_split, open_netcdf
+from bench.data.icar_enso import (
+    Member,
+    check_layout,
+    cmip_members,
+    family_of,
+    members_of_split,
+    rows_of,
+    wrong_values,
+)
+from bench.data.netcdf import open_netcdf
 from bench.data.origin import origin
 from bench.data.report import Advance, Report
+
+if TYPE_CHECKING:
+    from xarray import Variable
 
 
 def describe(
@@ -72,11 +84,13 @@ def describe(
     return report
 
 
-def _read_record(report: Report, path: Path, name: str, variable: Any, member: Member) -> None:
-    rows = np.asarray(variable[member.first_row : member.last_row], np.float32)
-    holes = int((~np.isfinite(rows)).sum())
-    if holes:
-        report.problems.append(f"{path}: {name} of record {member.id} has {holes} values that are not finite")
+def _read_record(report: Report, path: Path, name: str, variable: Variable, member: Member) -> None:
+    rows = rows_of(path, name, variable, member)
+    report.problems += wrong_values(path, name, rows, member, ("row", "month"))
+    if rows.min() == rows.max():
+        report.problems.append(
+            f"{path}: {name} of record {member.id}: expected values that vary, found {rows.min():g} only"
+        )
     # Merging takes a month from one of up to three rows: here is where it would matter which.
     neighbours = zip(rows[:-1, 12:], rows[1:, :-12], strict=True)
     differ = np.flatnonzero([not np.array_equal(above, below, equal_nan=True) for above, below in neighbours])

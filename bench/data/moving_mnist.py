@@ -79,6 +79,14 @@ class MovingMnistSequences:
         frames = torch.from_numpy(np.array(mapped(path)[: self.t_in + self.t_out, number]))[..., None]
         return frames[: self.t_in], frames[self.t_in :]
 
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the SHA-256 of every sequence's frames, whatever its file and number."""
+        return tuple(
+            hashlib.sha256(np.ascontiguousarray(mapped(path)[:, number]).data).hexdigest()
+            for path, number in self.places
+        )
+
     def identity(self) -> dict[str, Any]:
         """Returns what identifies these data: every byte of the files, and how they are cut."""
         numbers = hashlib.sha256(np.array([number for _, number in self.places]).tobytes()).hexdigest()

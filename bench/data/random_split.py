@@ -46,6 +46,11 @@ class RandomPart:
         return tuple(self.source.times[number] for number in self._events)
 
     @property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the digest of each of these events."""
+        return tuple(self.source.contents[number] for number in self._events)
+
+    @property
     def skipped_ids(self) -> tuple[str, ...]:
         """Returns the events that the source left out."""
         return self.source.skipped_ids

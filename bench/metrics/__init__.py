@@ -26,6 +26,8 @@ def load_metric(name: str, **options: Any) -> Metric:
     """
     from torchmetrics import Metric
 
+    from bench.metrics.states import SETTINGS, tell_apart
+
     entry = registry.find("metric", name)
     card: Card = entry.card()
     for key in options:
@@ -35,6 +37,9 @@ def load_metric(name: str, **options: Any) -> Metric:
     if not (isinstance(metric_class, type) and issubclass(metric_class, Metric)):
         raise BrokenPluginError(f"metric {name!r} from {entry.origin} is not a subclass of torchmetrics.Metric")
     try:
-        return metric_class(**options)
+        metric: Metric = metric_class(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}") from error
+    if SETTINGS not in metric._defaults:
+        tell_apart(metric, **options)
+    return metric

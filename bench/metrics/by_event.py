@@ -9,19 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bench.errors import ContractError
+from bench.metrics.states import ExactMetric
 
 
-class EventMetric(Metric):
+class EventMetric(ExactMetric):
     """A metric that is a pure function, `bench.scores.FAMILIES[family]`, of sums over sequences.
 
     After `track_events(n)` it keeps the same sums per event too, if `update` is told the event of each sequence.  Both
     are plain sums, so that neither batches nor order nor processes matter.
     """
 
-    full_state_update = False
     takes_events = True
     family: ClassVar[str]
     event_count: int = 0

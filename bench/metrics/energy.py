@@ -19,6 +19,7 @@ from bench.data.nbody import SUB_STEPS, acceleration, energy
 from bench.errors import ContractError
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
+from bench.metrics.states import tell_apart
 from bench.metrics.tracking import track
 from bench.scores.energy import SUMS
 
@@ -32,7 +33,8 @@ class Energy(EventMetric):
     `compute()` gives `e_mse` and `e_mae` over everything, `e_mse_lead_L` and `e_mae_lead_L` for lead L = 1.., and
     `e_mse_target`, `e_mae_target`: the same of the observed frames.  These are not 0, because the simulation itself
     does not keep its energy at walls and at top speed, and tracking errs by parts of a pixel: they are what a perfect
-    forecast scores.  A frame with a value that is not finite makes the scores NaN.
+    forecast scores.  A frame with a value that is not finite makes the scores NaN; but a sequence whose target has a
+    missing pixel (NaN) counts nowhere, for a digit cannot be tracked through it.
 
     Energies are those of `bench.data.nbody.energy` with masses of 1, in pixels of the canvas and sub-steps.
 
@@ -51,6 +53,7 @@ class Energy(EventMetric):
             # float64 by name: a module-wide cast to half precision must not reach the sums
             self.add_statistic(name, (t_out or 0,), torch.float64)
         self.add_statistic("sequence_count", (t_out or 0,), torch.int64)
+        tell_apart(self)
 
     def update(
         self,
@@ -83,9 +86,11 @@ class Energy(EventMetric):
             )
         corners, velocities = state.double().cpu().numpy().transpose(1, 0, 2, 3)
         before = energy(corners, velocities)[:, None]
-        found = {"sequence_count": torch.ones(forecast.shape[:2], dtype=torch.int64)}
+        known = ~torch.isnan(target).flatten(1).any(1)[:, None].cpu()
+        found = {"sequence_count": known.long().expand(forecast.shape[:2])}
         for side, frames in (("", forecast), ("_target", target)):
             error = torch.from_numpy(frame_energies(frames[..., 0], crops.to(frames.device), corners) - before)
+            error = error.masked_fill(~known, 0)
             found |= {f"squared{side}": error**2, f"absolute{side}": error.abs()}
         self.add(found, events)
 

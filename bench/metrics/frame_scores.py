@@ -7,7 +7,6 @@ Sources: MSE and MAE as sums per frame are those of the Earthformer release on M
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
 from bench.metrics.pixelwise import check_convention_and_scale, error_sums
 from bench.metrics.similarity import psnr, ssim
+from bench.metrics.states import tell_apart
 from bench.scores.frames import FRAME_MEANS
 
 # The 2022 SSIM keeps every frame: more than this belongs to a data set that it was never used on.
@@ -52,6 +52,7 @@ class FrameScores(EventMetric):
 
     higher_is_better = False
     family = "frames"
+    frame_pixels: Tensor
     kept_forecast: list[Tensor]
     kept_target: list[Tensor]
     kept_event: list[Tensor]
@@ -67,10 +68,9 @@ class FrameScores(EventMetric):
         super().__init__(**kwargs)
         check_convention_and_scale(convention, scale)
         self.convention, self.scale = convention, scale
-        self.frame_pixels = 0
+        self.add_state("frame_pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
         self._kept_bytes = 0
-        # a function, not a module: the network must not become a part of the metric, nor of a checkpoint
-        self._lpips = _lpips_distance() if lpips else None
+        self._lpips = _LpipsDistance() if lpips else None
         for name in ("mse_sum", "mae_sum"):
             self.add_statistic(name, (t_out or 0,), torch.float64)
         self.add_statistic("pixel_count", (t_out or 0,), torch.int64)
@@ -79,6 +79,7 @@ class FrameScores(EventMetric):
             self.add_statistic(f"{score}_count", (t_out or 0,), torch.int64)
         for side in ("kept_forecast", "kept_target", "kept_event"):
             self.add_state(side, [], dist_reduce_fx="cat")
+        tell_apart(self, convention=convention, scale=scale, lpips=lpips)
 
     def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
         """Adds the frames of a batch.
@@ -94,7 +95,7 @@ class FrameScores(EventMetric):
         """
         check_pair(forecast, target)
         target = target.to(forecast.device)
-        self.frame_pixels = forecast[0, 0].numel() if forecast.numel() else self.frame_pixels
+        self.frame_pixels = self.frame_pixels.clamp(min=forecast[0, 0].numel() if forecast.numel() else 0)
         correct = self.convention == "correct"
         sums = error_sums(forecast, target, correct)
         found = {"mse_sum": sums.squared, "mae_sum": sums.absolute, "pixel_count": sums.pixel_count}
@@ -119,15 +120,27 @@ class FrameScores(EventMetric):
 
     def _keep(self, forecast: Tensor, target: Tensor, events: Tensor | None) -> None:
         parts = [side.detach().cpu().clone() for side in (forecast, target)]
-        self._kept_bytes += sum(part.nbytes for part in parts)
-        if self._kept_bytes > _MOST_KEPT_BYTES:
+        self._refuse_to_keep(self._kept_bytes + sum(part.nbytes for part in parts))
+        self.kept_forecast.append(parts[0])
+        self.kept_target.append(parts[1])
+        self.kept_event.append(torch.zeros(len(target), dtype=torch.int64) if events is None else events.cpu().clone())
+
+    def _refuse_to_keep(self, count: int) -> None:
+        self._kept_bytes = count
+        if count > _MOST_KEPT_BYTES:
             raise RunFailedError(
                 "SSIM in the convention 'upstream' is on the range of the whole set, so every frame is kept: these are "
                 f"more than {_MOST_KEPT_BYTES // 2**30} GiB. Give the metric frames convention=correct."
             )
-        self.kept_forecast.append(parts[0])
-        self.kept_target.append(parts[1])
-        self.kept_event.append(torch.zeros(len(target), dtype=torch.int64) if events is None else events.cpu().clone())
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self._refuse_to_keep(sum(part.nbytes for part in (*self.kept_forecast, *self.kept_target)))
+
+    def reset(self) -> None:
+        """Starts afresh."""
+        super().reset()
+        self._kept_bytes = 0
 
     def _kept_ssim(self) -> dict[str, Tensor]:
         """Returns the 2022 SSIM of what was kept: sums and counts `(N,T)`, and the events `(N,)`."""
@@ -151,7 +164,7 @@ class FrameScores(EventMetric):
 
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the sums."""
-        return {"scale": self.scale, "convention": self.convention, "frame_pixels": self.frame_pixels}
+        return {"scale": self.scale, "convention": self.convention, "frame_pixels": int(self.frame_pixels)}
 
     def statistics(self) -> dict[str, Any]:
         """Returns the sums over everything, `(T,)`, by name."""
@@ -171,11 +184,6 @@ class FrameScores(EventMetric):
                 found[name] = sums.index_add_(0, kept["events"], kept[name]).numpy()
         return found
 
-    def reset(self) -> None:
-        """Starts afresh."""
-        super().reset()
-        self._kept_bytes = 0
-
 
 def _channel_frames(values: Tensor) -> Tensor:
     """Returns `(B x T x C, H, W)` of `(B,T,H,W,C)`."""
@@ -186,26 +194,27 @@ def _as_list(state: list[Tensor] | Tensor) -> list[Tensor]:
     return [state] if isinstance(state, Tensor) else state
 
 
-def _lpips_distance() -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns the LPIPS distance (AlexNet, version 0.1) of frames `(N,H,W)` in 0..1, float64 `(N,)`.
+class _LpipsDistance:
+    """The LPIPS distance (AlexNet, version 0.1) of frames `(N,H,W)` in 0..1, float64 `(N,)`.
+
+    No module: the network must not become a part of the metric, nor of a checkpoint.
 
     Raises:
         ConfigError: the weights of AlexNet are neither here nor to be had.
     """
-    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
-    try:
-        network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"lpips=true needs torchvision's weights of AlexNet, which are neither in its cache nor to be downloaded: "
-            f"{error}. Put them under $TORCH_HOME/hub/checkpoints, or leave lpips out."
-        ) from error
+    def __init__(self) -> None:
+        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
-    def distance(forecast: Tensor, target: Tensor) -> Tensor:
-        nonlocal network
-        network = network.to(forecast.device)
+        try:
+            self.network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"lpips=true needs torchvision's weights of AlexNet, which are neither in its cache nor to be "
+                f"downloaded: {error}. Put them under $TORCH_HOME/hub/checkpoints, or leave lpips out."
+            ) from error
+
+    def __call__(self, forecast: Tensor, target: Tensor) -> Tensor:
+        self.network = self.network.to(forecast.device)
         pair = [side.float().clamp(0, 1)[:, None].expand(-1, 3, -1, -1) * 2 - 1 for side in (forecast, target)]
-        return network(*pair).double().flatten()
-
-    return distance
+        return self.network(*pair).double().flatten()

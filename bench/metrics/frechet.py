@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from bench.errors import ConfigError
 from bench.metrics.frames import check_members
+from bench.metrics.states import ExactMetric, tell_apart
 
 Features = Callable[[Tensor], Tensor]
 """Of clips `(N,T,H,W)` on the 0-1 scale: float64 `(N,D)`."""
@@ -30,7 +31,7 @@ _LEAST_FRAMES = 9  # of I3D
 _I3D_PIXELS = 224
 
 
-class Frechet(Metric):
+class Frechet(ExactMetric):
     """Distance of two Gaussians fitted to the features of clips: |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)).
 
     `compute()` gives one number whose name says what the features are: `frechet_storm`, or `fvd` with the I3D network
@@ -52,7 +53,6 @@ class Frechet(Metric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = False
     takes_members = True
     forecast_count: Tensor
@@ -86,9 +86,12 @@ class Frechet(Metric):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{side}_sum", torch.zeros(count, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{side}_products", torch.zeros(count, count, dtype=torch.float64), dist_reduce_fx="sum")
+        tell_apart(self, features=features, weights=weights if weights is None else str(weights), scale=scale)
 
     def update(self, forecast: Tensor, target: Tensor) -> None:
         """Adds the clips of a batch; of several channels, each is a clip.
+
+        A sequence whose target has a missing pixel (NaN) has no features: it counts nowhere, nor do its forecasts.
 
         Args:
             forecast: Members in physical units, `(M,B,T,H,W,C)`.
@@ -98,6 +101,10 @@ class Frechet(Metric):
             ContractError: shapes differ.
         """
         check_members(forecast, target)
+        known = ~torch.isnan(target).flatten(1).any(1)
+        forecast, target = forecast[:, known.to(forecast.device)], target[known]
+        if not len(target):
+            return
         for side, clips in (("forecast", forecast.flatten(0, 1)), ("target", target)):
             flat = clips.detach().float().div(self.scale).movedim(4, 1).flatten(0, 1)
             found = self._features(flat)
@@ -195,13 +202,19 @@ def i3d_features(weights: Path) -> tuple[Features, int]:
     except Exception as error:  # whatever a file that is none makes torch say
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"weights={str(weights)!r} is no state dict of I3D: {first}") from error
-    network.eval().requires_grad_(False)
+    return _I3DFeatures(network.eval().requires_grad_(False)), classes
 
-    def features(clips: Tensor) -> Tensor:
-        network.to(clips.device)
-        return network(i3d_input(clips)).double()
 
-    return features, classes
+class _I3DFeatures:
+    """The logits of I3D, `(N,D)`; no module, so that the network is no part of the metric."""
+
+    def __init__(self, network: Module) -> None:
+        self.network = network
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        self.network.to(clips.device)
+        found: Tensor = self.network(i3d_input(clips)).double()
+        return found
 
 
 def i3d_input(clips: Tensor) -> Tensor:

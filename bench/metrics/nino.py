@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from bench.data.area_means import box_weights
 from bench.errors import ContractError
 from bench.metrics.frames import check_pair
+from bench.metrics.states import ExactMetric, tell_apart
 from bench.scores.correlation import lead_weights, moments
 
 # 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
@@ -30,7 +30,7 @@ _MEAN_MONTHS = 3
 _UPSTREAM_EPS = 1e-6
 
 
-class Nino34(Metric):
+class Nino34(ExactMetric):
     """Correlation skill and RMSE of the Nino3.4 index, computed once over all windows.
 
     The index of lead k is the mean over months k, k+1, k+2 of the unweighted box mean: T months give K = T-2 leads.
@@ -60,7 +60,6 @@ class Nino34(Metric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = True
     takes_labels = True
     takes_events = True
@@ -91,6 +90,7 @@ class Nino34(Metric):
         self.add_state("observed_index", [], dist_reduce_fx="cat")
         self.add_state("window_event", [], dist_reduce_fx="cat")
         self.add_state("label_difference", torch.tensor(-1.0, dtype=torch.float64), dist_reduce_fx="max")
+        tell_apart(self, convention=convention, box=box)
 
     def update(
         self, forecast: Tensor, target: Tensor, labels: Tensor | None = None, events: Tensor | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair, rows_of
 from bench.metrics.sharing import shared
+from bench.metrics.states import tell_apart
 
 # Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
 _BLOCK = 49_152
@@ -127,6 +128,7 @@ class PixelwiseScore(EventMetric):
         # float64 by name: a module-wide cast to half precision must not reach the sums
         self.add_statistic("error_sum", (t_out or 0,), torch.float64)
         self.add_statistic("pixel_count", (t_out or 0,), torch.int64)
+        tell_apart(self, convention=convention, scale=scale)
 
     def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
         """Adds the errors of a batch.

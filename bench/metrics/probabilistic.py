@@ -21,6 +21,7 @@ from bench.metrics.ensembles import ensemble_sums
 from bench.metrics.frames import check_members
 from bench.metrics.pixelwise import check_convention_and_scale
 from bench.metrics.skill import VIL_THRESHOLDS, missing_as_nan
+from bench.metrics.states import tell_apart
 
 _ERRORS = ("distance", "pair_distance", "variance", "mean_error")
 _EVENTS = ("brier_sum", "brier_spread", "observed_count", "brier_count")
@@ -93,6 +94,8 @@ class Probabilistic(EventMetric):
         bins = (members or -1) + 1
         self.add_state("reliability", torch.zeros((k, bins, 2), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("ranks", torch.zeros((bins, bins), dtype=torch.int64), dist_reduce_fx="sum")
+        settings = {key: value for key, value in self.score_options().items() if key != "members"}
+        tell_apart(self, **settings, convention=convention, missing_value=self.missing_value)
 
     def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
         """Adds the ensembles of a batch.
@@ -121,7 +124,7 @@ class Probabilistic(EventMetric):
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the sums."""
         return {
-            "members": self.members or 1,
+            "members": max(len(self.ranks) - 1, 1),
             "scale": self.scale,
             "thresholds": list(self.thresholds),
             "reference": self.reference,

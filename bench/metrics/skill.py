@@ -19,6 +19,7 @@ from bench.metrics.contingency import INTEGER_TOLERANCE, count_events
 from bench.metrics.frames import check_pair, widen
 from bench.metrics.neighbourhood import fraction_sums
 from bench.metrics.pooling import max_pool
+from bench.metrics.states import tell_apart
 from bench.scores.skill import COUNTS, FSS_SUMS, SCORES, Convention, skill_scores
 
 VIL_THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -91,6 +92,7 @@ class Skill(EventMetric):
             self.add_statistic(name, (t_out or 0, columns * len(pools)), torch.int64)
         for name in FSS_SUMS if self.fss_windows else ():
             self.add_statistic(name, (t_out or 0, columns * len(self.fss_windows)), torch.float64)
+        tell_apart(self, **self.score_options(), missing_value=self.missing_value)
 
     def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
         """Adds the counts of a batch.

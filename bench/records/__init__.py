@@ -3,7 +3,7 @@
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_record, read_records, write_record
-from bench.records.uncertainty import Comparison, compare, interval
+from bench.records.uncertainty import Comparison, compare, interval, why_no_interval
 
 __all__ = [
     "Comparison",
@@ -16,5 +16,6 @@ __all__ = [
     "read_record",
     "read_records",
     "versions",
+    "why_no_interval",
     "write_record",
 ]

@@ -93,18 +93,19 @@ def code_state() -> CodePart:
     return CodePart(version=release, commit=commit, dirty=True, diff_sha256=digest.hexdigest())
 
 
-@lru_cache(maxsize=1)
-def made_by() -> dict[str, str]:
-    """Returns what the bits of a training depend on besides its config, data, device and threads: code and versions."""
-    packages = Path(__file__).resolve().parents[2]
-    digest = hashlib.sha256()
-    for folder in ("baselines", "bench", "earthformer"):
-        for path in sorted((packages / folder).rglob("*.py")):
-            digest.update(path.relative_to(packages).as_posix().encode())
-            digest.update(path.read_bytes())
+def libraries() -> dict[str, str]:
+    """Returns the versions of the libraries that the bits of a training depend on."""
     known = versions()
-    libraries = {name: known[name] for name in ("torch", "lightning", "timm", "numpy")}
-    return {"source": digest.hexdigest()[:16], **libraries}
+    return {name: known[name] for name in ("torch", "lightning", "timm", "numpy")}
+
+
+@lru_cache(maxsize=32)
+def git_state(path: Path) -> tuple[str | None, bool | None]:
+    """Returns the commit of the checkout that a file or folder lies in, and whether it has changed since; or None."""
+    folder = path if path.is_dir() else path.parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--", str(path)) if commit is not None else None
+    return commit, None if changed is None else bool(changed)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

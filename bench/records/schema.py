@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from bench.config import canonical_json
+from bench.config import canonical_json, fingerprint
 from bench.scores.names import PER_LEAD
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Part(BaseModel):
@@ -60,6 +60,64 @@ class DataPart(Part):
     """Sequences of the split."""
 
 
+class SourcePart(Part):
+    """The source of a model, a plugin or the harness."""
+
+    module: str
+    origin: str
+    """Where its name was registered, or its distribution."""
+    version: str | None
+    commit: str | None
+    """Of the checkout it lies in."""
+    dirty: bool | None
+    """Whether it has changed since that commit."""
+    sha256: str
+    """Of the files themselves."""
+
+
+class SplitPart(Part):
+    """A split that a training saw."""
+
+    fingerprint: str
+    event_count: int
+    sequence_count: int
+    incomplete: str | None = None
+    """Why this was not all of the split."""
+
+
+class TrainingIdentity(Part):
+    """What trained weights depend on: two trainings with equal ones are the same training."""
+
+    model: str
+    stage: str | None = None
+    """Of a model that is trained in stages."""
+    hyperparameters: dict[str, Any]
+    """All of them, defaults too, but for those that weights do not depend on."""
+    task: str
+    task_version: int
+    task_fields: dict[str, Any]
+    settings: dict[str, Any]
+    """What else of the config can change the weights."""
+    seed: int
+    train: SplitPart
+    val: SplitPart | None
+    before: tuple[str, ...] = ()
+    """Names of the stages before it, and digests of weights that were given."""
+    sources: dict[str, SourcePart]
+    """`model`, `harness`, and `task` and `metric NAME` where they are plugins."""
+    libraries: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Returns the SHA-256 of what makes another training: everything but the harness and the libraries.
+
+        These differ with every release: weights that another one trained are not another training, but are named.
+        """
+        content = self.model_dump(mode="json", exclude={"sources", "libraries"})
+        sources = {key: source.sha256 for key, source in self.sources.items() if key != "harness"}
+        return fingerprint({**content, "sources": sources})
+
+
 class TrainingSummary(Part):
     """How the weights came about."""
 
@@ -79,15 +137,21 @@ class TrainingSummary(Part):
     averaged: bool
     final_loss: float | None
     wall_s: float
+    identity: TrainingIdentity | None = None
+    """None in records of schemas 1 and 2, which did not say."""
+    checkpoints: dict[str, str] = {}
+    """The seal of each checkpoint that the training left, by its stem: `best`, `last`."""
 
 
 class CodePart(Part):
-    """The code that ran."""
+    """The code that evaluated."""
 
     version: str
     commit: str | None
     dirty: bool | None
     diff_sha256: str | None
+    sources: dict[str, SourcePart] = {}
+    """As in `TrainingIdentity`; empty in records of schemas 1 and 2, which did not say."""
 
 
 class TimePart(Part):
@@ -137,7 +201,7 @@ class StatisticsPart(Part):
 class RunRecord(Part):
     """One run: what ran, on what, what it scored, how long it took.  Written once, never changed."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     run_id: str = Field(pattern=r"^[0-9A-Za-z-]+$")
     created_utc: str
     status: Literal["ok", "failed"]
@@ -227,11 +291,12 @@ def split_scores(
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
     """Returns a record's content, read from JSON, in the present schema; as it is where it is no older one.
 
-    Version 1 had neither ensembles nor statistics.
+    Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests.
     """
-    if content.get("schema_version") != 1:
-        return content
-    return {**content, "schema_version": 2, "curves": {}, "members": None, "statistics": None}
+    version = content.get("schema_version")
+    if version == 1:
+        content = {**content, "curves": {}, "members": None, "statistics": None}
+    return {**content, "schema_version": SCHEMA_VERSION} if version in (1, 2) else content
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:

@@ -42,8 +42,13 @@ def write_record(record: RunRecord, root: str | Place) -> Place:
         root: Results root: a folder, or an fsspec URL whose backend publishes an object whole (S3, GCS, Azure do).
 
     Raises:
+        DataError: a field has a value that no record may have; nothing is written.
         RunFailedError: the disk or the backend refused (full, read-only, no access); names the path.
     """
+    try:  # a copy with changed fields was never validated
+        RunRecord.model_validate(record.model_dump(warnings=False))
+    except ValidationError as error:
+        raise DataError("not a valid record: " + "; ".join(explain(error, RunRecord)[:3])) from error
     record = record.sealed()
     path = record_path(root, record)
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"

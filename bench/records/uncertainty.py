@@ -1,12 +1,12 @@
-"""How sure a score is, and a difference of two: resampled from sums per event, with no second evaluation.
+"""How sure a score is, and a difference of two: from sums per event, with no second evaluation.
 
-Sources: Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 13 (percentile interval) and 15
-(permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (paired resampling of forecasts' contingency tables).
+Sources: `bench.scores.jackknife` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
+(permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (forecasts' contingency tables that trade places).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,10 @@ from bench.errors import ConfigError, did_you_mean
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
 from bench.scores import FAMILIES
+from bench.scores.jackknife import FEWEST_EVENTS, jackknife_interval, scale_of
 from bench.scores.names import with_ending
 
 REPLICATES = 1000
-# With fewer, the resamples are a handful of values and an interval would say more than is known.
-FEWEST_EVENTS = 5
-# Where more of the resamples leave a score undefined, the rest are no fair picture of it.
-_MOST_UNDEFINED = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,40 +29,74 @@ class Comparison:
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    why_no_interval: str
+    """Why `low` and `high` are None, else empty."""
     p_value: float
     """Two-sided: how often a difference so large comes up when the two models trade places in random events."""
+    smallest_p: float
+    """No p-value of so many events and permutations can be smaller."""
     event_count: int
     replicates: int
+    """In how many ways the models traded places: all that there are, or random ones."""
 
 
-def interval(
-    record: RunRecord, score: str, *, level: float = 0.95, replicates: int = REPLICATES, seed: int = 0
-) -> tuple[float, float] | None:
-    """Returns the percentile bootstrap interval of a score, resampling events: `(low, high)`.
+def interval(record: RunRecord, score: str, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Returns the jackknife interval of a score over events: `(low, high)`.  See `bench.scores.jackknife`.
 
-    None where there is none to give: a score that no statistics were kept for or that is undefined, statistics that
-    are not at hand, fewer than five events, or a tenth of the resamples without a defined score.
+    None where there is none to give; `why_no_interval` says why.
 
     Args:
         record: The run.
         score: Its name, per lead time too: `csi_74`, `csi_74_lead_3`.
-        level: Share of resamples between the bounds.
-        replicates: How many resamples.
-        seed: They are drawn from.
+        level: How often the interval is to hold the true value.
 
     Raises:
         DataError: the statistics were changed after they were written.
     """
+    bounds, _ = _interval(record, score, level)
+    return bounds
+
+
+def why_no_interval(record: RunRecord, score: str) -> str:
+    """Returns why a score has no interval; an empty text where it has one.
+
+    Raises:
+        DataError: the statistics were changed after they were written.
+    """
+    _, reason = _interval(record, score, 0.95)
+    return reason
+
+
+def too_few(record: RunRecord) -> str:
+    """Returns that a record has too few events for intervals; an empty text where it has enough, or none are kept."""
+    if record.statistics is None or record.statistics.unit_count >= FEWEST_EVENTS:
+        return ""
+    return f"{_units(record)}, and an interval needs {FEWEST_EVENTS} or more"
+
+
+def _units(record: RunRecord) -> str:
+    assert record.statistics is not None
+    count, kind = record.statistics.unit_count, record.statistics.kind
+    return f"{count} {kind}{'s' if count != 1 else ''}"
+
+
+def _interval(record: RunRecord, score: str, level: float) -> tuple[tuple[float, float] | None, str]:
+    if reason := too_few(record):
+        return None, reason
     arrays = read_arrays(record)
     found = _metric_of(record, score, arrays)
-    if arrays is None or found is None or record.statistics is None or record.statistics.unit_count < FEWEST_EVENTS:
-        return None
+    if found is None:
+        return None, "no statistics per event are at hand"
+    if score.endswith("_count"):
+        return None, "a count is no estimate"
     name, metric = found
-    count = record.statistics.unit_count
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=replicates)
-    return _bounds(_values(metric, _own(arrays, name), weights.astype(np.float64), score), level)
+    whole, left_out = _without_each(metric, _own(arrays, name), score)
+    low, high = jackknife_interval(whole, left_out, level=level, scale=scale_of(score))
+    if np.isfinite(low) and np.isfinite(high):
+        return (float(low), float(high)), ""
+    return None, "the score is undefined, or at the end of its range, as it is or without one of the events"
 
 
 def compare(
@@ -79,15 +110,16 @@ def compare(
 ) -> Comparison:
     """Returns whether two models differ in a score on the same events.
 
-    The interval of the difference is a paired bootstrap: both are resampled with the same events.  The p-value is of
-    a permutation test: in each event at random, the statistics of the two trade places.
+    The interval of the difference is a paired jackknife: both are scored without the same event.  The p-value is of a
+    permutation test: in each event at random, the statistics of the two trade places.  It holds for any number of
+    events, but with few it cannot be small: with n it is 2^(1-n) or more.
 
     Args:
         record_a: One run.
         record_b: Another, on the same data with the same metric options.
         score: The name of a score, per lead time too.
         level: Of the interval.
-        replicates: Resamples, and permutations.
+        replicates: Permutations; all that there are, where there are no more.
         seed: They are drawn from.
 
     Raises:
@@ -100,14 +132,10 @@ def compare(
             raise ConfigError(f"record {record.run_id} has no statistics per event at hand; evaluate it again")
     a, b = record_a.statistics, record_b.statistics
     assert a is not None and b is not None
-    same_data = record_a.data is not None and record_b.data is not None
-    same_data = same_data and record_a.data.fingerprint == record_b.data.fingerprint  # type: ignore[union-attr]
-    if not same_data or a.units_sha256 != b.units_sha256:
+    if not _same_events(record_a, record_b):
         raise ConfigError(
             f"records {record_a.run_id} and {record_b.run_id} are not of the same events of the same data"
         )
-    if a.unit_count < FEWEST_EVENTS:
-        raise ConfigError(f"{a.unit_count} events are too few to compare on; expected {FEWEST_EVENTS} or more")
     name_a, metric_a = _required(record_a, score, sides[0][1])
     name_b, metric_b = _required(record_b, score, sides[1][1])
     if (name_a, metric_a) != (name_b, metric_b):
@@ -116,26 +144,121 @@ def compare(
             f"{metric_a.options} and {metric_b.options}"
         )
     of_a, of_b = _own(sides[0][1], name_a), _own(sides[1][1], name_b)
-    everything = np.ones((1, a.unit_count))
-    values = [float(_values(metric_a, of_side, everything, score)[0]) for of_side in (of_a, of_b)]
-    difference = values[0] - values[1]
-    draws = np.random.default_rng(seed)
-    weights = draws.multinomial(a.unit_count, np.full(a.unit_count, 1 / a.unit_count), size=replicates)
-    resampled = [_values(metric_a, side, weights.astype(np.float64), score) for side in (of_a, of_b)]
-    bounds = _bounds(resampled[0] - resampled[1], level)
-    if bounds is None or not np.isfinite(difference):
-        raise ConfigError(f"{score} is undefined in one of the runs, or in many resamples: it cannot be compared")
-    stay = draws.integers(0, 2, size=(replicates, a.unit_count)).astype(np.float64)
-    permuted = [
-        _values(metric_a, _joined(of_a, of_b), np.concatenate(pair, 1), score)
-        for pair in ((stay, 1 - stay), (1 - stay, stay))
-    ]
-    differences = permuted[0] - permuted[1]
-    # a difference equal but for round-off counts as one so large
-    as_large = np.abs(differences) >= abs(difference) * (1 - 1e-9)
-    defined = ~np.isnan(differences)
-    p_value = (1 + int((as_large & defined).sum())) / (1 + int(defined.sum()))
-    return Comparison(score, values[0], values[1], difference, bounds[0], bounds[1], p_value, a.unit_count, replicates)
+    (value_a, without_a), (value_b, without_b) = (_without_each(metric_a, side, score) for side in (of_a, of_b))
+    difference = float(value_a - value_b)
+    if not np.isfinite(difference):
+        raise ConfigError(f"{score} is undefined in one of the runs: it cannot be compared")
+    low, high, reason = None, None, too_few(record_a)
+    if not reason:
+        bounds = jackknife_interval(value_a - value_b, without_a - without_b, level=level)
+        if np.isfinite(bounds).all():
+            low, high = float(bounds[0]), float(bounds[1])
+        else:
+            reason = f"{score} is undefined without one of the events in one of the runs"
+    ways = trades(a.unit_count, replicates, np.random.default_rng(seed))
+    p_value = _p_values(metric_a, [of_a], [of_b], [score], ways)[score]
+    least = smallest_p(a.unit_count, replicates)
+    return Comparison(
+        score, float(value_a), float(value_b), difference, low, high, reason, p_value, least, a.unit_count, len(ways)
+    )
+
+
+def paired_p_values(
+    records_a: Sequence[RunRecord],
+    records_b: Sequence[RunRecord],
+    scores: Sequence[str],
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    read: Callable[[RunRecord], Arrays | None] = read_arrays,
+) -> dict[str, float]:
+    """Returns by score the p-value of `compare` for two models with a run per seed: of the difference of their means.
+
+    A score is left out where the runs cannot be paired in it.
+
+    Args:
+        records_a: The runs of one model.
+        records_b: Those of the other.
+        scores: Their names.
+        replicates: Permutations; all that there are, where there are no more.
+        seed: They are drawn from.
+        read: Gives a record's statistics.
+
+    Raises:
+        DataError: statistics were changed after they were written.
+    """
+    records = [*records_a, *records_b]
+    first = records[0]
+    arrays = [read(record) for record in records]
+    if first.statistics is None or any(own is None for own in arrays):
+        return {}
+    if not all(_same_events(first, record) for record in records):
+        return {}
+    kept = [_metrics_by_score(record, own) for record, own in zip(records, arrays, strict=True)]
+    by_metric: dict[str, list[str]] = {}
+    for score in scores:
+        if score in kept[0] and all(one.get(score) == kept[0][score] for one in kept):
+            by_metric.setdefault(kept[0][score][0], []).append(score)
+    ways = trades(first.statistics.unit_count, replicates, np.random.default_rng(seed))
+    p_values: dict[str, float] = {}
+    for name, mine in by_metric.items():
+        own = [_own(one, name) for one in arrays]
+        sides = own[: len(records_a)], own[len(records_a) :]
+        p_values |= _p_values(first.statistics.metrics[name], *sides, mine, ways)
+    return {score: p_value for score, p_value in p_values.items() if np.isfinite(p_value)}
+
+
+def keeps_statistics(record: RunRecord, score: str, arrays: Arrays | None) -> bool:
+    """Returns whether a record was written with statistics of a score; yes where their file is lost."""
+    return record.statistics is not None and (arrays is None or _metric_of(record, score, arrays) is not None)
+
+
+def smallest_p(count: int, replicates: int = REPLICATES) -> float:
+    """Returns the smallest p-value that a permutation test of so many events can give."""
+    return min(1.0, 2 / 2**count) if 2**count <= replicates else 1 / (1 + replicates)
+
+
+def _p_values(
+    metric: MetricStatistics,
+    a: Sequence[Mapping[str, np.ndarray]],
+    b: Sequence[Mapping[str, np.ndarray]],
+    scores: Sequence[str],
+    ways: np.ndarray,
+) -> dict[str, float]:
+    """Returns p-values by score of the difference of means over the runs of two sides; NaN where it is undefined."""
+    weights = np.concatenate([np.ones((1, ways.shape[1])), ways])  # the first way: nobody trades
+    kept = [[_sums(own, weights) for own in side] for side in (a, b)]
+    given = [[{key: sums[0] - sums for key, sums in of_run.items()} for of_run in side] for side in kept]
+    differences = dict.fromkeys(scores, np.zeros(len(weights)))
+    size = dict.fromkeys(scores, 0.0)
+    for i in range(len(a)):
+        for j in range(len(b)):
+            there = _scores(metric, {key: kept[0][i][key] + given[1][j][key] for key in a[i]})
+            back = _scores(metric, {key: kept[1][j][key] + given[0][i][key] for key in a[i]})
+            for score in scores:
+                differences[score] = differences[score] + (there[score] - back[score]) / (len(a) * len(b))
+                size[score] = max(size[score], abs(float(there[score][0])))
+    found = {}
+    all_ways = len(ways) == 2 ** ways.shape[1]
+    for score, values in differences.items():
+        observed, permuted = abs(values[0]), np.abs(values[1:])
+        defined = ~np.isnan(permuted)
+        # a difference equal but for round-off counts as one so large
+        as_large = int((permuted[defined] >= observed * (1 - 1e-9) - 1e-13 * size[score]).sum())
+        of_all = int(defined.sum())
+        p_value = as_large / of_all if all_ways and of_all else (1 + as_large) / (1 + of_all)
+        found[score] = p_value if np.isfinite(observed) else float("nan")
+    return found
+
+
+def trades(count: int, replicates: int, draws: np.random.Generator) -> np.ndarray:
+    """Returns in which events two models keep their own statistics, `(ways, events)` of 0 and 1: the rest they trade.
+
+    All ways where there are no more than `replicates`; then the p-value is exact.
+    """
+    if 2**count <= replicates:
+        return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float64)
+    return draws.integers(0, 2, size=(replicates, count)).astype(np.float64)
 
 
 def scores_again(record: RunRecord) -> dict[str, float]:
@@ -154,14 +277,29 @@ def scores_again(record: RunRecord) -> dict[str, float]:
     return found
 
 
+def _same_events(one: RunRecord, other: RunRecord) -> bool:
+    if one.data is None or other.data is None or one.statistics is None or other.statistics is None:
+        return False
+    same_data = one.data.fingerprint == other.data.fingerprint
+    return same_data and one.statistics.units_sha256 == other.statistics.units_sha256
+
+
 def _metric_of(record: RunRecord, score: str, arrays: Arrays | None) -> tuple[str, MetricStatistics] | None:
+    return _metrics_by_score(record, arrays).get(score)
+
+
+def _metrics_by_score(record: RunRecord, arrays: Arrays | None) -> dict[str, tuple[str, MetricStatistics]]:
+    """Returns the metric of each score that a record keeps statistics of."""
+    found: dict[str, tuple[str, MetricStatistics]] = {}
     if record.statistics is None or arrays is None:
-        return None
+        return found
     for name, metric in record.statistics.metrics.items():
-        own = {key: values[:1].astype(np.float64) for key, values in _own(arrays, name).items()}
-        if metric.family in FAMILIES and score in _all_values(metric, own, np.ones((1, 1))):
-            return name, metric
-    return None
+        own = _own(arrays, name)
+        of_each = own and all(len(values) == record.statistics.unit_count for values in own.values())
+        if metric.family in FAMILIES and of_each:
+            first = {key: values[:1] for key, values in own.items()}
+            found = dict.fromkeys(_all_values(metric, first, np.ones((1, 1))), (name, metric)) | found
+    return found
 
 
 def _required(record: RunRecord, score: str, arrays: Arrays | None) -> tuple[str, MetricStatistics]:
@@ -178,24 +316,25 @@ def _own(arrays: Arrays | None, metric: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{metric}."): v for key, v in arrays.items() if key.startswith(f"{metric}.")}
 
 
-def _joined(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([a[name], b[name]]) for name in a}
+def _sums(own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns sums of statistics `(R, ...)` for weights `(R, events)`: those of counts stay exact in float64."""
+    return {name: np.tensordot(weights, values.astype(np.float64), 1) for name, values in own.items()}
 
 
-def _values(metric: MetricStatistics, own: Mapping[str, np.ndarray], weights: np.ndarray, score: str) -> np.ndarray:
-    return _all_values(metric, own, weights)[score]
-
-
-def _all_values(metric: MetricStatistics, own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns scores `(R,)` by name for weights `(R, events)`: sums of counts stay exact in float64."""
-    sums = {name: np.tensordot(weights, values.astype(np.float64), 1) for name, values in own.items()}
+def _scores(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns scores `(R,)` by name for sums `(R, ...)`."""
     values = FAMILIES[metric.family](sums, metric.options)
     return {with_ending(name, metric.ending): value for name, value in values.items()}
 
 
-def _bounds(values: np.ndarray, level: float) -> tuple[float, float] | None:
-    defined = values[np.isfinite(values)]
-    if defined.size < (1 - _MOST_UNDEFINED) * values.size:
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _all_values(metric: MetricStatistics, own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns scores `(R,)` by name for weights `(R, events)`."""
+    return _scores(metric, _sums(own, weights))
+
+
+def _without_each(metric: MetricStatistics, own: Mapping[str, np.ndarray], score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a score of all events, and without each, `(events,)`."""
+    each = {name: values.astype(np.float64) for name, values in own.items()}
+    whole = {name: values.sum(0, keepdims=True) for name, values in each.items()}
+    left_out = {name: whole[name] - values for name, values in each.items()}
+    return _scores(metric, whole)[score][0], _scores(metric, left_out)[score]

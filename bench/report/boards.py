@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.records.schema import RunRecord
-from bench.tables.cells import DEVIATES, Block, Cell, Interval
+from bench.tables.cells import Block, Cell, Interval
 from bench.tables.definitions import Column, Table
 from bench.tables.lines import number, ours_text, spread_text
+from bench.tables.standings import DEVIATES
 
 _LEVEL = ("219", "181", "160", "133", "74", "16")
 _MOST_LEAD_SCORES = 12
@@ -27,7 +28,7 @@ class ShownCell:
     published: str
     difference: str
     status: str
-    rank: int | None
+    mark: int | None
     note: str
     sort: dict[str, float | None]
     """What orders it when measured, published or differing figures are shown."""
@@ -69,7 +70,7 @@ def _shown(cell: Cell, column: Column) -> ShownCell:
         published=cell.published_text or "",
         difference=number(cell.difference, column, signed=True),
         status=status,
-        rank=cell.rank,
+        mark=cell.mark,
         note="; ".join(note for note in notes if note),
         sort={"ours": cell.ours, "published": cell.published, "difference": cell.difference},
     )

@@ -14,6 +14,7 @@ from bench.files import replacing
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
+from bench.records.uncertainty import too_few
 from bench.report.boards import charts
 from bench.report.gallery import look_of
 from bench.tables.cells import Block, Contents, Interval
@@ -24,7 +25,6 @@ _LEAD_SCORES = 2
 _CHARTS_ABREAST = 4
 _FAR_APART = 3  # losses that far above all validations are of another kind: sums, or with a term that forecasts lack
 _MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours apart
-_BAND = "Bands: the range over seeds, or the 95 % bootstrap interval over events of one run."
 
 
 def draw_table(
@@ -61,8 +61,23 @@ def draw_table(
             _draw(axis, chart, colours)
         row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 60)), fontsize=9, loc="left")
     handles = [plt.Line2D([], [], color=colours.get(label, _MANY), marker="o", markersize=3) for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_BAND, title_fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_bands(drawn, records), title_fontsize=8
+    )
     return _save(figure, path)
+
+
+def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequence[RunRecord]) -> str:
+    """Returns what the bands of the charts are, and why single runs have none."""
+    rows = [cells[0].run_ids for block, _ in drawn for cells in block.rows]
+    single = [record for record in records if (record.run_id,) in rows]
+    lows = [low for _, shown in drawn for chart in shown for curve in chart["curves"] for low in curve["low"]]
+    kinds = ["the range over seeds"] if any(len(run_ids) > 1 for run_ids in rows) else []
+    if any(not too_few(record) for record in single):
+        kinds.append("the 95 % interval over events of one run")
+    bands = [f"Bands: {', or '.join(kinds)}."] if kinds and any(low is not None for low in lows) else []
+    reasons = sorted({reason for record in single if (reason := too_few(record))})
+    return " ".join([*bands, *(f"No interval of one run: {reason}." for reason in reasons)])
 
 
 def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from bench.report.boards import ShownRow, charts, column_groups, shown_rows
 from bench.report.gallery import scenes
 from bench.report.models import model_pages, page_of
 from bench.tables.admission import LeftOut, read_store
-from bench.tables.cells import NOT_RUN, Contents, Interval, contents_of
+from bench.tables.cells import NOT_RUN, Block, Contents, Interval, contents_of
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.render import load_table
@@ -108,16 +108,20 @@ def _overview(table: Table, contents: Contents) -> Overview:
     for cell in cells:
         status = cell.status.partition(",")[0]
         statuses[status] = statuses.get(status, 0) + 1
-    leaders = (cell for column in table.columns for cell in cells if cell.column == column.key and cell.rank == 1)
-    best = next(leaders, None)
+    marked = ((block, column) for column in table.columns for block in contents.blocks if _best(block, column.key))
+    block, column = next(marked, (None, None))
     return Overview(
         table=table,
         page=_page(table),
         row_count=len(rows),
         run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
         statuses={key: statuses[key] for key in sorted(statuses) if key != NOT_RUN},
-        best=f"{best.row} ({best.label})" if best else "",
+        best=f"{', '.join(_best(block, column.key))} ({column.label})" if block and column else "",
     )
+
+
+def _best(block: Block, key: str) -> list[str]:
+    return [cell.row for cell in block.cells if cell.column == key and cell.mark == 1]
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:
@@ -137,7 +141,7 @@ def _table(
     data = []
     for block in contents.blocks:
         rows: list[ShownRow] = shown_rows(table, block)
-        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks})
+        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
         data.append(charts(table, block, records, interval))
     left_out: tuple[LeftOut, ...] = contents.left_out
     return {

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.api import Split
-from bench.config import Config, compose, fingerprint, numbers_only
+from bench.config import Config, compose
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
 from bench.overrides import literal
 from bench.places import local_folder
+from bench.records.identity import source_differences
 from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
+from bench.records.sources import registered_source
 from bench.records.store import read_records
 from bench.reproduction.estimates import Estimate, estimated, measured, measured_throughput
-from bench.tables.admission import admitted
+from bench.running.identity import expected_run, identify
+from bench.tables.admission import admitted, training_seed
 from bench.tables.definitions import Row, Table
 from bench.tables.render import load_table
 
@@ -130,7 +133,7 @@ def _plan(
     parameters = sum(p.numel() for p in model.parameters())
     trained = has_weights(model)
     counts, comparable, data = _data(table, task, trained)
-    done = None if again else find_done(table, row, config, task)
+    done = None if again else find_done(table, row, config, task, trained=trained)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
     lacking = _lacking(config)
@@ -145,11 +148,8 @@ def _plan(
         )
     writes = [f"{config.results.root}/runs/{table.task}/{row.model}/RUN_ID.json"]
     if trained:
-        trained_on = {} if missing else {"data": task.data_fingerprint("train")}
-        named = fingerprint({"config": numbers_only(config, training=True), **trained_on})
-        folder = work_folder(
-            local_folder(config.work, "work"), table.task, row.model, "FINGERPRINT" if missing else named
-        )
+        named = "FINGERPRINT" if missing else identify(model, task, config).name
+        folder = work_folder(local_folder(config.work, "work"), table.task, row.model, named)
         # best and last, each with weights and Adam's two moments
         writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
     return RowPlan(
@@ -196,24 +196,21 @@ def _data(table: Table, task: Task, trained: bool) -> tuple[dict[str, int], bool
     return counts, same, f"{task.data_root}: {found} sequences; {verdict}"
 
 
-def find_done(table: Table, row: Row, config: Config, task: Task) -> RunRecord | None:
+def find_done(table: Table, row: Row, config: Config, task: Task, *, trained: bool) -> RunRecord | None:
     """Returns a record that makes a run unnecessary: one that stands in the row with this seed, or one of this config.
 
     The second counts where the data are not the paper's, so that a table made from other data can be resumed, too.
     """
     records, _ = read_records(config.results.root, table.task)
-    standing = [record for record in admitted(table, records)[0][row.key] if record.seed == config.seed]
+    standing = [record for record in admitted(table, records)[0][row.key] if training_seed(record) == config.seed]
+    model = {"model": registered_source("model", registry.find("model", row.model).load())}
+    # Records of schemas 1 and 2 do not say of which source they are.
+    standing = [r for r in standing if not r.code.sources or not source_differences(r.code.sources, model)]
     if standing:
         return standing[-1]
     if task.data_root is None:
         return None
-    return newest_of_same_run(
-        records,
-        config,
-        task_version=task.version,
-        tested_on=task.data_fingerprint(config.split),
-        trained_on=task.data_fingerprint("train"),
-    )
+    return newest_of_same_run(records, config, expected_run(config, task, task, trained=trained))
 
 
 def seeds_of(given: Sequence[str], seeds: str | None) -> list[int]:

@@ -1,36 +1,29 @@
 """Checkpoint files: written whole, verified before they are used, on a disk or behind an fsspec URL.
 
-Lightning writes a local checkpoint to the temporary folder, which may be another disk, and moves it without a sync; and
-`torch.load` does not look at the checksums that `torch.save` wrote.  Both matter to a run that may be killed.  So a
-checkpoint of ours carries its SHA-256 as the comment of the archive that it is; any program still reads it.
+Lightning writes a local checkpoint to the temporary folder, which may be another disk, and moves it without a sync.
+That matters to a run that may be killed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
 from bench.errors import DataError, RunFailedError, one_message
 from bench.files import replacing, sync_folder
 from bench.places import Place, is_url, place
 from bench.safe_text import without_secrets
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-
-_SEAL = b"earthbench sha256 "
-_SEAL_BYTES = len(_SEAL) + 64
-_COMMENT_LENGTH = struct.pack("<H", _SEAL_BYTES)
-"""A checkpoint is a zip archive; its last two bytes say how long the comment behind them is."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -53,15 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             DataError: the file is damaged or holds code.
         """
-        problem = damage(Path(path))
-        if problem:
-            raise DataError(f"checkpoint {path} is damaged: {problem}")
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise DataError(
-                f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
-            ) from error
+        content: dict[str, Any] = read_checkpoint(Path(path), sealed=True)
         return content
 
 
@@ -91,7 +76,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w+b") as file:
             torch.save(checkpoint, file)
-            _seal(file)
+            seal(file)
             file.flush()
             os.fsync(file.fileno())
         if path.name == LAST and path.exists():
@@ -107,7 +92,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 def _put(checkpoint: dict[str, Any], url: Place) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    _seal(buffer)
+    seal(buffer)
     try:
         url.parent.mkdir(parents=True, exist_ok=True)
         if url.name == LAST and url.exists():
@@ -126,36 +111,6 @@ def _space(path: Path) -> str:
         return f"{shutil.disk_usage(path.parent).free} bytes are free there; earlier checkpoints are intact."
     except OSError:
         return "Earlier checkpoints are intact."
-
-
-def _seal(file: BinaryIO) -> None:
-    """Puts the SHA-256 of an archive behind it, as the archive's comment."""
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    file.seek(-len(_COMMENT_LENGTH), os.SEEK_END)
-    file.write(_COMMENT_LENGTH + _SEAL + digest.encode())
-
-
-def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint file, or None: every byte of it is as it was written."""
-    try:
-        with path.open("rb") as file:
-            before = file.seek(0, os.SEEK_END) - _SEAL_BYTES - len(_COMMENT_LENGTH)
-            if before < 0:
-                return "it is cut short"
-            digest, left = hashlib.sha256(), before
-            file.seek(0)
-            while left:
-                block = file.read(min(left, 1 << 20))
-                digest.update(block)
-                left -= len(block)
-            digest.update(b"\0\0")  # what stood where the comment's length stands
-            end = file.read()
-    except OSError as error:
-        return _first_line(error)
-    if not end.startswith(_COMMENT_LENGTH + _SEAL):
-        return "it is cut short, or has no checksum of ours"
-    return None if end.endswith(digest.hexdigest().encode()) else "its content does not have the checksum it carries"
 
 
 def fetched(source: Place, folder: Path) -> Path:
@@ -200,6 +155,12 @@ def newest_intact(folder: Place, scratch: Path, say: Callable[[str], None]) -> P
     if problems:
         raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
     return None
+
+
+def seals(folder: Place) -> dict[str, str]:
+    """Returns the checksum that each of a run's checkpoints carries, by its stem."""
+    found = {Path(name).stem: seal_of(folder / name) for name in (BEST, LAST)}
+    return {stem: seal for stem, seal in found.items() if seal is not None}
 
 
 def remove_all(folder: Place) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from bench.api import Split
 from bench.config import fingerprint
 from bench.errors import ConfigError, ContractError, DataError
-from bench.models import load_model, made_from
+from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, hardware, versions
 from bench.records.schema import (
+    CodePart,
     DataPart,
     FailurePart,
     MembersPart,
@@ -25,10 +26,13 @@ from bench.records.schema import (
     TrainingSummary,
     split_scores,
 )
+from bench.records.sources import sources_of
 from bench.records.statistics import compact, content_sha256
 from bench.records.store import new_run_id
 from bench.running.ensembles import Ensemble
+from bench.running.identity import seen_events
 from bench.running.processes import Processes
+from bench.running.summaries import summary_beside
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -100,6 +104,7 @@ def evaluate(
         seed=seed,
         config=config,
         config_fingerprint=fingerprint(config),
+        training=None if (weights := trained(model)) is None else summary_beside(weights.path, model),
         ensemble=None if members is None else Ensemble(members, member_seed),
     )
     return record
@@ -119,8 +124,6 @@ def evaluate_with_sample(
     config: dict[str, Any],
     config_fingerprint: str,
     training: TrainingSummary | None = None,
-    partial_because: str | None = None,
-    checkpoint_sha256: str | None = None,
     timeout_s: int = 0,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     callbacks: Sequence[Callback] = (),
@@ -136,19 +139,18 @@ def evaluate_with_sample(
 
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
+    from bench.data.plausibility import refuse_constant
     from bench.running.forecaster import Forecaster
     from bench.running.trainer import quiet_lightning, translated_errors
 
     quiet_lightning()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
+    refuse_empty(task, split)
     data = task.dataset(split)
-    if not len(data):
-        raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
-            "`earthbench data info` shows what each split has; split=all takes everything."
-        )
+    refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
+    refuse_trained_events(model, task, split)
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
     forecaster = Forecaster(model, task, ensemble=ensemble)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
@@ -175,34 +177,98 @@ def evaluate_with_sample(
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
-    because = (
-        partial_because or data.incomplete or (None if used == len(data) else f"limit={limit} of {len(data)} sequences")
+    because = _partial(model, task, split) or data.incomplete
+    if because is None and used != len(data):
+        because = f"limit={limit} of {len(data)} sequences"
+    statistics, arrays = statistics_of(events, forecaster.statistics())
+    record = _record(
+        model,
+        task,
+        config,
+        config_fingerprint,
+        seed,
+        training,
+        weights.sha256 if (weights := trained(model)) else None,
+        status="ok",
+        scope="partial" if because else "full",
+        scope_because=because,
+        data=describe_data(task, split, used),
+        hardware=_hardware(trainer),
+        time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
+        conventions=forecaster.conventions(),
+        scores=scores,
+        scores_per_lead=per_lead,
+        undefined=undefined,
+        counts=forecaster.counts(),
+        curves=forecaster.curves(),
+        members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
+        statistics=statistics,
     )
-    record = _record(model, task, config, config_fingerprint, seed, training, checkpoint_sha256).model_copy(
-        update={
-            "scope": "partial" if because else "full",
-            "scope_because": because,
-            "data": describe_data(task, split, used),
-            "time": TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
-            "conventions": forecaster.conventions(),
-            "scores": scores,
-            "scores_per_lead": per_lead,
-            "undefined": undefined,
-            "counts": forecaster.counts(),
-            "curves": forecaster.curves(),
-            "members": MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
-            "hardware": _hardware(trainer),
-        }
-    )
-    return with_statistics(record, events, forecaster.statistics()).sealed(), forecaster.first or {}
+    return record.with_arrays(arrays).sealed(), forecaster.first or {}
 
 
-def with_statistics(
-    record: RunRecord, events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
-) -> RunRecord:
-    """Returns the record with the statistics of its metrics per event."""
+def refuse_empty(task: Task, split: Split) -> None:
+    """Refuses a split without sequences.
+
+    Raises:
+        DataError: says where it was looked for.
+    """
+    if not len(task.dataset(split)):
+        raise DataError(
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            "`earthbench data info` shows what each split has; split=all takes everything."
+        )
+
+
+def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
+    """Refuses to evaluate weights on what they were trained or selected on, whatever the options of the task say.
+
+    The training split may be evaluated, and all of the data; the record then is partial.
+
+    Raises:
+        ConfigError: names the events.
+    """
+    weights = trained(model)
+    if weights is None or split not in ("val", "test"):
+        return
+    for seen, verb in (("train", "trained"), ("val", "selected"))[: 1 + (split == "test")]:
+        by_design = split == "val" and frozenset({"train", "val"}) in task.shared_by_design
+        shared = seen_events(weights.events[seen], task.dataset(split)) if seen in weights.events else []
+        if shared and not by_design:
+            raise ConfigError(
+                f"the weights were {verb} on {len(shared)} of the {len(task.dataset(split).ids)} events of "
+                f"split {split!r}: {', '.join(shared[:5])}. Evaluate them on the split that they left out (the options "
+                "of the task that they were trained with), or train anew."
+            )
+
+
+def _partial(model: nn.Module, task: Task, split: Split) -> str | None:
+    """Returns why the scores of a model are not those of a whole training on a split that it has not seen, or None."""
+    if not has_weights(model):
+        return None
+    weights = trained(model)
+    if weights is None:
+        return "untrained weights" if made_from(model).task else "weights of unknown training"
+    if weights.other_code:
+        return f"weights that other code trained: {'; '.join(weights.other_code)}"
+    if weights.identity is None:
+        return None
+    training = weights.identity.settings["train"]
+    limits = [part["limit"] for part in (training, *training["stages"].values()) if part.get("limit") is not None]
+    if limits:
+        return f"trained on {min(*limits, weights.identity.train.sequence_count)} sequences only"
+    if weights.identity.train.incomplete:
+        return f"trained with {weights.identity.train.incomplete}"
+    shared = seen_events(weights.events["train"], task.dataset(split)) if split in ("train", "all") else []
+    return f"evaluated on {len(shared)} events that it was trained on" if shared else None
+
+
+def statistics_of(
+    events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
+) -> tuple[StatisticsPart | None, dict[str, Any] | None]:
+    """Returns how a record describes the statistics of its metrics per event, and their arrays; None without any."""
     if not found:
-        return record
+        return None, None
     arrays = compact({f"{name}.{key}": values for name, (_, own) in found.items() for key, values in own.items()})
     part = StatisticsPart(
         kind=events.kind,
@@ -211,7 +277,7 @@ def with_statistics(
         metrics={name: how for name, (how, _) in found.items()},
         content_sha256=content_sha256(arrays),
     )
-    return record.model_copy(update={"statistics": part}).with_arrays(arrays)
+    return part, arrays
 
 
 def describe_data(task: Task, split: Split, used: int) -> DataPart:
@@ -240,9 +306,24 @@ def failed_record(
     message: str,
 ) -> RunRecord:
     """Returns the record of a run that started and failed: no scores, and why."""
-    failure = FailurePart(phase=phase, message=message)
-    return _record(model, task, config, config_fingerprint, seed, None, None).model_copy(
-        update={"status": "failed", "failure": failure}
+    return _record(
+        model,
+        task,
+        config,
+        config_fingerprint,
+        seed,
+        None,
+        None,
+        status="failed",
+        scope="partial",
+        data=None,
+        hardware=hardware(),
+        time=TimePart(evaluation_s=0.0),
+        conventions={},
+        scores={},
+        scores_per_lead={},
+        undefined={},
+        failure=FailurePart(phase=phase, message=message),
     )
 
 
@@ -254,7 +335,9 @@ def _record(
     seed: int,
     training: TrainingSummary | None,
     checkpoint_sha256: str | None,
+    **outcome: Any,
 ) -> RunRecord:
+    """Returns what every record says, with the outcome of this run: one record, formed and validated whole."""
     from bench.cost import count_model
 
     made = made_from(model)
@@ -267,8 +350,6 @@ def _record(
     return RunRecord(
         run_id=run_id,
         created_utc=created,
-        status="ok",
-        scope="partial",
         task=TaskPart(
             name=task.name,
             version=task.version,
@@ -284,20 +365,16 @@ def _record(
             gmacs=gmacs,
             gmacs_missing_because=missing,
         ),
-        data=None,
         training=training,
         checkpoint_sha256=checkpoint_sha256,
         seed=seed,
         config=config,
         config_fingerprint=config_fingerprint,
-        code=code_state(),
+        code=CodePart(
+            **code_state().model_dump(exclude={"sources"}), sources=sources_of(type(model), type(task), task.metrics)
+        ),
         versions=versions(),
-        hardware=hardware(),
-        time=TimePart(evaluation_s=0.0),
-        conventions={},
-        scores={},
-        scores_per_lead={},
-        undefined={},
+        **outcome,
     )
 
 

@@ -19,6 +19,7 @@ from bench.config import Train
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
+from bench.metrics.weighted_mean import WeightedMean
 from bench.records.schema import MetricStatistics
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.randomness import random_states, restore_random_states
@@ -72,6 +73,7 @@ class Forecaster(lightning.LightningModule):
         self.first: dict[str, Tensor] | None = None
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
         self.last_finite_loss: float | None = None
+        self.validation_mean = WeightedMean()
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
@@ -111,8 +113,8 @@ class Forecaster(lightning.LightningModule):
         target = self.task.normalise(self.task.to_target(batch[1]))
         own = getattr(self.model, "training_loss", None)
         if callable(own):
-            labels = _labels(self.model, batch)
-            losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **labels)
+            options = _labels(self.model, batch) | _context_known(self.model, self.task, batch)
+            losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **options)
         else:
             forecast = self.model(context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
@@ -124,16 +126,20 @@ class Forecaster(lightning.LightningModule):
         value = float(losses.detach())
         if not math.isfinite(value):
             advice = "Lower train.lr or train.clip_norm."
-            if bool(torch.isnan(target).any()):
+            if bool(torch.isnan(context).any()):
+                advice = f"The context has missing values, which task {self.task.name!r} must fill in to_context()."
+            elif callable(own) and bool(torch.isnan(target).any()):
                 name = type(self.model).__name__
                 advice = (
-                    f"The target has missing values, which the own loss of {name} does not leave out: train unmasked."
+                    f"The target has missing values (NaN), which training_loss of {name} must leave out: the sum over "
+                    "known pixels over their number. Or train without missing pixels."
                 )
             raise RunFailedError(
                 f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
                 f"{batch_index}); last finite loss {self.last_finite_loss}. {advice}"
             )
-        self.last_finite_loss = value
+        if value or self.last_finite_loss is None:  # that of a batch without a known pixel is 0
+            self.last_finite_loss = value
         self.log("train/loss", value, prog_bar=True, batch_size=len(target))
         return losses
 
@@ -184,6 +190,11 @@ class Forecaster(lightning.LightningModule):
             if getattr(metric, "takes_events", False):
                 metric.track_events(count)
 
+    def _log_validation(self, loss: Tensor, known: Tensor) -> None:
+        """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
+        self.validation_mean.update(loss, known)
+        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
+
     def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
 
@@ -219,13 +230,14 @@ class Forecaster(lightning.LightningModule):
         """Adds a batch to the validation scores."""
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
-            pair = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
-            loss = own(*pair, **_labels(self.evaluated, batch))
-            self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
+            context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
+            of_context = _context_known(self.evaluated, self.task, batch)
+            known = (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
+            self._log_validation(own(context, target, **_labels(self.evaluated, batch), **of_context), known)
             return
         forecast, _, target = self._score(batch)
-        loss = masked_mse(forecast, self.task.normalise(target))
-        self.log("val/loss", loss, prog_bar=True, on_epoch=True, batch_size=len(target), sync_dist=True)
+        target = self.task.normalise(target)
+        self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
     def on_validation_epoch_end(self) -> None:
         """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
@@ -337,12 +349,18 @@ def _labels(model: nn.Module, batch: Batch) -> dict[str, Batch]:
     return {"labels": batch[2:]} if getattr(model, "takes_labels", False) else {}
 
 
+def _context_known(model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
+    return {"context_known": task.context_known(batch[0])} if getattr(model, "verifies_context", False) else {}
+
+
 def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean squared error over the pixels whose target is known (not NaN)."""
-    known = ~torch.isnan(target)
-    if bool(known.all()):
-        return nn.functional.mse_loss(forecast, target)
-    return nn.functional.mse_loss(forecast[known], target[known])
+    """Returns the mean squared error over the pixels of a batch whose target is known (not NaN); 0 if there are none.
+
+    No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
+    """
+    missing = torch.isnan(target)
+    error = (forecast - target).masked_fill(missing, 0)
+    return error.square().sum() / (~missing).sum().clamp(min=1)
 
 
 def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:

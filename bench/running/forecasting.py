@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import Split
+from bench.data.netcdf import decoded, open_netcdf
+from bench.data.plausibility import refuse_implausible
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.files import replacing
 from bench.models import made_from
@@ -74,15 +76,18 @@ def case_from_file(task: Task, path: Path) -> Case:
     try:
         if path.suffix == ".npy":
             context = np.load(path, allow_pickle=False)
+            if not isinstance(context, np.ndarray):
+                raise DataError("it is an archive of arrays")
         else:
-            import xarray
-
-            with xarray.open_dataset(path, engine="h5netcdf", decode_times=False) as content:
-                context = content["context"].to_numpy()
-                target = content["target"].to_numpy() if "target" in content else None
-                if "context_time" in content and content["context_time"].size > 1:
-                    cadence = float(content["context_time"].diff("context_time")[0])
-    except (OSError, ValueError, KeyError) as error:
+            with open_netcdf(path) as variables:
+                if "context" not in variables:
+                    raise DataError(f"no variable 'context' among {', '.join(variables) or 'none'}")
+                context = decoded(variables["context"], f"{path}: context")
+                target = decoded(variables["target"], f"{path}: target") if "target" in variables else None
+                if "context_time" in variables and variables["context_time"].size > 1:
+                    times = decoded(variables["context_time"], f"{path}: context_time", np.float64)
+                    cadence = float(times[1] - times[0])
+    except (OSError, ValueError, EOFError, DataError) as error:
         said = " ".join(str(error).split())
         raise DataError(
             f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
@@ -91,16 +96,25 @@ def case_from_file(task: Task, path: Path) -> Case:
     return Case(
         path.name,
         0,
-        _frames(context, task.input_shape, f"context in {path}"),
-        None if target is None else _frames(target, task.target_shape, f"target in {path}"),
+        _frames(context, task, task.input_shape, f"context in {path}"),
+        None if target is None else _frames(target, task, task.target_shape, f"target in {path}", missing=True),
         cadence,
     )
 
 
-def _frames(values: np.ndarray, shape: tuple[int, ...], what: str) -> Tensor:
+def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *, missing: bool = False) -> Tensor:
     frames = values[..., None] if values.ndim == 3 else values
-    if frames.shape != shape or not np.issubdtype(frames.dtype, np.number):
+    if frames.shape != shape or frames.dtype.kind not in "iuf":
         raise DataError(f"{what} has shape {values.shape} of {values.dtype}; expected numbers (T,H,W,C) = {shape}")
+
+    def place(index: tuple[int, ...]) -> str:
+        return "frame {}, row {}, column {}, channel {}".format(*index)
+
+    unknown = np.argwhere(~np.isfinite(frames))
+    if len(unknown) and not missing:
+        raise DataError(f"{what}: expected {task.units}, found {len(unknown)} missing values, at {place(unknown[0])}")
+    if task.plausible is not None:
+        refuse_implausible(frames, task.plausible, what, place)
     return torch.from_numpy(np.ascontiguousarray(frames, np.float32))
 
 

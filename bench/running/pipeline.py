@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only, stored
+from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
@@ -18,17 +19,24 @@ from bench.places import Place, local_folder, place
 from bench.records.learning_curves import write_learning_curve
 from bench.records.reuse import newest_of_same_run
 from bench.records.samples import write_sample
-from bench.records.schema import RunRecord, TrainingSummary
+from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
 from bench.running.checkpoints import fetched
 from bench.running.ensembles import Ensemble
-from bench.running.evaluation import evaluate_with_sample, failed_record, sample_arrays, work_folder
+from bench.running.evaluation import (
+    evaluate_with_sample,
+    failed_record,
+    refuse_empty,
+    sample_arrays,
+    work_folder,
+)
+from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import has_to_launch, here, launch
 from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
-from bench.running.summaries import SUMMARY, read_summary
+from bench.running.summaries import summary_beside
 from bench.running.trainer import trainer_device
 from bench.running.training import checkpoints_of
 from bench.safe_text import without_secrets
@@ -85,6 +93,8 @@ class _Job:
     session: Session
     train: bool
     """Whether there is something to train."""
+    identity: TrainingIdentity | None
+    """Of the training, where there is something to train."""
     described: dict[str, Any]
     """What every record of it says."""
 
@@ -104,43 +114,46 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
-    job = _Job(config, task, test_task, results, session, training and has_weights(model), described)
-    if job.train:  # an evaluation starts again
+    refuse_empty(test_task, config.split)  # before hours of training
+    refuse_constant(test_task.dataset(config.split))
+    train = training and has_weights(model)
+    if train:  # an evaluation starts again
         without = "" if config.train.resume else " without train.resume=false"
         session.watch.then = f"The same command{without} continues."
-    if job.train and config.checkpoint is not None:
+    if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
+    if train:
+        refuse_shared_events(task, test_task, config)
+    identity = identify(model, task, config) if train else None
+    job = _Job(config, task, test_task, results, session, train, identity, described)
     if not again:
         done = _find_done(job)
         if done is not None:
             session.say(f"done before: {done.record_path}")
             return done
-    names_folder = named
-    if job.train:
-        trained = {"config": numbers_only(config, training=True), "data": task.data_fingerprint("train")}
-        names_folder = fingerprint(trained)
-        refuse_shared_events(task, test_task, config)
+    names_folder = named if identity is None else identity.name
     folder = work_folder(work, task.name, config.model.name, names_folder)
     with ExitStack() as locks:
         if session.processes.main:
             locks.enter_context(held(folder, named, session.say, wait=not again))
             checkpoints = checkpoints_of(config, folder)
-            if job.train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
+            if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
                 locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
         return _in_folder(job, model, folder)
 
 
 def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     config, task, test_task, processes = job.config, job.task, job.test_task, job.session.processes
-    summary, checkpoint_sha256 = None, None
+    summary = None
     phase = "training"
     try:
         if job.train:
-            model, summary, checkpoint_sha256 = _train(job, model, folder)
+            model, summary = _train(job, model, folder)
         elif config.checkpoint is not None:
             given = place(config.checkpoint, "checkpoint")
-            checkpoint_sha256 = load_weights(model, fetched(given, folder / "fetched" / str(processes.rank)))
-            summary = _summary_beside(given)
+            local = fetched(given, folder / "fetched" / str(processes.rank))
+            load_weights(model, local, other_code=config.train.resume == "anyway")
+            summary = summary_beside(given, model)
         elif has_weights(model):
             job.session.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
@@ -158,8 +171,6 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             progress=config.progress,
             **job.described,
             training=summary,
-            partial_because=_partial(job, model, summary, checkpoint_sha256),
-            checkpoint_sha256=checkpoint_sha256,
             ensemble=_ensemble(config),
         )
     except RunFailedError as error:
@@ -215,13 +226,8 @@ def _tasks(config: Config) -> tuple[Task, Task]:
 
 def _find_done(job: _Job) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
-    record = newest_of_same_run(
-        read_records(job.results, job.task.name)[0],
-        job.config,
-        task_version=job.task.version,
-        tested_on=job.test_task.data_fingerprint(job.config.split),
-        trained_on=job.task.data_fingerprint("train") if job.train else None,
-    )
+    expected = expected_run(job.config, job.task, job.test_task, trained=job.train)
+    record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
 
@@ -229,8 +235,8 @@ def _evaluation_strategy(config: Config) -> str:
     return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
 
 
-def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary, str]:
-    """Returns the model with the trained weights, how they came about, and the SHA-256 of their file."""
+def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
+    """Returns the model with the trained weights, and how they came about."""
     from bench.running.stages import has_stages, train_stages
     from bench.running.training import train
 
@@ -238,37 +244,13 @@ def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, Traini
     session.say(f"run folder: {folder}")
     checkpoints = checkpoints_of(config, folder)
     one_or_all = train_stages if has_stages(model) else train
-    summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints)
+    assert job.identity is not None
+    summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints, identity=job.identity)
     if config.strategy == "fsdp":  # the trained one is in pieces
         model = load_model(config.model.name, task, **config.model.options)
     best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(session.processes.rank))
-    return model, summary, load_weights(model, best)
-
-
-def _summary_beside(checkpoint: Place) -> TrainingSummary | None:
-    """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere."""
-    summary = read_summary(checkpoint.parent / SUMMARY)
-    known = summary is not None and checkpoint.stem in ("best", "last")
-    return summary.model_copy(update={"weights": checkpoint.stem}) if summary is not None and known else None
-
-
-def _partial(job: _Job, model: nn.Module, summary: TrainingSummary | None, checkpoint_sha256: str | None) -> str | None:
-    """Returns why the record is of less than the task asks for, or None."""
-    config, task = job.config, job.task
-    if has_weights(model) and checkpoint_sha256 is None:
-        return "untrained weights"
-    if summary is None:
-        return None
-    if summary.settings.get("limit") is not None:
-        return f"trained on {summary.sequence_count} sequences only"
-    # Only where events may be left out: who evaluates a checkpoint need not have the training data.
-    if getattr(task, "skip_missing", False) and (left_out := task.dataset("train").incomplete):
-        return f"trained with {left_out}"
-    if config.split in ("train", "all") and summary.data_fingerprint == task.data_fingerprint("train"):
-        shared = set(task.dataset("train").ids) & set(job.test_task.dataset(config.split).ids)
-        if shared:
-            return f"evaluated on {len(shared)} events that it was trained on"
-    return None
+    load_weights(model, best)
+    return model, summary
 
 
 def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
@@ -277,20 +259,17 @@ def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
     Raises:
         ConfigError: lists the shared events.
     """
-    trained_on = set(task.dataset("train").ids)
+    train, val = events_of(task.dataset("train")), events_of(task.dataset("val"))
     problems = []
-    shared = sorted(trained_on & set(task.dataset("val").ids))
-    if shared and frozenset({"train", "val"}) not in task.shared_by_design:
-        problems.append(f"train and val share {len(shared)} events: {', '.join(shared[:5])}")
+    pairs = [("train", train, "val", task.dataset("val"))]
+    if frozenset({"train", "val"}) in task.shared_by_design:
+        pairs = []
     if config.split in ("val", "test"):
-        shared = sorted(trained_on & set(test_task.dataset(config.split).ids))
-        if shared:
-            problems.append(
-                f"train and the evaluated {config.split} share {len(shared)} events: {', '.join(shared[:5])}"
-            )
+        pairs.append(("train", train, f"the evaluated {config.split}", test_task.dataset(config.split)))
     if config.split == "test":
-        shared = sorted(set(task.dataset("val").ids) & set(test_task.dataset("test").ids))
-        if shared:
-            problems.append(f"val and the evaluated test share {len(shared)} events: {', '.join(shared[:5])}")
+        pairs.append(("val", val, "the evaluated test", test_task.dataset("test")))
+    for one, seen, other, data in pairs:
+        if shared := seen_events(seen, data):
+            problems.append(f"{one} and {other} share {len(shared)} events: {', '.join(shared[:5])}")
     if problems:
         raise ConfigError(one_message("the splits are not separate; the scores would be optimistic:", problems))

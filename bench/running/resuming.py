@@ -8,11 +8,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from bench.checkpoint_format import OURS
 from bench.config import Config
 from bench.data.loading import TrainingLoader
-from bench.errors import ConfigError
-from bench.records.provenance import made_by
+from bench.records.schema import TrainingIdentity
 from bench.running.forecaster import Forecaster
+from bench.running.identity import refuse_another_training
 from bench.running.processes import Processes
 from bench.running.randomness import random_states, restore_random_states, seed_all
 
@@ -24,10 +25,20 @@ class Resume(Callback):
         loader: Told how far in the epoch training is.
         config: Says whether other code may continue.
         processes: Each has a stream of random numbers of its own.
+        identity: Of the training.
+        stored: What every checkpoint says of it, see `stored_identity`.
     """
 
-    def __init__(self, loader: TrainingLoader, config: Config, processes: Processes) -> None:
+    def __init__(
+        self,
+        loader: TrainingLoader,
+        config: Config,
+        processes: Processes,
+        identity: TrainingIdentity,
+        stored: dict[str, Any],
+    ) -> None:
         self.loader, self.config, self.processes = loader, config, processes
+        self.identity, self.stored = identity, stored
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -48,8 +59,8 @@ class Resume(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the code that wrote it and the random states of all processes."""
-        checkpoint["made_by"], checkpoint["resumed_count"] = made_by(), self.count
+        """Adds what is trained and the random states of all processes."""
+        checkpoint |= {**self.stored, "resumed_count": self.count}
         if self.processes.world > 1:
             states: list[Any] = [None] * self.processes.world
             torch.distributed.all_gather_object(states, random_states())
@@ -61,15 +72,16 @@ class Resume(Callback):
         """Takes up random states and the place in the data, and counts batches for the present number of processes.
 
         Raises:
-            ConfigError: other code or libraries wrote it.
+            ConfigError: another training wrote it, or other code or libraries.
         """
-        before, now = checkpoint.get("made_by", {}), made_by()
-        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
-        if changed and self.config.train.resume != "anyway":
-            raise ConfigError(
-                f"the checkpoint was written by other code ({'; '.join(changed)}): the resumed run would not be the "
-                "unbroken one. train.resume=anyway continues it all the same, train.resume=false starts anew."
-            )
+        said = checkpoint.get(OURS)
+        refuse_another_training(
+            None if said is None else TrainingIdentity.model_validate(said["identity"]),
+            self.identity,
+            "the checkpoint to continue from",
+            anyway=self.config.train.resume == "anyway",
+            continued=True,
+        )
         self.count = checkpoint.get("resumed_count", 0) + 1
         states = checkpoint.get("random_states_of_processes", [None])
         if len(states) == self.processes.world:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
@@ -14,17 +12,20 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bench.api import Stage
-from bench.config import Config, Train, explain, fingerprint, numbers_only
+from bench.checkpoint_format import read_checkpoint
+from bench.config import Config, Train, explain
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
-from bench.models import load_weights
+from bench.models import Trained, load_weights, said_of
 from bench.places import Place, local_folder
-from bench.records.schema import TrainingSummary
-from bench.running.checkpoints import LAST, CheckpointFiles, fetched
+from bench.records.identity import model_differences
+from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.running.checkpoints import LAST, fetched
+from bench.running.identity import identify_stage, stored_identity
 from bench.running.runfolder import held
 from bench.running.session import Session
-from bench.running.summaries import SUMMARY, settings_and_data, write_summary
-from bench.running.training import checkpoints_of, train
+from bench.running.summaries import settings_and_data
+from bench.running.training import checkpoints_of, publish_weights, train
 from bench.tasks.task import Task
 
 _CHECKPOINT = "checkpoint"
@@ -38,7 +39,14 @@ def has_stages(model: nn.Module) -> bool:
 
 
 def train_stages(
-    model: nn.Module, task: Task, config: Config, session: Session, *, folder: Path, checkpoints: Place
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    session: Session,
+    *,
+    folder: Path,
+    checkpoints: Place,
+    identity: TrainingIdentity,
 ) -> TrainingSummary:
     """Trains all stages of a model in place, one after the other, and returns how they went together.
 
@@ -53,6 +61,7 @@ def train_stages(
         session: Whom to tell, what may end it, and who works.
         folder: The run's own folder.
         checkpoints: Where the weights of the whole model and the summary go.
+        identity: Of the training of the whole model.
 
     Raises:
         ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
@@ -66,32 +75,40 @@ def train_stages(
     _refuse_unknown(config.train, list(settings))
     summaries: dict[str, TrainingSummary | None] = {}
     before: list[str] = []
+    given: list[Trained] = []
     for number, stage in enumerate(stages):
         stage_train, checkpoint = settings[stage.name]
-        given = None if checkpoint is None else _load(stage, checkpoint)
-        own_identity = _identity(stage, stage_train, task, config)
-        before.append(fingerprint({**own_identity, "given_weights": given, "before": list(before)}))
-        if given is not None:
+        train_settings = {k: v for k, v in stage_train.model_dump(mode="json").items() if k not in _NO_NUMBERS}
+        own_identity = identify_stage(
+            stage, task, config, before=before, settings=train_settings, seed=config.seed + number
+        )
+        if checkpoint is not None:
+            given.append(_load(stage, checkpoint, own_identity))
+            before.append(given[-1].sha256)
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
             _prepare(stage, task, config)
             continue
+        before.append(own_identity.name)
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
         stage_config = config.model_copy(update={"train": stage_train})
         stage_checkpoints = checkpoints_of(stage_config, own)
         say(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
-        if not (stage_checkpoints / LAST).exists():
+        if not (config.train.resume and (stage_checkpoints / LAST).exists()):
             _prepare(stage, task, config)
         with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
-            done = train(stage.module, task, stage_config, session, folder=own, checkpoints=stage_checkpoints)
+            done = train(
+                stage.module, task, stage_config, session,
+                folder=own, checkpoints=stage_checkpoints, identity=own_identity,
+            )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
-    summary = _together(summaries, task, config)
+    summary = _together(summaries, task, config, identity)
     if processes.main:
-        CheckpointFiles().save_checkpoint({"state_dict": model.state_dict()}, checkpoints / LAST)
-        write_summary(summary, checkpoints / SUMMARY)
+        stored = stored_identity(identity, task, [weights.events for weights in given])
+        summary = publish_weights({"state_dict": model.state_dict(), **stored}, summary, checkpoints)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return summary
@@ -118,32 +135,27 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
         raise ConfigError(one_message("the model has no such stage:", lines))
 
 
-def _identity(stage: Stage, settings: Train, task: Task, config: Config) -> dict[str, Any]:
-    """Returns what the weights of a stage depend on, but for the stages before it."""
-    return {
-        "stage": stage.name,
-        "depends_on": dict(stage.depends_on),
-        "train": {key: value for key, value in settings.model_dump(mode="json").items() if key not in _NO_NUMBERS},
-        "task": {"name": task.name, "fields": task.fields()},
-        "training_data": task.data_fingerprint("train"),
-        "data": numbers_only(config, training=True)["data"],
-        "seed": config.seed,
-    }
+def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
+    """Loads a stage's weights from a file, and returns what they are.
 
-
-def _load(stage: Stage, path: str) -> str:
-    """Loads a stage's weights from a file, and returns the file's SHA-256."""
-    path = str(local_folder(path, f"train.stages.{stage.name}.checkpoint"))
+    Raises:
+        ConfigError: they are of another stage, or were trained with other hyperparameters.
+        DataError: there is no such file, or it is damaged.
+    """
+    key = f"train.stages.{stage.name}.checkpoint={path}"
+    file = local_folder(path, f"train.stages.{stage.name}.checkpoint")
+    if not file.is_file():
+        raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
+    given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
+    if given.identity is not None and given.identity.stage is not None:
+        problems = model_differences(given.identity, stage.name, identity.hyperparameters)
+        if problems:
+            raise ConfigError(one_message(f"{key} was trained as something else:", problems))
     try:
-        stage.load(path)
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"train.stages.{stage.name}.checkpoint={path}: no such file. Leave the key out to train this stage."
-        ) from error
+        stage.load(file)
     except ValueError as error:
-        raise ConfigError(f"train.stages.{stage.name}.checkpoint={path} does not fit: {error}") from error
+        raise ConfigError(f"{key} does not fit: {error}") from error
+    return given
 
 
 def _prepare(stage: Stage, task: Task, config: Config) -> None:
@@ -163,7 +175,9 @@ def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
         yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
 
 
-def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: Config) -> TrainingSummary:
+def _together(
+    summaries: dict[str, TrainingSummary | None], task: Task, config: Config, identity: TrainingIdentity
+) -> TrainingSummary:
     """Returns one summary of all stages: sums of what adds up, and the last stage's loss."""
     trained = {name: summary for name, summary in summaries.items() if summary is not None}
     because = [
@@ -171,7 +185,7 @@ def _together(summaries: dict[str, TrainingSummary | None], task: Task, config: 
     ]
     last = next(reversed(trained.values()), None)
     return TrainingSummary(
-        **settings_and_data(task, config),
+        **settings_and_data(task, config, identity),
         sequence_count=max((summary.sequence_count for summary in trained.values()), default=0),
         validation_sequence_count=max((summary.validation_sequence_count for summary in trained.values()), default=0),
         epochs=sum(summary.epochs for summary in trained.values()),

@@ -187,7 +187,7 @@ class Astray(Callback):
             RunFailedError: it is far larger.
         """
         loss = abs(getattr(pl_module, "last_finite_loss", None) or 0.0)
-        if self.first is None:
+        if not self.first:  # nor from a batch without a known pixel, whose loss is 0
             self.first = loss
         elif self.factor is not None and self.first > 0 and loss > self.factor * self.first:
             raise RunFailedError(
@@ -226,4 +226,5 @@ class Astray(Callback):
         if loss is not None and not bool(torch.isfinite(loss)):
             raise RunFailedError(
                 f"the validation loss is {float(loss)} after step {trainer.global_step} (epoch {trainer.current_epoch})"
+                f"{'' if pl_module.validation_mean.count else ': no pixel of the validation split is known'}"
             )

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from bench.checkpoint_format import seal_of
 from bench.config import Config
 from bench.errors import DataError
 from bench.files import replacing
+from bench.models import trained
 from bench.places import Place
-from bench.records.schema import TrainingSummary
+from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.safe_text import content_without_secrets
 from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "training.json"
 
 
-def settings_and_data(task: Task, config: Config) -> dict[str, Any]:
+def settings_and_data(task: Task, config: Config, identity: TrainingIdentity) -> dict[str, Any]:
     """Returns what every summary of a run says of its settings and its training data."""
     return {
+        "identity": identity,
         "settings": content_without_secrets(config.train.model_dump(mode="json")),
         "data_fingerprint": task.data_fingerprint("train"),
         "data_origin": str(task.dataset("train").identity().get("origin", "files")),
@@ -40,6 +46,23 @@ def read_summary(path: Place) -> TrainingSummary | None:
         return TrainingSummary.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, ValidationError) as error:
         raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
+
+
+def summary_beside(checkpoint: Place, model: nn.Module) -> TrainingSummary | None:
+    """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere.
+
+    Args:
+        checkpoint: The file, where the run left it.
+        model: Has its weights.
+    """
+    stem, weights = checkpoint.stem, trained(model)
+    path = checkpoint.parent / SUMMARY
+    summary = read_summary(path) if stem in ("best", "last") else None
+    if summary is None or weights is None or weights.identity is None:
+        return None
+    if summary.identity != weights.identity or summary.checkpoints.get(stem) != seal_of(checkpoint):
+        return None  # of a training that began there since, or of weights that lay there before
+    return summary.model_copy(update={"weights": stem})
 
 
 def write_summary(summary: TrainingSummary, path: Place) -> None:

@@ -18,12 +18,14 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
+from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
+from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, did_you_mean
 from bench.models import is_fitted
 from bench.places import Place, place
-from bench.records.schema import TrainingSummary
+from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.checkpoints import (
     BEST,
     LAST,
@@ -32,9 +34,11 @@ from bench.running.checkpoints import (
     newest_intact,
     remove_all,
     remove_parts,
+    seals,
 )
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
+from bench.running.identity import refuse_another_training, stored_identity
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
 from bench.running.processes import Processes
 from bench.running.resuming import Resume
@@ -46,7 +50,14 @@ from bench.tasks.task import Task
 
 
 def train(
-    model: nn.Module, task: Task, config: Config, session: Session, *, folder: Path, checkpoints: Place
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    session: Session,
+    *,
+    folder: Path,
+    checkpoints: Place,
+    identity: TrainingIdentity,
 ) -> TrainingSummary:
     """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
 
@@ -59,19 +70,21 @@ def train(
         session: Whom to tell, what may end it, and who works.
         folder: The run's own local folder, for logs.
         checkpoints: Where checkpoints and, when it has ended, the summary go.
+        identity: Of the training; weights of another one that lie there are refused.
 
     Raises:
         DataError: the train split is empty, or no checkpoint can be read.
-        ConfigError: the monitored score does not exist, batches cannot be shared, or other code wrote the checkpoint.
+        ConfigError: the monitored score does not exist, batches cannot be shared, or the weights in the folder are of
+            another training or of other code.
         RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
         InterruptedRunError: a signal came; the checkpoint is written.
     """
-    done = read_summary(checkpoints / SUMMARY) if config.train.resume else None
+    done = _done(config, session, checkpoints, identity)
     if done is not None:
         session.say(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
         return done
     if is_fitted(model):
-        return _fitted(model, task, config, checkpoints, session.processes)
+        return _fitted(model, task, config, checkpoints, session.processes, identity)
     refuse_strategy(config, model)
     loader, val_loader = _loaders(task, config, session.processes)
     monitor = _monitor(task, config) if val_loader is not None else None
@@ -82,7 +95,8 @@ def train(
     quiet_lightning()
     forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
     loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
-    watching = _watching(config, session, loader, monitor, checkpoints)
+    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task))
+    watching = _watching(config, session, resume, monitor, checkpoints)
     shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
     shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
     trainer = lightning.Trainer(
@@ -110,7 +124,8 @@ def train(
         trainer.strategy.barrier()
     session.watch.deferring = False
     summary = TrainingSummary(
-        **settings_and_data(task, config),
+        **settings_and_data(task, config, identity),
+        checkpoints=seals(checkpoints),
         sequence_count=loader.order.count,
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
         epochs=trainer.current_epoch,
@@ -126,6 +141,7 @@ def train(
     )
     if session.processes.main:
         write_summary(summary, checkpoints / SUMMARY)
+    session.say(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
     if session.watch.received:
         session.watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
@@ -151,9 +167,7 @@ class _Watching:
         return None if best is None else float(best)
 
 
-def _watching(
-    config: Config, session: Session, loader: TrainingLoader, monitor: str | None, checkpoints: Place
-) -> _Watching:
+def _watching(config: Config, session: Session, resume: Resume, monitor: str | None, checkpoints: Place) -> _Watching:
     keep: dict[str, Any] = {"dirpath": str(checkpoints), "enable_version_counter": False}
     keep |= {"auto_insert_metric_name": False}
     stop, best, early = config.train.early_stopping, None, None
@@ -162,7 +176,6 @@ def _watching(
         early = EarlyStopping(
             monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
         )
-    resume = Resume(loader, config, session.processes)
     callbacks = [
         resume,
         Astray(config.train.divergence_factor),
@@ -189,14 +202,42 @@ def checkpoints_of(config: Config, folder: Path) -> Place:
     return place(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
 
 
-def _fitted(model: nn.Module, task: Task, config: Config, checkpoints: Place, processes: Processes) -> TrainingSummary:
+def _fitted(
+    model: nn.Module, task: Task, config: Config, checkpoints: Place, processes: Processes, identity: TrainingIdentity
+) -> TrainingSummary:
     """Fits a model in closed form, and leaves its weights and the summary where a training would."""
     if processes.world > 1:
         raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
-    summary = fit_model(model, task, config)
-    CheckpointFiles().save_checkpoint({"state_dict": model.state_dict()}, checkpoints / LAST)
+    summary = fit_model(model, task, config, identity)
+    content = {"state_dict": model.state_dict(), **stored_identity(identity, task)}
+    return publish_weights(content, summary, checkpoints)
+
+
+def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: Place) -> TrainingSummary:
+    """Writes weights that no trainer wrote as the last checkpoint, and how they came about beside it."""
+    (checkpoints / SUMMARY).unlink(missing_ok=True)
+    CheckpointFiles().save_checkpoint(content, checkpoints / LAST)
+    summary = summary.model_copy(update={"checkpoints": seals(checkpoints)})
     write_summary(summary, checkpoints / SUMMARY)
     return summary
+
+
+def _done(config: Config, session: Session, checkpoints: Place, identity: TrainingIdentity) -> TrainingSummary | None:
+    """Returns how the training ended, where it has: of the very weights that lie there.
+
+    Raises:
+        ConfigError: they are of another training, or of other code.
+    """
+    done = read_summary(checkpoints / SUMMARY) if config.train.resume else None
+    if done is None:
+        return None
+    weights = checkpoints / f"{done.weights}.ckpt"
+    if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
+        session.say(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
+        return None
+    anyway = config.train.resume == "anyway"
+    refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)
+    return done
 
 
 def refuse_strategy(config: Config, model: nn.Module) -> None:
@@ -223,6 +264,7 @@ def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints:
         remove_parts(checkpoints)
     if not config.train.resume:
         if session.processes.main:
+            (checkpoints / SUMMARY).unlink(missing_ok=True)  # first: it speaks of weights that go next
             remove_all(checkpoints)
         return None
     scratch = folder / "fetched" / str(session.processes.rank)
@@ -249,6 +291,8 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
             f"the train split of task {task.name!r} has no sequences under {task.data_root}. "
             "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
         )
+    refuse_constant(data)
+    refuse_constant(val)
     feed: dict[str, Any] = {
         "batch_size": config.data.batch_size,
         "num_workers": config.data.num_workers,

@@ -101,9 +101,24 @@ def deviations(table: Table, record: RunRecord) -> list[str]:
     ]
 
 
+def training_seed(record: RunRecord) -> int:
+    """Returns the seed that the weights of a record came from; for a model without weights always 0."""
+    if record.training is None and record.checkpoint_sha256 is None:
+        return 0
+    identity = record.training.identity if record.training else None
+    return record.seed if identity is None else identity.seed
+
+
 def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Returns one record per seed, the newest, ordered by seed: a repeated run is not a second sample."""
-    latest = {record.seed: record for record in sorted(records, key=lambda r: r.run_id)}
+    """Returns one record per training, the newest, ordered by seed: what was repeated is not a second sample.
+
+    A training is repeated by running its seed again, and by evaluating its checkpoint again; a model without weights
+    by running it under another seed.
+    """
+    by_training: dict[int | str, RunRecord] = {}
+    for record in sorted(records, key=lambda r: r.run_id):
+        by_training[record.checkpoint_sha256 or training_seed(record)] = record
+    latest = {training_seed(record): record for record in sorted(by_training.values(), key=lambda r: r.run_id)}
     return [latest[seed] for seed in sorted(latest)]
 
 

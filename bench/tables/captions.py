@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.records.schema import RunRecord, TrainingSummary
+from bench.tables.admission import training_seed
 
 Rows = Sequence[tuple[str, Sequence[RunRecord]]]
 """Label of each row, and its records, one per seed."""
@@ -41,7 +42,7 @@ def _same(texts: Sequence[str]) -> str:
 
 
 def _seed(record: RunRecord, _: TrainingSummary) -> str:
-    return f"seed {record.seed}"
+    return f"seed {training_seed(record)}"
 
 
 def _data(_: RunRecord, training: TrainingSummary) -> str:

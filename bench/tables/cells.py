@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.records.schema import RunRecord
+from bench.records.uncertainty import too_few
 from bench.tables.admission import PARTIAL, LeftOut, admitted, complete, deviations, latest_per_seed, summary
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Figure, Published, Row, Table
 from bench.tables.durations import duration
+from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 
 NOT_RUN = "not run"
-DEVIATES = "config deviates"
 _SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
 
@@ -39,13 +40,15 @@ class Cell:
     spread: float | None
     """Standard deviation over seeds, where there are two or more."""
     interval: tuple[float, float] | None
-    """Bootstrap interval of the one run, where there is one seed and its record carries what that needs."""
+    """Jackknife interval of the one run, where there is one seed and its record carries what that needs."""
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
     """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`."""
     rank: int | None
-    """1 for the best of its column as printed, 2 for the second; None where nothing may be compared."""
+    """1 for the best of its column as printed, 2 for the second; None where nothing may be compared.  No test."""
+    mark: int | None
+    """1 where it is the best beyond chance, or not worse than the best beyond chance; 2 for the next, which is."""
     marks: tuple[str, ...]
     """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
@@ -58,6 +61,8 @@ class Block:
     title: str
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...] = ()
+    absences: tuple[str, ...] = ()
+    """Why no best is marked, or single runs have no interval."""
 
     @property
     def rows(self) -> list[list[Cell]]:
@@ -105,8 +110,19 @@ def contents_of(
     else:
         good, left_out = complete(table, records)
         blocks = _run_blocks(table, good, interval)
-    ranked = tuple(replace(block, cells=_ranked(table, block.cells)) for block in blocks)
-    return Contents(ranked, tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
+    blocks = [_judged(table, block, records, intervals=interval is not None) for block in blocks]
+    return Contents(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
+
+
+def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
+    """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
+    by_id = {record.run_id: record for record in records}
+    cells = marked(table, ranked(table, block.cells), by_id)
+    mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]
+    absences = [why_no_mark(cells, mine)]
+    if intervals and any(len(cell.run_ids) == 1 for cell in cells):
+        absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
+    return replace(block, cells=cells, absences=tuple(filter(None, absences)))
 
 
 def _published_block(
@@ -302,6 +318,7 @@ def _cell(
         difference=difference,
         status=status,
         rank=None,
+        mark=None,
         marks=_marks(records),
         note="; ".join(note for note in (*notes, undefined if ours is None else None) if note),
     )
@@ -343,27 +360,3 @@ def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[floa
         tolerance = max(tolerance, abs(comparable) * column.tolerance_percent / 100)
     difference = ours - comparable
     return difference, "match" if abs(difference) <= tolerance else "differs"
-
-
-def _ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Returns the cells with the best two of each column marked: ties as printed share a rank.
-
-    A column needs a better side and two different values; runs that deviate from the paper's config take no part.
-    """
-    columns = {column.key: column for column in table.columns}
-    printed = {
-        (cell.row_key, cell.column): round(cell.ours, columns[cell.column].digits)
-        for cell in cells
-        if cell.ours is not None and columns[cell.column].better and DEVIATES not in cell.status
-    }
-    places: dict[str, list[float]] = {}
-    for key, column in columns.items():
-        values = [value for (_, own), value in printed.items() if own == key]
-        if len(set(values)) > 1:
-            places[key] = sorted(set(values), reverse=column.better == "higher")[:2]
-    ranked = []
-    for cell in cells:
-        value = printed.get((cell.row_key, cell.column))
-        top = places.get(cell.column, [])
-        ranked.append(replace(cell, rank=top.index(value) + 1) if value is not None and value in top else cell)
-    return tuple(ranked)

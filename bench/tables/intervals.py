@@ -1,10 +1,11 @@
-"""Bootstrap intervals of a record's scores, where the record carries what they need."""
+"""Intervals of a record's scores, where the record carries what they need."""
 
 from __future__ import annotations
 
 from bench.errors import DataError
-from bench.records import interval as resampled
+from bench.records import interval as over_events
 from bench.records.schema import RunRecord
+from bench.records.uncertainty import why_no_interval
 
 
 def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
@@ -15,6 +16,14 @@ def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
         score: A key of its `scores`, or `SCORE_lead_L`.
     """
     try:
-        return resampled(record, score)
+        return over_events(record, score)
     except DataError:  # `earthbench verify` names it; a table renders without
         return None
+
+
+def why_none(record: RunRecord, score: str) -> str:
+    """Returns why `interval` gives none; an empty text where it gives one."""
+    try:
+        return why_no_interval(record, score)
+    except DataError as error:
+        return str(error)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.tables.cells import DEVIATES, NOT_RUN, Block, Cell
+from bench.tables.cells import NOT_RUN, Block, Cell
 from bench.tables.definitions import Column, Table
+from bench.tables.standings import DEVIATES
 
 Mark = Callable[[str, int | None], str]
-"""Puts a format's marks around an escaped text: for rank 1 (best), 2 (second) or None."""
+"""Puts a format's marks around an escaped text: for 1 (best), 2 (next, and worse beyond chance) or None."""
 Escape = Callable[[str], str]
 
 LEGEND = {
@@ -16,6 +17,13 @@ LEGEND = {
     "‡": "ran on code with uncommitted changes",
     "(plugin)": "the model comes from another distribution",
 }
+
+
+MARKS = (
+    "bold: the best, and each row that is not worse beyond chance; italic or underlined: the next, which is (p < 0.05: "
+    "permutation test over events, and t-test over seeds where a row has several; other seeds may order single runs "
+    "otherwise)"
+)
 
 
 def number(value: float | None, column: Column, *, signed: bool = False) -> str:
@@ -58,7 +66,7 @@ def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> lis
     lines = []
     for cells in block.rows:
         columns = [table.column(cell.column) for cell in cells]
-        ours = [mark(escape(ours_text(cell, column)), cell.rank) for cell, column in zip(cells, columns, strict=True)]
+        ours = [mark(escape(ours_text(cell, column)), cell.mark) for cell, column in zip(cells, columns, strict=True)]
         label = escape(row_label(cells))
         if not _two_sided(table):
             lines.append([label, *ours])
@@ -82,7 +90,9 @@ def legend(blocks: Sequence[Block]) -> list[str]:
     if any(cell.spread is not None for cell in cells):
         found.append("a ± s (n): mean and standard deviation over n seeds")
     if any(cell.interval is not None for cell in cells):
-        found.append("a [l, u]: one run and its bootstrap interval over events")
+        found.append("a [l, u]: one run and its 95 % interval over events (jackknife)")
+    if any(cell.mark for cell in cells):
+        found.append(MARKS)
     occurs = {
         "†": any(DEVIATES in cell.status and cell.status != NOT_RUN for cell in cells),
         "‡": any("changed code" in cell.marks for cell in cells),

@@ -28,7 +28,7 @@ tbody tr:hover { background: color-mix(in srgb, currentColor 7%, transparent) }
 
 
 def markdown(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as Markdown: best bold, second in italics."""
+    """Returns the table as Markdown: the best bold, the next in italics."""
     parts = [f"# {for_markdown(table.name)}", "", for_markdown(table.title), ""]
     for block in contents.blocks:
         if block.title:
@@ -37,12 +37,13 @@ def markdown(table: Table, published: Published | None, contents: Contents) -> s
         head = [for_markdown(text) for text in header(table)]
         aligned = ["left"] * (len(head) - len(table.columns)) + ["right"] * len(table.columns)
         parts += [tabulate(lines, head, tablefmt="pipe", colalign=aligned, disable_numparse=True), ""]
-        parts += [f"- {for_markdown(remark)}" for remark in block.remarks]
-        parts += [""] if block.remarks else []
+        remarks = (*block.remarks, *block.absences)
+        parts += [f"- {for_markdown(remark)}" for remark in remarks]
+        parts += [""] if remarks else []
     if not any(block.cells for block in contents.blocks):
         parts += ["No complete runs.", ""]
-    remarks = [*legend(contents.blocks), *contents.remarks]
-    parts += [*(f"- {for_markdown(remark)}" for remark in remarks), ""] if remarks else []
+    below = [*legend(contents.blocks), *contents.remarks]
+    parts += [*(f"- {for_markdown(remark)}" for remark in below), ""] if below else []
     parts += [for_markdown(table.note), ""] if table.note else []
     if published:
         parts.append(for_markdown(_citation(published)))
@@ -51,7 +52,7 @@ def markdown(table: Table, published: Published | None, contents: Contents) -> s
 
 
 def latex(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as LaTeX with booktabs: best bold, second underlined."""
+    """Returns the table as LaTeX with booktabs: the best bold, the next underlined."""
     parts = [_comment(f"{table.name}: {table.title}"), _comment(r"needs \usepackage{booktabs}")]
     for block in contents.blocks:
         if block.title:
@@ -65,7 +66,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
                 parts.append(r"\addlinespace")
             parts.append(" & ".join(line) + r" \\")
         parts += [r"\bottomrule", r"\end{tabular}"]
-        parts += [_comment(remark) for remark in block.remarks]
+        parts += [_comment(remark) for remark in (*block.remarks, *block.absences)]
     parts += [_comment(line) for line in (*legend(contents.blocks), *contents.remarks, table.note) if line]
     if published:
         parts += [_comment(line) for line in (_citation(published), *_sources(published))]
@@ -73,7 +74,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
 
 
 def page(table: Table, published: Published | None, contents: Contents) -> str:
-    """Returns the table as a page of HTML that needs nothing else: best bold, second underlined."""
+    """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
     escape = for_html
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
@@ -91,7 +92,7 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
             for cell in cells:
                 column = table.column(cell.column)
                 status, _, _ = cell.status.partition(",")
-                ours = _mark_html(escape(ours_text(cell, column)), cell.rank)
+                ours = _mark_html(escape(ours_text(cell, column)), cell.mark)
                 inner = f'<span class="ours">{ours}</span>'
                 if cell.published_text:
                     inner = f'<span class="published">{escape(cell.published_text)}</span><br>{inner}'
@@ -102,7 +103,7 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
                 parts.append(f"<td{title}>{inner}</td>")
             parts.append("</tr>")
         parts += ["</tbody>", "</table>", "</div>"]
-        parts += _list(block.remarks)
+        parts += _list((*block.remarks, *block.absences))
     if not any(block.cells for block in contents.blocks):
         parts.append("<p>No complete runs.</p>")
     if table.published:
@@ -137,16 +138,16 @@ def _sources(published: Published) -> list[str]:
     ]
 
 
-def _mark_markdown(text: str, rank: int | None) -> str:
-    return {1: f"**{text}**", 2: f"*{text}*"}.get(rank or 0, text)
+def _mark_markdown(text: str, mark: int | None) -> str:
+    return {1: f"**{text}**", 2: f"*{text}*"}.get(mark or 0, text)
 
 
-def _mark_latex(text: str, rank: int | None) -> str:
-    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank or 0, text)
+def _mark_latex(text: str, mark: int | None) -> str:
+    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(mark or 0, text)
 
 
-def _mark_html(text: str, rank: int | None) -> str:
-    return {1: f"<strong>{text}</strong>", 2: f"<u>{text}</u>"}.get(rank or 0, text)
+def _mark_html(text: str, mark: int | None) -> str:
+    return {1: f"<strong>{text}</strong>", 2: f"<u>{text}</u>"}.get(mark or 0, text)
 
 
 def _comment(text: str) -> str:

@@ -36,6 +36,9 @@ class EnsoErsst(TropicalPacific):
 
     name: ClassVar[str] = "enso_ersst"
     presets_of: ClassVar[str] = "icar_enso"
+    selection_fields: ClassVar[frozenset[str]] = frozenset(
+        {"train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box"}
+    )
     data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst_fetch:FetchErsst"}
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")

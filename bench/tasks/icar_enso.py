@@ -30,6 +30,7 @@ class IcarEnso(TropicalPacific):
 
     name: ClassVar[str] = "icar_enso"
     published_sequences: ClassVar[dict[str, int]] = {"train": 52_350, "val": 1_679, "test": 1_679}
+    selection_fields: ClassVar[frozenset[str]] = frozenset({"train_gap", "eval_gap", "cmip6_rows", "cmip5_rows"})
 
     cmip6_rows: int = Field(151, ge=1, description="rows of each CMIP6 model in CMIP_train.nc")
     cmip5_rows: int = Field(140, ge=1, description="rows of each CMIP5 model in CMIP_train.nc")

@@ -35,6 +35,7 @@ class MovingMnist(Task):
     published_sequences: ClassVar[dict[str, int]] = {"train": 8_100, "val": 900, "test": 1_000}
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
     data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.make_mnist:MakeMoving"}
+    selection_fields: ClassVar[frozenset[str]] = frozenset({"test_count"})
 
     t_in: int = Field(10, ge=1, description="frames of the context")
     t_out: int = Field(10, ge=1, description="frames of the target")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from bench.api import Palette, Shape, Split
+from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
@@ -50,11 +51,15 @@ class Sevir(Task):
     units: ClassVar[str] = "VIL code 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 35_718, "val": 9_060, "test": 12_159}
     palette: ClassVar[Palette] = _PALETTE
+    plausible: ClassVar[Plausible | None] = VIL_CODE
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.storms:MakeStorms",
         "fetch": "bench.data.sevir_fetch:FetchSevir",
     }
     reads_addresses: ClassVar[bool] = True
+    selection_fields: ClassVar[frozenset[str]] = frozenset(
+        {"stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by"}
+    )
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
 
@@ -71,12 +76,12 @@ class Sevir(Task):
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns the metrics of the papers' table, in the papers' convention."""
-        return {
-            "skill": {"convention": "upstream", "t_out": self.t_out},
-            "mse": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
-            "mae": {"convention": "upstream", "scale": 255.0, "t_out": self.t_out},
-        }
+        """Returns the metrics of the papers' table, in the papers' convention.
+
+        With missing pixels masked, mean errors are `correct`: the papers' have no rule for them, one would undo all.
+        """
+        errors = {"convention": "correct" if self.mask_missing else "upstream", "scale": 255.0, "t_out": self.t_out}
+        return {"skill": {"convention": "upstream", "t_out": self.t_out}, "mse": dict(errors), "mae": dict(errors)}
 
     @property
     def input_shape(self) -> Shape:
@@ -174,6 +179,10 @@ class Sevir(Task):
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns the normalised context; missing pixels become no echo when the task masks them."""
         return self.normalise(stored.masked_fill(stored == _MISSING, 0) if self.mask_missing else stored)
+
+    def context_known(self, stored: Tensor) -> Tensor:
+        """Returns where the context was observed: everywhere, unless the task masks missing pixels."""
+        return stored != _MISSING if self.mask_missing else super().context_known(stored)
 
     def to_target(self, stored: Tensor) -> Tensor:
         """Returns the target's codes; missing pixels become NaN when the task masks them."""

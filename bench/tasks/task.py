@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
+from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
 from bench.places import expanded
 
@@ -56,6 +57,11 @@ class NormalisedSequences:
         return getattr(self.source, "times", None)
 
     @property
+    def contents(self) -> tuple[str, ...] | None:
+        """Returns a digest of each event's values, or None where ids are all that tells events apart."""
+        return getattr(self.source, "contents", None)
+
+    @property
     def incomplete(self) -> str | None:
         """Returns why this is not all of the split, or None where it is."""
         skipped = getattr(self.source, "skipped_ids", ())
@@ -85,6 +91,8 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    plausible: ClassVar[Plausible | None] = None
+    """What values its frames can have, in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}
     """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
     `convert:SOURCE` for data of the task SOURCE."""
@@ -92,6 +100,8 @@ class Task(BaseModel, ABC):
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
     """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    selection_fields: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
@@ -153,6 +163,12 @@ class Task(BaseModel, ABC):
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)
+
+    def context_known(self, stored: Tensor) -> Tensor:
+        """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
+        import torch
+
+        return ~torch.isnan(self.to_context(stored))
 
     def to_target(self, stored: Tensor) -> Tensor:
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from bench.api import MONTH_MINUTES, Palette, Shape
+from bench.data.plausibility import SST_ANOMALY, Plausible
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class TropicalPacific(Task):
     palette: ClassVar[Palette] = Palette(
         colours="RdBu_r", levels=(-2.75, -2.25, -1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
     )
+    plausible: ClassVar[Plausible | None] = SST_ANOMALY
 
     t_in: int = Field(12, ge=1, description="months of the context")
     t_out: int = Field(14, ge=3, description="months of the target (14 or 26); the index has two fewer")

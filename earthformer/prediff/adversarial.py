@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from earthformer.prediff.masking import weighted_mean
+
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -77,16 +79,17 @@ class AdversarialLoss:
         return step >= self.discriminator_from
 
     def reconstruction(self, image: Tensor, reconstructed: Tensor) -> Tensor:
-        """Return the absolute error summed over pixels, per image.
+        """Return the absolute error summed over pixels, per image; where pixels are missing (NaN), scaled up for them.
 
         The authors divide by a learned scale that no optimiser of theirs holds: it stays 1.
         """
-        return (image - reconstructed).abs().sum() / len(image)
+        missing = torch.isnan(image)
+        error = (image - reconstructed).masked_fill(missing, 0).abs()
+        return error.sum() / ((~missing).sum().clamp(min=1) / image[0].numel())
 
-    def divergence(self, posterior: DiagonalGaussianDistribution) -> Tensor:
-        """Return the divergence of a posterior from N(0, 1), summed over latents, per image, weighted."""
-        divergence: Tensor = self.kl_weight * posterior.kl().mean()
-        return divergence
+    def divergence(self, posterior: DiagonalGaussianDistribution, weight: Tensor | None = None) -> Tensor:
+        """Return the divergence of a posterior from N(0, 1), summed over latents, per image (weighted by (N,))."""
+        return self.kl_weight * weighted_mean(posterior.kl(), weight)
 
     def adaptive_weight(self, reconstruction: Tensor, deception: Tensor, last_weight: Tensor) -> Tensor:
         """Return the weight at which both losses pull equally hard at the decoder's last weights, times a factor."""
@@ -98,11 +101,20 @@ class AdversarialLoss:
         ratio = (pulls[0] / (pulls[1] + _SMALLEST_GRADIENT)).clamp(0.0, _LARGEST_WEIGHT)
         return self.discriminator_weight * ratio.detach()
 
-    def deception(self, discriminator: PatchDiscriminator, reconstructed: Tensor) -> Tensor:
+    def deception(
+        self, discriminator: PatchDiscriminator, reconstructed: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Return how badly reconstructions pass for real; its gradient reaches the images, not the discriminator."""
-        return -discriminator.judge(reconstructed).mean()
+        return -weighted_mean(_per_image(discriminator.judge(reconstructed)), weight)
 
-    def discrimination(self, discriminator: PatchDiscriminator, image: Tensor, reconstructed: Tensor) -> Tensor:
+    def discrimination(
+        self, discriminator: PatchDiscriminator, image: Tensor, reconstructed: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Return the discriminator's hinge loss; its gradient reaches the discriminator alone."""
         real, made = discriminator(image), discriminator(reconstructed.detach())
-        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + made).mean())
+        losses = F.relu(1.0 - real), F.relu(1.0 + made)
+        return 0.5 * (weighted_mean(_per_image(losses[0]), weight) + weighted_mean(_per_image(losses[1]), weight))
+
+
+def _per_image(verdict: Tensor) -> Tensor:
+    return verdict.flatten(1).mean(1)

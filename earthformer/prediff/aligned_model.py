@@ -23,6 +23,9 @@ from earthformer.prediff.stages import AlignmentStage, Stage
 class PreDiffKA(PreDiff):
     """PreDiff with knowledge alignment: members are guided to agree with a constraint."""
 
+    evaluation_only: ClassVar[tuple[str, ...]] = (
+        *PreDiff.evaluation_only, "control", "control_as", "guide_scale", "guide_norm", "guide_scaling",
+    )  # fmt: skip
     # Literals: listing commands read them from the source, without importing it. So "tiny" repeats PreDiff's.
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir_lr": {},

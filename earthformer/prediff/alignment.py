@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from earthformer.prediff.constraints import Constraint, Control
+from earthformer.prediff.masking import weighted_mean
 from earthformer.prediff.noisy_encoder import NoisyEncoder
 from earthformer.prediff.schedule import NoiseSchedule
 
@@ -44,17 +45,18 @@ class KnowledgeAlignment(nn.Module):
         """Set mean and standard deviation from measures (B, T, values) of all training sequences, in batches.
 
         The paper anticipates a mean intensity and its spread without saying how; here they are those of the target's
-        mean over the training sequences.
+        mean over the training sequences. A frame without a known pixel (NaN) counts nowhere.
 
         Raises:
-            ValueError: no sequence, measures of another shape, or values that are not finite.
+            ValueError: no sequence with a known pixel, measures of another shape, or values that are not finite.
         """
         expected = (self.network.input_shape[0], self.constraint.values)
         means = []
         for batch in measured:
             self._check(batch, (len(batch), *expected))
-            means.append(batch.double().mean(dim=1).cpu())
-        if not means:
+            mean = batch.double().nanmean(dim=1).cpu()
+            means.append(mean[~torch.isnan(mean).any(1)])
+        if not sum(map(len, means)):
             raise ValueError("alignment: expected measures of at least one training sequence, found none")
         values = torch.cat(means)
         if not bool(torch.isfinite(values).all()):
@@ -62,15 +64,23 @@ class KnowledgeAlignment(nn.Module):
         self.mean.copy_(values.mean(dim=0))
         self.std.copy_(values.std(dim=0, correction=0))
 
-    def loss(self, noised: Tensor, t: Tensor, measured: Tensor) -> Tensor:
+    def loss(self, noised: Tensor, t: Tensor, measured: Tensor, share: Tensor | None = None) -> Tensor:
         """Return the mean squared error of the estimates for noised latents (B, T, h, w, C).
+
+        Args:
+            noised: latents.
+            t: diffusion steps (B,).
+            measured: of the true frames (B, T, values); NaN has no error.
+            share: of known pixels in each frame (B, T), by which it weighs; None for alike.
 
         Raises:
             ValueError: measures of another shape than (B, T, values).
         """
         estimated = self.network(noised, t)
         self._check(measured, tuple(estimated.shape))
-        return nn.functional.mse_loss(estimated, measured)
+        unknown = torch.isnan(measured)
+        weight = torch.ones_like(measured) if share is None else share.unsqueeze(-1).expand_as(measured)
+        return weighted_mean((estimated - measured).masked_fill(unknown, 0).square(), weight.masked_fill(unknown, 0))
 
     def _check(self, measured: Tensor, expected: tuple[int, ...]) -> None:
         if tuple(measured.shape) != expected:

@@ -66,7 +66,7 @@ class Constraint(ABC):
         """Return the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
 
         Args:
-            frames: the true future.
+            frames: the true future; missing pixels are NaN, and so is a measure that is not known.
             labels: what the data know of these frames beyond their pixels, (B, ...) each.
 
         Raises:
@@ -117,8 +117,8 @@ class MeanIntensity(Constraint):
     name = "mean_intensity"
 
     def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Return the mean over H, W and C of every frame (B, T, 1)."""
-        return frames.mean(dim=_FRAME_AXES).unsqueeze(-1)
+        """Return the mean over the known pixels of every frame (B, T, 1); NaN for a frame without any."""
+        return frames.nanmean(dim=_FRAME_AXES).unsqueeze(-1)
 
 
 @register_constraint

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from earthformer.prediff.denoiser import CuboidUNet
+from earthformer.prediff.masking import weighted_mean
 from earthformer.prediff.schedule import NoiseSchedule
 
 PARAMETERIZATIONS = ("eps", "x0")
@@ -63,7 +64,9 @@ class LatentDiffusion(nn.Module):
         predicted: Tensor = self.denoiser(noised, t, cond)
         return predicted if self.parameterization == "eps" else self.schedule.noise_in(noised, predicted, t)
 
-    def losses(self, latents: Tensor, cond: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, latents: Tensor, cond: Tensor, t: Tensor, noise: Tensor, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the loss to minimise and the plain one: the mean squared error of the prediction.
 
         The first weights every step's error by its learned variance and goes below zero in normal training; judge by
@@ -74,9 +77,14 @@ class LatentDiffusion(nn.Module):
             cond: latents of the context (B, T_in, h, w, C).
             t: diffusion steps (B,).
             noise: standard normal, shaped as `latents`.
+            share: of known pixels behind each latent (B, T_out, h, w, 1), by which it weighs; None for alike.
         """
         predicted = self.denoiser(self.schedule.add_noise(latents, noise, t), t, cond)
         wanted = noise if self.parameterization == "eps" else latents
-        simple = (wanted - predicted).square().flatten(1).mean(dim=1)
-        logvar = self.logvar[t]
-        return (simple / logvar.exp() + logvar).mean(), simple.mean()
+        error, logvar = (wanted - predicted).square(), self.logvar[t]
+        if share is None:
+            simple, weight = error.flatten(1).mean(dim=1), None
+        else:
+            weight = share.flatten(1).mean(dim=1)
+            simple = (error * share).flatten(1).mean(dim=1) / weight.masked_fill(weight == 0, 1)
+        return weighted_mean(simple / logvar.exp() + logvar, weight), weighted_mean(simple, weight)

@@ -34,6 +34,7 @@ Advance = Callable[[int, int], None]
 class PreDiff(TwoPaths):
     """PreDiff: latent diffusion with a denoiser of cuboid attention, sampled member by member."""
 
+    evaluation_only: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "members", "seed", "bfloat16")
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir_lr": {},
         "nbody_mnist": {},

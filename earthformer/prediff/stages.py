@@ -1,7 +1,7 @@
 """The three trainings of PreDiff, one after the other: autoencoder, denoiser, alignment network.
 
 Each stage is a module with a loss of its own for contexts and targets (B, T, H, W, C), and can be trained by any loop.
-What an earlier stage trained is used and not changed.
+What an earlier stage trained is used and not changed. Missing pixels of targets are NaN; see `masking`.
 
 Source: PreDiff, section 3 and the authors' released settings.
 """
@@ -21,6 +21,7 @@ from earthformer.prediff.alignment import KnowledgeAlignment
 from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import FrameAutoencoder
 from earthformer.prediff.diffusion import LatentDiffusion
+from earthformer.prediff.masking import filled, joined_truth, known_share, latent_share
 from earthformer.prediff.sampling import draw_normal, row_generators
 from earthformer.prediff.schedule import NoiseSchedule
 from earthformer.prediff.upstream import load_part
@@ -38,7 +39,8 @@ class Stage:
         module: what is trained; it shares its networks with the model. It has
             ``training_loss(context, target, *, step, total_steps)`` -> {name: summand} and
             ``validation_loss(context, target)``, which draws nothing at random. With a true ``takes_labels``, both take
-            ``labels`` too: what the data hold behind context and target.
+            ``labels`` too: what the data hold behind context and target. With a true ``verifies_context``, both take
+            ``context_known``: where the context was observed.
         part: the network that the stage is about.
         depends_on: hyperparameters that its weights depend on, besides those of earlier stages.
         prepare: called once, before the training, with contexts, targets and labels of the whole training split.
@@ -65,6 +67,7 @@ class AutoencoderStage(nn.Module):
 
     # The discriminator takes part only from a later step on.
     parameters_without_gradient = ("discriminator.*",)
+    verifies_context = True
 
     def __init__(self, autoencoder: FrameAutoencoder, loss: AdversarialLoss, *, augment: bool = True) -> None:
         """Join the autoencoder with a fresh discriminator."""
@@ -74,29 +77,36 @@ class AutoencoderStage(nn.Module):
         self.loss = loss
         self.augment = augment
 
-    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
+    def training_loss(
+        self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
-        frames = _as_images(torch.cat((context, target), dim=1))
-        image = random_turn(frames) if self.augment else frames
+        frames = _as_images(joined_truth(context, target, context_known))
+        truth = frames
+        if self.augment:  # what a turn leaves free is 0, which nothing is to be learnt from where no pixel is known
+            truth = random_turn(frames).masked_fill((known_share(frames) == 0)[:, None, None, None], torch.nan)
+        image, share = filled(truth), known_share(truth)
         posterior = self.autoencoder.encode(image).latent_dist
         reconstructed = self.autoencoder.decode(posterior.sample()).sample
         losses = {
-            "reconstruction": self.loss.reconstruction(image, reconstructed),
-            "divergence": self.loss.divergence(posterior),
+            "reconstruction": self.loss.reconstruction(truth, reconstructed),
+            "divergence": self.loss.divergence(posterior, share),
         }
         if self.loss.is_adversarial(step):
-            deception = self.loss.deception(self.discriminator, reconstructed)
+            # The discriminator must not tell the two by what nobody asked of the reconstruction.
+            judged = torch.where(torch.isnan(truth), image, reconstructed)
+            deception = self.loss.deception(self.discriminator, judged, share)
             last = self.autoencoder.decoder.conv_out.weight
             losses["deception"] = self.loss.adaptive_weight(losses["reconstruction"], deception, last) * deception
-            losses["discrimination"] = self.loss.discrimination(self.discriminator, image, reconstructed)
+            losses["discrimination"] = self.loss.discrimination(self.discriminator, image, judged, share)
         return losses
 
-    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+    def validation_loss(self, context: Tensor, target: Tensor, *, context_known: Tensor | None = None) -> Tensor:
         """Return reconstruction and divergence of all frames, decoded from the posterior's mean."""
-        image = _as_images(torch.cat((context, target), dim=1))
-        posterior = self.autoencoder.encode(image).latent_dist
+        truth = _as_images(joined_truth(context, target, context_known))
+        posterior = self.autoencoder.encode(filled(truth)).latent_dist
         reconstructed = self.autoencoder.decode(posterior.mean).sample
-        return self.loss.reconstruction(image, reconstructed) + self.loss.divergence(posterior)
+        return self.loss.reconstruction(truth, reconstructed) + self.loss.divergence(posterior, known_share(truth))
 
 
 class DenoiserStage(nn.Module):
@@ -115,17 +125,19 @@ class DenoiserStage(nn.Module):
         if self.augment:
             both = random_symmetry(torch.cat((context, target), dim=1))
             context, target = both[:, : context.shape[1]], both[:, context.shape[1] :]
-        latents = self.encode(target, True) * self.scale_factor
+        latents = self.encode(filled(target), True) * self.scale_factor
         t = torch.randint(self.diffusion.schedule.timesteps, (len(latents),), device=latents.device)
+        noise, share = torch.randn_like(latents), latent_share(target, latents)
         # As in the authors' code the context's latents are not scaled.
-        weighted, _ = self.diffusion.losses(latents, self.encode(context, False), t, torch.randn_like(latents))
+        weighted, _ = self.diffusion.losses(latents, self.encode(context, False), t, noise, share)
         return {"denoising": weighted}
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
         """Return the plain loss, at steps and with noise that follow from the context."""
-        latents = self.encode(target, False) * self.scale_factor
+        latents = self.encode(filled(target), False) * self.scale_factor
         t, noise = _reproducible(context, latents, self.diffusion.schedule.timesteps)
-        return self.diffusion.losses(latents, self.encode(context, False), t, noise)[1]
+        share = latent_share(target, latents)
+        return self.diffusion.losses(latents, self.encode(context, False), t, noise, share)[1]
 
 
 class AlignmentStage(nn.Module):
@@ -163,18 +175,19 @@ class AlignmentStage(nn.Module):
         """Return the mean squared error of the estimates at one random step per sequence."""
         if self.augment:
             target = random_symmetry(target)
-        latents = self.encode(target, True) * self.scale_factor
+        latents = self.encode(filled(target), True) * self.scale_factor
         t = torch.randint(self.schedule.timesteps, (len(latents),), device=latents.device)
         return {"alignment": self._loss(latents, t, torch.randn_like(latents), target, labels)}
 
     def validation_loss(self, context: Tensor, target: Tensor, *, labels: Sequence[Tensor] = ()) -> Tensor:
         """Return the error at steps and with noise that follow from the context."""
-        latents = self.encode(target, False) * self.scale_factor
+        latents = self.encode(filled(target), False) * self.scale_factor
         return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target, labels)
 
     def _loss(self, latents: Tensor, t: Tensor, noise: Tensor, target: Tensor, labels: Sequence[Tensor]) -> Tensor:
         noised = self.schedule.add_noise(latents, noise, t)
-        return self.alignment.loss(noised, t, self.alignment.constraint.measure(target, labels))
+        share = known_share(target, keep=2)
+        return self.alignment.loss(noised, t, self.alignment.constraint.measure(target, labels), share)
 
 
 def _as_images(frames: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import pytest
 
 import bench
 from bench.records.samples import write_sample
-from bench.records.schema import RunRecord, TrainingSummary
+from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart, TrainingSummary
+from bench.records.statistics import compact, content_sha256
 from bench.records.store import write_record
 from bench.report import build
 
@@ -70,8 +71,20 @@ def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecor
     data = measured.data.model_copy(
         update={"origin": "files", "sequence_count": 12_159, "sequence_count_available": 12_159}
     )
-    return measured.model_copy(
+    # eight events that agree on the order: what is needed for a mark
+    counts = {"hits": csi, "misses": 1 - csi, "false_alarms": 0.0, "correct_negatives": 1.0}
+    arrays = compact({f"skill.{key}": np.full((8, 1, 1), round(1000 * value)) for key, value in counts.items()})
+    options = {"thresholds": [74], "convention": "upstream", "pools": [1]}
+    statistics = StatisticsPart(
+        kind="event",
+        unit_count=8,
+        units_sha256="eight",
+        metrics={"skill": MetricStatistics(family="skill", options=options)},
+        content_sha256=content_sha256(arrays),
+    )
+    made = measured.model_copy(
         update={
+            "statistics": statistics,
             "run_id": f"20260101T00000{number}Z-0123456789-{number:04d}",
             "model": model,
             "data": data,
@@ -81,6 +94,7 @@ def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecor
             "code": measured.code.model_copy(update={"dirty": False}),
         }
     )
+    return made.with_arrays(arrays)
 
 
 @pytest.fixture(scope="session")

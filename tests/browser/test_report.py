@@ -108,7 +108,7 @@ def test_charts_are_drawn_and_change_with_their_choice(watched: Watched) -> None
     assert lead.locator(".plot").get_attribute("aria-label") != before
 
 
-def test_best_is_bold_and_second_underlined(watched: Watched) -> None:
+def test_the_best_beyond_chance_is_bold_and_the_next_underlined(watched: Watched) -> None:
     page = watched.open(TABLE)
     column = page.locator(".leaderboard tbody tr")
     best = [row.locator("th").inner_text() for row in column.all() if row.locator("td:nth-child(4) .best").count()]

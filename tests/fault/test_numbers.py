@@ -15,7 +15,7 @@ from faults import Small, tiny
 from torch import Tensor, nn
 
 import bench
-import bench.running.resuming
+import bench.running.identity
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, ContractError, DataError, InterruptedRunError, RunFailedError
 from bench.models import load_weights
@@ -240,10 +240,10 @@ def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_pat
         patch.setattr(Forecaster, "training_step", signalled)
         with pytest.raises(InterruptedRunError):
             _run(storms, tmp_path)
-    known = bench.running.resuming.made_by()
-    monkeypatch.setattr(bench.running.resuming, "made_by", lambda: known | {"torch": "99.0"})
+    known = bench.running.identity.libraries()
+    monkeypatch.setattr(bench.running.identity, "libraries", lambda: known | {"torch": "99.0"})
     with pytest.raises(
-        ConfigError, match=r"written by other code \(torch .* -> 99\.0\).*train\.resume=anyway"
+        ConfigError, match=r"(?s)trained by other code.*train\.resume=anyway.*torch: trained with .*, now 99\.0"
     ) as caught:
         _run(storms, tmp_path)
     assert caught.value.exit_code == 2

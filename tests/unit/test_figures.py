@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from official import PAPER_SETTINGS, trained_with
 
 import bench
 from bench.cli.main import main
@@ -63,7 +64,10 @@ def test_what_cannot_be_drawn_is_one_error_and_no_file(
 def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one(measured: RunRecord) -> None:
     table = load_table("runs/sevir")
     doubled = {"mse": [2 * value for value in measured.scores_per_lead["mse"]]}
-    higher = measured.model_copy(update={"seed": 1, "run_id": "other", "scores_per_lead": doubled})
+    trained = {"training": trained_with(PAPER_SETTINGS)}
+    measured = measured.model_copy(update={**trained, "checkpoint_sha256": "a" * 64})
+    other = {"checkpoint_sha256": "b" * 64, "seed": 1, "run_id": "other"}
+    higher = measured.model_copy(update={**other, "scores_per_lead": doubled})
     for records in ([measured], [measured, higher]):
         block = contents_of(table, None, records).blocks[0]
         by_id = {record.run_id: record for record in records}

@@ -139,7 +139,7 @@ class TestReport:
         problems = small_task(root).describe_data(read_everything=True).problems
         assert len(problems) == 2
         assert "CMIP6-00: 1 rows disagree" in problems[0] and "first rows 1 and 2" in problems[0]
-        assert "CMIP5-16 has 1 values that are not finite" in problems[1]
+        assert "found 1 others in record CMIP5-16, the first at row 2, month 35" in problems[1]
 
     def test_the_wrong_rows_per_model_are_found(self, tmp_path: Path) -> None:
         write_tree(tmp_path, "CMIP", [20] * 15 + [1] * 17)

@@ -53,14 +53,16 @@ def _found(name: str, metric: Metric, batches: list[tuple[int, int]]) -> tuple[d
 def _share(rank: int, folder: Path, results: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
-    found = {name: _found(name, bench.load_metric(name, **how), BATCHES[rank::2]) for name, how in METRICS.items()}
+    found = {}
+    for share in (BATCHES[rank::2], [] if rank else BATCHES):
+        found[len(share)] = {name: _found(name, bench.load_metric(name, **how), share) for name, how in METRICS.items()}
     torch.distributed.destroy_process_group()
     results.put((rank, found))
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What each of two processes finds, by rank."""
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[int, dict[str, Any]]]:
+    """What each of two processes finds, by rank and number of its own batches."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     folder = tmp_path_factory.mktemp("gloo")
@@ -73,16 +75,21 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     return found
 
 
+@pytest.mark.parametrize("shares", [(2, 1), (3, 0)], ids=["both have batches", "one has none"])
 @pytest.mark.parametrize("name", METRICS)
-def test_two_processes_have_what_one_has(together: dict[int, dict[str, Any]], name: str) -> None:
+def test_two_processes_have_what_one_has(
+    together: dict[int, dict[int, dict[str, Any]]], name: str, shares: tuple[int, int]
+) -> None:
     scores, arrays = _found(name, bench.load_metric(name, **METRICS[name]), BATCHES)
     assert name == "frechet" or arrays
     for rank in (0, 1):
-        theirs, their_arrays = together[rank][name]
+        theirs, their_arrays = together[rank][shares[rank]][name]
         # seven clips have a singular covariance, whose root is good to some 1e-8
         assert theirs == pytest.approx(scores, rel=1e-6 if name == "frechet" else 1e-9, nan_ok=True)
         assert their_arrays.keys() == arrays.keys()
         for key, values in arrays.items():
             exact = values.dtype.kind in "iu"
             np.testing.assert_allclose(their_arrays[key], values, rtol=0 if exact else 1e-12, atol=0, err_msg=key)
-    assert all(np.array_equal(a, b) for a, b in zip(*(together[r][name][1].values() for r in (0, 1)), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(*(together[r][shares[r]][name][1].values() for r in (0, 1)), strict=True)
+    )

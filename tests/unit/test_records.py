@@ -6,12 +6,14 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 import bench
 from bench.errors import DataError, RunFailedError
 from bench.files import check_writable
-from bench.records.schema import RunRecord, split_scores
+from bench.records.schema import SCHEMA_VERSION, RunRecord, split_scores
 from bench.records.store import read_record, read_records, write_record
+from bench.running.evaluation import failed_record
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_nothing_is_ever_replaced(record: RunRecord, tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda c: c["scores"].update(csi_m=0.99), "tampered"),
-        (lambda c: c.update(schema_version=3), "newer earthbench"),
+        (lambda c: c.update(schema_version=SCHEMA_VERSION + 1), "newer earthbench"),
         (lambda c: c.update(note="hand-written"), "unknown key"),
         (lambda c: c.update(schema_version=0), "not a valid record"),
         (lambda c: c.pop("scores"), "missing"),
@@ -115,3 +117,36 @@ def test_a_limit_makes_a_partial_record(storms: Path) -> None:
     record = bench.evaluate("persistence", bench.load_task("sevir", storms), limit=2, device="cpu")
     assert record.scope == "partial" and record.data is not None and record.data.sequence_count == 2
     assert record.scope_because == "limit=2 of 9 sequences"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scope": "nonsense"}, "scope"),
+        ({"status": "done"}, "status"),
+        ({"seed": "first"}, "seed"),
+        ({"scores": {"mse": math.nan}}, "scores.mse"),
+        ({"run_id": "../up"}, "run_id"),
+    ],
+)
+def test_a_record_is_validated_whole_before_it_is_written(
+    record: RunRecord, tmp_path: Path, changes: dict, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        write_record(record.model_copy(update=changes), tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("broken", [{"scope": "nonsense"}, {"status": "maybe"}, {"counts": {"hits": [[0.5]]}}])
+def test_a_record_is_formed_at_once_and_refuses_what_no_record_may_say(record: RunRecord, broken: dict) -> None:
+    with pytest.raises(ValidationError):
+        RunRecord(**{**record.model_dump(), **broken})
+
+
+def test_a_failed_run_has_a_record_without_scores(storms: Path) -> None:
+    task = bench.load_task("sevir", storms)
+    model = bench.load_model("persistence", task)
+    failed = failed_record(model, task, config={}, config_fingerprint="0" * 64, seed=0, phase="training", message="no")
+    assert failed.status == "failed" and failed.failure is not None and failed.failure.message == "no"
+    assert failed.scope == "partial" and failed.data is None and not failed.scores and failed.statistics is None
+    assert RunRecord.model_validate(failed.model_dump()) == failed

@@ -15,7 +15,7 @@ from official import as_official
 import bench
 from bench import registry
 from bench.errors import VerificationError
-from bench.records.schema import RunRecord
+from bench.records.schema import SCHEMA_VERSION, RunRecord
 from bench.records.store import write_record
 from bench.tables import load_table
 from bench.tables.admission import read_store
@@ -104,7 +104,7 @@ def test_a_changed_record_and_one_of_a_newer_schema_are_named(measured: RunRecor
         write_record(as_official(measured, run_id=f"2026-{name}"), tmp_path) for name in ("changed", "newer")
     )
     changed.write_text(changed.read_text().replace('"csi_m": 0.', '"csi_m": 0.9', 1))
-    newer.write_text(newer.read_text().replace('"schema_version": 2', '"schema_version": 99', 1))
+    newer.write_text(newer.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99', 1))
     records, unreadable = read_store(tmp_path, "sevir")
     text = render(SEVIR, records, unreadable=unreadable)
     assert not records and {one.run_id for one in unreadable} == {"2026-changed", "2026-newer"}

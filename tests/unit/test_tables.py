@@ -97,11 +97,18 @@ def test_partial_runs_other_data_and_other_options_stay_out(measured: RunRecord)
 
 def test_seeds_are_averaged_and_a_repeated_seed_counts_once(measured: RunRecord) -> None:
     runs = [
-        as_official(measured, run_id=f"2026-{n}", seed=seed, scores={**measured.scores, "csi_m": value})
+        unet_like(measured, run_id=f"2026-{n}", seed=seed, scores={**measured.scores, "csi_m": value})
         for n, (seed, value) in enumerate([(0, 0.9), (0, 0.2), (1, 0.4)])
     ]
-    cell = _cells(runs)["csi_m"]
+    cell = _cells(runs, "unet")["csi_m"]
     assert cell.ours == pytest.approx(0.3) and cell.spread == pytest.approx(0.1414, abs=1e-4) and len(cell.run_ids) == 2
+
+
+def test_one_checkpoint_under_three_seeds_and_a_model_without_weights_count_once(measured: RunRecord) -> None:
+    evaluated = [unet_like(measured, run_id=f"2026-{n}", seed=n, checkpoint_sha256="c" * 64) for n in range(3)]
+    assert _cells(evaluated, "unet")["csi_m"].run_ids == ("2026-2",)
+    without = [as_official(measured, run_id=f"2026-{n}", seed=n) for n in range(3)]
+    assert _cells(without)["csi_m"].run_ids == ("2026-2",) and "±" not in render(SEVIR, [*evaluated, *without])
 
 
 def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecord) -> None:
@@ -195,7 +202,7 @@ def test_best_and_second_are_among_comparable_runs_only(measured: RunRecord) -> 
     assert _ranks(records) == {"unet": 1, "convlstm": 2, "predrnn": None, "phydnet": None, "persistence": None}
     assert set(_ranks(records, "hss_m").values()) == {None}, "a column without a better side has no best"
     text = render(BOARD, records, "latex")
-    assert r"\textbf{0.4000}" in text and r"\underline{0.3000}" in text and r"0.9000 $^\dagger$" in text
+    assert r"0.9000 $^\dagger$" in text and "textbf" not in text, "three events: nothing is beyond chance"
     assert "undefined" in text and "partial" in text
 
 
@@ -257,7 +264,7 @@ def test_an_interval_stands_where_there_is_one_run(measured: RunRecord) -> None:
     def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
         return (0.1, 0.5) if score == "csi_m" else None
 
-    one, two = as_official(measured), as_official(measured, run_id="2026-x", seed=7)
+    one, two = unet_like(measured), unet_like(measured, run_id="2026-x", seed=7)
     assert "[0.1000, 0.5000]" in render(SEVIR, [one], interval=interval)
     assert "±" in render(SEVIR, [one, two], interval=interval) and "[" not in render(
         SEVIR, [one, two], interval=interval

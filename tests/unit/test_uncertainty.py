@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import bench
@@ -18,9 +19,10 @@ from bench.data.events import events_of
 from bench.data.storms import make_sevir
 from bench.errors import ConfigError, ContractError, DataError
 from bench.records import compare, interval, read_record, write_record
-from bench.records.schema import RunRecord, content_sha256
-from bench.records.uncertainty import scores_again
+from bench.records.schema import SCHEMA_VERSION, MetricStatistics, RunRecord, StatisticsPart, content_sha256
+from bench.records.uncertainty import paired_p_values, scores_again, why_no_interval
 from bench.running.ensembles import scorings_of
+from bench.scores.jackknife import FEWEST_EVENTS, jackknife_interval, scale_of
 
 
 class Noisy(nn.Module):
@@ -118,36 +120,116 @@ def test_a_task_without_thresholds_has_no_brier_score() -> None:
     assert options["thresholds"] == [] and options["scale"] == pytest.approx(26.748097, abs=1e-5)
 
 
-def test_an_interval_is_the_bootstrap_of_the_definition(plain: RunRecord) -> None:
-    """Counted again here: resample events, add their counts up, form the score, take percentiles."""
-    arrays = plain.arrays
-    hits, misses, alarms = (
-        np.asarray(arrays[f"skill.{name}"], np.int64)[:, :, 1].sum(1) for name in ("hits", "misses", "false_alarms")
+def _made(plain: RunRecord, values: np.ndarray, *, seed: int = 0, kind: str = "event") -> RunRecord:
+    """A record whose statistics are a squared error per event, one pixel each."""
+    arrays = {"mse.error_sum": values[:, None], "mse.pixel_count": np.ones((len(values), 1), np.int64)}
+    options = {"score": "mse", "scale": 1.0, "convention": "correct"}
+    metric = MetricStatistics(family="errors", options=options)
+    part = StatisticsPart(
+        kind=kind,
+        unit_count=len(values),
+        units_sha256=f"{len(values)}",
+        metrics={"mse": metric},
+        content_sha256="0" * 64,
     )
-    draws = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=1000)
-    scores = draws @ hits / (draws @ (hits + misses + alarms) + 1e-4)
+    changes = {"statistics": part, "scores": {"mse": float(values.mean())}, "seed": seed, "run_id": f"made-{seed}"}
+    return plain.model_copy(update=changes).with_arrays(arrays)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, RunRecord]:
+    """Twelve events, forecast by a model and by a worse one."""
+    root = make_sevir(
+        tmp_path_factory.mktemp("dozen") / "sevir", events={"train": 0, "val": 0, "test": 12}, size=16, seed=5
+    )
+    dozen = bench.load_task("sevir", root)
+    return bench.evaluate("persistence", dozen, device="cpu"), bench.evaluate(Noisy(), dozen, device="cpu", members=3)
+
+
+def test_an_interval_is_the_jackknife_of_the_definition(many: tuple[RunRecord, RunRecord]) -> None:
+    """Counted again here: leave out each event, add the others' counts up, form the score."""
+    plain, _ = many
+    hits, misses, alarms = (
+        np.asarray(plain.arrays[f"skill.{name}"], np.int64)[:, :, 1].sum(1)
+        for name in ("hits", "misses", "false_alarms")
+    )
+    of = [np.delete(np.stack([hits, hits + misses + alarms]), event, 1).sum(1) for event in range(12)]
+    without = np.array([h / (over + 1e-4) for h, over in of])
+    expected = [float(end) for end in jackknife_interval(plain.scores["csi_74"], without, scale=scale_of("csi_74"))]
     low, high = interval(plain, "csi_74")
-    assert (low, high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), rel=1e-12)
-    assert low < plain.scores["csi_74"] < high
+    assert (low, high) == pytest.approx(expected, rel=1e-9) and 0 < low < plain.scores["csi_74"] < high < 1
     narrow = interval(plain, "csi_74", level=0.5)
-    assert low < narrow[0] < narrow[1] < high and interval(plain, "csi_74", seed=1) != (low, high)
-    assert interval(plain, "mse_lead_3") is not None and interval(plain, "no_such_score") is None
+    assert low < narrow[0] < narrow[1] < high
+    assert interval(plain, "mse_lead_3") is not None and why_no_interval(plain, "mse_lead_3") == ""
 
 
-def test_too_few_events_have_no_interval(task) -> None:
-    assert interval(bench.evaluate("persistence", task, device="cpu", limit=12), "mse") is None
+@pytest.mark.parametrize("kind", ["event", "block"])
+def test_below_ten_events_there_is_no_interval_and_a_reason(plain: RunRecord, kind: str) -> None:
+    values = np.linspace(1, 2, FEWEST_EVENTS)
+    assert FEWEST_EVENTS == 10 and interval(_made(plain, values, kind=kind), "mse") is not None
+    few = _made(plain, values[1:], kind=kind)
+    assert interval(few, "mse") is None
+    assert why_no_interval(few, "mse") == f"9 {kind}s, and an interval needs 10 or more"
+    found = compare(few, _made(plain, values[1:] + 0.1, seed=1, kind=kind), "mse")
+    assert found.low is None and found.high is None and found.why_no_interval == why_no_interval(few, "mse")
+    assert found.p_value == found.smallest_p == 2 / 2**9
+
+
+def test_why_there_is_no_interval(plain: RunRecord, many: tuple[RunRecord, RunRecord]) -> None:
+    full, _ = many
+    assert why_no_interval(full, "no_such_score") == "no statistics per event are at hand"
+    assert why_no_interval(full.with_arrays(None), "mse") == "no statistics per event are at hand"
+    assert "end of its range" in why_no_interval(_made(plain, np.r_[np.zeros(11), 1.0]), "mse")
+    assert why_no_interval(_made(plain, np.linspace(1, 2, 12)), "mse_pixel_count") == "a count is no estimate"
 
 
 def test_models_are_compared_on_the_same_events(plain: RunRecord, noisy: RunRecord) -> None:
     found = compare(noisy, plain, "mse")
     assert found.difference == pytest.approx(noisy.scores["mse"] - plain.scores["mse"], rel=1e-12)
-    assert 0 < found.low < found.difference < found.high and found.event_count == 6
-    # of 2^6 ways to trade places, two have a difference so large
-    assert found.p_value == pytest.approx(2 / 64, abs=0.02)
+    assert found.low is None and found.event_count == 6 and found.replicates == 64
+    # of all 2^6 ways to trade places, two have a difference so large: no p can be smaller
+    assert found.p_value == found.smallest_p == 2 / 64
     same = compare(plain, plain, "mse")
-    assert same.difference == 0 and (same.low, same.high) == (0, 0) and same.p_value == 1
+    assert same.difference == 0 and same.p_value == 1
     back = compare(plain, noisy, "mse")
-    assert back.difference == -found.difference and (back.low, back.high) == (-found.high, -found.low)
+    assert back.difference == -found.difference and back.p_value == found.p_value
+
+
+def test_the_interval_of_a_difference_is_paired(plain: RunRecord, many: tuple[RunRecord, RunRecord]) -> None:
+    rng = np.random.default_rng(0)
+    weather, gain = rng.exponential(size=30), rng.uniform(0.1, 0.2, 30)
+    a, b = _made(plain, weather + gain), _made(plain, weather, seed=1)
+    found = compare(a, b, "mse")
+    expected = stats.t.interval(0.95, 29, gain.mean(), stats.sem(gain))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+    assert found.p_value == found.smallest_p == 1 / 1001 and found.why_no_interval == ""
+    back = compare(b, a, "mse")
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low), rel=1e-9)
+    same = compare(many[0], many[0], "csi_m")
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    worse = compare(many[1], many[0], "mse")
+    assert 0 < worse.low < worse.difference < worse.high and worse.p_value < 0.005
+
+
+def test_a_permutation_counts_every_way_where_there_are_few(plain: RunRecord) -> None:
+    """Differences of 3, 2, 1 and -1: their sum, 5, is as large as it is in which of the sixteen choices of signs?"""
+    a, b = _made(plain, np.array([3.0, 2.0, 1.0, 0.0])), _made(plain, np.array([0.0, 0.0, 0.0, 1.0]), seed=1)
+    signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)
+    expected = (np.abs(signs.T @ [3, 2, 1, -1]) >= 5).mean()
+    found = compare(a, b, "mse")
+    assert found.p_value == expected and found.smallest_p == 2 / 16
+
+
+def test_models_with_several_seeds_are_tested_by_the_mean_of_their_scores(plain: RunRecord) -> None:
+    weather = np.random.default_rng(1).exponential(size=8)
+    model = [_made(plain, weather + 0.1 * seed, seed=seed) for seed in (1, 2, 3)]
+    other = _made(plain, weather, seed=9)
+    one_by_one = [compare(run, other, "mse").p_value for run in model]
+    assert one_by_one == [2 / 256] * 3 and paired_p_values(model, [other], ["mse"]) == {"mse": 2 / 256}
+    mixed = [_made(plain, weather + 0.1, seed=4), _made(plain, weather - 0.1, seed=5)]
+    assert paired_p_values(mixed, [other], ["mse"]) == {"mse": 1.0}
+    assert paired_p_values(model, [other], ["mse", "csi_m"]) == {"mse": 2 / 256}, "no statistics of csi_m"
+    assert paired_p_values(model, [_made(plain, weather[:7], seed=9)], ["mse"]) == {}, "other events"
 
 
 def test_what_cannot_be_paired_is_refused(task, plain: RunRecord) -> None:
@@ -160,10 +242,11 @@ def test_what_cannot_be_paired_is_refused(task, plain: RunRecord) -> None:
         compare(plain, plain.with_arrays(None), "mse")
 
 
-def test_statistics_lie_beside_the_record_and_are_verified(plain: RunRecord, tmp_path: Path) -> None:
+def test_statistics_lie_beside_the_record_and_are_verified(many: tuple[RunRecord, RunRecord], tmp_path: Path) -> None:
+    plain, _ = many
     path = write_record(plain, tmp_path)
     record = read_record(path)
-    assert record == plain and interval(record, "csi_74") == interval(plain, "csi_74")
+    assert record == plain and interval(record, "csi_74") == interval(plain, "csi_74") is not None
     beside = path.with_suffix(".npz")
     arrays = dict(np.load(beside))
     np.savez_compressed(beside, **{**arrays, "skill.hits": arrays["skill.hits"] + 1})
@@ -185,7 +268,7 @@ def test_a_record_of_the_first_schema_is_read(plain: RunRecord, tmp_path: Path) 
     path = tmp_path / "old.json"
     path.write_text(json.dumps(content))
     record = read_record(path)
-    assert record.schema_version == 2 and record.scores == plain.scores and interval(record, "mse") is None
+    assert record.schema_version == SCHEMA_VERSION and record.scores == plain.scores and interval(record, "mse") is None
     content["scores"]["mse"] = 0.5
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="tampered"):

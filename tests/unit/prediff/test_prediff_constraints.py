@@ -118,3 +118,18 @@ def test_a_constraint_of_ones_own() -> None:
 
     with pytest.raises(ValueError, match="registered already"):
         register_constraint(Other)
+
+
+def test_the_mean_intensity_is_that_of_known_pixels_and_a_fit_leaves_out_what_is_missing() -> None:
+    frames = torch.rand((3, 2, 4, 4, 1), generator=torch.Generator().manual_seed(0))
+    frames[0, 0, :2], frames[1, 1], frames[2] = torch.nan, torch.nan, torch.nan
+    measured = make_constraint("mean_intensity").measure(frames)
+    assert measured[0, 0, 0] == pytest.approx(float(frames[0, 0, 2:].mean()))
+    assert torch.isnan(measured[1, 1, 0]) and torch.isnan(measured[2]).all()
+    alignment = small_alignment()
+    alignment.fit([measured])
+    means = torch.stack((measured[0, :, 0].mean(), measured[1, 0, 0]))
+    assert float(alignment.mean) == pytest.approx(float(means.mean()))
+    assert float(alignment.std) == pytest.approx(float(means.std(correction=0)))
+    with pytest.raises(ValueError, match="at least one training sequence"):
+        alignment.fit([measured[2:]])

@@ -1,0 +1,36 @@
+"""Losses over known pixels: a missing pixel of the truth is NaN, has no error, and is read as 0.
+
+A loss is then the sum over known pixels over their number, so that it does not depend on what is missing beside them.
+Nothing here asks the device for a number.
+"""
+
+import torch
+from torch import Tensor
+
+
+def filled(frames: Tensor) -> Tensor:
+    """Return frames that a network can read: 0 where they are missing, as in the contexts of radar tasks."""
+    return frames.masked_fill(torch.isnan(frames), 0)
+
+
+def joined_truth(context: Tensor, target: Tensor, context_known: Tensor | None) -> Tensor:
+    """Return the truth (B, T_in + T_out, H, W, C) of all steps, NaN where it is missing.
+
+    Args:
+        context: Context (B, T_in, H, W, C), filled where it was missing.
+        target: Target (B, T_out, H, W, C), NaN where it is missing.
+        context_known: Where the context was observed; None for everywhere.
+    """
+    if context_known is not None:
+        context = context.masked_fill(~context_known, torch.nan)
+    return torch.cat((context, target), dim=1)
+
+
+def known_error(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Return forecast - truth, with 0 and no gradient where the truth is missing."""
+    return (forecast - truth).masked_fill(torch.isnan(truth), 0)
+
+
+def known_mse(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean squared error over the known pixels of a batch; 0 if there are none."""
+    return known_error(forecast, truth).square().sum() / (~torch.isnan(truth)).sum().clamp(min=1)

@@ -1,0 +1,142 @@
+"""Digests of events, so that a change in any of them is noticed: read once, and kept until the file changes.
+
+Reading 150 GB takes minutes.  What was read is therefore remembered in the user's cache folder, by the file's path,
+size, inode and times of change: where any of them differs, the events are read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bench.data.http import Patience, inspect
+from bench.errors import DataError
+from bench.files import replacing
+
+_SETTLED_NS = 2_000_000_000
+"""File systems keep times to two seconds or better: a file that changed just before it was read may change again
+without a trace, so that its digests are not kept."""
+_LINE_EVERY_S = 60.0
+"""Where there is no terminal to show a bar."""
+_WAIT_S = 3600.0
+"""For another process that reads the same file; then both do."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What changes when a file does."""
+
+    path: str
+    size: int
+    version: str
+    """Inode and times of change; behind an address what the server says, such as an ETag."""
+    changed_ns: int = 0
+
+
+def file_state(path: Path) -> FileState | None:
+    """Returns the state of a file, or None where nothing tells one version of it from another."""
+    if isinstance(path, Path):
+        found = path.stat()  # follows links, as reading does
+        version = f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+        return FileState(os.path.realpath(path), found.st_size, version, found.st_ctime_ns)
+    address = str(path)
+    if address.startswith(("http://", "https://")):
+        remote = inspect(address, Patience())
+        return FileState(address, remote.size or 0, remote.validator) if remote.validator else None
+    details: dict[str, Any] = path.fs.info(path.path)
+    known = (details.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
+    version = next((str(value) for value in known if value), "")
+    return FileState(address, int(details.get("size") or 0), version) if version else None
+
+
+def event_digests(path: Path, events: Iterable[int], read: Callable[[int], Iterable[Any]]) -> dict[int, str]:
+    """Returns the SHA-256 of events of a file, by their index in it.
+
+    Args:
+        path: The file, on disk or behind an address.
+        events: Indices of the events.
+        read: Gives the content of an event as buffers, in the order in which they are hashed.
+    """
+    wanted = list(events)
+    state = file_state(path)
+    settled = state is not None and time.time_ns() - state.changed_ns > _SETTLED_NS
+    cached = _cache_path(state) if state is not None and settled else None
+    with _alone(cached):
+        known = _remembered(cached, state)
+        missing = [number for number in wanted if number not in known]
+        for number in _shown(missing, path):
+            content = hashlib.sha256()
+            for part in read(number):
+                content.update(part)
+            known[number] = content.hexdigest()
+        if missing and cached is not None and state is not None:
+            _remember(cached, state, known)
+    return {number: known[number] for number in wanted}
+
+
+def _shown(events: list[int], path: Path) -> Iterator[int]:
+    """Yields the events with a progress bar; without a terminal, a line every minute."""
+    from rich.console import Console
+    from rich.progress import track
+
+    title = f"reading {path.name} for its fingerprint (once)"
+    if sys.stderr.isatty():
+        yield from track(events, title, console=Console(stderr=True), transient=True)
+        return
+    told = time.monotonic()
+    for done, number in enumerate(events):
+        yield number
+        if time.monotonic() - told > _LINE_EVERY_S:
+            told = time.monotonic()
+            print(f"{title}: {done + 1} of {len(events)} events", file=sys.stderr)  # noqa: T201 - as a bar would
+
+
+def _cache_path(state: FileState) -> Path:
+    import platformdirs
+
+    name = hashlib.sha256(state.path.encode()).hexdigest()[:32]
+    return Path(platformdirs.user_cache_dir("earthbench")) / "digests" / f"{name}.json"
+
+
+@contextmanager
+def _alone(cached: Path | None) -> Iterator[None]:
+    """Lets one of several processes read a file while the others wait for what it finds."""
+    lock = None
+    if cached is not None:
+        with suppress(OSError, Timeout):  # a home folder without write access or locks costs time, not the run
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(cached.with_suffix(".lock"))
+            lock.acquire(timeout=_WAIT_S)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _remembered(cached: Path | None, state: FileState | None) -> dict[int, str]:
+    if cached is None or state is None:
+        return {}
+    try:
+        content = json.loads(cached.read_text(encoding="utf-8"))
+        if content["file"] == asdict(state):
+            return {int(number): str(digest) for number, digest in content["events"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # not there, or not ours
+    return {}
+
+
+def _remember(cached: Path, state: FileState, digests: dict[int, str]) -> None:
+    content = {"file": asdict(state), "events": {str(number): digest for number, digest in sorted(digests.items())}}
+    with suppress(DataError), replacing(cached) as part:
+        part.write_text(json.dumps(content), encoding="utf-8")

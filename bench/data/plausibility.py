@@ -1,0 +1,99 @@
+"""What values a field can have: stated here once, for every task and every reader.
+
+A fill value that no attribute declares, packed numbers read raw, kelvin taken for degrees: all end as numbers that no
+such field has.  Readers refuse them where they lie; a run refuses a split that has one value everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.errors import DataError
+
+if TYPE_CHECKING:
+    from bench.tasks.task import NormalisedSequences
+
+
+@dataclass(frozen=True)
+class Plausible:
+    """The values that a field can have; NaN, where a value is missing, is none of its business."""
+
+    what: str
+    low: float
+    high: float
+    units: str = ""
+
+    def __str__(self) -> str:
+        """Returns the range as a message names it."""
+        return f"{self.what} within {self.low:g}..{self.high:g} {self.units}".rstrip()
+
+
+SST = Plausible("sea-surface temperature", -5, 45, "degC")
+SST_ANOMALY = Plausible("sea-surface temperature anomaly", -20, 20, "K")
+"""ICAR-ENSO's extremes are -16.5 and 10.2 K, those of ERSST below 10 K."""
+VIL_CODE = Plausible("VIL code", 0, 255)
+
+
+def refuse_implausible(
+    values: np.ndarray, expected: Plausible, source: str, place: Callable[[tuple[int, ...]], str]
+) -> None:
+    """Returns where every known value of an array is plausible.
+
+    Args:
+        values: In physical units, NaN where missing.
+        expected: What they can be.
+        source: The file, and the variable in it.
+        place: Says where in the data an index of the array is.
+
+    Raises:
+        DataError: names the source, the worst value and its place.
+    """
+    problem = implausible(values, expected, source, place)
+    if problem:
+        raise DataError(problem)
+
+
+def implausible(
+    values: np.ndarray, expected: Plausible, source: str, place: Callable[[tuple[int, ...]], str]
+) -> str | None:
+    """Returns what `refuse_implausible` raises, for readers that list every problem; None where there is none."""
+    if not values.size:
+        return None
+    # fmax and fmin pass over NaN, and need no copy of the array
+    low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+    if math.isnan(low) or (expected.low <= low and high <= expected.high):
+        return None
+    worst = high if high - expected.high > expected.low - low else low
+    index = tuple(int(part) for part in np.argwhere(values == worst)[0])
+    wrong = int(((values < expected.low) | (values > expected.high)).sum())
+    return (
+        f"{source}: expected {expected}, found {worst:g} at {place(index)} (of {values.size:,} values, {wrong:,} are "
+        "outside). Is a fill value not declared, or are the units others?"
+    )
+
+
+def refuse_constant(data: NormalisedSequences) -> None:
+    """Returns at the first targets of a split that differ anywhere: mostly after one sequence.
+
+    Raises:
+        DataError: all targets of the split have one value, or none.
+    """
+    low, high = math.inf, -math.inf
+    for index in range(len(data)):
+        target = data.task.to_target(data.stored(index)[1]).numpy()
+        known = target[np.isfinite(target)]
+        if known.size:
+            low, high = min(low, float(known.min())), max(high, float(known.max()))
+        if high > low:
+            return
+    if len(data):
+        found = f"{low:g} everywhere" if low == high else "no value that is known"
+        raise DataError(
+            f"split {data.split!r} of task {data.task.name!r} under {data.task.data_root}: expected targets that vary, "
+            f"found {found} in {len(data)} sequences. Was the data written whole? `earthbench data check` reads it all."
+        )

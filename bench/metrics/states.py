@@ -1,0 +1,121 @@
+"""What the states of exact metrics need beyond torchmetrics: sizes that the first batch tells, dtypes, a name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from bench.errors import ContractError
+
+SETTINGS = "settings_digest"
+"""The state by which metrics of different settings are told apart."""
+
+
+def tell_apart(metric: Metric, **settings: Any) -> None:
+    """Adds a state that is equal for metrics of one class and settings only.
+
+    A `MetricCollection` lets metrics share one state for good if their states are equal after the first batch, as those
+    of two thresholds are in dry weather, or those of MSE and MAE after a perfect forecast.
+
+    Args:
+        metric: The metric.
+        **settings: All that its states depend on besides what it is updated with.
+    """
+    words = f"{type(metric).__module__}.{type(metric).__qualname__} {_plain(sorted(settings.items()))!r}"
+    digest = hashlib.sha256(words.encode()).digest()[:16]
+    # bytes, for torchmetrics calls large whole numbers equal that are not
+    metric.add_state(SETTINGS, torch.tensor(list(digest), dtype=torch.int64), dist_reduce_fx=_the_same)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as it is written however it was given: 16 and 16.0 are one, so are lists and tuples."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _the_same(digests: Tensor) -> Tensor:
+    if bool((digests != digests[0]).any()):
+        raise ContractError("the states of metrics with different settings cannot be joined: make both with the same")
+    return digests[0]
+
+
+class ExactMetric(Metric):
+    """A metric of int64 counts and float64 sums, or of what is kept as it came.
+
+    A tensor without elements is a sum of nothing whose shape is not known yet, such as the number of lead times.
+    """
+
+    full_state_update = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Metric:
+        """Moves the states and keeps their dtypes: neither `to(torch.float16)` nor `set_dtype` may reach the sums."""
+
+        def moved(state: Tensor) -> Tensor:
+            found = fn(state)
+            return found if found.dtype == state.dtype else state.to(found.device)
+
+        done: Metric = super()._apply(moved, exclude_state)
+        return done
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Adds the state of another metric of the same class and settings, or what its `metric_state` gives."""
+        super().merge_state(incoming_state)
+        # torchmetrics goes on giving what was computed before, and warns that nothing was added
+        self._computed = None
+        self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        """Adds states, as `forward` and `merge_state` do.
+
+        Raises:
+            ContractError: they are of another number of lead times, thresholds or members, or of other settings.
+        """
+        incoming = dict(incoming_state)
+        for name in self._defaults:
+            own, other = getattr(self, name), incoming.get(name)
+            if not (isinstance(own, Tensor) and isinstance(other, Tensor)) or own.shape == other.shape:
+                continue
+            if not own.numel():
+                setattr(self, name, torch.zeros_like(other))
+            elif not other.numel():
+                incoming[name] = torch.zeros_like(own)
+            else:
+                raise ContractError(
+                    f"{type(self).__name__}: {name} of shape {tuple(other.shape)} cannot be added to "
+                    f"{tuple(own.shape)}: lead times, thresholds or members differ"
+                )
+        super()._reduce_states(incoming)
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        """Joins the states of all processes, of which some may not have seen a batch."""
+        if dist_sync_fn is gather_all_tensors:
+            self._agree_on_lists(process_group or self.process_group)
+        names = iter(self._reductions)  # in whose order states are joined, a list as one tensor
+
+        def sized(state: Tensor, group: Any = None) -> list[Tensor]:
+            parts: list[Tensor] = dist_sync_fn(state, group=group)
+            if isinstance(getattr(self, next(names)), list):
+                return parts
+            largest = max(parts, key=Tensor.numel)
+            return [part if part.numel() else torch.zeros_like(largest) for part in parts]
+
+        super()._sync_dist(sized, process_group)
+
+    def _agree_on_lists(self, group: Any) -> None:
+        """Gives lists without an element one of no rows: torchmetrics' own would be float32, and gloo aborts on it."""
+        lists = {name: state for name, state in self.metric_state.items() if isinstance(state, list)}
+        if not lists:
+            return
+        mine = {name: (parts[0].dtype, parts[0].shape[1:]) for name, parts in lists.items() if parts}
+        everyone: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(everyone, mine, group)
+        for name, (dtype, shape) in {name: form for forms in everyone for name, form in forms.items()}.items():
+            if not lists[name]:
+                setattr(self, name, [torch.empty((0, *shape), dtype=dtype, device=self.device)])

@@ -1,0 +1,105 @@
+"""How two trainings differ, in words: one comparison for every reader of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.records.schema import SourcePart, TrainingIdentity
+
+if TYPE_CHECKING:
+    from bench.tasks.task import Task
+
+_ABSENT = "not there"
+
+
+def model_differences(trained: TrainingIdentity, model: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+    """Returns how a model differs from the one whose weights were trained.
+
+    Args:
+        trained: What the weights say.
+        model: Registered name of the model to load them into.
+        hyperparameters: All of its hyperparameters that weights depend on.
+    """
+    if trained.model != model:
+        return [f"model: trained {trained.model}, asked for {model}"]
+    return _differing("model", trained.hyperparameters, hyperparameters)
+
+
+def task_differences(trained: TrainingIdentity, task: Task) -> list[str]:
+    """Returns how a task differs from the one that weights were trained for, in what a forecast depends on.
+
+    Which events are in which split may differ: what was trained on is looked at event by event.
+    """
+    if task.name != trained.task and not _related(task, trained.task):
+        return [f"task: trained for {trained.task}, asked for {task.name}"]
+    ours = {key: value for key, value in task.fields().items() if key not in task.selection_fields}
+    theirs = {key: value for key, value in trained.task_fields.items() if key not in task.selection_fields}
+    if task.name != trained.task:  # fields that one of them does not have say nothing
+        ours, theirs = ({k: part[k] for k in ours.keys() & theirs.keys()} for part in (ours, theirs))
+    return _differing("task", theirs, ours)
+
+
+def _related(task: Task, other: str) -> bool:
+    """Returns whether two tasks have one form: one is a kind of the other, or has its presets."""
+    from bench import registry
+
+    if other not in registry.names("task"):
+        return False
+    theirs = registry.find("task", other).load()
+    same_presets = (task.presets_of or task.name) == (theirs.presets_of or other)
+    return same_presets or isinstance(task, theirs) or issubclass(theirs, type(task))
+
+
+def source_differences(trained: Mapping[str, SourcePart], now: Mapping[str, SourcePart]) -> list[str]:
+    """Returns which sources differ from those that weights were trained with, of those that are given."""
+    lines = []
+    for key, source in now.items():
+        before = trained.get(key)
+        if before is None or before.sha256 != source.sha256:
+            then = "unknown" if before is None else _named(before)
+            lines.append(f"{key}: trained with {then}, now {_named(source)}")
+    return lines
+
+
+def run_differences(trained: TrainingIdentity, now: TrainingIdentity) -> list[str]:
+    """Returns how a training differs from another in anything that makes it another one."""
+    lines = model_differences(trained, now.model, now.hyperparameters)
+    lines += _differing("", {"task": trained.task, "task.version": trained.task_version}, {
+        "task": now.task, "task.version": now.task_version,
+    })  # fmt: skip
+    lines += _differing("task", trained.task_fields, now.task_fields)
+    lines += _differing("", trained.settings, now.settings)
+    lines += _differing("", {"seed": trained.seed, "stage": trained.stage}, {"seed": now.seed, "stage": now.stage})
+    for split in ("train", "val"):
+        before, after = getattr(trained, split), getattr(now, split)
+        if before != after:
+            lines.append(f"data of {split}: trained on {_data(before)}, now {_data(after)}")
+    if trained.before != now.before:
+        lines.append("weights of an earlier stage")
+    keys = sorted((trained.sources.keys() | now.sources.keys()) - {"harness"})
+    lines += source_differences(trained.sources, {key: now.sources[key] for key in keys if key in now.sources})
+    return lines
+
+
+def _data(part: Any) -> str:
+    return "nothing" if part is None else f"{part.sequence_count} sequences, fingerprint {part.fingerprint[:10]}"
+
+
+def _named(source: SourcePart) -> str:
+    at = f" at {source.commit[:10]}{', changed' if source.dirty else ''}" if source.commit else ""
+    return f"{source.module} {source.version or ''}{at} (source {source.sha256[:10]})".replace("  ", " ")
+
+
+def _differing(prefix: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(trained.keys() | now.keys()):
+        before, after = trained.get(key, _ABSENT), now.get(key, _ABSENT)
+        where = f"{prefix}.{key}" if prefix else key
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += _differing(where, before, after)
+        else:
+            lines.append(f"{where}: trained with {before!r}, asked for {after!r}")
+    return lines

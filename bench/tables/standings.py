@@ -1,0 +1,186 @@
+"""Which rows of a column are the best, and whether chance alone could have put them there.
+
+A row is worse than another beyond chance where neither of two sources of chance explains it: which events were tested
+on (a permutation test, see `bench.records.compare`: the two models trade places in random events) and, where one of the
+two has several runs, which seeds they had (Welch's t-test; Student's where the other is a single run).  The larger p
+decides.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bench.errors import DataError
+from bench.records.schema import RunRecord
+from bench.records.statistics import Arrays, read_arrays
+from bench.records.uncertainty import keeps_statistics, paired_p_values, smallest_p
+from bench.tables.definitions import Column, Table
+
+if TYPE_CHECKING:
+    from bench.tables.cells import Cell
+
+DEVIATES = "config deviates"
+CHANCE = 0.05
+"""What comes up by chance more often than this is no difference."""
+PERMUTATIONS = 2000
+"""As many as are wanted to tell the best from the fourteenth, see `asked_of`."""
+_SEEDS_ALONE = 2
+
+
+def ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Returns the cells with the best two of each column ranked: ties as printed share a rank.
+
+    A column needs a better side and two different values; runs that deviate from the paper's config take no part.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for column in table.columns:
+        for place, tied in enumerate(_places(column, cells)[:2], start=1):
+            ranks |= {(cell.row_key, column.key): place for cell in tied}
+    return tuple(replace(cell, rank=ranks.get((cell.row_key, cell.column))) for cell in cells)
+
+
+def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Returns the cells of a column from best to worst, those that are printed alike together; fewer than two: none."""
+    if not column.better:
+        return []
+    sign = -1 if column.better == "higher" else 1
+    takes_part = [cell for cell in cells if cell.column == column.key and DEVIATES not in cell.status]
+    by_printed: dict[float, list[Cell]] = {}
+    for cell in takes_part:
+        if cell.ours is not None:
+            by_printed.setdefault(sign * round(cell.ours, column.digits), []).append(cell)
+    places = [
+        sorted(by_printed[value], key=lambda cell: (sign * (cell.ours or 0.0), cell.row_key))
+        for value in sorted(by_printed)
+    ]
+    return places if len(places) > 1 else []
+
+
+def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> tuple[Cell, ...]:
+    """Returns the cells with their marks: 1 for the best and what is not worse beyond chance, 2 for the next.
+
+    From the best down, the first row that is worse than the best beyond chance ends the group of the best: one with a p
+    below `asked_of` its place.  Where no row is worse beyond chance, or one on the way cannot be tested, the column has
+    no mark.
+
+    Args:
+        table: The definition.
+        cells: Of one block.
+        records: By run id.
+    """
+    scores = [column.key for column in table.columns if column.better]
+    tests = _Tests(records, scores)
+    marks: dict[tuple[str, str], int] = {}
+    for column in table.columns:
+        places = _places(column, cells)
+        for passed in range(1, len(places)):
+            p_values = [tests.p_value(column.key, places[0][0], cell) for cell in places[passed]]
+            if any(p_value is None for p_value in p_values):
+                break
+            if max(p_value for p_value in p_values if p_value is not None) < asked_of(passed):
+                marks |= {(cell.row_key, column.key): 1 for tied in places[:passed] for cell in tied}
+                marks |= {(cell.row_key, column.key): 2 for cell in places[passed]}
+                break
+    return tuple(replace(cell, mark=marks.get((cell.row_key, cell.column))) for cell in cells)
+
+
+def asked_of(passed: int) -> float:
+    """Returns what the p of a row is to be below, for it to be worse than the best beyond chance.
+
+    The first and the last of many equal models lie far apart by chance.  So it is 0.05 over the number of pairs among
+    the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.
+
+    Args:
+        passed: How many places lie above the row's, that of the best included.
+    """
+    return CHANCE / math.comb(passed + 1, 2)
+
+
+class _Tests:
+    """The tests of a block: reads each record's statistics once, and tests two rows in all columns at once."""
+
+    def __init__(self, records: Mapping[str, RunRecord], scores: Sequence[str]) -> None:
+        self.records, self.scores = records, scores
+        self._arrays: dict[str, Arrays | None] = {}
+        self._over_events: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
+
+    def p_value(self, score: str, best: Cell, cell: Cell) -> float | None:
+        """Returns how often chance alone makes a difference so large; None where that cannot be said."""
+        a, b = self._scored(best, score), self._scored(cell, score)
+        if not a or not b:  # a cost: nothing to test it with
+            return None
+        over_seeds = seeds_p_value(a, b, score)
+        over_events = self._of_events(a, b).get(score)
+        if over_events is not None:
+            return max(over_events, over_seeds or 0.0)
+        # a score that has no statistics per event, such as the distance of two distributions: seeds alone can tell
+        kept = any(keeps_statistics(record, score, self._read(record)) for record in (*a, *b))
+        return None if kept or min(len(a), len(b)) < _SEEDS_ALONE else over_seeds
+
+    def _scored(self, cell: Cell, score: str) -> list[RunRecord]:
+        mine = (self.records[run_id] for run_id in cell.run_ids)
+        return [record for record in mine if record.scores.get(score) is not None]
+
+    def _of_events(self, a: Sequence[RunRecord], b: Sequence[RunRecord]) -> dict[str, float]:
+        key = tuple(record.run_id for record in a), tuple(record.run_id for record in b)
+        if key not in self._over_events:
+            self._over_events[key] = paired_p_values(a, b, self.scores, replicates=PERMUTATIONS, read=self._read)
+        return self._over_events[key]
+
+    def _read(self, record: RunRecord) -> Arrays | None:
+        if record.run_id not in self._arrays:
+            try:
+                self._arrays[record.run_id] = read_arrays(record)
+            except DataError:  # `earthbench verify` names it; a table renders without
+                self._arrays[record.run_id] = None
+        return self._arrays[record.run_id]
+
+
+def seeds_p_value(a: Sequence[RunRecord], b: Sequence[RunRecord], score: str) -> float | None:
+    """Returns the two-sided p-value of the means over seeds; None where both are single runs.
+
+    Welch's t-test of two samples.  A single trained run is taken to vary over seeds as the other model does (Student's
+    t-test); a model without parameters has no seeds to vary over.
+    """
+    from scipy.special import stdtr  # here: what lists names must not wait for it
+
+    samples = [[float(record.scores[score] or 0.0) for record in side] for side in (a, b)]
+    several = [sample for sample in samples if len(sample) > 1]
+    if not several:
+        return None
+    variances = [statistics.variance(sample) if len(sample) > 1 else None for sample in samples]
+    if None in variances:
+        single, known = (a, variances[1]) if variances[0] is None else (b, variances[0])
+        variances = [(0.0 if not single[0].model.parameters else known) if v is None else v for v in variances]
+    parts = [(variance or 0.0) / len(sample) for variance, sample in zip(variances, samples, strict=True)]
+    difference = abs(statistics.fmean(samples[0]) - statistics.fmean(samples[1]))
+    if not sum(parts):
+        return 0.0 if difference else 1.0
+    if len(several) == len(samples):
+        freedom = sum(parts) ** 2 / sum(p**2 / (len(s) - 1) for p, s in zip(parts, samples, strict=True))
+    else:
+        freedom = len(several[0]) - 1
+    return float(2 * stdtr(freedom, -difference / math.sqrt(sum(parts))))
+
+
+def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
+    """Returns why none of the cells of a block is marked; an empty text where one is, or there is nothing to compare.
+
+    Args:
+        cells: Of the block, ranked and marked.
+        records: The runs behind them.
+    """
+    if any(cell.mark for cell in cells) or not any(cell.rank for cell in cells):
+        return ""
+    units = {(r.statistics.unit_count, r.statistics.kind) for r in records if r.statistics is not None}
+    if units and all(smallest_p(count, PERMUTATIONS) >= CHANCE for count, _ in units):
+        count, kind = max(units)
+        return (
+            f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
+            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for"
+        )
+    return "no best is marked: no row is worse than the best beyond chance, or that cannot be tested"
