@@ -102,7 +102,8 @@ class EarlyStopping(Section):
     """When to stop, and which checkpoint counts as best."""
 
     monitor: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
+    """`auto`: what the score itself says; the others override it."""
     patience: Count = Field(20, ge=1)
 
 
@@ -370,6 +371,9 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     plain = stored(config)
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    stop = plain["train"]["early_stopping"]
+    if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
+        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}
 

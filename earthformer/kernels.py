@@ -1,14 +1,12 @@
 """Exact, faster formulations of the operations that dominate Earthformer's time.
 
-Each function returns what the plain operations return, to round-off; the choices between formulations are
-made by device or by a short timing, because they depend on the processor and its libraries.
+Each function returns what the plain operations return, to round-off. The choices between formulations are fixed by
+device, type, shape and whether gradients are taken, never by a timing: a run that is repeated gives the same bits.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +21,7 @@ MASKED_SCORE_FLOAT16 = -1e4
 _REGISTER = 16
 _LONGEST_LENGTHENED_ROW = 4 * _REGISTER
 
-# Size of the product that decides how linear layers are computed: tokens, channels in, channels out.
-_PROBE = (4096, 64, 256)
-_PROBE_ROUNDS = 10
-# Another way must win by this factor; less is within the noise of a shared machine.
-_PROBE_MARGIN = 1.1
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # Fewer products alone do not make up for the less regular loops of a transposed convolution.
 _COMPOSITION_GAIN = 1.4
@@ -40,13 +34,6 @@ _DRAWS_PER_INT64 = 4
 def masked_score(dtype: torch.dtype) -> float:
     """Return the score that stands for "not allowed" in tensors of `dtype`."""
     return MASKED_SCORE_FLOAT16 if dtype == torch.float16 else MASKED_SCORE
-
-
-def _linear_as_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    tokens = x.numel() // x.shape[-1]
-    pixels = x.reshape(1, tokens, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    out = F.conv2d(pixels, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -65,94 +52,22 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fastest_s(*calls: Callable[[], object]) -> list[float]:
-    """Return the least time of each call, the calls taking turns.
-
-    It is the processor time of the calling thread, which does its share of every product: other processes on the
-    machine do not lengthen it.
-    """
-    best = [math.inf] * len(calls)
-    for _ in range(_PROBE_ROUNDS):
-        for place, call in enumerate(calls):
-            start = time.thread_time()
-            call()
-            best[place] = min(best[place], time.thread_time() - start)
-    return best
-
-
-def _probe() -> tuple[bool, bool]:
-    """Return whether oneDNN's inner product (without gradients) and its convolution (with) beat torch's own product.
-
-    On some processors torch's matrix product (MKL) reaches half the speed of oneDNN; on others they are equal. The
-    inner product also takes the activation along, which therefore belongs to what is timed.
-    """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False, False
-    tokens, c_in, c_out = _PROBE
-    with torch.inference_mode(False), torch.device("cpu"):
-        x, weight, bias = torch.ones(tokens, c_in), torch.ones(c_out, c_in), torch.ones(c_out)
-        with torch.no_grad():
-            gemm_s, onednn_s = _fastest_s(
-                lambda: torch.ops.aten.gelu_(F.linear(x, weight, bias)),
-                lambda: _linear_by_onednn(x, weight, bias, "gelu"),
-            )
-        leaves = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
-        with torch.enable_grad():
-            gemm_train_s, conv_train_s = _fastest_s(
-                lambda: torch.autograd.grad(F.linear(*leaves).sum(), leaves),
-                lambda: torch.autograd.grad(_linear_as_conv(*leaves).sum(), leaves),
-            )
-    return onednn_s * _PROBE_MARGIN < gemm_s, conv_train_s * _PROBE_MARGIN < gemm_train_s
-
-
-class LinearChoice:
-    """How linear layers run on this machine's CPU, measured once per process.
-
-    Attributes:
-        onednn: whether products without gradients run in oneDNN.
-        conv: whether products with gradients run as 1x1 convolutions.
-    """
-
-    def __init__(self) -> None:
-        """Start undecided, as if torch's own product were the fastest."""
-        self.onednn = False
-        self.conv = False
-        self.measured = False
-
-    def measure(self) -> None:
-        """Time the candidates, unless that was done before."""
-        if not self.measured:
-            self.measured = True
-            self.onednn, self.conv = _probe()
-
-
-linear_choice = LinearChoice()
-
-
-@torch.compiler.assume_constant_result
-def _linear_choice() -> tuple[bool, bool]:
-    """Return `linear_choice` as measured; the compiler calls this while it compiles, so that it need not be traced."""
-    linear_choice.measure()
-    return linear_choice.onednn, linear_choice.conv
-
-
 def _is_plain_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: nn.Module | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias`` for `x` (..., C_in), behind `activation` if given, by the fastest way here."""
+    """Return ``x @ weight.T + bias`` for `x` (..., C_in), behind `activation` if given.
+
+    Without gradients, on a CPU and in float32, oneDNN's product is taken, which takes an exact GELU along: on the
+    processors it was tried on it is as fast as torch's own (MKL) or up to twice as fast. With gradients torch's own is.
+    """
     # Tracing, to count operations or to export, knows the operators of the plain product only.
-    if _is_plain_cpu(x) and not torch.jit.is_tracing():
-        onednn, conv = _linear_choice()
-        if onednn and not torch.is_grad_enabled():
-            exact_gelu = isinstance(activation, nn.GELU) and activation.approximate == "none"
-            product = _compiled_linear_by_onednn if torch.compiler.is_compiling() else _linear_by_onednn
-            out = product(x, weight, bias, "gelu" if exact_gelu else "none")
-            return out if activation is None or exact_gelu else activate_(out, activation)
-        if conv and torch.is_grad_enabled():
-            out = _linear_as_conv(x, weight, bias)
-            return out if activation is None else activate_(out, activation)
+    if _HAS_ONEDNN and _is_plain_cpu(x) and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        exact_gelu = isinstance(activation, nn.GELU) and activation.approximate == "none"
+        product = _compiled_linear_by_onednn if torch.compiler.is_compiling() else _linear_by_onednn
+        out = product(x, weight, bias, "gelu" if exact_gelu else "none")
+        return out if activation is None or exact_gelu else activate_(out, activation)
     out = F.linear(x, weight, bias)
     return out if activation is None else activate_(out, activation)
 

@@ -21,6 +21,7 @@ from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
 from bench.metrics.states import tell_apart
 from bench.metrics.tracking import track
+from bench.scores.directions import BETTER
 from bench.scores.energy import SUMS
 
 # Pixels per sub-step: speeds on both sides of a frame differ by more only where a digit met a wall in between.
@@ -43,7 +44,7 @@ class Energy(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     takes_labels = True
     family = "energy"
 

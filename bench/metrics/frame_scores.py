@@ -18,6 +18,7 @@ from bench.metrics.frames import check_pair
 from bench.metrics.pixelwise import check_convention_and_scale, error_sums
 from bench.metrics.similarity import psnr, ssim
 from bench.metrics.states import tell_apart
+from bench.scores.directions import BETTER
 from bench.scores.frames import FRAME_MEANS
 
 # The 2022 SSIM keeps every frame: more than this belongs to a data set that it was never used on.
@@ -50,7 +51,7 @@ class FrameScores(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     family = "frames"
     frame_pixels: Tensor
     kept_forecast: list[Tensor]

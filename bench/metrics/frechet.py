@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from bench.errors import ConfigError
 from bench.metrics.frames import check_members
 from bench.metrics.states import ExactMetric, tell_apart
+from bench.scores.directions import BETTER
 
 Features = Callable[[Tensor], Tensor]
 """Of clips `(N,T,H,W)` on the 0-1 scale: float64 `(N,D)`."""
@@ -53,7 +54,7 @@ class Frechet(ExactMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     takes_members = True
     forecast_count: Tensor
     forecast_sum: Tensor

@@ -18,6 +18,7 @@ from bench.errors import ContractError
 from bench.metrics.frames import check_pair
 from bench.metrics.states import ExactMetric, tell_apart
 from bench.scores.correlation import lead_weights, moments
+from bench.scores.directions import BETTER
 
 # 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
 _GRID = (24, 48, 1)
@@ -60,7 +61,7 @@ class Nino34(ExactMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = True
+    better = BETTER
     takes_labels = True
     takes_events = True
     family = "correlation"

@@ -18,6 +18,7 @@ from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair, rows_of
 from bench.metrics.sharing import shared
 from bench.metrics.states import tell_apart
+from bench.scores.directions import BETTER
 
 # Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
 _BLOCK = 49_152
@@ -109,7 +110,7 @@ class PixelwiseScore(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     family = "errors"
     score: ClassVar[Literal["mse", "mae"]]
     error_sum: Tensor

@@ -22,6 +22,7 @@ from bench.metrics.frames import check_members
 from bench.metrics.pixelwise import check_convention_and_scale
 from bench.metrics.skill import VIL_THRESHOLDS, missing_as_nan
 from bench.metrics.states import tell_apart
+from bench.scores.directions import BETTER
 
 _ERRORS = ("distance", "pair_distance", "variance", "mean_error")
 _EVENTS = ("brier_sum", "brier_spread", "observed_count", "brier_count")
@@ -58,7 +59,7 @@ class Probabilistic(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = False
+    better = BETTER
     takes_members = True
     family = "probabilistic"
     reliability: Tensor

@@ -20,6 +20,7 @@ from bench.metrics.frames import check_pair, widen
 from bench.metrics.neighbourhood import fraction_sums
 from bench.metrics.pooling import max_pool
 from bench.metrics.states import tell_apart
+from bench.scores.directions import BETTER, BETTER_UPSTREAM, Better
 from bench.scores.skill import COUNTS, FSS_SUMS, SCORES, Convention, skill_scores
 
 VIL_THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -56,7 +57,6 @@ class Skill(EventMetric):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    higher_is_better = True
     family = "skill"
     hits: Tensor
     misses: Tensor
@@ -129,6 +129,11 @@ class Skill(EventMetric):
             )
             found |= dict(zip(FSS_SUMS, sums, strict=True))
         self.add(found, events)
+
+    @property
+    def better(self) -> dict[str, Better]:
+        """Returns which way scores are better, by what their names begin with."""
+        return BETTER if self.convention == "correct" else BETTER_UPSTREAM
 
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the counts."""

@@ -38,6 +38,34 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)
+def environment_differences() -> tuple[str, ...]:
+    """Returns how the installed packages differ from `constraints.txt`, the versions that the test suite passed on.
+
+    Returns:
+        A text such as `numpy 2.4.6 -> 2.4.5` for each package that is installed in another version, by name. Packages
+        that are not installed, which an extra would bring, make no difference.
+
+    Raises:
+        FileNotFoundError: neither an installed wheel nor a checkout has the file.
+    """
+    found = []
+    for line in _constraints().read_text(encoding="utf-8").splitlines():
+        name, pinned, tested = line.partition("#")[0].strip().partition("==")
+        try:
+            installed = version(name) if pinned else tested
+        except PackageNotFoundError:
+            continue
+        if installed != tested:
+            found.append(f"{name} {tested} -> {installed}")
+    return tuple(found)
+
+
+def _constraints() -> Path:
+    beside = Path(__file__).with_name("constraints.txt")  # in a wheel
+    return beside if beside.is_file() else Path(__file__).resolve().parents[2] / "constraints.txt"
+
+
 def hardware(accelerator: str | None = None, threads: int | None = None) -> dict[str, Any]:
     """Returns what the run ran on.
 

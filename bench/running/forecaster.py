@@ -11,7 +11,6 @@ import lightning
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from bench.api import Shape
@@ -21,9 +20,11 @@ from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.metrics.weighted_mean import WeightedMean
 from bench.records.schema import MetricStatistics
+from bench.running.averaging import RunningAverage
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.randomness import random_states, restore_random_states
 from bench.running.sharding import number_as_in_module, shard
+from bench.scores.directions import Better, better_of
 from bench.scores.names import with_ending
 from bench.tasks.task import Task
 
@@ -62,7 +63,7 @@ class Forecaster(lightning.LightningModule):
         decay = train.ema_decay if train else None
         self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
         warmup = _WARMUP if train and train.ema_warmup else {}
-        self.average = ModelEmaV3(model, decay=decay, **warmup) if decay else None
+        self.average = RunningAverage(model, decay=decay, **warmup) if decay else None
         if ensemble is not None:
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
@@ -272,6 +273,22 @@ class Forecaster(lightning.LightningModule):
             found |= {with_ending(score, ending): value for score, value in metric.compute().items()}
         return found
 
+    def directions(self) -> dict[str, Better | None]:
+        """Returns which way each score of `computed` is better, as its metric says; None where it says nothing.
+
+        A metric says so by `better`, which has the direction by what a score's name begins with, or, where all its
+        scores have the same one, by torchmetrics' `higher_is_better`.
+        """
+        found: dict[str, Better | None] = {}
+        for name, metric in self._named_metrics():
+            scores = list(metric.compute())
+            known = getattr(metric, "better", None)
+            if known is None and metric.higher_is_better is not None:
+                known = dict.fromkeys(scores, "higher" if metric.higher_is_better else "lower")
+            ending = self.scorings[name].ending
+            found |= {with_ending(score, ending): better_of(score, known or {}) for score in scores}
+        return found
+
     def conventions(self) -> dict[str, dict[str, Any]]:
         """Returns the options of every metric."""
         return {name: dict(how.options) for name, how in self.scorings.items()}
@@ -334,6 +351,7 @@ class Forecaster(lightning.LightningModule):
             "random_states": random_states(),
             "updates_seen": self._updates_seen,
             "trained_s": self.trained_s,
+            "last_finite_loss": self.last_finite_loss,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -341,6 +359,7 @@ class Forecaster(lightning.LightningModule):
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
         self._trained_before_s = state["trained_s"]
+        self.last_finite_loss = state.get("last_finite_loss")  # older code did not write it
         if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
             restore_random_states(state["random_states"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import (
     Callback,
-    EarlyStopping,
     LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
 )
 from torch import nn
@@ -22,7 +19,7 @@ from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
 from bench.data.plausibility import refuse_constant
-from bench.errors import ConfigError, DataError, did_you_mean
+from bench.errors import ConfigError, DataError
 from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
@@ -42,6 +39,7 @@ from bench.running.identity import refuse_another_training, stored_identity
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
 from bench.running.processes import Processes
 from bench.running.resuming import Resume
+from bench.running.selection import KeepBest, Monitor, choose_monitor
 from bench.running.session import Session
 from bench.running.stopping import Astray, StopAndSave
 from bench.running.summaries import SUMMARY, read_summary, settings_and_data, write_summary
@@ -87,7 +85,8 @@ def train(
         return _fitted(model, task, config, checkpoints, session.processes, identity)
     refuse_strategy(config, model)
     loader, val_loader = _loaders(task, config, session.processes)
-    monitor = _monitor(task, config) if val_loader is not None else None
+    stop = config.train.early_stopping
+    monitor = choose_monitor(model, task, stop, session.say) if val_loader is not None else None
     if monitor is None:
         session.say("no validation data: no early stopping, the last weights are used")
     resume_from = _resume_from(config, session, folder=folder, checkpoints=checkpoints)
@@ -123,6 +122,8 @@ def train(
             trainer.save_checkpoint(str(checkpoints / LAST))
         trainer.strategy.barrier()
     session.watch.deferring = False
+    if watching.found_none:
+        session.say(f"no validation gave a finite {stop.monitor}: the last weights are used")
     summary = TrainingSummary(
         **settings_and_data(task, config, identity),
         checkpoints=seals(checkpoints),
@@ -132,9 +133,9 @@ def train(
         steps=trainer.global_step,
         resumed_count=watching.resume.count,
         stopped_because=watching.stopped_because(trainer),
-        monitor=monitor,
+        monitor=monitor.name if monitor is not None else None,
         best_score=watching.best_score,
-        weights="best" if monitor is not None and (checkpoints / BEST).exists() else "last",
+        weights="last" if watching.best_score is None else "best",
         averaged=forecaster.average is not None,
         final_loss=forecaster.last_finite_loss,
         wall_s=forecaster.trained_s,
@@ -153,39 +154,40 @@ class _Watching:
 
     callbacks: list[Callback]
     resume: Resume
-    keep_best: ModelCheckpoint | None
-    early: EarlyStopping | None
+    keep_best: KeepBest | None
 
     def stopped_because(self, trainer: lightning.Trainer) -> str:
-        if self.early is not None and self.early.stopped_epoch:
-            return f"no better {self.early.monitor} for {self.early.patience} validations"
+        if self.keep_best is not None and self.keep_best.stopped:
+            return f"no better {self.keep_best.monitor.name} for {self.keep_best.patience} validations"
         return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
 
     @property
     def best_score(self) -> float | None:
-        best = self.keep_best.best_model_score if self.keep_best is not None else None
-        return None if best is None else float(best)
+        return self.keep_best.best if self.keep_best is not None else None
+
+    @property
+    def found_none(self) -> bool:
+        return self.keep_best is not None and self.keep_best.best is None
 
 
-def _watching(config: Config, session: Session, resume: Resume, monitor: str | None, checkpoints: Place) -> _Watching:
-    keep: dict[str, Any] = {"dirpath": str(checkpoints), "enable_version_counter": False}
-    keep |= {"auto_insert_metric_name": False}
-    stop, best, early = config.train.early_stopping, None, None
+def _watching(
+    config: Config, session: Session, resume: Resume, monitor: Monitor | None, checkpoints: Place
+) -> _Watching:
+    patience, best = config.train.early_stopping.patience, None
     if monitor is not None:
-        best = KeptCheckpoints(**keep, filename="best", monitor=monitor, mode=stop.mode)
-        early = EarlyStopping(
-            monitor, patience=stop.patience, mode=stop.mode, check_finite=True, check_on_train_epoch_end=False
-        )
+        best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
     callbacks = [
         resume,
         Astray(config.train.divergence_factor),
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
-        # Not `save_last` of the above: that is written only when the best one is.  After it: its state is in this one.
-        KeptCheckpoints(**keep, filename="last", save_on_train_epoch_end=True),
-        early,
-    ]
-    return _Watching([callback for callback in callbacks if callback is not None], resume, best, early)
+        # After the above, whose state is in this one.
+        KeptCheckpoints(
+            str(checkpoints), "last", save_on_train_epoch_end=True,
+            enable_version_counter=False, auto_insert_metric_name=False,
+        ),
+    ]  # fmt: skip
+    return _Watching([callback for callback in callbacks if callback is not None], resume, best)
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
@@ -302,14 +304,3 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
     }
     loader = training_loader(data, **feed, seed=config.seed, limit=config.train.limit)
     return loader, evaluation_loader(val, **feed, limit=None) if len(val) else None
-
-
-def _monitor(task: Task, config: Config) -> str:
-    monitor = config.train.early_stopping.monitor
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update(): only the names are wanted
-        names = Forecaster(nn.Identity(), task).computed()
-    known = ["val/loss", *(f"val/{name}" for name in names if "_lead" not in name)]
-    if monitor not in known:
-        raise ConfigError(f"train.early_stopping.monitor={monitor}: no such score. {did_you_mean(monitor, known)}")
-    return monitor

@@ -16,18 +16,18 @@ _LEVELS = {
     "m": "CSI-M", "219": "CSI-219", "181": "CSI-181", "160": "CSI-160", "133": "CSI-133", "74": "CSI-74",
     "16": "CSI-16",
 }  # fmt: skip
-_CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI", better="higher") for level, label in _LEVELS.items())
-_MSE_1E3 = Column(key="mse", label="MSE 1e-3", group="Error", scale=1e3, better="lower")
-_MAE_1E2 = Column(key="mae", label="MAE 1e-2", group="Error", scale=1e2, better="lower")
+_CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI") for level, label in _LEVELS.items())
+_MSE_1E3 = Column(key="mse", label="MSE 1e-3", group="Error", scale=1e3)
+_MAE_1E2 = Column(key="mae", label="MAE 1e-2", group="Error", scale=1e2)
 _NINO = (
-    Column(key="c_nino34_m", label="C-Nino3.4-M", group="Skill", better="higher"),
-    Column(key="c_nino34_wm", label="C-Nino3.4-WM", group="Skill", digits=3, better="higher"),
+    Column(key="c_nino34_m", label="C-Nino3.4-M", group="Skill"),
+    Column(key="c_nino34_wm", label="C-Nino3.4-WM", group="Skill", digits=3),
 )
-_MSE_1E4 = Column(key="mse", label="MSE 1e-4", group="Error", scale=1e4, digits=3, better="lower")
+_MSE_1E4 = Column(key="mse", label="MSE 1e-4", group="Error", scale=1e4, digits=3)
 _FRAMES = (
-    Column(key="mse_frame_sum", label="MSE", group="Error", digits=2, better="lower"),
-    Column(key="mae_frame_sum", label="MAE", group="Error", digits=2, better="lower"),
-    Column(key="ssim", label="SSIM", group="Error", better="higher"),
+    Column(key="mse_frame_sum", label="MSE", group="Error", digits=2),
+    Column(key="mae_frame_sum", label="MAE", group="Error", digits=2),
+    Column(key="ssim", label="SSIM", group="Error"),
 )
 _LABELS = {
     "persistence": "Persistence", "unet": "UNet", "convlstm": "ConvLSTM", "predrnn": "PredRNN", "phydnet": "PhyDNet",
@@ -81,7 +81,7 @@ EARTHFORMER_SEVIR_PER_LEAD = EARTHFORMER_SEVIR.model_copy(
         "title": "Earthformer (NeurIPS 2022), SEVIR, challenge-style: CSI per lead time, then the mean over 12 leads",
         "columns": (
             *(
-                Column(key=f"csi_{level}_per_lead_mean", label=f"{label} per lead", group="CSI", better="higher")
+                Column(key=f"csi_{level}_per_lead_mean", label=f"{label} per lead", group="CSI")
                 for level, label in _LEVELS.items()
             ),
             _MSE_1E3,
@@ -220,14 +220,14 @@ PREDIFF_SEVIR_LR = Table(
     task="sevir_lr",
     columns=(
         *_COST,
-        Column(key="fvd", label="FVD", group="Distribution", digits=2, better="lower"),
-        Column(key="crps", label="CRPS", group="Distribution", better="lower"),
+        Column(key="fvd", label="FVD", group="Distribution", digits=2),
+        Column(key="crps", label="CRPS", group="Distribution"),
         *_CSI[:1],
-        Column(key="csi_m_pool4", label="CSI-M pool 4", group="CSI", better="higher"),
-        Column(key="csi_m_pool16", label="CSI-M pool 16", group="CSI", better="higher"),
+        Column(key="csi_m_pool4", label="CSI-M pool 4", group="CSI"),
+        Column(key="csi_m_pool16", label="CSI-M pool 16", group="CSI"),
         *_CSI[1:],
         *(
-            Column(key=f"csi_{level}_pool{pool}", label=f"CSI-{level} pool {pool}", group="CSI", better="higher")
+            Column(key=f"csi_{level}_pool{pool}", label=f"CSI-{level} pool {pool}", group="CSI")
             for pool in (4, 16)
             for level in (219, 133, 74)
         ),
@@ -294,9 +294,9 @@ RUNS_ICAR_ENSO = Table(
     columns=(
         *_OWN_COST,
         *_NINO,
-        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3, better="lower"),
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3),
         _MSE_1E4,
-        Column(key="mae", label="MAE 1e-3", group="Error", scale=1e3, digits=3, better="lower"),
+        Column(key="mae", label="MAE 1e-3", group="Error", scale=1e3, digits=3),
     ),
     note=_OWN_NOTE,
 )
@@ -309,8 +309,8 @@ RUNS_NBODY_MNIST = Table(
     columns=(
         *_OWN_COST,
         *_FRAMES,
-        Column(key="e_mse", label="E.MSE", digits=3, better="lower"),
-        Column(key="e_mae", label="E.MAE", digits=3, better="lower"),
+        Column(key="e_mse", label="E.MSE", digits=3),
+        Column(key="e_mae", label="E.MAE", digits=3),
     ),
     note=f"{_OWN_NOTE} Energies are of tracked digits, not of the learned detector of the PreDiff paper.",
 )
@@ -332,9 +332,9 @@ RUNS_ENSO_ERSST = Table(
     columns=(
         *_OWN_COST,
         *_NINO,
-        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3, better="lower"),
-        Column(key="mse", label="MSE K^2", group="Error", better="lower"),
-        Column(key="mae", label="MAE K", group="Error", better="lower"),
+        Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3),
+        Column(key="mse", label="MSE K^2", group="Error"),
+        Column(key="mae", label="MAE K", group="Error"),
     ),
     note=f"{_OWN_NOTE} A climatology has no variance and so no correlation. Errors are means over sea and land (0).",
 )

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.config import explain
 from bench.errors import DataError, UnknownNameError, did_you_mean, one_message
+from bench.scores.directions import better_of
 
 COSTS = {
     "parameters": "every element of every parameter",
@@ -37,8 +38,17 @@ class Column(Part):
     """Printed value = measured value x scale: the paper's units."""
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
+    """Left out: what `bench.scores.directions` says of the score."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_direction(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "better" not in given:
+            better = better_of(str(given.get("key")))
+            return {**given, "better": better if isinstance(better, str) else None}
+        return given
 
 
 class Row(Part):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.api import Shape
 from bench.cost import count_model
 from bench.errors import ContractError, NotCountableError, one_message
+from bench.running.averaging import RunningAverage
 from bench.running.forecaster import check_forecast, masked_mse
 
 # Rows of a batch go through the same kernels in other groupings; beyond float32 round-off they must not differ.
@@ -26,6 +27,7 @@ _RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6
 _NOISE = 0.01
 _STARTS = 4
 _OTHER_SEED = 1
+_AVERAGED = 4
 
 
 def check_model(
@@ -41,7 +43,8 @@ def check_model(
     unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
     that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns);
     a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
-    with no unknown operation, or says in `uncountable` why not.
+    with no unknown operation, or says in `uncountable` why not; a running average of weights that stay as they are
+    gives the same forecast.
 
     Args:
         model_class: The class, or what makes a model from the two shapes.
@@ -74,7 +77,7 @@ def check_model(
     ]
     _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
     gradients, round_trip = (functools.partial(check, build=build) for check in (_gradients, _round_trip))
-    for check in (_determinism, _rows, gradients, round_trip, _countable):
+    for check in (_determinism, _rows, gradients, round_trip, _average, _countable):
         try:
             check(copy.deepcopy(model), context, target, problems)
         except ContractError as error:
@@ -211,6 +214,24 @@ def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
     if not callable(getattr(model, "stages", None)):
         with torch.no_grad():
             _training_loss(model, context, target)
+
+
+def _average(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
+    """Averages weights that stay as they are: the average is the model."""
+    if next(model.parameters(), None) is None:
+        return
+    average = RunningAverage(model, decay=0.9)
+    _learn(model, context, target)
+    for step in range(1, _AVERAGED):
+        average.update(model, step=step)
+    before, after = model.state_dict(), average.module.state_dict()
+    changed = [name for name in before if name not in after or not torch.equal(before[name], after[name])]
+    if changed:
+        problems.append(f"a running average of weights that stay as they are changes {', '.join(changed)}")
+    with torch.no_grad():
+        expected, found = model.eval()(context), average.module.eval()(context)
+    if not torch.equal(expected, found):
+        problems.append("the forecast of a running average of weights that stay as they are is another one")
 
 
 def _countable(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:

@@ -181,13 +181,19 @@ def _flags(verb: str) -> set[str]:
 def _pip(words: list[str]) -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     assert words[0] == "install"
+    if "-c" in words:
+        at = words.index("-c")
+        assert (REPO / words[at + 1]).is_file(), words
+        words = words[:at] + words[at + 2 :]
     for word in words[1:]:
         extras = re.match(r"^(?:earthbench|\.)\[([\w,]+)\]$", word)
         if extras:
             assert set(extras[1].split(",")) <= set(project["optional-dependencies"]), word
         else:
             package = word.partition("[")[0].removeprefix("earthbench-").replace("-", "_")
-            assert word in (".", "-e", "tox", "earthbench") or _of_the_page(package), word
+            assert word in (".", "-e", "tox", "tox-ignore-env-name-mismatch", "earthbench") or _of_the_page(package), (
+                word
+            )
 
 
 def _python(words: list[str]) -> None:
@@ -211,7 +217,7 @@ def test_the_check_finds_what_is_not_there() -> None:
         "earthbench run model=unet model.chanels=[1]", "earthbench run task=sevir task.t_inn=3",
         "earthbench run -m model=unet,unett", "earthbench data fetch sevir --everything",
         "earthbench reproduce earthformer/sevir/unett", "pip install earthbench[nothing]", "tox run -e nothing",
-        "python tests/nothing.py", "sbatch nothing.sbatch", "curl x",
+        "pip install -c nothing.txt .", "python tests/nothing.py", "sbatch nothing.sbatch", "curl x",
     ):  # fmt: skip
         with pytest.raises((AssertionError, UsageError)):
             check(wrong.split(), REPO)

@@ -232,13 +232,11 @@ def test_initialisation_modes() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", [None, "gelu", "leaky", "relu", "tanh"])
-@pytest.mark.parametrize(("onednn", "conv"), [(True, True), (False, False)])
+@pytest.mark.parametrize("onednn", [kernels._HAS_ONEDNN, False])
 def test_every_way_to_run_a_linear_layer_gives_the_same(
-    bias: bool, activation: str | None, onednn: bool, conv: bool, monkeypatch: pytest.MonkeyPatch
+    bias: bool, activation: str | None, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels.linear_choice.measure()
-    monkeypatch.setattr(kernels.linear_choice, "onednn", onednn)
-    monkeypatch.setattr(kernels.linear_choice, "conv", conv)
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", onednn)
     torch.manual_seed(0)
     layer = nn.Linear(5, 7, bias=bias)
     act = make_activation(activation or "identity")
@@ -253,15 +251,6 @@ def test_every_way_to_run_a_linear_layer_gives_the_same(
         torch.autograd.grad(out.square().sum(), [x, layer.weight]),
         torch.autograd.grad(expected.square().sum(), [x, layer.weight]),
     )
-
-
-def test_choice_of_linear_layers_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_probe", lambda: (True, False))
-    choice = kernels.LinearChoice()
-    choice.measure()
-    monkeypatch.setattr(kernels, "_probe", lambda: (False, True))
-    choice.measure()
-    assert (choice.onednn, choice.conv) == (True, False)
 
 
 @pytest.mark.parametrize("length", [1, 7, 15, 16, 17])
