@@ -21,7 +21,7 @@ from bench import registry
 from bench.api import Split
 from bench.errors import ConfigError, did_you_mean, one_message
 from bench.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
-from bench.hydra_messages import GROUP_ERROR, UNREADABLE, message
+from bench.hydra_messages import is_of_hydra, message
 from bench.interpolation import remember_named_secrets, resolved
 from bench.overrides import quoted
 from bench.safe_text import content_without_secrets
@@ -389,13 +389,5 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
-        if error is None:
-            return
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        of_a_group = isinstance(error, ValueError) and str(error).startswith(GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UNREADABLE)):
-            return
-        raise ConfigError(message(error, self.overrides, lambda path: _fields_at(Config, path))) from error
+        if error is not None and is_of_hydra(error):
+            raise ConfigError(message(error, self.overrides, lambda path: _fields_at(Config, path))) from error

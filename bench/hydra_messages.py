@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 
 from bench import registry
 from bench.errors import did_you_mean
 from bench.hydra_keys import INSTALL_LAUNCHERS, LAUNCHER_GROUP
 
-GROUP_ERROR = "Config group override"
+_GROUP_ERROR = "Config group override"
 """How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
-UNREADABLE = UnicodeDecodeError | RecursionError
+_UNREADABLE = UnicodeDecodeError | RecursionError
 """What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
 _GLOB = "ConfigLoader is not set"
 _GROUPS = ("task", "model")
+
+
+def is_of_hydra(error: BaseException) -> bool:
+    """Returns whether Hydra, OmegaConf or the YAML reader refuse what a user gave them.
+
+    OmegaConf raises plain errors of Python, too: a key below a list (`train.loggers.first=csv`) is a TypeError.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | _UNREADABLE):
+        return True
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    plain = isinstance(error, TypeError | ValueError | LookupError | AttributeError)
+    return plain and frames[-1].partition(".")[0] in ("hydra", "omegaconf")
 
 
 def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[[Sequence[str]], list[str]]) -> str:
@@ -24,16 +41,16 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
         overrides: That were being composed.
         fields_at: Returns the keys that the config has below a path.
     """
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from yaml import YAMLError
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     first = lines[0]
-    if first.startswith(GROUP_ERROR):
+    if first.startswith(_GROUP_ERROR):
         groups = [word for word in overrides if "." not in word.partition("=")[0]]
         why, _, _ = first.partition(" : ")
         return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-    if isinstance(error, YAMLError | UNREADABLE):
+    if isinstance(error, YAMLError | _UNREADABLE):
         return "a YAML file cannot be read: " + " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
         return (
@@ -66,7 +83,8 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
                 fields = fields_at(parts[:depth])
                 if fields and part not in fields:
                     return f"{override}: unknown key {key!r}. {did_you_mean(part, fields)}"
-    return "config: " + " ".join(lines)
+    given = "" if isinstance(error, HydraException) else f" ({' '.join(overrides)})"
+    return "config: " + " ".join(lines) + given
 
 
 def _is_sweep(text: str) -> bool:
