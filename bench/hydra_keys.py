@@ -29,7 +29,10 @@ _LAUNCHER = (
 ALLOWED = (*(f"hydra.{key}" for key in _PLACES), *(f"hydra.launcher.{key}" for key in _LAUNCHER))
 """Besides `hydra/launcher=NAME` and `hydra.searchpath`; docs/scaling.md lists them."""
 # What Hydra itself writes there after composing; `overrides` is what it composes the jobs of a sweep from.
-_WRITTEN_BY_HYDRA = ("runtime.", "job.override_dirname", "job.config_name", "overrides.", "searchpath")
+_WRITTEN_BY_HYDRA = (
+    "job.config_name", "job.override_dirname", "overrides.hydra", "overrides.task", "runtime.choices",
+    "runtime.config_sources", "runtime.cwd", "runtime.version", "runtime.version_base", "searchpath",
+)  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -89,7 +92,7 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
         ) from error
     found = dict(_leaves(OmegaConf.to_container(section, resolve=False)))
     changed = [key for key in {**expected, **found} if _at(expected, key) != _at(found, key)]
-    problems = [_problem(key, section, overrides) for key in changed if not key.startswith(_WRITTEN_BY_HYDRA)]
+    problems = [_problem(key, section, overrides) for key in changed if not _written_by_hydra(key)]
     added = [*section.overrides.hydra, *section.overrides.task]
     problems += [f"hydra.overrides: {one}: not given on the command line" for one in added if one not in overrides]
     if problems := [problem for problem in problems if problem]:
@@ -97,6 +100,10 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
         raise ConfigError(
             one_message(f"Hydra's own settings that a run may have are {allowed}, see docs/scaling.md:", problems)
         )
+
+
+def _written_by_hydra(key: str) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in _WRITTEN_BY_HYDRA)
 
 
 def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
