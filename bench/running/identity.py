@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.api import Split
 from bench.checkpoint_format import OURS
-from bench.config import Config, numbers_only
+from bench.config import Config, canonical_json, numbers_only
 from bench.errors import ConfigError, one_message
 from bench.models import TrainedEvents, made_from, trained_hyperparameters
 from bench.places import place
@@ -87,7 +88,7 @@ def identify_stage(
     return TrainingIdentity(
         model=stage.name,
         stage=stage.name,
-        hyperparameters=dict(stage.depends_on),
+        hyperparameters=json.loads(canonical_json(dict(stage.depends_on))),  # as a checkpoint gives them back
         settings={**_settings(config), "train": dict(settings)},
         sources=sources,
         before=tuple(before),

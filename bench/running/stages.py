@@ -147,10 +147,12 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
     if not file.is_file():
         raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
     given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
-    if given.identity is not None and given.identity.stage is not None:
+    if given.identity is not None and given.identity.stage is not None:  # what this very command leaves
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
         if problems:
             raise ConfigError(one_message(f"{key} was trained as something else:", problems))
+        load_weights(stage.module, file)
+        return given
     try:
         stage.load(file)
     except ValueError as error:
