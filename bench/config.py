@@ -7,11 +7,13 @@ hyperparameters of the model, which are checked against what the registered clas
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -22,7 +24,7 @@ from bench.errors import ConfigError, did_you_mean, one_message
 
 # What never changes a number: where things lie, and how fast they are read.
 _NOT_IN_FINGERPRINT = {
-    "data": {"root", "test_root", "num_workers", "timeout_s"},
+    "data": {"root", "test_root", "micro_batch", "num_workers", "timeout_s"},
     "results": {"root"},
     "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
@@ -79,7 +81,12 @@ class Data(Section):
     test_root: str | None = None
     """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
-    num_workers: Count = Field(0, ge=0)
+    """Sequences of one optimiser step, over all devices."""
+    micro_batch: Literal["auto"] | Annotated[Count, Field(ge=1)] = "auto"
+    """Sequences that one device takes at a time, in training and evaluation; `auto`: see `bench.running.micro_batch`.
+    It changes no number but by rounding, except of models with batch statistics, whose trainings it tells apart."""
+    num_workers: Literal["auto"] | Annotated[Count, Field(ge=0)] = "auto"
+    """Loader processes of each device; `auto`: none where the CPU computes, else its share of the cores, at most 8."""
     timeout_s: Count = Field(120, ge=0)
     """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
 
@@ -100,8 +107,6 @@ class Train(Section):
     max_steps: Count | None = Field(None, ge=1)
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
-    accumulate: Count = Field(1, ge=1)
-    """Batches per optimiser step, over all processes: the effective batch is this times `data.batch_size`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
@@ -116,12 +121,17 @@ class Train(Section):
     betas: tuple[Finite, Finite] | None = None
     """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products on a GPU, in training and evaluation: `highest` is float32, as Earthformer's authors had
+    it (PyTorch 1.12), `high` TF32, as PreDiff's did, `medium` bfloat16. Convolutions use TF32 in all three, as in both."""
+    compile: bool = False
+    """Compile the model with `torch.compile`, for training and evaluation."""
     deterministic: bool | Literal["warn"] = "warn"
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     stages: dict[str, dict[str, Any]] = {}
-    """For a model that is trained in stages: what differs from the settings above, by stage. `checkpoint`: a file of
-    weights to use instead of training that stage."""
+    """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
+    `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
     resume: bool | Literal["anyway"] = True
     """Continue a stopped run; `anyway` also after the code or the libraries changed."""
@@ -171,6 +181,15 @@ class Config(Section):
     work: str = "outputs"
     picture: bool = True
     progress: bool = True
+
+    @property
+    def micro_batch_limit(self) -> int:
+        """Returns how many sequences of an optimiser step one device takes at a time at most, as far as this says.
+
+        It is what one with batch statistics takes: no device may change it.
+        """
+        share = math.ceil(self.data.batch_size / (self.devices * self.nodes))
+        return share if self.data.micro_batch == "auto" else min(self.data.micro_batch, share)
 
 
 def register_groups() -> None:
@@ -294,13 +313,32 @@ def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = ""
     for problem in error.errors():
         *parents, last = [str(part) for part in problem["loc"]] or [""]
         where = prefix + ".".join([*parents, last])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and last == _ACCUMULATE:
+            lines.append(f"{where}: {_instead_of_accumulate(problem['input'])}")
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key. {did_you_mean(last, _fields_at(schema, parents))}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing")
         else:
             lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
     return lines
+
+
+_ACCUMULATE = "accumulate"
+"""A key of `train` until schema 3 of the records."""
+
+
+def _instead_of_accumulate(accumulate: Any, micro_batch: Any = None) -> str:
+    """Returns how an accumulation of so many batches is written now."""
+    total = "ALL"
+    with suppress(TypeError, ValueError):
+        total = str(int(accumulate) * int(micro_batch))
+    return (
+        "there is no such key any more: data.batch_size is the total batch of an optimiser step over all devices, "
+        "data.micro_batch what one device takes at a time. Instead of this key and data.batch_size="
+        f"{micro_batch or 'N'} write data.batch_size={total} data.micro_batch={micro_batch or 'N'}"
+        + ("" if micro_batch else f", where ALL is N * {accumulate}")
+    )
 
 
 def _fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -329,7 +367,12 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
         config: The whole config.
         training: Only what can change trained weights.
     """
-    plain = config.model_dump(mode="json")
+    return numbers_of(config.model_dump(mode="json"), training=training)
+
+
+def numbers_of(plain: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+    """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
+    plain = copy.deepcopy(dict(plain))
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
     stop = plain["train"]["early_stopping"]
@@ -384,8 +427,11 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
                 f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
                 "'data.root=\"my folder\"'"
             )
+        given = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
         for override in self.overrides:
             key, _, value = override.lstrip("+~").partition("=")
+            if key == f"train.{_ACCUMULATE}" and f"'{_ACCUMULATE}'" in first:
+                return f"{override}: {_instead_of_accumulate(value, given.get('data.batch_size', 8))}"
             if key in ("task", "model") and isinstance(error, missing_group) and f"{key}/{value}" in str(error):
                 return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
             if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
