@@ -51,14 +51,21 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Returns an open HDF5 file, of a disk or of an address.
+    """Returns an open HDF5 file, of a disk or of an address, to read.
+
+    No lock is asked for: what is only read needs none, some network file systems have none, and a file that another
+    program holds is not damaged.  HDF5 refuses to open a file twice in a process with and without locks, unless by two
+    drivers: this one is not h5py's default, so that users can open the same files as they like.
 
     Raises:
         OSError: it cannot be read, or is no HDF5.
         DataError: the server does not give it.
     """
     if isinstance(path, Path):
-        return h5py.File(path, "r")
+        try:
+            return h5py.File(path, "r", driver="stdio", locking=False)
+        except OSError:  # the default driver says why
+            return h5py.File(path, "r", locking=False)
     if str(path).startswith(("http://", "https://")):
         patience = Patience()
         return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")

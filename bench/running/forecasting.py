@@ -55,7 +55,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
     """
     data = task.dataset(split)
     if not len(data):
-        raise DataError(f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}")
+        where = f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}"
+        raise DataError(f"{where}. {data.why_empty}".rstrip())
     if not 0 <= sequence < len(data):
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only
 from bench.data.plausibility import refuse_constant
-from bench.errors import ConfigError, RunFailedError, one_message
+from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.places import Place, local_folder, place
@@ -122,7 +122,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     identity = identify(model, task, config) if train else None
     job = _Job(config, task, test_task, results, session, train, identity, described)
     if not again:
-        done = _find_done(job)
+        done = _find_done(job, type(model))
         if done is not None:
             session.say(f"done before: {done.record_path}")
             return done
@@ -173,22 +173,42 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     if not processes.main:
         return Outcome(record, record_path(job.results, record), None, {})
     path = write_record(record, job.results)
-    picture, parts = None, sample_arrays(sample)
-    write_sample(parts, record, job.results)
-    if job.train and (curve := logged_curve(folder / LOGS)) is not None:
-        write_learning_curve(curve, record, job.results)
-    if config.picture:
-        picture = draw_forecasts(
-            folder / f"forecast-{record.run_id}.png",
-            context=parts["context"],
-            target=parts["target"],
-            forecasts={config.model.name: parts["forecast"]},
-            palette=task.palette,
-            units=task.units,
-            cadence_minutes=test_task.cadence_minutes,
-            title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
-        )
+    parts = sample_arrays(sample)
+    picture = _keep_for_pictures(job, record, parts, folder)
     return Outcome(record, path, picture, parts)
+
+
+def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:
+    """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
+
+    The record is published: whatever of these cannot be written is said, and the run is done all the same.
+    """
+    config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
+
+    def curve() -> None:
+        if job.train and (found := logged_curve(folder / LOGS)) is not None:
+            write_learning_curve(found, record, job.results)
+
+    def picture() -> None:
+        if config.picture:
+            draw_forecasts(
+                drawn,
+                context=parts["context"],
+                target=parts["target"],
+                forecasts={config.model.name: parts["forecast"]},
+                palette=task.palette,
+                units=task.units,
+                cadence_minutes=job.test_task.cadence_minutes,
+                title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
+                f"{job.test_task.data_root}",
+            )
+
+    for write in (lambda: write_sample(parts, record, job.results), curve, picture):
+        try:
+            write()
+        except (DataError, OSError) as error:
+            job.session.say(f"warning: {error}; the record is whole without it")
+    return drawn if drawn.is_file() else None
 
 
 def _ensemble(config: Config) -> Ensemble | None:
@@ -213,9 +233,9 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(job: _Job) -> Outcome | None:
+def _find_done(job: _Job, model: type) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
-    expected = expected_run(job.config, job.task, job.test_task, trained=job.train)
+    expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.errors import ConfigError, InterruptedRunError, RunFailedError
+from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError
 
 
 def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> dict[str, Any]:
@@ -96,6 +96,7 @@ def translated_errors(phase: str) -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
 
     Raises:
+        UsageError: what a loader's process found wrong with the data, in the words that it said it in.
         RunFailedError: memory or disk ran out, or a loader's process died or hangs.
         InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
             with exit code 0.
@@ -110,6 +111,12 @@ def translated_errors(phase: str) -> Iterator[None]:
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
         ) from error
+    except UsageError as error:  # from a loader's process it comes with the traceback there
+        name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+        _, _, said = str(error).partition(name)
+        if not said:
+            raise
+        raise type(error)(said.strip()) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error

@@ -281,7 +281,7 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
-            f"the train split of task {task.name!r} has no sequences under {task.data_root}. "
+            f"the train split of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
             "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
         )
     refuse_constant(data)

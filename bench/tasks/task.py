@@ -61,6 +61,12 @@ class NormalisedSequences:
         return getattr(self.source, "contents", None)
 
     @property
+    def why_empty(self) -> str:
+        """Returns why there are no sequences, as a sentence with a space after it where the data can tell."""
+        reason = getattr(self.source, "why_empty", None)
+        return f"{reason[0].upper()}{reason[1:]}. " if reason else ""
+
+    @property
     def incomplete(self) -> str | None:
         """Returns why this is not all of the split, or None where it is."""
         skipped = getattr(self.source, "skipped_ids", ())
@@ -247,6 +253,8 @@ class Task(BaseModel, ABC):
         from bench.data.leaks import add_leaks
 
         report = self.describe_data(read_everything=read_everything, advance=advance)
+        if not report.problems and not report.facts.get("events"):
+            report.problems.append(f"there are no events of task {self.name!r}")
         if not report.problems:
             add_leaks(report, self.leaks, by_design=self.shared_by_design)
         return report
