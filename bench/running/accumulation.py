@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.data.loading import MicroBatches
 from bench.tasks.task import Task
@@ -26,6 +27,15 @@ def context_known_of(model: nn.Module, task: Task, batch: Sequence[Tensor]) -> d
 def known_pixels(target: Tensor, of_context: dict[str, Tensor]) -> Tensor:
     """Returns how many pixels a loss is a mean over `()`: those of the target, and of a context that it judges too."""
     return (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Returns whether a sequence's loss depends on the others of its micro-batch, as with batch normalisation.
+
+    A model may say so itself by a class attribute of this name.
+    """
+    said = getattr(model, "uses_batch_statistics", None)
+    return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else bool(said)
 
 
 class Accumulation:

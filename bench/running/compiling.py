@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bench.running.accumulation import uses_batch_statistics
+
 BACKEND = "inductor"
 
 
@@ -44,7 +46,7 @@ class FullBatches:
         """
         count = len(context)
         self._size = max(self._size, count)
-        if not is_compiled(model) or count == self._size or (model.training and _draws_statistics(model)):
+        if not is_compiled(model) or count == self._size or (model.training and uses_batch_statistics(model)):
             return model(context)
         filled = torch.cat((context, context[-1:].expand(self._size - count, *context.shape[1:])))
         forecast = model(filled)

@@ -14,13 +14,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import default_collate
 
 from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.files import replacing
-from bench.running.accumulation import context_known_of, labels_of
+from bench.running.accumulation import context_known_of, labels_of, uses_batch_statistics
 from bench.running.forecaster import Forecaster, masked_mse
 from bench.running.randomness import random_states, restore_random_states
 from bench.running.session import Session
@@ -33,15 +32,6 @@ _EVALUATION_ON_GPU = 4
 _MOST_MEMORY = 0.9
 """Share of a GPU's memory that a trial may take: sums over processes and running averages come on top."""
 REMEMBERED = "micro_batch.json"
-
-
-def uses_batch_statistics(model: nn.Module) -> bool:
-    """Returns whether a sequence's loss depends on the others of its micro-batch, as with batch normalisation.
-
-    A model may say so itself by a class attribute of this name.
-    """
-    said = getattr(model, "uses_batch_statistics", None)
-    return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else bool(said)
 
 
 def known_micro_batch(model: nn.Module, task: Task, config: Config, *, on_gpu: bool) -> int | None:
