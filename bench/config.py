@@ -122,8 +122,8 @@ class Train(Section):
     """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products on a GPU, in training and evaluation: `highest` is float32, as Earthformer's authors had
-    it (PyTorch 1.12), `high` TF32, as PreDiff's did, `medium` bfloat16. Convolutions use TF32 in all three, as in both."""
+    """Of float32 matrix products on a GPU, in training and evaluation: float32 is `highest`, PyTorch's default since 1.12;
+    TF32 `high`, as PreDiff's authors had it; bfloat16 `medium`. Convolutions may use TF32 in all three, as in PyTorch."""
     compile: bool = False
     """Compile the model with `torch.compile`, for training and evaluation."""
     deterministic: bool | Literal["warn"] = "warn"
@@ -370,9 +370,9 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     return numbers_of(config.model_dump(mode="json"), training=training)
 
 
-def numbers_of(plain: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
     """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
-    plain = copy.deepcopy(dict(plain))
+    plain = copy.deepcopy(dict(config))
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
     stop = plain["train"]["early_stopping"]

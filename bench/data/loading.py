@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bench.errors import ConfigError
 
-
 _MOST_WORKERS = 8
 """As the authors of Earthformer and PreDiff use."""
 
@@ -123,15 +122,15 @@ class MicroBatches(Sampler[list[int]]):
     nothing is left gets a sequence of the step again, whose `Share` says that it does not count.
 
     Args:
-        order: Of the epoch.
+        sampler: The order of the epoch; Lightning finds it by this name and tells it the epoch.
         batch_size: Sequences of a step, over all processes.
         micro_batch: Sequences of a micro-batch; it may be changed between epochs.
         rank: Of this process.
         world: Processes.
     """
 
-    def __init__(self, order: EpochOrder, batch_size: int, micro_batch: int, rank: int = 0, world: int = 1) -> None:
-        self.order, self.batch_size, self.micro_batch = order, batch_size, micro_batch
+    def __init__(self, sampler: EpochOrder, batch_size: int, micro_batch: int, rank: int = 0, world: int = 1) -> None:
+        self.sampler, self.batch_size, self.micro_batch = sampler, batch_size, micro_batch
         self.rank, self.world = rank, world
         self.skip = 0
         """Steps to leave out of the next epoch; then none."""
@@ -139,7 +138,7 @@ class MicroBatches(Sampler[list[int]]):
     @property
     def steps(self) -> int:
         """Returns the optimiser steps of an epoch."""
-        return math.ceil(len(self.order) / self.batch_size)
+        return math.ceil(len(self.sampler) / self.batch_size)
 
     @property
     def per_step(self) -> int:
@@ -149,13 +148,13 @@ class MicroBatches(Sampler[list[int]]):
     def share(self, number: int) -> Share:
         """Returns what of its step this process's micro-batch is that has this number in the epoch, counted from 0."""
         step, round_ = divmod(number, self.per_step)
-        size = min(self.batch_size, len(self.order) - step * self.batch_size)
+        size = min(self.batch_size, len(self.sampler) - step * self.batch_size)
         start = (round_ * self.world + self.rank) * self.micro_batch
         return Share(max(0, min(self.micro_batch, size - start)), size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields this process's micro-batches of indices."""
-        indices = list(self.order)
+        indices = list(self.sampler)
         skip, self.skip = self.skip, 0
         for first in range(skip * self.batch_size, len(indices), self.batch_size):
             of_step = indices[first : first + self.batch_size]
@@ -165,7 +164,7 @@ class MicroBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Returns the number of this process's micro-batches of a whole epoch."""
-        full, rest = divmod(len(self.order), self.batch_size)
+        full, rest = divmod(len(self.sampler), self.batch_size)
         return full * self.per_step + self._rounds(rest)
 
     def _rounds(self, size: int) -> int:

@@ -53,9 +53,7 @@ def newest_of_same_run(records: Iterable[RunRecord], config: Config, expected: E
     return same[-1] if same else None
 
 
-def _same_training(
-    record: RunRecord, config: Config, expected: ExpectedRun, sources: Mapping[str, SourcePart]
-) -> bool:
+def _same_training(record: RunRecord, config: Config, expected: ExpectedRun, sources: Mapping[str, SourcePart]) -> bool:
     if record.training is None:
         return True
     trained = record.training.identity

@@ -299,9 +299,9 @@ def split_scores(
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
     """Returns a record's content, read from JSON, in the present schema; as it is where it is no older one.
 
-    Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests; in both,
-    the batch of a step was `data.batch_size` times `train.accumulate`.  A fingerprint that is right for the old config
-    becomes that of the new one.
+    Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests; in
+    both, the batch of a step was `data.batch_size` times `train.accumulate`.  A fingerprint that is right for the old
+    config becomes that of the new one.
     """
     version = content.get("schema_version")
     if version == 1:

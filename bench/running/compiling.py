@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class FullBatches:
     def __init__(self) -> None:
         self._size = 0
 
-    def __call__(self, model: nn.Module, context: Tensor) -> object:
+    def __call__(self, model: nn.Module, context: Tensor) -> Any:
         """Returns the forecast of a context `(B,T,H,W,C)`; the last sequence fills a smaller batch up.
 
         Where a training draws batch statistics, nothing is filled up: the smaller batch is compiled once.

@@ -110,7 +110,8 @@ class FindMicroBatch(Callback):
         if self.session.processes.main:
             with replacing(self.file) as part:
                 part.write_text(json.dumps({"device": kind, "micro_batch": found}) + "\n", encoding="utf-8")
-        self.session.say(f"micro-batch {found} of {self.config.data.batch_size} sequences a step (data.micro_batch=auto)")
+        whole = self.config.data.batch_size
+        self.session.say(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
 
 
 def _remembered(file: Path, kind: str) -> int | None:

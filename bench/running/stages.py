@@ -176,9 +176,7 @@ def _prepare(stage: Stage, task: Task, config: Config) -> None:
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
     """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
     data, processes = task.dataset("train"), workers(config.data.num_workers, on_gpu=False, devices=1)
-    loader = evaluation_loader(
-        data, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit
-    )
+    loader = evaluation_loader(data, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit)
     for batch in loader:
         yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
 

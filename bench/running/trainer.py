@@ -92,8 +92,8 @@ def arithmetic(matmul_precision: str) -> Iterator[None]:
     """Sets how precisely a GPU multiplies float32 values within it, and puts it back as it was.
 
     Args:
-        matmul_precision: Of matrix products, see `train.matmul_precision`; convolutions may use TF32, which is PyTorch's
-            own default and was the authors'.
+        matmul_precision: Of matrix products, see `train.matmul_precision`; convolutions may use TF32, which is
+            PyTorch's own default and was the authors'.
     """
     import torch
 

@@ -253,7 +253,8 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
     if batch < world:
         raise ConfigError(
             f"data.batch_size={batch} sequences of an optimiser step cannot be shared by {world} processes "
-            f"(devices={config.devices} nodes={config.nodes}): it is the batch over all devices. Make it at least {world}"
+            f"(devices={config.devices} nodes={config.nodes}): it is the batch over all devices. "
+            f"Make it at least {world}"
         )
     if config.strategy == "fsdp" and config.train.ema_decay is not None:
         raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")

@@ -78,7 +78,7 @@ class _NanWhenEvaluated(_Broken):
     ("model", "words"),
     [
         (_InfiniteLoss, "the training loss is inf at step 3 .*last finite loss 0"),
-        (_Hungry, r"out of memory in training at batch size 2: .*data\.batch_size.*train\.accumulate"),
+        (_Hungry, r"out of memory in training at micro-batch 2 of 2 sequences: .*data\.micro_batch"),
         (_InfiniteGradient, "a gradient is not finite at step 3"),
         (_Exploding, "the training diverged: loss .* at step 4 .*divergence_factor"),
         (_NanWhenEvaluated, "the validation loss is nan after step 6"),
