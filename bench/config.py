@@ -13,13 +13,13 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bench import registry
 from bench.api import Split
+from bench.config_errors import ACCUMULATE, HydraErrors, explain, instead_of_accumulate
 from bench.errors import ConfigError, did_you_mean, one_message
 
 # What never changes a number: where things lie, and how fast they are read.
@@ -122,8 +122,9 @@ class Train(Section):
     """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products on a GPU, in training and evaluation: float32 is `highest`, PyTorch's default since 1.12;
-    TF32 `high`, as PreDiff's authors had it; bfloat16 `medium`. Convolutions may use TF32 in all three, as in PyTorch."""
+    """Of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as with Earthformer's
+    authors, whose PyTorch 1.12.1 has that default; `high`: TF32, as PreDiff's authors chose, and several times as fast;
+    `medium`: bfloat16. Convolutions may use TF32 in all three, as they did with both."""
     compile: bool = False
     """Compile the model with `torch.compile`, for training and evaluation."""
     deterministic: bool | Literal["warn"] = "warn"
@@ -281,6 +282,10 @@ def validate(plain: Mapping[str, Any]) -> Config:
         group = plain.get(kind)
         if isinstance(group, Mapping) and isinstance(group.get("name"), str):
             registry.find(kind, group["name"])
+    train, data = plain.get("train"), plain.get("data")
+    if isinstance(train, Mapping) and ACCUMULATE in train:
+        micro_batch = data.get("batch_size", Data().batch_size) if isinstance(data, Mapping) else Data().batch_size
+        raise ConfigError(f"train.{ACCUMULATE}: {instead_of_accumulate(train[ACCUMULATE], micro_batch)}")
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -307,47 +312,9 @@ def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
         raise ConfigError(one_message(f"model {model!r} has no such hyperparameter:", lines))
 
 
-def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = "") -> list[str]:
-    """Returns one line per problem of a pydantic error: key, value found, what was expected, nearest key."""
-    lines = []
-    for problem in error.errors():
-        *parents, last = [str(part) for part in problem["loc"]] or [""]
-        where = prefix + ".".join([*parents, last])
-        if problem["type"] == "extra_forbidden" and last == _ACCUMULATE:
-            lines.append(f"{where}: {_instead_of_accumulate(problem['input'])}")
-        elif problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key. {did_you_mean(last, _fields_at(schema, parents))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: missing")
-        else:
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
-    return lines
-
-
-_ACCUMULATE = "accumulate"
-"""A key of `train` until schema 3 of the records."""
-
-
-def _instead_of_accumulate(accumulate: Any, micro_batch: Any = None) -> str:
-    """Returns how an accumulation of so many batches is written now."""
-    total = "ALL"
-    with suppress(TypeError, ValueError):
-        total = str(int(accumulate) * int(micro_batch))
-    return (
-        "there is no such key any more: data.batch_size is the total batch of an optimiser step over all devices, "
-        "data.micro_batch what one device takes at a time. Instead of this key and data.batch_size="
-        f"{micro_batch or 'N'} write data.batch_size={total} data.micro_batch={micro_batch or 'N'}"
-        + ("" if micro_batch else f", where ALL is N * {accumulate}")
-    )
-
-
-def _fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        inner = schema.model_fields[part].annotation if part in schema.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        schema = inner
-    return list(schema.model_fields)
+def hydra_errors(overrides: Sequence[str]) -> HydraErrors:
+    """Returns a context that turns the errors of Hydra and OmegaConf into one `ConfigError`, with the nearest key."""
+    return HydraErrors(overrides, Config)
 
 
 def canonical_json(content: Any) -> str:
@@ -380,69 +347,3 @@ def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str
         stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}
-
-
-_GROUP_ERROR = "Config group override"
-"""How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
-
-_UNREADABLE = UnicodeDecodeError | RecursionError
-"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
-
-
-class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
-    """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
-
-    def __init__(self, overrides: Sequence[str]) -> None:
-        self.overrides = list(overrides)
-
-    def __enter__(self) -> None:
-        """Does nothing: errors are translated on the way out."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
-        if error is None:
-            return
-        from hydra.errors import HydraException, MissingConfigException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        of_a_group = isinstance(error, ValueError) and str(error).startswith(_GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | _UNREADABLE)):
-            return
-        raise ConfigError(self._message(error, MissingConfigException)) from error
-
-    def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
-        from hydra.errors import OverrideParseException
-        from yaml import YAMLError
-
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if first.startswith(_GROUP_ERROR):
-            groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
-            why, _, _ = first.partition(" : ")
-            return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-        if isinstance(error, YAMLError | _UNREADABLE):
-            return "a YAML file cannot be read: " + " ".join(str(error).split())
-        if isinstance(error, OverrideParseException):
-            return (
-                f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
-                "'data.root=\"my folder\"'"
-            )
-        given = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
-        for override in self.overrides:
-            key, _, value = override.lstrip("+~").partition("=")
-            if key == f"train.{_ACCUMULATE}" and f"'{_ACCUMULATE}'" in first:
-                return f"{override}: {_instead_of_accumulate(value, given.get('data.batch_size', 8))}"
-            if key in ("task", "model") and isinstance(error, missing_group) and f"{key}/{value}" in str(error):
-                return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
-            if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
-                options = getattr(error, "options", None) or []
-                return f"{override}: no such config. {did_you_mean(value, options)}"
-            if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
-                return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
-            if f"'{key}'" in first or f"'{override}'" in first:
-                parts = key.split(".")
-                for depth, part in enumerate(parts):
-                    fields = _fields_at(Config, parts[:depth])
-                    if fields and part not in fields:
-                        return f"{override}: unknown key {key!r}. {did_you_mean(part, fields)}"
-        return f"config: {first}"

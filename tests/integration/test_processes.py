@@ -95,7 +95,11 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
     run(tiny(storms, tmp_path / "unbroken", *long), training=True, say=print)
     places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]
-    given = [word for word in TINY if word.partition("=")[0] not in ("model", "data.batch_size", "train.max_epochs", "train.lr")]
+    given = [
+        word
+        for word in TINY
+        if word.partition("=")[0] not in ("model", "data.batch_size", "train.max_epochs", "train.lr")
+    ]
     words = [*given, *_MODEL, *(word for word in _TRAIN if "max_epochs" not in word), "train.max_epochs=4", *places]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
