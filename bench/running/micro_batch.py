@@ -27,8 +27,10 @@ from bench.tasks.task import Task
 
 PIXELS_ON_CPU = 2**23
 """Of a micro-batch where no trial is made: two sequences of SEVIR, the authors' micro-batch, and 39 of SEVIR-LR."""
-_EVALUATION_ON_GPU = 4
-"""A forecast without gradients takes a fraction of a training step's memory: 9 sequences of SEVIR."""
+_EVALUATION_ON_CPU, _EVALUATION_ON_GPU = 8, 64
+"""Sequences at most; more gain nothing."""
+_WITHOUT_GRADIENTS = 4
+"""Times as many pixels as in training where no gradient is kept: 9 sequences of SEVIR."""
 _MOST_MEMORY = 0.9
 """Share of a GPU's memory that a trial may take: sums over processes and running averages come on top."""
 REMEMBERED = "micro_batch.json"
@@ -61,9 +63,11 @@ def evaluation_batch(task: Task, config: Config, count: int, *, on_gpu: bool, wo
         on_gpu: Whether a GPU computes.
         world: Processes.
     """
-    asked = config.data.micro_batch
-    most = _by_rule(task) * (_EVALUATION_ON_GPU if on_gpu else 1) if asked == "auto" else asked
-    return max(1, min(most, count // world))
+    size = config.data.micro_batch
+    if size == "auto":
+        size = min(_WITHOUT_GRADIENTS * _by_rule(task), _EVALUATION_ON_GPU if on_gpu else _EVALUATION_ON_CPU)
+    # Else as with one process, which the forecasts then equal to the bit.
+    return max(1, count // world) if math.ceil(count / size) < world else size
 
 
 def _by_rule(task: Task) -> int:

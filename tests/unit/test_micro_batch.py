@@ -60,9 +60,10 @@ def test_what_needs_no_trial(storms: Path) -> None:
     asked = compose(["data.batch_size=32", "data.micro_batch=5"])
     assert {known_micro_batch(convlstm, official, asked, on_gpu=on_gpu) for on_gpu in (True, False)} == {5}
     assert evaluation_batch(official, asked, 100, on_gpu=True, world=1) == 5
-    assert evaluation_batch(official, config, 100, on_gpu=False, world=1) == 2
     assert evaluation_batch(official, config, 100, on_gpu=True, world=1) == 8
-    assert evaluation_batch(small, config, 9, on_gpu=False, world=2) == 4, "every process gets some"
+    assert evaluation_batch(small, config, 100, on_gpu=True, world=1) == 64
+    assert evaluation_batch(small, config, 9, on_gpu=False, world=2) == 8, "as one process does"
+    assert evaluation_batch(small, config, 9, on_gpu=False, world=3) == 3, "every process gets some"
 
 
 def test_workers_are_chosen_by_device_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
