@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cli.flags import parse_flags
+from bench.cli.printing import print
 from bench.errors import DataError, UsageError, one_message
 
 if TYPE_CHECKING:

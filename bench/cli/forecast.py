@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
 from bench.places import place

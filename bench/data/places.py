@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import h5py
+import requests
 from fsspec.spec import AbstractBufferedFile
 
 from bench.data.http import Patience, Remote, inspect, read_range
@@ -19,6 +20,8 @@ from bench.places import place
 
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
+_ANSWER_S = 30.0
+"""A server that says nothing for so long is not there."""
 
 
 def open_place(root: str | Path) -> Path:
@@ -28,13 +31,24 @@ def open_place(root: str | Path) -> Path:
 
     Raises:
         ConfigError: no library is there for such an address.
+        DataError: no web server answers there; to fsspec, that is a file which is missing.
     """
     if not isinstance(root, str):
         return root
     import fsspec.config
 
+    if root.startswith(("http://", "https://")):
+        _refuse_silent_server(root)
+
     anonymous = root.startswith(("s3://", "s3a://")) and "anon" not in fsspec.config.conf.get("s3", {})
     return cast(Path, place(root, "data.root", **({"anon": True} if anonymous else {})))
+
+
+def _refuse_silent_server(root: str) -> None:
+    try:
+        requests.get(root, timeout=_ANSWER_S, stream=True).close()  # whatever it answers
+    except requests.RequestException as error:
+        raise DataError(f"data.root={root}: no answer: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

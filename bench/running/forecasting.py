@@ -89,8 +89,9 @@ def case_from_file(task: Task, path: Path) -> Case:
                     times = decoded(variables["context_time"], f"{path}: context_time", np.float64)
                     cadence = float(times[1] - times[0])
     except (OSError, ValueError, EOFError, DataError) as error:
+        said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {error}. Expected a .npy array {task.input_shape} of {task.units} or "
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
             "a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(

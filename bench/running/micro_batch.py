@@ -63,9 +63,9 @@ def evaluation_batch(task: Task, config: Config, count: int, *, on_gpu: bool, wo
         on_gpu: Whether a GPU computes.
         world: Processes.
     """
-    size = config.data.micro_batch
-    if size == "auto":
-        size = min(_WITHOUT_GRADIENTS * _by_rule(task), _EVALUATION_ON_GPU if on_gpu else _EVALUATION_ON_CPU)
+    asked = config.data.micro_batch
+    by_rule = min(_WITHOUT_GRADIENTS * _by_rule(task), _EVALUATION_ON_GPU if on_gpu else _EVALUATION_ON_CPU)
+    size = by_rule if asked == "auto" else asked
     # Else as with one process, which the forecasts then equal to the bit.
     return max(1, count // world) if math.ceil(count / size) < world else size
 

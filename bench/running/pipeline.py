@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.config import Config, fingerprint, numbers_only
+from bench.config import Config, fingerprint, numbers_only, stored
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
@@ -36,11 +36,13 @@ from bench.running.identity import events_of, expected_run, identify, seen_event
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.micro_batch import evaluation_batch
 from bench.running.processes import has_to_launch, here, launch
-from bench.running.runfolder import held
+from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import summary_beside
 from bench.running.trainer import arithmetic, trainer_device
+from bench.running.training import checkpoints_of
+from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 
@@ -114,10 +116,13 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
-    described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
+    described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     refuse_empty(test_task, config.split)  # before hours of training
     refuse_constant(test_task.dataset(config.split))
     train = training and has_weights(model)
+    if train:  # an evaluation starts again
+        without = "" if config.train.resume else " without train.resume=false"
+        session.watch.then = f"The same command{without} continues."
     if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if train:
@@ -130,9 +135,14 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
             session.say(f"done before: {done.record_path}")
             return done
     names_folder = named if identity is None else identity.name
-    folder = work_folder(config.work, task.name, config.model.name, names_folder)
-    hold = held(folder, named, session.say, wait=not again) if session.processes.main else nullcontext()
-    with hold, arithmetic(config.train.matmul_precision):
+    folder = work_folder(work, task.name, config.model.name, names_folder)
+    with ExitStack() as locks:
+        if session.processes.main:
+            locks.enter_context(held(folder, named, session.say, wait=not again))
+            checkpoints = checkpoints_of(config, folder)
+            if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
+                locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
+        locks.enter_context(arithmetic(config.train.matmul_precision))
         return _in_folder(job, model, folder)
 
 
@@ -208,7 +218,7 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
                 units=task.units,
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
-                f"{job.test_task.data_root}",
+                + without_secrets(str(job.test_task.data_root)),
             )
 
     for write in (lambda: write_sample(parts, record, job.results), curve, picture):
@@ -255,7 +265,7 @@ def _evaluation_strategy(config: Config) -> str:
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
     """Returns the model with the trained weights, and how they came about."""
     from bench.running.stages import has_stages, train_stages
-    from bench.running.training import checkpoints_of, train
+    from bench.running.training import train
 
     config, task, session = job.config, job.task, job.session
     session.say(f"run folder: {folder}")

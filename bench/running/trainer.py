@@ -111,9 +111,16 @@ def arithmetic(matmul_precision: str) -> Iterator[None]:
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+_BATCH_OF_ONE = "Expected more than 1 value per channel when training"
+
+
 @contextmanager
-def translated_errors(phase: str) -> Iterator[None]:
+def translated_errors(phase: str, then: str = "") -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
+
+    Args:
+        phase: What was being done.
+        then: What to do next, a sentence.
 
     Raises:
         UsageError: what a loader's process found wrong with the data, in the words that it said it in.
@@ -137,6 +144,14 @@ def translated_errors(phase: str) -> Iterator[None]:
         if not said:
             raise
         raise type(error)(said.strip()) from error
+    except ValueError as error:
+        if _BATCH_OF_ONE not in str(error):
+            raise
+        raise RunFailedError(
+            f"{phase}: batch normalisation of a 1x1 grid needs more than one sequence, and a batch has only one (the "
+            "last one of an epoch is the rest). Set data.batch_size so that none is left alone, or give the model "
+            "fewer levels"
+        ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
@@ -144,12 +159,9 @@ def translated_errors(phase: str) -> Iterator[None]:
             raise
         raise RunFailedError(
             f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
-            "data.timeout_s; data.num_workers=0 reads in this process and shows why. "
-            "The same command continues from the last checkpoint."
+            f"data.timeout_s; data.num_workers=0 reads in this process and shows why. {then}".rstrip()
         ) from error
     except SystemExit as error:
         if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
-            raise InterruptedRunError(
-                f"interrupted in {phase}; nothing was recorded. The same command continues from the last checkpoint."
-            ) from error
+            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded. {then}".rstrip()) from error
         raise

@@ -10,7 +10,6 @@ import lightning
 from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
 )
 from torch import nn
@@ -24,7 +23,16 @@ from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.accumulation import Accumulation
-from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts, seals
+from bench.running.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    KeptCheckpoints,
+    newest_intact,
+    remove_all,
+    remove_parts,
+    seals,
+)
 from bench.running.compiling import compiled
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
@@ -115,8 +123,8 @@ def train(
         default_root_dir=folder,
     )
     models = {id(one): one for one in (model, forecaster.evaluated)}.values() if config.train.compile else ()
-    at = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
-    with compiled(*models), translated_errors(at), finished(loggers):
+    phase = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
+    with compiled(*models), translated_errors(phase, session.watch.then), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -183,7 +191,7 @@ def _watching(
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
-        ModelCheckpoint(
+        KeptCheckpoints(
             str(checkpoints), "last", save_on_train_epoch_end=True,
             enable_version_counter=False, auto_insert_metric_name=False,
         ),

@@ -15,6 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
+from bench.places import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,11 +116,15 @@ class Task(BaseModel, ABC):
     def _root_is_a_folder(cls, root: str | Path | None) -> Path | None:
         if root is None:
             return None
+        root = expanded(root, "data.root") if isinstance(root, str) else root
         if "://" in str(root):
             from bench.data.places import open_place
 
             if cls.reads_addresses:
-                return open_place(root)
+                try:
+                    return open_place(root)
+                except ConfigError as error:  # pydantic would put words around it
+                    raise DataError(str(error)) from error
             raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")
         root = Path(root).expanduser()
         if not os.path.isdir(root):  # noqa: PTH112 - unlike `Path.is_dir`, false also for a name that no disk takes

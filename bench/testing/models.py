@@ -57,7 +57,14 @@ def check_model(
     torch.manual_seed(0)
     defaults = _global_state()
     build = functools.partial(model_class, input_shape=input_shape, target_shape=target_shape, **hyperparameters)
-    model = build()
+    try:
+        model = build()
+    except TypeError as error:
+        called = f"{getattr(model_class, '__name__', model_class)}(input_shape={input_shape}, "
+        raise ContractError(
+            f"{called}target_shape={target_shape}) cannot be made: {error}. A model takes the two shapes by these "
+            "names, (T, H, W, C) each, and has defaults for everything else"
+        ) from error
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ContractError(f"{model_class!r} makes {name}, expected a torch.nn.Module")
