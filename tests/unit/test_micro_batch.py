@@ -243,3 +243,17 @@ def test_records_of_older_schemas_say_the_total_batch() -> None:
     assert "accumulate" not in now["training"]["settings"]
     assert now["config_fingerprint"] == fingerprint(numbers_only(config))
     assert content["config"]["train"]["accumulate"] == 4 and before != content_sha256(now), "not changed in place"
+
+
+def test_a_stage_has_a_batch_of_its_own() -> None:
+    from bench.errors import ConfigError
+    from bench.running.stages import _settings
+
+    config = compose(["data.micro_batch=3", "train=prediff_sevir_lr"])
+    batches = {name: _settings(config, name)[1] for name in ("autoencoder", "denoiser", "alignment")}
+    assert {name: (data.batch_size, data.micro_batch) for name, data in batches.items()} == {
+        "autoencoder": (40, 2), "denoiser": (64, 3), "alignment": (8, 3),
+    }  # fmt: skip
+    assert config.train.matmul_precision == "high", "as PreDiff's authors"
+    with pytest.raises(ConfigError, match=r"write train\.stages\.denoiser\.batch_size=N times 32 "):
+        _settings(compose(["model=prediff", "train.stages.denoiser.accumulate=32"]), "denoiser")
