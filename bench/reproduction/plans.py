@@ -115,20 +115,9 @@ def plan(
         return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput, on)
     except EarthbenchError as error:
         return RowPlan(
-            table.name,
-            row.key,
-            seed,
-            overrides,
-            "cannot run",
-            str(error),
-            _needed(table),
-            None,
-            None,
-            None,
-            (),
-            (),
-            False,
-        )
+            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table),
+            parameters=None, estimate=None, projection=None, settings=(), writes=(), comparable=False,
+        )  # fmt: skip
 
 
 def _plan(
