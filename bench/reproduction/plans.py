@@ -12,7 +12,6 @@ from bench.api import Split
 from bench.config import Config, compose
 from bench.cost.devices import Devices
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
-from bench.overrides import literal
 from bench.records.identity import source_differences
 from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
@@ -24,7 +23,7 @@ from bench.running.identity import expected_run, identify
 from bench.tables.admission import admitted, training_seed
 from bench.tables.definitions import Row, Table
 from bench.tables.render import load_table
-from bench.tables.settings import SourcedSetting, sourced_settings
+from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 
 if TYPE_CHECKING:
     from bench.tasks import Task
@@ -77,14 +76,6 @@ def find_rows(name: str) -> tuple[Table, list[Row]]:
             table = load_table(known)
             return table, [table.row(name.removeprefix(f"{known}/"))]
     raise UnknownNameError(f"unknown table {name!r}. {did_you_mean(name, tables)}")
-
-
-def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
-    options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
-    paper = row.experiment or table.experiment
-    own = tuple(word for word in given if not word.startswith("seed="))
-    return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
 
 
 def plan(

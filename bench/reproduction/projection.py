@@ -42,8 +42,7 @@ class PartProjection:
     Fused attention and mixed precision keep less."""
     total_batch: int
     micro_batch: int
-    """The largest number of sequences per device and forward pass that fits, at most the device's share of a step; 0 if
-    not even one fits."""
+    """The largest number of sequences that fits a device at once; 0 if not even one does."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def _part(work: TrainingWork, config: Config, counts: dict[str, int], devices: D
         state_bytes=state,
         activation_bytes=work.activation_bytes,
         total_batch=work.total_batch,
-        micro_batch=max(0, min(math.ceil(work.total_batch / devices.count), fits)),
+        micro_batch=max(0, fits),
     )
 
 
@@ -143,7 +142,7 @@ def text_lines(found: Projection) -> list[str]:
             f"memory   {name}{part.state_bytes / 1e9:.2f} GB of weights, gradients and optimiser state, "
             f"{part.activation_bytes / 1e9:.2f} GB of activations per sequence: "
             + (
-                f"micro-batches of {part.micro_batch} fit (total batch {part.total_batch})"
+                f"micro-batches of up to {part.micro_batch:,} fit (total batch {part.total_batch})"
                 if part.micro_batch
                 else "not even one sequence fits"
             )
@@ -157,29 +156,29 @@ def text_lines(found: Projection) -> list[str]:
 def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
     """Returns a Markdown table of rows and a line with their sums; rows that cannot be planned have no figures."""
     lines = [
-        "| row | arithmetic | GFLOP per step and sequence | state GB | activations GB per sequence | micro-batch | "
-        "GPU-hours | hours |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | arithmetic | GFLOP per step and sequence | state GB | activations GB per sequence | "
+        "largest micro-batch | total batch | GPU-hours | hours |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     hours = gpu_hours = 0.0
     for name, found in rows:
         if found is None:
-            lines.append(f"| {name} | | | | | | | |")
+            lines.append(f"| {name} | | | | | | | | |")
             continue
         for part in found.parts:
             label = f"{name}, {part.stage}" if part.stage else name
             lines.append(
                 f"| {label} | {part.arithmetic} | {part.step_gflops:,.0f} | {part.state_bytes / 1e9:.2f} | "
-                f"{part.activation_bytes / 1e9:.2f} | {part.micro_batch} of {part.total_batch} | "
+                f"{part.activation_bytes / 1e9:.2f} | {part.micro_batch:,} | {part.total_batch} | "
                 f"{_figure(part.gpu_hours)} | {_figure(part.gpu_hours / found.count)} |"
             )
         if found.evaluation_gpu_hours is not None and (found.evaluation_gpu_hours >= 0.05 or not found.parts):
             evaluation = found.evaluation_gpu_hours
             lines.append(
-                f"| {name}, evaluation | | | | | | {_figure(evaluation)} | {_figure(evaluation / found.count)} |"
+                f"| {name}, evaluation | | | | | | | {_figure(evaluation)} | {_figure(evaluation / found.count)} |"
             )
         hours, gpu_hours = hours + found.hours, gpu_hours + found.gpu_hours
-    lines.append(f"| all, one seed | | | | | | {_figure(gpu_hours)} | {_figure(hours)} |")
+    lines.append(f"| all, one seed | | | | | | | {_figure(gpu_hours)} | {_figure(hours)} |")
     return "\n".join(lines)
 
 

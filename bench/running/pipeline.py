@@ -33,6 +33,7 @@ from bench.running.evaluation import (
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import has_to_launch, here, launch
+from bench.running.progress import evaluation_meter
 from bench.running.runfolder import held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
@@ -157,7 +158,10 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             timeout_s=config.data.timeout_s,
             where=trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config)),
             processes=processes,
-            callbacks=[TakeSignals(job.session.watch)],
+            callbacks=[
+                TakeSignals(job.session.watch),
+                *([evaluation_meter(folder, job.session.say, wanted=config.progress)] if processes.main else []),
+            ],
             progress=config.progress,
             **job.described,
             training=summary,

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
     ModelCheckpoint,
-    RichProgressBar,
+    ProgressBar,
 )
 from torch import nn
 
@@ -30,6 +30,7 @@ from bench.running.forecaster import Forecaster
 from bench.running.identity import refuse_another_training, stored_identity
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
 from bench.running.processes import Processes
+from bench.running.progress import shown_progress
 from bench.running.resuming import Resume
 from bench.running.selection import KeepBest, Monitor, choose_monitor
 from bench.running.session import Session
@@ -89,7 +90,9 @@ def train(
     resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task))
     watching = _watching(config, session, resume, monitor, checkpoints)
     shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
-    shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
+    if session.processes.main:
+        score = monitor.name if monitor is not None else None
+        shown += shown_progress(folder, session.say, wanted=config.progress, score=score)
     trainer = lightning.Trainer(
         **_devices(config, model),
         max_epochs=config.train.max_epochs,
@@ -103,7 +106,7 @@ def train(
         log_every_n_steps=1,
         logger=loggers,
         callbacks=[*watching.callbacks, *shown],
-        enable_progress_bar=config.progress and session.processes.main,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in shown),
         enable_model_summary=False,
         default_root_dir=folder,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from bench.config import Config, Train, explain
 from bench.errors import DataError, one_message
-from bench.tables.definitions import Part, Table, published_folder
+from bench.overrides import literal
+from bench.tables.definitions import Part, Row, Table, published_folder
 
 ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
@@ -98,6 +99,14 @@ def load_settings(table: Table) -> Settings | None:
     if unknown:
         raise DataError(f"{path} is not valid: sources that are not described: {', '.join(unknown)}")
     return found
+
+
+def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
+    options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
+    paper = row.experiment or table.experiment
+    own = tuple(word for word in given if not word.startswith("seed="))
+    return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
 
 
 def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSetting]:
