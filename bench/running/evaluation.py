@@ -383,6 +383,7 @@ def _hardware(trainer: Any) -> dict[str, Any]:
 
     device = trainer.strategy.root_device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    accelerator = "Apple GPU (MPS)" if device.type == "mps" else accelerator
     return hardware(accelerator, torch.get_num_threads())
 
 

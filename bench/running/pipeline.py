@@ -103,6 +103,8 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
 
     # refuses a device that is not there before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    if config.device == "mps":
+        session.say("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
     results, work = place(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")

@@ -169,11 +169,7 @@ class ProgressMeter(Callback):
         speed = self._speed(2)
         if not speed:
             return None
-        steps, every, epochs = (
-            total - trainer.global_step,
-            trainer.check_val_every_n_epoch or 1,
-            trainer.max_epochs or 0,
-        )
+        every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or 0
         if epochs_done and trainer.max_steps > 0:  # which may end it before the last epoch
             epochs = min(epochs, math.ceil(total * epochs_done / max(1, trainer.global_step)))
         validations = max(0, epochs // every - epochs_done // every)
