@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.api import Shape
 
@@ -40,7 +41,8 @@ def traced_step(
 ) -> StepTrace:
     """Returns what a training step on random sequences computes and keeps.
 
-    Attention counts in its plain formulation; a GPU's fused kernel keeps less.
+    Attention by torch's `scaled_dot_product_attention` keeps what a fused kernel keeps; models that write it out on
+    devices other than GPUs are counted as they write it, which is more.
 
     Args:
         module: On `device` already; its gradients are thrown away.
@@ -62,7 +64,7 @@ def traced_step(
     was_training = module.training
     module.train()
     try:
-        with _Counting() as counter:
+        with _Counting() as counter, _Fused(counter):
             with saved_tensors_hooks(keep, lambda tensor: tensor):
                 value = loss(context, target)
             forward_flops = counter.flops
@@ -84,7 +86,7 @@ def traced_forecast(model: nn.Module, context_shape: Shape) -> int | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _Counting() as counter:
+        with torch.no_grad(), _Counting() as counter, _Fused(counter):
             model(torch.rand((1, *context_shape), device="meta"))
     except Exception:  # of a model's own kind, such as numpy asked for values
         return None
@@ -111,7 +113,7 @@ def traced_sampling(model: nn.Module, context_shape: Shape) -> int | None:
         return len(totals) < 2
 
     context = torch.rand((1, *context_shape), device="meta")
-    with torch.no_grad(), _Counting() as counter:
+    with torch.no_grad(), _Counting() as counter, _Fused(counter):
         steps = first_steps(model, context, note)
     return totals[0] + (steps - 1) * (totals[1] - totals[0]) if len(totals) == 2 else counter.flops
 
@@ -187,6 +189,43 @@ class _Counting(TorchDispatchMode):
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         return out
+
+
+class _Fused(TorchFunctionMode):
+    """Takes attention without values for one kernel, as it is on GPUs and mostly on CPUs, not for its parts."""
+
+    def __init__(self, counter: _Counting) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_meta:
+            mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+            return _FusedAttention.apply(*args[:3], mask, self.counter)
+        return func(*args, **kwargs)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps queries, keys, values, mask, the output and a 32-bit number per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, counter: _Counting) -> Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device="meta")
+        ctx.counter, ctx.masked = counter, mask is not None
+        ctx.save_for_backward(query, key, value, out, sums, *([mask] if mask is not None else []))
+        counter.flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *rest = ctx.saved_tensors
+        ctx.counter.flops += int(sdpa_backward_flop_count(gradients[0].shape, query.shape, key.shape, value.shape))
+        of_mask = torch.empty_like(rest[2]) if ctx.masked and ctx.needs_input_grad[3] else None
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask, None
 
 
 def _storage_id(tensor: Tensor) -> int:

@@ -39,7 +39,7 @@ class PartProjection:
     activation_bytes: int
     """What a step keeps per sequence for its backward pass, in 32 bits.
 
-    Fused attention and mixed precision keep less."""
+    Cuboid attention, which GPUs fuse, and mixed precision keep less."""
     total_batch: int
     micro_batch: int
     """The largest number of sequences that fits a device at once; 0 if not even one does."""

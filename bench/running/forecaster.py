@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import lightning
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -37,7 +36,7 @@ Batch = Sequence[Tensor]
 """Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
 
 
-class Forecaster(ScoresWithFloat64, lightning.LightningModule):
+class Forecaster(ScoresWithFloat64):
     """Joins a model and a task: stored batches in, losses in normalised units, scores in physical units.
 
     Args:
@@ -216,8 +215,7 @@ class Forecaster(ScoresWithFloat64, lightning.LightningModule):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
-        truth = self.for_scores(target)
-        seen = {sees: [self.for_scores(one) for one in given] for sees, given in seen.items()}
+        truth, seen = self.for_scores(target), {k: [*map(self.for_scores, v)] for k, v in seen.items()}
         with shared_work():
             for name, metric in self._named_metrics():
                 labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
