@@ -206,7 +206,7 @@ def test_status_says_epoch_loss_and_time_left(
         assert capsys.readouterr().out.count("epoch 3 of 9") == 3
     assert main([*words, "--watch"]) == 0  # ends by itself where nothing runs
     out = capsys.readouterr().out
-    assert out.count("done") == 2 and "epoch" not in out
+    assert out.count("done") == 2 and "epoch 3" not in out
     assert main([*words, "--watch", "--format", "json"]) == 2
 
 
