@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
+from bench.cli.printing import print
 from bench.config import compose
 from bench.errors import UsageError
 from bench.receipts import Receipt, receipts_of, seed_values
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "column", nargs="?", help="a column: its score, e.g. csi_m, or its label; left out: the row's training settings"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     table = load_table(options.table)
     if options.column is None:
         return _print_settings(table, options)
-    root = options.results.expanduser()
+    root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
     receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
     if options.format == "json":

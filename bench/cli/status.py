@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
-from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
-from bench.errors import UsageError
+from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.errors import ConfigError, UsageError
+from bench.overrides import is_sweep, quoted
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
@@ -57,12 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints one line per run and a count per state; with `--watch` until nothing runs."""
-    jobs = expand_sweep(overrides_and_flags(options)[0])
+    overrides = quoted(overrides_and_flags(options)[0])
+    composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
+    jobs = expand_sweep(overrides)
+    configs = [compose(job) for job in jobs]
+    for config in configs:
+        _refuse_files(config)
     if options.watch and options.format == "json":
         raise UsageError("--watch is for reading along; without it, --format json says how it stands")
     if options.watch:
-        return _watch(jobs)
-    lines = _found(jobs)
+        return _watch(jobs, configs)
+    lines = _found(jobs, configs)
     if options.format == "json":
         runs = [{**asdict(line), "progress": _as_json(line.progress)} for line in lines]
         print(json.dumps({"runs": runs, "counts": Counter(line.state for line in lines)}, indent=1))
@@ -71,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _found(jobs: list[list[str]]) -> list[Line]:
-    return _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
+def _found(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
+    return _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
 
 
 def _text(lines: list[Line]) -> str:
@@ -85,21 +92,21 @@ def _as_json(progress: Progress | None) -> dict[str, object] | None:
     return progress.model_dump(mode="json") if progress is not None else None
 
 
-def _watch(jobs: list[list[str]]) -> int:
+def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with suppress(KeyboardInterrupt):
         if not sys.stdout.isatty():
-            while not _at_rest(lines := _found(jobs)):
+            while not _at_rest(lines := _found(jobs, configs)):
                 print(_text(lines), flush=True)
                 time.sleep(_WATCH_EVERY_S)
             print(_text(lines), flush=True)
             return 0
         with Live(console=Console(), auto_refresh=False) as live:
             while True:
-                lines = _found(jobs)
+                lines = _found(jobs, configs)
                 live.update(Text(_text(lines)), refresh=True)
                 if _at_rest(lines):
                     return 0
@@ -111,9 +118,17 @@ def _at_rest(lines: list[Line]) -> bool:
     return not any(line.state == "running" for line in lines)
 
 
-def _of_sweep(jobs: list[list[str]]) -> list[Line]:
+def _refuse_files(config: Config) -> None:
+    for key, folder in (
+        ("work", local_folder(config.work, "work")),
+        ("results.root", place(config.results.root, "results.root")),
+    ):
+        if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{key}={folder} is not a folder")
+
+
+def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
-    configs = [compose(job) for job in jobs]
     records: dict[str, list[RunRecord]] = {}
     for root in {config.results.root for config in configs}:
         records[root] = read_records(root)[0]

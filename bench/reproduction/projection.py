@@ -175,7 +175,9 @@ def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
                 f"{part.activation_bytes / 1e9:.2f} | {part.micro_batch:,} | {part.total_batch} | "
                 f"{_figure(part.gpu_hours)} | {_figure(part.gpu_hours / found.count)} |"
             )
-        if found.evaluation_gpu_hours is not None and (found.evaluation_gpu_hours >= _WORTH_A_LINE_H or not found.parts):
+        if found.evaluation_gpu_hours is not None and (
+            found.evaluation_gpu_hours >= _WORTH_A_LINE_H or not found.parts
+        ):
             evaluation = found.evaluation_gpu_hours
             lines.append(
                 f"| {name}, evaluation | | | | | | | {_figure(evaluation)} | {_figure(evaluation / found.count)} |"
