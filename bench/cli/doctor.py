@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 
+from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
+from bench.overrides import quoted
 
 TAKES_HYDRA_FLAGS = True
 _MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
     from bench.running.preflight import checks
 
-    config = compose(overrides_and_flags(options)[0])
+    config = compose(quoted(overrides_and_flags(options)[0]))
     found = []
     for check in checks(config):
         found.append(check)

@@ -20,6 +20,7 @@ from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.running.runfolder import Owner, Progress, State, read_owner, read_progress, state
+from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True
 _WATCH_EVERY_S = 5.0
@@ -107,7 +108,7 @@ def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
         with Live(console=Console(), auto_refresh=False) as live:
             while True:
                 lines = _found(jobs, configs)
-                live.update(Text(_text(lines)), refresh=True)
+                live.update(Text(for_terminal(_text(lines))), refresh=True)
                 if _at_rest(lines):
                     return 0
                 time.sleep(_WATCH_EVERY_S)
