@@ -20,6 +20,7 @@ from bench.reproduction.work import (
     works_of,
 )
 from bench.tables.definitions import Row, Table, load_published
+from bench.tables.settings import micro_batch
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,7 @@ def estimated(
 
 
 def _memory(work: TrainingWork, config: Config) -> int:
-    return work.state_bytes + work.fixed_bytes + work.activation_bytes * config.data.batch_size
+    return work.state_bytes + work.fixed_bytes + work.activation_bytes * micro_batch(config)
 
 
 def _published_gmacs(table: Table, row: Row, task: Task) -> float | None:
@@ -140,7 +141,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     from bench.running.trainer import torch_device, translated_errors
 
     place = torch.device(torch_device(config.device))
-    size = config.data.batch_size
+    size = micro_batch(config)
     model.to(place)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
@@ -152,7 +153,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
             epoch_s += own_epoch_s
             # A validation is a forward pass, about a third of a step.
             validation_s = step_s / _PASSES_OF_A_STEP * counts["val"] / size / training.settings.val_every_epochs
-            total_s += epochs_of(config, training.settings, counts) * (own_epoch_s + validation_s)
+            total_s += epochs_of(config, training.settings, counts, training.stage) * (own_epoch_s + validation_s)
         forecast_s, forecast_bytes = _timed_forecast(model, task, config, size, place)
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     parameters = sum(p.numel() for p in model.parameters())

@@ -68,9 +68,9 @@ def trainings_of(model: nn.Module, config: Config) -> list[Training]:
     return [Training(s.name, s.module, settings.get(s.name, config.train), s.prepare) for s in stages]
 
 
-def epochs_of(config: Config, train: Train, counts: dict[str, int]) -> float:
-    """Returns the epochs of a training that nothing ends early."""
-    steps = max(1, counts["train"] // total_batch(config, train))
+def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str = "") -> float:
+    """Returns the epochs of a training, or of a stage with its settings, that nothing ends early."""
+    steps = max(1, counts["train"] // total_batch(config, stage))
     return min(train.max_epochs, train.max_steps / steps) if train.max_steps is not None else float(train.max_epochs)
 
 
@@ -122,8 +122,8 @@ def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int
             TrainingWork(
                 stage=training.stage,
                 settings=train,
-                total_batch=total_batch(config, train),
-                epochs=epochs_of(config, train, counts),
+                total_batch=total_batch(config, training.stage),
+                epochs=epochs_of(config, train, counts, training.stage),
                 step_flops=two.step_flops - one.step_flops,
                 forward_flops=two.forward_flops - one.forward_flops,
                 state_bytes=state_bytes(module, train.optimizer, averaged=train.ema_decay is not None),

@@ -18,6 +18,7 @@ from bench.errors import EarthbenchError, RunFailedError, UsageError
 from bench.files import check_writable
 from bench.places import place
 from bench.records import provenance
+from bench.tables.settings import micro_batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -223,7 +224,7 @@ def _data(config: Config, opened: dict[str, Any]) -> Check:
     if not len(data):
         return Check("data", "wrong", f"{counts} sequences: nothing to train on", "`earthbench data info` says more", 2)
     loader = training_loader(
-        data, batch_size=config.data.batch_size, seed=config.seed, limit=None,
+        data, batch_size=micro_batch(config), seed=config.seed, limit=None,
         num_workers=config.data.num_workers, timeout_s=config.data.timeout_s,
     )  # fmt: skip
     started, batches, sequences = time.monotonic(), 0, 0
@@ -236,7 +237,7 @@ def _data(config: Config, opened: dict[str, Any]) -> Check:
     return Check(
         "data",
         "ok",
-        f"{config.data.root}: {counts} sequences; {batches / passed:.3g} batches of {config.data.batch_size} read per "
+        f"{config.data.root}: {counts} sequences; {batches / passed:.3g} batches of {micro_batch(config)} read per "
         f"second by {config.data.num_workers or 'this'} process{'es' if config.data.num_workers > 1 else ''}",
     )
 
@@ -285,7 +286,7 @@ def _steps(config: Config, opened: dict[str, Any]) -> Check:
     model, task = opened["model"], opened["task"]
     if not opened["parameters"] or is_fitted(model):
         return Check("training step", "skipped", f"{config.model.name} is not trained by gradients")
-    told, fastest, size = [], 0.0, config.data.batch_size
+    told, fastest, size = [], 0.0, micro_batch(config)
     for name, module, prepare in _modules(model):
         if prepare is not None:
             prepare(_some_batch(task, config))
@@ -309,7 +310,7 @@ def _modules(model: Any) -> list[tuple[str, Any, Any]]:
 def _some_batch(task: Task, config: Config) -> list[Any]:
     from bench.data.loading import evaluation_loader
 
-    data, size = task.dataset("train"), config.data.batch_size
+    data, size = task.dataset("train"), micro_batch(config)
     loader = evaluation_loader(data, batch_size=size, limit=size, num_workers=0)
     return [(task.to_context(b[0]), task.normalise(task.to_target(b[1])), *b[2:]) for b in loader]
 
@@ -334,7 +335,7 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
             ends.append(time.perf_counter())
 
     quiet_lightning()
-    size = config.data.batch_size
+    size = micro_batch(config)
     loader = training_loader(task.dataset("train"), batch_size=size, seed=config.seed, limit=2 * size, num_workers=0)
     forecaster = Forecaster(module, task, config.train, total_steps=100)
     with tempfile.TemporaryDirectory() as folder, translated_errors(f"a training step at batch size {size}"):

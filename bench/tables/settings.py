@@ -19,9 +19,13 @@ ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
 # Where things lie and what is logged; `limit` is no part of a paper's training, and stages are looked into.
 _NO_SETTING = {
-    "accumulate", "checkpoints", "deterministic", "divergence_factor", "limit", "loggers", "resume",
+    "accumulate", "checkpoints", "compile", "deterministic", "divergence_factor", "limit", "loggers", "resume",
     "save_every_minutes", "stages",
 }  # fmt: skip
+
+
+_NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
+"""What a stage has besides the settings of a training."""
 
 
 class SettingSource(Part):
@@ -136,16 +140,23 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
     return found
 
 
-def total_batch(config: Config, train: Train | None = None) -> int:
-    """Returns the sequences per optimiser step over all devices, of the training or of a stage's settings."""
-    return config.data.batch_size * (train or config.train).accumulate
+def total_batch(config: Config, stage: str = "") -> int:
+    """Returns the sequences per optimiser step over all devices, of the training or of a stage."""
+    own = config.train.stages.get(stage, {})
+    accumulate = own.get("accumulate", getattr(config.train, "accumulate", 1))
+    return int(own.get("batch_size", config.data.batch_size)) * int(accumulate)
+
+
+def micro_batch(config: Config) -> int:
+    """Returns the sequences that one device takes at a time, as far as the config says."""
+    return int(getattr(config, "micro_batch_limit", config.data.batch_size))
 
 
 def stage_settings(config: Config) -> dict[str, Train]:
     """Returns the settings of each stage that the config names, by stage."""
     base = {**config.train.model_dump(), "stages": {}}
     return {
-        name: Train.model_validate({**base, **{key: value for key, value in own.items() if key != "checkpoint"}})
+        name: Train.model_validate({**base, **{key: value for key, value in own.items() if key not in _NOT_OF_TRAIN}})
         for name, own in config.train.stages.items()
     }
 
@@ -155,7 +166,7 @@ def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
     stages = stage_settings(config)
     for name, train in stages.items() or [("", config.train)]:
         prefix = f"train.stages.{name}." if name else "train."
-        yield f"{prefix}{TOTAL_BATCH}" if name else TOTAL_BATCH, total_batch(config, train)
+        yield f"{prefix}{TOTAL_BATCH}" if name else TOTAL_BATCH, total_batch(config, name)
         for key, value in train.model_dump(mode="json").items():
             if key in _NO_SETTING or (key == "max_steps" and value is None):
                 continue
