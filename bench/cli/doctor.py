@@ -9,6 +9,7 @@ import sys
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
+from bench.errors import UsageError
 from bench.overrides import quoted
 
 TAKES_HYDRA_FLAGS = True
@@ -30,7 +31,10 @@ def run(options: argparse.Namespace) -> int:
     """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
     from bench.running.preflight import checks
 
-    config = compose(quoted(overrides_and_flags(options)[0]))
+    overrides, flags = overrides_and_flags(options)
+    if flags:
+        raise UsageError(f"earthbench doctor looks at one run: {' '.join(flags)} is for `earthbench run`")
+    config = compose(quoted(overrides))
     found = []
     for check in checks(config):
         found.append(check)

@@ -219,7 +219,7 @@ class Forecaster(ScoresWithFloat64):
         truth, seen = self.for_scores(target), {k: [*map(self.for_scores, v)] for k, v in seen.items()}
         with shared_work():
             for name, metric in self._named_metrics():
-                labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
+                labels = [*map(self.for_scores, batch[2:])] if getattr(metric, "takes_labels", False) else ()
                 options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
                 for given in seen[self.scorings[name].sees]:
                     metric.update(given, truth, *labels, **options)
