@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from bench.running.evaluation import evaluate
     from bench.tables import load_table
     from bench.tasks import load_task
+
+if sys.platform == "darwin":
+    # Read when torch is loaded: an operation that Apple's GPUs lack is computed on the CPU instead of ending a run.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [
     "compare",

@@ -188,7 +188,8 @@ class Config(Section):
     checkpoint: str | None = None
     """Weights to evaluate, for `earthbench evaluate`."""
     seed: Count = Field(0, ge=0, lt=2**32)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`: CUDA where there is any, else the CPU; Apple's `mps` by name only."""
     devices: Count = Field(1, ge=1)
     """Processes per node, each on a device of its own."""
     nodes: Count = Field(1, ge=1)

@@ -1,4 +1,4 @@
-"""`earthbench explain TABLE ROW COLUMN`: the receipt of one figure."""
+"""`earthbench explain TABLE ROW [COLUMN]`: the receipt of one figure, or where a row's training settings come from."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from pathlib import Path
 
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
+from bench.config import compose
+from bench.errors import UsageError
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
+from bench.tables.definitions import Table
 from bench.tables.intervals import interval, why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
+from bench.tables.settings import overrides_of, setting_lines, sourced_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("table", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument("row", help="a row: the model's name, or the name or label of the row")
-    parser.add_argument("column", help="a column: its score, e.g. csi_m, or its label")
+    parser.add_argument(
+        "column", nargs="?", help="a column: its score, e.g. csi_m, or its label; left out: the row's training settings"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
@@ -28,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints where a figure comes from, how it differs from the paper's, and what else it could have been."""
     table = load_table(options.table)
+    if options.column is None:
+        return _print_settings(table, options)
     root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
     receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
@@ -36,6 +44,19 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for number_, receipt in enumerate(receipts):
         print("\n" * bool(number_) + "\n".join(_lines(receipt)))
+    return 0
+
+
+def _print_settings(table: Table, options: argparse.Namespace) -> int:
+    if not table.rows:
+        raise UsageError(f"table {table.name!r} lists runs that exist; name a column, e.g. csi_m, for a receipt")
+    row = table.row(next((row.key for row in table.rows if options.row in (row.key, row.label)), options.row))
+    settings = sourced_settings(table, row.key, compose(overrides_of(table, row, (), seed=0)))
+    if options.format == "json":
+        print(json.dumps([{**asdict(one), "kind": one.kind} for one in settings], indent=1, allow_nan=False))
+        return 0
+    print(f"{table.name}, {row.label}: " + ("how it is trained" if settings else "nothing to train"))
+    print("\n".join(f"  {line}" for line in setting_lines(settings)))
     return 0
 
 

@@ -35,6 +35,7 @@ VERBS = {
     "new": ("bench.cli.new", "write a package with a model, task or metric of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
+    "doctor": ("bench.cli.doctor", "try what a run needs on this machine, and say what is wrong and the cure"),
     "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),

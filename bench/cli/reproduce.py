@@ -21,15 +21,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
     parser.add_argument("--measure", action="store_true", help="time a few steps of each row instead of estimating")
+    parser.add_argument(
+        "--on",
+        metavar="DEVICES",
+        help="with --dry-run: hours, memory and batches on devices that need not be here, e.g. 8xH100, a100-80g, or "
+        "NAME:TFLOPS,GIB,COUNT",
+    )
     parser.add_argument("--seeds", help="e.g. 0,1,2 (default: the override seed=N, else 0)")
     parser.add_argument("--again", action="store_true", help="also rows that have a record")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the plan")
+    parser.add_argument("--format", choices=("text", "json", "md"), default="text", help="of the plan (md: with --on)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan, then runs what is missing; a row that fails does not stop the others."""
+    from bench.cost.devices import parse_devices
     from bench.reproduction.estimates import measured_throughput
+    from bench.reproduction.projection import markdown
 
+    devices = parse_devices(options.on) if options.on is not None else None
+    if devices is not None and (not options.dry_run or options.measure):
+        raise UsageError("--on plans for devices that need not be here: give --dry-run with it, and not --measure")
+    if options.format == "md" and devices is None:
+        raise UsageError("--format md prints what rows take on devices: give --on, e.g. --dry-run --on 8xH100")
     table, rows = find_rows(options.name)
     throughput = lru_cache(measured_throughput)  # one measurement serves all rows
     plans = []
@@ -40,9 +53,12 @@ def run(options: argparse.Namespace) -> int:
             plans.append(
                 plan(
                     table, row, options.overrides, seed, measure=options.measure, again=options.again,
-                    throughput=throughput,
+                    throughput=throughput, on=devices,
                 )
             )  # fmt: skip
+    if options.format == "md":
+        print(markdown([(one.row, one.projection) for one in plans]))
+        return 0
     if options.format == "json":
         print(json.dumps([one.as_dict() for one in plans], indent=1))
     else:
@@ -72,6 +88,9 @@ def _report(results: Sequence[RowResult], say: object) -> int:
 
 
 def _lines(one: RowPlan) -> list[str]:
+    from bench.reproduction.projection import text_lines
+    from bench.tables.settings import summary_lines
+
     lines = [f"{one.table}/{one.row} seed {one.seed}: {one.status}" + (f" ({one.reason})" if one.reason else "")]
     lines.append(f"  config   {' '.join(one.overrides)}")
     lines.append(f"  data     {one.data}")
@@ -79,16 +98,26 @@ def _lines(one: RowPlan) -> list[str]:
         estimate = one.estimate
         lines.append(f"  time     epoch {_time(estimate.epoch_s)}, in all {_time(estimate.total_s)}; {estimate.basis}")
         lines.append(f"  memory   {estimate.memory_bytes / 1e9:.2f} GB ({estimate.memory_basis})")
+    lines += [f"  {line}" for line in text_lines(one.projection)] if one.projection is not None else []
+    lines += [f"  setting  {line}" for line in summary_lines(list(one.settings))]
     lines += [f"  writes   {path}" for path in one.writes] if one.status != "done" else []
     return lines
 
 
 def _total(plans: Sequence[RowPlan]) -> str:
-    waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
     counts = {status: sum(one.status == status for one in plans) for status in ("to run", "done", "cannot run")}
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count) + (
-        f"; {_time(sum(waiting))} in all on this device" if waiting else ""
-    )
+    text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
+    if waiting:
+        text += f"; {_time(sum(waiting))} in all on this device"
+    projections = [one.projection for one in plans if one.projection is not None]
+    if projections:
+        hours, gpu_hours = (sum(getattr(one, key) for one in projections) for key in ("hours", "gpu_hours"))
+        text += (
+            f"; {gpu_hours:,.1f} GPU-hours, {hours:,.1f} h in all on {projections[0].devices}, if the exchange of "
+            "gradients and reading cost nothing; early stopping usually ends a training before"
+        )
+    return text
 
 
 def _time(seconds: float) -> str:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
-from bench.errors import ConfigError
+from bench.errors import ConfigError, UsageError
 from bench.overrides import is_sweep, quoted
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.running.runfolder import Owner, read_owner, state
+from bench.running.runfolder import Owner, Progress, State, read_owner, read_progress, state
+from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True
+_WATCH_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ class Line:
     """recorded, running, done, failed, stopped, killed or waiting."""
     where: str
     """The record, the process that runs it, or why it ended."""
+    progress: Progress | None = None
+    """How far it was when it last said so; None where it has nothing more to do, or never said."""
+
+    def __str__(self) -> str:
+        """Returns the line that is printed."""
+        far = f"  {self.progress}" if self.progress is not None else ""
+        return f"{self.state:<9} {self.run}{far}" + (f"  ({self.where})" if self.where else "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,26 +54,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="those of the sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
         "without any sweep: every run under work=DIR",
     )
+    parser.add_argument("--watch", action="store_true", help="again every few seconds, until no run is running")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints one line per run and a count per state."""
+    """Prints one line per run and a count per state; with `--watch` until nothing runs."""
     overrides = quoted(overrides_and_flags(options)[0])
     composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
     jobs = expand_sweep(overrides)
     configs = [compose(job) for job in jobs]
     for config in configs:
         _refuse_files(config)
-    lines = _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
-    counts = Counter(line.state for line in lines)
+    if options.watch and options.format == "json":
+        raise UsageError("--watch is for reading along; without it, --format json says how it stands")
+    if options.watch:
+        return _watch(jobs, configs)
+    lines = _found(jobs, configs)
     if options.format == "json":
-        print(json.dumps({"runs": [asdict(line) for line in lines], "counts": counts}, indent=1))
+        runs = [{**asdict(line), "progress": _as_json(line.progress)} for line in lines]
+        print(json.dumps({"runs": runs, "counts": Counter(line.state for line in lines)}, indent=1))
         return 0
-    for line in lines:
-        print(f"{line.state:<9} {line.run}" + (f"  ({line.where})" if line.where else ""))
-    print(f"{len(lines)} runs: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
+    print(_text(lines))
     return 0
+
+
+def _found(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
+    return _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
+
+
+def _text(lines: list[Line]) -> str:
+    counts = sorted(Counter(line.state for line in lines).items())
+    ending = f"{len(lines)} runs: " + (", ".join(f"{count} {name}" for name, count in counts) or "none")
+    return "\n".join([*map(str, lines), ending])
+
+
+def _as_json(progress: Progress | None) -> dict[str, object] | None:
+    return progress.model_dump(mode="json") if progress is not None else None
+
+
+def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with suppress(KeyboardInterrupt):
+        if not sys.stdout.isatty():
+            while not _at_rest(lines := _found(jobs, configs)):
+                print(_text(lines), flush=True)
+                time.sleep(_WATCH_EVERY_S)
+            print(_text(lines), flush=True)
+            return 0
+        with Live(console=Console(), auto_refresh=False) as live:
+            while True:
+                lines = _found(jobs, configs)
+                live.update(Text(for_terminal(_text(lines))), refresh=True)
+                if _at_rest(lines):
+                    return 0
+                time.sleep(_WATCH_EVERY_S)
+    return 0
+
+
+def _at_rest(lines: list[Line]) -> bool:
+    return not any(line.state == "running" for line in lines)
 
 
 def _refuse_files(config: Config) -> None:
@@ -93,22 +148,28 @@ def _line(name: str, config: Config, records: list[RunRecord], owners: list[tupl
     mine = [(folder, owner) for folder, owner in owners if owner.config_fingerprint == named]
     states = {state(folder, owner): (folder, owner) for folder, owner in mine}
     if "running" in states:
-        return Line(name, "running", _who(states["running"][1]))
+        folder, owner = states["running"]
+        return Line(name, "running", _who(owner), read_progress(folder))
     if good:
         root = place(config.results.root, "results.root")
         return Line(name, "recorded", str(root / "runs" / config.task.name / config.model.name / good[-1].run_id))
-    for found, (_, owner) in states.items():
-        return Line(name, found, owner.why or _who(owner))
+    for found, (folder, owner) in states.items():
+        return Line(name, found, owner.why or _who(owner), _progress(folder, found))
     if kept and kept[-1].failure is not None:
         return Line(name, "failed", kept[-1].failure.message.splitlines()[0])
     return Line(name, "waiting", "")
 
 
 def _of_folder(config: Config) -> list[Line]:
-    return [
-        Line(str(folder), state(folder, owner), owner.why or _who(owner))
-        for folder, owner in _owners(local_folder(config.work, "work"))
-    ]
+    found = []
+    for folder, owner in _owners(local_folder(config.work, "work")):
+        now = state(folder, owner)
+        found.append(Line(str(folder), now, owner.why or _who(owner), _progress(folder, now)))
+    return found
+
+
+def _progress(folder: Path, now: State) -> Progress | None:
+    return read_progress(folder) if now != "done" else None
 
 
 def _owners(work: Path) -> list[tuple[Path, Owner]]:

@@ -13,6 +13,7 @@ from bench.records.verify import Finding, verify_records
 from bench.tables.definitions import Table, load_published, published_folder
 from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
+from bench.tables.settings import load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def _published(table: Table) -> list[Finding]:
     path = published_folder() / table.published
     try:
         published = load_published(table.published)
+        load_settings(table)
     except DataError as error:
         return [Finding(path, "file", str(error))]
     known = {row.key: {column.key for column in table.columns} for row in table.rows}

@@ -50,13 +50,15 @@ def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, 
             model(context)
             if on_gpu:
                 torch.cuda.synchronize(device)
+            elif device.type == "mps":
+                torch.mps.synchronize()
             times.append(time.perf_counter() - start)
     model.train(was_training)
     return Speed(
         latency_s=sorted(times[1:])[repeats // 2],
         batch_size=batch_size,
         peak_memory_bytes=(torch.cuda.max_memory_allocated(device) if on_gpu else _resident_peak_bytes() - resident),
-        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type,
         threads=torch.get_num_threads(),
         repeats=repeats,
     )

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.config import Config
+from bench.config import Config, Train
+from bench.reproduction.work import (
+    Training,
+    TrainingWork,
+    epochs_of,
+    forecast_flops_of,
+    members_of,
+    training_loss_of,
+    trainings_of,
+    works_of,
+)
 from bench.tables.definitions import Row, Table, load_published
+from bench.tables.settings import micro_batch
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from bench.tasks import Task
@@ -19,8 +32,6 @@ if TYPE_CHECKING:
 _PASSES_OF_A_STEP = 3
 # Bytes per parameter in training: weights, gradients and the two moments of Adam, float32.
 _BYTES_PER_PARAMETER = 16
-_TIMED_BATCH = 2
-"""Sequences of a timed step where data.micro_batch=auto says none."""
 _TIMED_STEPS = 3
 
 
@@ -42,7 +53,9 @@ def measured_throughput(device: str) -> float:
     """Returns multiply-adds per second of a 3x3 convolution in float32, forward and backward, on this device."""
     import torch
 
-    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    from bench.running.trainer import torch_device
+
+    place = torch.device(torch_device(device))
     size, channels = (128, 64) if place.type == "cpu" else (512, 128)
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1).to(place)
     image = torch.rand(2, channels, size, size, device=place, requires_grad=True)
@@ -51,8 +64,7 @@ def measured_throughput(device: str) -> float:
     for _ in range(4):  # the first call warms up
         started = time.perf_counter()
         layer(image).sum().backward()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+        _wait_for(place)
         best = max(best, work / (time.perf_counter() - started))
     return best
 
@@ -68,30 +80,48 @@ def estimated(
     trained: bool,
     throughput: Callable[[str], float],
 ) -> Estimate:
-    """Returns times from multiply-adds, published or counted, at a measured throughput; the model does not run."""
-    gmacs, source = _gmacs(table, row, model, task)
-    speed = throughput(config.device)
-    forward_s = gmacs * 1e9 / speed
+    """Returns times from multiply-adds, published or counted, at a measured throughput; the model does not run.
+
+    A published figure is halved where the paper's counts twice (`Row.published_factors`). The model is left without its
+    values.
+    """
     parameters = sum(p.numel() for p in model.parameters())
-    epochs = _epochs(config, counts) if trained else 0.0
-    epoch_s = forward_s * _PASSES_OF_A_STEP * counts["train"] if trained else 0.0
+    published = _published_gmacs(table, row, task)
+    works = works_of(model, task, config, counts) if trained else []
+    speed = throughput(config.device)
+    if published is not None and len(works) < 2:
+        source, forward_s = f"{published:,.1f} GMACs (published)", published * 1e9 / speed
+        epochs = epochs_of(config, config.train, counts) if trained else 0.0
+        epoch_s = forward_s * _PASSES_OF_A_STEP * counts["train"] if trained else 0.0
+        validated = epochs / config.train.val_every_epochs * counts["val"]
+        total_s = epochs * epoch_s + forward_s * (validated + counts["test"])
+    else:
+        forecast = forecast_flops_of(model, task, config)
+        source = f"{(forecast or 0) / 2e9:,.1f} GMACs a forecast (counted)"
+        epoch_s = sum(work.epoch_flops(counts) for work in works) / 2 / speed
+        total_s = (sum(work.flops(counts) for work in works) + (forecast or 0) * counts["test"]) / 2 / speed
     return Estimate(
-        basis=f"estimated, a lower bound: {gmacs:,.1f} GMACs ({source}) at {speed / 1e9:,.0f} GMAC/s, measured on a "
-        "convolution on this device",
+        basis=f"estimated, a lower bound: {source} at {speed / 1e9:,.0f} GMAC/s, measured on a convolution on this "
+        "device",
         epoch_s=epoch_s,
-        total_s=epochs * epoch_s + forward_s * (_validations(config, epochs) * counts["val"] + counts["test"]),
-        memory_bytes=parameters * (_BYTES_PER_PARAMETER if trained else 4),
-        memory_basis="weights, gradients and optimiser state; activations come on top (--measure)",
+        total_s=total_s,
+        memory_bytes=max((_memory(work, config) for work in works), default=parameters * 4),
+        memory_basis="weights, gradients, optimiser state and activations of a batch, from a trace"
+        if works
+        else "weights",
     )
 
 
-def _gmacs(table: Table, row: Row, model: nn.Module, task: Task) -> tuple[float, str]:
-    from bench.cost import count_model
+def _memory(work: TrainingWork, config: Config) -> int:
+    return work.state_bytes + work.fixed_bytes + work.activation_bytes * micro_batch(config)
 
+
+def _published_gmacs(table: Table, row: Row, task: Task) -> float | None:
+    """Returns the multiply-adds of a forecast that the paper gives, None for other shapes than the paper's."""
     figure = load_published(table.published).rows.get(row.key, {}).get("gmacs") if table.published else None
-    if figure is not None and task.input_shape == _official_shape(table):
-        return figure.value / row.published_factors.get("gmacs", 1.0), "published"
-    return count_model(model, task.input_shape).gmacs, "counted"
+    if figure is None or task.input_shape != _official_shape(table):
+        return None
+    return figure.value / row.published_factors.get("gmacs", 1.0)
 
 
 def _official_shape(table: Table) -> tuple[int, int, int, int]:
@@ -101,61 +131,123 @@ def _official_shape(table: Table) -> tuple[int, int, int, int]:
     return load_task(table.task).input_shape
 
 
-def _epochs(config: Config, counts: dict[str, int]) -> float:
-    steps = max(1, counts["train"] // config.data.batch_size)
-    limit = config.train.max_steps
-    return min(config.train.max_epochs, limit / steps) if limit is not None else float(config.train.max_epochs)
-
-
-def _validations(config: Config, epochs: float) -> float:
-    return epochs / config.train.val_every_epochs
-
-
 def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int], *, trained: bool) -> Estimate:
-    """Returns times from a few real training steps and forecasts at the config's batch size, on random values."""
+    """Returns times from a few real training steps and forecasts at the config's batch size, on random values.
+
+    Steps are taken in the config's precision; the peak of memory is of this row alone.
+    """
     import torch
 
-    from bench.cost import measure_speed
-    from bench.running.forecaster import masked_mse
-    from bench.running.trainer import trainer_device, translated_errors
+    from bench.running.trainer import torch_device, translated_errors
 
-    where = trainer_device(config.device)
-    place = torch.device("cpu" if where["accelerator"] == "cpu" else f"cuda:{(where['devices'] or [0])[0]}")
-    size = config.micro_batch_limit if config.data.micro_batch != "auto" else min(config.data.batch_size, _TIMED_BATCH)
-    model = model.to(place)
-    step_s, peak = 0.0, 0
+    place = torch.device(torch_device(config.device))
+    size = micro_batch(config)
+    model.to(place)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    epoch_s = total_s = 0.0
     with translated_errors(f"timed steps at batch size {size}"):
-        if trained:
-            optimizer = torch.optim.AdamW(model.parameters())
-            context, target = (
-                torch.rand((size, *shape), device=place) for shape in (task.input_shape, task.target_shape)
-            )
-            own = getattr(model, "training_loss", None)
-            times = []
-            for step in range(_TIMED_STEPS + 1):  # the first one warms up
-                started = time.perf_counter()
-                optimizer.zero_grad()
-                loss = own(context, target, step=step, total_steps=100) if callable(own) else None
-                loss = torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
-                (masked_mse(model(context), target) if loss is None else loss).backward()
-                optimizer.step()
-                if place.type == "cuda":
-                    torch.cuda.synchronize(place)
-                times.append(time.perf_counter() - started)
-            step_s = sorted(times[1:])[_TIMED_STEPS // 2]
-            peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
-            del optimizer
-        speed = measure_speed(model, task.input_shape, batch_size=size, repeats=_TIMED_STEPS)
-    epochs = _epochs(config, counts) if trained else 0.0
-    epoch_s = step_s * counts["train"] / size
-    forecast_s = speed.latency_s / size
+        for training in trainings_of(model, config) if trained else []:
+            step_s = _timed_step(training, task, size, place)
+            own_epoch_s = step_s * counts["train"] / size
+            epoch_s += own_epoch_s
+            # A validation is a forward pass, about a third of a step.
+            validation_s = step_s / _PASSES_OF_A_STEP * counts["val"] / size / training.settings.val_every_epochs
+            total_s += epochs_of(config, training.settings, counts, training.stage) * (own_epoch_s + validation_s)
+        forecast_s, forecast_bytes = _timed_forecast(model, task, config, size, place)
+    peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     parameters = sum(p.numel() for p in model.parameters())
+    where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     return Estimate(
-        basis=f"measured: {_TIMED_STEPS} steps at batch size {size} on {speed.device}, {speed.threads} threads",
+        basis=f"measured: {_TIMED_STEPS} steps at batch size {size} in {config.train.precision} on {where}, "
+        f"{torch.get_num_threads()} threads",
         epoch_s=epoch_s,
-        total_s=epochs * epoch_s + forecast_s * (_validations(config, epochs) * counts["val"] + counts["test"]),
-        memory_bytes=peak or parameters * _BYTES_PER_PARAMETER + speed.peak_memory_bytes,
+        total_s=total_s + forecast_s * counts["test"],
+        memory_bytes=peak or parameters * _BYTES_PER_PARAMETER + forecast_bytes,
         memory_basis="peak of the timed steps"
         if peak
         else "weights, gradients, optimiser state, and what a forecast took",
     )
+
+
+def _timed_step(training: Training, task: Task, size: int, place: torch.device) -> float:
+    """Returns the seconds of a training step, the median of a few after one that warms up."""
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    module, settings = training.module.to(place).train(), training.settings
+    context, target = (torch.rand((size, *shape), device=place) for shape in (task.input_shape, task.target_shape))
+    if training.prepare is not None:
+        training.prepare([(context, target)])
+    loss = training_loss_of(module)
+    optimizer = create_optimizer_v2(module, opt=settings.optimizer, lr=settings.lr)
+    times = []
+    with _in_precision(settings, place.type) as scaler:
+        for _ in range(_TIMED_STEPS + 1):
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            with _autocast(settings, place.type):
+                value = loss(context, target)
+            scaler.scale(value).backward()
+            if settings.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            _wait_for(place)
+            times.append(time.perf_counter() - started)
+    return sorted(times[1:])[_TIMED_STEPS // 2]
+
+
+@contextlib.contextmanager
+def _in_precision(settings: Train, device: str) -> Iterator[torch.amp.GradScaler]:
+    """Sets the precision of 32-bit products while steps are timed; gives the scaler that 16-bit floats need."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+    try:
+        yield torch.amp.GradScaler(device, enabled=settings.precision == "16-mixed")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _autocast(settings: Train, device: str) -> contextlib.AbstractContextManager[object]:
+    import torch
+
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if settings.precision not in kinds:
+        return contextlib.nullcontext()
+    return torch.autocast(device, kinds[settings.precision])
+
+
+def _timed_forecast(model: nn.Module, task: Task, config: Config, size: int, place: torch.device) -> tuple[float, int]:
+    """Returns the seconds of a forecast of one sequence with all its members, and the bytes that it took."""
+    import torch
+
+    from bench.cost import measure_speed
+    from bench.cost.tracing import first_steps, samples_by_steps
+
+    if not samples_by_steps(model):
+        speed = measure_speed(model, task.input_shape, batch_size=size, repeats=_TIMED_STEPS)
+        return speed.latency_s / size, speed.peak_memory_bytes
+    times = []
+
+    def note() -> bool:
+        _wait_for(place)
+        times.append(time.perf_counter())
+        return len(times) <= _TIMED_STEPS
+
+    with torch.no_grad():
+        steps = first_steps(model, torch.rand((1, *task.input_shape), device=place), note)
+    step_s = (times[-1] - times[0]) / max(1, len(times) - 1)
+    return steps * step_s * members_of(model, config), 0
+
+
+def _wait_for(place: torch.device) -> None:
+    import torch
+
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    elif place.type == "mps":
+        torch.mps.synchronize()

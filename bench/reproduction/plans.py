@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bench import registry
 from bench.api import Split
 from bench.config import Config, compose
+from bench.cost.devices import Devices
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
-from bench.overrides import literal
 from bench.places import local_folder
 from bench.records.identity import source_differences
 from bench.records.reuse import newest_of_same_run
@@ -18,10 +18,12 @@ from bench.records.schema import RunRecord
 from bench.records.sources import registered_source
 from bench.records.store import read_records
 from bench.reproduction.estimates import Estimate, estimated, measured, measured_throughput
+from bench.reproduction.projection import Projection, projected
 from bench.running.identity import expected_run, identify
 from bench.tables.admission import admitted, training_seed
 from bench.tables.definitions import Row, Table
 from bench.tables.render import load_table
+from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 
 if TYPE_CHECKING:
     from bench.tasks import Task
@@ -42,13 +44,18 @@ class RowPlan:
     """What is needed and what is there."""
     parameters: int | None
     estimate: Estimate | None
+    """On this device."""
+    projection: Projection | None
+    """On devices that are not here, where they were asked about instead."""
+    settings: tuple[SourcedSetting, ...]
+    """How it would be trained, and who says so."""
     writes: tuple[str, ...]
     comparable: bool
     """Whether the record would stand in the published table."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON types."""
-        return asdict(self)
+        return {**asdict(self), "projection": self.projection.as_dict() if self.projection else None}
 
 
 def find_rows(name: str) -> tuple[Table, list[Row]]:
@@ -71,14 +78,6 @@ def find_rows(name: str) -> tuple[Table, list[Row]]:
     raise UnknownNameError(f"unknown table {name!r}. {did_you_mean(name, tables)}")
 
 
-def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
-    options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
-    paper = row.experiment or table.experiment
-    own = tuple(word for word in given if not word.startswith("seed="))
-    return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
-
-
 def plan(
     table: Table,
     row: Row,
@@ -88,6 +87,7 @@ def plan(
     measure: bool = False,
     again: bool = False,
     throughput: Callable[[str], float] | None = None,
+    on: Devices | None = None,
 ) -> RowPlan:
     """Returns what it takes to make a row; nothing is trained or written.
 
@@ -99,14 +99,16 @@ def plan(
         measure: Time a few training steps rather than estimating from multiply-adds.
         again: Plan it even where a record exists.
         throughput: Gives multiply-adds per second of a device, `measured_throughput` by default.
+        on: Devices that need not be here; no device is touched then.
     """
     overrides = overrides_of(table, row, given, seed)
     try:
-        return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput)
+        return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput, on)
     except EarthbenchError as error:
         return RowPlan(
-            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table), None, None, (), False
-        )
+            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table),
+            parameters=None, estimate=None, projection=None, settings=(), writes=(), comparable=False,
+        )  # fmt: skip
 
 
 def _plan(
@@ -117,6 +119,7 @@ def _plan(
     measure: bool,
     again: bool,
     throughput: Callable[[str], float],
+    on: Devices | None,
 ) -> RowPlan:
     from bench.models import has_weights, load_model
     from bench.running.evaluation import work_folder
@@ -136,25 +139,28 @@ def _plan(
     done = None if again else find_done(table, row, config, task, trained=trained)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
-    lacking = _lacking(config)
+    lacking = _lacking(config) if on is None else ""
     if lacking and status != "done":
         status, reason = "cannot run", "; ".join(part for part in (reason, lacking) if part)
-    estimate = None
-    if status != "done" and not lacking:
-        estimate = (
-            measured(model, task, config, counts, trained=trained)
-            if measure
-            else estimated(table, row, model, task, config, counts, trained=trained, throughput=throughput)
-        )
     writes = [f"{config.results.root}/runs/{table.task}/{row.model}/RUN_ID.json"]
     if trained:
         named = "FINGERPRINT" if missing else identify(model, task, config).name
         folder = work_folder(local_folder(config.work, "work"), table.task, row.model, named)
         # best and last, each with weights and Adam's two moments
         writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
+    estimate, projection = None, None
+    if status != "done" and on is not None:
+        projection = projected(model, task, config, counts, on, trained=trained)
+    elif status != "done" and not lacking:  # last: the model loses its values
+        estimate = (
+            measured(model, task, config, counts, trained=trained)
+            if measure
+            else estimated(table, row, model, task, config, counts, trained=trained, throughput=throughput)
+        )
     return RowPlan(
-        table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, tuple(writes), comparable
-    )
+        table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, projection,
+        tuple(sourced_settings(table, row.key, config)) if trained else (), tuple(writes), comparable,
+    )  # fmt: skip
 
 
 def _lacking(config: Config) -> str:
@@ -164,7 +170,7 @@ def _lacking(config: Config) -> str:
     try:
         trainer_device(config.device, config.devices, config.nodes, config.strategy)
     except ConfigError as error:
-        return f"{error}, or ask for the plan where the devices are"
+        return f"{error}, or plan for devices that are not here: --dry-run --on 8xH100"
     return ""
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import lightning
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -23,6 +22,7 @@ from bench.records.schema import MetricStatistics
 from bench.running.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.running.averaging import RunningAverage
 from bench.running.compiling import FullBatches
+from bench.running.device_floats import ScoresWithFloat64
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.independence import dependence
 from bench.running.randomness import random_states, restore_random_states
@@ -39,7 +39,7 @@ Batch = Sequence[Tensor]
 """Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
 
 
-class Forecaster(lightning.LightningModule):
+class Forecaster(ScoresWithFloat64):
     """Joins a model and a task: stored batches in, losses in normalised units, scores in physical units.
 
     Args:
@@ -223,7 +223,7 @@ class Forecaster(lightning.LightningModule):
 
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
         """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
-        self.validation_mean.update(loss, known)
+        self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
     def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,12 +245,13 @@ class Forecaster(lightning.LightningModule):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
+        truth, seen = self.for_scores(target), {k: [*map(self.for_scores, v)] for k, v in seen.items()}
         with shared_work():
             for name, metric in self._named_metrics():
-                labels = batch[2:] if getattr(metric, "takes_labels", False) else ()
+                labels = [*map(self.for_scores, batch[2:])] if getattr(metric, "takes_labels", False) else ()
                 options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
                 for given in seen[self.scorings[name].sees]:
-                    metric.update(given, target, *labels, **options)
+                    metric.update(given, truth, *labels, **options)
         return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:

@@ -18,7 +18,7 @@ def describe_hardware(device: torch.device, world: int, *, compiled: bool) -> di
         compiled: Whether the model was.
     """
     on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else None
+    name = torch.cuda.get_device_name(device) if on_gpu else "Apple GPU (MPS)" if device.type == "mps" else None
     return {
         **hardware(name, torch.get_num_threads()),
         "devices": _names(name or device.type, world),

@@ -36,6 +36,7 @@ from bench.running.identity import events_of, expected_run, identify, seen_event
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.micro_batch import evaluation_batch
 from bench.running.processes import has_to_launch, here, launch
+from bench.running.progress import evaluation_meter
 from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
@@ -107,6 +108,8 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
 
     # refuses a device that is not there before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    if config.device == "mps":
+        session.say("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
     results, work = place(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")
@@ -175,7 +178,10 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             where=where,
             compile=config.train.compile,
             processes=processes,
-            callbacks=[TakeSignals(job.session.watch)],
+            callbacks=[
+                TakeSignals(job.session.watch),
+                *([evaluation_meter(folder, job.session.say, wanted=config.progress)] if processes.main else []),
+            ],
             progress=config.progress,
             **job.described,
             training=summary,

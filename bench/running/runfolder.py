@@ -19,7 +19,7 @@ from bench.files import replacing
 from bench.safe_text import without_secrets
 
 State = Literal["running", "done", "failed", "stopped", "killed"]
-_LOCK, _OWNER = ".lock", "owner.json"
+_LOCK, _OWNER, _PROGRESS = ".lock", "owner.json", "progress.json"
 _WAIT_S = 1.0
 """`earthbench status` touches a lock for a moment; a run outlasts that."""
 _ORPHANS_S = 15.0
@@ -41,6 +41,70 @@ class Owner(BaseModel):
     """How it left the folder; None while it is there, and after a kill."""
     why: str | None = None
     """The first line of the error it ended with."""
+
+
+class Progress(BaseModel):
+    """How far a run is, as it last said itself."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    phase: Literal["training", "evaluation"]
+    epoch: int = 0
+    """Counted from 1; 0 in an evaluation."""
+    epochs: int = 0
+    """At most."""
+    done: int
+    """Optimiser steps, or batches of an evaluation."""
+    total: int
+    loss: float | None = None
+    """The last finite one of the training."""
+    score_name: str | None = None
+    score: float | None = None
+    """Of the last validation: what checkpoints are selected by."""
+    sequences_per_s: float | None = None
+    """Over all processes, in the last minute or so."""
+    waiting_share: float | None = None
+    """Of the time in which the training process waits for data, 0 to 1."""
+    device_gb: float | None = None
+    """Peak of the memory that tensors took on this process's GPU."""
+    left_s: float | None = None
+    """Of the whole training or evaluation, if nothing ends it early."""
+    updated_utc: str = ""
+
+    def __str__(self) -> str:
+        """Returns a line without the place: epoch, loss, score, speed and time left."""
+        parts = [f"epoch {self.epoch} of {self.epochs}"] if self.phase == "training" else ["evaluation"]
+        parts.append(f"{'step' if self.phase == 'training' else 'batch'} {self.done:,} of {self.total:,}")
+        parts += [f"loss {self.loss:.4g}"] if self.loss is not None else []
+        parts += [f"{self.score_name} {self.score:.4g}"] if self.score is not None else []
+        parts += [f"{self.sequences_per_s:.3g} sequences/s"] if self.sequences_per_s is not None else []
+        parts += [f"{self.waiting_share:.0%} waiting for data"] if self.waiting_share is not None else []
+        parts += [f"{self.device_gb:.1f} GB"] if self.device_gb is not None else []
+        parts += [f"{duration(self.left_s)} left"] if self.left_s is not None else []
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that a reader would choose."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def write_progress(folder: Path, progress: Progress) -> None:
+    """Writes how far a run is; a disk that refuses is no reason to end the run."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with suppress(DataError), replacing(folder / _PROGRESS) as part:
+        part.write_text(progress.model_copy(update={"updated_utc": now}).model_dump_json() + "\n", encoding="utf-8")
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Returns how far the run of a folder was when it last said so, None where it has not."""
+    try:
+        return Progress.model_validate_json((folder / _PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, ValidationError):
+        return None
 
 
 @contextmanager
@@ -151,7 +215,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _leave_no_trace(folder: Path) -> None:
-    for name in (_OWNER, _LOCK):
+    for name in (_OWNER, _LOCK, _PROGRESS):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # there is something else in it
         folder.rmdir()

@@ -14,7 +14,10 @@ from bench.errors import ConfigError, InterruptedRunError, RunFailedError, Usage
 
 
 def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> dict[str, Any]:
-    """Returns Lightning's arguments for `auto`, `cpu`, `cuda` or `cuda:N`, and for several processes.
+    """Returns Lightning's arguments for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, and for several processes.
+
+    `auto` is CUDA where there is any, else the CPU: Apple's `mps` lacks operations and float64, so it is asked for by
+    name.
 
     Args:
         device: Where one process computes.
@@ -27,6 +30,12 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
     """
     import torch
 
+    if device == "mps":
+        if devices * nodes > 1 or strategy != "auto":
+            raise ConfigError(f"device=mps devices={devices} nodes={nodes} strategy={strategy}: it is one device alone")
+        if not torch.backends.mps.is_available():
+            raise ConfigError("device=mps: torch sees no Apple GPU here; use device=cpu or device=auto")
+        return {"accelerator": "mps", "devices": 1}
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     several = _several(strategy, devices, nodes) if devices * nodes > 1 or strategy != "auto" else {}
     if cpu:
@@ -70,7 +79,7 @@ def torch_device(device: str) -> str:
         ConfigError: no such device here.
     """
     chosen = trainer_device(device)
-    return "cpu" if chosen["accelerator"] == "cpu" else f"cuda:{chosen['devices'][0]}"
+    return f"cuda:{chosen['devices'][0]}" if chosen["accelerator"] == "gpu" else str(chosen["accelerator"])
 
 
 def quiet_lightning() -> None:

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
-    RichProgressBar,
+    ProgressBar,
 )
 from torch import nn
 
@@ -40,6 +40,7 @@ from bench.running.identity import refuse_another_training, stored_identity
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
 from bench.running.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
 from bench.running.processes import Processes
+from bench.running.progress import shown_progress
 from bench.running.resuming import Resume
 from bench.running.selection import KeepBest, Monitor, choose_monitor
 from bench.running.session import Session
@@ -104,7 +105,9 @@ def train(
     watching = _watching(config, session, resume, monitor, checkpoints)
     found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, session)]
     shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
-    shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
+    if session.processes.main:
+        score = monitor.name if monitor is not None else None
+        shown += shown_progress(folder, session.say, wanted=config.progress, score=score)
     trainer = lightning.Trainer(
         **where,
         max_epochs=config.train.max_epochs,
@@ -118,7 +121,7 @@ def train(
         log_every_n_steps=1,
         logger=loggers,
         callbacks=[*found, *watching.callbacks, *shown],
-        enable_progress_bar=config.progress and session.processes.main,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in shown),
         enable_model_summary=False,
         default_root_dir=folder,
     )

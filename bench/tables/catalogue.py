@@ -64,6 +64,7 @@ EARTHFORMER_SEVIR = Table(
         phydnet={"gmacs": "no natural configuration gives both published figures (ours has the parameters)"},
     ),
     published="earthformer_sevir.json",
+    settings="earthformer_sevir.json",
     sequence_counts=(12_159,),
     training_sequence_counts=(35_718,),
     training={"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0},
@@ -104,6 +105,7 @@ EARTHFORMER_ICAR_ENSO = Table(
     columns=(*_COST, *_NINO, _MSE_1E4),
     rows=_rows(unet={"gmacs": "our three-level layout has the parameters and 0.35 GMACs, which prints 0.3"}),
     published="earthformer_icar_enso.json",
+    settings="earthformer_icar_enso.json",
     sequence_counts=(1_679,),
     training_sequence_counts=(52_350,),
     training={"max_epochs": 100, "max_steps": None, "limit": None},
@@ -236,14 +238,17 @@ PREDIFF_SEVIR_LR = Table(
         *(Row(model=model, label=label) for model, label in _LABELS.items() if model != "earthformer_no_global"),
         *(
             Row(model=model, label=label)
-            for model, label in {"dgmr": "DGMR", "videogpt": "VideoGPT", "ldm": "LDM", "prediff": "PreDiff"}.items()
+            for model, label in {"dgmr": "DGMR", "videogpt": "VideoGPT", "ldm": "LDM"}.items()
         ),
-        Row(model="prediff_ka", label="PreDiff-KA"),
+        Row(model="prediff", label="PreDiff", experiment=("train=prediff_sevir_lr", "data.batch_size=32")),
+        Row(model="prediff_ka", label="PreDiff-KA", experiment=("train=prediff_ka_sevir_lr", "data.batch_size=32")),
     ),
     published="prediff_sevir_lr.json",
+    settings="prediff_sevir_lr.json",
     sequence_counts=(12_159,),
     training_sequence_counts=(35_718, 40_301),
     training={"max_steps": None, "limit": None},
+    experiment=("train=earthformer_sevir", "data.batch_size=32"),
     note=(
         "The CSI of the deterministic rows equals, digit for digit, that of the Earthformer paper on SEVIR at 384x384, "
         "so it is not compared with runs on SEVIR-LR. Parameters and most FVD and CRPS cells could not be confirmed "

@@ -84,6 +84,8 @@ class Table(Part):
     """Empty: one block per data set, with a row for each model that has a record."""
     published: str | None = None
     """File under `results/published`."""
+    settings: str | None = None
+    """File under `results/published/settings`: where the rows' training settings come from."""
     split: str = "test"
     data_origin: str = "files"
     """Of both training and test: `files`, the official ones, or what `DATASET.json` of generated data says."""

@@ -94,7 +94,14 @@ def test_no_file_sets_what_hydra_would_act_on(capsys, folder: Path, name: str) -
     _refused(capsys, ["run", *given])
     _refused(capsys, ["run", *given, *_AFTER[len(name) % len(_AFTER)]])
     path = f"hydra.searchpath=['file://{folder}']"
-    for verb in (["evaluate"], ["forecast"], ["status"], ["status", "seed=0,1"], ["ablate", "global_vectors"]):
+    for verb in (
+        ["evaluate"],
+        ["forecast"],
+        ["status"],
+        ["status", "seed=0,1"],
+        ["doctor"],
+        ["ablate", "global_vectors"],
+    ):
         _refused(capsys, [*verb, path, f"experiment={name}"])
     with pytest.raises(ConfigError):
         compose([path, f"experiment={name}"])

@@ -40,6 +40,8 @@ _MISUSED = {
     "check": ["", "x", "unet --task x", "sevir --root empty", "sevir --root file", "unet --kind task"],
     "ablate": ["", "x", "patterns -m", "patterns x"],
     "status": ["x", "work=file", "results.root=file seed=0,1", "work=s3://x", "--config-dir file", "--frmt json"],
+    "doctor": ["x", "=x", "data.root", "seed=0,1", "-m seed=0,1", "--cfg job", "--frmt json",
+               "model=nope", "device=tpu"],
     "count": ["--model x", "--table x", "--table runs/sevir", "--task x --model persistence", "x"],
     "table": ["", "x", f"{_TABLE} --results nope", f"{_TABLE} --results file", f"{_TABLE} --results file/x --write",
               f"{_TABLE} --results empty --picture x.png", f"{_TABLE} --format xml", f"{_TABLE} -m"],

@@ -8,8 +8,8 @@ import pytest
 from bench.cli.main import main
 from bench.errors import ConfigError, UnknownNameError, UsageError
 from bench.reproduction import find_rows, plan, run_rows, seeds_of
-from bench.reproduction.plans import overrides_of
 from bench.tables import load_table
+from bench.tables.settings import overrides_of
 
 TINY = ["model.channels=[4,8]", "model.center_channels=8", "train.max_epochs=1"]
 QUIET = ["progress=false", "picture=false", "device=cpu", "train.loggers=[]"]

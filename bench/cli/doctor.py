@@ -1,0 +1,50 @@
+"""`earthbench doctor`: what would be wrong with a run on this machine, and the cure, before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from bench.cli.printing import print
+from bench.cli.run import overrides_and_flags
+from bench.config import compose
+from bench.errors import UsageError
+from bench.overrides import quoted
+
+TAKES_HYDRA_FLAGS = True
+_MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="those of the run to prepare, e.g. model=earthformer data.root=DIR device=cuda devices=8",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
+    from bench.running.preflight import checks
+
+    overrides, flags = overrides_and_flags(options)
+    if flags:
+        raise UsageError(f"earthbench doctor looks at one run: {' '.join(flags)} is for `earthbench run`")
+    config = compose(quoted(overrides))
+    found = []
+    for check in checks(config):
+        found.append(check)
+        if options.format == "text":
+            print(f"{_MARKS[check.outcome]:<8} {check.name:<14} {check.found}", flush=True)
+            if check.cure:
+                print(f"{'':<8} {'':<14} -> {check.cure}", flush=True)
+        elif sys.stderr.isatty():
+            print(f"{check.name}: {check.outcome}", file=sys.stderr)
+    code = max(check.exit_code for check in found)
+    if options.format == "json":
+        print(json.dumps({"checks": [check.as_dict() for check in found], "exit_code": code}, indent=1))
+    return code

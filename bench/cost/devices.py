@@ -1,0 +1,115 @@
+"""GPUs that need not be here: what their data sheets promise, and devices named on the command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.errors import UsageError, did_you_mean
+
+Arithmetic = Literal["bf16", "tf32", "fp32"]
+
+UTILISATION = 0.35
+"""Share of a peak that training reaches. Assumed, not measured: networks of large products reach 0.3 to 0.5."""
+USABLE_MEMORY = 0.9
+"""Share of a device's memory that tensors may take: the driver, libraries and fragmentation have the rest. Assumed."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of GPU: dense peaks, without structured sparsity."""
+
+    label: str
+    bf16_tflops: float
+    """Products of 16-bit numbers summed in 32 bits."""
+    tf32_tflops: float
+    """Products of 32-bit numbers on tensor cores; where there are none of that kind, as `fp32_tflops`."""
+    fp32_tflops: float
+    memory_gib: float
+    source: str
+
+    def tflops(self, arithmetic: Arithmetic) -> float:
+        """Returns the peak of a kind of arithmetic."""
+        return {"bf16": self.bf16_tflops, "tf32": self.tf32_tflops, "fp32": self.fp32_tflops}[arithmetic]
+
+    @property
+    def usable_bytes(self) -> int:
+        """Returns the memory that tensors may take."""
+        return int(self.memory_gib * USABLE_MEMORY * _GIB)
+
+
+# Data sheets name memory in GB and mean GiB, as their sizes of stacks and chips have it.
+DEVICES = {
+    "b200": Device("B200", 2250, 1125, 75, 180, "NVIDIA HGX B200 data sheet (an eighth of eight; half of sparse)"),
+    "h200": Device("H200", 989, 494, 67, 141, "NVIDIA H200 data sheet, SXM (tensor cores: half of sparse)"),
+    "h100": Device("H100", 989, 494, 67, 80, "NVIDIA H100 data sheet, SXM (tensor cores: half of sparse)"),
+    "h100-pcie": Device("H100 PCIe", 756, 378, 51, 80, "NVIDIA H100 data sheet, PCIe (tensor cores: half of sparse)"),
+    "a100-80g": Device("A100 80 GB", 312, 156, 19.5, 80, "NVIDIA A100 data sheet"),
+    "a100-40g": Device("A100 40 GB", 312, 156, 19.5, 40, "NVIDIA A100 data sheet"),
+    "l40s": Device("L40S", 362, 183, 91.6, 48, "NVIDIA L40S data sheet"),
+    "a10g": Device("A10G", 70, 35, 35, 24, "NVIDIA A10G data sheet, as used by AWS G5"),
+    "l4": Device("L4", 121, 60, 30.3, 24, "NVIDIA L4 data sheet (tensor cores: half of sparse)"),
+    "v100-32g": Device("V100 32 GB", 125, 15.7, 15.7, 32, "NVIDIA V100 data sheet (tensor cores: 16-bit floats only)"),
+    "t4": Device("T4", 65, 8.1, 8.1, 16, "NVIDIA T4 data sheet (tensor cores: 16-bit floats only)"),
+    "rtx4090": Device("RTX 4090", 165.2, 82.6, 82.6, 24, "NVIDIA Ada architecture white paper"),
+    "rtx3090": Device("RTX 3090", 71, 35.6, 35.6, 24, "NVIDIA GA102 architecture white paper"),
+    "mi300x": Device("MI300X", 1307.4, 653.7, 163.4, 192, "AMD Instinct MI300X data sheet"),
+}
+"""By the name that `--on` takes."""
+_SHORT = {"a100": "a100-80g", "v100": "v100-32g"}
+_COUNTED = re.compile(r"(?:(\d+)x)?([a-z0-9_-]+)")
+_OWN = re.compile(r"([^:]+):([^,]+),([^,]+)(?:,([^,]+))?")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """So many GPUs of one kind."""
+
+    device: Device
+    count: int
+
+    def __str__(self) -> str:
+        """Returns, for example, `8 x H100`."""
+        return f"{self.count} x {self.device.label}"
+
+
+def parse_devices(text: str) -> Devices:
+    """Returns the devices that `8xH100`, `a100-80g` or `NAME:tflops,GiB[,count]` name.
+
+    Raises:
+        UsageError: an unknown device, or numbers that are none; says what is known.
+    """
+    if own := _OWN.fullmatch(text):
+        name, tflops_text, memory_text, count_text = own.groups()
+        try:
+            tflops, memory, count = float(tflops_text), float(memory_text), int(count_text or 1)
+        except ValueError:
+            tflops = memory = count = 0
+        if not (0 < tflops < float("inf") and 0 < memory < float("inf") and count > 0):
+            raise UsageError(f"--on {text}: expected NAME:TFLOPS,GIB or NAME:TFLOPS,GIB,COUNT, e.g. mine:120,48,4")
+        return Devices(Device(name, tflops, tflops, tflops, memory, "as given: one peak for all arithmetic"), count)
+    found = _COUNTED.fullmatch(text.lower())
+    name = found.group(2) if found else text.lower()
+    name = _SHORT.get(name, name)
+    count = int(found.group(1) or 1) if found else 1
+    if name not in DEVICES or count < 1:
+        raise UsageError(
+            f"--on {text}: unknown device. {did_you_mean(name, DEVICES)} "
+            "One of your own: --on NAME:TFLOPS,GIB,COUNT, e.g. --on mine:120,48,4"
+        )
+    return Devices(DEVICES[name], count)
+
+
+def arithmetic_of(precision: str, matmul_precision: str) -> Arithmetic:
+    """Returns the arithmetic of a training's products.
+
+    Args:
+        precision: `train.precision`: mixed precisions compute products in 16 bits.
+        matmul_precision: torch's `highest`, `high` (TF32) or `medium` (bf16), of 32-bit products.
+    """
+    if precision != "32-true":
+        return "bf16"
+    kinds: dict[str, Arithmetic] = {"high": "tf32", "medium": "bf16"}
+    return kinds.get(matmul_precision, "fp32")

@@ -1,0 +1,156 @@
+"""The work of a row: its trainings and forecasts in floating-point operations and bytes, from traces without values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.config import Config, Train
+from bench.errors import NotCountableError
+from bench.tables.settings import stage_settings, total_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.api import Stage
+    from bench.tasks import Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a row: of the whole model, or of a stage."""
+
+    stage: str
+    """Empty for a model that is trained at once."""
+    module: nn.Module
+    settings: Train
+    prepare: Callable[..., None] | None
+    """As `bench.api.Stage`'s."""
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """What one training computes and keeps."""
+
+    stage: str
+    settings: Train
+    total_batch: int
+    epochs: float
+    """If nothing ends it early."""
+    step_flops: int
+    """Of a training step, per sequence (a multiply-add is two operations)."""
+    forward_flops: int
+    """Of a validation, per sequence."""
+    state_bytes: int
+    """Parameters, buffers, gradients, the optimiser's state and a running average."""
+    fixed_bytes: int
+    """What a step keeps besides, whatever its batch."""
+    activation_bytes: int
+    """What a step keeps per sequence."""
+
+    def epoch_flops(self, counts: dict[str, int]) -> float:
+        """Returns the operations of an epoch without validation."""
+        return float(self.step_flops * counts["train"])
+
+    def flops(self, counts: dict[str, int]) -> float:
+        """Returns the operations of all epochs with their validations."""
+        validation = self.forward_flops * counts["val"] / self.settings.val_every_epochs
+        return self.epochs * (self.epoch_flops(counts) + validation)
+
+
+def trainings_of(model: nn.Module, config: Config) -> list[Training]:
+    """Returns the trainings of a model with anything to train, in their order."""
+    if not callable(getattr(model, "stages", None)):
+        return [Training("", model, config.train, None)]
+    settings = stage_settings(config)
+    stages: tuple[Stage, ...] = model.stages()  # type: ignore[operator]
+    return [Training(s.name, s.module, settings.get(s.name, config.train), s.prepare) for s in stages]
+
+
+def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str = "") -> float:
+    """Returns the epochs of a training, or of a stage with its settings, that nothing ends early."""
+    steps = max(1, counts["train"] // total_batch(config, stage))
+    return min(train.max_epochs, train.max_steps / steps) if train.max_steps is not None else float(train.max_epochs)
+
+
+def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns what gives a module's loss `()` for context and target: its own, else the mean squared error."""
+    import torch
+
+    from bench.running.forecaster import masked_mse
+
+    own = getattr(module, "training_loss", None)
+
+    def loss(context: Tensor, target: Tensor) -> Tensor:
+        if not callable(own):
+            return masked_mse(module(context), target)
+        losses = own(context, target, step=0, total_steps=100)
+        return torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
+
+    return loss
+
+
+def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int]) -> list[TrainingWork]:
+    """Returns what each training of a model computes and keeps.
+
+    Args:
+        model: Left on the meta device, without its values.
+        task: Gives the shapes.
+        config: Of the run.
+        counts: Sequences per split.
+
+    Raises:
+        NotCountableError: a training step depends on more than shapes.
+    """
+    from bench.cost.tracing import state_bytes, traced_step
+
+    model.to("meta")
+    found = []
+    for training in trainings_of(model, config):
+        module, train = training.module.to("meta"), training.settings
+        loss = training_loss_of(module)
+        try:
+            one, two = (traced_step(module, loss, task.input_shape, task.target_shape, size) for size in (1, 2))
+        except Exception as error:  # whatever a model does with values that are not there
+            raise NotCountableError(
+                f"{type(module).__name__}: a training step cannot be traced without values: {error}. "
+                "--measure runs a few real ones"
+            ) from error
+        activations = two.saved_bytes - one.saved_bytes
+        found.append(
+            TrainingWork(
+                stage=training.stage,
+                settings=train,
+                total_batch=total_batch(config, training.stage),
+                epochs=epochs_of(config, train, counts, training.stage),
+                step_flops=two.step_flops - one.step_flops,
+                forward_flops=two.forward_flops - one.forward_flops,
+                state_bytes=state_bytes(module, train.optimizer, averaged=train.ema_decay is not None),
+                fixed_bytes=max(0, one.saved_bytes - activations),
+                activation_bytes=activations,
+            )
+        )
+    return found
+
+
+def forecast_flops_of(model: nn.Module, task: Task, config: Config) -> int | None:
+    """Returns the operations of the forecast of one sequence, with all members; None where it cannot be traced.
+
+    Args:
+        model: Left on the meta device, without its values.
+        task: Gives the shapes.
+        config: Of the run.
+    """
+    from bench.cost.tracing import traced_forecast, traced_sampling
+
+    member = traced_sampling(model.to("meta"), task.input_shape)
+    if member is not None:
+        return member * members_of(model, config)
+    return traced_forecast(model, task.input_shape)
+
+
+def members_of(model: nn.Module, config: Config) -> int:
+    """Returns how many members an evaluation draws per sequence."""
+    own: int = getattr(model, "members", 1)
+    return config.evaluate.members or own

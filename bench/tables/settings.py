@@ -1,0 +1,205 @@
+"""Where each training setting of a row comes from: a paper, the authors' release, their answers, or nowhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from bench.config import Config, Train, explain
+from bench.errors import DataError, one_message
+from bench.overrides import literal
+from bench.tables.definitions import Part, Row, Table, published_folder
+
+ASSUMED = "assumed"
+TOTAL_BATCH = "total_batch"
+# Where things lie and what is logged; `limit` is no part of a paper's training, and stages are looked into.
+_NO_SETTING = {
+    "accumulate", "checkpoints", "compile", "deterministic", "divergence_factor", "limit", "loggers", "resume",
+    "save_every_minutes", "stages",
+}  # fmt: skip
+
+
+_NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
+"""What a stage has besides the settings of a training."""
+
+
+class SettingSource(Part):
+    """Where settings were read."""
+
+    title: str
+    kind: Literal["paper", "authors' released config", "authors' released code", "maintainers' answer"]
+    url: str
+    note: str
+
+    def __str__(self) -> str:
+        """Returns kind, title and address."""
+        return f"{self.kind}, {self.title}: {self.url} ({self.note})"
+
+
+class Setting(Part):
+    """One setting that a source gives."""
+
+    key: str
+    """As in the config; `total_batch`: sequences per optimiser step."""
+    value: Any
+    rows: tuple[str, ...] = Field(min_length=1)
+    sources: tuple[str, ...] = Field(min_length=1)
+    note: str | None = None
+
+
+class Settings(Part):
+    """What is known of how the rows of a table were trained."""
+
+    schema_version: Literal[1]
+    table: str
+    sources: dict[str, SettingSource]
+    assumed: str
+    """Why the settings that no source gives are what they are."""
+    untrained: tuple[str, ...] = ()
+    """Rows without anything to train."""
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class SourcedSetting:
+    """One training setting of a run and where it comes from."""
+
+    key: str
+    value: Any
+    sources: tuple[str, ...]
+    """Kind, title and address of each; empty where it is assumed."""
+    note: str
+    """What a reader has to know: why it is assumed, or what the source says otherwise."""
+    differs: bool = False
+    """Whether the source gives another value."""
+
+    @property
+    def kind(self) -> str:
+        """Returns `assumed`, or the kinds of the sources."""
+        return " and ".join(dict.fromkeys(source.partition(",")[0] for source in self.sources)) or ASSUMED
+
+
+def load_settings(table: Table) -> Settings | None:
+    """Returns what is known of the training of a table's rows, None where nobody has looked.
+
+    Raises:
+        DataError: the file is not valid.
+    """
+    if table.settings is None:
+        return None
+    path = published_folder() / "settings" / table.settings
+    try:
+        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise DataError(one_message(f"{path} is not valid:", explain(error, Settings))) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    unknown = sorted({name for one in found.settings for name in one.sources if name not in found.sources})
+    if unknown:
+        raise DataError(f"{path} is not valid: sources that are not described: {', '.join(unknown)}")
+    return found
+
+
+def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
+    options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
+    paper = row.experiment or table.experiment
+    own = tuple(word for word in given if not word.startswith("seed="))
+    return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
+
+
+def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSetting]:
+    """Returns every training setting of a run of a row, with its source; none of a row without anything to train.
+
+    Args:
+        table: The table.
+        row: Key of the row.
+        config: Of the run; what it changes against a source is marked.
+    """
+    known = load_settings(table)
+    if known and row in known.untrained:
+        return []
+    given = {one.key: one for one in known.settings if row in one.rows} if known else {}
+    why = known.assumed if known and not given else ("no source gives it" if known else "no source was looked for")
+    found = []
+    for key, value in training_settings(config):
+        if key not in given:
+            found.append(SourcedSetting(key, value, (), why))
+            continue
+        one = given[key]
+        assert known is not None
+        differs = not _equal(value, one.value)
+        said = [f"the source says {_shown(one.value)}"] if differs else []
+        note = "; ".join([*said, *([one.note] if one.note else [])])
+        found.append(SourcedSetting(key, value, tuple(str(known.sources[name]) for name in one.sources), note, differs))
+    return found
+
+
+def total_batch(config: Config, stage: str = "") -> int:
+    """Returns the sequences per optimiser step over all devices, of the training or of a stage."""
+    return int(config.train.stages.get(stage, {}).get("batch_size", config.data.batch_size))
+
+
+def micro_batch(config: Config) -> int:
+    """Returns the sequences that one device takes at a time, as far as the config says."""
+    return config.micro_batch_limit
+
+
+def stage_settings(config: Config) -> dict[str, Train]:
+    """Returns the settings of each stage that the config names, by stage."""
+    base = {**config.train.model_dump(), "stages": {}}
+    return {
+        name: Train.model_validate({**base, **{key: value for key, value in own.items() if key not in _NOT_OF_TRAIN}})
+        for name, own in config.train.stages.items()
+    }
+
+
+def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yields key and value of all that decides how a run trains; of each stage where the config names stages."""
+    stages = stage_settings(config)
+    for name, train in stages.items() or [("", config.train)]:
+        prefix = f"train.stages.{name}." if name else "train."
+        yield f"{prefix}{TOTAL_BATCH}" if name else TOTAL_BATCH, total_batch(config, name)
+        for key, value in train.model_dump(mode="json").items():
+            if key in _NO_SETTING or (key == "max_steps" and value is None):
+                continue
+            if isinstance(value, dict):
+                yield from ((f"{prefix}{key}.{part}", own) for part, own in value.items())
+            else:
+                yield f"{prefix}{key}", value
+    yield "seed", config.seed
+
+
+def summary_lines(settings: list[SourcedSetting]) -> list[str]:
+    """Returns one line per kind of source with the settings that come from there."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in settings:
+        kind = f"differ from the {one.kind}" if one.differs else one.kind
+        why = one.note if one.kind == ASSUMED or one.differs else ""
+        groups.setdefault((kind, why), []).append(f"{one.key}={_shown(one.value)}")
+    return [f"{kind}{f' ({why})' if why else ''}: {' '.join(shown)}" for (kind, why), shown in groups.items()]
+
+
+def setting_lines(settings: list[SourcedSetting]) -> list[str]:
+    """Returns a line per setting with its kind of source, then the sources."""
+    width = max((len(f"{one.key}={_shown(one.value)}") for one in settings), default=0)
+    lines = []
+    for one in settings:
+        shown = f"{one.key}={_shown(one.value)}"
+        lines.append(f"{shown:<{width}}  {one.kind}" + (f": {one.note}" if one.note else ""))
+    return lines + [f"source: {source}" for source in dict.fromkeys(s for one in settings for s in one.sources)]
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else json.dumps(value).replace('"', "")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return json.dumps(one) == json.dumps(other)
