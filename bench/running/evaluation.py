@@ -213,9 +213,10 @@ def refuse_empty(task: Task, split: Split) -> None:
     Raises:
         DataError: says where it was looked for.
     """
-    if not len(task.dataset(split)):
+    data = task.dataset(split)
+    if not len(data):
         raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
             "`earthbench data info` shows what each split has; split=all takes everything."
         )
 
