@@ -11,7 +11,7 @@ from torch import Tensor
 def in_parts(
     compute: Callable[[slice], Tensor], total: int, most: int, *, divisible: bool = True
 ) -> tuple[Tensor, int]:
-    """Return what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and their size.
+    """Return what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and how many do.
 
     Args:
         compute: from some rows to what there is of each (N, ...).
@@ -24,16 +24,18 @@ def in_parts(
     """
     done: list[Tensor] = []
     start, size = 0, _even(total, most) if divisible else most
+    fitting = most
     while start < total:
         try:
             done.append(compute(slice(start, min(start + size, total))))
         except torch.OutOfMemoryError:
             if size == 1 or not divisible:
                 raise
-            size = _even(total - start, size // 2)
+            fitting = size // 2
+            size = _even(total - start, fitting)
             continue
         start += size
-    return torch.cat(done), size
+    return torch.cat(done), fitting
 
 
 def _even(total: int, most: int) -> int:

@@ -7,6 +7,7 @@ settings as in the authors' released code.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -27,9 +28,10 @@ from earthformer.prediff.schedule import NoiseSchedule, make_betas
 from earthformer.prediff.stages import AutoencoderStage, DenoiserStage, Encode, Stage
 
 _SEEDS = 1 << 62
-# Rows (members of sequences) that are sampled together. On a GPU a step of fewer is spent on launching kernels; a CPU
-# gains nothing by more, and has no message for when its memory is short.
-_ROWS_ON_A_GPU, _ROWS_ON_A_CPU = 64, 8
+# Rows (members of sequences) that are sampled together at most: a step of few is spent on starting kernels.
+_MOST_ROWS = 64
+# And values in a layer of them on a CPU, which gains nothing by more and has no message for when memory is short.
+_MOST_VALUES_ON_A_CPU = 1 << 23
 # The decoder needs far more memory per row than the denoiser.
 _ROWS_DECODED = 8
 # A trace of more steps than this takes longer than the forecast itself.
@@ -287,7 +289,7 @@ class PreDiff(TwoPaths):
                 parts = (latents / self.scale_factor).split(_ROWS_DECODED)
                 return torch.cat([self.autoencoder.to_frames(part) for part in parts])
 
-            together = members if self._couples_members else self._rows_that_fit or _rows_at_once(context.device)
+            together = members if self._couples_members else self._rows_that_fit or self._rows_at_once(context.device)
             frames, fitted = in_parts(frames_of, total, together, divisible=not self._couples_members)
         if fitted < together:
             self._rows_that_fit = fitted
@@ -296,6 +298,12 @@ class PreDiff(TwoPaths):
     def _predicted_noise(self, noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         with torch.autocast(noised.device.type, torch.bfloat16) if self.mixed_precision else contextlib.nullcontext():
             return self.diffusion.predicted_noise(noised, t, cond)
+
+    def _rows_at_once(self, device: torch.device) -> int:
+        """Return how many rows are tried first."""
+        if device.type != "cpu":
+            return _MOST_ROWS
+        return max(1, min(_MOST_ROWS, _MOST_VALUES_ON_A_CPU // math.prod(self.diffusion.denoiser.shapes[0])))
 
     @property
     def _couples_members(self) -> bool:
@@ -311,10 +319,6 @@ class PreDiff(TwoPaths):
     def _guide(self, targets: Tensor | None) -> Guide | None:
         """Return what steers rows to their targets."""
         return None
-
-
-def _rows_at_once(device: torch.device) -> int:
-    return _ROWS_ON_A_CPU if device.type == "cpu" else _ROWS_ON_A_GPU
 
 
 def _of_rows(advance: Advance | None, rows: slice, total: int) -> Advance | None:
