@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import bench
 from bench.cli.main import main
@@ -243,50 +241,6 @@ def test_a_damaged_sample_or_curve_is_a_finding(record: RunRecord, tmp_path: Pat
     path.write_bytes(packed(dict.fromkeys(("context", "target", "forecast"), np.zeros((0, 4, 4)))))
     with pytest.raises(DataError, match="T,H,W"):
         read_sample(record, tmp_path)
-
-
-ARRAYS = {
-    "skill.hits": np.arange(60, dtype=np.uint8).reshape(5, 12),
-    "mse.error_sum": np.linspace(0, 1, 60).reshape(5, 12),
-    "empty": np.zeros((5, 0)),
-    "flags": np.array([True, False]),
-    "half": np.float16(np.eye(3)),
-    "columns": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
-}
-WHOLE = packed(ARRAYS)
-
-
-def test_a_whole_file_is_read_as_numpy_does(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    path.write_bytes(WHOLE)
-    found = read_npz(path, "statistics")
-    assert list(found) == list(ARRAYS)
-    for name, values in ARRAYS.items():
-        assert found[name].dtype == values.dtype and found[name].shape == values.shape
-        assert np.array_equal(found[name], values)
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    flips=st.lists(st.integers(0, 8 * len(WHOLE) - 1), max_size=4),
-    end=st.one_of(st.just(len(WHOLE)), st.integers(0, len(WHOLE))),
-)
-def test_flipped_and_truncated_arrays_are_the_same_or_refused(tmp_path: Path, flips: list[int], end: int) -> None:
-    content = bytearray(WHOLE)
-    for bit in flips:
-        content[bit // 8] ^= 1 << bit % 8
-    path = tmp_path / "x.npz"
-    path.write_bytes(bytes(content[:end]))
-    try:
-        found = read_npz(path, "statistics")
-    except DataError as error:
-        assert str(path) in str(error)
-        return
-    # a flip in a name, which no checksum covers, gives other names; none gives other numbers
-    by_place = list(found.values())
-    assert len(by_place) <= len(ARRAYS)
-    for values in by_place:
-        assert any(values.shape == own.shape and values.tobytes("A") == own.tobytes("A") for own in ARRAYS.values())
 
 
 def test_a_full_disk_after_the_record_is_a_warning(
