@@ -186,6 +186,7 @@ class E3DLSTM(NextFrameModel):
     The SEVIR preset has a convolutional stem that no source describes (see `baselines.patches`).
     """
 
+    loss_reduction = "sum"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"patch_size": 8, "stem_channels": 16},
         "sevir_lr": {"patch_size": 8},

@@ -319,6 +319,11 @@ class Rainformer(nn.Module):
         t_out, height, width, channels = self.target_shape
         return self.final(x).reshape(-1, t_out, channels, height, width).permute(0, 1, 3, 4, 2)
 
+    @property
+    def loss_reduction(self) -> str:
+        """Return what the loss makes of the sequences of a batch."""
+        return "sum" if self.loss == "balanced_mae" else "mean"
+
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
         """Return the chosen loss of the forecast; the balanced one is a sum over batch and pixels."""
         forecast = self(context)

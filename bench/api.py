@@ -44,6 +44,10 @@ class Model(Protocol):
             A target is NaN where it is missing: the loss is the sum over known pixels over their number.
         `verifies_context`: class attribute; if true, the loss takes `context_known` too: `(B,T_in,H,W,C)`, false where
             a missing pixel of the context was filled.
+        `loss_reduction`: `"mean"` (default) or `"sum"`, what `training_loss` makes of the sequences of a batch: how
+            those of micro-batches add up to that of an optimiser step.
+        `uses_batch_statistics`: whether a sequence's loss depends on the others of its micro-batch; default: whether
+            there is a module of batch normalisation. The micro-batch then is part of what a training is.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
             Both are NaN where they are missing.
         `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast. Called

@@ -7,6 +7,7 @@ hyperparameters of the model, which are checked against what the registered clas
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from bench import registry
 from bench.api import Split
+from bench.config_errors import ACCUMULATE, explain, fields_at, instead_of_accumulate
 from bench.errors import ConfigError, did_you_mean, one_message
 from bench.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
 from bench.hydra_messages import is_of_hydra, message
@@ -29,7 +31,7 @@ from bench.user_yaml import check_config_folder
 
 # What never changes a number: where things lie, and how fast they are read.
 _NOT_IN_FINGERPRINT = {
-    "data": {"root", "test_root", "num_workers", "timeout_s"},
+    "data": {"root", "test_root", "micro_batch", "num_workers", "timeout_s"},
     "results": {"root"},
     "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
@@ -93,7 +95,12 @@ class Data(Section):
     test_root: str | None = None
     """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
-    num_workers: Count = Field(0, ge=0)
+    """Sequences of one optimiser step, over all devices."""
+    micro_batch: Literal["auto"] | Annotated[Count, Field(ge=1)] = "auto"
+    """Sequences that one device takes at a time, in training and evaluation; `auto`: see `bench.running.micro_batch`.
+    It changes no number but by rounding, except of models with batch statistics, whose trainings it tells apart."""
+    num_workers: Literal["auto"] | Annotated[Count, Field(ge=0)] = "auto"
+    """Loader processes of each device; `auto`: none where the CPU computes, else its share of the cores, at most 8."""
     timeout_s: Count = Field(120, ge=0)
     """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
 
@@ -114,8 +121,6 @@ class Train(Section):
     max_steps: Count | None = Field(None, ge=1)
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
-    accumulate: Count = Field(1, ge=1)
-    """Batches per optimiser step, over all processes: the effective batch is this times `data.batch_size`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
@@ -130,12 +135,18 @@ class Train(Section):
     betas: tuple[Finite, Finite] | None = None
     """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as with Earthformer's
+    authors, whose PyTorch 1.12.1 has that default; `high`: TF32, as PreDiff's authors chose, and several times as fast;
+    `medium`: bfloat16. Convolutions may use TF32 in all three, as they did with both."""
+    compile: bool = False
+    """Compile the model with `torch.compile`, for training and evaluation."""
     deterministic: bool | Literal["warn"] = "warn"
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     stages: dict[str, dict[str, Any]] = {}
-    """For a model that is trained in stages: what differs from the settings above, by stage. `checkpoint`: a file of
-    weights to use instead of training that stage."""
+    """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
+    `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
     resume: bool | Literal["anyway"] = True
     """Continue a stopped run; `anyway` also after the code or the libraries changed."""
@@ -185,6 +196,15 @@ class Config(Section):
     work: str = "outputs"
     picture: bool = True
     progress: bool = True
+
+    @property
+    def micro_batch_limit(self) -> int:
+        """Returns how many sequences of an optimiser step one device takes at a time at most, as far as this says.
+
+        It is what one with batch statistics takes: no device may change it.
+        """
+        share = math.ceil(self.data.batch_size / (self.devices * self.nodes))
+        return share if self.data.micro_batch == "auto" else min(self.data.micro_batch, share)
 
 
 def register_groups() -> None:
@@ -296,6 +316,10 @@ def validate(plain: Mapping[str, Any]) -> Config:
         group = plain.get(kind)
         if isinstance(group, Mapping) and isinstance(group.get("name"), str):
             registry.find(kind, group["name"])
+    train, data = plain.get("train"), plain.get("data")
+    if isinstance(train, Mapping) and ACCUMULATE in train:
+        micro_batch = data.get("batch_size", Data().batch_size) if isinstance(data, Mapping) else Data().batch_size
+        raise ConfigError(f"train.{ACCUMULATE}: {instead_of_accumulate(train[ACCUMULATE], micro_batch)}")
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -322,30 +346,6 @@ def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
         raise ConfigError(one_message(f"model {model!r} has no such hyperparameter:", lines))
 
 
-def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = "") -> list[str]:
-    """Returns one line per problem of a pydantic error: key, value found, what was expected, nearest key."""
-    lines = []
-    for problem in error.errors():
-        *parents, last = [str(part) for part in problem["loc"]] or [""]
-        where = prefix + ".".join([*parents, last])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key. {did_you_mean(last, _fields_at(schema, parents))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: missing")
-        else:
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
-    return lines
-
-
-def _fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        inner = schema.model_fields[part].annotation if part in schema.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        schema = inner
-    return list(schema.model_fields)
-
-
 def canonical_json(content: Any) -> str:
     """Returns JSON text that is equal for equal content: sorted keys, no spaces, no NaN."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
@@ -368,7 +368,12 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
         config: The whole config.
         training: Only what can change trained weights.
     """
-    plain = stored(config)
+    return numbers_of(stored(config), training=training)
+
+
+def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+    """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
+    plain = copy.deepcopy(dict(config))
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
     stop = plain["train"]["early_stopping"]
@@ -390,4 +395,4 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
         if error is not None and is_of_hydra(error):
-            raise ConfigError(message(error, self.overrides, lambda path: _fields_at(Config, path))) from error
+            raise ConfigError(message(error, self.overrides, lambda path: fields_at(Config, path))) from error

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from bench import registry
+from bench.config_errors import ACCUMULATE, instead_of_accumulate
 from bench.errors import did_you_mean
 from bench.hydra_keys import INSTALL_LAUNCHERS, LAUNCHER_GROUP
 
@@ -65,8 +66,11 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
             f"{sweep}: several values are a sweep, which `earthbench run -m` makes; give one value, or a list in "
             f"brackets: {key}=[{value}]"
         )
+    values = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if key == f"train.{ACCUMULATE}" and ACCUMULATE in first:
+            return f"{override}: {instead_of_accumulate(value, values.get('data.batch_size', 8))}"
         if key in _GROUPS and isinstance(error, MissingConfigException) and f"{key}/{value}" in str(error):
             return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
         if isinstance(error, MissingConfigException) and f"{key}/{value}" in str(error):

@@ -77,6 +77,9 @@ def _lines(receipt: Receipt) -> list[str]:
         commit = record.code.commit[:10] if record.code.commit else "no commit"
         changed = ", with uncommitted changes" if record.code.dirty else ""
         lines.append(f"    code      earthbench {record.code.version}, {commit}{changed}")
+        if record.environment is not None:
+            others = ", ".join(record.environment) or "exactly the versions of constraints.txt"
+            lines.append(f"    packages  {others}")
         if record.data is not None:
             data = record.data
             lines.append(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bench.errors import ConfigError
+
+_MOST_WORKERS = 8
+"""As the authors of Earthformer and PreDiff use."""
 
 
 class Stored(Protocol):
@@ -76,59 +80,125 @@ class EpochOrder(Sampler[int]):
 
 
 class SharedBatches(Sampler[list[int]]):
-    """The batches of one process out of several: batch `j` goes to process `j % world`.
+    """The batches of one evaluating process out of several: batch `j` goes to process `j % world`.
 
-    Batches are cut before they are shared, so each is the one that a single process would see.  Processes that train
-    need as many batches each: `fill` repeats the first ones at the end, where one that evaluates may get one less.
+    Batches are cut before they are shared, so each is the one that a single process would see.  One process may get
+    one batch less than another.
     """
 
-    def __init__(self, sampler: EpochOrder | range, batch_size: int, rank: int, world: int, *, fill: bool) -> None:
-        self.sampler, self.batch_size, self.rank, self.world, self.fill = sampler, batch_size, rank, world, fill
-        self.skip = 0
-        """Batches of all processes to leave out of the next epoch; then none."""
+    def __init__(self, count: int, batch_size: int, rank: int, world: int) -> None:
+        self.count, self.batch_size, self.rank, self.world = count, batch_size, rank, world
 
     @property
     def total(self) -> int:
-        """Returns the batches of all processes, without repeated ones."""
-        return math.ceil(len(self.sampler) / self.batch_size)
+        """Returns the batches of all processes."""
+        return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields this process's batches of indices."""
-        indices = list(self.sampler)
-        batches = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
-        if self.fill:
-            batches += [batches[number % len(batches)] for number in range(-len(batches) % self.world)]
-        skip, self.skip = self.skip, 0
-        yield from batches[skip + self.rank :: self.world]
+        for number in range(self.rank, self.total, self.world):
+            start = number * self.batch_size
+            yield list(range(start, min(start + self.batch_size, self.count)))
 
     def __len__(self) -> int:
-        """Returns the number of this process's batches of a whole epoch."""
-        return math.ceil(self.total / self.world) if self.fill else len(range(self.rank, self.total, self.world))
+        """Returns the number of this process's batches."""
+        return len(range(self.rank, self.total, self.world))
+
+
+class Share(NamedTuple):
+    """What of an optimiser step's batch a micro-batch of one process is."""
+
+    own: int
+    """Its sequences; 0 for one that only keeps its process in step with the others."""
+    step: int
+    """Sequences of the step, over all processes."""
+
+
+class MicroBatches(Sampler[list[int]]):
+    """The micro-batches of one training process out of several.
+
+    An epoch is cut into the batches of its optimiser steps, the last of which may be smaller, and each of these into
+    micro-batches, of which micro-batch `j` goes to process `j % world`.  All processes have as many: one for which
+    nothing is left gets a sequence of the step again, whose `Share` says that it does not count.
+
+    Args:
+        sampler: The order of the epoch; Lightning finds it by this name and tells it the epoch.
+        batch_size: Sequences of a step, over all processes.
+        micro_batch: Sequences of a micro-batch; it may be changed between epochs.
+        rank: Of this process.
+        world: Processes.
+    """
+
+    def __init__(self, sampler: EpochOrder, batch_size: int, micro_batch: int, rank: int = 0, world: int = 1) -> None:
+        self.sampler, self.batch_size, self.micro_batch = sampler, batch_size, micro_batch
+        self.rank, self.world = rank, world
+        self.skip = 0
+        """Steps to leave out of the next epoch; then none."""
+
+    @property
+    def steps(self) -> int:
+        """Returns the optimiser steps of an epoch."""
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    @property
+    def per_step(self) -> int:
+        """Returns the micro-batches that each process has in a step that is not an epoch's last."""
+        return self._rounds(self.batch_size)
+
+    def share(self, number: int) -> Share:
+        """Returns what of its step this process's micro-batch is that has this number in the epoch, counted from 0."""
+        step, round_ = divmod(number, self.per_step)
+        size = min(self.batch_size, len(self.sampler) - step * self.batch_size)
+        start = (round_ * self.world + self.rank) * self.micro_batch
+        return Share(max(0, min(self.micro_batch, size - start)), size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields this process's micro-batches of indices."""
+        indices = list(self.sampler)
+        skip, self.skip = self.skip, 0
+        for first in range(skip * self.batch_size, len(indices), self.batch_size):
+            of_step = indices[first : first + self.batch_size]
+            for round_ in range(self._rounds(len(of_step))):
+                start = (round_ * self.world + self.rank) * self.micro_batch
+                yield of_step[start : start + self.micro_batch] or of_step[:1]
+
+    def __len__(self) -> int:
+        """Returns the number of this process's micro-batches of a whole epoch."""
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        return full * self.per_step + self._rounds(rest)
+
+    def _rounds(self, size: int) -> int:
+        return math.ceil(size / (self.micro_batch * self.world))
 
 
 class TrainingLoader(DataLoader):
     """A shuffled loader whose place in the epoch is part of a checkpoint.
 
-    Lightning saves `state_dict()` with its own loops.  `batches_done` is set by the training loop after each step:
-    counting what was *fetched* would run ahead of what was learnt from.  A checkpoint counts the batches of all
-    processes, so that another number of them can continue.
+    Lightning saves `state_dict()` with its own loops.  `batches_done` is set by the training loop after each
+    micro-batch: counting what was *fetched* would run ahead of what was learnt from.  A checkpoint counts optimiser
+    steps, so that another number of processes, or another micro-batch, can continue.
     """
 
-    batches: SharedBatches
+    batches: MicroBatches
     order: EpochOrder
     batches_done: int = 0
-    """Batches of this process that were learnt from in this epoch."""
+    """Micro-batches of this process that were learnt from in this epoch."""
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the epoch and how many of its batches were used."""
-        return {"epoch": self.order.epoch, "batches_done": self.batches_done * self.batches.world}
+        """Returns the epoch, how many of its steps are done, and how many micro-batches they had."""
+        per_step = self.batches.per_step
+        return {
+            "epoch": self.order.epoch,
+            "steps_done": math.ceil(self.batches_done / per_step),
+            "batches_per_step": per_step,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the batches of a checkpoint."""
-        ended = state["batches_done"] >= self.batches.total
+        """Continues after the steps of a checkpoint."""
+        ended = state["steps_done"] >= self.batches.steps
         self.order.epoch = state["epoch"] + ended
-        self.batches.skip = 0 if ended else state["batches_done"]
-        self.batches_done = self.batches.skip // self.batches.world
+        self.batches.skip = 0 if ended else state["steps_done"]
+        self.batches_done = self.batches.skip * self.batches.per_step
 
 
 def _one_thread(_: int) -> None:
@@ -139,22 +209,36 @@ def training_loader(
     source: Stored,
     *,
     batch_size: int,
+    micro_batch: int,
     seed: int,
     limit: int | None,
     num_workers: int,
+    pinned: bool = False,
     timeout_s: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> TrainingLoader:
-    """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept."""
+    """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept.
+
+    Args:
+        source: The sequences.
+        batch_size: Of an optimiser step, over all processes.
+        micro_batch: What one process takes at a time.
+        seed: Of the order.
+        limit: Use the first so many sequences only.
+        num_workers: Loader processes, which live as long as the loader.
+        pinned: Put batches into memory that a GPU reads from without waiting.
+        timeout_s: How long a loader process may give nothing; 0 for ever.
+        rank: Of this process.
+        world: Processes.
+    """
     order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed)
-    batches = SharedBatches(order, batch_size, rank, world, fill=True)
+    batches = MicroBatches(order, batch_size, micro_batch, rank, world)
     loader = TrainingLoader(
         StoredView(source),
         batch_sampler=batches,
         generator=torch.Generator().manual_seed(seed),
-        persistent_workers=num_workers > 0,
-        **_feed(num_workers, timeout_s),
+        **_feed(num_workers, timeout_s, pinned),
     )
     loader.order, loader.batches = order, batches
     return loader
@@ -166,26 +250,52 @@ def evaluation_loader(
     batch_size: int,
     limit: int | None,
     num_workers: int,
+    pinned: bool = False,
     timeout_s: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Any]:
-    """Returns a loader of stored sequences in order; over all processes, every one exactly once."""
+    """Returns a loader of stored sequences in order; over all processes, every one exactly once.
+
+    Arguments are those of `training_loader`, but for `batch_size`: the sequences that one process takes at a time.
+
+    Raises:
+        ConfigError: there are fewer batches than processes.
+    """
     count = len(source) if limit is None else min(limit, len(source))
-    batches = SharedBatches(range(count), batch_size, rank, world, fill=False)
+    batches = SharedBatches(count, batch_size, rank, world)
     if batches.total < world:
         raise ConfigError(
             f"{count} sequences in batches of {batch_size} are {batches.total} batches, too few for {world} processes: "
-            "lower devices, nodes or data.batch_size"
+            "lower devices, nodes or data.micro_batch"
         )
     draws_from = torch.Generator()  # of its own: a validation must not move the random numbers of the training
-    return DataLoader(StoredView(source), batch_sampler=batches, generator=draws_from, **_feed(num_workers, timeout_s))
+    feed = _feed(num_workers, timeout_s, pinned)
+    return DataLoader(StoredView(source), batch_sampler=batches, generator=draws_from, **feed)
 
 
-def _feed(num_workers: int, timeout_s: int) -> dict[str, Any]:
+def workers(asked: int | Literal["auto"], *, on_gpu: bool, devices: int) -> int:
+    """Returns the loader processes of each device.
+
+    Where the CPU computes, they would take its cores from the model.  A GPU waits for data without them: unpacking an
+    event takes longer than a training step of a small model.
+
+    Args:
+        asked: `data.num_workers`.
+        on_gpu: Whether a GPU computes.
+        devices: On this machine, which share its cores.
+    """
+    if asked != "auto":
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, cores // devices) if on_gpu else 0
+
+
+def _feed(num_workers: int, timeout_s: int, pinned: bool) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
         "timeout": timeout_s if num_workers else 0,  # without workers, nothing could notice
         "worker_init_fn": _one_thread,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": pinned,
     }

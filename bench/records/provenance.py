@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -61,6 +62,14 @@ def environment_differences() -> tuple[str, ...]:
     return tuple(found)
 
 
+def differences_or_none() -> tuple[str, ...] | None:
+    """Returns what `environment_differences` does; None where there are no constraints to compare with."""
+    try:
+        return environment_differences()
+    except FileNotFoundError:
+        return None
+
+
 def _constraints() -> Path:
     beside = Path(__file__).with_name("constraints.txt")  # in a wheel
     return beside if beside.is_file() else Path(__file__).resolve().parents[2] / "constraints.txt"
@@ -81,6 +90,16 @@ def hardware(accelerator: str | None = None, threads: int | None = None) -> dict
         "memory_bytes": _memory_bytes(),
         "platform": platform.platform(terse=True),
     }
+
+
+def nvidia_driver() -> str | None:
+    """Returns the version of the NVIDIA driver that is loaded, or None."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").partition("\n")[0]
+    except OSError:
+        return None
+    found = re.search(r"\d+\.\d+(\.\d+)?", first)
+    return found.group() if found else None
 
 
 def _cpu_name() -> str:

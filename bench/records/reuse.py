@@ -48,12 +48,12 @@ def newest_of_same_run(records: Iterable[RunRecord], config: Config, expected: E
         and record.data is not None
         and record.data.fingerprint == expected.tested_on
         and not source_differences(record.code.sources, sources)
-        and _same_training(record, expected, sources)
+        and _same_training(record, config, expected, sources)
     ]
     return same[-1] if same else None
 
 
-def _same_training(record: RunRecord, expected: ExpectedRun, sources: Mapping[str, SourcePart]) -> bool:
+def _same_training(record: RunRecord, config: Config, expected: ExpectedRun, sources: Mapping[str, SourcePart]) -> bool:
     if record.training is None:
         return True
     trained = record.training.identity
@@ -62,4 +62,6 @@ def _same_training(record: RunRecord, expected: ExpectedRun, sources: Mapping[st
         and trained.train.fingerprint == expected.trained_on
         and (trained.val.fingerprint if trained.val else None) == expected.selected_on
         and not source_differences(trained.sources, sources)
+        # Said of models with batch statistics only.
+        and trained.settings["data"].get("micro_batch") in (None, config.micro_batch_limit)
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from bench.config import canonical_json, fingerprint
+from bench.config import Config, canonical_json, fingerprint, numbers_of, numbers_only
 from bench.scores.names import PER_LEAD
 
 SCHEMA_VERSION = 3
@@ -141,6 +143,8 @@ class TrainingSummary(Part):
     """None in records of schemas 1 and 2, which did not say."""
     checkpoints: dict[str, str] = {}
     """The seal of each checkpoint that the training left, by its stem: `best`, `last`."""
+    micro_batch: int | None = None
+    """Sequences that one device took at a time; None where no step was made, and of a model trained in stages."""
 
 
 class CodePart(Part):
@@ -218,6 +222,10 @@ class RunRecord(Part):
     code: CodePart
     versions: dict[str, str]
     hardware: dict[str, Any]
+    micro_batch: int | None = None
+    """Sequences that one device took at a time in the evaluation."""
+    environment: tuple[str, ...] | None = None
+    """Packages in other versions than those of `constraints.txt`; None where that was not at hand."""
     time: TimePart
     conventions: dict[str, dict[str, Any]]
     """Each metric of the task and the options it was computed with."""
@@ -291,12 +299,41 @@ def split_scores(
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
     """Returns a record's content, read from JSON, in the present schema; as it is where it is no older one.
 
-    Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests.
+    Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests; in
+    both, the batch of a step was `data.batch_size` times `train.accumulate`.  A fingerprint that is right for the old
+    config becomes that of the new one.
     """
     version = content.get("schema_version")
     if version == 1:
         content = {**content, "curves": {}, "members": None, "statistics": None}
-    return {**content, "schema_version": SCHEMA_VERSION} if version in (1, 2) else content
+    if version not in (1, 2):
+        return content
+    content = copy.deepcopy(content) | {"schema_version": SCHEMA_VERSION}
+    with suppress(AttributeError, KeyError, TypeError, ValidationError):  # what is wrong in it is said by who reads it
+        _with_totals(content)
+    return content
+
+
+def _with_totals(content: dict[str, Any]) -> None:
+    """Rewrites the config of schemas 1 and 2 in place."""
+    config, trainings = content["config"], []
+    if (summary := content.get("training")) is not None:
+        trainings.append(summary["settings"])
+    if "api" not in config:
+        right = fingerprint(numbers_of(config)) == content["config_fingerprint"]
+        micro_batch = config["data"]["batch_size"]
+        config["data"]["batch_size"] *= config["train"].get("accumulate", 1)
+        config["data"]["micro_batch"] = micro_batch
+        trainings.append(config["train"])
+        for train in trainings:
+            for stage in train.get("stages", {}).values():
+                if "accumulate" in stage:
+                    stage["batch_size"] = micro_batch * stage.pop("accumulate")
+    for train in trainings:
+        train.pop("accumulate", None)
+        train["matmul_precision"] = "highest"  # PyTorch's default: there was no other way
+    if "api" not in config and right:
+        content["config_fingerprint"] = fingerprint(numbers_only(Config.model_validate(config)))
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _PASSES_OF_A_STEP = 3
 # Bytes per parameter in training: weights, gradients and the two moments of Adam, float32.
 _BYTES_PER_PARAMETER = 16
+_TIMED_BATCH = 2
+"""Sequences of a timed step where data.micro_batch=auto says none."""
 _TIMED_STEPS = 3
 
 
@@ -100,7 +102,7 @@ def _official_shape(table: Table) -> tuple[int, int, int, int]:
 
 
 def _epochs(config: Config, counts: dict[str, int]) -> float:
-    steps = max(1, counts["train"] // (config.data.batch_size * config.train.accumulate))
+    steps = max(1, counts["train"] // config.data.batch_size)
     limit = config.train.max_steps
     return min(config.train.max_epochs, limit / steps) if limit is not None else float(config.train.max_epochs)
 
@@ -119,7 +121,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
 
     where = trainer_device(config.device)
     place = torch.device("cpu" if where["accelerator"] == "cpu" else f"cuda:{(where['devices'] or [0])[0]}")
-    size = config.data.batch_size
+    size = config.micro_batch_limit if config.data.micro_batch != "auto" else min(config.data.batch_size, _TIMED_BATCH)
     model = model.to(place)
     step_s, peak = 0.0, 0
     with translated_errors(f"timed steps at batch size {size}"):

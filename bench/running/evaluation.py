@@ -11,7 +11,7 @@ from bench.api import Split
 from bench.config import fingerprint
 from bench.errors import ConfigError, ContractError, DataError
 from bench.models import has_weights, load_model, made_from, trained
-from bench.records.provenance import code_state, hardware, versions
+from bench.records.provenance import code_state, differences_or_none, hardware, versions
 from bench.records.schema import (
     CodePart,
     DataPart,
@@ -30,6 +30,7 @@ from bench.records.sources import sources_of
 from bench.records.statistics import compact, content_sha256
 from bench.records.store import new_run_id
 from bench.running.ensembles import Ensemble
+from bench.running.hardware import describe_hardware
 from bench.running.identity import seen_events
 from bench.running.processes import Processes
 from bench.running.summaries import summary_beside
@@ -125,6 +126,7 @@ def evaluate_with_sample(
     config_fingerprint: str,
     training: TrainingSummary | None = None,
     timeout_s: int = 0,
+    compile: bool = False,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     callbacks: Sequence[Callback] = (),
     ensemble: Ensemble | None = None,
@@ -140,6 +142,7 @@ def evaluate_with_sample(
     from bench.data.events import events_of
     from bench.data.loading import Numbered, evaluation_loader
     from bench.data.plausibility import refuse_constant
+    from bench.running.compiling import compiled
     from bench.running.forecaster import Forecaster
     from bench.running.trainer import quiet_lightning, translated_errors
 
@@ -167,13 +170,15 @@ def evaluate_with_sample(
         Numbered(data),
         batch_size=batch_size,
         num_workers=num_workers,
+        pinned=where["accelerator"] == "gpu",
         limit=limit,
         timeout_s=timeout_s,
         rank=processes.rank,
         world=processes.world,
     )
     started = time.perf_counter()
-    with translated_errors(f"evaluation at batch size {batch_size}"):
+    at = f"evaluation at micro-batch {batch_size}"
+    with compiled(*([model] if compile else [])), translated_errors(at):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     scores, per_lead, undefined = split_scores(forecaster.computed())
@@ -193,7 +198,8 @@ def evaluate_with_sample(
         scope="partial" if because else "full",
         scope_because=because,
         data=describe_data(task, split, used),
-        hardware=_hardware(trainer),
+        hardware=describe_hardware(trainer.strategy.root_device, processes.world, compiled=compile),
+        micro_batch=batch_size,
         time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
         conventions=forecaster.conventions(),
         scores=scores,
@@ -375,16 +381,9 @@ def _record(
             **code_state().model_dump(exclude={"sources"}), sources=sources_of(type(model), type(task), task.metrics)
         ),
         versions=versions(),
+        environment=differences_or_none(),
         **outcome,
     )
-
-
-def _hardware(trainer: Any) -> dict[str, Any]:
-    import torch
-
-    device = trainer.strategy.root_device
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return hardware(accelerator, torch.get_num_threads())
 
 
 def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config import Config
-from bench.data.loading import evaluation_loader
+from bench.data.loading import evaluation_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.errors import DataError
 from bench.records.schema import TrainingIdentity, TrainingSummary
@@ -33,7 +33,10 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
     data = task.dataset("train")
     refuse_constant(data)
     loader = evaluation_loader(
-        data, batch_size=config.data.batch_size, num_workers=config.data.num_workers, limit=config.train.limit
+        data,
+        batch_size=config.data.batch_size,
+        num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
+        limit=config.train.limit,
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,7 +20,9 @@ from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.metrics.weighted_mean import WeightedMean
 from bench.records.schema import MetricStatistics
+from bench.running.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.running.averaging import RunningAverage
+from bench.running.compiling import FullBatches
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.independence import dependence
 from bench.running.randomness import random_states, restore_random_states
@@ -45,6 +47,7 @@ class Forecaster(lightning.LightningModule):
         task: Normalises, denormalises and names the metrics.
         train: Optimiser settings; None for evaluation only.
         total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
+        accumulation: In training, how micro-batches add up; None where a step has one.
         ensemble: In tests, score an ensemble; None for the forecast of `forward`.
     """
 
@@ -55,8 +58,11 @@ class Forecaster(lightning.LightningModule):
         train: Train | None = None,
         total_steps: int = 1,
         ensemble: Ensemble | None = None,
+        accumulation: Accumulation | None = None,
     ) -> None:
         super().__init__()
+        self.accumulation = accumulation
+        self._full_batches = FullBatches()
         self.model = model
         self.task = task
         self.train_config = train
@@ -99,7 +105,7 @@ class Forecaster(lightning.LightningModule):
         """
         name = type(self.model).__name__
         try:
-            forecast = self.evaluated(context)
+            forecast = self._full_batches(self.evaluated, context)
         except ArithmeticError as error:
             raise RunFailedError(f"{name}: {error}") from error
         except ValueError as error:
@@ -115,10 +121,10 @@ class Forecaster(lightning.LightningModule):
         target = self.task.normalise(self.task.to_target(batch[1]))
         own = getattr(self.model, "training_loss", None)
         if callable(own):
-            options = _labels(self.model, batch) | _context_known(self.model, self.task, batch)
+            options = labels_of(self.model, batch) | context_known_of(self.model, self.task, batch)
             losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **options)
         else:
-            forecast = self.model(context)
+            forecast = self._full_batches(self.model, context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
             losses = masked_mse(forecast, target)
         if isinstance(losses, dict):
@@ -143,7 +149,22 @@ class Forecaster(lightning.LightningModule):
         if value or self.last_finite_loss is None:  # that of a batch without a known pixel is 0
             self.last_finite_loss = value
         self.log("train/loss", value, prog_bar=True, batch_size=len(target))
-        return losses
+        if self.accumulation is None or not self.accumulation.needed:
+            return losses
+        known = known_pixels(target, context_known_of(self.model, self.task, batch))
+        return self.accumulation.weighted(losses, batch_index, known, self._pixels)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients of a step those of its whole batch, before they are clipped."""
+        factor = self.accumulation.correction() if self.accumulation is not None else None
+        if factor is not None:
+            scale_gradients(optimizer, factor)
+
+    @property
+    def _pixels(self) -> int:
+        """Returns the pixels of a sequence that a loss is a mean over, were all known."""
+        context = self.task.input_shape if getattr(self.model, "verifies_context", False) else (0,)
+        return math.prod(context) + math.prod(self.task.target_shape)
 
     def update_average(self) -> None:
         """Updates the running average of the weights, once per optimiser step."""
@@ -161,6 +182,7 @@ class Forecaster(lightning.LightningModule):
             lr=config.lr,
             weight_decay=config.weight_decay,
             **({"betas": config.betas} if config.betas else {}),
+            **({"fused": True} if self._can_fuse else {}),
         )  # timm exempts norms and biases from decay
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
@@ -173,6 +195,13 @@ class Forecaster(lightning.LightningModule):
             t_in_epochs=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _can_fuse(self) -> bool:
+        """Returns whether one kernel may update all weights: whole ones on a GPU, whose gradients need no unscaling."""
+        assert self.train_config is not None
+        on_gpu = all(parameter.is_cuda for parameter in self.model.parameters())
+        return on_gpu and self.device_mesh is None and self.train_config.precision != "16-mixed"
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the next optimiser step."""
@@ -233,9 +262,9 @@ class Forecaster(lightning.LightningModule):
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
             context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
-            of_context = _context_known(self.evaluated, self.task, batch)
-            known = (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
-            self._log_validation(own(context, target, **_labels(self.evaluated, batch), **of_context), known)
+            of_context = context_known_of(self.evaluated, self.task, batch)
+            known = known_pixels(target, of_context)
+            self._log_validation(own(context, target, **labels_of(self.evaluated, batch), **of_context), known)
             return
         forecast, _, target = self._score(batch)
         target = self.task.normalise(target)
@@ -384,14 +413,6 @@ class Forecaster(lightning.LightningModule):
         self.last_finite_loss = state.get("last_finite_loss")  # older code did not write it
         if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
             restore_random_states(state["random_states"])
-
-
-def _labels(model: nn.Module, batch: Batch) -> dict[str, Batch]:
-    return {"labels": batch[2:]} if getattr(model, "takes_labels", False) else {}
-
-
-def _context_known(model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
-    return {"context_known": task.context_known(batch[0])} if getattr(model, "verifies_context", False) else {}
 
 
 def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:

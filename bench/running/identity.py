@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.api import Split
 from bench.checkpoint_format import OURS
-from bench.config import Config, numbers_only
+from bench.config import Config, canonical_json, numbers_only
 from bench.errors import ConfigError, one_message
 from bench.models import TrainedEvents, made_from, trained_hyperparameters
 from bench.places import place
@@ -18,6 +19,7 @@ from bench.records.provenance import libraries
 from bench.records.reuse import ExpectedRun
 from bench.records.schema import SplitPart, TrainingIdentity
 from bench.records.sources import class_source, sources_of
+from bench.running.accumulation import uses_batch_statistics
 from bench.tasks.task import NormalisedSequences, Task
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
     return TrainingIdentity(
         model=made.name,
         hyperparameters=trained_hyperparameters(model),
-        settings=_settings(config),
+        settings=_settings(config, model),
         sources=sources_of(type(model), type(task), task.metrics),
         **_data_and_seed(task, config),
     )
@@ -87,16 +89,18 @@ def identify_stage(
     return TrainingIdentity(
         model=stage.name,
         stage=stage.name,
-        hyperparameters=dict(stage.depends_on),
-        settings={**_settings(config), "train": dict(settings)},
+        hyperparameters=json.loads(canonical_json(dict(stage.depends_on))),  # as a checkpoint gives them back
+        settings={**_settings(config, stage.module), "train": dict(settings)},
         sources=sources,
         before=tuple(before),
         **{**_data_and_seed(task, config), "seed": seed},
     )
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
     plain = numbers_only(config, training=True)
+    if uses_batch_statistics(model):
+        plain["data"]["micro_batch"] = config.micro_batch_limit
     for stage in plain["train"]["stages"].values():
         if "checkpoint" in stage:  # what is in it counts, not where it lies
             stage["checkpoint"] = _sha256_of_file(str(stage["checkpoint"]))

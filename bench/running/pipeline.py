@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from bench.config import Config, fingerprint, numbers_only, stored
+from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
@@ -32,12 +34,13 @@ from bench.running.evaluation import (
 )
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
+from bench.running.micro_batch import evaluation_batch
 from bench.running.processes import has_to_launch, here, launch
 from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import summary_beside
-from bench.running.trainer import trainer_device
+from bench.running.trainer import arithmetic, trainer_device
 from bench.running.training import checkpoints_of
 from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
@@ -139,6 +142,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
             checkpoints = checkpoints_of(config, folder)
             if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
                 locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
+        locks.enter_context(arithmetic(config.train.matmul_precision))
         return _in_folder(job, model, folder)
 
 
@@ -158,15 +162,19 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             job.session.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
         _say_how_it_forecasts(model, config, job.session.say)
+        where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
+        on_gpu = where["accelerator"] == "gpu"
+        count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
         record, sample = evaluate_with_sample(
             model,
             test_task,
             config.split,
             config.limit,
-            batch_size=config.data.batch_size,
-            num_workers=config.data.num_workers,
+            batch_size=evaluation_batch(test_task, config, int(count), on_gpu=on_gpu, world=processes.world),
+            num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
             timeout_s=config.data.timeout_s,
-            where=trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config)),
+            where=where,
+            compile=config.train.compile,
             processes=processes,
             callbacks=[TakeSignals(job.session.watch)],
             progress=config.progress,

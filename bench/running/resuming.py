@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning
@@ -86,9 +87,9 @@ class Resume(Callback):
         states = checkpoint.get("random_states_of_processes", [None])
         if len(states) == self.processes.world:
             self.own_states = states[self.processes.rank]
-        _rescale(checkpoint, len(states), self.processes.world)
         # Lightning does so within an epoch only: between two, loaders would read ahead in the order of the first one.
         (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+        _rescale(checkpoint, place["batches_per_step"], self.loader.batches.per_step)
         self.loader.load_state_dict(place)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -100,9 +101,9 @@ class Resume(Callback):
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:
-    """Makes Lightning's counts of batches those of another number of processes; both divide `train.accumulate`."""
+    """Makes Lightning's counts of batches those of steps with another number of micro-batches."""
     if before != now:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             for key in counts:
-                counts[key] = counts[key] * before // now
+                counts[key] = math.ceil(counts[key] / before) * now

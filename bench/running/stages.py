@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bench.api import Stage
 from bench.checkpoint_format import read_checkpoint
-from bench.config import Config, Train, explain
-from bench.data.loading import evaluation_loader
+from bench.config import Config, Data, Train, explain
+from bench.data.loading import evaluation_loader, workers
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import Trained, load_weights, said_of
 from bench.places import Place, local_folder
@@ -29,6 +29,7 @@ from bench.running.training import checkpoints_of, publish_weights, train
 from bench.tasks.task import Task
 
 _CHECKPOINT = "checkpoint"
+_OF_DATA = ("batch_size", "micro_batch")
 # Settings of a stage that its weights do not depend on.
 _NO_NUMBERS = {"loggers", "resume", "stages"}
 
@@ -71,16 +72,17 @@ def train_stages(
     """
     say, processes = session.say, session.processes
     stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
-    settings = {stage.name: _settings(config.train, stage.name) for stage in stages}
+    settings = {stage.name: _settings(config, stage.name) for stage in stages}
     _refuse_unknown(config.train, list(settings))
     summaries: dict[str, TrainingSummary | None] = {}
     before: list[str] = []
     given: list[Trained] = []
     for number, stage in enumerate(stages):
-        stage_train, checkpoint = settings[stage.name]
+        stage_train, data, checkpoint = settings[stage.name]
+        stage_config = config.model_copy(update={"train": stage_train, "data": data})
         train_settings = {k: v for k, v in stage_train.model_dump(mode="json").items() if k not in _NO_NUMBERS}
         own_identity = identify_stage(
-            stage, task, config, before=before, settings=train_settings, seed=config.seed + number
+            stage, task, stage_config, before=before, settings=train_settings, seed=config.seed + number
         )
         if checkpoint is not None:
             given.append(_load(stage, checkpoint, own_identity))
@@ -91,7 +93,6 @@ def train_stages(
             continue
         before.append(own_identity.name)
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
-        stage_config = config.model_copy(update={"train": stage_train})
         stage_checkpoints = checkpoints_of(stage_config, own)
         say(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
         # A stage starts alike whether the one before it was trained just now or long ago.
@@ -114,18 +115,22 @@ def train_stages(
     return summary
 
 
-def _settings(base: Train, stage: str) -> tuple[Train, str | None]:
-    """Returns the settings of a stage, and the file of weights to use instead of training it."""
-    own = dict(base.stages.get(stage, {}))
+def _settings(config: Config, stage: str) -> tuple[Train, Data, str | None]:
+    """Returns the settings of a stage, how it is fed, and the file of weights to use instead of training it."""
+    own = dict(config.train.stages.get(stage, {}))
     checkpoint = own.pop(_CHECKPOINT, None)
+    of_data = {key: own.pop(key) for key in _OF_DATA if key in own}
+    part: type[Data | Train] = Data
     try:
-        settings = Train.model_validate({**base.model_dump(), "stages": {}, **own})
+        data = Data.model_validate({**config.data.model_dump(), **of_data})
+        part = Train
+        settings = Train.model_validate({**config.train.model_dump(), "stages": {}, **own})
     except ValidationError as error:
-        problems = explain(error, Train, prefix=f"train.stages.{stage}.")
+        problems = explain(error, part, prefix=f"train.stages.{stage}.")
         raise ConfigError(one_message("the config is not valid:", problems)) from error
     # The only score that a stage has.
     stop = settings.early_stopping.model_copy(update={"monitor": "val/loss", "mode": "min"})
-    return settings.model_copy(update={"early_stopping": stop}), checkpoint
+    return settings.model_copy(update={"early_stopping": stop}), data, checkpoint
 
 
 def _refuse_unknown(base: Train, names: list[str]) -> None:
@@ -147,10 +152,12 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
     if not file.is_file():
         raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
     given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
-    if given.identity is not None and given.identity.stage is not None:
+    if given.identity is not None and given.identity.stage is not None:  # what this very command leaves
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
         if problems:
             raise ConfigError(one_message(f"{key} was trained as something else:", problems))
+        load_weights(stage.module, file)
+        return given
     try:
         stage.load(file)
     except ValueError as error:
@@ -170,8 +177,9 @@ def _prepare(stage: Stage, task: Task, config: Config) -> None:
 
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
     """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
-    feed = {"batch_size": config.data.batch_size, "num_workers": config.data.num_workers}
-    for batch in evaluation_loader(task.dataset("train"), **feed, limit=config.train.limit):
+    data, processes = task.dataset("train"), workers(config.data.num_workers, on_gpu=False, devices=1)
+    loader = evaluation_loader(data, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit)
+    for batch in loader:
         yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
 
 

@@ -87,6 +87,26 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@contextmanager
+def arithmetic(matmul_precision: str) -> Iterator[None]:
+    """Sets how precisely a GPU multiplies float32 values within it, and puts it back as it was.
+
+    Args:
+        matmul_precision: Of matrix products, see `train.matmul_precision`; convolutions may use TF32, which is
+            PyTorch's own default and was the authors'.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 # What a full disk, a quota, a size limit and a file system that turned read-only say.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -116,7 +136,7 @@ def translated_errors(phase: str, then: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise RunFailedError(
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
-            "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
+            "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step stays as it is."
         ) from error
     except UsageError as error:  # from a loader's process it comes with the traceback there
         name = f"\n{type(error).__module__}.{type(error).__qualname__}: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from torch import nn
 
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
-from bench.data.loading import TrainingLoader, evaluation_loader, training_loader
+from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError
 from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.running.accumulation import Accumulation
 from bench.running.checkpoints import (
     BEST,
     LAST,
@@ -33,10 +33,12 @@ from bench.running.checkpoints import (
     remove_parts,
     seals,
 )
+from bench.running.compiling import compiled
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
 from bench.running.identity import refuse_another_training, stored_identity
 from bench.running.loggers import LOGS, finished, make_loggers, part_folder
+from bench.running.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
 from bench.running.processes import Processes
 from bench.running.resuming import Resume
 from bench.running.selection import KeepBest, Monitor, choose_monitor
@@ -84,7 +86,10 @@ def train(
     if is_fitted(model):
         return _fitted(model, task, config, checkpoints, session.processes, identity)
     refuse_strategy(config, model)
-    loader, val_loader = _loaders(task, config, session.processes)
+    where = _devices(config, model)
+    on_gpu = where["accelerator"] == "gpu"
+    micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
+    loader, val_loader = _loaders(task, config, session.processes, micro_batch, on_gpu=on_gpu)
     stop = config.train.early_stopping
     monitor = choose_monitor(model, task, stop, session.say) if val_loader is not None else None
     if monitor is None:
@@ -92,17 +97,19 @@ def train(
     resume_from = _resume_from(config, session, folder=folder, checkpoints=checkpoints)
 
     quiet_lightning()
-    forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
+    steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
+    forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
     loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
     resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task))
     watching = _watching(config, session, resume, monitor, checkpoints)
+    found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, session)]
     shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
     shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
     trainer = lightning.Trainer(
-        **_devices(config, model),
+        **where,
         max_epochs=config.train.max_epochs,
         max_steps=config.train.max_steps or -1,
-        accumulate_grad_batches=config.train.accumulate // session.processes.world,
+        accumulate_grad_batches=loader.batches.per_step,
         gradient_clip_val=config.train.clip_norm,
         precision=config.train.precision,
         deterministic=config.train.deterministic,
@@ -110,13 +117,14 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=loggers,
-        callbacks=[*watching.callbacks, *shown],
+        callbacks=[*found, *watching.callbacks, *shown],
         enable_progress_bar=config.progress and session.processes.main,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    phase = f"training at batch size {config.data.batch_size}"
-    with translated_errors(phase, session.watch.then), finished(loggers):
+    models = {id(one): one for one in (model, forecaster.evaluated)}.values() if config.train.compile else ()
+    phase = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
+    with compiled(*models), translated_errors(phase, session.watch.then), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -139,6 +147,7 @@ def train(
         averaged=forecaster.average is not None,
         final_loss=forecaster.last_finite_loss,
         wall_s=forecaster.trained_s,
+        micro_batch=loader.batches.micro_batch,
     )
     if session.processes.main:
         write_summary(summary, checkpoints / SUMMARY)
@@ -246,16 +255,14 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
     """Refuses what processes cannot share.
 
     Raises:
-        ConfigError: batches that do not divide by the number of processes, or options that FSDP does not have.
+        ConfigError: fewer sequences in a step than processes, or options that FSDP does not have.
     """
-    world, accumulate = config.devices * config.nodes, config.train.accumulate
-    if accumulate % world:
-        batch = config.data.batch_size * accumulate
+    world, batch = config.devices * config.nodes, config.data.batch_size
+    if batch < world:
         raise ConfigError(
-            f"train.accumulate={accumulate} batches per optimiser step cannot be shared by {world} processes "
-            f"(devices={config.devices} nodes={config.nodes}). The effective batch, data.batch_size * "
-            f"train.accumulate = {batch}, stays whatever the devices: make train.accumulate a multiple of {world} and "
-            "data.batch_size smaller by as much"
+            f"data.batch_size={batch} sequences of an optimiser step cannot be shared by {world} processes "
+            f"(devices={config.devices} nodes={config.nodes}): it is the batch over all devices. "
+            f"Make it at least {world}"
         )
     if config.strategy == "fsdp" and config.train.ema_decay is not None:
         raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
@@ -276,17 +283,19 @@ def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints:
     return resume_from
 
 
-def total_steps(train: Train, batches_per_epoch: int) -> int:
+def total_steps(train: Train, steps_per_epoch: int) -> int:
     """Returns the optimiser steps of a whole training.
 
     Lightning could tell, but asking it sets up the loaders before a checkpoint's place in the epoch is restored, and
     a resumed run would see the epoch's first batches again.
     """
-    steps = math.ceil(batches_per_epoch / train.accumulate) * train.max_epochs
+    steps = steps_per_epoch * train.max_epochs
     return min(steps, train.max_steps or steps)
 
 
-def _loaders(task: Task, config: Config, processes: Processes) -> tuple[TrainingLoader, Any]:
+def _loaders(
+    task: Task, config: Config, processes: Processes, micro_batch: int | None, *, on_gpu: bool
+) -> tuple[TrainingLoader, Any]:
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
@@ -296,11 +305,21 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
     refuse_constant(data)
     refuse_constant(val)
     feed: dict[str, Any] = {
-        "batch_size": config.data.batch_size,
-        "num_workers": config.data.num_workers,
+        "num_workers": workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
+        "pinned": on_gpu,
         "timeout_s": config.data.timeout_s,
         "rank": processes.rank,
         "world": processes.world,
     }
-    loader = training_loader(data, **feed, seed=config.seed, limit=config.train.limit)
-    return loader, evaluation_loader(val, **feed, limit=None) if len(val) else None
+    loader = training_loader(
+        data,
+        batch_size=config.data.batch_size,
+        micro_batch=micro_batch or 1,  # until it is found
+        seed=config.seed,
+        limit=config.train.limit,
+        **feed,
+    )
+    if not len(val):
+        return loader, None
+    size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
+    return loader, evaluation_loader(val, batch_size=size, limit=None, **feed)

@@ -60,7 +60,7 @@ def _budget(record: RunRecord, training: TrainingSummary) -> str:
     at_most = f"{settings['max_steps']} steps" if settings.get("max_steps") else f"{settings.get('max_epochs')} epochs"
     # A model that is trained from Python has no `data` section: its batches are not known.
     batch = record.config.get("data", {}).get("batch_size")
-    of_batch = f" of batch {batch * settings.get('accumulate', 1)}" if batch else ""
+    of_batch = f" of batch {batch}" if batch else ""
     rest = (settings.get("optimizer"), f"lr {settings['lr']:g}" if "lr" in settings else None)
     return ", ".join(text for text in (f"at most {at_most}{of_batch}", *rest) if text)
 

@@ -67,7 +67,7 @@ EARTHFORMER_SEVIR = Table(
     sequence_counts=(12_159,),
     training_sequence_counts=(35_718,),
     training={"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0},
-    experiment=("train=earthformer_sevir", "data.batch_size=2"),
+    experiment=("train=earthformer_sevir", "data.batch_size=32"),
     note=(
         "CSI: counts pooled over sequences, lead times and pixels, 1e-4 added to denominators (convention 'upstream'). "
         + _MACS_NOTE
@@ -107,7 +107,7 @@ EARTHFORMER_ICAR_ENSO = Table(
     sequence_counts=(1_679,),
     training_sequence_counts=(52_350,),
     training={"max_epochs": 100, "max_steps": None, "limit": None},
-    experiment=("train=earthformer_icar_enso", "data.batch_size=16"),
+    experiment=("train=earthformer_icar_enso", "data.batch_size=64"),
     note=(
         "Test windows of 12 -> 14 months at every month: 1,679 (the paper's 1,667 come from 12 -> 26 windows). "
         + _MACS_NOTE
@@ -154,7 +154,7 @@ _PATTERN_NOTE = (
     "these rows could not be confirmed from a source, so none is printed; the sizes are our counts. "
 )
 _PATTERN_TRAINING = {"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 1e-5}
-_PATTERN_EXPERIMENT = ("train.weight_decay=1e-5", "train.accumulate=16", "data.batch_size=2")
+_PATTERN_EXPERIMENT = ("train.weight_decay=1e-5", "data.batch_size=32")
 
 EARTHFORMER_PATTERNS_MOVING_MNIST = Table(
     name="earthformer/patterns_moving_mnist",

@@ -217,7 +217,8 @@ def _average(model: nn.Module, context: Tensor, target: Tensor, problems: list[s
     for step in range(1, _AVERAGED):
         average.update(model, step=step)
     before, after = model.state_dict(), average.module.state_dict()
-    changed = [name for name in before if name not in after or not torch.equal(before[name], after[name])]
+    # What `prepare` or `fit` has yet to set may be NaN.
+    changed = [n for n in before if n not in after or not torch.allclose(before[n], after[n], 0, 0, equal_nan=True)]
     if changed:
         problems.append(f"a running average of weights that stay as they are changes {', '.join(changed)}")
     with torch.no_grad():

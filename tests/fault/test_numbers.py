@@ -78,7 +78,7 @@ class _NanWhenEvaluated(_Broken):
     ("model", "words"),
     [
         (_InfiniteLoss, "the training loss is inf at step 3 .*last finite loss 0"),
-        (_Hungry, r"out of memory in training at batch size 2: .*data\.batch_size.*train\.accumulate"),
+        (_Hungry, r"out of memory in training at micro-batch 2 of 2 sequences: .*data\.micro_batch"),
         (_InfiniteGradient, "a gradient is not finite at step 3"),
         (_Exploding, "the training diverged: loss .* at step 4 .*divergence_factor"),
         (_NanWhenEvaluated, "the validation loss is nan after step 6"),
@@ -110,7 +110,7 @@ def test_out_of_memory_in_the_evaluation_is_a_failed_run_at_its_phase(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
 
     monkeypatch.setattr(Forecaster, "test_step", hungry)
-    with pytest.raises(RunFailedError, match=r"out of memory in evaluation at batch size 2.*data\.batch_size"):
+    with pytest.raises(RunFailedError, match=r"out of memory in evaluation at micro-batch 8.*data\.micro_batch"):
         _run(storms, tmp_path, "train.max_epochs=1")
     (record,), _ = read_records(tmp_path / "results")
     assert record.failure.phase == "evaluation" and record.config["data"]["batch_size"] == 2, "it was not changed"

@@ -57,15 +57,15 @@ def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bi
     storms: Path, tmp_path: Path, monkeypatch, name: str
 ) -> None:
     """The signal comes in the first of two batches of a step: gathered gradients are in no checkpoint."""
-    _run(storms, tmp_path / "unbroken", "train.accumulate=2", "train.max_epochs=2")
+    _run(storms, tmp_path / "unbroken", "data.batch_size=4", "data.micro_batch=2", "train.max_epochs=2")
     with monkeypatch.context() as patch:
         _signal_in_batch(patch, getattr(signal, name), 2)
         with pytest.raises(InterruptedRunError, match=f"{name}; saved after step 2") as caught:
-            _run(storms, tmp_path / "broken", "train.accumulate=2", "train.max_epochs=2")
+            _run(storms, tmp_path / "broken", "data.batch_size=4", "data.micro_batch=2", "train.max_epochs=2")
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handlers are put back"
     assert read_owner(_last(tmp_path / "broken").parents[1]).ended == "stopped"
-    _run(storms, tmp_path / "broken", "train.accumulate=2", "train.max_epochs=2")
+    _run(storms, tmp_path / "broken", "data.batch_size=4", "data.micro_batch=2", "train.max_epochs=2")
     states = [torch.load(_last(tmp_path / out))["state_dict"] for out in ("unbroken", "broken")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

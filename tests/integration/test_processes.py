@@ -30,7 +30,7 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Without batch normalisation, whose running statistics are of the batches a process sees.
 _MODEL = ["model=convlstm", "model.hidden=[4,4,4]"]
 # Gradients are so large that all are clipped.
-_TRAIN = ["train.accumulate=2", "train.max_epochs=2", "train.lr=1e-3", "train.clip_norm=1e-3", "train.weight_decay=0.1"]
+_TRAIN = ["data.batch_size=4", "train.max_epochs=2", "train.lr=1e-3", "train.clip_norm=1e-3", "train.weight_decay=0.1"]
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +95,11 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
     run(tiny(storms, tmp_path / "unbroken", *long), training=True, say=print)
     places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]
-    given = [word for word in TINY if word.partition("=")[0] not in ("model", "train.max_epochs", "train.lr")]
+    given = [
+        word
+        for word in TINY
+        if word.partition("=")[0] not in ("model", "data.batch_size", "train.max_epochs", "train.lr")
+    ]
     words = [*given, *_MODEL, *(word for word in _TRAIN if "max_epochs" not in word), "train.max_epochs=4", *places]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
@@ -118,7 +122,7 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
 def test_what_one_of_two_processes_ends_with_reaches_the_command(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r"diverged|not finite|is nan|is inf"):
         run(
-            tiny(storms, tmp_path, *_MODEL, "train.accumulate=2", "devices=2", "train.lr=1e30", "train.clip_norm=null"),
+            tiny(storms, tmp_path, *_MODEL, "data.batch_size=4", "devices=2", "train.lr=1e30", "train.clip_norm=null"),
             training=True,
             say=print,
         )
@@ -126,5 +130,17 @@ def test_what_one_of_two_processes_ends_with_reaches_the_command(storms: Path, t
 
 
 def test_batches_that_cannot_be_shared_are_refused(storms: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be shared by 2 processes.*multiple of 2"):
-        run(tiny(storms, tmp_path, *_MODEL, "devices=2"), training=True, say=print)
+    with pytest.raises(ConfigError, match=r"cannot be shared by 2 processes.*at least 2"):
+        run(tiny(storms, tmp_path, *_MODEL, "data.batch_size=1", "devices=2"), training=True, say=print)
+
+
+def test_a_batch_that_two_processes_share_unequally_is_that_of_one(storms: Path, tmp_path: Path) -> None:
+    """Steps of 5 in micro-batches of 2: three for two processes; the last step of an epoch of 12 is smaller."""
+    rest = [word for word in _TRAIN if "batch_size" not in word]
+    run(tiny(storms, tmp_path / "one", *_MODEL, *rest, "data.batch_size=5"), training=True, say=print)
+    shared = ["data.batch_size=5", "data.micro_batch=2", "devices=2"]
+    record = run(tiny(storms, tmp_path / "two", *_MODEL, *rest, *shared), training=True, say=print).record
+    assert record.training is not None and record.training.micro_batch == 2
+    assert record.hardware["devices"] == ["cpu", "cpu"]
+    found, expected = _weights(tmp_path / "two"), _weights(tmp_path / "one")
+    assert all(torch.allclose(found[key], expected[key], rtol=1e-4, atol=1e-6) for key in expected)

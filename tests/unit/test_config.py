@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only
+from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, validate
 from bench.errors import ConfigError, UnknownNameError
 
 
@@ -56,12 +56,37 @@ def test_hyperparameters_and_task_fields_need_no_plus() -> None:
         ("model.name=../../etc", "Known|unknown|pattern"),
         ("seed=", "seed"),
         ("data.root=${nothing}", "nothing"),
+        ("data.micro_batch=0", "greater than or equal to 1"),
+        ("data.micro_batch=half", "'auto'"),
+        ("data.num_workers=-1", "greater than or equal to 0"),
+        ("train.matmul_precision=low", "'highest', 'high' or 'medium'"),
     ],
 )
 def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> None:
     with pytest.raises((ConfigError, UnknownNameError), match=words) as caught:
         compose([override])
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+@pytest.mark.parametrize("size", [2, 8])
+def test_accumulation_of_old_configs_is_refused_with_what_to_write(plus: str, size: int) -> None:
+    given = [f"data.batch_size={size}"] * (size != 8)
+    with pytest.raises(ConfigError, match=rf"write data\.batch_size={16 * size} data\.micro_batch={size}$"):
+        compose([*given, f"{plus}train.accumulate=16"])
+
+
+def test_in_a_file_accumulation_is_refused_too() -> None:
+    with pytest.raises(ConfigError, match=r"write data\.batch_size=32 data\.micro_batch=8$"):
+        validate({"task": {"name": "sevir"}, "model": {"name": "unet"}, "train": {"accumulate": 4}})
+
+
+def test_what_one_device_takes_at_most() -> None:
+    def limit(*overrides: str) -> int:
+        return compose(["data.batch_size=10", *overrides]).micro_batch_limit
+
+    assert limit() == 10 and limit("devices=3") == 4 and limit("devices=2", "nodes=5") == 1
+    assert limit("data.micro_batch=3") == 3 and limit("data.micro_batch=64", "devices=2") == 5
 
 
 def test_a_target_in_a_config_is_never_instantiated(tmp_path) -> None:
@@ -78,9 +103,10 @@ def test_a_sweep_expands_to_its_product() -> None:
 def test_the_fingerprint_sees_numbers_and_not_places() -> None:
     base = numbers_only(compose([]))
     assert fingerprint(
-        numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false"]))
+        numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false", "data.micro_batch=2"]))
     ) == fingerprint(base)
-    for override in ("seed=1", "train.lr=2e-3", "model.channels=[8]", "task.t_out=6", "data.batch_size=4"):
+    changes = ("seed=1", "train.lr=2e-3", "model.channels=[8]", "task.t_out=6", "data.batch_size=4")
+    for override in (*changes, "train.compile=true", "train.matmul_precision=high"):
         assert fingerprint(numbers_only(compose([override]))) != fingerprint(base), override
 
 

@@ -546,7 +546,7 @@ def test_stages_are_checked_alike(storms: Path, tmp_path: Path) -> None:
     shutil.copy(stage, given)
     assert sum("training had ended" in line for line in go(f"train.stages.autoencoder.checkpoint={given}")) == 0
     # trained with other hyperparameters of the stage
-    with pytest.raises(ConfigError, match=r"(?s)trained as something else.*autoencoder_layers|does not fit"):
+    with pytest.raises(ConfigError, match=r"was trained as something else|is not of this model"):
         go(f"train.stages.autoencoder.checkpoint={given}", "model.autoencoder_layers=2")
     raw = bytearray(stage.read_bytes())
     raw[len(raw) // 2] ^= 1

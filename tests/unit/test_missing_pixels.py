@@ -118,14 +118,14 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(gaps: Path, own: 
         ["model=unet", "model.channels=[4]", "model.center_channels=8", "model.norm_momentum=0.1"],
         ["model=e3d_lstm", "model.hidden=[4]", "model.patch_size=8", "model.stem_channels=0", "train.lr=1e-4"],
         ["model=phydnet", "model.conv_hidden=[64]", "model.strides=[2,2,2]"],
-        ["model=predrnn", "model.hidden=[4,4]", "model.patch_size=8", "model.stem_channels=0", "train.accumulate=2"],
+        ["model=predrnn", "model.hidden=[4,4]", "model.patch_size=8", "model.stem_channels=0"],
         ["model=damped_persistence"],
         ["model=climatology"],
     ],
     ids=lambda overrides: overrides[0],
 )
 def test_models_train_though_a_sequence_is_missing_as_a_whole(gaps: Path, tmp_path: Path, overrides: Any) -> None:
-    record = _run(gaps, tmp_path, *overrides, "data.batch_size=1", "train.limit=12")
+    record = _run(gaps, tmp_path, "data.batch_size=2", "data.micro_batch=1", "train.limit=12", *overrides)
     assert record.status == "ok" and not record.undefined.keys() & {"mse", "mae", "csi_m"}
     assert record.training is not None and (record.training.final_loss is None or record.training.final_loss > 0)
 

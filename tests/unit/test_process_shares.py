@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.data.loading import EpochOrder, SharedBatches, evaluation_loader, training_loader
+from bench.data.loading import EpochOrder, MicroBatches, SharedBatches, evaluation_loader, training_loader
 from bench.errors import ConfigError
 from bench.running.processes import Processes, has_to_launch, here
 from bench.running.resuming import _rescale
-from bench.running.training import total_steps
 
 counts, sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 6)
 
@@ -29,65 +28,66 @@ class _Numbers:
 
 @given(counts, sizes, worlds)
 def test_evaluation_neither_pads_nor_drops_and_keeps_the_batches_of_one_process(count: int, size: int, world: int):
-    alone = list(SharedBatches(range(count), size, 0, 1, fill=False))
-    shares = [SharedBatches(range(count), size, rank, world, fill=False) for rank in range(world)]
+    alone = list(SharedBatches(count, size, 0, 1))
+    shares = [SharedBatches(count, size, rank, world) for rank in range(world)]
     got = [list(share) for share in shares]
     assert [len(share) for share in shares] == [len(batches) for batches in got]
     assert sorted(index for batches in got for batch in batches for index in batch) == list(range(count))
     assert all(got[number % world][number // world] == batch for number, batch in enumerate(alone))
 
 
-@given(counts, sizes, worlds, st.integers(0, 3))
-def test_training_has_equal_shares_and_each_step_the_sequences_of_one_process(count: int, size: int, world: int, seed):
-    alone = list(SharedBatches(EpochOrder(count, seed), size, 0, 1, fill=True))
-    got = [list(SharedBatches(EpochOrder(count, seed), size, rank, world, fill=True)) for rank in range(world)]
-    assert len({len(batches) for batches in got}) == 1
-    joined = [batch for together in zip(*got, strict=True) for batch in together]
-    assert joined[: len(alone)] == alone and len(joined) - len(alone) < world
-    assert all(batch in alone for batch in joined[len(alone) :]), "filled up with batches of the same epoch"
+@given(counts, st.integers(1, 12), sizes, worlds, st.integers(0, 3))
+def test_each_step_has_the_sequences_of_one_process_in_as_many_micro_batches_everywhere(
+    count: int, size: int, micro: int, world: int, seed: int
+) -> None:
+    order = list(EpochOrder(count, seed))
+    shares = [MicroBatches(EpochOrder(count, seed), size, micro, rank, world) for rank in range(world)]
+    got = [list(share) for share in shares]
+    assert {len(batches) for batches in got} == {len(shares[0])} and shares[0].steps == -(-count // size)
+    per_step = shares[0].per_step
+    for step in range(shares[0].steps):
+        of_step = order[step * size : (step + 1) * size]
+        seen = []
+        for number in range(step * per_step, min((step + 1) * per_step, len(got[0]))):
+            for rank in range(world):
+                own, whole = shares[rank].share(number)
+                assert whole == len(of_step) and own <= micro
+                assert own == len(got[rank][number]) or (own == 0 and got[rank][number] == of_step[:1])
+                seen += got[rank][number][:own]
+        assert seen == of_step
 
 
-@given(counts, sizes, st.sampled_from([(1, 2), (2, 1), (2, 4), (4, 2), (3, 3)]), st.data())
-def test_another_number_of_processes_continues_where_the_epoch_stood(count: int, size: int, change, data) -> None:
-    before, after = change
-    total = SharedBatches(range(count), size, 0, 1, fill=True).total
-    accumulate = 4 if 3 not in change else 3
-    steps = data.draw(st.integers(0, total // accumulate))
-    order = list(SharedBatches(EpochOrder(count, 5), size, 0, 1, fill=True))
+@given(counts, st.integers(1, 12), st.lists(st.tuples(sizes, worlds), min_size=2, max_size=2), st.data())
+def test_other_processes_or_micro_batches_continue_where_the_epoch_stood(count: int, size: int, change, data) -> None:
+    (micro, before), (other, after) = change
+    total = MicroBatches(EpochOrder(count, 5), size, micro).steps
+    steps = data.draw(st.integers(0, total))
+    order = list(EpochOrder(count, 5))
+    feed = {"batch_size": size, "seed": 5, "limit": None, "num_workers": 0}
     resumed = []
     for rank in range(after):
-        first = training_loader(_Numbers(count), batch_size=size, seed=5, limit=None, num_workers=0, world=before)
-        first.batches_done = steps * accumulate // before
-        loader = training_loader(
-            _Numbers(count), batch_size=size, seed=5, limit=None, num_workers=0, rank=rank, world=after
-        )
+        first = training_loader(_Numbers(count), micro_batch=micro, world=before, **feed)
+        first.batches_done = min(steps * first.batches.per_step, len(first.batches))
+        loader = training_loader(_Numbers(count), micro_batch=other, rank=rank, world=after, **feed)
         loader.load_state_dict(first.state_dict())
-        resumed.append([batch[0].tolist() for batch in loader])
-        assert loader.order.epoch == (1 if steps * accumulate >= total else 0)
-    if steps * accumulate < total:
-        joined = [batch for together in zip(*resumed, strict=True) for batch in together]
-        left = order[steps * accumulate :]
-        assert joined[: len(left)] == left
+        assert loader.order.epoch == (steps == total)
+        assert loader.batches_done == (0 if steps == total else steps * loader.batches.per_step)
+        done = loader.batches_done
+        own = [loader.batches.share(done + number).own for number in range(len(loader.batches) - done)]
+        resumed.append([batch[0].tolist()[:n] for batch, n in zip(loader, own, strict=True)])
+    if steps < total:
+        seen = [index for together in zip(*resumed, strict=True) for batch in together for index in batch]
+        assert seen == order[steps * size :]
 
 
-@given(counts, sizes, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3), (1, 1)]))
-def test_the_number_of_optimiser_steps_does_not_depend_on_the_processes(count: int, size: int, shared) -> None:
-    from bench.config import Train
-
-    accumulate, world = shared
-    share = SharedBatches(range(count), size, 0, world, fill=True)
-    per_process = -(-len(share) // (accumulate // world))
-    assert per_process == total_steps(Train(accumulate=accumulate, max_epochs=1), share.total)
-
-
-def test_lightnings_counts_follow_the_number_of_processes() -> None:
+def test_lightnings_counts_follow_the_micro_batches_of_a_step() -> None:
     counts = {"ready": 6, "started": 6, "processed": 6, "completed": 6}
     progress = {"total": dict(counts), "current": dict(counts), "is_last_batch": False}
     checkpoint = {"loops": {"fit_loop": {"epoch_loop.batch_progress": progress}}}
-    _rescale(checkpoint, 1, 2)
-    assert set(progress["total"].values()) == set(progress["current"].values()) == {3}
     _rescale(checkpoint, 2, 1)
-    assert set(progress["current"].values()) == {6}
+    assert set(progress["total"].values()) == set(progress["current"].values()) == {3}
+    _rescale(checkpoint, 1, 4)
+    assert set(progress["current"].values()) == {12}
 
 
 def test_fewer_batches_than_processes_are_refused() -> None:

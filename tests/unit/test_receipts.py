@@ -102,6 +102,7 @@ def test_explain_prints_the_receipt(measured: RunRecord, tmp_path: Path, capsys:
     path = write_record(measured, tmp_path)
     assert main(["explain", "runs/sevir", "persistence", "CSI-M", "--results", str(tmp_path)]) == 0
     text = capsys.readouterr().out
+    assert "packages  " in text and (" -> " in text or "exactly the versions of constraints.txt" in text)
     for words in (
         str(path),
         str(measured.sha256),

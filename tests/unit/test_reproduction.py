@@ -11,7 +11,7 @@ from bench.reproduction import find_rows, plan, run_rows, seeds_of
 from bench.reproduction.plans import overrides_of
 from bench.tables import load_table
 
-TINY = ["model.channels=[4,8]", "model.center_channels=8", "train.max_epochs=1", "train.accumulate=1"]
+TINY = ["model.channels=[4,8]", "model.center_channels=8", "train.max_epochs=1"]
 QUIET = ["progress=false", "picture=false", "device=cpu", "train.loggers=[]"]
 
 

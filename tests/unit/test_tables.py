@@ -291,8 +291,8 @@ def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
 
 
 def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None:
-    settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw", "accumulate": 4}
-    config = {"data": {"batch_size": 2}}
+    settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw"}
+    config = {"data": {"batch_size": 8}}
     runs = [
         unet_like(measured, seed=seed, config=config, training=trained_with(settings, steps=steps))
         for seed, steps in ((0, 90), (1, 120))

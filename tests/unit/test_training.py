@@ -220,7 +220,7 @@ def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
 
     _with_model(monkeypatch, Hungry)
-    with pytest.raises(RunFailedError, match=r"train\.accumulate"):
+    with pytest.raises(RunFailedError, match=r"data\.micro_batch"):
         _run(storms, tmp_path)
 
 

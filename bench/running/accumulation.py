@@ -1,0 +1,103 @@
+"""How the micro-batches of an optimiser step, on all processes, become the gradient of its whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bench.data.loading import MicroBatches
+from bench.tasks.task import Task
+
+
+def labels_of(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
+    """Returns the argument `labels` of losses that take it: what a batch has behind context and target."""
+    return {"labels": batch[2:]} if getattr(model, "takes_labels", False) else {}
+
+
+def context_known_of(model: nn.Module, task: Task, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Returns the argument `context_known` of losses that take it, `(B,T,H,W,C)`."""
+    return {"context_known": task.context_known(batch[0])} if getattr(model, "verifies_context", False) else {}
+
+
+def known_pixels(target: Tensor, of_context: dict[str, Tensor]) -> Tensor:
+    """Returns how many pixels a loss is a mean over `()`: those of the target, and of a context that it judges too."""
+    return (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Returns whether a sequence's loss depends on the others of its micro-batch, as with batch normalisation.
+
+    A model may say so itself by a class attribute of this name.
+    """
+    said = getattr(model, "uses_batch_statistics", None)
+    return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else bool(said)
+
+
+class Accumulation:
+    """Weighs the losses of micro-batches, so that their gradients add up to that of the loss of the whole batch.
+
+    A mean over known pixels weighs by their number; how many the whole step has is known at its end only, when
+    `correction` makes up for the missing ones.  Losses whose model says `loss_reduction = "sum"` are added up.
+    Nothing waits for the device.
+
+    Args:
+        model: Whose `loss_reduction` is `mean` (the default) or `sum`.
+        batches: Says what of its step each micro-batch is.
+    """
+
+    def __init__(self, model: nn.Module, batches: MicroBatches) -> None:
+        self.batches = batches
+        self.sums = getattr(model, "loss_reduction", "mean") == "sum"
+        self._known: Tensor | None = None
+        self._expected = 1.0
+
+    @property
+    def needed(self) -> bool:
+        """Returns whether a step has several micro-batches; else its loss is that of its only one."""
+        return self.batches.per_step * self.batches.world > 1
+
+    def weighted(self, loss: Tensor, number: int, known: Tensor, pixels: int) -> Tensor:
+        """Returns the loss of a micro-batch as it goes into the gradient.
+
+        Args:
+            loss: Of the micro-batch, `()`.
+            number: Of the micro-batch in the epoch.
+            known: Pixels that the loss is a mean over, `()`.
+            pixels: Pixels of one sequence, were all known.
+        """
+        if not self.needed:
+            return loss
+        share = self.batches.share(number)
+        parts = self.batches.per_step * self.batches.world  # Lightning divides by the one, DDP by the other
+        if self.sums:
+            return loss * (parts if share.own else 0)
+        if not share.own:
+            known = torch.zeros_like(known)
+        self._known = known if self._known is None else self._known + known
+        self._expected = float(share.step * pixels)
+        return loss * (known / (self._expected / parts))
+
+    def correction(self) -> Tensor | None:
+        """Returns by what the gradients of a step are multiplied at its end, `()`: 1 where no pixel was missing."""
+        known, self._known = self._known, None
+        if known is None:
+            return None
+        if self.batches.world > 1:
+            torch.distributed.all_reduce(known)
+        return self._expected / known.clamp(min=1)
+
+
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: Tensor) -> None:
+    """Multiplies all gradients of an optimiser in place by a factor `()`."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # in shards: no mixing with a plain tensor
+        of_shards: Any = float(factor)
+        for gradient in gradients:
+            gradient.mul_(of_shards)
+    elif gradients:
+        torch._foreach_mul_(gradients, factor)

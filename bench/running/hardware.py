@@ -1,0 +1,46 @@
+"""What a run computes on and how, as PyTorch says it: for its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.records.provenance import hardware, nvidia_driver
+
+
+def describe_hardware(device: torch.device, world: int, *, compiled: bool) -> dict[str, Any]:
+    """Returns the part `hardware` of a record; call it while the run's settings are in force, on every process.
+
+    Args:
+        device: Where this process computes.
+        world: Processes, each on a device of its own.
+        compiled: Whether the model was.
+    """
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else None
+    return {
+        **hardware(name, torch.get_num_threads()),
+        "devices": _names(name or device.type, world),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "driver": nvidia_driver() if on_gpu else None,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "deterministic": _deterministic(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "compiled": compiled,
+    }
+
+
+def _names(own: str, world: int) -> list[str]:
+    names: list[Any] = [own] * world
+    if world > 1 and torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(names, own)
+    return names
+
+
+def _deterministic() -> bool | str:
+    if not torch.are_deterministic_algorithms_enabled():
+        return False
+    return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
