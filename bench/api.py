@@ -50,7 +50,11 @@ class Model(Protocol):
             there is a module of batch normalisation. The micro-batch then is part of what a training is.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
             Both are NaN where they are missing.
-        `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast.
+        `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast. Called
+            for one sequence at a time with a `torch.Generator` of its own on the CPU, from which it draws there
+            (`device=generator.device`), so that the members are the same on every device. If it takes `seeds`, it is
+            called with `seeds`, int64 `(B,)`, instead of the generator, for whole batches: what it draws for a sequence
+            must follow from its seed alone.
         `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.

@@ -26,7 +26,8 @@ def compiled(*models: nn.Module) -> Iterator[None]:
         yield
     finally:
         for model in models:
-            model._compiled_call_impl = None
+            for part in model.modules():  # a model may compile a part of it instead
+                part._compiled_call_impl = None
 
 
 def is_compiled(model: nn.Module) -> bool:

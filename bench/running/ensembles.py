@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,26 +97,79 @@ def can_draw(model: nn.Module) -> bool:
     return callable(getattr(model, "sample", None))
 
 
-def member_generator(seed: int, index: int, device: torch.device | str) -> torch.Generator:
-    """Returns what the members of a sequence are drawn from: its own, whatever else is forecast.
+def takes_seeds(model: Any) -> bool:
+    """Returns whether a model's `sample` draws whole batches, from a seed for each sequence."""
+    return "seeds" in inspect.signature(model.sample).parameters
+
+
+def member_seed(seed: int, index: int) -> int:
+    """Returns what the members of a sequence are drawn from, a number below 2^63: its own, whatever else is forecast.
 
     Args:
         seed: Of the ensemble.
         index: Of the sequence in its split.
-        device: Where it draws.
     """
     words = np.random.SeedSequence([seed, index]).generate_state(2)
-    return torch.Generator(device).manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def draw(
+    model: Any, context: Tensor, seeds: Sequence[int], members: int, target_shape: Shape, **options: Any
+) -> Tensor:
+    """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
+
+    A model that takes no seeds gets one sequence at a time, and a generator on the CPU: a device's own generator would
+    draw other members. What it returns from there is moved to the context's device.
+
+    Args:
+        model: With `sample(context, *, members, generator)`, or with seeds.
+        context: Normalised, `(B,T,H,W,C)`.
+        seeds: Of the sequences, see `member_seed`.
+        members: How many.
+        target_shape: What each member has to be.
+        **options: Further arguments of `sample`.
+
+    Raises:
+        ContractError: what the model returned are no members, or it draws on another device than its generator's.
+    """
+    name = type(model).__name__
+    if takes_seeds(model):
+        on_device = torch.tensor(seeds, dtype=torch.long).to(context.device, non_blocking=True)
+        drawn = model.sample(context, members=members, seeds=on_device, **options)
+        return _checked(drawn, (members, len(context), *target_shape), context.device, name)
+    each = []
+    for row, seed in zip(context, seeds, strict=True):
+        try:
+            drawn = model.sample(row[None], members=members, generator=torch.Generator().manual_seed(seed), **options)
+        except RuntimeError as error:
+            if "device type for generator" not in str(error):
+                raise
+            raise ContractError(
+                f"{name}.sample draws on {context.device} from a generator on the CPU: expected it to draw with "
+                "device=generator.device and to move what it drew"
+            ) from error
+        drawn = drawn.to(context.device) if isinstance(drawn, Tensor) else drawn
+        each.append(_checked(drawn, (members, 1, *target_shape), context.device, name))
+    return torch.cat(each, 1)
+
+
+def _checked(members: Any, expected: tuple[int, ...], device: torch.device, name: str) -> Tensor:
+    if not isinstance(members, Tensor) or tuple(members.shape) != expected:
+        found = tuple(members.shape) if isinstance(members, Tensor) else type(members).__name__
+        raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) = {expected}")
+    if not members.is_floating_point() or members.device != device:
+        raise ContractError(f"{name}.sample returned {members.dtype} on {members.device}; expected floats on {device}")
+    return members
 
 
 def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensemble, target_shape: Shape) -> Tensor:
     """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
 
-    Each sequence has a generator of its own, seeded by the ensemble's seed and the sequence's index, and is drawn for
-    itself: neither the batch size nor the order nor the number of processes matters.
+    Those of a sequence follow from the ensemble's seed and the sequence's index: neither the batch size nor the order,
+    the device or the number of processes matters.
 
     Args:
-        model: With `sample(context, *, members, generator)`.
+        model: With `sample(context, *, members, generator)`, or with seeds.
         context: Normalised, `(B,T,H,W,C)`.
         indices: Of the sequences in their split, `(B,)`.
         ensemble: How many, and from what.
@@ -124,22 +179,11 @@ def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensembl
         ContractError: the model refuses, or what it returned are no members.
         RunFailedError: the model says that its numbers diverged.
     """
-    name, drawn = type(model).__name__, []
-    for row, index in zip(context, indices.tolist(), strict=True):
-        generator = member_generator(ensemble.seed, index, context.device)
-        try:
-            members = model.sample(row[None], members=ensemble.members, generator=generator)
-        except ArithmeticError as error:
-            raise RunFailedError(f"{name}: {error}") from error
-        except ValueError as error:
-            raise ContractError(f"{name} draws no members: {error}") from error
-        expected = (ensemble.members, 1, *target_shape)
-        if not isinstance(members, Tensor) or tuple(members.shape) != expected:
-            found = tuple(members.shape) if isinstance(members, Tensor) else type(members).__name__
-            raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) = {expected}")
-        if not members.is_floating_point() or members.device != context.device:
-            raise ContractError(
-                f"{name}.sample returned {members.dtype} on {members.device}; expected floats on {context.device}"
-            )
-        drawn.append(members)
-    return torch.cat(drawn, 1)
+    name = type(model).__name__
+    seeds = [member_seed(ensemble.seed, index) for index in indices.tolist()]
+    try:
+        return draw(model, context, seeds, ensemble.members, target_shape)
+    except ArithmeticError as error:
+        raise RunFailedError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ContractError(f"{name} draws no members: {error}") from error

@@ -19,7 +19,7 @@ from bench.data.plausibility import refuse_implausible
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.files import replacing
 from bench.models import made_from
-from bench.running.ensembles import member_generator
+from bench.running.ensembles import draw, member_seed
 from bench.running.forecaster import check_forecast
 from bench.running.trainer import translated_errors
 from bench.tasks.task import Task
@@ -164,9 +164,10 @@ def forecast(
             drawn = model(batch)[None]
         else:
             options = {} if control is None else {"control": control}
-            generator = member_generator(seed, sequence, device)
             try:
-                drawn = sample(batch, members=members, generator=generator, **options)
+                drawn = draw(model, batch, [member_seed(seed, sequence)], members, task.target_shape, **options)
+            except ArithmeticError as error:
+                raise RunFailedError(f"{name}: {error}") from error
             except ValueError as error:  # models know nothing of our errors
                 raise ConfigError(f"{name} cannot draw members: {error}") from error
     if not isinstance(drawn, Tensor) or drawn.dim() != 6 or len(drawn) != members:

@@ -16,7 +16,7 @@ from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
-from bench.models import has_weights, load_model, load_weights
+from bench.models import has_weights, load_model, load_weights, made_from
 from bench.places import Place, local_folder, place
 from bench.records.learning_curves import write_learning_curve
 from bench.records.reuse import newest_of_same_run
@@ -164,6 +164,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         elif has_weights(model):
             job.session.say("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
+        _say_how_it_forecasts(model, config, job.session.say)
         where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
         on_gpu = where["accelerator"] == "gpu"
         count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
@@ -233,6 +234,18 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
         except (DataError, OSError) as error:
             job.session.say(f"warning: {error}; the record is whole without it")
     return drawn if drawn.is_file() else None
+
+
+def _say_how_it_forecasts(model: nn.Module, config: Config, say: Say) -> None:
+    """Tells what of the model's forecasts the config sets otherwise, such as fewer steps of a sampler in a trial."""
+    made, options = made_from(model), config.model.options
+    changed = [
+        f"{key}={options[key]} (default {made.defaults.get(key)})"
+        for key in getattr(model, "evaluation_only", ())
+        if key in options and options[key] != made.defaults.get(key)
+    ]
+    if changed:
+        say(f"{made.name} forecasts with {', '.join(changed)}")
 
 
 def _ensemble(config: Config) -> Ensemble | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from earthformer.prediff.alignment import NORMS, SCALINGS, Guidance, KnowledgeAlignment
 from earthformer.prediff.constraints import Control, make_constraint
 from earthformer.prediff.model import PreDiff
+from earthformer.prediff.noise import RowNoise
 from earthformer.prediff.noisy_encoder import NoisyEncoder
 from earthformer.prediff.sampling import Guide
 from earthformer.prediff.schedule import NoiseSchedule
@@ -74,7 +75,8 @@ class PreDiffKA(PreDiff):
                 constraint that follows the context.
             control_as: what the number is: ``sigmas``, ``times`` or ``value``, see `Control`.
             guide_scale: strength of the guidance.
-            guide_norm: ``sample`` or, as in the authors' code, ``batch``.
+            guide_norm: ``sample`` or, as in the authors' code, ``batch``: one distance for all members of a sequence,
+                which then depend on one another.
             guide_scaling: ``sigma`` as in the authors' code, or ``variance`` as in the paper.
             alignment_units: channels of the alignment network's finest level.
             alignment_depth: attention blocks of its levels.
@@ -112,19 +114,24 @@ class PreDiffKA(PreDiff):
         depends_on = self._depends_on["alignment"]
         return (*super().stages(), Stage("alignment", module, self.alignment.network, depends_on, module.prepare))
 
-    def _guide(self, cond: Tensor, seeds: list[int], control: Control | None) -> Guide:
-        if self.plain:
-            return _CountedGuide(self.alignment.network)
-        targets = [self.alignment.target(control or self._own_control(seed), cond) for seed in seeds]
-        return Guidance(self.alignment, torch.cat(targets), **self.guidance)  # type: ignore[arg-type]
+    @property
+    def _couples_members(self) -> bool:
+        return self.guidance["norm"] == "batch"
 
-    def _own_control(self, seed: int) -> Control | None:
-        """Return where a member is steered to if nobody says so."""
-        if self.control_range is None:
+    def _targets(self, cond: Tensor, noise: RowNoise, control: Control | None) -> Tensor | None:
+        if self.plain:
             return None
-        low, high = self.control_range
-        share = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
-        return Control(**{self.control_as: low + (high - low) * share})
+        members = len(noise) // len(cond)
+        if control is None and self.control_range is not None:  # each member has its own
+            low, high = self.control_range
+            own = Control(**{self.control_as: low + (high - low) * noise.uniform()})
+            return self.alignment.target(own, cond.repeat_interleave(members, dim=0))
+        return self.alignment.target(control, cond).repeat_interleave(members, dim=0)
+
+    def _guide(self, targets: Tensor | None) -> Guide:
+        if targets is None:
+            return _CountedGuide(self.alignment.network)
+        return Guidance(self.alignment, targets, **self.guidance)  # type: ignore[arg-type]
 
 
 class _CountedGuide:

@@ -76,7 +76,7 @@ class KnowledgeAlignment(nn.Module):
         Raises:
             ValueError: measures of another shape than (B, T, values).
         """
-        estimated = self.network(noised, t)
+        estimated = self.network(noised, t).float()
         self._check(measured, tuple(estimated.shape))
         unknown = torch.isnan(measured)
         weight = torch.ones_like(measured) if share is None else share.unsqueeze(-1).expand_as(measured)
@@ -118,11 +118,16 @@ class KnowledgeAlignment(nn.Module):
                 "`fit` on the training sequences, or give the control as a value"
             )
         if control.times is not None:
-            value = self.mean * control.times
+            value = self.mean * _column(control.times)
         else:
             assert control.sigmas is not None
-            value = self.mean + control.sigmas * self.std
-        return value.repeat(width // self.constraint.values).expand(batch, width).to(cond)
+            value = self.mean + _column(control.sigmas) * self.std
+        return (
+            value.to(cond)
+            .view(-1, self.constraint.values)
+            .repeat(1, width // self.constraint.values)
+            .expand(batch, width)
+        )
 
     @torch.no_grad()
     def _of_context(self, cond: Tensor) -> Tensor:
@@ -136,8 +141,13 @@ class KnowledgeAlignment(nn.Module):
                 f"measure of its last one, found {cond.shape[1]}: give the control as a value"
             )
         t = torch.zeros(len(cond), dtype=torch.long, device=cond.device)
-        last: Tensor = self.network(cond[:, -frames:], t)[:, -1]
+        last: Tensor = self.network(cond[:, -frames:], t)[:, -1].float()
         return last
+
+
+def _column(number: float | Tensor) -> float | Tensor:
+    """Return a number as it is, and one for each row (B,) so that it multiplies (values,)."""
+    return number.view(-1, 1) if isinstance(number, Tensor) else number
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +159,8 @@ class Guidance:
         target: (N, K), as `KnowledgeAlignment.target` gives it.
         scale: strength. The authors' 50 goes with ``sigma``; over 1000 steps the same number is about ten times weaker
             with ``variance``.
-        norm: ``sample``: every sequence's own distance; ``batch``: the authors' one distance over the batch, with which
-            a sequence's shift depends on what it is batched with. For one sequence they are the same.
+        norm: ``sample``: every row's own distance; ``batch``: the authors' one distance over the batch, with which a
+            row's shift depends on what it is batched with. For one row they are the same.
         scaling: ``sigma``: by the standard deviation of the ancestral step, the authors' code; ``variance``: by its
             variance, the paper's rule.
     """
@@ -184,7 +194,7 @@ class Guidance:
         # Latents that came about in inference mode take no part in gradients; their copies do.
         with torch.inference_mode(False), torch.enable_grad():
             latents = noised.detach().clone().requires_grad_()
-            compared = self.alignment.constraint.compared(network(latents, t.clone()))
+            compared = self.alignment.constraint.compared(network(latents, t.clone()).float())
             target = self.target.clone().to(compared)
             if compared.shape != target.shape:
                 raise ValueError(

@@ -52,7 +52,11 @@ class FrameAutoencoder(AutoencoderKL):
     def posterior(self, frames: Tensor) -> DiagonalGaussianDistribution:
         """Return the distribution of the latents (B*T, C, h, w) of frames (B, T, H, W, C)."""
         self.latent_shape(frames.shape[1:])
-        return self.encode(frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous()).latent_dist
+        return self.posterior_of_images(frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous())
+
+    def posterior_of_images(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """Return the distribution of the latents of images (N, C, H, W), float32 whatever the network computes in."""
+        return DiagonalGaussianDistribution(self.encode(images).latent_dist.parameters.float())
 
     def to_latents(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return latents (B, T, h, w, C) of frames (B, T, H, W, C): the posterior's mean, or a draw from it.
@@ -77,7 +81,7 @@ class FrameAutoencoder(AutoencoderKL):
             raise ValueError(
                 f"autoencoder: expected latents of {self.config.latent_channels} channels, found {latents.shape[-1]}"
             )
-        frames = self.decode(latents.flatten(0, 1).permute(0, 3, 1, 2).contiguous()).sample
+        frames = self.decode(latents.flatten(0, 1).permute(0, 3, 1, 2).contiguous()).sample.float()
         return frames.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2])
 
 

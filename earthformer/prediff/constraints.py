@@ -24,13 +24,14 @@ class Control:
     """Where the measure is to be steered: exactly one of the three is given.
 
     Attributes:
-        sigmas: n in mean + n * standard deviation of the measure over the training sequences.
-        times: k in k * that mean.
+        sigmas: n in mean + n * standard deviation of the measure over the training sequences; a number, or a tensor
+            with one for each sequence of the batch (B,).
+        times: k in k * that mean; likewise.
         value: the value itself, a number or a tensor with one row per sequence of the batch.
     """
 
-    sigmas: float | None = None
-    times: float | None = None
+    sigmas: float | Tensor | None = None
+    times: float | Tensor | None = None
     value: float | Tensor | None = None
 
     def __post_init__(self) -> None:

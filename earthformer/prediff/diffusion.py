@@ -61,7 +61,7 @@ class LatentDiffusion(nn.Module):
 
     def predicted_noise(self, noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return the noise that the denoiser sees in latents (B, T, h, w, C), whatever it predicts itself."""
-        predicted: Tensor = self.denoiser(noised, t, cond)
+        predicted: Tensor = self.denoiser(noised, t, cond).float()
         return predicted if self.parameterization == "eps" else self.schedule.noise_in(noised, predicted, t)
 
     def losses(
@@ -79,7 +79,8 @@ class LatentDiffusion(nn.Module):
             noise: standard normal, shaped as `latents`.
             share: of known pixels behind each latent (B, T_out, h, w, 1), by which it weighs; None for alike.
         """
-        predicted = self.denoiser(self.schedule.add_noise(latents, noise, t), t, cond)
+        # Only the network may be in half precision.
+        predicted = self.denoiser(self.schedule.add_noise(latents, noise, t), t, cond).float()
         wanted = noise if self.parameterization == "eps" else latents
         error, logvar = (wanted - predicted).square(), self.logvar[t]
         if share is None:

@@ -7,6 +7,7 @@ settings as in the authors' released code.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -16,15 +17,23 @@ from torch import Tensor, nn
 from earthformer.paths import TwoPaths
 from earthformer.prediff.adversarial import AdversarialLoss
 from earthformer.prediff.autoencoder import make_autoencoder
+from earthformer.prediff.batching import in_parts
 from earthformer.prediff.constraints import Control
 from earthformer.prediff.denoiser import CuboidUNet
 from earthformer.prediff.diffusion import LatentDiffusion
 from earthformer.prediff.down_path import checked_shape
-from earthformer.prediff.sampling import Guide, Sampler, row_generators, sample_latents
+from earthformer.prediff.noise import RowNoise, content_seeds, members_of
+from earthformer.prediff.sampling import Guide, Sampler, sample_latents
 from earthformer.prediff.schedule import NoiseSchedule, make_betas
 from earthformer.prediff.stages import AutoencoderStage, DenoiserStage, Encode, Stage
 
 _SEEDS = 1 << 62
+# Rows (members of sequences) that are sampled together at most: a step of few is spent on starting kernels.
+_MOST_ROWS = 64
+# And values in a layer of them on a CPU, which gains nothing by more and has no message for when memory is short.
+_MOST_VALUES_ON_A_CPU = 1 << 23
+# The decoder needs far more memory per row than the denoiser.
+_ROWS_DECODED = 8
 # A trace of more steps than this takes longer than the forecast itself.
 _MOST_STEPS_COUNTED = 100
 
@@ -123,6 +132,7 @@ class PreDiff(TwoPaths):
         self.scale_factor, self.augment = float(scale_factor), augment
         self.members, self.seed, self.mixed_precision = _checked_members(members), seed, bfloat16
         self.sampler = Sampler(sampler, steps, eta)
+        self._rows_that_fit: int | None = None  # found where fewer fit than are tried first
         schedule = make_betas(beta_schedule, timesteps=timesteps, linear_start=linear_start, linear_end=linear_end)
         self.schedule = NoiseSchedule(schedule)
         if steps > timesteps:
@@ -172,8 +182,8 @@ class PreDiff(TwoPaths):
             raise ValueError(
                 f"a forecast of {self.sampler.steps} steps is not counted: count one of at most {_MOST_STEPS_COUNTED}"
             )
-        seeds = range(self.seed, self.seed + (1 if self.plain else self.members))
-        return self._draw(context, list(seeds), None, None).mean(dim=0)
+        noise = members_of(content_seeds(context, self.seed), 1 if self.plain else self.members)
+        return self._draw(context, noise, None, None).mean(dim=0)
 
     def sample(
         self,
@@ -181,32 +191,49 @@ class PreDiff(TwoPaths):
         *,
         members: int,
         generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
         control: Control | float | None = None,
         advance: Advance | None = None,
     ) -> Tensor:
         """Return members (M, B, T_out, H, W, C) for contexts (B, T_in, H, W, C), not clipped.
 
-        A member depends on its own draw from `generator` and on its context, not on the number of members or on what
-        it is batched with.
+        A member depends on its context, its number and what it is seeded by, not on the device, the number of members
+        or what it is batched with.
 
         Args:
             context: on the 0-1 scale.
             members: at least 1.
-            generator: seeds the members; without one, they are those that `forward` averages.
+            generator: seeds all members, together with their contexts: one number is drawn from it. Without it, and
+                without `seeds`, they are those that `forward` averages.
+            seeds: instead, a seed of each sequence (B,), int64, from 0 to 2^63 - 1.
             control: where a model with knowledge alignment is steered to; a number is n in mean + n sigma.
-            advance: called with (done, total) after every step.
+            advance: called with (done, total) after every step of every row.
 
         Raises:
-            ValueError: no members, a context of another shape, a control that fits no alignment, or sampling that
-                diverged.
+            ValueError: no members, both a generator and seeds, a context of another shape, another number of seeds, a
+                control that fits no alignment, or sampling that diverged.
         """
-        seeds = list(range(self.seed, self.seed + _checked_members(members)))
-        if generator is not None:
-            device = generator.device
-            seeds = [int(torch.randint(_SEEDS, (1,), generator=generator, device=device)) for _ in seeds]
+        _checked_members(members)
+        if seeds is None:
+            base: int | Tensor = self.seed
+            if generator is not None:
+                drawn = torch.randint(_SEEDS, (1,), generator=generator, device=generator.device)
+                base = drawn.to(context.device)
+            seeds = content_seeds(context, base)
+        elif generator is not None:
+            raise ValueError("sample: expected a generator or seeds, found both")
+        elif seeds.shape != context.shape[:1] or seeds.dtype != torch.long:
+            raise ValueError(
+                f"seeds: expected int64 ({len(context)},), one for each sequence, found {seeds.dtype} "
+                f"{tuple(seeds.shape)}"
+            )
         if isinstance(control, int | float):
             control = Control(sigmas=float(control))
-        return self._draw(context, seeds, control, advance)
+        return self._draw(context, members_of(seeds.to(context.device), members), control, advance)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the denoiser, where sampling and the longest training spend their time, as `nn.Module.compile`."""
+        self.diffusion.denoiser.compile(*args, **kwargs)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the trainings of the model, in their order; see `Stage`."""
@@ -234,44 +261,71 @@ class PreDiff(TwoPaths):
             return self.autoencoder.to_latents(frames, torch.randn_like(latents))
 
     @torch.no_grad()
-    def _draw(self, context: Tensor, seeds: list[int], control: Control | None, advance: Advance | None) -> Tensor:
+    def _draw(self, context: Tensor, noise: RowNoise, control: Control | None, advance: Advance | None) -> Tensor:
+        """Return members (M, B, ...) of contexts (B, ...), given what each is drawn from, sequence by sequence."""
         if tuple(context.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"PreDiff: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
                 f"{tuple(context.shape)}"
             )
-        batch, count = len(context), len(seeds)
+        batch, total = len(context), len(noise)
+        members = total // batch
         with _in_eval_mode(self):
             cond = self.autoencoder.to_latents(context)
-            repeated = cond.repeat(count, 1, 1, 1, 1)
+            targets = self._targets(cond, noise, control)
+            cond = cond.repeat_interleave(members, dim=0)
 
-            def denoise(noised: Tensor, t: Tensor) -> Tensor:
-                with (
-                    torch.autocast(noised.device.type, torch.bfloat16)
-                    if self.mixed_precision
-                    else contextlib.nullcontext()
-                ):
-                    return self.diffusion.predicted_noise(noised, t, repeated)
+            def frames_of(rows: slice) -> Tensor:
+                """Return the frames (N, ...) of some rows."""
+                latents = sample_latents(
+                    lambda noised, t: self._predicted_noise(noised, t, cond[rows]),
+                    self.latent_shape,
+                    sampler=self.sampler,
+                    schedule=self.schedule,
+                    noise=noise[rows],
+                    guide=self._guide(None if targets is None else targets[rows]),
+                    advance=_of_rows(advance, rows, total),
+                )
+                parts = (latents / self.scale_factor).split(_ROWS_DECODED)
+                return torch.cat([self.autoencoder.to_frames(part) for part in parts])
 
-            latents = sample_latents(
-                denoise,
-                (count * batch, *self.latent_shape),
-                sampler=self.sampler,
-                schedule=self.schedule,
-                generators=row_generators(context, seeds),
-                device=context.device,
-                guide=self._guide(cond, seeds, control),
-                advance=advance,
-            )
-            members = (latents / self.scale_factor).unflatten(0, (count, batch))
-            # Member by member: the decoder needs far more memory per sequence than the denoiser.
-            return torch.stack([self.autoencoder.to_frames(member) for member in members])
+            together = members if self._couples_members else self._rows_that_fit or self._rows_at_once(context.device)
+            frames, fitted = in_parts(frames_of, total, together, divisible=not self._couples_members)
+        if fitted < together:
+            self._rows_that_fit = fitted
+        return frames.unflatten(0, (batch, members)).transpose(0, 1)
 
-    def _guide(self, cond: Tensor, seeds: list[int], control: Control | None) -> Guide | None:
-        """Return what guides the members, of latents (B, ...), or None; members stand before the batch."""
+    def _predicted_noise(self, noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        with torch.autocast(noised.device.type, torch.bfloat16) if self.mixed_precision else contextlib.nullcontext():
+            return self.diffusion.predicted_noise(noised, t, cond)
+
+    def _rows_at_once(self, device: torch.device) -> int:
+        """Return how many rows are tried first."""
+        if device.type != "cpu":
+            return _MOST_ROWS
+        return max(1, min(_MOST_ROWS, _MOST_VALUES_ON_A_CPU // math.prod(self.diffusion.denoiser.shapes[0])))
+
+    @property
+    def _couples_members(self) -> bool:
+        """Return whether the members of a sequence depend on one another, so that they are drawn together."""
+        return False
+
+    def _targets(self, cond: Tensor, noise: RowNoise, control: Control | None) -> Tensor | None:
+        """Return what each row (N, K) is steered to, given the contexts' latents (B, ...); None for nothing."""
         if control is not None:
             raise ValueError("control: this model has no alignment network, use prediff_ka")
         return None
+
+    def _guide(self, targets: Tensor | None) -> Guide | None:
+        """Return what steers rows to their targets."""
+        return None
+
+
+def _of_rows(advance: Advance | None, rows: slice, total: int) -> Advance | None:
+    """Return what tells of the steps of some rows as of those of all."""
+    if advance is None:
+        return None
+    return lambda done, steps: advance(rows.start * steps + (rows.stop - rows.start) * done, total * steps)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
-"""From noise to latents: diffusers' schedulers with double-precision tables, with or without guidance.
+"""From noise to latents, with or without guidance, for many rows at once and without waiting for the device.
 
 Source: Ho et al. 2020 (``ddpm``, the authors' sampler at 1000 steps), Song et al. 2021 (``ddim``), Lu et al. 2022
-(``dpm_solver++``, second order, multi-step).
+(``dpm_solver++``, second order, multi-step, by diffusers).
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,16 +14,16 @@ import torch
 from torch import Tensor
 
 try:
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DPMSolverMultistepScheduler
 except ImportError as error:
     raise ImportError("PreDiff needs diffusers: pip install 'earthbench[prediff]'") from error
 
+from earthformer.prediff.noise import RowNoise
 from earthformer.prediff.schedule import NoiseSchedule
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver++")
-_SEED_BITS = 63
-# An odd constant with well mixed bits, so that neighbouring seeds land far apart.
-_MIX = 0x9E3779B97F4A7C15
+# Steps between two looks at whether the latents are finite: each waits for the device.
+_LOOK_EVERY = 50
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """From noised latents (N, T, h, w, C) and steps (N,) to the noise in them."""
@@ -68,35 +67,76 @@ class Sampler:
             raise ValueError(f"sampler: expected steps >= 1 and eta in 0..1, found {self.steps} and {self.eta}")
 
 
-def make_scheduler(sampler: Sampler, schedule: NoiseSchedule) -> Any:
-    """Return diffusers' scheduler for a sampler, with this schedule's tables in double precision and its steps set.
+class Solver(Protocol):
+    """Walks from one diffusion step to the next."""
 
-    Its own tables are single precision, and cancel in the last steps.
+    timesteps: list[int]
+    """The diffusion steps that the denoiser is called at, from the last one down."""
+
+    def step(self, index: int, latents: Tensor, noise: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """Return the latents behind step `timesteps[index]`, given the noise in them and fresh noise to add."""
+        ...
+
+
+def make_solver(sampler: Sampler, schedule: NoiseSchedule) -> Solver:
+    """Return the solver of a sampler on a schedule.
 
     Raises:
         ValueError: more steps than the schedule has.
     """
     if sampler.steps > schedule.timesteps:
         raise ValueError(f"sampler: expected at most {schedule.timesteps} steps, found {sampler.steps}")
-    common: dict[str, Any] = {
-        "num_train_timesteps": schedule.timesteps,
-        "trained_betas": schedule.betas.tolist(),
-        "timestep_spacing": "trailing",
-        "prediction_type": "epsilon",
-    }
-    made: Any
-    if sampler.name == "ddpm":
-        made = DDPMScheduler(**common, variance_type="fixed_small", clip_sample=False)
-    elif sampler.name == "ddim":
-        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
-    else:
-        made = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
-    for name in ("betas", "alphas", "alphas_cumprod"):
-        setattr(made, name, schedule.tables[name])
-    if sampler.name == "ddpm":
-        made.one = schedule.betas.new_ones(())
-    made.set_timesteps(sampler.steps)
-    return made
+    if sampler.name == "dpm_solver++":
+        return _MultiStep(sampler.steps, schedule)
+    return _OneStep(sampler.steps, schedule, eta=1.0 if sampler.name == "ddpm" else sampler.eta)
+
+
+class _OneStep:
+    """DDIM, which is DDPM at eta = 1: each step is linear in latents, noise and fresh noise (Song et al., eq. 12).
+
+    diffusers draws the noise of DDPM itself. The factors are formed in double precision: in single precision they
+    cancel in the last steps.
+    """
+
+    def __init__(self, steps: int, schedule: NoiseSchedule, *, eta: float) -> None:
+        spacing = schedule.timesteps / steps
+        self.timesteps = [round(schedule.timesteps - place * spacing) - 1 for place in range(steps)]
+        kept = schedule.tables["alphas_cumprod"]
+        now = kept[self.timesteps]
+        then = torch.cat((now[1:], now.new_ones(1)))
+        variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
+        of_noise = (1 - then - variance).clamp(min=0).sqrt() - ((1 - now) * then / now).sqrt()
+        self.factors: list[tuple[float, float, float]] = list(
+            zip((then / now).sqrt().tolist(), of_noise.tolist(), variance.sqrt().tolist(), strict=True)
+        )
+
+    def step(self, index: int, latents: Tensor, noise: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        of_latents, of_noise, of_draw = self.factors[index]
+        latents = (latents * of_latents).add_(noise, alpha=of_noise)
+        return latents.add_(draw(), alpha=of_draw) if of_draw else latents
+
+
+class _MultiStep:
+    """diffusers' DPM-Solver++ with this schedule's tables in double precision."""
+
+    def __init__(self, steps: int, schedule: NoiseSchedule) -> None:
+        made: Any = DPMSolverMultistepScheduler(
+            num_train_timesteps=schedule.timesteps,
+            trained_betas=schedule.betas.tolist(),
+            timestep_spacing="trailing",
+            prediction_type="epsilon",
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+        )
+        for name in ("betas", "alphas", "alphas_cumprod"):
+            setattr(made, name, schedule.tables[name])
+        made.set_timesteps(steps)
+        self.scheduler = made
+        self.timesteps: list[int] = made.timesteps.tolist()
+
+    def step(self, index: int, latents: Tensor, noise: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        following: Tensor = self.scheduler.step(noise, self.timesteps[index], latents).prev_sample
+        return following
 
 
 def sample_latents(
@@ -105,59 +145,50 @@ def sample_latents(
     *,
     sampler: Sampler,
     schedule: NoiseSchedule,
-    generators: list[torch.Generator],
-    device: torch.device | str = "cpu",
+    noise: RowNoise,
     guide: Guide | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return latents (N, T, h, w, C) drawn by a sampler.
+    """Return latents (N, T, h, w, C) drawn by a sampler, float32, where `noise` has its seeds.
 
     Args:
         denoise: predicts the noise; see `Denoise`.
-        shape: N, T, h, w, C.
+        shape: T, h, w, C.
         sampler: solver and number of steps.
         schedule: of the noise.
-        generators: one for each of N, so that a sequence does not depend on what it is batched with.
-        device: of the result; the draws come from the generators' device.
+        noise: one row for each of N: a row does not depend on what it is batched with.
         guide: shifts the predicted noise.
         advance: called with (done, total) after every step.
 
     Raises:
         DivergedError: latents that are not finite, with the step at which they appeared.
-        ValueError: another number of generators than of sequences, or more steps than the schedule has.
+        ValueError: no rows, or more steps than the schedule has.
     """
-    if len(generators) != shape[0] or not generators:
-        raise ValueError(f"generators: expected one for each of {shape[0]} sequences (>= 1), found {len(generators)}")
-    scheduler = make_scheduler(sampler, schedule)
-    extra: dict[str, Any] = {"eta": sampler.eta} if sampler.name == "ddim" else {}
-    latents = draw_normal(shape, generators, device)
-    for done, step in enumerate(scheduler.timesteps.tolist(), start=1):
-        t = torch.full((shape[0],), step, dtype=torch.long, device=latents.device)
-        noise = denoise(latents, t).float()
+    rows, device = len(noise), noise.seeds.device
+    if not rows:
+        raise ValueError("noise: expected at least 1 row, found 0")
+    solver = make_solver(sampler, schedule)
+    latents = noise.normal(shape, 0)
+    # Not a number as soon as one latent is none, and from then on.
+    sums = torch.zeros(sampler.steps, device=device)
+    for index, step in enumerate(solver.timesteps):
+        t = torch.full((rows,), step, dtype=torch.long, device=device)
+        seen = denoise(latents, t).float()
         if guide is not None:
-            noise = noise + guide.noise_shift(latents, t, schedule)
-        latents = scheduler.step(noise, step, latents, generator=generators, **extra).prev_sample
-        if not latents.is_meta and not bool(torch.isfinite(latents).all()):
-            cause = "the guidance is too strong: lower guide_scale" if guide else "the denoiser's output is not finite"
-            raise DivergedError(f"sampling diverged at diffusion step {step} ({done} of {sampler.steps}): {cause}")
+            seen = seen + guide.noise_shift(latents, t, schedule)
+        latents = solver.step(index, latents, seen, lambda draw=index + 1: noise.normal(shape, draw))  # type: ignore[misc]
+        sums[index] = latents.sum()
+        if (index + 1) % _LOOK_EVERY == 0 or index + 1 == sampler.steps:
+            _check_finite(sums[: index + 1], solver, guided=guide is not None)
         if advance:
-            advance(done, sampler.steps)
+            advance(index + 1, sampler.steps)
     return latents
 
 
-def draw_normal(shape: tuple[int, ...], generators: Iterable[torch.Generator], device: torch.device | str) -> Tensor:
-    """Return standard normal numbers `shape` (N, ...), each row from its own generator."""
-    rows = [torch.randn(shape[1:], generator=generator, device=generator.device) for generator in generators]
-    return torch.stack(rows).to(device)
-
-
-def content_seed(row: Tensor, seed: int = 0) -> int:
-    """Return a seed that follows from a tensor's values and another seed, wherever the tensor stands in a batch."""
-    content = 0 if row.is_meta else zlib.crc32(row.detach().float().cpu().numpy().tobytes())
-    mixed = (content * _MIX + seed * (_MIX >> 1 | 1) + 1) & ((1 << 64) - 1)
-    return (mixed ^ mixed >> 29) & ((1 << _SEED_BITS) - 1)
-
-
-def row_generators(context: Tensor, seeds: Iterable[int]) -> list[torch.Generator]:
-    """Return a generator for every seed and row of `context` (B, ...), seeds first: members before the batch."""
-    return [torch.Generator().manual_seed(content_seed(row, seed)) for seed in seeds for row in context]
+def _check_finite(sums: Tensor, solver: Solver, *, guided: bool) -> None:
+    if sums.is_meta or not (diverged := (~torch.isfinite(sums)).nonzero().flatten().tolist()):
+        return
+    first = diverged[0]
+    cause = "the guidance is too strong: lower guide_scale" if guided else "the denoiser's output is not finite"
+    step, steps = solver.timesteps[first], len(solver.timesteps)
+    raise DivergedError(f"sampling diverged at diffusion step {step} ({first + 1} of {steps}): {cause}")

@@ -7,11 +7,10 @@ root of beta.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SCHEDULES = ("linear", "sqrt_linear", "sqrt", "cosine")
 _LARGEST_BETA = 0.999
@@ -38,17 +37,18 @@ def make_betas(
     Raises:
         ValueError: unknown name, or values outside (0, 1).
     """
+    double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     if timesteps < 1:
         raise ValueError(f"timesteps: expected at least 1, found {timesteps}")
     if name == "cosine":
-        place = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        place = torch.arange(timesteps + 1, **double) / timesteps
         kept = torch.cos((place + cosine_s) / (1 + cosine_s) * math.pi / 2).square()
         return (1 - kept[1:] / kept[:-1]).clamp(0.0, _LARGEST_BETA)
     if not 0 < linear_start <= linear_end < 1:
         raise ValueError(f"beta: expected 0 < linear_start <= linear_end < 1, found {linear_start} and {linear_end}")
     if name == "linear":
-        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64).square()
-    betas = torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
+        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, **double).square()
+    betas = torch.linspace(linear_start, linear_end, timesteps, **double)
     if name == "sqrt_linear":
         return betas
     if name == "sqrt":
@@ -56,31 +56,29 @@ def make_betas(
     raise ValueError(f"beta_schedule: expected one of {', '.join(SCHEDULES)}, found {name!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class NoiseSchedule:
-    """The tables of a schedule, float64 (timesteps,); `at` gives entries in the precision of the latents.
+class NoiseSchedule(nn.Module):
+    """The tables of a schedule: `at` gives entries on the device that the module is on, without waiting for it.
 
     Attributes:
-        betas: variance added by each step.
-        tables: all tables, by the names of the authors' code.
+        betas: variance added by each step, float64 (timesteps,) on the CPU.
+        tables: all tables by the names of the authors' code, likewise.
     """
 
-    betas: Tensor
-    tables: dict[str, Tensor] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, betas: Tensor) -> None:
         """Check the variances and derive the tables.
 
         Raises:
             ValueError: variances that are not a list of numbers in (0, 1).
         """
-        betas = self.betas.detach().double().cpu()
+        super().__init__()
+        betas = betas.detach().double().cpu()
         if betas.dim() != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas: expected one number in (0, 1) for each of one or more diffusion steps")
         kept = torch.cumprod(1 - betas, dim=0)
         before = torch.cat((kept.new_ones(1), kept[:-1]))
         variance = betas * (1 - before) / (1 - kept)
-        tables = {
+        self.betas = betas
+        self.tables = {
             "betas": betas,
             "alphas": 1 - betas,
             "alphas_cumprod": kept,
@@ -94,7 +92,11 @@ class NoiseSchedule:
             "posterior_mean_coef1": betas * before.sqrt() / (1 - kept),
             "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - kept),
         }
-        object.__setattr__(self, "tables", tables)
+        self._place = {name: place for place, name in enumerate(self.tables)}
+        self._single: Tensor
+        # No part of the weights: they follow from hyperparameters.
+        single = torch.stack(list(self.tables.values())).float()
+        self.register_buffer("_single", single.to(torch.get_default_device()), persistent=False)
 
     @property
     def timesteps(self) -> int:
@@ -102,9 +104,11 @@ class NoiseSchedule:
         return len(self.betas)
 
     def at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
-        """Return entries `t` (B,) of a table, in the precision of `like` (B, ...) and shaped to multiply it."""
-        entries = self.tables[table][t.cpu()].to(like)
-        return entries.view(-1, *([1] * (like.dim() - 1)))
+        """Return entries `t` (B,) of a table, float32, shaped to multiply `like` (B, ...).
+
+        Half precision would make one level of neighbouring levels of noise.
+        """
+        return self._single[self._place[table]][t].view(-1, *([1] * (like.dim() - 1)))
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return latents (B, ...) as they are after steps `t` (B,), given the noise that is in them then."""
@@ -120,8 +124,3 @@ class NoiseSchedule:
         """Return the noise that is in `noised` after steps `t`, if these are the latents below it."""
         scaled = self.at("sqrt_recip_alphas_cumprod", t, noised) * noised
         return (scaled - latents) / self.at("sqrt_recipm1_alphas_cumprod", t, noised)
-
-
-def given_betas(values: Sequence[float]) -> Tensor:
-    """Return a list of variances as a schedule's betas, float64."""
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)

@@ -22,7 +22,7 @@ from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import FrameAutoencoder
 from earthformer.prediff.diffusion import LatentDiffusion
 from earthformer.prediff.masking import filled, joined_truth, known_share, latent_share
-from earthformer.prediff.sampling import draw_normal, row_generators
+from earthformer.prediff.noise import content_seeds, members_of
 from earthformer.prediff.schedule import NoiseSchedule
 from earthformer.prediff.upstream import load_part
 
@@ -86,8 +86,8 @@ class AutoencoderStage(nn.Module):
         if self.augment:  # what a turn leaves free is 0, which nothing is to be learnt from where no pixel is known
             truth = random_turn(frames).masked_fill((known_share(frames) == 0)[:, None, None, None], torch.nan)
         image, share = filled(truth), known_share(truth)
-        posterior = self.autoencoder.encode(image).latent_dist
-        reconstructed = self.autoencoder.decode(posterior.sample()).sample
+        posterior = self.autoencoder.posterior_of_images(image)
+        reconstructed = self.autoencoder.decode(posterior.sample()).sample.float()
         losses = {
             "reconstruction": self.loss.reconstruction(truth, reconstructed),
             "divergence": self.loss.divergence(posterior, share),
@@ -104,8 +104,8 @@ class AutoencoderStage(nn.Module):
     def validation_loss(self, context: Tensor, target: Tensor, *, context_known: Tensor | None = None) -> Tensor:
         """Return reconstruction and divergence of all frames, decoded from the posterior's mean."""
         truth = _as_images(joined_truth(context, target, context_known))
-        posterior = self.autoencoder.encode(filled(truth)).latent_dist
-        reconstructed = self.autoencoder.decode(posterior.mean).sample
+        posterior = self.autoencoder.posterior_of_images(filled(truth))
+        reconstructed = self.autoencoder.decode(posterior.mean).sample.float()
         return self.loss.reconstruction(truth, reconstructed) + self.loss.divergence(posterior, known_share(truth))
 
 
@@ -197,6 +197,5 @@ def _as_images(frames: Tensor) -> Tensor:
 
 def _reproducible(context: Tensor, latents: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
     """Return a step and noise per sequence that follow from its context alone."""
-    generators = row_generators(context, [0])
-    t = torch.cat([torch.randint(timesteps, (1,), generator=generator) for generator in generators])
-    return t.to(latents.device), draw_normal(tuple(latents.shape), generators, latents.device)
+    noise = members_of(content_seeds(context), 1)
+    return noise.integers(timesteps), noise.normal(tuple(latents.shape[1:]), 0)

@@ -115,3 +115,12 @@ def test_the_fingerprint_sees_numbers_and_not_places() -> None:
 )
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict) -> None:
     assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
+
+
+def test_a_trial_of_a_model_whose_forecasts_take_long_is_smaller_and_may_be_told_otherwise() -> None:
+    for model in ("prediff", "prediff_ka"):
+        tried = compose(["experiment=debug", "task=sevir_lr", f"model={model}"])
+        assert (tried.model.options, tried.limit, tried.train.max_steps) == ({"steps": 2, "members": 2}, 1, 2)
+    told = compose(["experiment=debug", "model=prediff", "model.steps=7", "limit=3"])
+    assert (told.model.options["steps"], told.limit) == (7, 3)
+    assert compose(["experiment=debug"]).limit == 4 and compose(["model=prediff"]).model.options == {}

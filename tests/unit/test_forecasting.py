@@ -34,6 +34,11 @@ class Sampler(nn.Module):
         return mean + control + 0.01 * torch.randn((members, *mean.shape), generator=generator)
 
 
+class Diverging(Sampler):
+    def sample(self, context, *, members, generator, control=0.0):
+        raise FloatingPointError("lower guide_scale")
+
+
 @pytest.fixture(scope="module")
 def task(storms: Path):
     return bench.load_task("sevir", storms)
@@ -105,6 +110,8 @@ def test_what_is_wrong_is_said(task, tmp_path: Path) -> None:
         forecast(Sampler(t_out=3), task, context, members=2)
     with pytest.raises(RunFailedError, match="NaN"):
         forecast(Sampler(), task, context, control=float("nan"))
+    with pytest.raises(RunFailedError, match="lower guide_scale"):
+        forecast(Diverging(), task, context)
     np.save(tmp_path / "short.npy", np.zeros((3, 32, 32)))
     with pytest.raises(DataError, match=r"expected numbers .* = \(13, 32, 32, 1\)"):
         case_from_file(task, tmp_path / "short.npy")

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from bench.errors import ConfigError, ContractError, DataError
 from bench.records import compare, interval, read_record, write_record
 from bench.records.schema import SCHEMA_VERSION, MetricStatistics, RunRecord, StatisticsPart, content_sha256
 from bench.records.uncertainty import paired_p_values, scores_again, why_no_interval
-from bench.running.ensembles import scorings_of
+from bench.running.ensembles import Ensemble, draw_members, member_seed, scorings_of
 from bench.scores.jackknife import FEWEST_EVENTS, jackknife_interval, scale_of
 
 
@@ -113,6 +114,40 @@ def test_what_is_no_ensemble_is_refused(task) -> None:
 
     with pytest.raises(ContractError, match=r"Flat.sample returned .* expected \(M, B, T, H, W, C\) = \(2, 1, 12"):
         bench.evaluate(Flat(), task, device="cpu", members=2)
+
+
+def test_a_batch_is_drawn_at_once_by_what_takes_seeds_and_else_one_by_one(task) -> None:
+    calls: list[tuple[int, Any]] = []
+
+    class Seeded(Noisy):
+        def sample(self, context: Tensor, *, members: int, seeds: Tensor) -> Tensor:  # type: ignore[override]
+            calls.append((len(context), seeds.tolist()))
+            return torch.zeros(members, len(context), *task.target_shape)
+
+    class Single(Noisy):
+        def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
+            calls.append((len(context), generator.initial_seed()))
+            assert generator.device.type == "cpu"
+            return torch.zeros(members, 1, *task.target_shape)
+
+    context, indices = torch.rand(3, *task.input_shape), torch.tensor([5, 0, 2])
+    for model in (Seeded(), Single()):
+        assert draw_members(model, context, indices, Ensemble(2, seed=9), task.target_shape).shape[:2] == (2, 3)
+    together, *alone = calls
+    assert together[0] == 3 and [size for size, _ in alone] == [1, 1, 1]
+    assert together[1] == [seed for _, seed in alone] == [member_seed(9, index) for index in (5, 0, 2)]
+    assert len({*together[1]}) == 3 and all(0 <= seed < 2**63 for seed in together[1])
+    elsewhere = draw_members(Single(), context.to("meta"), indices, Ensemble(2), task.target_shape)
+    assert elsewhere.is_meta  # what it drew on the CPU is where the context is
+
+
+def test_a_model_that_draws_on_another_device_than_its_generators_is_told(task) -> None:
+    class OnDevice(Noisy):
+        def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+
+    with pytest.raises(ContractError, match=r"device=generator\.device"):
+        bench.evaluate(OnDevice(), task, device="cpu", members=2)
 
 
 def test_a_task_without_thresholds_has_no_brier_score() -> None:

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from prediff_models import SHAPE, small_alignment, small_denoiser
 from torch import Tensor
 
 from earthformer.prediff.alignment import Guidance
 from earthformer.prediff.constraints import Control, make_constraint
 from earthformer.prediff.diffusion import LatentDiffusion
-from earthformer.prediff.sampling import (
-    DivergedError,
-    Sampler,
-    content_seed,
-    draw_normal,
-    make_scheduler,
-    row_generators,
-    sample_latents,
-)
+from earthformer.prediff.noise import RowNoise, members_of
+from earthformer.prediff.sampling import DivergedError, Sampler, make_solver, sample_latents
 from earthformer.prediff.schedule import NoiseSchedule, make_betas
 
 
 @pytest.fixture(scope="module")
 def schedule() -> NoiseSchedule:
     return NoiseSchedule(make_betas())
+
+
+def rows(*seeds: int) -> RowNoise:
+    return members_of(torch.tensor(seeds), 1)
 
 
 # Schedule
@@ -109,9 +108,8 @@ def test_what_predicts_latents_tells_the_noise_too(randomise, schedule: NoiseSch
 @pytest.mark.parametrize("t", [999, 500, 20, 2, 1, 0])
 def test_a_plain_ancestral_step_is_the_specification(oracle: ModuleType, schedule: NoiseSchedule, t: int) -> None:
     z, eps = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
-    generators = row_generators(z, [5])
-    noise = draw_normal(tuple(z.shape), row_generators(z, [5]), "cpu")
-    found = make_scheduler(Sampler("ddpm", 1000), schedule).step(eps, t, z, generator=generators).prev_sample
+    noise = torch.randn(2, *SHAPE)
+    found = make_solver(Sampler("ddpm", 1000), schedule).step(999 - t, z, eps, lambda: noise)
     oracle.agree(found, oracle.ancestral_step(z, eps, t, noise))
 
 
@@ -138,8 +136,8 @@ def test_a_guided_ancestral_step_is_the_specification(
     with torch.inference_mode():  # as Lightning evaluates
         oracle.agree(guidance.mean_shift(z, steps, schedule).clone(), shift)
         guided = eps + guidance.noise_shift(z, steps, schedule)
-        found = make_scheduler(Sampler(), schedule).step(guided, t, z, generator=row_generators(z, [5])).prev_sample
-    noise = draw_normal(tuple(z.shape), row_generators(z, [5]), "cpu")
+        noise = torch.randn(3, *SHAPE)
+        found = make_solver(Sampler(), schedule).step(999 - t, z, guided, lambda: noise)
     oracle.agree(found.clone(), oracle.ancestral_step(z, eps, t, noise, shift))
 
 
@@ -182,42 +180,64 @@ def test_samplers_draw_a_normal_distribution(
     """With the exact denoiser of N(0.7, 0.35^2); the figures are the specification's, of 2e5 draws."""
     drawn = sample_latents(
         exact_noise(schedule, 0.7, 0.35),
-        (1, 10_000),
+        (10_000,),
         sampler=sampler,
         schedule=schedule,
-        generators=[torch.Generator().manual_seed(1)],
+        noise=rows(1),
     )
     assert float(drawn.std()) == pytest.approx(std, abs=0.009)
     assert float(drawn.mean()) == pytest.approx(0.7, abs=bias + 0.009)
 
 
-def test_ddim_with_all_noise_is_ancestral(schedule: NoiseSchedule) -> None:
-    """The two have the same mean and variance at every step, in exact arithmetic."""
-    z, eps = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
-    for t in (999, 300, 3):
-        found = [
-            make_scheduler(sampler, schedule).step(
-                eps, t, z, generator=row_generators(z, [0]), **({"eta": 1.0} if sampler.name == "ddim" else {})
-            ).prev_sample
-            for sampler in (Sampler("ddpm"), Sampler("ddim", 1000, 1.0))
-        ]  # fmt: skip
-        torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-5)
-
-
-def test_few_steps_start_at_the_last_one(schedule: NoiseSchedule) -> None:
-    for name in ("ddpm", "ddim", "dpm_solver++"):
-        steps = make_scheduler(Sampler(name, 20), schedule).timesteps.tolist()
-        assert steps == list(range(999, 0, -50)), name
+@pytest.mark.parametrize(
+    ("sampler", "theirs", "options"),
+    [
+        (Sampler("ddpm", 1000), DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
+        (Sampler("ddpm", 50), DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
+        (Sampler("ddpm", 30), DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
+        (Sampler("ddim", 50, 0.0), DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+        (Sampler("ddim", 50, 0.7), DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+        (Sampler("dpm_solver++", 20), DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    ],
+    ids=lambda value: f"{value.name}-{value.steps}-{value.eta}" if isinstance(value, Sampler) else "",
+)
+def test_every_step_is_that_of_diffusers(
+    schedule: NoiseSchedule, sampler: Sampler, theirs: type, options: dict[str, Any]
+) -> None:
+    """Theirs with double-precision tables on double-precision latents; DDPM's noise, which they draw, is added here."""
+    peer = theirs(
+        num_train_timesteps=1000, trained_betas=schedule.betas.tolist(), timestep_spacing="trailing", **options
+    )
+    for name in ("betas", "alphas", "alphas_cumprod"):
+        setattr(peer, name, schedule.tables[name])
+    peer.one = torch.ones((), dtype=torch.float64)
+    peer.set_timesteps(sampler.steps)
+    solver = make_solver(sampler, schedule)
+    assert solver.timesteps == peer.timesteps.tolist() and solver.timesteps[0] == 999
+    for index, t in enumerate(solver.timesteps):
+        if sampler.steps > 100 and 20 < index < 980:
+            continue
+        z, eps, noise = torch.randn(3, 1, *SHAPE).double().unbind()
+        if sampler.name == "ddpm":
+            peer._get_variance = lambda t, predicted_variance=None: torch.zeros((), dtype=torch.float64)
+            expected = peer.step(eps, t, z).prev_sample
+            if t:
+                expected = expected + theirs._get_variance(peer, t) ** 0.5 * noise
+        elif sampler.name == "ddim":
+            expected = peer.step(eps, t, z, eta=sampler.eta, variance_noise=noise).prev_sample
+        else:
+            expected = peer.step(eps, t, z).prev_sample
+        found = solver.step(index, z.float(), eps.float(), lambda noise=noise: noise.float())
+        torch.testing.assert_close(found.double(), expected.double(), atol=2e-5, rtol=1e-5)
 
 
 def test_a_sequence_does_not_depend_on_its_batch(schedule: NoiseSchedule) -> None:
-    context = torch.rand(3, 2, 4, 4, 1)
     options = {"sampler": Sampler("ddpm", 10), "schedule": schedule}
     denoise = exact_noise(schedule, 0.0, 1.0)
-    together = sample_latents(denoise, (6, 5), generators=row_generators(context, [8, 9]), **options)
-    alone = sample_latents(denoise, (1, 5), generators=row_generators(context[1:2], [9]), **options)
-    torch.testing.assert_close(together[4:5], alone)
-    assert len({content_seed(row, seed) for row in context for seed in range(50)}) == 150
+    noise = members_of(torch.tensor([8, 9, 3]), 2)
+    together = sample_latents(denoise, (5,), noise=noise, **options)
+    alone = sample_latents(denoise, (5,), noise=noise[3:4], **options)
+    torch.testing.assert_close(together[3:4], alone)
 
 
 @pytest.mark.parametrize("sampler", [Sampler("ddpm", 200), Sampler("ddim", 40), Sampler("dpm_solver++", 20)])
@@ -229,8 +249,8 @@ def test_guidance_moves_the_samples_of_every_solver(schedule: NoiseSchedule, sam
     means = []
     for target in (-0.5, 0.0, 0.5):
         guide = Guidance(alignment, torch.full((4, 1), target), scale=300.0, scaling="variance")
-        options = {"schedule": schedule, "generators": [torch.Generator().manual_seed(seed) for seed in range(4)]}
-        drawn = sample_latents(exact_noise(schedule, 0.0, 1.0), (4, *SHAPE), sampler=sampler, guide=guide, **options)
+        options = {"schedule": schedule, "noise": rows(0, 1, 2, 3)}
+        drawn = sample_latents(exact_noise(schedule, 0.0, 1.0), SHAPE, sampler=sampler, guide=guide, **options)
         means.append(float(drawn.mean()))
     assert means[0] < means[1] - 0.1 and means[1] + 0.1 < means[2], means
 
@@ -238,19 +258,29 @@ def test_guidance_moves_the_samples_of_every_solver(schedule: NoiseSchedule, sam
 def test_progress_is_told(schedule: NoiseSchedule) -> None:
     told: list[tuple[int, int]] = []
     sample_latents(
-        exact_noise(schedule, 0.0, 1.0), (1, 5), sampler=Sampler("ddim", 3), schedule=schedule,
-        generators=[torch.Generator()], advance=lambda done, total: told.append((done, total)),
+        exact_noise(schedule, 0.0, 1.0), (5,), sampler=Sampler("ddim", 3), schedule=schedule,
+        noise=rows(0), advance=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_what_leaves_the_numbers_is_said(randomise, schedule: NoiseSchedule) -> None:
-    options = {"sampler": Sampler("ddpm", 10), "schedule": schedule, "generators": [torch.Generator()]}
+    options = {"sampler": Sampler("ddpm", 10), "schedule": schedule, "noise": rows(0)}
     with pytest.raises(DivergedError, match=r"diffusion step 999 \(1 of 10\): the denoiser"):
-        sample_latents(lambda z, t: z * math.nan, (1, *SHAPE), **options)
+        sample_latents(lambda z, t: z * math.nan, SHAPE, **options)
+    with pytest.raises(DivergedError, match=r"diffusion step 599 \(5 of 10\): the denoiser"):
+        sample_latents(
+            lambda z, t: z + torch.where(t == 599, math.inf, 0.0)[:, None, None, None, None], SHAPE, **options
+        )
+    seen: list[int] = []
+    with pytest.raises(DivergedError, match=r"\(1 of 1000\)"):  # not only after all of them
+        sample_latents(
+            lambda z, t: z * (math.nan if not seen.append(1) else 0), SHAPE, **options | {"sampler": Sampler()}
+        )
+    assert len(seen) == 50
     guide = Guidance(randomise(small_alignment()), torch.zeros(1, 1), scale=1e38)
     with pytest.raises(DivergedError, match="lower guide_scale"):
-        sample_latents(lambda z, t: z, (1, *SHAPE), guide=guide, **options)
+        sample_latents(lambda z, t: z, SHAPE, guide=guide, **options)
 
 
 @pytest.mark.parametrize(
@@ -258,14 +288,14 @@ def test_what_leaves_the_numbers_is_said(randomise, schedule: NoiseSchedule) -> 
     [
         (lambda: Sampler("euler"), "expected one of ddpm, ddim, dpm_solver"),
         (lambda: Sampler(steps=0), "steps >= 1"),
-        (lambda: make_scheduler(Sampler(steps=1001), NoiseSchedule(make_betas())), "at most 1000 steps, found 1001"),
+        (lambda: make_solver(Sampler(steps=1001), NoiseSchedule(make_betas())), "at most 1000 steps, found 1001"),
         (lambda: make_betas("quadratic"), "expected one of linear, sqrt_linear"),
         (lambda: make_betas(linear_end=1.5), "0 < linear_start"),
         (lambda: make_betas(timesteps=0), "at least 1"),
         (lambda: NoiseSchedule(torch.tensor([0.1, 1.0])), "one number in"),
         (lambda: LatentDiffusion(small_denoiser(), NoiseSchedule(make_betas()), parameterization="v"), "eps, x0"),
-        (lambda: sample_latents(lambda z, t: z, (2, 5), sampler=Sampler(), schedule=NoiseSchedule(make_betas()),
-                                generators=[]), "each of 2 sequences"),
+        (lambda: sample_latents(lambda z, t: z, (5,), sampler=Sampler(), schedule=NoiseSchedule(make_betas()),
+                                noise=rows()), "at least 1 row"),
         (lambda: Guidance(small_alignment(), torch.zeros(1, 1), norm="l1"), "guide_norm: expected one of"),
         (lambda: Guidance(small_alignment(), torch.zeros(1, 1), scaling="std"), "guide_scaling"),
         (lambda: Guidance(small_alignment(), torch.zeros(1, 1), scale=math.inf), "finite"),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.config import Config, compose
 from bench.data.make_mnist import MakeNBody
@@ -19,10 +21,13 @@ from bench.running.stages import _prepare
 from bench.tasks import load_task
 from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
+from earthformer.prediff.alignment import Guidance
 from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control, total_energy
 from earthformer.prediff.model import PreDiff
+from earthformer.prediff.noise import members_of
+from earthformer.prediff.schedule import NoiseSchedule
 from earthformer.prediff.stages import AutoencoderStage
 from earthformer.prediff.upstream import to_upstream_state_dict
 
@@ -85,6 +90,133 @@ def test_the_context_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [2]
 
 
+VARIANTS: dict[str, tuple[type[PreDiff], dict[str, Any]]] = {
+    "ancestral": (PreDiff, {"sampler": "ddpm", "steps": 5}),
+    "multi-step": (PreDiff, {"steps": 5}),
+    "own control": (PreDiffKA, {"steps": 3, "control": (-0.5, 0.5)}),
+    "one norm": (PreDiffKA, {"steps": 3, "control": (-0.5, 0.5), "guide_norm": "batch"}),
+    "of the context": (PreDiffKA, {"steps": 3, "constraint": "energy", "control": None, "guide_scale": 5.0}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_is_what_its_sequences_are_alone(name: str) -> None:
+    """5 sequences of 3 members in parts of 4 rows and less, beside one sequence at a time."""
+    kind, options = VARIANTS[name]
+    model = make(kind, **options)
+    torch.manual_seed(1)
+    contexts, indices, shape = torch.rand(5, *SHAPES[0]), torch.tensor([4, 0, 9, 2, 7]), SHAPES[1]
+    together = draw_members(model, contexts, indices, Ensemble(3, seed=6), shape)
+    assert together.shape == (3, 5, *shape) and float(together.std(dim=0).mean()) > 1e-3
+    alone = [draw_members(model, contexts[i : i + 1], indices[i : i + 1], Ensemble(3, seed=6), shape) for i in range(5)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=2e-5, rtol=1e-5)
+    model._rows_that_fit = 4
+    torch.testing.assert_close(
+        draw_members(model, contexts, indices, Ensemble(3, seed=6), shape), together, atol=2e-5, rtol=1e-5
+    )
+    if options.get("guide_norm") != "batch":
+        fewer = draw_members(model, contexts[2:3], indices[2:3], Ensemble(2, seed=6), shape)
+        torch.testing.assert_close(fewer, together[:2, 2:3], atol=2e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_halved_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = make(), []
+    expected = model.sample(CONTEXT, members=5)
+    predict = model.diffusion.predicted_noise
+
+    def of_little_memory(noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        sizes.append(len(noised))
+        if len(noised) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(noised, t, cond)
+
+    monkeypatch.setattr(model.diffusion, "predicted_noise", of_little_memory)
+    torch.testing.assert_close(model.sample(CONTEXT, members=5), expected, atol=1e-5, rtol=1e-5)
+    assert sizes[0] == 10 and set(sizes[1:]) <= {5, 3, 2, 1} and model._rows_that_fit in (2, 3)
+    sizes.clear()
+    model.sample(CONTEXT, members=5)
+    assert max(sizes) <= 3
+    monkeypatch.setattr(model.diffusion, "predicted_noise", lambda *_: of_little_memory(*[torch.zeros(4)] * 3))
+    with pytest.raises(torch.OutOfMemoryError):
+        model.sample(CONTEXT, members=2)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what would wait for a device: values that are read on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_step_waits_for_the_device(name: str) -> None:
+    kind, options = VARIANTS[name]
+    waits = []
+    for steps in (4, 14):
+        model = make(kind, **options | {"steps": steps})
+        with _Waits() as seen:
+            model.sample(CONTEXT, members=2, seeds=torch.tensor([1, 2]))
+        waits.append(seen.count)
+    assert waits[0] == waits[1]
+
+
+def test_tables_of_noise_are_beside_the_latents_and_not_in_the_weights() -> None:
+    model = make()
+    assert not [name for name in model.state_dict() if "schedule" in name]
+    assert model.to("meta").schedule.at("betas", torch.zeros(2, dtype=torch.long, device="meta"), CONTEXT).is_meta
+
+
+def test_the_denoiser_is_one_graph_for_all_parts() -> None:
+    model, counter = make(steps=3), CompileCounter()
+    expected = model.sample(CONTEXT, members=6)
+    model.compile(backend=counter, dynamic=False)
+    torch.testing.assert_close(model.sample(CONTEXT, members=6), expected, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_a_small_drawing_does_not_make_later_ones_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = make(), []
+    predict = model.diffusion.predicted_noise
+    monkeypatch.setattr(
+        model.diffusion, "predicted_noise", lambda *given: sizes.append(len(given[0])) or predict(*given)
+    )
+    model.sample(CONTEXT[:1], members=1)
+    model.sample(CONTEXT, members=5)
+    assert sizes == [1, 1, 10, 10]
+
+
+def test_half_precision_is_of_the_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1000 levels of noise are 1000 values, not the 400 that bfloat16 can tell apart."""
+    model, seen = make(PreDiffKA, steps=3, timesteps=1000), []
+    add, guided = model.schedule.add_noise, Guidance.noise_shift
+
+    def noted(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        seen.extend((latents.dtype, noise.dtype, add(latents, noise, t).dtype))
+        return add(latents, noise, t)
+
+    def shifted(self: Guidance, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+        seen.extend((noised.dtype, guided(self, noised, t, schedule).dtype))
+        return guided(self, noised, t, schedule)
+
+    monkeypatch.setattr(model.schedule, "add_noise", noted)
+    monkeypatch.setattr(Guidance, "noise_shift", shifted)
+    target = torch.rand(2, *SHAPES[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        for stage in model.stages():
+            for loss in stage.module.training_loss(CONTEXT, target, step=0, total_steps=2).values():
+                seen.append(loss.dtype)
+            seen.append(stage.module.validation_loss(CONTEXT, target).dtype)
+        seen.append(model.sample(CONTEXT, members=2).dtype)
+        levels = model.schedule.at("sqrt_alphas_cumprod", torch.arange(1000), CONTEXT.bfloat16())
+    assert set(seen) == {torch.float32} and len(seen) > 15
+    assert len(levels.unique()) == 1000
+
+
 def test_mixed_precision_stays_near() -> None:
     exact, mixed = make(steps=3), make(steps=3, bfloat16=True)
     torch.testing.assert_close(mixed(CONTEXT), exact(CONTEXT), atol=0.05, rtol=0.05)
@@ -96,9 +228,14 @@ def test_mixed_precision_stays_near() -> None:
 def test_controls_of_a_model() -> None:
     model = make(PreDiffKA, control=(-2.0, 2.0), control_as="sigmas")
     model.alignment.fit([torch.tensor([0.1, 0.3]).view(2, 1, 1).expand(2, 3, 1)])
-    drawn = [model._own_control(seed) for seed in range(40)]
-    sigmas = [control.sigmas for control in drawn if control is not None and control.sigmas is not None]
-    assert len(sigmas) == 40 and -2 <= min(sigmas) < -1.5 and 1.5 < max(sigmas) <= 2
+    drawn = model._targets(torch.zeros(2, 4, 2, 2, 4), members_of(torch.tensor([1, 2]), 20), None)
+    assert drawn is not None and drawn.shape == (40, 1) and len(set(drawn.flatten().tolist())) == 40
+    low, high = (float(end) for end in ((drawn - 0.2) / 0.1).aminmax())  # mean 0.2, standard deviation 0.1
+    assert -2 <= low < -1.5 and 1.5 < high <= 2
+    steered = Control(sigmas=torch.tensor([1.0, -1.0]))
+    assert model._targets(
+        torch.zeros(2, 4, 2, 2, 4), members_of(torch.tensor([1, 2]), 2), steered
+    ).flatten().tolist() == (pytest.approx([0.3, 0.3, 0.1, 0.1]))
     by_number = model.sample(CONTEXT, members=1, control=1)
     assert torch.equal(by_number, model.sample(CONTEXT, members=1, control=Control(sigmas=1.0)))
     assert torch.equal(by_number, model.sample(CONTEXT, members=1, control=Control(value=0.3)))
@@ -114,6 +251,9 @@ def test_energy_follows_the_context() -> None:
     [
         (lambda: make().sample(CONTEXT, members=0), "members: expected at least 1, found 0"),
         (lambda: make(members=0), "members: expected at least 1, found 0"),
+        (lambda: make().sample(CONTEXT, members=1, seeds=torch.tensor([1])), r"seeds: expected int64 \(2,\).*\(1,\)"),
+        (lambda: make().sample(CONTEXT, members=1, seeds=torch.rand(2)), r"seeds: expected int64 .* torch.float32"),
+        (lambda: make().sample(CONTEXT, members=1, generator=seeded(1), seeds=torch.tensor([1, 2])), "found both"),
         (lambda: make()(CONTEXT[:, :3]), r"\(4, 8, 8, 1\) behind B, found \(2, 3, 8, 8, 1\)"),
         (lambda: make().sample(CONTEXT, members=1, control=2.0), "use prediff_ka"),
         (lambda: make(steps=2000), "at most timesteps = 1000"),
