@@ -176,11 +176,13 @@ def evaluate_with_sample(
     with translated_errors(f"evaluation at batch size {batch_size}"):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
-    scores, per_lead, undefined = split_scores(forecaster.computed())
+    assert forecaster.scored is not None
+    scored = forecaster.scored
+    scores, per_lead, undefined = split_scores(scored.scores)
     because = _partial(model, task, split) or data.incomplete
     if because is None and used != len(data):
         because = f"limit={limit} of {len(data)} sequences"
-    statistics, arrays = statistics_of(events, forecaster.statistics())
+    statistics, arrays = statistics_of(events, scored.statistics)
     record = _record(
         model,
         task,
@@ -195,12 +197,12 @@ def evaluate_with_sample(
         data=describe_data(task, split, used),
         hardware=_hardware(trainer),
         time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
-        conventions=forecaster.conventions(),
+        conventions=forecaster.scores.conventions(),
         scores=scores,
         scores_per_lead=per_lead,
         undefined=undefined,
-        counts=forecaster.counts(),
-        curves=forecaster.curves(),
+        counts=scored.counts,
+        curves=scored.curves,
         members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
         statistics=statistics,
     )

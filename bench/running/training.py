@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from bench.checkpoint_format import seal_of
@@ -24,6 +19,7 @@ from bench.errors import ConfigError, DataError
 from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.running.astray import Astray, LossBar
 from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts, seals
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
@@ -33,7 +29,7 @@ from bench.running.processes import Processes
 from bench.running.resuming import Resume
 from bench.running.selection import KeepBest, Monitor, choose_monitor
 from bench.running.session import Session
-from bench.running.stopping import Astray, StopAndSave
+from bench.running.stopping import StopAndSave
 from bench.running.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.running.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.tasks.task import Task
@@ -86,10 +82,9 @@ def train(
     quiet_lightning()
     forecaster = Forecaster(model, task, config.train, total_steps(config.train, loader.batches.total))
     loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
-    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task))
+    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task), session.say)
     watching = _watching(config, session, resume, monitor, checkpoints)
-    shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
-    shown += [RichProgressBar(leave=True)] if config.progress and session.processes.main else []
+    shown: list[Callback] = [LossBar(leave=True)] if config.progress and session.processes.main else []
     trainer = lightning.Trainer(
         **_devices(config, model),
         max_epochs=config.train.max_epochs,
@@ -128,7 +123,7 @@ def train(
         best_score=watching.best_score,
         weights="last" if watching.best_score is None else "best",
         averaged=forecaster.average is not None,
-        final_loss=forecaster.last_finite_loss,
+        final_loss=forecaster.losses.last,
         wall_s=forecaster.trained_s,
     )
     if session.processes.main:
@@ -169,7 +164,7 @@ def _watching(
         best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
     callbacks = [
         resume,
-        Astray(config.train.divergence_factor),
+        Astray(),
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
