@@ -39,8 +39,8 @@ class FrameScores(EventMetric):
     Two conventions, which differ in SSIM and in missing values:
 
     * `upstream`: SSIM as papers of 2022 computed it.  Its data range is the larger of the ranges of forecast and
-      target over the whole set, which is known at the end only.  A frame's SSIM is a smooth function of the logarithm of
-      the data range, with no singularity nearer to the real axis than pi/2: sums of it at 96 points give it at any
+      target over the whole set, which is known at the end only.  A frame's SSIM is a smooth function of the logarithm
+      of the data range, with no singularity nearer to the real axis than pi/2: sums of it at 96 points give it at any
       range between 1/256 and 256 (on the 0-1 scale) to 1e-13, and no frame is kept.  Outside it is undefined (NaN),
       and so is it where all frames are flat.  A NaN in any frame makes the score NaN.
     * `correct`: the data range is 1, frames are scored as they come.  Pairs of pixels with a NaN or an infinity on

@@ -173,7 +173,7 @@ def evaluate_with_sample(
         world=processes.world,
     )
     started = time.perf_counter()
-    with translated_errors(f"evaluation at batch size {batch_size}"):
+    with translated_errors(f"evaluation at batch size {batch_size}", made_from(model).name):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     assert forecaster.scored is not None

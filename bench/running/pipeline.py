@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,12 @@ from bench.running.evaluation import (
 )
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
-from bench.running.processes import has_to_launch, here, launch
+from bench.running.processes import first_holds, has_to_launch, here, launch
 from bench.running.runfolder import held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import summary_beside
-from bench.running.trainer import trainer_device
+from bench.running.trainer import form_group, trainer_device
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 
@@ -128,7 +127,8 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
             return done
     names_folder = named if identity is None else identity.name
     folder = work_folder(config.work, task.name, config.model.name, names_folder)
-    with held(folder, named, session.say, wait=not again) if session.processes.main else nullcontext():
+    form_group(config.device, config.devices, config.nodes)
+    with first_holds(session.processes, lambda: held(folder, named, session.say, wait=not again)):
         return _in_folder(job, model, folder)
 
 

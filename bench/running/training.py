@@ -102,7 +102,7 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}"), finished(loggers):
+    with translated_errors(f"training at batch size {config.data.batch_size}", config.model.name), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -177,9 +177,8 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
-    if where.get("strategy") == "ddp" and getattr(model, "parameters_without_gradient", ()):
-        where["strategy"] = "ddp_find_unused_parameters_true"
+    unused = bool(getattr(model, "parameters_without_gradient", ()))
+    where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
 
