@@ -116,7 +116,8 @@ class Train(Section):
     betas: tuple[Finite, Finite] | None = None
     """Of Adam and AdamW; None for their defaults."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    deterministic: bool | Literal["warn"] = "warn"
+    deterministic: bool | Literal["warn"] = False
+    """On a GPU, operations with a deterministic form only: slower, see decision 10. A CPU gives equal bits without."""
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     stages: dict[str, dict[str, Any]] = {}
@@ -332,6 +333,7 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
     stop = plain["train"]["early_stopping"]
     if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
         stop["mode"] = "min"  # the same training, and what the default was called when older records got their names

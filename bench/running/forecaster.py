@@ -119,7 +119,7 @@ class Forecaster(lightning.LightningModule):
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
             losses = masked_mse(forecast, target)
         parts = losses if isinstance(losses, dict) else {}
-        loss: Tensor = torch.stack(list(parts.values())).sum() if parts else losses
+        loss = (torch.stack(list(parts.values())).sum() if parts else losses).float()
         self.losses.add(
             loss,
             parts,
@@ -207,7 +207,15 @@ class Forecaster(lightning.LightningModule):
         self.scores.reset()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Adds a batch to the validation scores."""
+        """Adds a batch to the validation scores, in float32 whatever the precision of the training.
+
+        The test is in float32, and what selects the weights has to be what is reported of them: in bfloat16 a forecast
+        of 219 would be 219 or 220.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self._validate(batch)
+
+    def _validate(self, batch: Batch) -> None:
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
             context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
@@ -294,7 +302,7 @@ def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
     No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
     """
     missing = torch.isnan(target)
-    error = (forecast - target).masked_fill(missing, 0)
+    error = (forecast.float() - target).masked_fill(missing, 0)
     return error.square().sum() / (~missing).sum().clamp(min=1)
 
 

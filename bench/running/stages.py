@@ -80,6 +80,7 @@ def train_stages(
     for number, stage in enumerate(stages):
         stage_train, checkpoint = settings[stage.name]
         train_settings = {k: v for k, v in stage_train.model_dump(mode="json").items() if k not in _NO_NUMBERS}
+        train_settings["deterministic"] = "warn"  # see `numbers_only`
         own_identity = identify_stage(
             stage, task, config, before=before, settings=train_settings, seed=config.seed + number
         )
