@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from bench.api import Shape
 from bench.config import Train
 from bench.errors import ContractError, RunFailedError
+from bench.metrics import load_metric
 from bench.metrics.weighted_mean import WeightedMean
 from bench.running.averaging import RunningAverage
-from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members
+from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.losses import Losses
 from bench.running.randomness import random_states, restore_random_states
 from bench.running.scorer import Scored, Scorer
@@ -64,7 +65,8 @@ class Forecaster(lightning.LightningModule):
         if ensemble is not None:
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
-        self.scores = Scorer(task, ensemble)
+        scorings = scorings_of(task, ensemble)
+        self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
@@ -231,7 +233,7 @@ class Forecaster(lightning.LightningModule):
         """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
         if callable(getattr(self.evaluated, "validation_loss", None)):
             return
-        overall = {name: value for name, value in self.scores.computed().items() if "_lead" not in name}
+        overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
     def on_test_epoch_start(self) -> None:
@@ -255,6 +257,10 @@ class Forecaster(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
         self.scored = self.scores.scored()
+
+    def computed(self) -> dict[str, float]:
+        """Returns all scores of what was evaluated since the last start, by name."""
+        return self.scores.computed()
 
     def directions(self) -> dict[str, Better | None]:
         """Returns which way each score is better; see `Scorer.directions`."""

@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.metrics import load_metric
 from bench.metrics.sharing import shared_work
 from bench.records.schema import MetricStatistics
-from bench.running.ensembles import Ensemble, Sees, scorings_of
+from bench.running.ensembles import Scoring, Sees
 from bench.scores.directions import Better, better_of
 from bench.scores.names import with_ending
-from bench.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,16 @@ class Scored:
 
 
 class Scorer(nn.ModuleDict):
-    """The metrics of a task by name, and for an ensemble more; see `scorings_of`.
+    """The metrics of an evaluation by name.
 
     Args:
-        task: Names the metrics.
-        ensemble: What is scored; None for the forecast of `forward`.
+        scorings: How each is used, by name; see `scorings_of`.
+        metrics: By the same names.
     """
 
-    def __init__(self, task: Task, ensemble: Ensemble | None) -> None:
-        self.scorings = scorings_of(task, ensemble)
-        super().__init__({name: load_metric(how.metric, **how.options) for name, how in self.scorings.items()})
+    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, nn.Module]) -> None:
+        self.scorings = dict(scorings)
+        super().__init__(metrics)
 
     def named(self) -> list[tuple[str, Any]]:
         """Returns the metrics with their names."""
