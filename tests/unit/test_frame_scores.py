@@ -84,12 +84,16 @@ def test_ssim_of_2022_needs_no_frames_to_be_right_at_any_range(spread: float) ->
     assert of_event == pytest.approx((each[:2] + each[6:]).numpy(), rel=1e-11)
     states = metric.metric_state.values()
     assert not any(isinstance(state, list) for state in states)
-    assert sum(state.nbytes for state in states) < 8 * 4 * 2 * 110, "sums of two lead times, over all and of three events"
+    assert sum(state.nbytes for state in states) < 8 * 4 * 2 * 110, (
+        "sums of two lead times, over all and of three events"
+    )
 
 
 def test_ssim_of_2022_is_undefined_where_its_range_is_of_no_scale() -> None:
     forecast, target = _pair(batch=1, size=12)
-    assert math.isnan(_scores(forecast * 1000, target)["ssim"]) and math.isfinite(_scores(forecast * 1000, target)["mse"])
+    assert math.isnan(_scores(forecast * 1000, target)["ssim"]) and math.isfinite(
+        _scores(forecast * 1000, target)["mse"]
+    )
 
 
 def test_an_all_black_pair_tells_the_conventions_apart() -> None:
