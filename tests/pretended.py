@@ -1,8 +1,8 @@
 """A pretended GPU: tensors that say cuda:0, whose values are computed on the CPU, and a count of what a GPU would feel.
 
 Code takes the branches it would take on a GPU. Counted are waits for the device (values that reach Python, results
-whose size is up to the values) and calls (kernels). Mixing devices and `.numpy()` raise as they would. It is no substitute
-for a GPU: it knows no time, no memory and no rounding.
+whose size is up to the values) and calls (kernels). Mixing devices and `.numpy()` raise as they would. No time, memory
+or rounding is pretended: it is no substitute for a GPU.
 """
 
 from __future__ import annotations
@@ -23,23 +23,9 @@ CUDA = torch.device("cuda", 0)
 _TOP = f"{Path(__file__).parents[1]}/"
 _OURS = tuple(f"{_TOP}{name}/" for name in ("bench", "baselines", "earthformer"))
 # Nothing runs on the device for these.
-_VIEWS = frozenset(
-    (
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-    )
-    + ("split", "unbind", "as_strided", "alias", "detach", "unfold", "chunk", "split_with_sizes", "lift_fresh")
-    + ("_reshape_alias", "diagonal")
-)
+_VIEWS = {"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze"}
+_VIEWS |= {"squeeze", "split", "unbind", "as_strided", "alias", "detach", "unfold", "chunk", "split_with_sizes"}
+_VIEWS |= {"lift_fresh", "_reshape_alias", "diagonal"}
 # The number of results depends on the values: PyTorch waits for it.
 _SIZED_BY_VALUES = frozenset(("nonzero", "masked_select", "_unique2", "unique_consecutive", "bincount"))
 _INDEXED = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))

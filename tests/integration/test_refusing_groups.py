@@ -1,4 +1,4 @@
-"""Several processes under what a group for GPUs does and these on a CPU do not: it refuses CPU tensors, and gives up."""
+"""Several processes under what a group for GPUs does and one on a CPU does not: it refuses tensors, and gives up."""
 
 from __future__ import annotations
 

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 from faults import tiny
+from torch import nn
 
+import bench
 import bench.running.losses
+from bench import registry
+from bench.config import Train
 from bench.errors import ConfigError, RunFailedError
 from bench.running.astray import Astray
 from bench.running.forecaster import Forecaster
@@ -168,3 +172,50 @@ def test_random_states_of_devices_that_are_not_there_are_left_out_and_told(
     assert "goes on on a CPU" in (restore_random_states(own, torch.device("cpu")) or "")
     assert "goes on on a GPU" in (restore_random_states(random_states(), torch.device("cuda", 0)) or "")
     assert restore_random_states(random_states(), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("unet", ""), ("convlstm", ""), ("earthformer", ""), ("phydnet", "")]
+    + [("prediff_ka", stage) for stage in ("autoencoder", "denoiser", "alignment")],
+)
+def test_bfloat16_trains_and_float32_decides(name: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `bf16-mixed`, layers are in half precision; losses, latents, noise levels, validation and scores are not."""
+    task = bench.load_task("nbody_mnist")
+    model = bench.load_model(name, task, **getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {}))
+    module = {one.name: one.module for one in model.stages()}[stage] if stage else model
+    forecaster = Forecaster(module, task, Train(precision="bf16-mixed"), total_steps=5)
+    generator = torch.Generator().manual_seed(0)
+    batch = [torch.rand((2, *s), generator=generator) * 255 for s in (task.input_shape, task.target_shape)]
+    batch += [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20, torch.rand(2, 10).double()]
+    scored: list[torch.dtype] = []
+    layers: list[tuple[bool, torch.dtype]] = []
+    levels: list[torch.dtype] = []
+    forecaster.scores.add = lambda seen, *_: scored.extend(part.dtype for part in seen["forecast"])  # type: ignore[method-assign]
+    forecaster._log_validation = lambda loss, known: scored.append(loss.dtype)  # type: ignore[method-assign]
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
+            layer.register_forward_hook(lambda own, _, found: layers.append((own.training, found.dtype)))
+    if stage in ("denoiser", "alignment"):
+        schedule_class = type(model.schedule)
+        add_noise = schedule_class.add_noise
+
+        def seen(self: Any, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            table = self.at("sqrt_alphas_cumprod", t, latents)
+            found = add_noise(self, latents, noise, t)
+            levels.extend(part.dtype for part in (latents, noise, table, found))
+            return found
+
+        monkeypatch.setattr(schedule_class, "add_noise", seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        forecaster.train()
+        loss = forecaster.training_step(batch, 0)
+        trained = len(layers)
+        with torch.no_grad():
+            forecaster.validation_step(batch, 0)
+    assert loss.dtype == torch.float32
+    assert any(dtype == torch.bfloat16 for _, dtype in layers[:trained]), "autocast is on"
+    assert {dtype for _, dtype in layers[trained:]} == {torch.float32}, "and off in validation"
+    assert set(scored) == {torch.float32} and set(levels) <= {torch.float32}
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in module.parameters())
