@@ -180,7 +180,7 @@ def test_random_states_of_devices_that_are_not_there_are_left_out_and_told(
     + [("prediff_ka", stage) for stage in ("autoencoder", "denoiser", "alignment")],
 )
 def test_bfloat16_trains_and_float32_decides(name: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under `bf16-mixed`, layers are in half precision; losses, latents, noise levels, validation and scores are not."""
+    """Under `bf16-mixed`, layers are in half precision; losses, latents, noise levels and scores are not."""
     task = bench.load_task("nbody_mnist")
     model = bench.load_model(name, task, **getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {}))
     module = {one.name: one.module for one in model.stages()}[stage] if stage else model
