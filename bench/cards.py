@@ -56,7 +56,29 @@ def module_path(module: str) -> Path:
         for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
             if candidate.is_file():
                 return candidate
-    raise UnreadableSourceError(f"no module named {module!r}")
+    raise UnreadableSourceError(f"no module named {module!r}{hidden_by(module)}")
+
+
+def hidden_by(module: str) -> str:
+    """Returns which folder hides the package of ours that a module is in, and what to do; an empty text if none does.
+
+    Other distributions have packages of the same name: the authors' own `earthformer`, say.
+    """
+    top = module.partition(".")[0]
+    ours = Path(__file__).parents[1] / top
+    if not ours.is_dir():  # of another distribution
+        return ""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return ""
+    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    if not folders or ours.resolve() in {folder.resolve() for folder in folders}:
+        return ""
+    return (
+        f": the package {top!r} in {folders[0]} hides that of earthbench. Take {folders[0].parent} off the path "
+        "(PYTHONPATH, the folder you are in, an editable install), or give earthbench an environment of its own"
+    )
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ hyperparameters of the model, which are checked against what the registered clas
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -19,6 +20,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from bench import registry
 from bench.api import Split
 from bench.errors import ConfigError, did_you_mean, one_message
+from bench.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
+from bench.hydra_messages import is_of_hydra, message
+from bench.interpolation import remember_named_secrets, resolved
+from bench.overrides import quoted
+from bench.safe_text import content_without_secrets
+from bench.user_yaml import check_config_folder
 
 # What never changes a number: where things lie, and how fast they are read.
 _NOT_IN_FINGERPRINT = {
@@ -27,6 +34,13 @@ _NOT_IN_FINGERPRINT = {
     "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
 _NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
+_ADDRESSES = {
+    "data": ("root", "test_root"),
+    "results": ("root",),
+    "train": ("checkpoints",),
+    "": ("work", "checkpoint"),
+}
+"""Keys that say where something lies, by section; the config's own are under an empty name."""
 # What the weights of a training do not depend on, besides.
 _EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
@@ -198,19 +212,45 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: an override that does not parse, an unknown group, key or name, or a value out of range.
     """
+    return validate(to_plain(composed_by_hydra(overrides)))
+
+
+def composed_by_hydra(overrides: Sequence[str]) -> Any:
+    """Returns what Hydra composes, without its own section, of which only what a run may set has been set.
+
+    Raises:
+        ConfigError: an override that does not parse, an unknown group or key, or a key of Hydra's that it would act on.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
 
     register_groups()
+    overrides = quoted(overrides)
     with hydra_errors(overrides):
+        for folder in search_folders(overrides):
+            check_config_folder(folder)
         GlobalHydra.instance().clear()  # its state is process-wide; an earlier use must not matter
         try:
             with initialize_config_module("bench.conf", version_base="1.3"):
-                composed = hydra_compose("config", overrides=list(overrides))
+                composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+                if concerned(overrides):
+                    refuse_others(composed, overrides, _hydra_section)
         finally:
             GlobalHydra.instance().clear()
-    return validate(to_plain(composed))
+    with open_dict(composed):
+        del composed["hydra"]
+    remember_named_secrets(composed)
+    return composed
+
+
+@functools.cache
+def _hydra_section(launcher: str) -> Any:
+    """Returns Hydra's own section as it is with a launcher, where no user has set anything; Hydra is initialised."""
+    from hydra import compose as hydra_compose
+
+    return hydra_compose("config", overrides=[f"{LAUNCHER_GROUP}={launcher}"], return_hydra_config=True).hydra
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -221,6 +261,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    overrides = quoted(overrides)
     with hydra_errors(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         axes: list[list[str]] = []
@@ -238,19 +279,12 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 def to_plain(composed: Any) -> dict[str, Any]:
     """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
 
+    Where things lie stays as it was written as far as the environment is concerned: see `bench.places.expanded`.
+
     Raises:
         ConfigError: an interpolation that does not resolve, or a value left missing (`???`).
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
-    return {str(key): value for key, value in plain.items()}
+    return resolved(composed, _ADDRESSES)
 
 
 def validate(plain: Mapping[str, Any]) -> Config:
@@ -323,6 +357,11 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+def stored(config: Config) -> dict[str, Any]:
+    """Returns a config as records, checkpoints and logs keep it: JSON types, without credentials."""
+    return dict(content_without_secrets(config.model_dump(mode="json")))
+
+
 def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
     """Returns the part of a config that can change a number: without paths, device, workers, loggers.
 
@@ -330,7 +369,7 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
         config: The whole config.
         training: Only what can change trained weights.
     """
-    plain = config.model_dump(mode="json")
+    plain = stored(config)
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
     plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
@@ -339,13 +378,6 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
         stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}
-
-
-_GROUP_ERROR = "Config group override"
-"""How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
-
-_UNREADABLE = UnicodeDecodeError | RecursionError
-"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
 
 
 class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
@@ -359,46 +391,5 @@ class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.s
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
-        if error is None:
-            return
-        from hydra.errors import HydraException, MissingConfigException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        of_a_group = isinstance(error, ValueError) and str(error).startswith(_GROUP_ERROR)
-        if not (of_a_group or isinstance(error, HydraException | OmegaConfBaseException | YAMLError | _UNREADABLE)):
-            return
-        raise ConfigError(self._message(error, MissingConfigException)) from error
-
-    def _message(self, error: BaseException, missing_group: type[BaseException]) -> str:
-        from hydra.errors import OverrideParseException
-        from yaml import YAMLError
-
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if first.startswith(_GROUP_ERROR):
-            groups = [word for word in self.overrides if "." not in word.partition("=")[0]]
-            why, _, _ = first.partition(" : ")
-            return f"{' '.join(groups)}: a group takes the name of one of its configs, as in model=unet; {why}"
-        if isinstance(error, YAMLError | _UNREADABLE):
-            return "a YAML file cannot be read: " + " ".join(str(error).split())
-        if isinstance(error, OverrideParseException):
-            return (
-                f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
-                "'data.root=\"my folder\"'"
-            )
-        for override in self.overrides:
-            key, _, value = override.lstrip("+~").partition("=")
-            if key in ("task", "model") and isinstance(error, missing_group) and f"{key}/{value}" in str(error):
-                return f"unknown {key} {value!r}. {did_you_mean(value, registry.names(key))}"  # type: ignore[arg-type]
-            if isinstance(error, missing_group) and f"{key}/{value}" in str(error):
-                options = getattr(error, "options", None) or []
-                return f"{override}: no such config. {did_you_mean(value, options)}"
-            if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
-                return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
-            if f"'{key}'" in first or f"'{override}'" in first:
-                parts = key.split(".")
-                for depth, part in enumerate(parts):
-                    fields = _fields_at(Config, parts[:depth])
-                    if fields and part not in fields:
-                        return f"{override}: unknown key {key!r}. {did_you_mean(part, fields)}"
-        return f"config: {first}"
+        if error is not None and is_of_hydra(error):
+            raise ConfigError(message(error, self.overrides, lambda path: _fields_at(Config, path))) from error

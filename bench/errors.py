@@ -5,11 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from bench.safe_text import without_secrets
+
 
 class EarthbenchError(Exception):
     """What every error of this package is; by itself it means a fault of ours (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Returns the message with the credentials of the addresses in it masked."""
+        return without_secrets(super().__str__())
 
 
 class UsageError(EarthbenchError):

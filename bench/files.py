@@ -56,4 +56,5 @@ def check_writable(folder: Place, key: str) -> None:
         probe.touch()
         probe.unlink()
     except Exception as error:  # a disk gives OSError, each remote backend errors of its own
-        raise DataError(f"{key}: folder {str(folder)!r} cannot be written to: {error}. Set {key}=DIR.") from error
+        said = str(error) or type(error).__name__
+        raise DataError(f"{key}: folder {str(folder)!r} cannot be written to: {said}. Set {key}=DIR.") from error

@@ -69,6 +69,13 @@ class TrainedEvents:
     """Digests of their values, where the data set has any."""
 
 
+_SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
 def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     """Returns a freshly initialised model for a task's shapes.
 
@@ -89,7 +96,7 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise BrokenPluginError(f"model {name!r} from {entry.origin} is not a torch.nn.Module class")
     known = inspect.signature(model_class).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    if not _takes_any(known):
         unknown = [key for key in hyperparameters if key not in known]
         if unknown:
             own = [key for key in known if key not in ("input_shape", "target_shape")]
@@ -103,6 +110,7 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
+            + ("" if {"input_shape", "target_shape"} <= set(known) or _takes_any(known) else _SIGNATURE)
         ) from error
     is_preset = _plain(chosen) == _plain(dict(preset))
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
+
+_HOME = re.compile(r"^[^=\s]+=~")
 
 
 def literal(value: Any) -> str:
@@ -16,3 +20,24 @@ def literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
     return str(value)
+
+
+def is_sweep(override: str) -> bool:
+    """Returns whether an override has several values; one that does not parse has none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+    except HydraException:
+        return False
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Returns overrides with `~/folder` in quotes, without which Hydra's grammar takes no tilde in a value."""
+    found = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        home = _HOME.match(override) and not set(value) & set("'\"[](){}")
+        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if home else override)
+    return found

@@ -232,7 +232,7 @@ def command_of(record: RunRecord) -> str:
         words += [f"{section}.{k}={literal(v)}" for k, v in config[section].items() if k != "name"]
     words += _changed(config, defaults)
     words += ["data.root=DIR"] + (["data.test_root=DIR"] if config["data"].get("test_root") else [])
-    return " ".join(shlex.quote(word) if any(c in word for c in " '\"[]{}$") else word for word in words)
+    return shlex.join(words)
 
 
 def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import Distribution, entry_points
 from typing import Any, Literal, get_args
 
-from bench.cards import Card, UnreadableSourceError, read_card
+from bench.cards import Card, UnreadableSourceError, hidden_by, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
 from bench.global_state import unchanged
 from bench.plugins import API_GROUP, api_problem, file_entries
@@ -67,6 +67,7 @@ class Entry:
         except BaseException as error:  # a plugin may even call sys.exit() when imported
             raise BrokenPluginError(
                 f"{self.kind} {self.name!r} from {self.origin} cannot be loaded: {type(error).__name__}: {error}"
+                + hidden_by(module)
             ) from error
 
     def _refuse_other_api(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from bench.errors import ConfigError
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 100_000
 _DEEPEST = 50
+_MOST_FILES = 10_000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is not everywhere
 
 
@@ -25,8 +28,10 @@ def check_config_folder(folder: Path) -> None:
         ConfigError: no such folder, or a file that is too large or repeats itself too often; names it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"--config-dir {folder}: not a folder")
-    for path in sorted(folder.rglob("*.yaml")):
+        raise ConfigError(f"{folder}: not a folder; --config-dir takes the folder that your configs lie in")
+    for path in _configs(folder):
+        if not path.is_file():
+            raise ConfigError(f"{path}: not a file, or a link to none")
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise ConfigError(f"{path}: {size} bytes are no config; expected at most {_MOST_BYTES}")
@@ -44,6 +49,45 @@ def check_config_folder(folder: Path) -> None:
             raise ConfigError(
                 f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"
             )
+        dots = b".." in content or b"\\" in content  # a dot may be written \x2e
+        if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
+            raise ConfigError(f"{path}: its defaults list has {outside[0]!r}; no config's name leaves its folder")
+
+
+def _configs(folder: Path) -> list[Path]:
+    """Returns the configs that Hydra would find, through links too; a folder that lies in itself is looked at once."""
+    found, seen = list[Path](), set[Path]()
+    for name, folders, names in os.walk(folder, followlinks=True):
+        root = Path(name)
+        seen.add(root.resolve())
+        folders[:] = sorted(inner for inner in folders if (root / inner).resolve() not in seen)
+        found += [root / inner for inner in names if inner.endswith((".yaml", ".yml"))]
+        if max(len(found), len(seen)) > _MOST_FILES:
+            raise ConfigError(f"{folder}: more than {_MOST_FILES} configs or folders; give that of your configs alone")
+    return sorted(found)
+
+
+def _names_outside(root: yaml.Node | None) -> list[str]:
+    """Returns the names in a config's defaults list that leave its folder, where nobody has looked at the files."""
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    listed = [value for key, value in root.value if getattr(key, "value", None) == "defaults"]
+    return [name for node in listed for name in _texts(node, set()) if ".." in name]
+
+
+def _texts(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        yield node.value
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _texts(part, seen)
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            for part in pair:
+                yield from _texts(part, seen)
 
 
 def _size(content: bytes, loader: Any) -> tuple[float, float]:

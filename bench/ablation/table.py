@@ -16,6 +16,7 @@ from bench.ablation.variants import Ablation, Variant, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
+from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
 from bench.tables.definitions import COSTS, Column
 
@@ -114,20 +115,30 @@ def _printed(value: float | None, column: Column) -> float | None:
     return None if value is None else round(value * column.scale, column.digits)
 
 
+def _cell(value: Any, digits: int | None) -> Any:
+    if isinstance(value, str):
+        return for_markdown(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) and digits is not None else value
+
+
 def render(
     ablation: Ablation, task: str, table: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], form: str
 ) -> str:
     """Returns the text of the table in one of `FORMATS`, ending in a newline."""
     data = pd.DataFrame(table, dtype=object)
     if form == "csv":
-        return data.to_csv(index=False, lineterminator="\n")
+        return data.map(lambda value: for_csv(value) if isinstance(value, str) else value).to_csv(
+            index=False, lineterminator="\n"
+        )
     if form == "json":
         return data.to_json(orient="records", indent=1, force_ascii=False) + "\n"
     digits = {column.label: column.digits for column in [*_COST_COLUMNS, *score_columns(task, [])]}
     shown = [
-        [f"{value:.{digits[key]}f}" if isinstance(value, float) and key in digits else value for key, value in row]
-        for row in ((list(line.items())) for line in data.astype(object).where(data.notna(), None).to_dict("records"))
+        [_cell(value, digits.get(str(key))) for key, value in line.items()]
+        for line in data.astype(object).where(data.notna(), None).to_dict("records")
     ]
-    body = tabulate(shown, list(data.columns), tablefmt="pipe", missingval="-", disable_numparse=True)
+    body = tabulate(
+        shown, [for_markdown(str(key)) for key in data.columns], tablefmt="pipe", missingval="-", disable_numparse=True
+    )
     where = sorted({f"{m['device']} ({m['threads']} threads)" for m in measured if "device" in m}) or ["nothing"]
     return f"# {ablation.title}: {task}\n\n{body}\n\n{_NOTE.format(where=', '.join(where))}\n"

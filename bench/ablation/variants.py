@@ -10,7 +10,6 @@ import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -115,7 +114,7 @@ def finished_record(config: Config) -> RunRecord | None:
     """
     if config.data.root is None:
         raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
-    records, _ = read_records(Path(config.results.root).expanduser(), config.task.name)
+    records, _ = read_records(config.results.root, config.task.name)
     task, test_task = (
         _task(config.task.name, root, canonical_json(config.task.options))
         for root in (config.data.root, config.data.test_root or config.data.root)

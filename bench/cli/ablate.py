@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from bench.ablation.variants import ablation_names, finished_record, load_ablation, variants
+from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, sweep
 from bench.config import to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError

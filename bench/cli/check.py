@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.errors import UnknownNameError, did_you_mean
+from bench.cli.printing import print
+from bench.errors import ContractError, EarthbenchError, UnknownNameError, did_you_mean
 
 _KINDS = ("model", "task", "metric")
 
@@ -29,7 +31,16 @@ def run(options: argparse.Namespace) -> int:
         raise UnknownNameError(f"no model, task or metric {options.name!r}. {did_you_mean(options.name, known)}")
     for kind in kinds:
         thing = registry.find(kind, options.name).load()
-        {"model": _model, "task": _task, "metric": _metric}[kind](thing, options)
+        try:
+            {"model": _model, "task": _task, "metric": _metric}[kind](thing, options)
+        except EarthbenchError:
+            raise
+        except Exception as error:  # of the code that is checked
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise ContractError(
+                f"{kind} {options.name} does not keep its contract: {type(error).__name__}: {error} "
+                f"({frame.filename}:{frame.lineno} in {frame.name})"
+            ) from error
         print(f"{kind} {options.name} keeps its contract")
     return 0
 

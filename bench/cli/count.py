@@ -14,7 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bench import registry
-from bench.errors import EarthbenchError, NotCountableError, RunFailedError, UnknownNameError
+from bench.cli.printing import print
+from bench.errors import EarthbenchError, NotCountableError, RunFailedError, UnknownNameError, UsageError
 
 _COST_COLUMNS = ("parameters", "gmacs")
 _MOST_PROCESSES = 4
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
+    registry.find("task", options.task)
     for name in options.model or []:
         registry.find("model", name)
     return list(_counted(options.model or registry.names("model"), options.task, options.speed))
@@ -66,7 +68,7 @@ def _counted(models: Sequence[str], task: str, speed: bool) -> Iterator[dict[str
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
-    if processes == 1:
+    if processes <= 1:
         lines = (_count(model, task, speed) for model in models)
         yield from _told(lines, len(models))
         return
@@ -129,6 +131,11 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     from bench.tables.definitions import load_published
 
     table = load_table(options.table)
+    if not table.rows:
+        raise UsageError(
+            f"table {options.table!r} lists runs that exist and has no rows of its own to count; count models of its "
+            f"task instead: earthbench count --task {table.task} --model NAME"
+        )
     published = load_published(table.published) if table.published else None
     columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
     lines = []

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cli.flags import parse_flags
+from bench.cli.printing import print
 from bench.errors import DataError, UsageError, one_message
 
 if TYPE_CHECKING:
     from bench.data.verbs import DataVerb
+    from bench.tasks import Task
 
 _WEIGHTS = "weights/"
 _WAYS = {
@@ -33,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("task", help="task whose format the data has, e.g. sevir")
         sub.add_argument("--root", required=True, help="folder of the data set, or an address such as s3://...")
         sub.add_argument("--format", choices=("text", "json"), default="text")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="task.FIELD=VALUE", help="fields of the task, e.g. task.admit_missing=true"
+        )
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
     for name, summary in _WAYS.items():
@@ -49,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from bench.tasks import load_task
-
-    report = load_task(options.task, options.root).inspect_data()
+    report = _task(options).inspect_data()
     if options.format == "json":
         print(json.dumps({"facts": report.facts, "remarks": report.remarks, "problems": report.problems}, indent=1))
-        return 0
+        return 0 if report.facts else 2
+    if not report.facts:  # nothing could be read
+        raise DataError("\n".join(report.problems))
     for line in report.lines:
         print(line)
     for remark in report.remarks:
@@ -64,13 +69,29 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _task(options: argparse.Namespace) -> Task:
+    """Returns the task with the fields that the words after it set, as they would for a run."""
+    from bench.tasks import load_task
+
+    wrong = [word for word in options.overrides if not word.startswith("task.")]
+    if wrong:
+        raise UsageError(
+            f"earthbench data {options.what}: expected fields of the task, as in task.admit_missing=true, found "
+            f"{' '.join(wrong)}"
+        )
+    fields: dict[str, Any] = {}
+    if options.overrides:
+        from bench.config import compose
+
+        fields = compose([f"task={options.task}", *options.overrides]).task.options
+    return load_task(options.task, options.root, **fields)
+
+
 def _check(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from bench.tasks import load_task
-
-    task = load_task(options.task, options.root)
+    task = _task(options)
     with Progress(
         transient=True, disable=options.quick or not sys.stderr.isatty(), console=Console(stderr=True)
     ) as progress:

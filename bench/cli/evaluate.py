@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from bench.cli.printing import print
 from bench.config import compose
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_pipeline(config, training=False, say=lambda line: print(line, file=sys.stderr))
         print(outcome.record.model_dump_json(indent=1))
     else:
-        print_outcome(run_pipeline(config, training=False))
+        print_outcome(run_pipeline(config, training=False, say=print))
     return 0
 
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
+from bench.cli.printing import print
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.intervals import interval, why_none
@@ -19,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument("row", help="a row: the model's name, or the name or label of the row")
     parser.add_argument("column", help="a column: its score, e.g. csi_m, or its label")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints where a figure comes from, how it differs from the paper's, and what else it could have been."""
     table = load_table(options.table)
-    root = options.results.expanduser()
+    root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
     receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
     if options.format == "json":

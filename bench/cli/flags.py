@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from bench.errors import UsageError, did_you_mean, one_message
+from bench.errors import DataError, UsageError, did_you_mean, one_message
 
+RESULTS = Path("results")
+"""Default of `--results`."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -50,6 +53,18 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
             for problem in error.errors()
         ]
         raise UsageError(one_message(f"{command} cannot be done so:", lines)) from error
+
+
+def results_root(given: Path, *, may_be_made: bool = False) -> Path:
+    """Returns the folder that `--results` names; the default one need not be there yet.
+
+    Raises:
+        DataError: it is no folder.
+    """
+    root = given.expanduser()
+    if not root.is_dir() and (root.exists() or not (may_be_made or given == RESULTS)):
+        raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
+    return root
 
 
 def flag(name: str) -> str:

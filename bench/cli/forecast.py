@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
 from bench.places import place
@@ -124,9 +125,11 @@ def _forecast_all(
     from bench.errors import DataError
     from bench.running.forecasting import case_from_split
 
-    count = len(task.dataset(config.split))
+    data = task.dataset(config.split)
+    count = len(data)
     if not count:
-        raise DataError(f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}")
+        where = f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}"
+        raise DataError(f"{where}. {data.why_empty}".rstrip())
     numbers = range(min(count, config.limit or count))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from bench import registry
+from bench.cli.printing import print
 from bench.errors import BrokenPluginError
 
 

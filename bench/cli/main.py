@@ -10,8 +10,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from bench.errors import EarthbenchError, did_you_mean
+from bench import registry
+from bench.cli.printing import print
+from bench.errors import EarthbenchError, RunFailedError, UsageError, did_you_mean
 from bench.plugins import use_plugin_files
 
 # Verb -> module and help.  Only the module of the verb that was asked for is imported.
@@ -40,11 +43,15 @@ VERBS = {
     "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
 }
+_READING = {"list", "show", "table", "explain", "status", "count"}
+"""Verbs that only print: nothing is lost when nobody reads on."""
+_HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 (our fault), 2 (usage), 3 (run failed), 4, 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the same bytes in any locale, and no name that cannot be printed
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -60,11 +67,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `earthbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if arguments[:1] in (["list"], ["show"], ["table"], ["explain"]) else 1
-    except Exception:
+        return 0 if _READING & set(arguments[:1]) else 1
+    except OSError as error:
+        if error.filename is None:
+            return _our_fault()
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # a disk's, a user's file
+        return UsageError.exit_code
+    except Exception as error:
+        where = _plugin_line(error)
+        if where is None:
+            return _our_fault()
         traceback.print_exc()
-        print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
-        return 1
+        print(f"error: {type(error).__name__} in {where}, which is a plugin's code, not earthbench's", file=sys.stderr)
+        return RunFailedError.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr (`>&-`) ones that hold nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole process
+
+
+def _plugin_line(error: Exception) -> str | None:
+    """Returns `FILE:LINE` of the plugin's code that an error came through last, None where it came through none."""
+    named = [entry for kind in registry.KINDS for found in registry.entries(kind).values() for entry in found]
+    tops = {entry.value.partition(":")[0].partition(".")[0] for entry in named if entry.distribution != "earthbench"}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in tops:
+            found = f"{frame.f_code.co_filename}:{line}"
+    return found
+
+
+def _our_fault() -> int:
+    traceback.print_exc()
+    print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
+    return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -96,6 +135,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"earthbench {__version__}")
         return 0
+    if module is None and rest:
+        known = ["--help", "--version", "--plugin"]
+        print(f"error: earthbench: unknown flag {rest[0]}. {did_you_mean(rest[0], known)}", file=sys.stderr)
+        return 2
     if module is None:
         parser.print_help()
         return 0
@@ -103,7 +146,8 @@ def _dispatch(arguments: list[str]) -> int:
         options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
         rest = [word for word in rest if "=" not in word or word.startswith("-")]
     if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):
-        print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}", file=sys.stderr)
+        hint = " Hydra's flags are for `earthbench run` and `status`." if _HYDRA_FLAGS & set(rest) else ""
+        print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}.{hint}", file=sys.stderr)
         return 2
     if rest:
         options.hydra_flags = rest

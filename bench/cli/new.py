@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 from bench import registry
+from bench.cli.printing import print
 from bench.errors import ConfigError, DataError, NameClashError
 from bench.files import replacing
 from bench.plugins import API_VERSION

@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.errors import DataError, RunFailedError
 
 _EVENTS = {"train": 64, "val": 8, "test": 12}

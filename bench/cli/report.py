@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
+from bench.cli.printing import print
 from bench.report import build
 from bench.tables.intervals import interval
 
@@ -12,11 +14,11 @@ from bench.tables.intervals import interval
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the site")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes the site and says where it begins."""
-    first = build(options.results.expanduser(), options.out.expanduser(), interval=interval)
+    first = build(results_root(options.results), options.out.expanduser(), interval=interval)
     print(f"open {first}")
     return 0

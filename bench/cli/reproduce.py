@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
+from bench.cli.printing import print
 from bench.errors import RunFailedError, UsageError
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
 

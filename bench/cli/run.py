@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.config import compose, expand_sweep, hydra_errors, register_groups, to_plain, validate
+from bench.cli.printing import print
+from bench.config import (
+    compose,
+    composed_by_hydra,
+    expand_sweep,
+    hydra_errors,
+    register_groups,
+    to_plain,
+    validate,
+)
 from bench.errors import ConfigError, InterruptedRunError, did_you_mean
-from bench.user_yaml import check_config_folder
+from bench.files import replacing
+from bench.overrides import is_sweep, quoted
+from bench.safe_text import without_secrets
 
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
 _CONFIG_DIR = ("-cd", "--config-dir")
 # What Hydra's own parser does one of at a time.
-_EITHER = {*_SWEEP, "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"}
-# What it takes; it would end the process over any other, with the help of another program.
-_WITH_VALUE = {
-    "-c", "--cfg", *_CONFIG_DIR, "-cn", "--config-name", "-cp", "--config-path", "--experimental-rerun",
-    "-p", "--package",
-}  # fmt: skip
-_FLAGS = {
-    *_SWEEP,
-    *_WITH_VALUE,
-    "--hydra-help",
-    "-i",
-    "--info",
-    "-r",
-    "--resolve",
-    "--run",
-    "-sc",
-    "--shell-completion",
-}
+_SHOW = {"-c", "--cfg", "-i", "--info", "--hydra-help"}
+_EITHER = {*_SWEEP, *_SHOW, "--run"}
+# What it takes; it would end the process over any other, with the help of another program. Not taken: another primary
+# config (--config-name, --config-path), a pickled one (--experimental-rerun): nobody has looked at them.
+_WITH_VALUE = {"-c", "--cfg", *_CONFIG_DIR, "-p", "--package"}
+_FLAGS = {*_SWEEP, *_WITH_VALUE, "--hydra-help", "-i", "--info", "-r", "--resolve", "--run"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +55,6 @@ def run(options: argparse.Namespace) -> int:
     overrides, flags = overrides_and_flags(options)
     if flags:
         if any(flag in _SWEEP for flag in flags):
-            for combination in expand_sweep(overrides):
-                compose(combination)  # every job's config is checked before the first one starts
             overrides = [*overrides, *_absolute(overrides)]
         sweep(overrides, flags, job)
         return 0
@@ -70,7 +69,7 @@ def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[st
         ConfigError: a flag that Hydra does not have, or a folder of configs that cannot be used.
     """
     flags = getattr(options, "hydra_flags", [])
-    _refuse_flags(flags)
+    _refuse_flags(options.overrides, flags)
     overrides, flags = _with_values(options.overrides, flags)
     kept, folders, words = list[str](), list[str](), iter(flags)
     for word in words:
@@ -78,13 +77,17 @@ def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[st
         if name not in _CONFIG_DIR:
             kept.append(word)
             continue
-        folder = Path(value if equals else next(words, "")).absolute()
-        check_config_folder(folder)
+        given = value if equals else next(words, "")
+        folder = Path(given).expanduser().absolute()
+        if not given or not folder.is_dir():
+            raise ConfigError(f"{name} {given}: not a folder; it takes the folder that your configs lie in")
         folders.append(f"'file://{folder}'")
     return [*overrides, *([f"hydra.searchpath=[{','.join(folders)}]"] if folders else [])], kept
 
 
-def _refuse_flags(flags: list[str]) -> None:
+def _refuse_flags(overrides: list[str], flags: list[str]) -> None:
+    if dashed := [override for override in overrides if override.startswith("-")]:  # after `--`
+        raise ConfigError(f"earthbench run: {dashed[0]} is not KEY=VALUE")
     for flag in flags:
         name = flag.partition("=")[0]
         if name.startswith("-") and name not in _FLAGS:
@@ -113,7 +116,7 @@ def execute(config: Any, *, again: bool) -> None:
     from bench.cli.evaluate import print_outcome
     from bench.running.pipeline import run as run_pipeline
 
-    print_outcome(run_pipeline(config, training=True, again=again))
+    print_outcome(run_pipeline(config, training=True, again=again, say=print))
 
 
 class _SweepStopped(KeyboardInterrupt):
@@ -129,6 +132,7 @@ def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @functools.wraps(work)
     def job(composed: Any) -> None:
+        _mask_sweep_file()
         try:
             work(composed)
         except InterruptedRunError as error:
@@ -137,6 +141,18 @@ def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
             raise
 
     return job
+
+
+def _mask_sweep_file() -> None:
+    """Takes the credentials out of the `multirun.yaml` that Hydra has written beside a sweep's jobs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    with contextlib.suppress(OSError, ValueError):  # not of a sweep; another job has just done it; another machine
+        path = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
+        text = path.read_text(encoding="utf-8")
+        if (masked := without_secrets(text)) != text:
+            with replacing(path) as part:
+                part.write_text(masked, encoding="utf-8")
 
 
 @job_of_a_sweep
@@ -157,18 +173,47 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
     import hydra
 
     global _sweeping
+    overrides = quoted(overrides)
+    sweeps = any(flag in _SWEEP for flag in flags)
+    shows = any(flag.partition("=")[0] in _SHOW for flag in flags)
+    # Before Hydra may call anything: every job's config, and the one without what is swept, of which it makes them.
+    for combination in expand_sweep(overrides) if sweeps else ():
+        compose([*combination, *(override for override in overrides if override.lstrip("+~").startswith("hydra"))])
+    composed_by_hydra([override for override in overrides if not (sweeps and is_sweep(override))])
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
     _sweeping = os.getpid()
     try:
-        with hydra_errors(overrides):
+        with hydra_errors(overrides), _shown() if shows else contextlib.nullcontext():
             hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
+    except SystemExit as exit_:  # its parser has said why
+        if exit_.code:
+            raise ConfigError("earthbench run: a flag of Hydra's is not right, see above") from exit_
     except _SweepStopped as stopped:
         assert stopped.__cause__ is not None
         raise stopped.__cause__ from None
     finally:
         _sweeping = None
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[None]:
+    """Prints what Hydra prints of a config as everything else is printed: without credentials.
+
+    Raises:
+        ConfigError: Hydra ended the process, over a value of a flag.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    except SystemExit as exit_:
+        if exit_.code:
+            said = err.getvalue().strip().splitlines() or ["Hydra ended without a word"]
+            raise ConfigError(f"earthbench run: {said[-1]}") from exit_
+    print(out.getvalue(), end="")
+    print(err.getvalue(), end="", file=sys.stderr)
 
 
 def _absolute(overrides: list[str]) -> list[str]:

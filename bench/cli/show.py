@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import registry
 from bench.api import Picture
+from bench.cli.printing import print
 from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
 

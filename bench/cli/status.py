@@ -8,8 +8,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
-from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
+from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.errors import ConfigError
+from bench.overrides import is_sweep, quoted
 from bench.places import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
@@ -44,8 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints one line per run and a count per state."""
-    jobs = expand_sweep(overrides_and_flags(options)[0])
-    lines = _of_sweep(jobs) if len(jobs) > 1 else _of_folder(compose(jobs[0]))
+    overrides = quoted(overrides_and_flags(options)[0])
+    composed_by_hydra([override for override in overrides if not is_sweep(override)])  # refuses what the sweep refuses
+    jobs = expand_sweep(overrides)
+    configs = [compose(job) for job in jobs]
+    for config in configs:
+        _refuse_files(config)
+    lines = _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
     counts = Counter(line.state for line in lines)
     if options.format == "json":
         print(json.dumps({"runs": [asdict(line) for line in lines], "counts": counts}, indent=1))
@@ -56,9 +64,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _of_sweep(jobs: list[list[str]]) -> list[Line]:
+def _refuse_files(config: Config) -> None:
+    for key, folder in (
+        ("work", local_folder(config.work, "work")),
+        ("results.root", place(config.results.root, "results.root")),
+    ):
+        if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{key}={folder} is not a folder")
+
+
+def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
-    configs = [compose(job) for job in jobs]
     records: dict[str, list[RunRecord]] = {}
     for root in {config.results.root for config in configs}:
         records[root] = read_records(root)[0]

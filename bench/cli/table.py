@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
+from bench.cli.printing import print
 from bench.tables.admission import read_store
 from bench.tables.cells import contents_of
 from bench.tables.definitions import load_published
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument("--format", choices=FORMATS, default="md")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints, writes or checks the table."""
     table = load_table(options.name)
-    root = options.results.expanduser()
+    root = results_root(options.results, may_be_made=options.write)
     if options.check:
         for path in check_renderings(table, root, interval):
             print(f"{path} is up to date")

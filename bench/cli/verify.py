@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from bench import registry
+from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, one_message
 from bench.records.verify import Finding, verify_records
 from bench.tables.definitions import Table, load_published, published_folder

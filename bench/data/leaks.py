@@ -1,4 +1,4 @@
-"""What two splits share: events by id, and events whose times overlap.
+"""What two splits share: events by id or by where they are stored, and events whose times overlap.
 
 A shared event makes scores optimistic.  A shared time does so only where the places are near, too: it is said, not
 refused.
@@ -7,7 +7,7 @@ refused.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ class SplitEvents(NamedTuple):
     ids: tuple[str, ...]
     times: tuple[tuple[Any, Any], ...] | None = None
     """First and last time of each event, of any type that can be compared; None where the data have no times."""
+    storage: tuple[Hashable, ...] | None = None
+    """Where each event is stored, such as file and index; None where ids tell all."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Leak:
     ids: tuple[str, ...]
     overlapping: tuple[str, ...]
     """Other events of the first split during which one of the second goes on."""
+    stored_alike: tuple[str, ...] = ()
+    """Stored events that both splits have, under different ids: `ID in the first = ID in the second`."""
 
     def lines(self) -> list[str]:
         """Returns what is shared, in words."""
@@ -40,6 +44,11 @@ class Leak:
         found = []
         if self.ids:
             found.append(f"splits {one} and {other} share {len(self.ids)} ids: {', '.join(self.ids[:_SHOWN])}")
+        if self.stored_alike:
+            shown = ", ".join(self.stored_alike[:_SHOWN])
+            found.append(
+                f"splits {one} and {other} share {len(self.stored_alike)} stored events under two ids: {shown}"
+            )
         if self.overlapping:
             shown = ", ".join(self.overlapping[:_SHOWN])
             found.append(f"{len(self.overlapping)} events of {one} overlap in time with events of {other}: {shown}")
@@ -51,6 +60,7 @@ class Leak:
             "splits": list(self.splits),
             "id_count": len(self.ids),
             "ids": list(self.ids[:_KEPT]),
+            **({"stored_alike": list(self.stored_alike[:_KEPT])} if self.stored_alike else {}),
             "overlap_count": len(self.overlapping),
             "overlapping_in_time": list(self.overlapping[:_KEPT]),
         }
@@ -62,24 +72,34 @@ def find_leaks(splits: Mapping[str, SplitEvents]) -> list[Leak]:
     for one, other in combinations(splits, 2):
         a, b = splits[one], splits[other]
         shared = set(a.ids) & set(b.ids)
+        alike = stored_alike(a, b)
         overlapping: list[str] = []
         if a.times is not None and b.times is not None:
             busy = _merged([time for name, time in zip(b.ids, b.times, strict=True) if name not in shared])
             overlapping = [
                 name for name, time in zip(a.ids, a.times, strict=True) if name not in shared and _overlaps(time, busy)
             ]
-        if shared or overlapping:
-            found.append(Leak((one, other), tuple(sorted(shared)), tuple(sorted(overlapping))))
+        if shared or overlapping or alike:
+            found.append(Leak((one, other), tuple(sorted(shared)), tuple(sorted(overlapping)), alike))
     return found
 
 
+def stored_alike(one: SplitEvents, other: SplitEvents) -> tuple[str, ...]:
+    """Returns the events stored at one place that two splits have under different ids, `ID = OTHER ID`."""
+    if one.storage is None or other.storage is None:
+        return ()
+    names = dict(zip(other.storage, other.ids, strict=True))
+    pairs = zip(one.ids, one.storage, strict=True)
+    return tuple(sorted(f"{name} = {names[at]}" for name, at in pairs if at in names and names[at] != name))
+
+
 def add_leaks(report: Report, leaks: Sequence[Leak], *, by_design: frozenset[frozenset[str]]) -> None:
-    """Adds to a report what splits share: shared ids are a problem, unless the user asked for such a split."""
+    """Adds to a report what splits share: shared events are a problem, unless the user asked for such a split."""
     report.facts["leaks"] = [leak.facts() for leak in leaks]
     for leak in leaks:
-        wrong = bool(leak.ids) and frozenset(leak.splits) not in by_design
-        for number, line in enumerate(leak.lines()):
-            (report.problems if wrong and number == 0 else report.remarks).append(line)
+        wrong = frozenset(leak.splits) not in by_design
+        for line in leak.lines():
+            (report.problems if wrong and line.startswith("splits ") else report.remarks).append(line)
     if not leaks:
         report.lines.append("  no ids or times are shared between splits")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import h5py
+import requests
 from fsspec.spec import AbstractBufferedFile
 
 from bench.data.http import Patience, Remote, inspect, read_range
@@ -19,6 +20,8 @@ from bench.places import place
 
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
+_ANSWER_S = 30.0
+"""A server that says nothing for so long is not there."""
 
 
 def open_place(root: str | Path) -> Path:
@@ -28,13 +31,24 @@ def open_place(root: str | Path) -> Path:
 
     Raises:
         ConfigError: no library is there for such an address.
+        DataError: no web server answers there; to fsspec, that is a file which is missing.
     """
     if not isinstance(root, str):
         return root
     import fsspec.config
 
+    if root.startswith(("http://", "https://")):
+        _refuse_silent_server(root)
+
     anonymous = root.startswith(("s3://", "s3a://")) and "anon" not in fsspec.config.conf.get("s3", {})
     return cast(Path, place(root, "data.root", **({"anon": True} if anonymous else {})))
+
+
+def _refuse_silent_server(root: str) -> None:
+    try:
+        requests.get(root, timeout=_ANSWER_S, stream=True).close()  # whatever it answers
+    except requests.RequestException as error:
+        raise DataError(f"data.root={root}: no answer: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -51,14 +65,21 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Returns an open HDF5 file, of a disk or of an address.
+    """Returns an open HDF5 file, of a disk or of an address, to read.
+
+    No lock is asked for: what is only read needs none, some network file systems have none, and a file that another
+    program holds is not damaged.  HDF5 refuses to open a file twice in a process with and without locks, unless by two
+    drivers: this one is not h5py's default, so that users can open the same files as they like.
 
     Raises:
         OSError: it cannot be read, or is no HDF5.
         DataError: the server does not give it.
     """
     if isinstance(path, Path):
-        return h5py.File(path, "r")
+        try:
+            return h5py.File(path, "r", driver="stdio", locking=False)
+        except OSError:  # the default driver says why
+            return h5py.File(path, "r", locking=False)
     if str(path).startswith(("http://", "https://")):
         patience = Patience()
         return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")

@@ -51,6 +51,11 @@ class RandomPart:
         return tuple(self.source.contents[number] for number in self._events)
 
     @property
+    def why_empty(self) -> str | None:
+        """Returns why the source has no events, or None where it has some."""
+        return self.source.why_empty
+
+    @property
     def skipped_ids(self) -> tuple[str, ...]:
         """Returns the events that the source left out."""
         return self.source.skipped_ids

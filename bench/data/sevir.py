@@ -20,7 +20,16 @@ from torch import Tensor
 from bench.data.digests import event_digests
 from bench.data.origin import origin
 from bench.data.places import open_hdf5, reading
-from bench.data.sevir_catalogue import read_catalogue, read_headers, readable_events, select_events
+from bench.data.sevir_catalogue import (
+    MISSING,
+    check_vil,
+    read_catalogue,
+    read_headers,
+    readable_events,
+    select_events,
+    why_no_events,
+)
+from bench.data.sevir_files import HDF5_ERRORS, header_of
 from bench.errors import ConfigError, DataError, one_message
 
 # Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
@@ -28,6 +37,7 @@ from bench.errors import ConfigError, DataError, one_message
 _BLOCK_PIXELS = 8192
 # Decompressed events kept per process: the windows of an event cost one decompression when asked for near each other.
 _CACHED_EVENTS = 4
+_CHECK = "`earthbench data check` lists everything that is wrong."
 
 
 @dataclass
@@ -70,12 +80,17 @@ class SevirSequences:
         skip_missing: bool = False,
     ) -> None:
         self.root, self.t_in, self.t_out, self.stride = root, t_in, t_out, stride
-        self.events = select_events(read_catalogue(root), start=start, end=end, admit_missing=admit_missing)
+        catalogue = read_catalogue(root)
+        self.events = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        self.why_empty = why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        """Which condition no row of the catalogue meets, or None where there are events."""
         headers, problems = read_headers(root, self.events)
         chosen = self.events
         if problems and skip_missing:
             self.events = readable_events(headers, chosen)
             headers, problems = read_headers(root, self.events)
+        if chosen and not self.events:
+            self.why_empty = f"all {len(chosen)} events are left out by task.skip_missing"
         kept = {event.id for event in self.events}
         self.skipped_ids = tuple(event.id for event in chosen if event.id not in kept)
         """Events of the catalogue that `skip_missing` left out."""
@@ -144,11 +159,28 @@ class SevirSequences:
         assert self.frame_size is not None
         height, width = self.frame_size
         turned = np.empty((last - first, height * width), np.uint8 if scale is None else np.float32)
+        low, high = 255, 0
         for at, pixels in self._blocks(number):
             turned[:, at : at + len(pixels)] = pixels[:, first:last].T
+            if low >= high:  # all alike so far; the first block differs, nearly always
+                low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+        if low == high:
+            self._check_constant(number, low)
         if scale is not None:
             turned *= scale
         return torch.from_numpy(turned).view(last - first, height, width, 1)
+
+    def _check_constant(self, number: int, code: int) -> None:
+        """Refuses an event of one code that the catalogue calls otherwise.
+
+        HDF5 reads what was never written as zeros, or as whatever the file says that it be filled with.
+
+        Raises:
+            DataError: it is one.
+        """
+        event = self.events[number]
+        if code != MISSING and (problem := check_vil(np.array([code], np.uint8), event)):
+            raise DataError(f"{self.root / 'data' / event.file_name}: {problem}. {_CHECK}")
 
     def _blocks(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the pixels of an event, `(first pixel, codes (pixels, frames))`, a block at a time."""
@@ -169,10 +201,10 @@ class SevirSequences:
                 if os.preadv(file.raw.fileno(), [part.data], start + at * self.frames) != part.nbytes:
                     raise OSError("the file ends before the event does")
                 yield at, part
-        except (OSError, KeyError, ValueError) as error:
+        except HDF5_ERRORS as error:
             raise DataError(
                 f"{self.root / 'data' / event.file_name}: event {event.id} at index {event.file_index} cannot be "
-                f"read: {error}. `earthbench data check` lists everything that is wrong."
+                f"read: {error}. {_CHECK}"
             ) from error
 
     def _open(self, name: str) -> _OpenFile:
@@ -180,10 +212,10 @@ class SevirSequences:
             self._files, self._events_read, self._process = {}, OrderedDict(), os.getpid()
         if name not in self._files:
             path = self.root / "data" / name
-            array = open_hdf5(path)["vil"]
-            offset = array.id.get_offset()  # None where the array is chunked, as compressed ones are
+            file = open_hdf5(path)
+            offset = header_of(path, file).offset
             plain = offset is not None and hasattr(os, "preadv") and isinstance(path, Path)
-            self._files[name] = _OpenFile(array, path.open("rb", buffering=0) if plain else None, offset or 0)
+            self._files[name] = _OpenFile(file["vil"], path.open("rb", buffering=0) if plain else None, offset or 0)
         return self._files[name]
 
     def _whole(self, number: int, file: _OpenFile) -> np.ndarray:

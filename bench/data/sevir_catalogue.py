@@ -6,17 +6,21 @@ their consequences: a duplicated id loses all its copies, and ids are sorted as 
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from bench.data.places import open_hdf5, reading
+from bench.data.places import reading
+from bench.data.sevir_axes import other_order
+from bench.data.sevir_files import FileHeader, FileInUseError, read_header
+from bench.data.sevir_times import AmbiguousTimesError, parse_times
 from bench.errors import DataError, one_message
 
 COLUMNS = (
@@ -24,6 +28,11 @@ COLUMNS = (
     "event_type", "llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon", "proj", "size_x", "size_y", "height_m",
     "width_m", "data_min", "data_max", "pct_missing",
 )  # fmt: skip
+_OPTIONAL = ("minute_offsets", "size_y", "size_x", "data_max")
+_MOST_INDEX = 2**31
+_SHOWN = 8
+MISSING = 255
+"""The code of a missing pixel."""
 REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
 
 
@@ -37,30 +46,19 @@ class Event:
     time: datetime
     minutes: tuple[float, float] = (0.0, 0.0)
     """First and last frame, from `time`; zero where the catalogue does not tell."""
+    frames: int | None = None
+    """Number of `minute_offsets`, None where there are none."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels (`size_y`, `size_x`), None where the catalogue does not tell."""
+    data_max: float = math.nan
+    """The largest value, NaN where the catalogue does not tell."""
+    pct_missing: float = math.nan
 
     @property
     def span(self) -> tuple[datetime, datetime]:
         """Returns the times of the first and the last frame."""
         first, last = self.minutes
         return self.time + timedelta(minutes=first), self.time + timedelta(minutes=last)
-
-
-@dataclass(frozen=True)
-class FileHeader:
-    """What an event file declares of itself."""
-
-    path: Path
-    event_count: int
-    height: int
-    width: int
-    frames: int
-    ids: tuple[str, ...] | None
-    compression: str | None
-
-    @property
-    def event_bytes(self) -> int:
-        """Returns the size of one event's uint8 array in bytes."""
-        return self.height * self.width * self.frames
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:
@@ -88,20 +86,26 @@ def read_catalogue(root: Path) -> pd.DataFrame:
         raise DataError(f"{path}: missing columns {', '.join(absent)}; found {', '.join(map(str, table.columns))}")
 
     problems = []
-    times = pd.to_datetime(table["time_utc"], errors="coerce", format="mixed", utc=True).dt.tz_localize(None)
+    try:
+        times = parse_times(table["time_utc"])
+    except AmbiguousTimesError as error:
+        raise DataError(f"{path}: {error}") from error
     indices = pd.to_numeric(table["file_index"], errors="coerce")
     missing_percent = pd.to_numeric(table["pct_missing"], errors="coerce")
     checks = {
         "id is empty": table["id"].isna(),
         "file_name is empty": table["file_name"].isna(),
-        "time_utc is not a time": times.isna(),
-        "file_index is not a whole number >= 0": indices.isna() | (indices < 0) | (indices % 1 != 0),
+        "time_utc is not a time; expected ISO 8601, as in 2019-06-02 03:00:00": times.isna(),
+        "file_index is not a whole number >= 0": ~(indices.between(0, _MOST_INDEX) & (indices % 1 == 0)),
         "file_name leaves the data folder": ~table["file_name"].fillna("").map(_stays_inside),
         "pct_missing is not a number": missing_percent.isna() & table["pct_missing"].notna(),
     }
     for what, wrong in checks.items():
+        column = what.split()[0]
         for row in np.flatnonzero(wrong.to_numpy()):
-            problems.append(f"line {row + 2}: {what} ({table['id'].iloc[row]})")
+            value = table[column].iloc[row]
+            found = "" if pd.isna(value) else f", found {value!r}"
+            problems.append(f"line {row + 2}: {what}{found} ({table['id'].iloc[row]})")
     if problems:
         raise DataError(one_message(f"{path} has {len(problems)} unreadable rows:", problems))
     return table.assign(time_utc=times, file_index=indices.astype("int64"), pct_missing=missing_percent)
@@ -130,30 +134,88 @@ def select_events(
         admit_missing: Keep events with missing pixels; by default only those whose `pct_missing` is exactly 0.
     """
     rows = catalogue
-    if start is not None:
-        rows = rows[rows["time_utc"] > start]
-    if end is not None:
-        rows = rows[rows["time_utc"] <= end]
-    if not admit_missing:
-        rows = rows[rows["pct_missing"] == 0]
-    rows = rows[rows["img_type"] == img_type]
-    rows = rows[~rows["id"].duplicated(keep=False)]
-    offsets = rows["minute_offsets"] if "minute_offsets" in rows.columns else [""] * len(rows)
-    records = zip(rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], offsets, strict=True)
+    for _, kept in _filters(rows, img_type, start, end, admit_missing):
+        rows = kept
+    columns = {name: rows[name] if name in rows.columns else [math.nan] * len(rows) for name in _OPTIONAL}
+    numbers = [pd.to_numeric(pd.Series(columns[name]), errors="coerce") for name in _OPTIONAL[1:]]
+    records = zip(
+        rows["id"], rows["file_name"], rows["file_index"], rows["time_utc"], rows["pct_missing"],
+        columns["minute_offsets"], *numbers, strict=True,
+    )  # fmt: skip
     events = [
-        Event(str(i), str(name), int(index), time.to_pydatetime(), _ends(offset))
-        for i, name, index, time, offset in records
-    ]
+        Event(
+            str(i), str(name), int(index), time.to_pydatetime(), *_frames(offsets), _size(height, width),
+            float(largest), float(missing),
+        )
+        for i, name, index, time, missing, offsets, height, width, largest in records
+    ]  # fmt: skip
     return sorted(events, key=lambda event: event.id)
 
 
-def _ends(offsets: object) -> tuple[float, float]:
+def why_no_events(
+    catalogue: pd.DataFrame,
+    *,
+    img_type: str = "vil",
+    start: datetime | None = None,
+    end: datetime | None = None,
+    admit_missing: bool = False,
+) -> str | None:
+    """Returns which filter of `select_events` leaves no row of a catalogue, and of how many; None where rows are left.
+
+    Args:
+        catalogue: Rows as `read_catalogue` returns them.
+        img_type: As for `select_events`, like all others.
+        start: Exclusive lower bound.
+        end: Inclusive upper bound.
+        admit_missing: Keep events with missing pixels.
+    """
+    before = len(catalogue)
+    if not before:
+        return "the catalogue has no rows"
+    for condition, rows in _filters(catalogue, img_type, start, end, admit_missing):
+        if not len(rows):
+            return f"none of {before} rows has {condition}"
+        before = len(rows)
+    return None
+
+
+def _filters(
+    rows: pd.DataFrame, img_type: str, start: datetime | None, end: datetime | None, admit_missing: bool
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields each condition in words and the rows that are left by it and those before.
+
+    The authors' order is another, with the same result: only duplicates, the last, depend on the other conditions.
+    """
+    found = ", ".join(map(str, rows["img_type"].value_counts().index[:5]))
+    rows = rows[rows["img_type"] == img_type]
+    yield f"img_type {img_type!r} (found: {found or 'no img_type at all'})", rows
+    if start is not None:
+        rows = rows[rows["time_utc"] > start]
+        yield f"a time_utc after {start}", rows
+    if end is not None:
+        rows = rows[rows["time_utc"] <= end]
+        yield f"a time_utc up to {end}", rows
+    if not admit_missing:
+        known = rows["pct_missing"].notna().sum()
+        rows = rows[rows["pct_missing"] == 0]
+        yield f"pct_missing 0 ({known} have a number there; task.admit_missing=true keeps all)", rows
+    rows = rows[~rows["id"].duplicated(keep=False)]
+    yield "an id that no other row has", rows
+
+
+def _frames(offsets: object) -> tuple[tuple[float, float], int | None]:
+    """Returns first and last minute, and the number of frames."""
     text = str(offsets)
     try:
         first, last = float(text.partition(":")[0]), float(text.rpartition(":")[2])
     except ValueError:
-        return 0.0, 0.0
-    return (first, last) if first <= last else (0.0, 0.0)  # false for nan, an empty cell
+        return (0.0, 0.0), None
+    # false for nan, an empty cell
+    return ((first, last), text.count(":") + 1) if first <= last else ((0.0, 0.0), None)
+
+
+def _size(height: float, width: float) -> tuple[int, int] | None:
+    return (int(height), int(width)) if 0 < height < math.inf and 0 < width < math.inf else None
 
 
 def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
@@ -183,48 +245,6 @@ def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float
     return None
 
 
-def read_header(path: Path, img_type: str = "vil") -> FileHeader:
-    """Returns what an event file declares: sizes, ids and storage.
-
-    Raises:
-        DataError: missing, truncated, not HDF5, or not an `(N, H, W, T)` uint8 array under the sensor's name.
-    """
-    size = None
-    try:
-        with reading(path):
-            if not path.is_file():
-                raise DataError(f"{path}: file is missing")
-            size = path.stat().st_size
-            with open_hdf5(path) as file:
-                return header_of(path, file, img_type)
-    except OSError as error:  # what h5py raises for a truncated file and for one that is no HDF5 at all
-        raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {_first_sentence(error)}") from error
-
-
-def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
-    """Returns what an open event file declares, as `read_header` does.
-
-    Raises:
-        DataError: no `(N, H, W, T)` uint8 array under the sensor's name.
-    """
-    if img_type not in file:
-        raise DataError(f"{path}: no dataset {img_type!r}; found {', '.join(file) or 'nothing'}")
-    array = file[img_type]
-    if array.ndim != 4 or array.dtype != np.uint8:
-        raise DataError(f"{path}: {img_type!r} is {array.dtype} with shape {array.shape}; expected uint8 (N, H, W, T)")
-    count, height, width, frames = array.shape
-    ids = tuple(_text(value) for value in file["id"][:]) if "id" in file else None
-    return FileHeader(path, count, height, width, frames, ids, array.compression)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace").rstrip("\x00") if isinstance(value, bytes) else str(value)
-
-
-def _first_sentence(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def first_header(root: Path, events: list[Event], img_type: str = "vil") -> FileHeader | None:
     """Returns the header of the first event file that is there, or None when there are no events.
 
@@ -234,9 +254,17 @@ def first_header(root: Path, events: list[Event], img_type: str = "vil") -> File
         DataError: none of the files can be read; the message is the first one's.
     """
     first_error: DataError | None = None
-    for name in dict.fromkeys(event.file_name for event in events):
+    firsts: dict[str, Event] = {}
+    for event in events:
+        firsts.setdefault(event.file_name, event)
+    for name, event in firsts.items():
         try:
-            return read_header(root / "data" / name, img_type)
+            header = read_header(root / "data" / name, img_type)
+            if wrong := _wrong_axes(header, event):
+                raise DataError(wrong)
+            return header
+        except FileInUseError:
+            raise
         except DataError as error:
             first_error = first_error or error
     if first_error:
@@ -254,6 +282,8 @@ def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tupl
     for name, wanted in sorted(users.items()):
         try:
             header = headers[name] = read_header(root / "data" / name, img_type)
+        except FileInUseError:
+            raise
         except DataError as error:
             problems.append(f"{error} (wanted by {len(wanted)} events, first {wanted[0].id})")
             continue
@@ -282,6 +312,7 @@ def readable_events(headers: dict[str, FileHeader], events: list[Event]) -> list
 def disagreements(header: FileHeader, wanted: list[Event]) -> list[str]:
     """Returns where a file does not hold at an event's index what the catalogue says."""
     problems = []
+    unwritten = []
     for event in wanted:
         if event.file_index >= header.event_count:
             problems.append(
@@ -293,4 +324,59 @@ def disagreements(header: FileHeader, wanted: list[Event]) -> list[str]:
                 f"{header.path}: index {event.file_index} holds {header.ids[event.file_index]!r}, "
                 f"the catalogue says {event.id!r}"
             )
+        elif not header.is_written(event.file_index):
+            unwritten.append(event)
+    if unwritten:
+        listing = ", ".join(f"{event.id} at index {event.file_index}" for event in unwritten[:_SHOWN])
+        more = f" and {len(unwritten) - _SHOWN} more" if len(unwritten) > _SHOWN else ""
+        problems.append(
+            f"{header.path}: dataset 'vil' declares events that were never, or not wholly, written: {listing}{more}"
+        )
+    problems += dict.fromkeys(wrong for event in wanted if (wrong := _wrong_axes(header, event)))
     return problems
+
+
+def _wrong_axes(header: FileHeader, event: Event) -> str | None:
+    shape = header.height, header.width, header.frames
+    order = other_order(shape, event.size, event.frames)
+    if order is None:
+        return None
+    size = "x".join(map(str, event.size)) if event.size else "no size"
+    said = f"{size} and {event.frames or 'no'} minute_offsets"
+    axes = {"(N, T, H, W)": "0, 2, 3, 1", "(N, H, T, W)": "0, 1, 3, 2"}[order]
+    return (
+        f"{header.path}: an event of 'vil' has shape {shape}; its axes seem to lie as {order} (the catalogue says "
+        f"{said}), expected (N, H, W, T). Store array.transpose({axes}), or mend size_x, size_y and minute_offsets"
+    )
+
+
+def check_vil(codes: np.ndarray, event: Event) -> str | None:
+    """Returns what is implausible about an event's codes, or None.
+
+    Values outside 0..255 cannot come up: arrays of another type than uint8 are refused with the file's header.
+
+    Args:
+        codes: All or some of an event's codes, uint8 of any shape.
+        event: What the catalogue says of it.
+    """
+    missing = int(np.count_nonzero(codes == MISSING))
+    if missing and event.pct_missing == 0:
+        return f"event {event.id} has {missing} missing pixels (255), but the catalogue says pct_missing = 0"
+    value = int(codes.flat[0])
+    differs = not math.isnan(event.data_max) and event.data_max != value != MISSING
+    if differs and (codes == value).all():
+        return (
+            f"event {event.id} at index {event.file_index} is {value} throughout, but the catalogue says "
+            f"data_max = {event.data_max:g}: it may never have been written"
+        )
+    return None
+
+
+def storage_of(root: Path, events: list[Event]) -> tuple[tuple[str, int], ...]:
+    """Returns file and index of every event; links to one file are that file."""
+    places = {name: _real(root / "data" / name) for name in {event.file_name for event in events}}
+    return tuple((places[event.file_name], event.file_index) for event in events)
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path) if isinstance(path, Path) else str(path)

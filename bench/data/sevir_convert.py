@@ -19,7 +19,10 @@ import pandas as pd
 from pydantic import Field
 
 from bench.data.manifest import digest, write_manifest
-from bench.data.sevir_catalogue import read_catalogue, read_header, read_headers, select_events
+from bench.data.places import open_hdf5
+from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir_files import HDF5_ERRORS, read_header
+from bench.data.sevir_times import as_iso
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, one_message
 from bench.files import replacing
@@ -120,15 +123,21 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
     if _is_converted((source, target)):
         return target.stat().st_size, digest(target)
     header = read_header(source)
+    unwritten = [index for index in range(header.event_count) if not header.is_written(index)]
+    if unwritten:
+        raise DataError(
+            f"{source}: {len(unwritten)} events were never, or not wholly, written (the first at index "
+            f"{unwritten[0]}); as zeros they would become dry scenes"
+        )
     shape = low_resolution(np.empty((header.height, header.width, header.frames), np.uint8)).shape
     with replacing(target) as part:
-        with h5py.File(source, "r") as file, h5py.File(part, "w") as low:
+        with open_hdf5(source) as file, h5py.File(part, "w") as low:
             events = low.create_dataset("vil", (header.event_count, *shape), np.uint8)
             buffer = np.empty(file["vil"].shape[1:], np.uint8)
             for index in range(header.event_count):
                 try:
                     file["vil"].read_direct(buffer, np.s_[index])
-                except OSError as error:
+                except HDF5_ERRORS as error:
                     raise DataError(f"{source}: event at index {index} cannot be read: {error}") from error
                 events[index] = low_resolution(buffer)
                 if callable(advance):
@@ -149,7 +158,7 @@ def _version(source: Path) -> str:
 def _is_converted(pair: tuple[Path, Path]) -> bool:
     source, target = pair
     try:
-        with h5py.File(target, "r") as file:
+        with open_hdf5(target) as file:
             return bool(file.attrs.get(_SOURCE) == _version(source))
     except OSError:  # not there, or broken
         return False
@@ -158,6 +167,7 @@ def _is_converted(pair: tuple[Path, Path]) -> bool:
 def _write_catalogue(source: Path, target: Path) -> None:
     """Writes the VIL rows with their new sizes and times; `pct_missing`, which decides what is read, stays."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
+    rows["time_utc"] = as_iso(rows["time_utc"])
     rows = rows[rows["img_type"] == "vil"].copy()
     for column in {"size_x", "size_y"} & set(rows.columns):
         rows[column] = [str(-(-int(float(size)) // BLOCK)) if size else "" for size in rows[column]]

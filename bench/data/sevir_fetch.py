@@ -29,11 +29,11 @@ from bench.data.sevir_catalogue import (
     Event,
     disagreements,
     read_catalogue,
-    read_header,
     read_headers,
     select_events,
 )
 from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir_files import read_header
 from bench.data.sevir_subset import (
     SENSOR,
     EventFile,
@@ -235,8 +235,8 @@ class FetchSevir(DataVerb):
     def _event(self, source: EventFile, folder: Path, event: Event, moved: _Sum, stop: threading.Event) -> None:
         path, size = folder / f"{event.file_index}.raw", source.header.event_bytes
         if not (path.is_file() and path.stat().st_size == size):
-            if source.offset is not None:
-                start = source.offset + event.file_index * size
+            if source.header.offset is not None:
+                start = source.header.offset + event.file_index * size
                 content = read_range(source.remote, start, start + size, self._patience, stop)
             else:  # compressed, unlike the bucket's: the HDF5 library reads its chunks, one thread at a time
                 with h5py.File(RemoteFile(source.remote, self._patience), "r") as file:

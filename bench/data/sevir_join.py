@@ -15,6 +15,7 @@ from pydantic import Field
 from bench.data.manifest import digest, write_manifest
 from bench.data.origin import origin
 from bench.data.sevir_catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir_times import as_iso
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, one_message
 from bench.files import replacing
@@ -42,6 +43,7 @@ class JoinTrees(DataVerb):
         tables, files = [], {}
         for number, (name, root) in enumerate(zip(_folder_names(self.roots), self.roots, strict=True), start=1):
             rows = pd.read_csv(root / "CATALOG.csv", dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+            rows["time_utc"] = as_iso(rows["time_utc"])
             rows = rows[rows["img_type"] == _SENSOR]
             for file_name in sorted(set(rows["file_name"])):
                 target = self.out / "data" / name / file_name

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from bench.api import Split
 from bench.data.manifest import check_manifest
@@ -18,18 +17,26 @@ from bench.data.report import Advance, Report
 from bench.data.sevir_catalogue import (
     Event,
     cadence_minutes,
+    check_vil,
+    disagreements,
     duplicated_ids,
     read_catalogue,
     read_headers,
     select_events,
+    storage_of,
+    why_no_events,
 )
+from bench.data.sevir_files import HDF5_ERRORS, FileHeader, header_of
 from bench.errors import DataError
-
-_MISSING = 255
 
 
 def describe(
-    root: Path, splits: Mapping[Split, tuple[datetime | None, datetime | None]], *, window: int, stride: int
+    root: Path,
+    splits: Mapping[Split, tuple[datetime | None, datetime | None]],
+    *,
+    window: int,
+    stride: int,
+    admit_missing: bool = False,
 ) -> Report:
     """Returns the facts of a tree and the problems that its catalogue and file headers show; reads no frames.
 
@@ -38,9 +45,10 @@ def describe(
         splits: Name to `(after, up to and including)`.
         window: Frames of one sequence.
         stride: Frames between the starts of an event's sequences.
+        admit_missing: Events with missing pixels count, too.
 
     Raises:
-        DataError: there is no catalogue.
+        DataError: there is no catalogue, or a file is in use.
     """
     report = Report()
     try:
@@ -50,8 +58,10 @@ def describe(
             raise
         report.problems += [line.removeprefix("  - ") for line in str(error).splitlines()]
         return report
-    events = select_events(catalogue)
+    events = select_events(catalogue, admit_missing=admit_missing)
     headers, report.problems = read_headers(root, events)
+    if empty := why_no_events(catalogue, admit_missing=admit_missing):
+        report.problems.append(f"no events: {empty}")
     admissible = select_events(catalogue, admit_missing=True)
     shapes = sorted({(h.height, h.width, h.frames) for h in headers.values()})
     frames = shapes[0][2] if shapes else 0
@@ -73,10 +83,17 @@ def describe(
         "splits": {},
     }
     for split, (start, end) in splits.items():
-        chosen = select_events(catalogue, start=start, end=end)
+        chosen = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
     _say(report)
     _remark(report, catalogue, window)
+    for split, (start, end) in splits.items():
+        if empty := why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing):
+            report.remarks.append(f"split {split} has no events: {empty}")
+    names: dict[tuple[str, int], str] = {}
+    for event, place in zip(events, storage_of(root, events), strict=True):
+        if names.setdefault(place, event.id) != event.id:
+            report.remarks.append(f"events {names[place]} and {event.id} are one stored event: {place[0]}, {place[1]}")
     return report
 
 
@@ -105,52 +122,67 @@ def _remark(report: Report, catalogue: Any, window: int) -> None:
             f"events have {frames} frames, fewer than the {window} of a sequence: set task.t_in and task.t_out, "
             "or use task=sevir_lr for 10-minute data"
         )
-    for split, count in report.facts["splits"].items():
-        if not count["events"]:
-            report.remarks.append(f"split {split} has no events")
 
 
-def read_everything(root: Path, report: Report, advance: Advance | None = None) -> None:
-    """Adds to a report what only reading each event shows: unreadable bytes, missing pixels, empty events.
+def read_everything(
+    root: Path,
+    report: Report,
+    splits: Mapping[Split, tuple[datetime | None, datetime | None]],
+    advance: Advance | None = None,
+    *,
+    admit_missing: bool = False,
+) -> None:
+    """Adds to a report what only reading each event shows: unreadable bytes, implausible codes, constant events.
 
     Args:
         root: Folder with `CATALOG.csv`.
         report: As `describe` returned it.
+        splits: As for `describe`.
         advance: Called with `(done, total)` after each event.
+        admit_missing: As for `describe`.
     """
     try:
-        events = select_events(read_catalogue(root))
+        catalogue = read_catalogue(root)
     except DataError:
         return  # already among the problems
+    events = select_events(catalogue, admit_missing=admit_missing)
     if isinstance(root, Path):
         check_manifest(root, report, advance)
     by_file: dict[str, list[Event]] = {}
     for event in events:
         by_file.setdefault(event.file_name, []).append(event)
     done = 0
+    constant: set[str] = set()
     for name, wanted in sorted(by_file.items()):
         if name not in report.facts.get("files", {}):
             continue  # already among the problems
-        with open_hdf5(root / "data" / name) as file:
+        path = root / "data" / name
+        with open_hdf5(path) as file:
+            header = header_of(path, file)
             for event in wanted:
                 done += 1
-                _read_event(report, root / "data" / name, file["vil"], event)
+                if _read_event(report, header, file["vil"], event):
+                    constant.add(event.id)
                 if advance:
                     advance(done, len(events))
+    for split, (start, end) in splits.items():
+        chosen = {event.id for event in select_events(catalogue, start=start, end=end, admit_missing=admit_missing)}
+        if chosen and chosen <= constant:
+            report.problems.append(f"split {split}: each of its {len(chosen)} events is constant: nothing to forecast")
 
 
-def _read_event(report: Report, path: Path, array: h5py.Dataset, event: Event) -> None:
-    if event.file_index >= array.shape[0]:
-        return
+def _read_event(report: Report, header: FileHeader, array: h5py.Dataset, event: Event) -> bool:
+    """Adds to a report what is wrong with an event, and returns whether it is constant."""
+    if disagreements(header, [event]):
+        return False  # already among the problems
     try:
         codes = array[event.file_index]
-    except OSError as error:
-        report.problems.append(f"{path}: event {event.id} at index {event.file_index} cannot be read: {error}")
-        return
-    missing = int(np.count_nonzero(codes == _MISSING))
-    if missing:
-        report.problems.append(
-            f"{path}: event {event.id} has {missing} missing pixels (255), but the catalogue says pct_missing = 0"
-        )
-    elif codes.min() == codes.max():
-        report.remarks.append(f"{path}: event {event.id} is constant ({codes.flat[0]})")
+    except HDF5_ERRORS as error:
+        report.problems.append(f"{header.path}: event {event.id} at index {event.file_index} cannot be read: {error}")
+        return False
+    is_constant = bool(codes.min() == codes.max())
+    if wrong := check_vil(codes, event):
+        report.problems.append(f"{header.path}: {wrong}")
+    elif is_constant:
+        report.remarks.append(f"{header.path}: event {event.id} is constant ({codes.flat[0]})")
+    return is_constant

@@ -17,7 +17,9 @@ import pandas as pd
 
 from bench.data.http import Patience, Remote, inspect
 from bench.data.places import RemoteFile
-from bench.data.sevir_catalogue import Event, FileHeader, header_of, read_header
+from bench.data.sevir_catalogue import Event
+from bench.data.sevir_files import HDF5_ERRORS, FileHeader, header_of, read_header
+from bench.data.sevir_times import as_iso
 from bench.errors import DataError
 from bench.files import replacing
 
@@ -26,11 +28,10 @@ SENSOR = "vil"
 
 @dataclass(frozen=True)
 class EventFile:
-    """A remote event file: what it declares, and where its array lies if that is one plain stretch of bytes."""
+    """A remote event file and what it declares."""
 
     remote: Remote
     header: FileHeader
-    offset: int | None
 
 
 def subset_name(name: str) -> str:
@@ -47,9 +48,8 @@ def open_event_file(url: str, patience: Patience) -> EventFile:
     remote = inspect(url, patience)
     try:
         with h5py.File(RemoteFile(remote, patience), "r") as file:
-            header = header_of(Path(url), file, SENSOR)
-            return EventFile(remote, header, file[SENSOR].id.get_offset())
-    except OSError as error:
+            return EventFile(remote, header_of(Path(url), file, SENSOR))
+    except HDF5_ERRORS as error:
         raise DataError(f"{url}: not readable as HDF5 ({remote.size} bytes): {error}") from error
 
 
@@ -81,6 +81,7 @@ def assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) 
 def write_catalogue(source: Path, target: Path, by_file: dict[str, list[Event]]) -> None:
     """Writes the rows of some events as they stand in the bucket's catalogue, but for where they lie now."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
+    rows["time_utc"] = as_iso(rows["time_utc"])
     now = {
         (event.id, name, event.file_index): (subset_name(name), index)
         for name, wanted in by_file.items()

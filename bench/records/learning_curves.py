@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bench.errors import DataError
 from bench.places import Place
+from bench.records.reading import LARGEST_TEXT, read_bytes
 from bench.records.schema import RunRecord
 from bench.records.store import publish_beside
 
@@ -50,18 +51,28 @@ def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
     Raises:
         DataError: the file is not what `write_learning_curve` writes.
     """
-    path = learning_curve_path(record, root)
-    if not path.is_file():
+    return learning_curve_at(learning_curve_path(record, root))
+
+
+def learning_curve_at(path: Place) -> LearningCurve | None:
+    """Returns the learning curve that a file holds, None where there is no file.
+
+    Raises:
+        DataError: the file is not what `write_learning_curve` writes.
+    """
+    try:
+        content = read_bytes(path, LARGEST_TEXT, "a learning curve")
+    except FileNotFoundError:
         return None
     found: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
     try:
-        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        header, *rows = csv.reader(content.decode().splitlines())
         if header != _HEADER:
             raise ValueError(f"expected the columns {','.join(_HEADER)}, found {','.join(header)}")
         for steps, split, loss in rows:
             found[split].append((int(steps), float(loss)))
         if not found["train"]:
             raise ValueError("no training loss")
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    except (ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: not a learning curve: {error}") from error
     return LearningCurve(train=tuple(found["train"]), val=tuple(found["val"]))

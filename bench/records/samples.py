@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,12 +9,14 @@ import numpy as np
 
 from bench.errors import DataError
 from bench.places import Place
+from bench.records.reading import read_npz
 from bench.records.schema import RunRecord
 from bench.records.statistics import packed
 from bench.records.store import publish_beside
 
 PARTS = ("context", "target", "forecast")
 _LARGEST_SIDE = 192  # pixels; means of blocks above it
+_LARGEST = 256 << 20  # bytes: 3,600 frames of that side
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,23 @@ def read_sample(record: RunRecord, root: Place) -> Sample | None:
     Raises:
         DataError: the file is not what `write_sample` writes.
     """
-    path = sample_path(record, root)
-    if not path.is_file():
-        return None
+    return sample_at(sample_path(record, root))
+
+
+def sample_at(path: Place) -> Sample | None:
+    """Returns the sample that a file holds, None where there is no file.
+
+    Raises:
+        DataError: the file is not what `write_sample` writes.
+    """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            parts = {name: content[name].astype(np.float32) for name in PARTS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a sample of a forecast: {error}") from error
-    if any(part.ndim != 3 for part in parts.values()):
+        found = read_npz(path, "a sample of a forecast", _LARGEST)
+    except FileNotFoundError:
+        return None
+    if missing := [name for name in PARTS if name not in found]:
+        raise DataError(f"{path}: not a sample of a forecast: {', '.join(missing)} missing")
+    parts = {name: found[name].astype(np.float32) for name in PARTS}
+    if any(part.ndim != 3 or not part.size for part in parts.values()):
         raise DataError(f"{path}: expected arrays (T,H,W), found {[part.shape for part in parts.values()]}")
     return Sample(**parts)
 

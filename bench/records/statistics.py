@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from bench.errors import DataError
+from bench.records.reading import read_npz
 from bench.records.schema import RunRecord
 
 Arrays = Mapping[str, np.ndarray]
@@ -55,12 +55,14 @@ def read_arrays(record: RunRecord) -> Arrays | None:
         return record.arrays
     path = record.arrays
     try:
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path, "readable statistics")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not readable statistics: {error}") from error
     if content_sha256(arrays) != record.statistics.content_sha256:
         raise DataError(f"{path}: tampered: its content does not have the hash that record {record.run_id} names")
+    known, units = record.statistics.metrics, record.statistics.unit_count
+    for name, values in arrays.items():
+        if name.partition(".")[0] not in known or values.shape[:1] != (units,):
+            expected = f"statistics of {', '.join(known)} for each of {units} events"
+            raise DataError(f"{path}: not readable statistics: {name} has shape {values.shape}; expected {expected}")
     return arrays

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.errors import ConfigError, did_you_mean
+from bench.errors import ConfigError, DataError, did_you_mean
+from bench.records.rescoring import scores_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
 from bench.scores import FAMILIES
@@ -271,9 +272,8 @@ def scores_again(record: RunRecord) -> dict[str, float]:
     found: dict[str, float] = {}
     if arrays is None or record.statistics is None:
         return found
-    for name, metric in record.statistics.metrics.items():
-        values = _all_values(metric, _own(arrays, name), np.ones((1, record.statistics.unit_count)))
-        found |= {score: float(value[0]) for score, value in values.items()}
+    for name in record.statistics.metrics:
+        found |= scores_of(record.statistics, name, arrays)[0]
     return found
 
 
@@ -323,7 +323,10 @@ def _sums(own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.nd
 
 def _scores(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns scores `(R,)` by name for sums `(R, ...)`."""
-    values = FAMILIES[metric.family](sums, metric.options)
+    try:
+        values = FAMILIES[metric.family](sums, metric.options)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # sums or options are not the family's
+        raise DataError(f"statistics give no {metric.family} scores: {type(error).__name__}: {error}") from error
     return {with_ending(name, metric.ending): value for name, value in values.items()}
 
 

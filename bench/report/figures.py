@@ -16,7 +16,7 @@ from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.report.boards import charts
-from bench.report.gallery import look_of
+from bench.report.gallery import look_of, read_kept
 from bench.tables.cells import Block, Contents, Interval
 from bench.tables.definitions import Table
 from bench.tables.pictures import draw_forecasts
@@ -91,14 +91,13 @@ def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence
         root: Results root, where the samples are.
 
     Raises:
-        ConfigError: no run of the table has a sample, or the name's ending is not known.
-        DataError: a file is no sample.
+        ConfigError: no run of the table has a readable sample, or the name's ending is not known.
     """
     by_id = {record.run_id: record for record in records}
     drawn: list[Path] = []
     for block in contents.blocks:
         runs = {cells[0].row: by_id[cells[0].run_ids[0]] for cells in block.rows if cells[0].run_ids}
-        samples = {label: sample for label, record in runs.items() if (sample := read_sample(record, root))}
+        samples = {label: sample for label, record in runs.items() if (sample := read_kept(read_sample, record, root))}
         if not samples:
             continue
         first, observed = next((runs[label], sample) for label, sample in samples.items())
@@ -135,15 +134,14 @@ def draw_learning_curves(
         root: Results root, where the learning curves are.
 
     Raises:
-        ConfigError: no run of the table has a learning curve, or the name's ending is not known.
-        DataError: a file is no learning curve.
+        ConfigError: no run of the table has a readable learning curve, or the name's ending is not known.
     """
     plt = _pyplot()
     by_id = {record.run_id: record for record in records}
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
         for cells in block.rows:
-            found = (read_learning_curve(by_id[run_id], root) for run_id in cells[0].run_ids)
+            found = (read_kept(read_learning_curve, by_id[run_id], root) for run_id in cells[0].run_ids)
             if curves := [curve for curve in found if curve is not None]:
                 drawn.append((cells[0].row, curves))
     if not drawn:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bench import registry
 from bench.api import Palette
-from bench.errors import EarthbenchError
+from bench.errors import DataError, EarthbenchError
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
-from bench.tables.cells import comparable_key, variant_labels
 from bench.tables.durations import duration
 from bench.tables.panels import colouring, levels_of
+from bench.tables.variants import comparable_key, variant_labels
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,20 @@ class Scene:
     """Colour and level, ascending: the legend."""
 
 
+def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord, root: Path) -> Kept | None:
+    """Returns what is kept beside a record for pictures; None, with a warning where it is damaged, if there is none."""
+    try:
+        return read(record, root)
+    except DataError as error:
+        logging.getLogger(__name__).warning("left out: %s", error)
+        return None
+
+
 def scenes(records: Sequence[RunRecord], root: Path, site: Path) -> list[Scene]:
     """Returns a scene per data set and split that has samples, and writes its pictures under `SITE/pictures`."""
     groups: dict[Any, list[tuple[RunRecord, Sample]]] = {}
     for record in sorted(records, key=lambda r: r.run_id):
-        sample = read_sample(record, root) if record.data is not None else None
+        sample = read_kept(read_sample, record, root) if record.data is not None else None
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
     return [_scene(number, group, site) for number, group in enumerate(groups.values(), start=1)]

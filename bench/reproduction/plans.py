@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
@@ -12,6 +11,7 @@ from bench.api import Split
 from bench.config import Config, compose
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
 from bench.overrides import literal
+from bench.places import local_folder
 from bench.records.identity import source_differences
 from bench.records.reuse import newest_of_same_run
 from bench.records.schema import RunRecord
@@ -136,8 +136,11 @@ def _plan(
     done = None if again else find_done(table, row, config, task, trained=trained)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
+    lacking = _lacking(config)
+    if lacking and status != "done":
+        status, reason = "cannot run", "; ".join(part for part in (reason, lacking) if part)
     estimate = None
-    if status != "done":
+    if status != "done" and not lacking:
         estimate = (
             measured(model, task, config, counts, trained=trained)
             if measure
@@ -146,12 +149,23 @@ def _plan(
     writes = [f"{config.results.root}/runs/{table.task}/{row.model}/RUN_ID.json"]
     if trained:
         named = "FINGERPRINT" if missing else identify(model, task, config).name
-        folder = work_folder(config.work, table.task, row.model, named)
+        folder = work_folder(local_folder(config.work, "work"), table.task, row.model, named)
         # best and last, each with weights and Adam's two moments
         writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
     return RowPlan(
         table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, tuple(writes), comparable
     )
+
+
+def _lacking(config: Config) -> str:
+    """Returns which device of a config is not here, an empty text if all are."""
+    from bench.running.trainer import trainer_device
+
+    try:
+        trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    except ConfigError as error:
+        return f"{error}, or ask for the plan where the devices are"
+    return ""
 
 
 def _needed(table: Table) -> str:
@@ -187,7 +201,7 @@ def find_done(table: Table, row: Row, config: Config, task: Task, *, trained: bo
 
     The second counts where the data are not the paper's, so that a table made from other data can be resumed, too.
     """
-    records, _ = read_records(Path(config.results.root).expanduser(), table.task)
+    records, _ = read_records(config.results.root, table.task)
     standing = [record for record in admitted(table, records)[0][row.key] if training_seed(record) == config.seed]
     model = {"model": registered_source("model", registry.find("model", row.model).load())}
     # Records of schemas 1 and 2 do not say of which source they are.

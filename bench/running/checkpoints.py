@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
 from bench.errors import DataError, RunFailedError, one_message
 from bench.files import replacing, sync_folder
 from bench.places import Place, is_url, place
+from bench.safe_text import without_secrets
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
@@ -46,6 +48,26 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         content: dict[str, Any] = read_checkpoint(Path(path), sealed=True)
         return content
+
+
+class KeptCheckpoints(ModelCheckpoint):
+    """Lightning's, whose state in a checkpoint names its folder without the credentials of the address."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns scores and paths of the kept checkpoints."""
+        return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over scores and paths: Lightning drops them where the folder is not the same."""
+        super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
+
+
+def _replaced(content: Any, old: str, new: str) -> Any:
+    if isinstance(content, str):
+        return content.replace(old, new)
+    if isinstance(content, dict):
+        return {_replaced(key, old, new): _replaced(value, old, new) for key, value in content.items()}
+    return content
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -92,12 +114,20 @@ def _space(path: Path) -> str:
 
 
 def fetched(source: Place, folder: Path) -> Path:
-    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is."""
+    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
+
+    Raises:
+        DataError: it is not there, or its server does not give it.
+    """
     if isinstance(source, Path):
         return source
     copy = folder / source.name
     with replacing(copy) as part:
-        source.fs.get_file(source.path, str(part))
+        try:
+            source.fs.get_file(source.path, str(part))
+        except Exception as error:  # each remote backend has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"checkpoint {source} cannot be read: {said}") from error
     return copy
 
 

@@ -173,7 +173,7 @@ def evaluate_with_sample(
         world=processes.world,
     )
     started = time.perf_counter()
-    with translated_errors(f"evaluation at batch size {batch_size}", made_from(model).name):
+    with translated_errors(f"evaluation at batch size {batch_size}", model=made_from(model).name):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     assert forecaster.scored is not None
@@ -215,9 +215,10 @@ def refuse_empty(task: Task, split: Split) -> None:
     Raises:
         DataError: says where it was looked for.
     """
-    if not len(task.dataset(split)):
+    data = task.dataset(split)
+    if not len(data):
         raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. "
+            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
             "`earthbench data info` shows what each split has; split=all takes everything."
         )
 

@@ -19,6 +19,7 @@ from bench.metrics import load_metric
 from bench.metrics.weighted_mean import WeightedMean
 from bench.running.averaging import RunningAverage
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
+from bench.running.independence import dependence
 from bench.running.losses import Losses
 from bench.running.randomness import random_states, restore_random_states
 from bench.running.scorer import Scored, Scorer
@@ -249,6 +250,8 @@ class Forecaster(lightning.LightningModule):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
             )
+        if batch_index == 0 and len(target):
+            self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
         if self.first is None and len(target):
             context = self.task.denormalise(self.task.to_context(batch[0][:1]))
             parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
@@ -257,6 +260,25 @@ class Forecaster(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
         self.scored = self.scores.scored()
+
+    def _check_independence(self, context: Tensor, forecast: Tensor, indices: Tensor) -> None:
+        """Refuses a model whose scores would change with the batch size or the order of the data."""
+        ensemble = self.ensemble
+        if ensemble is not None and self._event_of_sequence is not None and can_draw(self.evaluated):
+
+            def drawn(one: Tensor) -> Tensor:  # each sequence is drawn by itself: it has no batch mates
+                return draw_members(self.evaluated, one, indices[-1:], ensemble, self.task.target_shape).mean(0)
+
+            found = dependence(drawn, context[-1:], forecast[-1:])
+        else:
+            found = dependence(self.forecast, context, forecast)
+        if found:
+            name = type(self.model).__name__
+            raise ContractError(
+                f"the forecast of {name} depends {found}. Expected: on its own context alone, else scores change with "
+                "data.batch_size. In evaluation mode, batch norm uses its running statistics, forward() keeps no "
+                "state, and sample() draws from its generator alone; `earthbench check NAME` looks at more"
+            )
 
     def computed(self) -> dict[str, float]:
         """Returns all scores of what was evaluated since the last start, by name."""

@@ -55,7 +55,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
     """
     data = task.dataset(split)
     if not len(data):
-        raise DataError(f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}")
+        where = f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}"
+        raise DataError(f"{where}. {data.why_empty}".rstrip())
     if not 0 <= sequence < len(data):
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)
@@ -88,8 +89,9 @@ def case_from_file(task: Task, path: Path) -> Case:
                     times = decoded(variables["context_time"], f"{path}: context_time", np.float64)
                     cadence = float(times[1] - times[0])
     except (OSError, ValueError, EOFError, DataError) as error:
+        said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {error}. Expected a .npy array {task.input_shape} of {task.units} or "
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
             "a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(

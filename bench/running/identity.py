@@ -46,7 +46,9 @@ def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
     )
 
 
-def expected_run(config: Config, task: Task, test_task: Task, *, trained: bool) -> ExpectedRun:
+def expected_run(
+    config: Config, task: Task, test_task: Task, *, trained: bool, model: type | None = None
+) -> ExpectedRun:
     """Returns what a run would be, to look for a record of it.
 
     Args:
@@ -54,6 +56,7 @@ def expected_run(config: Config, task: Task, test_task: Task, *, trained: bool) 
         task: On the data to train on.
         test_task: On the data to evaluate on.
         trained: Whether there is something to train.
+        model: Its class; by default the one that is registered.
     """
     has_val = trained and len(task.dataset("val")) > 0
     return ExpectedRun(
@@ -61,7 +64,7 @@ def expected_run(config: Config, task: Task, test_task: Task, *, trained: bool) 
         tested_on=test_task.data_fingerprint(config.split),
         trained_on=task.data_fingerprint("train") if trained else None,
         selected_on=task.data_fingerprint("val") if has_val else None,
-        sources=sources_of(registry.find("model", config.model.name).load(), type(task), task.metrics),
+        sources=sources_of(model or registry.find("model", config.model.name).load(), type(task), task.metrics),
     )
 
 

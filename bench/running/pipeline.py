@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.config import Config, fingerprint, numbers_only
+from bench.config import Config, fingerprint, numbers_only, stored
 from bench.data.plausibility import refuse_constant
-from bench.errors import ConfigError, RunFailedError, one_message
+from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights
 from bench.places import Place, local_folder, place
@@ -32,11 +34,13 @@ from bench.running.evaluation import (
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.processes import first_holds, has_to_launch, here, launch
-from bench.running.runfolder import held
+from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import summary_beside
 from bench.running.trainer import form_group, trainer_device
+from bench.running.training import checkpoints_of
+from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 
@@ -110,10 +114,13 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
     named = fingerprint(numbers_only(config))
-    described = {"config": config.model_dump(mode="json"), "config_fingerprint": named, "seed": config.seed}
+    described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     refuse_empty(test_task, config.split)  # before hours of training
     refuse_constant(test_task.dataset(config.split))
     train = training and has_weights(model)
+    if train:  # an evaluation starts again
+        without = "" if config.train.resume else " without train.resume=false"
+        session.watch.then = f"The same command{without} continues."
     if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if train:
@@ -121,14 +128,24 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     identity = identify(model, task, config) if train else None
     job = _Job(config, task, test_task, results, session, train, identity, described)
     if not again:
-        done = _find_done(job)
+        done = _find_done(job, type(model))
         if done is not None:
             session.say(f"done before: {done.record_path}")
             return done
     names_folder = named if identity is None else identity.name
-    folder = work_folder(config.work, task.name, config.model.name, names_folder)
+    folder = work_folder(work, task.name, config.model.name, names_folder)
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with ExitStack() as locks:
+            locks.enter_context(held(folder, named, session.say, wait=not again))
+            checkpoints = checkpoints_of(config, folder)
+            if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
+                locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
+            yield
+
     form_group(config.device, config.devices, config.nodes)
-    with first_holds(session.processes, lambda: held(folder, named, session.say, wait=not again)):
+    with first_holds(session.processes, locked):
         return _in_folder(job, model, folder)
 
 
@@ -173,22 +190,42 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     if not processes.main:
         return Outcome(record, record_path(job.results, record), None, {})
     path = write_record(record, job.results)
-    picture, parts = None, sample_arrays(sample)
-    write_sample(parts, record, job.results)
-    if job.train and (curve := logged_curve(folder / LOGS)) is not None:
-        write_learning_curve(curve, record, job.results)
-    if config.picture:
-        picture = draw_forecasts(
-            folder / f"forecast-{record.run_id}.png",
-            context=parts["context"],
-            target=parts["target"],
-            forecasts={config.model.name: parts["forecast"]},
-            palette=task.palette,
-            units=task.units,
-            cadence_minutes=test_task.cadence_minutes,
-            title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of {test_task.data_root}",
-        )
+    parts = sample_arrays(sample)
+    picture = _keep_for_pictures(job, record, parts, folder)
     return Outcome(record, path, picture, parts)
+
+
+def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:
+    """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
+
+    The record is published: whatever of these cannot be written is said, and the run is done all the same.
+    """
+    config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
+
+    def curve() -> None:
+        if job.train and (found := logged_curve(folder / LOGS)) is not None:
+            write_learning_curve(found, record, job.results)
+
+    def picture() -> None:
+        if config.picture:
+            draw_forecasts(
+                drawn,
+                context=parts["context"],
+                target=parts["target"],
+                forecasts={config.model.name: parts["forecast"]},
+                palette=task.palette,
+                units=task.units,
+                cadence_minutes=job.test_task.cadence_minutes,
+                title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
+                + without_secrets(str(job.test_task.data_root)),
+            )
+
+    for write in (lambda: write_sample(parts, record, job.results), curve, picture):
+        try:
+            write()
+        except (DataError, OSError) as error:
+            job.session.say(f"warning: {error}; the record is whole without it")
+    return drawn if drawn.is_file() else None
 
 
 def _ensemble(config: Config) -> Ensemble | None:
@@ -213,9 +250,9 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(job: _Job) -> Outcome | None:
+def _find_done(job: _Job, model: type) -> Outcome | None:
     """Returns what an earlier run of the same config on the same data left, or None."""
-    expected = expected_run(job.config, job.task, job.test_task, trained=job.train)
+    expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
@@ -227,7 +264,7 @@ def _evaluation_strategy(config: Config) -> str:
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
     """Returns the model with the trained weights, and how they came about."""
     from bench.running.stages import has_stages, train_stages
-    from bench.running.training import checkpoints_of, train
+    from bench.running.training import train
 
     config, task, session = job.config, job.task, job.session
     session.say(f"run folder: {folder}")

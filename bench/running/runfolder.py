@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError
 from bench.files import replacing
+from bench.safe_text import without_secrets
 
 State = Literal["running", "done", "failed", "stopped", "killed"]
 _LOCK, _OWNER = ".lock", "owner.json"
@@ -91,6 +92,33 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
         lock.release()
 
 
+@contextmanager
+def checkpoints_held(folder: Path, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+    """Holds a run's local folder of checkpoints that lies apart from its own (`train.checkpoints`).
+
+    Two runs with different `work` find the same one there.
+
+    Raises:
+        ConfigError: another process holds it, and `wait` is False.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_WAIT_S)
+    except Timeout as error:
+        if not wait:
+            raise ConfigError(
+                f"the checkpoints in {folder} are in use: the same training is under way with another work=DIR. Wait "
+                "for it, or change train.checkpoints=DIR."
+            ) from error
+        say(f"waits for another process, which holds the checkpoints in {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _acquire_from_another(lock: FileLock, folder: Path, say: Callable[[str], None], wait: bool) -> None:
     owner = read_owner(folder)
     try:
@@ -119,7 +147,7 @@ def _is_gone(owner: Owner) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _leave_no_trace(folder: Path) -> None:

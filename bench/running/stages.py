@@ -17,7 +17,7 @@ from bench.config import Config, Train, explain
 from bench.data.loading import evaluation_loader
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import Trained, load_weights, said_of
-from bench.places import Place
+from bench.places import Place, local_folder
 from bench.records.identity import model_differences
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.checkpoints import LAST, fetched
@@ -145,7 +145,7 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
         DataError: there is no such file, or it is damaged.
     """
     key = f"train.stages.{stage.name}.checkpoint={path}"
-    file = Path(path).expanduser()
+    file = local_folder(path, f"train.stages.{stage.name}.checkpoint")
     if not file.is_file():
         raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
     given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)

@@ -33,6 +33,8 @@ class SignalWatch:
         self.received: str | None = None
         self.deferring = False
         """Whether a signal waits for the end of the step."""
+        self.then = "The same command starts again."
+        """What to do after a signal: a sentence that is true of this run."""
         self._before: dict[int, Any] = {}
         self._left_alone: Any = None
         self._number, self._at, self._pid = 0, 0.0, os.getpid()
@@ -94,7 +96,7 @@ class SignalWatch:
         self._put_back()
         if callable(before) and before is not signal.default_int_handler:
             before(self._number, None)
-        raise InterruptedRunError(f"stopped by {self.received}; {said}. The same command continues.")
+        raise InterruptedRunError(f"stopped by {self.received}; {said}. {self.then}")
 
 
 class TakeSignals(Callback):

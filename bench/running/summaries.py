@@ -15,6 +15,7 @@ from bench.files import replacing
 from bench.models import trained
 from bench.places import Place
 from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.safe_text import content_without_secrets
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def settings_and_data(task: Task, config: Config, identity: TrainingIdentity) ->
     """Returns what every summary of a run says of its settings and its training data."""
     return {
         "identity": identity,
-        "settings": config.train.model_dump(mode="json"),
+        "settings": content_without_secrets(config.train.model_dump(mode="json")),
         "data_fingerprint": task.data_fingerprint("train"),
         "data_origin": str(task.dataset("train").identity().get("origin", "files")),
     }

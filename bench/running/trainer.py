@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.errors import ConfigError, InterruptedRunError, RunFailedError
+from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError
 
 # Lightning's own group for GPUs, plain "nccl", refuses every tensor on the CPU.
 _CPU_GROUP, _GPU_GROUP = "gloo", "cpu:gloo,cuda:nccl"
@@ -122,16 +122,21 @@ _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementa
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+_BATCH_OF_ONE = "Expected more than 1 value per channel when training"
+
+
 @contextmanager
-def translated_errors(phase: str, model: str | None = None) -> Iterator[None]:
+def translated_errors(phase: str, then: str = "", model: str | None = None) -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
 
     Args:
-        phase: What is under way.
+        phase: What was being done.
+        then: What to do next, a sentence.
         model: Its name.
 
     Raises:
         ConfigError: an operation has no deterministic form, where the config allows no other.
+        UsageError: what a loader's process found wrong with the data, in the words that it said it in.
         RunFailedError: memory or disk ran out, or a loader's process died or hangs.
         InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
             with exit code 0.
@@ -146,6 +151,20 @@ def translated_errors(phase: str, model: str | None = None) -> Iterator[None]:
             f"out of memory in {phase}: {str(error).splitlines()[0]} "
             "Lower data.batch_size; in training, raise train.accumulate by the same factor: the effective batch stays."
         ) from error
+    except UsageError as error:  # from a loader's process it comes with the traceback there
+        name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+        _, _, said = str(error).partition(name)
+        if not said:
+            raise
+        raise type(error)(said.strip()) from error
+    except ValueError as error:
+        if _BATCH_OF_ONE not in str(error):
+            raise
+        raise RunFailedError(
+            f"{phase}: batch normalisation of a 1x1 grid needs more than one sequence, and a batch has only one (the "
+            "last one of an epoch is the rest). Set data.batch_size so that none is left alone, or give the model "
+            "fewer levels"
+        ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
@@ -159,12 +178,9 @@ def translated_errors(phase: str, model: str | None = None) -> Iterator[None]:
             raise
         raise RunFailedError(
             f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
-            "data.timeout_s; data.num_workers=0 reads in this process and shows why. "
-            "The same command continues from the last checkpoint."
+            f"data.timeout_s; data.num_workers=0 reads in this process and shows why. {then}".rstrip()
         ) from error
     except SystemExit as error:
         if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
-            raise InterruptedRunError(
-                f"interrupted in {phase}; nothing was recorded. The same command continues from the last checkpoint."
-            ) from error
+            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded. {then}".rstrip()) from error
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from bench.checkpoint_format import seal_of
@@ -20,7 +20,16 @@ from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.astray import Astray, LossBar
-from bench.running.checkpoints import BEST, LAST, CheckpointFiles, newest_intact, remove_all, remove_parts, seals
+from bench.running.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    KeptCheckpoints,
+    newest_intact,
+    remove_all,
+    remove_parts,
+    seals,
+)
 from bench.running.fitting import fit_model
 from bench.running.forecaster import Forecaster
 from bench.running.identity import refuse_another_training, stored_identity
@@ -102,7 +111,8 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with translated_errors(f"training at batch size {config.data.batch_size}", config.model.name), finished(loggers):
+    phase = f"training at batch size {config.data.batch_size}"
+    with translated_errors(phase, session.watch.then, config.model.name), finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -168,7 +178,7 @@ def _watching(
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
-        ModelCheckpoint(
+        KeptCheckpoints(
             str(checkpoints), "last", save_on_train_epoch_end=True,
             enable_version_counter=False, auto_insert_metric_name=False,
         ),
@@ -275,7 +285,7 @@ def _loaders(task: Task, config: Config, processes: Processes) -> tuple[Training
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
-            f"the train split of task {task.name!r} has no sequences under {task.data_root}. "
+            f"the train split of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
             "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
         )
     refuse_constant(data)

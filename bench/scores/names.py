@@ -11,5 +11,5 @@ MEMBERS = "_members"
 
 def with_ending(name: str, ending: str) -> str:
     """Returns a score's name with an ending, which stands before `_lead_L`."""
-    match = PER_LEAD.match(name)
+    match = PER_LEAD.match(name) if ending else None
     return f"{match['score']}{ending}_lead_{match['lead']}" if match else f"{name}{ending}"

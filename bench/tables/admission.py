@@ -13,10 +13,14 @@ from bench.config import canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
+from bench.scores.names import MEMBERS
 from bench.tables.definitions import Row, Table
 
 PARTIAL = "partial runs"
+OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
+OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
+_ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
@@ -55,8 +59,9 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
     left_out = []
     of_task = [record for record in records if record.task.name == table.task]
     newest = max((record.task.version for record in of_task), default=0)
+    conventions = _conventions(table.task) if of_task else {}
     for record in of_task:
-        reason = _why_not(table, record, newest)
+        reason = _why_not(table, record, newest, conventions)
         row = next((row for row in table.rows if _is_row(record, row, wanted.get(row.key))), None)
         if reason is None and row is None:
             same_model = any(row.model == record.model.name for row in table.rows)
@@ -72,7 +77,27 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
                 LeftOut(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in mine if deviations(table, r)
             ]
             mine[:] = kept
+        if mine:
+            newest_run = max(mine, key=lambda record: record.run_id)
+            alike = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
+            left_out += [
+                LeftOut(r.run_id, r.task.name, r.model.name, OTHER_ENSEMBLES)
+                for r in mine
+                if _ensemble(r) != _ensemble(newest_run)
+            ]
+            mine[:] = alike
     return by_row, left_out
+
+
+def of_ensembles(metric: str) -> bool:
+    """Returns whether a metric is one that an evaluation of an ensemble adds to the task's own."""
+    return metric in _ADDED_FOR_ENSEMBLES or metric.endswith(MEMBERS)
+
+
+def _ensemble(record: RunRecord) -> str:
+    """Returns the members that were scored and how, equal for equal ones: nothing else may be averaged over seeds."""
+    added = {name: how for name, how in record.conventions.items() if of_ensembles(name)}
+    return canonical_json([record.members.count if record.members else None, added])
 
 
 def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
@@ -141,7 +166,9 @@ def _incomplete(record: RunRecord) -> str | None:
     return PARTIAL if record.scope != "full" else None
 
 
-def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None:
+def _why_not(
+    table: Table, record: RunRecord, newest_version: int, conventions: Mapping[str, Mapping[str, Any]]
+) -> str | None:
     """Returns why a record may not stand in a published table, or None."""
     reason = _incomplete(record)
     if reason is not None:
@@ -155,6 +182,9 @@ def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None
         return "other task options"
     if record.task.version != newest_version:
         return f"version {record.task.version} of the task"
+    given = record.conventions
+    if any(canonical_json(given[name]) != canonical_json(own) for name, own in conventions.items() if name in given):
+        return OTHER_CONVENTIONS
     if record.model.parameters and record.training is None:
         return "weights of unknown training"
     if record.training is not None and (
@@ -163,6 +193,15 @@ def _why_not(table: Table, record: RunRecord, newest_version: int) -> str | None
     ):
         return "trained on other data"
     return None
+
+
+def _conventions(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the metrics of a task with its default options, which are those of a published table."""
+    try:
+        found: Mapping[str, Mapping[str, Any]] = registry.find("task", task).load()().metrics
+    except Exception:  # of a plugin that is not installed or broken: nothing to compare with
+        return {}
+    return found
 
 
 def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bool:

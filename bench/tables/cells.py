@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
-from bench.tables.admission import PARTIAL, LeftOut, admitted, complete, deviations, latest_per_seed, summary
+from bench.tables.admission import (
+    PARTIAL,
+    LeftOut,
+    admitted,
+    complete,
+    deviations,
+    latest_per_seed,
+    summary,
+)
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Figure, Published, Row, Table
 from bench.tables.durations import duration
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
+from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
@@ -194,20 +202,13 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
             for column in table.columns
         ]
         remarks = [
-            f"hyperparameters of {model}: {_listed(options)}"
+            f"hyperparameters of {model}: {listed(options)}"
             for model, options in sorted(shared_choices(group).items())
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
         blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
     return blocks
-
-
-def comparable_key(record: RunRecord) -> tuple[Any, ...]:
-    """Returns what two records must share for their scores to be compared: data, split, task version and options."""
-    assert record.data is not None
-    options = tuple(sorted((k, str(v)) for k, v in record.task.fields.items()))
-    return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, options)
 
 
 def _block_title(record: RunRecord) -> str:
@@ -219,59 +220,6 @@ def _block_title(record: RunRecord) -> str:
         f"{data.origin}, {data.split} split, {data.sequence_count} sequences{events}, "
         f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
     )
-
-
-def variant_labels(group: Sequence[RunRecord]) -> list[str]:
-    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
-
-    What all runs of a model were given alike, `shared_choices`, is not in it.
-    """
-    shared = shared_choices(group)
-    settings = [_training_settings(record) for record in group]
-    of_model = Counter(record.model.name for record in group)
-    equal: Counter[tuple[str, str, str]] = Counter()  # runs of a model that have this value of this setting
-    for record, mine in zip(group, settings, strict=True):
-        equal.update((record.model.name, key, repr(value)) for key, value in mine.items())
-    labels = []
-    for record, mine in zip(group, settings, strict=True):
-        name = record.model.name
-        told = {key: value for key, value in _chosen(record).items() if key not in shared[name]}
-        told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
-        labels.append(f"{name} ({_listed(told)})" if told else name)
-    return labels
-
-
-def shared_choices(group: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Returns, per model, the hyperparameters that were given to all of its runs alike: they tell none apart."""
-    shared: dict[str, dict[str, Any]] = {}
-    for record in group:
-        mine = _chosen(record)
-        so_far = shared.setdefault(record.model.name, mine)
-        shared[record.model.name] = {key: v for key, v in so_far.items() if key in mine and mine[key] == v}
-    return shared
-
-
-def _listed(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
-
-
-def _chosen(record: RunRecord) -> dict[str, Any]:
-    """Returns the hyperparameters that were given, without those that came with the model's preset."""
-    if record.model.is_preset:
-        return {}
-    given = record.config.get("model")
-    if not isinstance(given, dict):  # from Python: nobody knows what came with the preset
-        return dict(record.model.hyperparameters)
-    return {key: value for key, value in record.model.hyperparameters.items() if key in given}
-
-
-def _training_settings(record: RunRecord) -> dict[str, Any]:
-    if record.training is None:
-        return {"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {}
-    settings = {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
-    if record.training.steps:  # nothing that is fitted depends on it
-        settings["batch_size"] = record.config.get("data", {}).get("batch_size")
-    return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}
 
 
 def _cell(

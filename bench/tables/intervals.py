@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 from bench.errors import DataError
 from bench.records import interval as over_events
 from bench.records.schema import RunRecord
@@ -17,7 +20,8 @@ def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
     """
     try:
         return over_events(record, score)
-    except DataError:  # `earthbench verify` names it; a table renders without
+    except DataError as error:  # a table renders without
+        _warn_once(f"{record.run_id}: {error}")
         return None
 
 
@@ -27,3 +31,9 @@ def why_none(record: RunRecord, score: str) -> str:
         return why_no_interval(record, score)
     except DataError as error:
         return str(error)
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    """Warns once, however many cells ask."""
+    logging.getLogger(__name__).warning("left out: intervals: %s", reason)

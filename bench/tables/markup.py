@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 
 from tabulate import tabulate
 
+from bench.safe_text import for_html, for_latex, for_markdown, one_line
 from bench.tables.cells import Contents
 from bench.tables.definitions import Published, Table
 from bench.tables.lines import header, legend, number, ours_text, printed_lines, row_label
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "\r": " ",
-}  # fmt: skip
 _STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
@@ -34,25 +29,25 @@ tbody tr:hover { background: color-mix(in srgb, currentColor 7%, transparent) }
 
 def markdown(table: Table, published: Published | None, contents: Contents) -> str:
     """Returns the table as Markdown: the best bold, the next in italics."""
-    parts = [f"# {_escape_markdown(table.name)}", "", _escape_markdown(table.title), ""]
+    parts = [f"# {for_markdown(table.name)}", "", for_markdown(table.title), ""]
     for block in contents.blocks:
         if block.title:
-            parts += [f"## {_escape_markdown(block.title)}", ""]
-        lines = printed_lines(table, block, _escape_markdown, _mark_markdown)
-        head = [_escape_markdown(text) for text in header(table)]
+            parts += [f"## {for_markdown(block.title)}", ""]
+        lines = printed_lines(table, block, for_markdown, _mark_markdown)
+        head = [for_markdown(text) for text in header(table)]
         aligned = ["left"] * (len(head) - len(table.columns)) + ["right"] * len(table.columns)
         parts += [tabulate(lines, head, tablefmt="pipe", colalign=aligned, disable_numparse=True), ""]
         remarks = (*block.remarks, *block.absences)
-        parts += [f"- {_escape_markdown(remark)}" for remark in remarks]
+        parts += [f"- {for_markdown(remark)}" for remark in remarks]
         parts += [""] if remarks else []
     if not any(block.cells for block in contents.blocks):
         parts += ["No complete runs.", ""]
     below = [*legend(contents.blocks), *contents.remarks]
-    parts += [*(f"- {_escape_markdown(remark)}" for remark in below), ""] if below else []
-    parts += [_escape_markdown(table.note), ""] if table.note else []
+    parts += [*(f"- {for_markdown(remark)}" for remark in below), ""] if below else []
+    parts += [for_markdown(table.note), ""] if table.note else []
     if published:
-        parts.append(_escape_markdown(_citation(published)))
-        parts += [f"- {_escape_markdown(line)}" for line in _sources(published)]
+        parts.append(for_markdown(_citation(published)))
+        parts += [f"- {for_markdown(line)}" for line in _sources(published)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -62,9 +57,9 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
     for block in contents.blocks:
         if block.title:
             parts.append(_comment(block.title))
-        head = [_escape_latex(text) for text in header(table)]
+        head = [for_latex(text) for text in header(table)]
         aligned = "l" * (len(head) - len(table.columns)) + "r" * len(table.columns)
-        lines = printed_lines(table, block, _escape_latex, _mark_latex)
+        lines = printed_lines(table, block, for_latex, _mark_latex)
         parts += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
         for index, line in enumerate(lines):
             if line[0] and index and not lines[index - 1][0]:
@@ -80,7 +75,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
 
 def page(table: Table, published: Published | None, contents: Contents) -> str:
     """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
-    escape = html.escape
+    escape = for_html
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{escape(table.name)}</title>",
@@ -104,7 +99,7 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
                 if cell.difference is not None:
                     shown = number(cell.difference, column, signed=True)
                     inner += f'<br><span class="status {status}">{escape(shown)} {escape(status)}</span>'
-                title = f' title="{escape(cell.note, quote=True)}"' if cell.note else ""
+                title = f' title="{escape(cell.note)}"' if cell.note else ""
                 parts.append(f"<td{title}>{inner}</td>")
             parts.append("</tr>")
         parts += ["</tbody>", "</table>", "</div>"]
@@ -123,12 +118,12 @@ def page(table: Table, published: Published | None, contents: Contents) -> str:
 def _group_heading(table: Table) -> str:
     cells = ["<th></th>"]
     for group, columns in itertools.groupby(table.columns, key=lambda column: column.group):
-        cells.append(f'<th colspan="{len(list(columns))}" scope="colgroup">{html.escape(group)}</th>')
+        cells.append(f'<th colspan="{len(list(columns))}" scope="colgroup">{for_html(group)}</th>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def _list(lines: list[str] | tuple[str, ...]) -> list[str]:
-    return ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"] if lines else []
+    return ["<ul>", *(f"<li>{for_html(line)}</li>" for line in lines), "</ul>"] if lines else []
 
 
 def _citation(published: Published) -> str:
@@ -143,18 +138,8 @@ def _sources(published: Published) -> list[str]:
     ]
 
 
-def _escape_markdown(text: str) -> str:
-    for character, escaped in {"\\": "\\\\", "|": "\\|", "<": "&lt;", "\r": " ", "\n": " "}.items():
-        text = text.replace(character, escaped)
-    return text
-
-
 def _mark_markdown(text: str, mark: int | None) -> str:
     return {1: f"**{text}**", 2: f"*{text}*"}.get(mark or 0, text)
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _mark_latex(text: str, mark: int | None) -> str:
@@ -166,4 +151,4 @@ def _mark_html(text: str, mark: int | None) -> str:
 
 
 def _comment(text: str) -> str:
-    return "% " + text.replace("\n", " ").replace("\r", " ")
+    return "% " + one_line(text)

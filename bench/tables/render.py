@@ -13,6 +13,7 @@ from bench import registry
 from bench.errors import BrokenPluginError, VerificationError, one_message
 from bench.files import replacing
 from bench.records.schema import RunRecord
+from bench.safe_text import for_csv
 from bench.tables.admission import LeftOut, read_store
 from bench.tables.cells import Cell, Contents, Interval, contents_of
 from bench.tables.definitions import Published, Table, load_published
@@ -79,7 +80,8 @@ def _csv(table: Table, published: Published | None, contents: Contents) -> str:
     for block in contents.blocks:
         for cell in block.cells:
             line = {key: " ".join(map(str, v)) if isinstance(v, tuple) else v for key, v in asdict(cell).items()}
-            writer.writerow({"block": block.title, **line})
+            line |= {key: for_csv(v) for key, v in line.items() if isinstance(v, str)}
+            writer.writerow({"block": for_csv(block.title), **line})
     return text.getvalue()
 
 

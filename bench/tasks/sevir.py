@@ -141,12 +141,13 @@ class Sevir(Task):
     def events(self, split: Split) -> SplitEvents:
         """Returns ids and times of a split's events, from the catalogue alone."""
         from bench.data.leaks import SplitEvents
-        from bench.data.sevir_catalogue import read_catalogue, select_events
+        from bench.data.sevir_catalogue import read_catalogue, select_events, storage_of
 
         assert self.data_root is not None
         start, end = self.split_dates()[split]
         chosen = select_events(read_catalogue(self.data_root), start=start, end=end, admit_missing=self.admit_missing)
-        return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen))
+        storage = storage_of(self.data_root, chosen)
+        return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 
     def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
         """Returns one window on the 0-1 scale."""
@@ -160,9 +161,13 @@ class Sevir(Task):
 
         assert self.data_root is not None
         window = self.t_in + self.t_out
-        report = sevir_report.describe(self.data_root, self.split_dates(), window=window, stride=self.stride)
+        report = sevir_report.describe(
+            self.data_root, self.split_dates(), window=window, stride=self.stride, admit_missing=self.admit_missing
+        )
         if read_everything:
-            sevir_report.read_everything(self.data_root, report, advance)
+            sevir_report.read_everything(
+                self.data_root, report, self.split_dates(), advance, admit_missing=self.admit_missing
+            )
         return report
 
     def normalise(self, physical: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
+from bench.places import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,12 @@ class NormalisedSequences:
     def contents(self) -> tuple[str, ...] | None:
         """Returns a digest of each event's values, or None where ids are all that tells events apart."""
         return getattr(self.source, "contents", None)
+
+    @property
+    def why_empty(self) -> str:
+        """Returns why there are no sequences, as a sentence with a space after it where the data can tell."""
+        reason = getattr(self.source, "why_empty", None)
+        return f"{reason[0].upper()}{reason[1:]}. " if reason else ""
 
     @property
     def incomplete(self) -> str | None:
@@ -109,11 +116,15 @@ class Task(BaseModel, ABC):
     def _root_is_a_folder(cls, root: str | Path | None) -> Path | None:
         if root is None:
             return None
+        root = expanded(root, "data.root") if isinstance(root, str) else root
         if "://" in str(root):
             from bench.data.places import open_place
 
             if cls.reads_addresses:
-                return open_place(root)
+                try:
+                    return open_place(root)
+                except ConfigError as error:  # pydantic would put words around it
+                    raise DataError(str(error)) from error
             raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")
         root = Path(root).expanduser()
         if not os.path.isdir(root):  # noqa: PTH112 - unlike `Path.is_dir`, false also for a name that no disk takes
@@ -247,6 +258,8 @@ class Task(BaseModel, ABC):
         from bench.data.leaks import add_leaks
 
         report = self.describe_data(read_everything=read_everything, advance=advance)
+        if not report.problems and not report.facts.get("events"):
+            report.problems.append(f"there are no events of task {self.name!r}")
         if not report.problems:
             add_leaks(report, self.leaks, by_design=self.shared_by_design)
         return report

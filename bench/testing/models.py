@@ -19,9 +19,8 @@ from bench.cost import count_model
 from bench.errors import ContractError, NotCountableError, one_message
 from bench.running.averaging import RunningAverage
 from bench.running.forecaster import check_forecast, masked_mse
+from bench.running.independence import dependence
 
-# Rows of a batch go through the same kernels in other groupings; beyond float32 round-off they must not differ.
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-4
 # One forecast by two models of the same weights: they may differ by their choice of kernels.
 _RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6
 _NOISE = 0.01
@@ -58,7 +57,14 @@ def check_model(
     torch.manual_seed(0)
     defaults = _global_state()
     build = functools.partial(model_class, input_shape=input_shape, target_shape=target_shape, **hyperparameters)
-    model = build()
+    try:
+        model = build()
+    except TypeError as error:
+        called = f"{getattr(model_class, '__name__', model_class)}(input_shape={input_shape}, "
+        raise ContractError(
+            f"{called}target_shape={target_shape}) cannot be made: {error}. A model takes the two shapes by these "
+            "names, (T, H, W, C) each, and has defaults for everything else"
+        ) from error
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ContractError(f"{model_class!r} makes {name}, expected a torch.nn.Module")
@@ -70,7 +76,7 @@ def check_model(
     ]
     _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
     gradients, round_trip = (functools.partial(check, build=build) for check in (_gradients, _round_trip))
-    for check in (_determinism, _rows, gradients, round_trip, _average, _countable):
+    for check in (_independence, gradients, round_trip, _average, _countable):
         try:
             check(copy.deepcopy(model), context, target, problems)
         except ContractError as error:
@@ -99,21 +105,14 @@ def _shape_and_input(model: nn.Module, context: Tensor, target: Tensor, problems
         problems.append("forward changed its input")
 
 
-def _determinism(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
+def _independence(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
     model.eval()
     with torch.no_grad():
-        if not torch.equal(model(context), model(context)):
+        first = model(context)
+        if not torch.equal(model(context), first):
             problems.append("two forecasts of one context differ in eval mode")
-
-
-def _rows(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
-    model.eval()
-    with torch.no_grad():
-        together = model(context)
-        alone = torch.cat([model(row[None]) for row in context])
-    if not torch.allclose(together, alone, rtol=_RELATIVE, atol=_ABSOLUTE):
-        worst = float((together - alone).abs().max())
-        problems.append(f"a row's forecast depends on its batch mates in eval mode (by up to {worst:.2g})")
+        elif found := dependence(model, context, first, range(len(context))):
+            problems.append(f"in eval mode, a forecast depends {found}")
 
 
 def _gradients(

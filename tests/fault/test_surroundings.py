@@ -169,6 +169,8 @@ def test_nothing_writes_under_the_names_of_an_archive() -> None:
         node.func.attr
         for path in sources
         for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and not (isinstance(node.func.value, ast.Attribute) and node.func.value.attr == "str")  # of pandas
     }
     assert sources and not calls & {"extract", "extractall", "unpack_archive"}

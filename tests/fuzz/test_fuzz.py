@@ -103,6 +103,56 @@ def test_any_overrides_are_a_config_or_one_error(overrides: list[str]) -> None:
         assert isinstance(config, Config)
 
 
+_HYDRA = ["callbacks", "x", "_target_", "launcher", "n_jobs", "job", "env_set", "LD_PRELOAD", "sweep", "dir", "run",
+          "job_logging", "formatters", "()", "mode", "overrides", "hydra", "task", "help", "template", "searchpath",
+          "runtime", "choices", "sweeper", "params", "output_subdir", "verbose", "name", "config_name"]  # fmt: skip
+_HYDRA_PATHS = st.lists(st.sampled_from(_HYDRA), min_size=1, max_size=3)
+_CALLED: list[str] = []
+
+
+def note_that_it_was_called(*arguments: object, **named: object) -> None:
+    """What the examples of the next test name; nothing may call it."""
+    _CALLED.append(f"{arguments} {named}")
+
+
+_TARGETS = st.sampled_from(
+    [f"{__name__}.note_that_it_was_called", "os.system", "MULTIRUN", "2", "true", "null", "a\nb"]
+)
+
+
+@_SLOW
+@given(_HYDRA_PATHS, _TARGETS, st.sampled_from(["", "+", "++"]), st.booleans(), st.sampled_from(["", "joblib"]))
+@example(["callbacks", "x", "_target_"], "os.system", "+", True, "")
+@example(["launcher", "n_jobs"], "2", "", False, "joblib")
+def test_any_key_of_hydras_is_a_documented_one_or_one_error(
+    tmp_path_factory, path: list[str], value: str, prefix: str, in_a_file: bool, launcher: str
+) -> None:
+    from bench.hydra_keys import ALLOWED
+
+    if in_a_file:
+        content: object = value
+        for part in reversed(path):
+            content = {part: content}
+        folder = tmp_path_factory.mktemp("configs")
+        (folder / "experiment").mkdir()
+        text = "# @package _global_\n" + json.dumps({"hydra": content})
+        (folder / "experiment/x.yaml").write_text(text, encoding="utf-8")
+        given_ = [f"hydra.searchpath=['{folder}']", "experiment=x"]
+    else:
+        given_ = [f"{prefix}hydra.{'.'.join(path)}={value}"]
+    given_ += [f"hydra/launcher={launcher}"] * bool(launcher)
+    try:
+        compose(given_)
+    except UsageError as error:
+        assert str(error)
+    else:
+        key = f"hydra.{'.'.join(path)}"
+        same = value == "null" and key in ("hydra.mode", "hydra.output_subdir")
+        noted = key.startswith(("hydra.runtime.", "hydra.job.config_name", "hydra.searchpath"))  # Hydra's own notes
+        assert key in ALLOWED or same or noted, given_
+    assert not _CALLED
+
+
 @_SLOW
 @given(st.lists(_WORDS | st.text(max_size=6), max_size=5))
 def test_any_words_on_the_command_line_end_with_a_promised_code(tmp_path_factory, words: list[str]) -> None:

@@ -503,3 +503,60 @@ def test_numbers_of_the_environment_are_kept(unet: Path) -> None:
     record = read_records(unet / "results")[0][0]
     assert set(record.training.identity.libraries) == {"torch", "lightning", "timm", "numpy"}
     assert record.training.identity.train.event_count == 4 and np.isfinite(record.training.wall_s)
+
+
+def test_remote_checkpoints_are_checked_alike(storms: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    remote = f"memory://{tmp_path.name}/checkpoints"
+    _, said = _run(storms, tmp_path, f"train.checkpoints={remote}")
+    _, said = _run(storms, tmp_path, f"train.checkpoints={remote}")
+    assert any("training had ended" in line for line in said)
+    files = fsspec.filesystem("memory")
+    (best,) = (name for name in files.find(f"/{tmp_path.name}") if name.endswith("best.ckpt"))
+    record = _run(storms, tmp_path, f"checkpoint=memory:/{best}", training=False)[0].record
+    assert record.scope == "full" and record.training is not None and record.training.identity is not None
+    content = bytearray(files.cat_file(best))
+    content[len(content) // 2] ^= 1
+    files.pipe_file(best, bytes(content))
+    for overrides, training in (([f"train.checkpoints={remote}"], True), ([f"checkpoint=memory:/{best}"], False)):
+        with pytest.raises(DataError, match="is damaged"):
+            _run(storms, tmp_path, *overrides, training=training)
+
+
+@pytest.mark.slow
+def test_stages_are_checked_alike(storms: Path, tmp_path: Path) -> None:
+    tiny = [
+        "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", "model=prediff",
+        "model.latent_channels=2", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_layers=1",
+        "model.autoencoder_groups=4", "model.base_units=8", "model.depth=[1]", "model.num_heads=2",
+        "model.sampler=dpm_solver++", "model.steps=2", "model.members=1", "limit=2",
+    ]  # fmt: skip
+    words = [word for word in TINY if not word.startswith(("task=", "model"))] + tiny
+    where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
+
+    def go(*overrides: str) -> list[str]:
+        said: list[str] = []
+        run(compose([*words, *where, *overrides]), training=True, say=said.append)
+        return said
+
+    go()
+    (stage,) = tmp_path.glob("work/sevir_lr/stages/autoencoder-*/checkpoints/best.ckpt")
+    given = tmp_path / "given.ckpt"
+    shutil.copy(stage, given)
+    assert sum("training had ended" in line for line in go(f"train.stages.autoencoder.checkpoint={given}")) == 0
+    # trained with other hyperparameters of the stage
+    with pytest.raises(ConfigError, match=r"(?s)trained as something else.*autoencoder_layers|does not fit"):
+        go(f"train.stages.autoencoder.checkpoint={given}", "model.autoencoder_layers=2")
+    raw = bytearray(stage.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    stage.write_bytes(raw)
+    with pytest.raises(DataError, match="is damaged"):
+        go()
+    given.write_bytes(raw)
+    with pytest.raises(DataError, match="is damaged"):
+        go(f"train.stages.autoencoder.checkpoint={given}")
+    # started anew and killed: what the first training's summary said is gone
+    summary = stage.with_name("training.json")
+    assert summary.is_file()
+    assert sum("training had ended" in line for line in go("train.resume=false")) == 0

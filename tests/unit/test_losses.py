@@ -138,7 +138,7 @@ def test_an_operation_without_a_deterministic_form_is_one_message() -> None:
     try:
         with (
             pytest.raises(ConfigError, match=r"(?s)net uses max_unpool\S* in training, .*train\.deterministic=warn"),
-            translated_errors("training", "net"),
+            translated_errors("training", model="net"),
         ):
             torch.nn.functional.max_unpool2d(pooled, places, 2)
     finally:

@@ -77,3 +77,39 @@ def test_files_of_another_format(tmp_path: Path, content: bytes | str) -> None:
 def test_a_folder_without_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected mnist_test_seq.npy, or moving_mnist_val.npy"):
         bench.load_task("moving_mnist", tmp_path).dataset("val")
+
+
+def test_a_frame_that_was_never_written_is_no_frame_without_digits(tmp_path: Path) -> None:
+    path = tmp_path / "moving_mnist_test.npy"
+    frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(20, 4, 8, 8))
+    frames[:, :2] = np.random.default_rng(0).integers(1, 256, (20, 2, 8, 8))
+    frames[:15, 2] = 7
+    frames.flush()
+    data = bench.load_task("moving_mnist", tmp_path).dataset("test")
+    data.stored(1)
+    for number in (2, 3):
+        with pytest.raises(DataError, match=f"test.npy: sequence {number} has a frame that is 0 throughout"):
+            data.stored(number)
+
+
+@pytest.mark.parametrize("count", [2, 20, 60])
+def test_sequences_first_is_refused(tmp_path: Path, count: int) -> None:
+    command = ["data", "make", "moving_mnist", "--train", str(count), "--val", "1", "--test", "1"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "moving_mnist_train.npy"
+    frames = np.load(path)
+    assert len(bench.load_task("moving_mnist", tmp_path).dataset("train")) == count
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    np.save(turned / path.name, np.concatenate([frames, frames]).swapaxes(0, 1))
+    with pytest.raises(DataError, match=r"the second axis of .* looks like time; expected \(T, N, H, W\)"):
+        bench.load_task("moving_mnist", turned, t_in=1, t_out=1).dataset("train")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6, 64, 64), (10**9,) * 4])
+def test_a_file_that_declares_more_than_it_has(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with (tmp_path / "mnist_test_seq.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+    with pytest.raises(DataError, match=r"mnist_test_seq.npy: not readable"):
+        bench.load_task("moving_mnist", tmp_path).dataset("test")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,28 @@ class TestFiles:
         elif isinstance(content, bytes):
             path.write_bytes(content)
         with pytest.raises(DataError, match=r"nbody_val.npz"):
+            bench.load_task("nbody_mnist", tmp_path).dataset("val")
+
+    @pytest.mark.parametrize("shape", [(10**12,), (2**40, 2**40)])
+    def test_an_archive_that_declares_more_than_it_has(self, made: Path, tmp_path: Path, shape: tuple) -> None:
+        (tmp_path / "mnist.npz").write_bytes((made / "mnist.npz").read_bytes())
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(tmp_path / "nbody_val.npz", "w") as archive, np.load(made / "nbody_val.npz") as draws:
+            for name in draws.files:
+                content = header if name == "init_velocity_angle" else io.BytesIO()
+                if content is not header:
+                    np.save(content, draws[name])
+                archive.writestr(f"{name}.npy", content.getvalue())
+        with pytest.raises(DataError, match=r"nbody_val.npz: init_velocity_angle declares float64 .* of which"):
+            bench.load_task("nbody_mnist", tmp_path).dataset("val")
+
+    @pytest.mark.parametrize("scale", [1 / 255, -1.0, 300.0, np.nan])
+    def test_digits_on_another_scale(self, made: Path, tmp_path: Path, scale: float) -> None:
+        with np.load(made / "mnist.npz") as digits:
+            np.savez(tmp_path / "mnist.npz", X=digits["X"] * scale)
+        (tmp_path / "nbody_val.npz").write_bytes((made / "nbody_val.npz").read_bytes())
+        with pytest.raises(DataError, match=r"mnist.npz: X: expected numbers from 0 to 255, found float"):
             bench.load_task("nbody_mnist", tmp_path).dataset("val")
 
     def test_more_frames_than_there_are(self) -> None:

@@ -9,13 +9,14 @@ from official import PAPER_SETTINGS, as_official, trained_with, unet_like
 import bench
 from bench import registry
 from bench.errors import DataError
-from bench.records.schema import RunRecord
+from bench.records.schema import MembersPart, RunRecord
 from bench.tables import definitions, load_table
-from bench.tables.admission import LeftOut
+from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, LeftOut
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, contents_of, shared_choices, value_of, variant_labels
+from bench.tables.cells import Block, Cell, contents_of, value_of
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
+from bench.tables.variants import comparable_key, shared_choices, variant_labels
 
 SEVIR = load_table("earthformer/sevir")
 
@@ -343,3 +344,51 @@ def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: Ru
     runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
     assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
     assert variant_labels(runs[1:]) == ["unet", "unet"]
+
+
+def _with(record: RunRecord, conventions: dict, **changes: object) -> RunRecord:
+    return record.model_copy(update={"conventions": {**record.conventions, **conventions}, **changes})
+
+
+OTHER_SCALE = {"mse": {"convention": "correct", "scale": 1.0, "t_out": 12}}
+
+
+def test_no_cell_mixes_metric_conventions(measured: RunRecord) -> None:
+    other = _with(measured, OTHER_SCALE, run_id="2026-b", seed=1, scores={**measured.scores, "mse": 700.0})
+    same = measured.model_copy(update={"run_id": "2026-c", "seed": 2})
+    assert comparable_key(other) != comparable_key(measured) == comparable_key(same)
+    blocks = contents_of(load_table("runs/sevir"), None, [measured, other, same]).blocks
+    found = [set(cell.run_ids) for block in blocks for cell in block.cells if cell.column == "mse"]
+    assert {"2026-b"} in found and not any({"2026-b"} < run_ids for run_ids in found)
+
+
+def test_a_published_table_takes_the_conventions_of_its_task(measured: RunRecord) -> None:
+    good = as_official(measured)
+    other = as_official(_with(measured, OTHER_SCALE), run_id="2026-b", seed=1)
+    contents = contents_of(SEVIR, None, [good, other])
+    assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {(good.run_id,)}
+    assert [(one.run_id, one.reason) for one in contents.left_out] == [("2026-b", OTHER_CONVENTIONS)]
+
+
+def test_an_ensemble_stands_beside_single_forecasts_and_never_in_their_cell(measured: RunRecord) -> None:
+    def drawn(count: int, scale: float, **changes: object) -> RunRecord:
+        added = {"mse_members": measured.conventions["mse"], "probabilistic": {"scale": scale}, "frechet": {}}
+        return _with(measured, added, members=MembersPart(count=count, seed=0), **changes)
+
+    ensembles = [
+        drawn(4, 255.0, run_id="2026-b", seed=1),
+        drawn(8, 255.0, run_id="2026-c", seed=2),
+        drawn(8, 1.0, run_id="2027-d", seed=3),
+    ]
+    runs = [measured, *ensembles]
+    assert len({comparable_key(record) for record in runs}) == 1
+    assert variant_labels(runs) == [
+        "persistence",
+        "persistence (members=4, probabilistic.scale=255.0)",
+        "persistence (members=8, probabilistic.scale=255.0)",
+        "persistence (members=8, probabilistic.scale=1.0)",
+    ]
+    official = [as_official(record) for record in runs]
+    contents = contents_of(SEVIR, None, official)
+    assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {("2027-d",)}
+    assert {one.reason for one in contents.left_out} == {OTHER_ENSEMBLES}

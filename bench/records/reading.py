@@ -1,0 +1,146 @@
+"""Reads the files of a results root whatever lies under their names: content of a bounded size, or one error in words.
+
+A store is written by many runs and machines: one file that is torn, flipped, huge or no file at all must not end what
+reads the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import stat
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.errors import DataError
+from bench.places import Place
+
+LARGEST_TEXT = 16 << 20
+"""Bytes: a thousand times a record or a learning curve."""
+LARGEST_ARRAYS = 1 << 30
+"""Bytes of a file's arrays when unpacked: ten times the statistics of the largest data set."""
+DEEPEST = 64
+"""Levels of a record's JSON; the deepest of ours has ten."""
+_NESTED = (dict, list)
+_ENTRY, _MOST_ENTRIES = b"PK\x01\x02", 10_000
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_bytes(path: Place, largest: int, what: str) -> bytes:
+    """Returns the content of an ordinary file.
+
+    Args:
+        path: The file, on a disk or behind a URL.
+        largest: Bytes.
+        what: What it should be, with its article, for the message.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+        DataError: no ordinary file (a pipe would be waited on for ever), too large, or not readable.
+    """
+    try:
+        with _ordinary(path).open("rb") as file:
+            content: bytes = file.read(largest + 1)
+        if len(content) > largest:
+            raise ValueError(f"larger than {largest >> 20} MiB")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{path}: not {what}: {error or 'out of memory'}") from error
+    return content
+
+
+def _ordinary(path: Place) -> Place:
+    if getattr(path, "protocol", None) in ("file", "local"):
+        path = Path(path.path)
+    if isinstance(path, Path):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'no ordinary file')}")
+    return path
+
+
+def read_json(path: Place, what: str) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: The file.
+        what: See `read_bytes`.
+
+    Raises:
+        DataError: no ordinary file, too large, not JSON, or nested too deeply.
+    """
+    try:
+        content = json.loads(read_bytes(path, LARGEST_TEXT, what).decode())
+    except (FileNotFoundError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{path}: not {what}: {error or 'out of memory'}") from error
+    level = [content]
+    for _ in range(DEEPEST):
+        parts = [part.values() if part.__class__ is dict else part for part in level if part.__class__ in _NESTED]
+        level = [item for part in parts for item in part if item.__class__ in _NESTED]
+        if not level:
+            return content
+    raise DataError(f"{path}: not {what}: nested more than {DEEPEST} levels deep")
+
+
+def read_npz(path: Place, what: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
+    """Returns the arrays of an `.npz` file, read-only; nothing is allocated that the file does not hold.
+
+    Args:
+        path: The file.
+        what: See `read_bytes`.
+        largest: Bytes of all arrays.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+        DataError: no ordinary file, too large, damaged, or arrays of other types than numbers.
+    """
+    content = read_bytes(path, largest, what)
+    try:
+        if content.count(_ENTRY) > _MOST_ENTRIES:  # each costs memory before the first array is looked at
+            raise ValueError(f"more than {_MOST_ENTRIES} arrays")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > largest:
+                raise ValueError(f"larger than {largest >> 20} MiB when unpacked")
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+    except Exception as error:  # zipfile, zlib, numpy's header: damage ends in errors of a dozen kinds
+        raise DataError(f"{path}: not {what}: {error or type(error).__name__}") from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+        raise ValueError(f"{member.filename} is not packed as numpy does")
+    with archive.open(member) as file:
+        content = file.read(member.file_size)  # no more is unpacked, whatever is packed
+    length = content[8:10] if content[6:7] == b"\x01" else content[8:12]
+    start = 8 + len(length) + int.from_bytes(length, "little")
+    shape, fortran, dtype = _header(content[:start])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{member.filename} holds {dtype}, expected numbers")
+    held = len(content) - start
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"{member.filename} says {shape} of {dtype}, and holds {held} bytes")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=1024)  # thousands of files have a handful of headers between them, each some 40 us to parse
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"an array has format {version}")
+    found: tuple[tuple[int, ...], bool, np.dtype] = _HEADERS[version](file)
+    return found

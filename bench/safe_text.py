@@ -1,0 +1,126 @@
+"""Text from outside, made safe for where it is shown: a terminal, a CSV cell, Markdown, LaTeX; secrets masked.
+
+Names of files, what a data set or a plugin calls itself, messages of servers and other people's records may hold
+escape sequences, formulas and markup; addresses may hold credentials.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+# The user's part of an address: up to the last @ before the host's end; a secret may contain slashes, a port may not.
+_USER = re.compile(r"(?<=://)(?!\*\*\*@)[^\s/@]+(?::(?!\d{1,5}(?:[/?#]|$))[^\s@]*)?@(?:[^\s/@]*@)*")
+# A parameter of an address whose name says that its value is a secret: ?sig=, &X-Amz-Signature=, #access_token=
+_SECRET_NAMES = r"sig|token|key|secret|pass|pwd|auth|cred|jwt|session|code|x-amz-|x-goog-"
+_PARAMETER = re.compile(rf"(?i)(://\S*?[?&;#][\w.~%-]*(?:{_SECRET_NAMES})[\w.~%-]*=)(?!\*\*\*)[^\s&;#'\"]+")
+_SECRET_VARIABLE = re.compile(r"(?i)key|secret|token|pass|pwd|auth|cred|sas|sig|jwt")
+_SHORTEST_SECRET = 6
+_known_secrets: dict[str, str] = {}
+
+# Which way text runs, and what is not seen: with these, a line reads otherwise than it is stored.
+_DIRECTION = {*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0xFEFF}
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 - wide ones count, too
+_MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", "\r": " ", "\n": " "}
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "\r": " ",
+}  # fmt: skip
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text with the credentials of every address in it masked: `s3://***@bucket`, `?sig=***`.
+
+    What `remember_secret` was told is masked wherever it stands.
+    """
+    for value, name in _known_secrets.items():
+        text = text.replace(value, name)
+    if "://" not in text:
+        return text
+    text = _USER.sub(f"{MASK}@", text)
+    while (masked := _PARAMETER.sub(rf"\g<1>{MASK}", text)) != text:  # several parameters of one address
+        text = masked
+    return text
+
+
+def content_without_secrets(content: Any) -> Any:
+    """Returns plain containers with `without_secrets` applied to every text in them."""
+    if isinstance(content, str):
+        return without_secrets(content)
+    if isinstance(content, Mapping):
+        return {key: content_without_secrets(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(content_without_secrets(value) for value in content)
+    return content
+
+
+def remember_secret(variable: str, value: str) -> None:
+    """Has the value of an environment variable masked from now on, where the variable's name says it is a secret."""
+    if _SECRET_VARIABLE.search(variable) and len(value) >= _SHORTEST_SECRET:
+        _known_secrets[value] = f"${{oc.env:{variable}}}"
+
+
+def for_terminal(text: str) -> str:
+    r"""Returns a text that moves no cursor, sets no title and reads as it is stored; secrets are masked.
+
+    Line breaks and tabs stay. Any other control character becomes `\u001b` and the like, which JSON reads back.
+    """
+    return "".join(
+        f"\\u{ord(character):04x}" if _is_control(character) else character for character in without_secrets(text)
+    )
+
+
+def one_line(text: str) -> str:
+    """Returns a text that came from outside as one line for a terminal."""
+    return for_terminal(" ".join(text.split()))
+
+
+def for_csv(text: str) -> str:
+    """Returns a CSV cell that no spreadsheet takes for a formula; numbers, one or several, stay as they are."""
+    text = for_terminal(text)
+    if not text.lstrip().startswith(_FORMULA):
+        return text
+    try:
+        _ = [float(word) for word in text.split()]
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def for_html(text: str) -> str:
+    """Returns a text without what HTML would act on, in an element or in a quoted attribute."""
+    return html.escape(_visible(text))
+
+
+def for_markdown(text: str) -> str:
+    """Returns a text without what Markdown's tables and HTML would act on."""
+    return "".join(_MARKDOWN.get(character, character) for character in _visible(text))
+
+
+def for_latex(text: str) -> str:
+    """Returns a text without what LaTeX would act on."""
+    return "".join(_LATEX.get(character, character) for character in _visible(text))
+
+
+class Formatter(logging.Formatter):
+    """What Hydra's own lines are formatted by."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line of a log as it may be shown in a terminal."""
+        return for_terminal(super().format(record))
+
+
+def _visible(text: str) -> str:
+    return "".join(character for character in text if not _is_control(character))
+
+
+def _is_control(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) == "Cc" or ord(character) in _DIRECTION or character in "\u2028\u2029"

@@ -1,0 +1,90 @@
+"""Which runs may be compared with one another, and what tells those of one model apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from bench.config import canonical_json
+from bench.records.schema import RunRecord
+from bench.tables.admission import of_ensembles
+
+
+def comparable_key(record: RunRecord) -> tuple[Any, ...]:
+    """Returns what two records must share for their scores to be compared.
+
+    That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
+    ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.
+    """
+    assert record.data is not None
+    conventions = {name: how for name, how in record.conventions.items() if not of_ensembles(name)}
+    task = canonical_json([record.task.fields, conventions])
+    return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
+
+
+def variant_labels(group: Sequence[RunRecord]) -> list[str]:
+    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
+
+    What all runs of a model were given alike, `shared_choices`, is not in it.
+    """
+    shared = shared_choices(group)
+    settings = [_training_settings(record) for record in group]
+    of_model = Counter(record.model.name for record in group)
+    equal: Counter[tuple[str, str, str]] = Counter()  # runs of a model that have this value of this setting
+    for record, mine in zip(group, settings, strict=True):
+        equal.update((record.model.name, key, repr(value)) for key, value in mine.items())
+    ensembles = [_ensemble_options(record) for record in group]
+    values: dict[tuple[str, str], set[str]] = {}  # among the ensembles of a model
+    for record, options in zip(group, ensembles, strict=True):
+        for key, value in options.items():
+            values.setdefault((record.model.name, key), set()).add(repr(value))
+    labels = []
+    for record, mine, options in zip(group, settings, ensembles, strict=True):
+        name = record.model.name
+        told = {key: value for key, value in _chosen(record).items() if key not in shared[name]}
+        told |= {key: value for key, value in mine.items() if equal[name, key, repr(value)] < of_model[name]}
+        told |= {key: value for key, value in options.items() if len(values[name, key]) > 1}
+        labels.append(f"{name} ({listed(told)})" if told else name)
+    return labels
+
+
+def shared_choices(group: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Returns, per model, the hyperparameters that were given to all of its runs alike: they tell none apart."""
+    shared: dict[str, dict[str, Any]] = {}
+    for record in group:
+        mine = _chosen(record)
+        so_far = shared.setdefault(record.model.name, mine)
+        shared[record.model.name] = {key: v for key, v in so_far.items() if key in mine and mine[key] == v}
+    return shared
+
+
+def listed(options: dict[str, Any]) -> str:
+    """Returns options as `KEY=VALUE, ...`, in order of the keys."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+
+
+def _chosen(record: RunRecord) -> dict[str, Any]:
+    """Returns the hyperparameters that were given, without those that came with the model's preset."""
+    if record.model.is_preset:
+        return {}
+    given = record.config.get("model")
+    if not isinstance(given, dict):  # from Python: nobody knows what came with the preset
+        return dict(record.model.hyperparameters)
+    return {key: value for key, value in record.model.hyperparameters.items() if key in given}
+
+
+def _ensemble_options(record: RunRecord) -> dict[str, Any]:
+    """Returns the conventions of what an evaluation of an ensemble adds, by `METRIC.OPTION`."""
+    added = ((name, how) for name, how in record.conventions.items() if of_ensembles(name))
+    return {f"{name}.{key}": value for name, how in added for key, value in how.items()}
+
+
+def _training_settings(record: RunRecord) -> dict[str, Any]:
+    ensemble = {"members": record.members.count} if record.members else {}
+    if record.training is None:
+        return ensemble | ({"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {})
+    settings = ensemble | {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
+    if record.training.steps:  # nothing that is fitted depends on it
+        settings["batch_size"] = record.config.get("data", {}).get("batch_size")
+    return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}

@@ -1,0 +1,175 @@
+"""Every verb, misused: one message with the cure and exit code 2, never "a fault of earthbench"."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bench.cli.main import VERBS, main
+from bench.errors import ContractError, RunFailedError
+
+_TABLE = "earthformer/sevir"
+# `empty` is an empty folder, `file` a file, `nope` is not there.
+_MISUSED = {
+    "quickstart": ["word", "--seed x", "--out file"],
+    "list": ["x", "models models", "--format xml", "-m"],
+    "show": ["", "model", "model x", "model unet --size 1,2,3", "pattern x", "pattern axial --out file/x.png",
+             "pattern axial --out empty", "é"],
+    "data": ["", "x", "info", "info sevir", "info x --root empty", "info sevir --root empty", "info sevir --root file",
+             "check sevir --root empty", "check icar_enso --root empty", "check enso_ersst --root empty",
+             "check moving_mnist --root empty", "check nbody_mnist --root empty", "make", "make x", "make sevir",
+             "make sevir --out file", "make moving_mnist --out file", "make nbody_mnist --out file", "fetch",
+             "fetch sevir --out file", "fetch weights/x", "convert", "convert sevir radar",
+             "convert sevir sevir_lr --root empty --out o"],
+    "run": ["", "x", "data.root", "data.root=empty", "data.root=file", "data.root=empty work=file",
+            "data.root=empty results.root=file/x", "data.root=empty train.checkpoints=file", "=x", "model=", "~model",
+            "--config-dir", "--config-dir file", "--cfg", "--cfg x", "--cfg job -p nope", "-p", "task=null",
+            "model=unet,persistence data.root=empty", "data.root=~/nope", "train.loggers.first=csv",
+            "hydra.searchpath.x=1", "é=1", "data.root=${oc.env:NOPE}", "-- -m"],
+    "evaluate": ["", "x", "data.root=empty", "-m seed=0,1", "--cfg job", "data.root=file", "seed=0,1"],
+    "forecast": ["", "model=persistence data.root=empty", "model=persistence --input file", "-m",
+                 "model=persistence --input empty", "model=persistence --input nope.npy", "--picture x.xyz"],
+    "new": ["", "model", "x y", "model X!", "model unet", "model mine --out file", "model mine --out file/x",
+            "task mine --out ."],
+    "check": ["", "x", "unet --task x", "sevir --root empty", "sevir --root file", "unet --kind task"],
+    "ablate": ["", "x", "patterns -m", "patterns x"],
+    "status": ["x", "work=file", "results.root=file seed=0,1", "work=s3://x", "--config-dir file", "--frmt json"],
+    "count": ["--model x", "--table x", "--table runs/sevir", "--task x --model persistence", "x"],
+    "table": ["", "x", f"{_TABLE} --results nope", f"{_TABLE} --results file", f"{_TABLE} --results file/x --write",
+              f"{_TABLE} --results empty --picture x.png", f"{_TABLE} --format xml", f"{_TABLE} -m"],
+    "explain": ["", _TABLE, "x y z", f"{_TABLE} x csi_m", f"{_TABLE} unet x", f"{_TABLE} unet csi_m --results file",
+                f"{_TABLE} unet csi_m --results nope"],
+    "reproduce": ["", "x", "runs/sevir", f"{_TABLE}/x", f"{_TABLE}/persistence --seeds x", f"{_TABLE}/persistence x",
+                  f"{_TABLE}/persistence seed=0,1", f"{_TABLE}/persistence data.root=file", f"{_TABLE} -m"],
+    "report": ["", "--out file", "--out file/x", "--out o --results nope", "--out o --results file"],
+    "verify": ["x", "--results nope", "--results file"],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cwd/empty").mkdir(parents=True)
+    (tmp_path / "cwd/file").write_text("x")
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "cwd"
+
+
+def _one_message(capfd: pytest.CaptureFixture[str], words: list[str]) -> str:
+    code = main(words)
+    error = capfd.readouterr().err
+    assert code == 2, f"{words}: exit code {code}: {error}"
+    assert "error: " in error and "Traceback" not in error and "fault of earthbench" not in error, error
+    return error
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_misused_verb_is_one_message_with_two(capfd, folder: Path, verb: str) -> None:
+    for words in _MISUSED[verb]:
+        if verb == "report" and not _has_report():
+            continue
+        _one_message(capfd, [verb, *words.split()])
+        left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+        assert left <= {"file"}, f"{verb} {words}: {left}"
+
+
+def _has_report() -> bool:
+    import importlib.util
+
+    return all(importlib.util.find_spec(name) for name in ("itables", "plotly", "jinja2"))
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["--bogus"], "unknown flag --bogus"),
+        (["--hlp"], "Did you mean '--help'"),
+        (["run", "model=unet,convlstm"], "`earthbench run -m`"),
+        (["evaluate", "seed=0,1"], "`earthbench run -m`"),
+        (["run", "-m", "model=glob(u*)"], "list the names"),
+        (["evaluate", "--cfg", "job"], "for `earthbench run`"),
+        (["count", "--table", "runs/sevir"], "earthbench count --task sevir --model NAME"),
+        (["run", "hydra/launcher=mine", "-m", "seed=0,1"], "pip install 'earthbench[sweep]'"),
+        (["run", "data.root=a(b"], "Quote values"),
+    ],
+)
+def test_a_slip_is_answered_with_the_cure(capfd, words: list[str], cure: str) -> None:
+    assert cure in _one_message(capfd, words)
+
+
+def test_a_tilde_needs_no_quotes(monkeypatch, storms: Path) -> None:
+    from bench.config import compose
+
+    monkeypatch.setenv("HOME", str(storms.parent))
+    assert compose(["data.root=~/sevir"]).data.root == "~/sevir"
+    given = ["task=sevir", "model=persistence", "picture=false", "progress=false", "results.root=~/results"]
+    assert main(["evaluate", "data.root=~/sevir", *given]) == 0
+    assert list((storms.parent / "results").rglob("*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_a_plan_for_devices_that_are_not_here_says_so(capfd, storms: Path) -> None:
+    given = ["reproduce", f"{_TABLE}/unet", "--dry-run", f"data.root={storms}", "devices=8"]
+    assert main([*given, "device=cuda"]) == 0
+    told = capfd.readouterr()
+    assert "cannot run" in told.out and "no CUDA device here" in told.out and "Traceback" not in told.err
+    assert main([*given[:2], *given[3:], "device=cuda"]) == 2
+
+
+class Ported(nn.Module):
+    """A model with the constructor of another project."""
+
+    def __init__(self, in_shape: tuple[int, ...], hidden: int = 8, **kwargs: object) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_shape[0], hidden)
+
+
+def test_a_model_with_another_constructor_is_told_what_a_model_takes(capfd, folder: Path) -> None:
+    from bench.testing import check_model
+
+    with pytest.raises(ContractError, match=r"Ported\(input_shape=.*'in_shape'.*A model takes the two shapes"):
+        check_model(Ported)
+    source = "EARTHBENCH = {'models': {'ported': 'Ported'}}\nfrom torch import nn\n"
+    source += "class Ported(nn.Module):\n    def __init__(self, in_shape, hidden=8):\n        super().__init__()\n"
+    (folder / "ported_plugin.py").write_text(source)
+    (folder / "empty").rmdir()
+    command = [sys.executable, "-m", "bench", "--plugin", "ported_plugin.py"]
+    checked = subprocess.run([*command, "check", "ported"], capture_output=True, text=True)
+    assert checked.returncode == 2 and "A model takes the two shapes" in checked.stderr
+    assert "Traceback" not in checked.stderr
+
+
+def test_an_error_of_a_plugin_is_not_a_fault_of_earthbench(folder: Path, storms: Path) -> None:
+    source = "EARTHBENCH = {'models': {'raises': 'Raises'}}\nimport torch\n"
+    source += "class Raises(torch.nn.Module):\n    def __init__(self, input_shape, target_shape):\n"
+    source += (
+        "        super().__init__()\n    def forward(self, context):\n        return context + torch.zeros(7, 7, 7)\n"
+    )
+    (folder / "raising_plugin.py").write_text(source)
+    command = [sys.executable, "-m", "bench", "--plugin", "raising_plugin.py", "evaluate", "task=sevir", "model=raises"]
+    done = subprocess.run(
+        [*command, f"data.root={storms}", "device=cpu", "progress=false"], capture_output=True, text=True
+    )
+    assert done.returncode == 3 and "fault of earthbench" not in done.stderr
+    assert "raising_plugin.py:7, which is a plugin's code" in done.stderr.splitlines()[-1]
+
+
+def test_batch_norm_over_one_value_names_the_batch_size() -> None:
+    from bench.running.trainer import translated_errors
+
+    layer = nn.BatchNorm2d(4)
+    with pytest.raises(RunFailedError, match=r"1x1 grid.*data\.batch_size"), translated_errors("training"):
+        layer(torch.zeros(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_harm_nothing(closed: str) -> None:
+    command = f"{sys.executable} -m bench list models {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout
