@@ -141,7 +141,8 @@ class Train(Section):
     `medium`: bfloat16. Convolutions may use TF32 in all three, as they did with both."""
     compile: bool = False
     """Compile the model with `torch.compile`, for training and evaluation."""
-    deterministic: bool | Literal["warn"] = "warn"
+    deterministic: bool | Literal["warn"] = False
+    """On a GPU, operations with a deterministic form only: slower, see decision 10. A CPU gives equal bits without."""
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     stages: dict[str, dict[str, Any]] = {}
@@ -377,6 +378,7 @@ def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str
     plain = copy.deepcopy(dict(config))
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
     stop = plain["train"]["early_stopping"]
     if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
         stop["mode"] = "min"  # the same training, and what the default was called when older records got their names

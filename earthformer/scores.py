@@ -167,7 +167,7 @@ def _fused(
     drop: float,
 ) -> Tensor:
     """Return the attended values (B, h, N, V_q, d) from one fused kernel; a mask becomes part of the bias."""
-    batch, heads, count, rows, _ = query.shape
+    _, heads, count, rows, _ = query.shape
     if mask is not None:
         blocked = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
         blocked = blocked.masked_fill_(~mask, kernels.masked_score(query.dtype))
@@ -185,7 +185,8 @@ def _fused(
         if bias is not None:
             bias = F.pad(bias, (0, shared_key.shape[-2]))
     if bias is not None:
-        bias = bias.reshape(1, heads * count, rows, -1).expand(batch, -1, -1, -1)
+        # One for the whole batch: where the kernel lengthens its rows, it would lengthen a copy for each sequence.
+        bias = bias.reshape(1, heads * count, rows, -1)
     out = F.scaled_dot_product_attention(
         query.flatten(1, 2),
         key.flatten(1, 2),

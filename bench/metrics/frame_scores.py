@@ -7,22 +7,25 @@ Sources: MSE and MAE as sums per frame are those of the Earthformer release on M
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import ConfigError, RunFailedError
+from bench.errors import ConfigError
 from bench.metrics.by_event import EventMetric
 from bench.metrics.frames import check_pair
 from bench.metrics.pixelwise import check_convention_and_scale, error_sums
-from bench.metrics.similarity import psnr, ssim
+from bench.metrics.similarity import psnr, ssim, ssim_at
 from bench.metrics.states import tell_apart
 from bench.scores.directions import BETTER
 from bench.scores.frames import FRAME_MEANS
 
-# The 2022 SSIM keeps every frame: more than this belongs to a data set that it was never used on.
-_MOST_KEPT_BYTES = 4 * 2**30
+# Where the 2022 SSIM is known for every frame: the Chebyshev points of log(data range), between these on the 0-1 scale.
+_LEAST_RANGE, _MOST_RANGE, _POINTS = 2.0**-8, 2.0**8, 96
+_AT_RANGES = "ssim_at_ranges"
 
 
 class FrameScores(EventMetric):
@@ -36,8 +39,10 @@ class FrameScores(EventMetric):
     Two conventions, which differ in SSIM and in missing values:
 
     * `upstream`: SSIM as papers of 2022 computed it.  Its data range is the larger of the ranges of forecast and
-      target over the whole set, which is known at the end only: every frame is kept (8 bytes a pixel or fewer).
-      A NaN makes the score NaN.
+      target over the whole set, which is known at the end only.  A frame's SSIM is a smooth function of the logarithm
+      of the data range, with no singularity nearer to the real axis than pi/2: sums of it at 96 points give it at any
+      range between 1/256 and 256 (on the 0-1 scale) to 1e-13, and no frame is kept.  Outside it is undefined (NaN),
+      and so is it where all frames are flat.  A NaN in any frame makes the score NaN.
     * `correct`: the data range is 1, frames are scored as they come.  Pairs of pixels with a NaN or an infinity on
       either side are left out, so are frames with one from SSIM and LPIPS; `mse_pixel_count`, `ssim_frame_count`, ...
       say how many entered.
@@ -54,9 +59,8 @@ class FrameScores(EventMetric):
     better = BETTER
     family = "frames"
     frame_pixels: Tensor
-    kept_forecast: list[Tensor]
-    kept_target: list[Tensor]
-    kept_event: list[Tensor]
+    largest: Tensor
+    smallest: Tensor
 
     def __init__(
         self,
@@ -70,7 +74,6 @@ class FrameScores(EventMetric):
         check_convention_and_scale(convention, scale)
         self.convention, self.scale = convention, scale
         self.add_state("frame_pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
-        self._kept_bytes = 0
         self._lpips = _LpipsDistance() if lpips else None
         for name in ("mse_sum", "mae_sum"):
             self.add_statistic(name, (t_out or 0,), torch.float64)
@@ -78,8 +81,11 @@ class FrameScores(EventMetric):
         for score in FRAME_MEANS if lpips else FRAME_MEANS[:2]:
             self.add_statistic(f"{score}_sum", (t_out or 0,), torch.float64)
             self.add_statistic(f"{score}_count", (t_out or 0,), torch.int64)
-        for side in ("kept_forecast", "kept_target", "kept_event"):
-            self.add_state(side, [], dist_reduce_fx="cat")
+        if convention == "upstream":
+            self.add_statistic(_AT_RANGES, (t_out or 0, _POINTS), torch.float64)
+            # of forecast and target, physical
+            self.add_state("largest", torch.full((2,), -math.inf, dtype=torch.float64), dist_reduce_fx="max")
+            self.add_state("smallest", torch.full((2,), math.inf, dtype=torch.float64), dist_reduce_fx="min")
         tell_apart(self, convention=convention, scale=scale, lpips=lpips)
 
     def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
@@ -92,7 +98,6 @@ class FrameScores(EventMetric):
 
         Raises:
             ContractError: shapes differ, frames are smaller than SSIM's window, or the number of lead times changed.
-            RunFailedError: the 2022 SSIM would have to keep too much.
         """
         check_pair(forecast, target)
         target = target.to(forecast.device)
@@ -108,9 +113,11 @@ class FrameScores(EventMetric):
         if correct:
             found |= self._means("ssim", ssim(scaled[0], scaled[1], data_range=1.0), shape)
         else:
-            none = torch.zeros(forecast.shape[:2], dtype=torch.int64)
-            found |= {"ssim_sum": none.double(), "ssim_count": none}
-            self._keep(forecast, target, events)
+            each = ssim_at(scaled[0], scaled[1], _ranges()).reshape(*shape, _POINTS)
+            found[_AT_RANGES] = each.sum(2)
+            found["ssim_sum"] = torch.zeros_like(found["mse_sum"])  # known at the end
+            found["ssim_count"] = torch.full_like(found["pixel_count"], shape[2])
+            self._widen(forecast, target)
         self.add(found, events)
 
     def _means(self, score: str, values: Tensor, shape: tuple[int, int, int]) -> dict[str, Tensor]:
@@ -119,49 +126,19 @@ class FrameScores(EventMetric):
         known = ~torch.isnan(values) if self.convention == "correct" else torch.ones_like(values, dtype=torch.bool)
         return {f"{score}_sum": values.masked_fill(~known, 0).sum(-1), f"{score}_count": known.sum(-1)}
 
-    def _keep(self, forecast: Tensor, target: Tensor, events: Tensor | None) -> None:
-        parts = [side.detach().cpu().clone() for side in (forecast, target)]
-        self._refuse_to_keep(self._kept_bytes + sum(part.nbytes for part in parts))
-        self.kept_forecast.append(parts[0])
-        self.kept_target.append(parts[1])
-        self.kept_event.append(torch.zeros(len(target), dtype=torch.int64) if events is None else events.cpu().clone())
+    def _widen(self, forecast: Tensor, target: Tensor) -> None:
+        if forecast.numel():
+            sides = [side.detach().double() for side in (forecast, target)]
+            self.largest = torch.maximum(self.largest, torch.stack([side.max() for side in sides]).to(self.largest))
+            self.smallest = torch.minimum(self.smallest, torch.stack([side.min() for side in sides]).to(self.smallest))
 
-    def _refuse_to_keep(self, count: int) -> None:
-        self._kept_bytes = count
-        if count > _MOST_KEPT_BYTES:
-            raise RunFailedError(
-                "SSIM in the convention 'upstream' is on the range of the whole set, so every frame is kept: these are "
-                f"more than {_MOST_KEPT_BYTES // 2**30} GiB. Give the metric frames convention=correct."
-            )
-
-    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        super()._reduce_states(incoming_state)
-        self._refuse_to_keep(sum(part.nbytes for part in (*self.kept_forecast, *self.kept_target)))
-
-    def reset(self) -> None:
-        """Starts afresh."""
-        super().reset()
-        self._kept_bytes = 0
-
-    def _kept_ssim(self) -> dict[str, Tensor]:
-        """Returns the 2022 SSIM of what was kept: sums and counts `(N,T)`, and the events `(N,)`."""
-        # lists after local updates, one tensor each after processes were joined
-        sides = [_as_list(side) for side in (self.kept_forecast, self.kept_target)]
-        ranges = [
-            (max(float(part.max()) for part in side) - min(float(part.min()) for part in side)) / self.scale
-            if not any(bool(torch.isnan(part).any()) for part in side)
-            else math.nan
-            for side in sides
-        ]
-        data_range = math.nan if any(map(math.isnan, ranges)) else max(ranges)
-        found: list[dict[str, Tensor]] = []
-        for forecast, target in zip(*sides, strict=True):
-            pair = [_channel_frames(side.double() / self.scale) for side in (forecast, target)]
-            found.append(
-                self._means("ssim", ssim(pair[0], pair[1], data_range), (*forecast.shape[:2], forecast.shape[4]))
-            )
-        joined = {name: torch.cat([part[name] for part in found]) for name in ("ssim_sum", "ssim_count")}
-        return {**joined, "events": torch.cat(_as_list(self.kept_event))}
+    def _with_ssim(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Returns statistics in which the sums of SSIM at given ranges have become those at the range of the set."""
+        if self.convention == "upstream":
+            at_ranges = found.pop(_AT_RANGES)
+            data_range = float((self.largest - self.smallest).max()) / self.scale
+            found["ssim_sum"] = at_ranges @ _weights(data_range) if at_ranges.size else found["ssim_sum"]
+        return found
 
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the sums."""
@@ -169,30 +146,44 @@ class FrameScores(EventMetric):
 
     def statistics(self) -> dict[str, Any]:
         """Returns the sums over everything, `(T,)`, by name."""
-        found = super().statistics()
-        if len(self.kept_event):
-            kept = self._kept_ssim()
-            found |= {name: kept[name].sum(0).numpy() for name in ("ssim_sum", "ssim_count")}
-        return found
+        return self._with_ssim(super().statistics())
 
     def event_statistics(self) -> dict[str, Any]:
         """Returns the sums of each event, `(events, T)`, by name; empty where events are not tracked."""
         found = super().event_statistics()
-        if found and len(self.kept_event):
-            kept = self._kept_ssim()
-            for name in ("ssim_sum", "ssim_count"):
-                sums = kept[name].new_zeros((self.event_count, kept[name].shape[1]))
-                found[name] = sums.index_add_(0, kept["events"], kept[name]).numpy()
-        return found
+        return self._with_ssim(found) if found else {}
+
+
+@lru_cache(maxsize=1)
+def _angles() -> np.ndarray:
+    return (np.arange(_POINTS) + 0.5) * math.pi / _POINTS
+
+
+@lru_cache(maxsize=1)
+def _ranges() -> Tensor:
+    """Returns the data ranges that SSIM is kept for, `(96,)`: Chebyshev points of the first kind in its logarithm."""
+    middle, half = (math.log(_MOST_RANGE) + sign * math.log(_LEAST_RANGE) for sign in (1, -1))
+    return torch.from_numpy(np.exp((middle + half * np.cos(_angles())) / 2))
+
+
+def _weights(data_range: float) -> np.ndarray:
+    """Returns by what the values at `_ranges` become that at another: barycentric interpolation in the logarithm.
+
+    Source: Berrut and Trefethen (2004), SIAM Review 46, 501-517.
+    """
+    if not _LEAST_RANGE <= data_range <= _MOST_RANGE:
+        return np.full(_POINTS, math.nan)
+    distance = math.log(data_range) - np.log(_ranges().numpy())
+    if (distance == 0).any():
+        return (distance == 0).astype(np.float64)
+    weights = (-1.0) ** np.arange(_POINTS) * np.sin(_angles()) / distance
+    found: np.ndarray = weights / weights.sum()
+    return found
 
 
 def _channel_frames(values: Tensor) -> Tensor:
     """Returns `(B x T x C, H, W)` of `(B,T,H,W,C)`."""
     return values.movedim(4, 2).flatten(0, 2)
-
-
-def _as_list(state: list[Tensor] | Tensor) -> list[Tensor]:
-    return [state] if isinstance(state, Tensor) else state
 
 
 class _LpipsDistance:

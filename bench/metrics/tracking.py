@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,7 @@ _REACH = 7
 _SWEEPS = 2
 # A frame without a digit has no best place: it then stays where it was, rather than anywhere.
 _INERTIA = 1e-3
+_STAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
@@ -32,58 +35,93 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
     frames, crops = frames.float() / 255, crops.float() / 255
     spread = F.pad(crops, (_HALF * _EDGE,) * 4)
     templates = F.interpolate(spread, scale_factor=1 / _HALF, mode="bicubic", align_corners=False).clamp(0, 1)
+    squared = templates**2
+    digits = _Digits(templates, squared, squared.sum((2, 3)))
     places = corners.double() / _HALF - _EDGE
+    steps = torch.arange(-_REACH, _REACH + 1, device=frames.device, dtype=frames.dtype) / _REACH
+    inertia = _INERTIA * digits.size[..., None, None] * (steps[:, None] ** 2 + steps[None, :] ** 2)
+    star = torch.tensor(_STAR, device=frames.device)
     found = []
     for frame in frames.unbind(1):
-        places = _locate(frame, templates, places)
+        places = _locate(frame, digits, places, inertia, star)
         found.append((places + _EDGE) * _HALF)
     return torch.stack(found, 1)
 
 
-def _locate(frame: Tensor, templates: Tensor, before: Tensor) -> Tensor:
-    """Returns the places `(B,D,2)` of templates `(B,D,h,w)` in a frame `(B,H,W)`, each near where it was."""
-    places = before.clone()
-    height, width = (size + 2 * _REACH for size in templates.shape[-2:])
+class _Digits(NamedTuple):
+    """What is looked for."""
+
+    template: Tensor
+    """`(B,D,h,w)`."""
+    squared: Tensor
+    """The same, squared."""
+    size: Tensor
+    """The sum of that, `(B,D)`."""
+
+    def flat(self) -> _Digits:
+        """Returns all digits of all sequences in a row, `(B x D, ...)`."""
+        return _Digits(*(part.flatten(0, 1) for part in self))
+
+    def of(self, digit: int) -> _Digits:
+        """Returns one digit of each sequence, `(B, ...)`."""
+        return _Digits(*(part[:, digit] for part in self))
+
+
+def _locate(frame: Tensor, digits: _Digits, before: Tensor, inertia: Tensor, star: Tensor) -> Tensor:
+    """Returns the places `(B,D,2)` of digits in a frame `(B,H,W)`, each near where it was."""
+    count = before.shape[1]
+    height, width = (size + 2 * _REACH for size in digits.template.shape[-2:])
     starts = before.round().long() - _REACH
     # outside the frame nothing is known, and nothing counts
-    windows = [_window(frame, start, height, width) for start in starts.unbind(1)]
-    misfits = [torch.ones(len(frame), device=frame.device)] * len(windows)
-    for sweep in range(_SWEEPS):
-        for digit, (image, known) in enumerate(windows):
-            start, weight = starts[:, digit], known
-            if sweep:
-                others = [other for other in range(len(windows)) if other != digit]
-                seen = [_drawn(templates[:, other], places[:, other] - start, image.shape[1:]) for other in others]
-                weight = known * (1 - torch.stack(seen).amax(0).clamp(0, 1))
-            place, misfits[digit] = _best_place(image, weight, templates[:, digit], misfits[digit])
-            places[:, digit] = start + place
+    image, known = _window(frame, starts, height, width)
+    # alone, no digit waits for another: all in one call, for a GPU is slow by the number of calls
+    unfound = digits.size.new_ones(before[..., 0].numel())
+    found, misfits = _best_place(
+        image.flatten(0, 1), known.flatten(0, 1), digits.flat(), unfound, inertia.flatten(0, 1), star
+    )
+    places, misfits = starts + found.view_as(before), misfits.view(-1, count)
+    for _ in range(_SWEEPS - 1):
+        for digit in range(count):
+            others = [other for other in range(count) if other != digit]
+            weight = known[:, digit]
+            if others:
+                shifts = torch.stack([places[:, other] for other in others], 1) - starts[:, digit, None]
+                templates = torch.stack([digits.template[:, other] for other in others], 1)
+                seen = _drawn(templates.flatten(0, 1), shifts.flatten(0, 1), image.shape[2:])
+                weight = weight * (1 - seen.unflatten(0, (-1, len(others))).amax(1).clamp(0, 1))
+            place, misfits[:, digit] = _best_place(
+                image[:, digit], weight, digits.of(digit), misfits[:, digit], inertia[:, digit], star
+            )
+            places[:, digit] = starts[:, digit] + place
     return places
 
 
-def _best_place(image: Tensor, weight: Tensor, template: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the place `(B,2)` of least squared error of a template `(B,h,w)` in a window `(B,H,W)`, and its misfit.
+def _best_place(
+    image: Tensor, weight: Tensor, digit: _Digits, misfit: Tensor, inertia: Tensor, star: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the place `(N,2)` (x, y) of least squared error of a digit in a window `(N,H,W)`, and its misfit.
 
     Args:
         image: The window.
         weight: 0 where a pixel tells nothing.
-        template: The digit.
-        misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(B,)`.
+        digit: One for each window.
+        misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(N,)`.
+        inertia: What being so far away costs, `(N,15,15)`.
+        star: A place and its four neighbours: lower and upper row, lower and upper column.
     """
     # sum w (f - t)^2 over the window, without the part that no place changes: two correlations
     unseen = misfit[:, None, None] * (1 - weight)
-    error = _correlate(weight + unseen, template**2) - 2 * _correlate(weight * image, template)
-    steps = torch.arange(-_REACH, _REACH + 1, device=error.device, dtype=error.dtype) / _REACH
-    size = (template**2).sum((1, 2))[:, None, None]
-    error = error + _INERTIA * size * (steps[:, None] ** 2 + steps[None, :] ** 2)
+    error = _correlate(weight + unseen, digit.squared) - 2 * _correlate(weight * image, digit.template)
+    error = (error + inertia).flatten(1)
     side = 2 * _REACH + 1
-    best = error.flatten(1).argmin(1)
-    row, column = best // side, best % side
-    sample = torch.arange(len(best), device=best.device)
-    shift_y = _vertex(*(error[sample, (row + k).clamp(0, side - 1), column] for k in (-1, 0, 1)))
-    shift_x = _vertex(*(error[sample, row, (column + k).clamp(0, side - 1)] for k in (-1, 0, 1)))
-    place = torch.stack([column + shift_x, row + shift_y], -1).double()
+    best = error.argmin(1)
+    at = torch.stack([best // side, best % side], -1)
+    near = (at[:, None] + star).clamp(0, side - 1)
+    values = error.gather(1, near[..., 0] * side + near[..., 1])
+    middle = values[:, :1]
+    place = (at + _vertex(values[:, 1::2], middle, values[:, 2::2])).flip(-1).double()
     # t^2 - 2 f t is -t^2 where f = t, and t^2 where there is nothing
-    found = error[sample, row, column] / size[:, 0, 0].clamp(min=1e-9)
+    found = middle[:, 0] / digit.size.clamp(min=1e-9)
     return place, ((found + 1) / 2).clamp(0, 1)
 
 
@@ -95,12 +133,13 @@ def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
 
 
 def _window(image: Tensor, start: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Returns a part `(B,height,width)` of each image `(B,H,W)` from `start` (x, y), and 1 where it lies inside."""
-    x = start[:, 0, None] + torch.arange(width, device=image.device)
-    y = start[:, 1, None] + torch.arange(height, device=image.device)
-    inside = ((y >= 0) & (y < image.shape[1]))[:, :, None] & ((x >= 0) & (x < image.shape[2]))[:, None, :]
-    sample = torch.arange(len(image), device=image.device)[:, None, None]
-    part = image[sample, y.clamp(0, image.shape[1] - 1)[:, :, None], x.clamp(0, image.shape[2] - 1)[:, None, :]]
+    """Returns parts `(B,D,height,width)` of images `(B,H,W)` from `start` `(B,D,2)` (x, y), and 1 inside them."""
+    x = start[..., 0, None] + torch.arange(width, device=image.device)
+    y = start[..., 1, None] + torch.arange(height, device=image.device)
+    rows, columns = (y >= 0) & (y < image.shape[1]), (x >= 0) & (x < image.shape[2])
+    inside = rows[..., :, None] & columns[..., None, :]
+    sample = torch.arange(len(image), device=image.device)[:, None, None, None]
+    part = image[sample, y.clamp(0, image.shape[1] - 1)[..., None], x.clamp(0, image.shape[2] - 1)[..., None, :]]
     return part * inside, inside.to(image)
 
 

@@ -178,14 +178,16 @@ def evaluate_with_sample(
     )
     started = time.perf_counter()
     at = f"evaluation at micro-batch {batch_size}"
-    with compiled(*([model] if compile else [])), translated_errors(at):
+    with compiled(*([model] if compile else [])), translated_errors(at, model=made_from(model).name):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
-    scores, per_lead, undefined = split_scores(forecaster.computed())
+    assert forecaster.scored is not None
+    scored = forecaster.scored
+    scores, per_lead, undefined = split_scores(scored.scores)
     because = _partial(model, task, split) or data.incomplete
     if because is None and used != len(data):
         because = f"limit={limit} of {len(data)} sequences"
-    statistics, arrays = statistics_of(events, forecaster.statistics())
+    statistics, arrays = statistics_of(events, scored.statistics)
     record = _record(
         model,
         task,
@@ -201,12 +203,12 @@ def evaluate_with_sample(
         hardware=describe_hardware(trainer.strategy.root_device, processes.world, compiled=compile),
         micro_batch=batch_size,
         time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
-        conventions=forecaster.conventions(),
+        conventions=forecaster.scores.conventions(),
         scores=scores,
         scores_per_lead=per_lead,
         undefined=undefined,
-        counts=forecaster.counts(),
-        curves=forecaster.curves(),
+        counts=scored.counts,
+        curves=scored.curves,
         members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
         statistics=statistics,
     )

@@ -16,19 +16,18 @@ from bench.api import Shape
 from bench.config import Train
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
-from bench.metrics.sharing import shared_work
 from bench.metrics.weighted_mean import WeightedMean
-from bench.records.schema import MetricStatistics
 from bench.running.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.running.averaging import RunningAverage
 from bench.running.compiling import FullBatches
 from bench.running.device_floats import ScoresWithFloat64
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.independence import dependence
+from bench.running.losses import Losses
 from bench.running.randomness import random_states, restore_random_states
+from bench.running.scorer import Scored, Scorer
 from bench.running.sharding import number_as_in_module, shard
-from bench.scores.directions import Better, better_of
-from bench.scores.names import with_ending
+from bench.scores.directions import Better
 from bench.tasks.task import Task
 
 # With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
@@ -74,14 +73,16 @@ class Forecaster(ScoresWithFloat64):
         if ensemble is not None:
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
-        self.scorings = scorings_of(task, ensemble)
-        self.scores = nn.ModuleDict(
-            {name: load_metric(how.metric, **how.options) for name, how in self.scorings.items()}
-        )
+        scorings = scorings_of(task, ensemble)
+        self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        self.scored: Scored | None = None
+        """What a test found."""
         self.first: dict[str, Tensor] | None = None
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
-        self.last_finite_loss: float | None = None
+        self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
+        self.other_numbers: str | None = None
+        """Why a resumed training draws other random numbers than the unbroken one would, where it does."""
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
@@ -127,32 +128,20 @@ class Forecaster(ScoresWithFloat64):
             forecast = self._full_batches(self.model, context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
             losses = masked_mse(forecast, target)
-        if isinstance(losses, dict):
-            for name, part in losses.items():
-                self.log(f"train/{name}", part.detach(), on_step=True, on_epoch=False)
-            losses = torch.stack(list(losses.values())).sum()
-        value = float(losses.detach())
-        if not math.isfinite(value):
-            advice = "Lower train.lr or train.clip_norm."
-            if bool(torch.isnan(context).any()):
-                advice = f"The context has missing values, which task {self.task.name!r} must fill in to_context()."
-            elif callable(own) and bool(torch.isnan(target).any()):
-                name = type(self.model).__name__
-                advice = (
-                    f"The target has missing values (NaN), which training_loss of {name} must leave out: the sum over "
-                    "known pixels over their number. Or train without missing pixels."
-                )
-            raise RunFailedError(
-                f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_index}); last finite loss {self.last_finite_loss}. {advice}"
-            )
-        if value or self.last_finite_loss is None:  # that of a batch without a known pixel is 0
-            self.last_finite_loss = value
-        self.log("train/loss", value, prog_bar=True, batch_size=len(target))
+        parts = losses if isinstance(losses, dict) else {}
+        loss = (torch.stack(list(parts.values())).sum() if parts else losses).float()
+        self.losses.add(
+            loss,
+            parts,
+            step=self.global_step,
+            epoch=self.current_epoch,
+            batch=batch_index,
+            missing=(torch.isnan(context).any(), torch.isnan(target).any() if callable(own) else None),
+        )
         if self.accumulation is None or not self.accumulation.needed:
-            return losses
+            return loss
         known = known_pixels(target, context_known_of(self.model, self.task, batch))
-        return self.accumulation.weighted(losses, batch_index, known, self._pixels)
+        return self.accumulation.weighted(loss, batch_index, known, self._pixels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Makes the gradients of a step those of its whole batch, before they are clipped."""
@@ -217,9 +206,7 @@ class Forecaster(ScoresWithFloat64):
             count: How many events there are.
         """
         self._event_of_sequence = torch.as_tensor(of_sequence, dtype=torch.int64)
-        for metric in self._metrics():
-            if getattr(metric, "takes_events", False):
-                metric.track_events(count)
+        self.scores.track_events(count)
 
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
         """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
@@ -245,21 +232,24 @@ class Forecaster(ScoresWithFloat64):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
-        truth, seen = self.for_scores(target), {k: [*map(self.for_scores, v)] for k, v in seen.items()}
-        with shared_work():
-            for name, metric in self._named_metrics():
-                labels = [*map(self.for_scores, batch[2:])] if getattr(metric, "takes_labels", False) else ()
-                options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
-                for given in seen[self.scorings[name].sees]:
-                    metric.update(given, truth, *labels, **options)
+        seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
+        self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch[2:])], events)
         return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
-        self._reset_scores()
+        self.scores.reset()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Adds a batch to the validation scores."""
+        """Adds a batch to the validation scores, in float32 whatever the precision of the training.
+
+        The test is in float32, and what selects the weights has to be what is reported of them: in bfloat16 a forecast
+        of 219 would be 219 or 220.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self._validate(batch)
+
+    def _validate(self, batch: Batch) -> None:
         own = getattr(self.evaluated, "validation_loss", None)
         if callable(own):
             context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
@@ -280,7 +270,7 @@ class Forecaster(ScoresWithFloat64):
 
     def on_test_epoch_start(self) -> None:
         """Starts the scores afresh."""
-        self._reset_scores()
+        self.scores.reset()
         self.first = None
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
@@ -297,6 +287,10 @@ class Forecaster(ScoresWithFloat64):
             context = self.task.denormalise(self.task.to_context(batch[0][:1]))
             parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
             self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
+
+    def on_test_epoch_end(self) -> None:
+        """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
+        self.scored = self.scores.scored()
 
     def _check_independence(self, context: Tensor, forecast: Tensor, indices: Tensor) -> None:
         """Refuses a model whose scores would change with the batch size or the order of the data."""
@@ -319,74 +313,11 @@ class Forecaster(ScoresWithFloat64):
 
     def computed(self) -> dict[str, float]:
         """Returns all scores of what was evaluated since the last start, by name."""
-        found: dict[str, float] = {}
-        for name, metric in self._named_metrics():
-            ending = self.scorings[name].ending
-            found |= {with_ending(score, ending): value for score, value in metric.compute().items()}
-        return found
+        return self.scores.computed()
 
     def directions(self) -> dict[str, Better | None]:
-        """Returns which way each score of `computed` is better, as its metric says; None where it says nothing.
-
-        A metric says so by `better`, which has the direction by what a score's name begins with, or, where all its
-        scores have the same one, by torchmetrics' `higher_is_better`.
-        """
-        found: dict[str, Better | None] = {}
-        for name, metric in self._named_metrics():
-            scores = list(metric.compute())
-            known = getattr(metric, "better", None)
-            if known is None and metric.higher_is_better is not None:
-                known = dict.fromkeys(scores, "higher" if metric.higher_is_better else "lower")
-            ending = self.scorings[name].ending
-            found |= {with_ending(score, ending): better_of(score, known or {}) for score in scores}
-        return found
-
-    def conventions(self) -> dict[str, dict[str, Any]]:
-        """Returns the options of every metric."""
-        return {name: dict(how.options) for name, how in self.scorings.items()}
-
-    def statistics(self) -> dict[str, tuple[MetricStatistics, dict[str, Any]]]:
-        """Returns, of the metrics that keep any, the statistics per event and how they become scores."""
-        found = {}
-        for name, metric in self._named_metrics():
-            if not getattr(metric, "takes_events", False):
-                continue
-            with metric.sync_context():  # over all processes
-                arrays = metric.event_statistics()
-            if arrays:
-                how = MetricStatistics(
-                    family=metric.family, options=metric.score_options(), ending=self.scorings[name].ending
-                )
-                found[name] = how, arrays
-        return found
-
-    def curves(self) -> dict[str, dict[str, list[float | None]]]:
-        """Returns reliability curves and rank histograms, where a metric has them."""
-        found: dict[str, dict[str, list[float | None]]] = {}
-        for metric in self._metrics():
-            if callable(getattr(metric, "curves", None)):
-                with metric.sync_context():
-                    found |= metric.curves()
-        return found
-
-    def counts(self) -> dict[str, list[list[int]]] | None:
-        """Returns the contingency counts, where a metric of the task keeps them."""
-        for metric in self._metrics():
-            if callable(getattr(metric, "counts", None)):
-                with metric.sync_context():  # over all processes
-                    found: dict[str, list[list[int]]] | None = metric.counts()
-                return found
-        return None
-
-    def _metrics(self) -> list[Any]:
-        return list(self.scores.values())
-
-    def _named_metrics(self) -> list[tuple[str, Any]]:
-        return list(self.scores.items())
-
-    def _reset_scores(self) -> None:
-        for metric in self._metrics():
-            metric.reset()
+        """Returns which way each score is better; see `Scorer.directions`."""
+        return self.scores.directions()
 
     # Resume
 
@@ -400,10 +331,10 @@ class Forecaster(ScoresWithFloat64):
         if self.device_mesh is None:
             number_as_in_module(checkpoint["optimizer_states"], self.trainer.optimizers, self)
         checkpoint["earthbench"] = {
-            "random_states": random_states(),
+            "random_states": random_states(self.trainer.strategy.root_device),
             "updates_seen": self._updates_seen,
             "trained_s": self.trained_s,
-            "last_finite_loss": self.last_finite_loss,
+            "last_finite_loss": self.losses.last,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -411,9 +342,9 @@ class Forecaster(ScoresWithFloat64):
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
         self._trained_before_s = state["trained_s"]
-        self.last_finite_loss = state.get("last_finite_loss")  # older code did not write it
+        self.losses.last = state.get("last_finite_loss")  # older code did not write it
         if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
-            restore_random_states(state["random_states"])
+            self.other_numbers = restore_random_states(state["random_states"], self.trainer.strategy.root_device)
 
 
 def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
@@ -422,7 +353,7 @@ def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
     No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
     """
     missing = torch.isnan(target)
-    error = (forecast - target).masked_fill(missing, 0)
+    error = (forecast.float() - target).masked_fill(missing, 0)
     return error.square().sum() / (~missing).sum().clamp(min=1)
 
 

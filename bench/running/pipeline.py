@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ from bench.running.evaluation import (
 from bench.running.identity import events_of, expected_run, identify, seen_events
 from bench.running.loggers import LOGS, logged_curve
 from bench.running.micro_batch import evaluation_batch
-from bench.running.processes import has_to_launch, here, launch
+from bench.running.processes import first_holds, has_to_launch, here, launch
 from bench.running.progress import evaluation_meter
 from bench.running.runfolder import checkpoints_held, held
 from bench.running.session import Say, Session
 from bench.running.stopping import SignalWatch, TakeSignals
 from bench.running.summaries import summary_beside
-from bench.running.trainer import arithmetic, trainer_device
+from bench.running.trainer import arithmetic, form_group, trainer_device
 from bench.running.training import checkpoints_of
 from bench.safe_text import without_secrets
 from bench.tables.pictures import draw_forecasts
@@ -139,13 +140,18 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
             return done
     names_folder = named if identity is None else identity.name
     folder = work_folder(work, task.name, config.model.name, names_folder)
-    with ExitStack() as locks:
-        if session.processes.main:
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with ExitStack() as locks:
             locks.enter_context(held(folder, named, session.say, wait=not again))
             checkpoints = checkpoints_of(config, folder)
             if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
                 locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
-        locks.enter_context(arithmetic(config.train.matmul_precision))
+            yield
+
+    form_group(config.device, config.devices, config.nodes)
+    with first_holds(session.processes, locked), arithmetic(config.train.matmul_precision):
         return _in_folder(job, model, folder)
 
 

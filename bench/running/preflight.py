@@ -359,4 +359,4 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
         trainer.fit(forecaster, loader)
     if len(ends) < 2:
         raise RunFailedError("no training step was taken")
-    return ends[-1] - ends[-2], float(forecaster.last_finite_loss or 0.0)
+    return ends[-1] - ends[-2], float(forecaster.losses.last or 0.0)

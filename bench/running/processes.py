@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from bench import errors
 from bench.errors import ConfigError, EarthbenchError, RunFailedError
 
+_POLL_S = 0.5
 _GRACE_S = 20
 """How long the other processes may take to end by themselves once one has."""
 
@@ -51,6 +53,47 @@ def here(devices: int, nodes: int) -> Processes:
                 )
             return Processes(int(os.environ[rank]), world)
     return Processes(0, world)
+
+
+_turns = itertools.count()
+
+
+@contextmanager
+def first_holds(processes: Processes, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The first process holds what another run may hold for hours; the others wait for it without a limit of time.
+
+    In a collective they would wait as long as the group's limit (10 minutes under NCCL) and then end the run; so they
+    ask the group's key-value store, which never gives up.
+
+    Args:
+        processes: Several have to have formed a group; each has to come here as often as the others.
+        hold: Makes the context; it returns from entering once it is held.
+
+    Raises:
+        RunFailedError: in the others, if the first process could not hold it; it says why itself.
+    """
+    if processes.world == 1:
+        with hold():
+            yield
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, key = _get_default_store(), f"earthbench/held/{next(_turns)}"
+    if processes.main:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold())
+            except BaseException:
+                store.set(key, "refused")
+                raise
+            store.set(key, "held")
+            yield
+        return
+    while not store.check([key]):
+        time.sleep(_POLL_S)
+    if store.get(key) != b"held":
+        raise RunFailedError("the first process could not take the folder")
+    yield
 
 
 def has_to_launch(devices: int, nodes: int) -> bool:

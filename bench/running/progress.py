@@ -86,7 +86,7 @@ class ProgressMeter(Callback):
             epochs=trainer.max_epochs or 0,
             done=trainer.global_step,
             total=total,
-            loss=getattr(pl_module, "last_finite_loss", None),
+            loss=_last_loss(pl_module),
             score_name=self.score_name,
             score=self._score,
             sequences_per_s=self._speed(1),
@@ -200,6 +200,8 @@ class RunProgressBar(RichProgressBar):
         """Returns what is shown behind the bar."""
         shown = dict(super().get_metrics(trainer, pl_module))
         shown.pop("v_num", None)  # the number of a folder
+        if (loss := _last_loss(pl_module)) is not None:
+            shown["train/loss"] = loss
         now = self.meter.progress
         if now is None:
             return shown
@@ -231,6 +233,12 @@ def shown_progress(folder: Path, say: Callable[[str], None], *, wanted: bool, sc
 def evaluation_meter(folder: Path, say: Callable[[str], None], *, wanted: bool) -> Callback:
     """Returns the callback that tells of an evaluation: by lines where there is no terminal, and always by the file."""
     return ProgressMeter(folder, say if wanted and not sys.stdout.isatty() else None)
+
+
+def _last_loss(module: lightning.LightningModule) -> float | None:
+    """Returns the loss as it was when it was last looked at: nothing waits for a newer one."""
+    losses = getattr(module, "losses", None)
+    return None if losses is None else losses.last
 
 
 def _device_gb(module: lightning.LightningModule) -> float | None:

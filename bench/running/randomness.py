@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+_CPU = torch.device("cpu")
 
-def random_states() -> dict[str, Any]:
-    """Returns this process's random states as tensors and plain values, which `weights_only` loads."""
+
+def random_states(device: torch.device = _CPU) -> dict[str, Any]:
+    """Returns this process's random states as tensors and plain values, which `weights_only` loads.
+
+    Args:
+        device: Where the process computes. Of CUDA devices its own is kept, not all that are visible: what the others
+            draw is other processes' matter, and they need not be there when the training is continued.
+    """
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, key, *position = legacy
@@ -19,20 +26,48 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [torch.from_numpy(key.astype(np.int64)), *position],
     }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Takes up what `random_states` returned, wherever a checkpoint's tensors were loaded to."""
+def restore_random_states(states: dict[str, Any], device: torch.device | None = None) -> str | None:
+    """Takes up what `random_states` returned, wherever a checkpoint's tensors were loaded to.
+
+    Args:
+        states: Of this code, or of older one, which kept those of all visible CUDA devices in a list.
+        device: Where the process computes; None for the current CUDA device, or the CPU where there is none.
+
+    Returns:
+        Why the training will draw other numbers than the unbroken one, or None where it draws the same.
+    """
     torch.set_rng_state(states["torch"].cpu())
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     key, *position = states["numpy"]
     np.random.set_state(("MT19937", key.cpu().numpy().astype(np.uint32), *position))
-    if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else _CPU
+    kept = states.get("cuda")
+    if device.type != "cuda":
+        on_gpu = isinstance(kept, torch.Tensor)  # a list is also in checkpoints of trainings on a CPU beside GPUs
+        return "it was trained on a GPU and goes on on a CPU" if on_gpu else None
+    if kept is None:
+        return "it was trained on a CPU and goes on on a GPU"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if isinstance(kept, list):
+        visible, count = torch.cuda.device_count(), len(kept)
+        if index >= count:
+            return f"the checkpoint has the states of {count} CUDA devices, and this one is number {index}, from 0"
+        torch.cuda.set_rng_state(kept[index].cpu(), index)
+        if visible < count:
+            return (
+                f"the checkpoint has the states of {count} CUDA devices and {visible} is visible: those of device "
+                f"{index} are taken, and bits differ if it was trained on another"
+            )
+        return None
+    torch.cuda.set_rng_state(kept.cpu(), index)
+    return None
 
 
 def seed_all(*entropy: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -28,6 +29,7 @@ class Resume(Callback):
         processes: Each has a stream of random numbers of its own.
         identity: Of the training.
         stored: What every checkpoint says of it, see `stored_identity`.
+        say: Takes a line where the training goes on with other random numbers.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Resume(Callback):
         processes: Processes,
         identity: TrainingIdentity,
         stored: dict[str, Any],
+        say: Callable[[str], None],
     ) -> None:
         self.loader, self.config, self.processes = loader, config, processes
-        self.identity, self.stored = identity, stored
+        self.identity, self.stored, self.say = identity, stored, say
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -64,7 +67,7 @@ class Resume(Callback):
         checkpoint |= {**self.stored, "resumed_count": self.count}
         if self.processes.world > 1:
             states: list[Any] = [None] * self.processes.world
-            torch.distributed.all_gather_object(states, random_states())
+            torch.distributed.all_gather_object(states, random_states(trainer.strategy.root_device))
             checkpoint["random_states_of_processes"] = states
 
     def on_load_checkpoint(
@@ -96,8 +99,12 @@ class Resume(Callback):
         """All processes drew the same initial weights; what they draw in training has to differ."""
         if self.processes.rank:
             seed_all(self.config.seed, self.processes.rank, trainer.global_step)
+        assert isinstance(module, Forecaster)
+        other = module.other_numbers
         if self.own_states is not None:
-            restore_random_states(self.own_states)
+            other = restore_random_states(self.own_states, trainer.strategy.root_device)
+        if self.count and other is not None:
+            self.say(f"WARNING: the bits will not be those of an unbroken training: {other}")
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -22,6 +22,7 @@ from bench.records.identity import model_differences
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.checkpoints import LAST, fetched
 from bench.running.identity import identify_stage, stored_identity
+from bench.running.processes import first_holds
 from bench.running.runfolder import held
 from bench.running.session import Session
 from bench.running.summaries import settings_and_data
@@ -81,6 +82,7 @@ def train_stages(
         stage_train, data, checkpoint = settings[stage.name]
         stage_config = config.model_copy(update={"train": stage_train, "data": data})
         train_settings = {k: v for k, v in stage_train.model_dump(mode="json").items() if k not in _NO_NUMBERS}
+        train_settings["deterministic"] = "warn"  # see `numbers_only`
         own_identity = identify_stage(
             stage, task, stage_config, before=before, settings=train_settings, seed=config.seed + number
         )
@@ -99,7 +101,7 @@ def train_stages(
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if not (config.train.resume and (stage_checkpoints / LAST).exists()):
             _prepare(stage, task, config)
-        with held(own, before[-1], say, wait=True) if processes.main else nullcontext():
+        with first_holds(processes, partial(held, own, before[-1], say, wait=True)):
             done = train(
                 stage.module, task, stage_config, session,
                 folder=own, checkpoints=stage_checkpoints, identity=own_identity,

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, which are obeyed after the step, and numbers that went astray."""
+"""Signals, which end a run after the training step under way."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
 
-from bench.errors import InterruptedRunError, RunFailedError
+from bench.errors import InterruptedRunError
 
 # Ctrl-C, a scheduler's notice, SLURM's early warning, submitit's early warning.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
@@ -141,8 +140,8 @@ class StopAndSave(TakeSignals):
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
-        stop = _any(trainer, self.watch.received is not None)
-        if stop or _any(trainer, time.monotonic() - self._saved > self.every_s):
+        stop, late = _any(trainer, self.watch.received is not None, time.monotonic() - self._saved > self.every_s)
+        if stop or late:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
         if stop:
@@ -150,81 +149,16 @@ class StopAndSave(TakeSignals):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leaves where a signal came during validation: the epoch's own checkpoint is complete by now."""
-        if _any(trainer, self.watch.received is not None):
+        if any(_any(trainer, self.watch.received is not None)):
             self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
 
 
-def _any(trainer: lightning.Trainer, decision: bool) -> bool:
-    """Returns whether any process decided so: all have to save at the same step, or they would wait for each other."""
-    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False)) if trainer.world_size > 1 else decision
+def _any(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
+    """Returns whether any process decided so: all have to save at the same step, or they would wait for each other.
 
-
-class Astray(Callback):
-    """Ends a run whose gradients or validation loss are not finite, or whose loss left all bounds.
-
-    Args:
-        factor: How many times the first loss is divergence; None for any.
+    On the CPU, which a group for GPUs takes too: no process then waits for its device.
     """
-
-    def __init__(self, factor: float | None) -> None:
-        self.factor = factor
-        self.first: float | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the first loss."""
-        return {"first": self.first}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the first loss of a checkpoint."""
-        self.first = state_dict["first"]
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Compares the loss with the first one.
-
-        Raises:
-            RunFailedError: it is far larger.
-        """
-        loss = abs(getattr(pl_module, "last_finite_loss", None) or 0.0)
-        if not self.first:  # nor from a batch without a known pixel, whose loss is 0
-            self.first = loss
-        elif self.factor is not None and self.first > 0 and loss > self.factor * self.first:
-            raise RunFailedError(
-                f"the training diverged: loss {loss:.6g} at step {trainer.global_step} is more than "
-                f"train.divergence_factor={self.factor:g} times the first one, {self.first:.6g}. Lower train.lr."
-            )
-
-    def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Looks at the gradients; not with a gradient scaler, which skips such steps and tries a smaller scale.
-
-        Raises:
-            RunFailedError: one is not finite.
-        """
-        if trainer.precision == "16-mixed":
-            return
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        if isinstance(norm, DTensor):  # of a model in shards
-            norm = norm.full_tensor()
-        if not bool(torch.isfinite(norm)):
-            raise RunFailedError(
-                f"a gradient is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}), though the "
-                f"loss was {getattr(pl_module, 'last_finite_loss', None)}. Lower train.lr, or look for a square root "
-                "or logarithm at 0 in the model."
-            )
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Looks at the validation loss.
-
-        Raises:
-            RunFailedError: it is not finite.
-        """
-        loss = trainer.callback_metrics.get("val/loss")
-        if loss is not None and not bool(torch.isfinite(loss)):
-            raise RunFailedError(
-                f"the validation loss is {float(loss)} after step {trainer.global_step} (epoch {trainer.current_epoch})"
-                f"{'' if pl_module.validation_mean.count else ': no pixel of the validation split is known'}"
-            )
+    flags = torch.tensor(decisions, dtype=torch.uint8)
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags]

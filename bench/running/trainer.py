@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,29 @@ from typing import Any
 
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError
 
+# Lightning's own group for GPUs, plain "nccl", refuses every tensor on the CPU.
+_CPU_GROUP, _GPU_GROUP = "gloo", "cpu:gloo,cuda:nccl"
 
-def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> dict[str, Any]:
+
+def form_group(device: str, devices: int, nodes: int) -> None:
+    """Joins this process with the others of its run, unless they are joined: before anybody waits for anything.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import lightning
+    import torch
+
+    if devices * nodes > 1 and not torch.distributed.is_initialized():
+        quiet_lightning()
+        where = trainer_device(device, devices, nodes, "ddp")
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        lightning.Trainer(**where, **quiet).strategy.setup_environment()
+
+
+def trainer_device(
+    device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto", *, unused_parameters: bool = False
+) -> dict[str, Any]:
     """Returns Lightning's arguments for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, and for several processes.
 
     `auto` is CUDA where there is any, else the CPU: Apple's `mps` lacks operations and float64, so it is asked for by
@@ -24,6 +46,7 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
         devices: Processes per node, one per device.
         nodes: Machines.
         strategy: auto (one process, else DDP), ddp or fsdp (weights in shards).
+        unused_parameters: Whether some steps leave parameters without a gradient, which DDP has to know.
 
     Raises:
         ConfigError: no such device here, or one that the strategy cannot use.
@@ -37,7 +60,9 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
             raise ConfigError("device=mps: torch sees no Apple GPU here; use device=cpu or device=auto")
         return {"accelerator": "mps", "devices": 1}
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    several = _several(strategy, devices, nodes) if devices * nodes > 1 or strategy != "auto" else {}
+    several: dict[str, Any] = {}
+    if devices * nodes > 1 or strategy != "auto":
+        several = _several(strategy, devices, nodes, _CPU_GROUP if cpu else _GPU_GROUP, unused_parameters)
     if cpu:
         return {"accelerator": "cpu", "devices": devices, **several}
     if not torch.cuda.is_available():
@@ -55,15 +80,20 @@ def trainer_device(device: str, devices: int = 1, nodes: int = 1, strategy: str 
     return {"accelerator": "gpu", "devices": devices, **several}
 
 
-def _several(strategy: str, devices: int, nodes: int) -> dict[str, Any]:
+def _several(strategy: str, devices: int, nodes: int, group: str, unused_parameters: bool) -> dict[str, Any]:
     from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
     # Started by bench.running.processes, which may be inside a SLURM job of one task.
     ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
-    how: Strategy | str = "ddp"
+    how: Strategy
     if strategy == "fsdp":  # torch's second one (fully_shard), which unlike the first also works without GPUs
-        how = ModelParallelStrategy(devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        how = ModelParallelStrategy(
+            devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=group
+        )
+    else:
+        options = {"find_unused_parameters": True} if unused_parameters else {}
+        how = DDPStrategy(process_group_backend=group, **options)
     return {
         "num_nodes": nodes,
         "strategy": how,
@@ -116,6 +146,7 @@ def arithmetic(matmul_precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 # What a full disk, a quota, a size limit and a file system that turned read-only say.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -124,14 +155,16 @@ _BATCH_OF_ONE = "Expected more than 1 value per channel when training"
 
 
 @contextmanager
-def translated_errors(phase: str, then: str = "") -> Iterator[None]:
+def translated_errors(phase: str, then: str = "", model: str | None = None) -> Iterator[None]:
     """Gives what can end a run from outside our own words and exit codes.
 
     Args:
         phase: What was being done.
         then: What to do next, a sentence.
+        model: Its name.
 
     Raises:
+        ConfigError: an operation has no deterministic form, where the config allows no other.
         UsageError: what a loader's process found wrong with the data, in the words that it said it in.
         RunFailedError: memory or disk ran out, or a loader's process died or hangs.
         InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
@@ -164,6 +197,12 @@ def translated_errors(phase: str, then: str = "") -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
+        if isinstance(error, RuntimeError) and (found := _NOT_DETERMINISTIC.search(str(error))):
+            raise ConfigError(
+                f"train.deterministic=true: {model or 'the model'} uses {found[1]} in {phase}, which has no "
+                "deterministic form in PyTorch on this device. Set train.deterministic=warn, which runs what has none "
+                "as it is and names it, or false; or choose a model without it."
+            ) from error
         if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
             raise
         raise RunFailedError(

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import nn
 
 from bench.checkpoint_format import seal_of
@@ -23,6 +19,7 @@ from bench.models import is_fitted
 from bench.places import Place, place
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.accumulation import Accumulation
+from bench.running.astray import Astray
 from bench.running.checkpoints import (
     BEST,
     LAST,
@@ -44,7 +41,7 @@ from bench.running.progress import shown_progress
 from bench.running.resuming import Resume
 from bench.running.selection import KeepBest, Monitor, choose_monitor
 from bench.running.session import Session
-from bench.running.stopping import Astray, StopAndSave
+from bench.running.stopping import StopAndSave
 from bench.running.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.running.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.tasks.task import Task
@@ -101,10 +98,10 @@ def train(
     steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
     loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
-    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task))
+    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task), session.say)
     watching = _watching(config, session, resume, monitor, checkpoints)
     found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, session)]
-    shown: list[Callback] = [LearningRateMonitor("step")] if loggers else []
+    shown: list[Callback] = []
     if session.processes.main:
         score = monitor.name if monitor is not None else None
         shown += shown_progress(folder, session.say, wanted=config.progress, score=score)
@@ -127,7 +124,8 @@ def train(
     )
     models = {id(one): one for one in (model, forecaster.evaluated)}.values() if config.train.compile else ()
     phase = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
-    with compiled(*models), translated_errors(phase, session.watch.then), finished(loggers):
+    ends = translated_errors(phase, session.watch.then, config.model.name)
+    with compiled(*models), ends, finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
@@ -148,7 +146,7 @@ def train(
         best_score=watching.best_score,
         weights="last" if watching.best_score is None else "best",
         averaged=forecaster.average is not None,
-        final_loss=forecaster.last_finite_loss,
+        final_loss=forecaster.losses.last,
         wall_s=forecaster.trained_s,
         micro_batch=loader.batches.micro_batch,
     )
@@ -190,7 +188,7 @@ def _watching(
         best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
     callbacks = [
         resume,
-        Astray(config.train.divergence_factor),
+        Astray(),
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
@@ -203,9 +201,8 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    where = trainer_device(config.device, config.devices, config.nodes, config.strategy)
-    if where.get("strategy") == "ddp" and getattr(model, "parameters_without_gradient", ()):
-        where["strategy"] = "ddp_find_unused_parameters_true"
+    unused = bool(getattr(model, "parameters_without_gradient", ()))
+    where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
 

@@ -11,7 +11,7 @@ import torchmetrics
 
 import bench
 from bench.errors import ConfigError, ContractError
-from bench.metrics import frame_scores
+from bench.metrics.similarity import ssim
 
 
 def _pair(batch: int = 3, size: int = 20, channels: int = 1, seed: int = 0) -> list[torch.Tensor]:
@@ -61,6 +61,39 @@ def test_ssim_of_2022_is_on_the_range_of_the_whole_set_and_cut() -> None:
     expected = float(maps[..., 5:-5, 5:-5].mean())
     for sizes in ([5], [2, 2, 1], [1, 4]):
         assert _scores(forecast, target, sizes)["ssim"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.11, 1.0, 1.7, 30.0, 250.0])
+def test_ssim_of_2022_needs_no_frames_to_be_right_at_any_range(spread: float) -> None:
+    """Frames of few bright pixels, flat ones and equal ones, as digits are; the range is found in the last batch."""
+    generator = torch.Generator().manual_seed(1)
+    forecast, target = _pair(batch=4, size=24)
+    forecast[:2] *= torch.rand(forecast[:2].shape, generator=generator) > 0.9
+    forecast[0, 0], target[0, 0], target[0, 1] = 0, 0.001, forecast[0, 1]
+    forecast, target = (side.clamp(0, 1) * min(spread, 1) for side in (forecast, target))
+    forecast[3, 1, 0, 0], forecast[3, 1, 0, 1] = spread, 0
+    frames = [side.flatten(0, 1)[..., 0].double() for side in (forecast, target)]
+    whole = max(float(side.max() - side.min()) for side in frames)
+    each = ssim(*frames, whole)
+    metric = bench.load_metric("frames", t_out=2)
+    metric.track_events(3)
+    for part in range(4):
+        metric.update(forecast[part : part + 1], target[part : part + 1], torch.tensor([part % 3]))
+    assert metric.compute()["ssim"] == pytest.approx(float(each.mean()), rel=1e-12)
+    of_event = metric.event_statistics()["ssim_sum"][0]
+    assert of_event == pytest.approx((each[:2] + each[6:]).numpy(), rel=1e-11)
+    states = metric.metric_state.values()
+    assert not any(isinstance(state, list) for state in states)
+    assert sum(state.nbytes for state in states) < 8 * 4 * 2 * 110, (
+        "sums of two lead times, over all and of three events"
+    )
+
+
+def test_ssim_of_2022_is_undefined_where_its_range_is_of_no_scale() -> None:
+    forecast, target = _pair(batch=1, size=12)
+    assert math.isnan(_scores(forecast * 1000, target)["ssim"]) and math.isfinite(
+        _scores(forecast * 1000, target)["mse"]
+    )
 
 
 def test_an_all_black_pair_tells_the_conventions_apart() -> None:
@@ -113,12 +146,9 @@ def test_the_scale_is_that_of_the_task() -> None:
         assert all(codes[name] == pytest.approx(value, rel=1e-5) for name, value in ones.items())
 
 
-def test_frames_without_a_window_and_sets_too_large_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_without_a_window_are_refused() -> None:
     with pytest.raises(ContractError, match="11x11"):
         _scores(torch.zeros(1, 1, 10, 30, 1), torch.zeros(1, 1, 10, 30, 1), convention="correct")
-    monkeypatch.setattr(frame_scores, "_MOST_KEPT_BYTES", 1000)
-    with pytest.raises(Exception, match="convention=correct"):
-        _scores(*_pair())
     for options in ({"scale": 0}, {"convention": "paper"}):
         with pytest.raises(ConfigError):
             bench.load_metric("frames", **options)

@@ -37,7 +37,7 @@ def _trainer(**fields: Any) -> Any:
     return SimpleNamespace(**(defaults | fields))
 
 
-_MODULE: Any = SimpleNamespace(total_steps=40, last_finite_loss=0.5, device=torch.device("cpu"))
+_MODULE: Any = SimpleNamespace(total_steps=40, losses=SimpleNamespace(last=0.5), device=torch.device("cpu"))
 _BATCH = [torch.zeros(8, 1)]
 
 

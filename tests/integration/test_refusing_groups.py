@@ -1,0 +1,64 @@
+"""Several processes under what a group for GPUs does and one on a CPU does not: it refuses tensors, and gives up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import TINY
+from refusing import run_refusing, wait_for_lock
+
+from bench.cli.main import main
+from bench.config import compose
+from bench.running.pipeline import run
+from bench.running.processes import launch
+
+pytestmark = pytest.mark.scaleout
+
+_QUIET = ["progress=false", "picture=false", "device=cpu", "data.batch_size=1"]
+_PREDIFF = [
+    "model=prediff", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_groups=4", "model.autoencoder_layers=1",
+    "model.base_units=8", "model.depth=[1]", "model.num_heads=2", "model.latent_channels=4",
+    "model.sampler=dpm_solver++", "model.steps=2", "evaluate.members=2", "limit=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("sevir", ["model=persistence"]),
+        ("nbody_mnist", ["model=persistence"]),
+        ("moving_mnist", ["model=persistence"]),
+        ("nbody_mnist", _PREDIFF),
+    ],
+)
+def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_metrics(
+    tmp_path: Path, task: str, words: list[str]
+) -> None:
+    sizes = {"sevir": ["--train", "2", "--val", "2", "--test", "4", "--size", "32"]}.get(
+        task, ["--train", "2", "--val", "2", "--test", "4"] if task == "nbody_mnist" else []
+    )
+    assert main(["data", "make", task, *sizes, "--out", str(tmp_path / "data")]) == 0
+    given = [f"task={task}", *words, *_QUIET, f"data.root={tmp_path / 'data'}"]
+    given += ["limit=4"] if "limit=4" not in words else []
+    places = {
+        name: [f"results.root={tmp_path / name}/results", f"work={tmp_path / name}/work"] for name in ("one", "two")
+    }
+    one = run(compose([*given, *places["one"]]), training=False, say=print).record.model_dump(mode="json")
+    two = launch(run_refusing, 2, print, overrides=[*given, *places["two"], "devices=2"], training=False)
+    assert two["counts"] == one["counts"] and two["scores"].keys() == one["scores"].keys()
+    for name, score in one["scores"].items():
+        assert two["scores"][name] == (score if score is None else pytest.approx(score, rel=1e-9)), name
+
+
+def test_two_processes_train_and_score_though_the_group_refuses(storms: Path, tmp_path: Path) -> None:
+    places = [f"data.root={storms}", f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
+    record = launch(
+        run_refusing, 2, print, overrides=[*TINY, *places, "devices=2", "train.accumulate=2"], training=True
+    )
+    assert record["status"] == "ok" and record["training"]["epochs"] > 0
+
+
+def test_a_lock_is_waited_for_longer_than_the_group_would_wait(tmp_path: Path) -> None:
+    took = launch(wait_for_lock, 2, print, folder=str(tmp_path / "run"), limit_s=4, held_s=12)
+    assert took > 5, "it was held for longer than the group's limit, and both went on"

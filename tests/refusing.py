@@ -1,0 +1,62 @@
+"""What processes of a test run: a group that refuses tensors on the CPU once the trainer has torn down, and a lock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from bench.config import compose
+from bench.running.pipeline import run
+from bench.running.processes import Processes, first_holds
+from bench.running.runfolder import held
+
+
+def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None]) -> Any:
+    """Runs a config where collectives refuse CPU tensors after the teardown, as a group made for GPUs does."""
+    down, teardown = [False], Strategy.teardown
+
+    def torn_down(self: Strategy) -> None:
+        teardown(self)
+        down[0] = True
+
+    def refusing(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            tensors = [part for part in arguments if isinstance(part, torch.Tensor)]
+            if down[0] and any(part.device.type == "cpu" for part in tensors):
+                raise RuntimeError("No backend type associated with device type cpu")
+            return collective(*arguments, **options)
+
+        return called
+
+    Strategy.teardown = torn_down  # type: ignore[method-assign]
+    for name in ("all_gather", "all_reduce", "broadcast"):
+        setattr(torch.distributed, name, refusing(getattr(torch.distributed, name)))
+    record = run(compose(overrides), training=training, say=say).record
+    return record.model_dump(mode="json")
+
+
+def wait_for_lock(folder: str, limit_s: float, held_s: float, say: Callable[[str], None]) -> float:
+    """Joins a group with a limit of time, and takes a lock that another process holds for longer."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
+    if rank == 0:  # somebody else's run
+        if os.fork() == 0:
+            with held(Path(folder), "another", lambda line: None):
+                (Path(folder) / "taken").touch()
+                time.sleep(held_s)
+            os._exit(0)
+        while not (Path(folder) / "taken").exists():
+            time.sleep(0.1)
+    torch.distributed.barrier()
+    started = time.monotonic()
+    with first_holds(Processes(rank, world), lambda: held(Path(folder), "ours", say, wait=True)):
+        took = time.monotonic() - started
+        torch.distributed.barrier()
+    return took
