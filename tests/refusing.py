@@ -20,7 +20,11 @@ from bench.running.runfolder import held
 
 def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None]) -> Any:
     """Runs a config where collectives refuse CPU tensors after the teardown, as a group made for GPUs does."""
-    down, teardown = [False], Strategy.teardown
+    down, teardown, setup = [False], Strategy.teardown, Strategy.setup_environment
+
+    def set_up(self: Strategy) -> None:
+        down[0] = False  # the evaluation after a training has a trainer of its own
+        setup(self)
 
     def torn_down(self: Strategy) -> None:
         teardown(self)
@@ -35,7 +39,7 @@ def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None
 
         return called
 
-    Strategy.teardown = torn_down  # type: ignore[method-assign]
+    Strategy.teardown, Strategy.setup_environment = torn_down, set_up  # type: ignore[method-assign]
     for name in ("all_gather", "all_reduce", "broadcast"):
         setattr(torch.distributed, name, refusing(getattr(torch.distributed, name)))
     record = run(compose(overrides), training=training, say=say).record

@@ -138,10 +138,12 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     """
     import torch
 
+    from bench.running.micro_batch import known_micro_batch
     from bench.running.trainer import torch_device, translated_errors
 
     place = torch.device(torch_device(config.device))
-    size = micro_batch(config)
+    # None where a training would look for what fits
+    size = known_micro_batch(model, task, config, on_gpu=place.type == "cuda") or min(2, config.micro_batch_limit)
     model.to(place)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)

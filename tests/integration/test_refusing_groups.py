@@ -47,15 +47,14 @@ def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_me
     one = run(compose([*given, *places["one"]]), training=False, say=print).record.model_dump(mode="json")
     two = launch(run_refusing, 2, print, overrides=[*given, *places["two"], "devices=2"], training=False)
     assert two["counts"] == one["counts"] and two["scores"].keys() == one["scores"].keys()
+    near = 1e-9 if words == ["model=persistence"] else 1e-5  # a network rounds otherwise in another batch
     for name, score in one["scores"].items():
-        assert two["scores"][name] == (score if score is None else pytest.approx(score, rel=1e-9)), name
+        assert two["scores"][name] == (score if score is None else pytest.approx(score, rel=near)), name
 
 
 def test_two_processes_train_and_score_though_the_group_refuses(storms: Path, tmp_path: Path) -> None:
     places = [f"data.root={storms}", f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
-    record = launch(
-        run_refusing, 2, print, overrides=[*TINY, *places, "devices=2", "train.accumulate=2"], training=True
-    )
+    record = launch(run_refusing, 2, print, overrides=[*TINY, *places, "devices=2"], training=True)
     assert record["status"] == "ok" and record["training"]["epochs"] > 0
 
 

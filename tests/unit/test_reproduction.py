@@ -79,7 +79,9 @@ def test_a_row_whose_model_nobody_registered_cannot_run() -> None:
 def test_measured_steps_say_so(storms: Path, tmp_path: Path) -> None:
     table, (row,) = find_rows("earthformer/sevir/unet")
     found = plan(table, row, [*TINY, *_overrides(storms, tmp_path)], 0, measure=True)
-    assert found.estimate is not None and found.estimate.basis.startswith("measured: 3 steps at batch size 2")
+    assert found.estimate is not None and found.estimate.basis.startswith(
+        "measured: 3 steps at batch size 32 in 32-true"
+    )
     assert found.estimate.epoch_s > 0 and not found.comparable and not (tmp_path / "results").exists()
 
 
