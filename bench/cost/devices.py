@@ -25,7 +25,7 @@ class Device:
     bf16_tflops: float
     """Products of 16-bit numbers summed in 32 bits."""
     tf32_tflops: float
-    """Products of 32-bit numbers on tensor cores; where there are none of that kind, as `fp32_tflops`."""
+    """Products of 32-bit numbers on tensor cores."""
     fp32_tflops: float
     memory_gib: float
     source: str
@@ -42,23 +42,15 @@ class Device:
 
 # Data sheets name memory in GB and mean GiB, as their sizes of stacks and chips have it.
 DEVICES = {
-    "b200": Device("B200", 2250, 1125, 75, 180, "NVIDIA HGX B200 data sheet (an eighth of eight; half of sparse)"),
     "h200": Device("H200", 989, 494, 67, 141, "NVIDIA H200 data sheet, SXM (tensor cores: half of sparse)"),
     "h100": Device("H100", 989, 494, 67, 80, "NVIDIA H100 data sheet, SXM (tensor cores: half of sparse)"),
-    "h100-pcie": Device("H100 PCIe", 756, 378, 51, 80, "NVIDIA H100 data sheet, PCIe (tensor cores: half of sparse)"),
     "a100-80g": Device("A100 80 GB", 312, 156, 19.5, 80, "NVIDIA A100 data sheet"),
     "a100-40g": Device("A100 40 GB", 312, 156, 19.5, 40, "NVIDIA A100 data sheet"),
     "l40s": Device("L40S", 362, 183, 91.6, 48, "NVIDIA L40S data sheet"),
-    "a10g": Device("A10G", 70, 35, 35, 24, "NVIDIA A10G data sheet, as used by AWS G5"),
     "l4": Device("L4", 121, 60, 30.3, 24, "NVIDIA L4 data sheet (tensor cores: half of sparse)"),
-    "v100-32g": Device("V100 32 GB", 125, 15.7, 15.7, 32, "NVIDIA V100 data sheet (tensor cores: 16-bit floats only)"),
-    "t4": Device("T4", 65, 8.1, 8.1, 16, "NVIDIA T4 data sheet (tensor cores: 16-bit floats only)"),
-    "rtx4090": Device("RTX 4090", 165.2, 82.6, 82.6, 24, "NVIDIA Ada architecture white paper"),
-    "rtx3090": Device("RTX 3090", 71, 35.6, 35.6, 24, "NVIDIA GA102 architecture white paper"),
-    "mi300x": Device("MI300X", 1307.4, 653.7, 163.4, 192, "AMD Instinct MI300X data sheet"),
 }
 """By the name that `--on` takes."""
-_SHORT = {"a100": "a100-80g", "v100": "v100-32g"}
+_SHORT = {"a100": "a100-80g"}
 _COUNTED = re.compile(r"(?:(\d+)x)?([a-z0-9_-]+)")
 _OWN = re.compile(r"([^:]+):([^,]+),([^,]+)(?:,([^,]+))?")
 
