@@ -329,13 +329,14 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
     from bench.running.trainer import quiet_lightning, trainer_device, translated_errors
 
     ends: list[float] = []
+    losses: list[float] = []
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             ends.append(time.perf_counter())
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            float(outputs["loss"])  # waits for the device
+            losses.append(float(outputs["loss"]))  # waits for the device
             ends.append(time.perf_counter())
 
     quiet_lightning()
@@ -359,4 +360,4 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
         trainer.fit(forecaster, loader)
     if len(ends) < 2:
         raise RunFailedError("no training step was taken")
-    return ends[-1] - ends[-2], float(forecaster.losses.last or 0.0)
+    return ends[-1] - ends[-2], losses[-1]
