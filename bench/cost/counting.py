@@ -31,18 +31,20 @@ from bench.errors import ContractError, NotCountableError, did_you_mean, one_mes
 # random numbers, look-ups and shapes.  The papers' totals leave them out too.  Anything else that fvcore does not
 # know must get a handle below, or the count fails: an unknown kernel must not pass as free.
 _WITHOUT_MACS = """
-    abs adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add add_ addcmul all amax amin any arange
-    argmax avg_pool2d avg_pool3d baddbmm bernoulli_ bitwise_and bucketize ceil celu clamp clamp_ clamp_max
-    clamp_min clone constant_pad_nd copy_ cos cumsum detach div div_ dropout dropout_ elu empty eq erf erfinv_ exp
-    exp_ expm1 eye feature_dropout fill_ flip floor floor_divide fmod full full_like gather ge gelu gelu_ glu gt
-    hardsigmoid hardswish hardtanh hardtanh_ im2col index index_add index_put_ index_select isnan le leaky_relu
-    leaky_relu_ lerp lift_fresh linspace log log1p log_softmax logical_and logical_not logical_or logsumexp lt
-    masked_fill masked_fill_ max max_pool2d max_pool3d maximum mean meshgrid min minimum mish mul mul_ ne neg
-    new_full new_zeros norm normal_ one_hot ones ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand
-    rand_like randint randn randn_like reciprocal relu relu6 relu_ remainder repeat repeat_interleave roll round
-    rrelu_ rsqrt rsub scatter scatter_ select_scatter selu sigmoid sigmoid_ sign silu silu_ sin slice_scatter
-    softmax softplus sort sqrt square std sub sub_ sum take_along_dim tanh tanh_ threshold topk tril triu trunc
-    unflatten unfold uniform_ var var_mean where zero_ zeros zeros_like
+    __and__ __lshift__ __or__ __rshift__ __xor__ abs adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    add add_ addcmul all amax amin any arange argmax avg_pool2d avg_pool3d baddbmm bernoulli_ bitwise_and
+    bitwise_and_ bitwise_or bitwise_xor bitwise_xor_ broadcast_tensors bucketize ceil celu clamp clamp_
+    clamp_max clamp_min clone constant_pad_nd copy_ cos cos_ cumsum detach div div_ dropout dropout_ elu empty
+    eq erf erfinv_ exp exp_ expm1 eye feature_dropout fill_ flip floor floor_divide fmod full full_like gather
+    ge gelu gelu_ glu gt hardsigmoid hardswish hardtanh hardtanh_ im2col index index_add index_put_ index_select
+    isnan le leaky_relu leaky_relu_ lerp lift_fresh linspace log log1p log_ log_softmax logical_and logical_not
+    logical_or logsumexp lt masked_fill masked_fill_ max max_pool2d max_pool3d maximum mean meshgrid min minimum
+    mish movedim mul mul_ nan_to_num ne neg new_full new_zeros norm normal_ one_hot ones ones_like pad
+    pixel_shuffle pixel_unshuffle pow prelu prod rand rand_like randint randn randn_like reciprocal relu relu6
+    relu_ remainder repeat repeat_interleave roll round rrelu_ rsqrt rsub scatter scatter_ select_scatter selu
+    sigmoid sigmoid_ sign silu silu_ sin sin_ slice_scatter softmax softplus sort sqrt sqrt_ square std sub sub_
+    sum take_along_dim tanh tanh_ threshold topk tril triu trunc unflatten unfold uniform_ var var_mean view_as
+    where zero_ zeros zeros_like
 """
 UNCOUNTED_ALLOWED = frozenset(f"aten::{operator}" for operator in _WITHOUT_MACS.split())
 
