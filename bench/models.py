@@ -18,7 +18,7 @@ from bench.checkpoint_format import OURS, read_checkpoint
 from bench.errors import BrokenPluginError, ConfigError, DataError, did_you_mean, one_message
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
-from bench.records.sources import registered_source
+from bench.records.sources import sources_of
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -236,12 +236,11 @@ def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bo
     problems += task_differences(found.identity, made.task)
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} was trained as something else:", problems))
-    made_class: type = type(model)
-    source = registered_source("model", made_class)
-    changed = source_differences(found.identity.sources, {"model": source})
+    sources = sources_of(type(model), type(made.task), ())
+    changed = source_differences(found.identity.sources, {k: v for k, v in sources.items() if k != "harness"})
     if changed and not other_code:
         advice = "train.resume=anyway (other_code=True in Python) uses the weights all the same, in a partial record"
-        raise ConfigError(one_message(f"checkpoint {path} was trained by other code of the model; {advice}:", changed))
+        raise ConfigError(one_message(f"checkpoint {path} was trained by other code; {advice}:", changed))
     return tuple(changed)
 
 

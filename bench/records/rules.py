@@ -83,16 +83,17 @@ def trained_apart(record: RunRecord) -> Broken:
 
 
 def same_code(record: RunRecord) -> Broken:
-    """Weights were evaluated by the source that trained them: the model's, and that of a plugin task or metric.
+    """Weights were evaluated by the source that trained them: the model's, and that of a plugin's task.
 
-    The harness may be another: it changes with every release.  A partial record says so itself.
+    The harness may be another: it changes with every release.  So may a metric: it makes no forecast.  A partial record
+    says so itself.
     """
     if record.scope == "partial":
         return
     identity = record.training.identity if record.training is not None else None
     for name, source in identity.sources.items() if identity is not None else ():
         used = record.code.sources.get(name)
-        if used is not None and name != "harness" and used.sha256 != source.sha256:
+        if used is not None and name in ("model", "task") and used.sha256 != source.sha256:
             where = f"code.sources.{name}"
             yield where, f"{used.module} is not the source that trained the weights ({source.origin}): evaluate with it"
 

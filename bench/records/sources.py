@@ -39,14 +39,15 @@ def class_source(made: type, origin: str, version: str | None = None) -> SourceP
 
     Of a class of this project these are the modules that its own imports; of a package of somebody else every file of
     the package, for what it opens beside its modules is not to be seen in them; of a file its module and those beside
-    it.  Libraries are no part of it.
+    it.  Libraries and the harness are no part of it.
 
     Args:
         made: The class.
         origin: Where its name was registered.
         version: Of its distribution.
     """
-    modules = [base.__module__ for base in made.__mro__ if not _is_library(base.__module__)]
+    bases = [base.__module__ for base in made.__mro__ if not _is_library(base.__module__)]
+    modules = [name for name in bases if not _is_harness(name) or _is_harness(made.__module__)]
     files: dict[str, Path] = {}
     for module in modules or [made.__module__]:
         files |= _closure(module)
@@ -128,7 +129,7 @@ def _closure(module: str) -> dict[str, Path]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or (name.partition(".")[0] != top and _is_library(name)):
+        if name in found or (name.partition(".")[0] != top and (_is_library(name) or _is_harness(name))):
             continue
         try:
             path = module_path(name)
@@ -157,6 +158,11 @@ def _imports(path: Path, module: str) -> Iterator[str]:
         yield base
         parts = re.sub(r"#[^\n]*", "", names).strip("()").split(",")
         yield from (f"{base}.{part.split(' as ')[0].strip()}" for part in parts if part.strip())
+
+
+def _is_harness(module: str) -> bool:
+    """Returns whether a module belongs to the harness, whose source has a digest of its own."""
+    return module.partition(".")[0] == "bench"
 
 
 @cache

@@ -18,7 +18,7 @@ from bench.data.loading import evaluation_loader, workers
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import Trained, load_weights, said_of
 from bench.places import Place, local_folder
-from bench.records.identity import model_differences
+from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.running.checkpoints import LAST, fetched
 from bench.running.identity import identify_stage, stored_identity
@@ -87,7 +87,7 @@ def train_stages(
             stage, task, stage_config, before=before, settings=train_settings, seed=config.seed + number
         )
         if checkpoint is not None:
-            given.append(_load(stage, checkpoint, own_identity))
+            given.append(_load(stage, checkpoint, own_identity, task, anyway=config.train.resume == "anyway"))
             before.append(given[-1].sha256)
             say(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
@@ -142,11 +142,11 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
         raise ConfigError(one_message("the model has no such stage:", lines))
 
 
-def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
+def _load(stage: Stage, path: str, identity: TrainingIdentity, task: Task, *, anyway: bool) -> Trained:
     """Loads a stage's weights from a file, and returns what they are.
 
     Raises:
-        ConfigError: they are of another stage, or were trained with other hyperparameters.
+        ConfigError: they are of another stage or task, or were trained with other hyperparameters or by other code.
         DataError: there is no such file, or it is damaged.
     """
     key = f"train.stages.{stage.name}.checkpoint={path}"
@@ -156,8 +156,13 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity) -> Trained:
     given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
     if given.identity is not None and given.identity.stage is not None:  # what this very command leaves
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
+        problems += task_differences(given.identity, task)
         if problems:
             raise ConfigError(one_message(f"{key} was trained as something else:", problems))
+        sources = {name: source for name, source in identity.sources.items() if name in ("model", "task")}
+        changed = source_differences(given.identity.sources, sources)
+        if changed and not anyway:
+            raise ConfigError(one_message(f"{key} was trained by other code; train.resume=anyway uses it:", changed))
         load_weights(stage.module, file)
         return given
     try:

@@ -27,7 +27,7 @@ from bench.data.storms import make_sevir
 from bench.errors import ConfigError, DataError
 from bench.models import load_weights, trained
 from bench.records.schema import SourcePart
-from bench.records.sources import class_source, harness_source
+from bench.records.sources import _closure, class_source, harness_source
 from bench.records.store import read_records
 from bench.running import identity as running_identity
 from bench.running.pipeline import Outcome, run
@@ -134,7 +134,7 @@ def test_weights_of_edited_code_are_refused_and_with_anyway_partial(plugin: Any,
     run(compose([*words, *where]), training=True, say=lambda line: None)
     plugin("mine_evaluated", LOSS + "# edited\n")
     evaluate = compose([*words, *where, f"checkpoint={_best(tmp_path)}"])
-    with pytest.raises(ConfigError, match=r"other code of the model.*train\.resume=anyway"):
+    with pytest.raises(ConfigError, match=r"trained by other code.*train\.resume=anyway"):
         run(evaluate, training=False, say=lambda line: None)
     assert main(["forecast", *words, *where, f"checkpoint={_best(tmp_path)}", "--out", str(tmp_path / "f.nc")]) == 2
     anyway = compose([*words, *where, f"checkpoint={_best(tmp_path)}", "train.resume=anyway"])
@@ -162,13 +162,15 @@ def test_the_source_of_a_model_is_what_it_imports_and_nothing_else(tmp_path: Pat
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "net.py").write_text(
-        "from torch import nn\nfrom . import (\n    layers,  # ours\n)\nclass Net(nn.Module):\n    pass\n"
+        "from torch import nn\nimport bench.models\nfrom . import (\n    layers,  # ours\n)\n"
+        "class Net(nn.Module):\n    pass\n"
     )
     (package / "layers.py").write_text("WIDTH = 1\n")
     (package / "settings.yaml").write_text("width: 1\n")
     (tmp_path / "elsewhere.py").write_text("")
     net = importlib.import_module("of_mine.net").Net
     seen = [class_source(net, "net").sha256]
+    assert not [name for name in _closure("of_mine.net") if name.startswith("bench")], "the harness has a digest"
     for name, counts in (("elsewhere.py", False), ("of_mine/layers.py", True), ("of_mine/settings.yaml", True)):
         with (tmp_path / name).open("a") as file:
             file.write("# edited\n")
@@ -525,7 +527,7 @@ def test_remote_checkpoints_are_checked_alike(storms: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_stages_are_checked_alike(storms: Path, tmp_path: Path) -> None:
+def test_stages_are_checked_alike(storms: Path, tmp_path: Path, monkeypatch) -> None:
     tiny = [
         "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", "model=prediff",
         "model.latent_channels=2", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_layers=1",
@@ -548,6 +550,15 @@ def test_stages_are_checked_alike(storms: Path, tmp_path: Path) -> None:
     # trained with other hyperparameters of the stage
     with pytest.raises(ConfigError, match=r"was trained as something else|is not of this model"):
         go(f"train.stages.autoencoder.checkpoint={given}", "model.autoencoder_layers=2")
+
+    def edited(made: type, origin: str) -> SourcePart:
+        return known(made, origin).model_copy(update={"sha256": "0" * 64})
+
+    known = running_identity.class_source
+    with monkeypatch.context() as patch:
+        patch.setattr(running_identity, "class_source", edited)
+        with pytest.raises(ConfigError, match=r"was trained by other code; train\.resume=anyway"):
+            go(f"train.stages.autoencoder.checkpoint={given}")
     raw = bytearray(stage.read_bytes())
     raw[len(raw) // 2] ^= 1
     stage.write_bytes(raw)
