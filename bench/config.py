@@ -13,7 +13,8 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -386,16 +387,12 @@ def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str
     return {k: v for k, v in plain.items() if k not in left_out}
 
 
-class hydra_errors:  # noqa: N801 - used as a context manager, like contextlib.suppress
+@contextmanager
+def hydra_errors(overrides: Sequence[str]) -> Iterator[None]:
     """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
-
-    def __init__(self, overrides: Sequence[str]) -> None:
-        self.overrides = list(overrides)
-
-    def __enter__(self) -> None:
-        """Does nothing: errors are translated on the way out."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Raises `ConfigError` in place of a Hydra or OmegaConf error."""
-        if error is not None and is_of_hydra(error):
-            raise ConfigError(message(error, self.overrides, lambda path: fields_at(Config, path))) from error
+    try:
+        yield
+    except Exception as error:
+        if not is_of_hydra(error):
+            raise
+        raise ConfigError(message(error, list(overrides), lambda path: fields_at(Config, path))) from error
