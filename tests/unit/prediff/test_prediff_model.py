@@ -19,16 +19,15 @@ from bench.running.forecaster import Forecaster
 from bench.running.pipeline import Outcome, run
 from bench.running.stages import _prepare
 from bench.tasks import load_task
-from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.alignment import Guidance
-from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control, total_energy
+from earthformer.prediff.diffusion import NoiseSchedule
+from earthformer.prediff.losses import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.noise import members_of
-from earthformer.prediff.schedule import NoiseSchedule
-from earthformer.prediff.stages import AutoencoderStage
+from earthformer.prediff.stages import AutoencoderStage, random_symmetry, random_turn
 from earthformer.prediff.upstream import to_upstream_state_dict
 
 NBODY = {"constraint": "energy", "control": None}
