@@ -117,8 +117,6 @@ class PreDiffKA(PreDiff):
         return self.guidance["norm"] == "batch"
 
     def _targets(self, cond: Tensor, noise: RowNoise, control: Control | None) -> Tensor | None:
-        if self.plain:
-            return None
         members = len(noise) // len(cond)
         if control is None and self.control_range is not None:  # each member has its own
             low, high = self.control_range
@@ -127,7 +125,7 @@ class PreDiffKA(PreDiff):
         return self.alignment.target(control, cond).repeat_interleave(members, dim=0)
 
     def _guide(self, targets: Tensor | None) -> Guide:
-        if targets is None:
+        if targets is None:  # for counters
             return _CountedGuide(self.alignment.network)
         return Guidance(self.alignment, targets, **self.guidance)  # type: ignore[arg-type]
 

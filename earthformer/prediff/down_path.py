@@ -201,7 +201,7 @@ class ResidualBlock(nn.Module):
         self.skip_connection: nn.Module = nn.Identity() if same else nn.Conv3d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Returns (B, T, H, W, C_out) for `x` (B, T, H, W, C) and the step's embedding (B, E), if the block takes one."""
+        """Returns (B, T, H, W, C_out) for `x` (B, T, H, W, C) and, for a block that takes it, the embedding (B, E)."""
         x = x.permute(0, 4, 1, 2, 3)
         h = self.in_layers(x)
         if embedded is not None:

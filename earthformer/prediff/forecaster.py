@@ -31,8 +31,6 @@ _MOST_ROWS = 64
 _MOST_VALUES_ON_A_CPU = 1 << 23
 # The decoder needs far more memory per row than the denoiser.
 _ROWS_DECODED = 8
-# A trace of more steps than this takes longer than the forecast itself.
-_MOST_STEPS_COUNTED = 100
 
 Advance = Callable[[int, int], None]
 LatentShape = tuple[int, int, int, int]
@@ -106,17 +104,15 @@ class LatentForecaster(TwoPaths):
         """Returns the mean of `members` members (B, T_out, H, W, C): the same for the same context in any batch.
 
         The paper's scores of single forecasts are those of a mean; a single member has the sharpness of the truth and a
-        larger squared error. Under `reference`, which is for counting, it is one member.
+        larger squared error. Under `reference`, which is for counting, it costs what one member costs and is no
+        forecast.
 
         Raises:
             ValueError: a context of another shape, or sampling that diverged.
         """
-        if self.plain and self.sampler.steps > _MOST_STEPS_COUNTED:
-            raise ValueError(
-                f"a forecast of {self.sampler.steps} steps is not counted: count one of at most {_MOST_STEPS_COUNTED}"
-            )
-        noise = members_of(content_seeds(context, self.seed), 1 if self.plain else self.members)
-        return self._draw(context, noise, None, None).mean(dim=0)
+        if self.plain:
+            return self._counted(context)
+        return self._draw(context, members_of(content_seeds(context, self.seed), self.members), None, None).mean(dim=0)
 
     def sample(
         self,
@@ -196,11 +192,7 @@ class LatentForecaster(TwoPaths):
     @torch.no_grad()
     def _draw(self, context: Tensor, noise: RowNoise, control: Control | None, advance: Advance | None) -> Tensor:
         """Returns members (M, B, ...) of contexts (B, ...), given what each is drawn from, sequence by sequence."""
-        if tuple(context.shape[1:]) != self.input_shape:
-            raise ValueError(
-                f"{type(self).__name__}: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
-                f"{tuple(context.shape)}"
-            )
+        self._check(context)
         batch, total = len(context), len(noise)
         members = total // batch
         with _in_eval_mode(self):
@@ -227,6 +219,30 @@ class LatentForecaster(TwoPaths):
         if fitted < together:
             self._rows_that_fit = fitted
         return frames.unflatten(0, (batch, members)).transpose(0, 1)
+
+    @torch.no_grad()
+    def _counted(self, context: Tensor) -> Tensor:
+        """Returns frames (B, T_out, H, W, C) at the cost of one member: the sampler's steps are rows of one batch.
+
+        A trace of all the steps would take longer than the forecast itself.
+        """
+        self._check(context)
+        steps = self.sampler.steps
+        with _in_eval_mode(self):
+            cond = self.diffusion.conditioned(self.autoencoder.to_latents(context)).repeat_interleave(steps, dim=0)
+            noised = cond.new_zeros((len(cond), *self.latent_shape))
+            t = torch.zeros(len(cond), dtype=torch.long, device=cond.device)
+            seen = self._predicted_noise(noised, t, cond)
+            if (guide := self._guide(None)) is not None:
+                seen = seen + guide.noise_shift(noised, t, self.schedule)
+            return self.autoencoder.to_frames(seen[::steps])
+
+    def _check(self, context: Tensor) -> None:
+        if tuple(context.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"{type(self).__name__}: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
+                f"{tuple(context.shape)}"
+            )
 
     def _predicted_noise(self, noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         with torch.autocast(noised.device.type, torch.bfloat16) if self.mixed_precision else contextlib.nullcontext():

@@ -20,7 +20,7 @@ ROWS = 3
 STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
-    "convlstm", "e3d_lstm", "earthformer", "earthformer_no_global", "phydnet", "prediff", "prediff_ka", "predrnn",
+    "convlstm", "e3d_lstm", "earthformer", "earthformer_no_global", "ldm", "phydnet", "prediff", "prediff_ka", "predrnn",
     "rainformer", "unet",
 ]  # fmt: skip
 _FITTED = ["climatology", "damped_persistence", "linear_inverse"]
@@ -134,10 +134,10 @@ class _LooksAtNothing(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [case for case in CASES if not case[0].startswith(("phydnet", "prediff"))]
+    ("name", "options"), [case for case in CASES if not case[0].startswith(("ldm", "phydnet", "prediff"))]
 )
 def test_no_loss_waits_for_the_device(name: str, options: dict[str, object]) -> None:
-    """PhyDNet and PreDiff draw numbers on the CPU, which waits for nothing, but looks the same here."""
+    """PhyDNet, PreDiff and LDM draw numbers on the CPU, which waits for nothing, but looks the same here."""
     (model,) = _modules(name, options)
     batch = _batch(share=0.3)
     with _LooksAtNothing():
