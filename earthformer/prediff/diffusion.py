@@ -177,7 +177,7 @@ class LatentDiffusion(nn.Module):
             parameterization: ``eps`` if the denoiser predicts the noise, ``x0`` if the latents.
             learn_logvar: whether each step's log-variance is trained.
             logvar_init: where it starts.
-            scale_factor: of the target's latents; None for 1 / their standard deviation, see `measure_scale`.
+            scale_factor: of the target's latents; None for 1 / their standard deviation, see `set_scale`.
             scale_context: whether the context's latents are scaled too. PreDiff's authors do not.
 
         Raises:
@@ -209,20 +209,26 @@ class LatentDiffusion(nn.Module):
         """Returns whether the scale of the latents is measured rather than given."""
         return isinstance(self.scale_factor, Tensor)
 
-    def measure_scale(self, latents: Tensor) -> None:
-        """Sets the scale to 1 / the standard deviation of these latents, unless it is known already.
+    @property
+    def has_scale(self) -> bool:
+        """Returns whether the scale of the latents is known."""
+        return not isinstance(self.scale_factor, Tensor) or not bool(torch.isnan(self.scale_factor))
+
+    def set_scale(self, latents: Tensor) -> None:
+        """Sets the scale to 1 / the standard deviation of these latents.
 
         Source: Rombach et al. 2022, ``scale_by_std``, which takes the first training batch.
 
         Raises:
-            ValueError: latents that do not vary.
+            ValueError: latents that do not vary, or are not finite.
         """
-        if not isinstance(self.scale_factor, Tensor) or not bool(torch.isnan(self.scale_factor)):
-            return
         spread = float(latents.double().std(correction=0))
         if not 0 < spread < math.inf:
-            raise ValueError(f"scale_factor: expected latents that vary, found a standard deviation of {spread}")
-        self.scale_factor.fill_(1 / spread)
+            raise ValueError(
+                f"scale_factor: expected latents with a finite standard deviation above 0, found {spread}: is the "
+                "autoencoder trained?"
+            )
+        self.scale_factor = torch.full_like(torch.as_tensor(self.scale_factor), 1 / spread)
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Returns a target's latents on the scale on which noise is added."""

@@ -130,11 +130,13 @@ class DenoiserStage(nn.Module):
         self.augment = augment
 
     def prepare(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Measures the scale of the latents on targets spread evenly over `batches`, whatever the size of a batch.
+        """Measures the scale of the latents on targets spread evenly over `batches`, unless a checkpoint gave it.
 
         Raises:
-            ValueError: targets whose latents do not vary.
+            ValueError: latents that do not vary, or are not finite.
         """
+        if self.diffusion.has_scale:
+            return
         targets: list[Tensor] = []
         every = 1
         for number, row in enumerate(row for _, target, *_ in batches for row in target):
@@ -143,7 +145,7 @@ class DenoiserStage(nn.Module):
             if len(targets) == 2 * _SCALE_SEQUENCES:
                 targets, every = targets[::2], 2 * every
         if targets:
-            self.diffusion.measure_scale(torch.cat([self.encode(filled(row[None]), False) for row in targets]))
+            self.diffusion.set_scale(torch.cat([self.encode(filled(row[None]), True) for row in targets]))
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
         """Returns the weighted loss of the denoiser at one random step per sequence."""
