@@ -222,7 +222,7 @@ class LatentDiffusion(nn.Module):
         Raises:
             ValueError: latents that do not vary, or are not finite.
         """
-        spread = float(latents.double().std(correction=0))
+        spread = float(latents.cpu().double().std(correction=0))
         if not 0 < spread < math.inf:
             raise ValueError(
                 f"scale_factor: expected latents with a finite standard deviation above 0, found {spread}: is the "
