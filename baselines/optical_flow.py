@@ -38,7 +38,7 @@ try:
     with quiet():
         from pysteps.extrapolation.semilagrangian import extrapolate
         from pysteps.motion.lucaskanade import dense_lucaskanade
-        from pysteps.nowcasts import steps
+        from pysteps.nowcasts import steps as steps
 except ImportError as error:
     raise ImportError("optical_flow and steps need pysteps: pip install 'earthbench[pysteps]'") from error
 
