@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,8 @@ def evaluate_with_sample(
     took = time.perf_counter() - started
     assert forecaster.scored is not None
     scored = forecaster.scored
+    if (degraded := forecaster.degraded.gathered()) and processes.main:
+        warnings.warn(f"{made_from(model).name} fell back on a simpler forecast for {degraded} of {used} sequences", stacklevel=2)
     scores, per_lead, undefined = split_scores(scored.scores)
     because = _partial(model, task, split) or data.incomplete
     if because is None and used != len(data):
@@ -211,6 +214,7 @@ def evaluate_with_sample(
         curves=scored.curves,
         members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
         statistics=statistics,
+        degraded=degraded,
     )
     return record.with_arrays(arrays).sealed(), forecaster.first or {}
 

@@ -20,6 +20,7 @@ from bench.metrics.weighted_mean import WeightedMean
 from bench.running.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.running.averaging import RunningAverage
 from bench.running.compiling import FullBatches
+from bench.running.degraded import Degraded
 from bench.running.device_floats import ScoresWithFloat64
 from bench.running.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.running.independence import dependence
@@ -75,6 +76,7 @@ class Forecaster(ScoresWithFloat64):
         self.ensemble = ensemble
         scorings = scorings_of(task, ensemble)
         self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
@@ -276,7 +278,8 @@ class Forecaster(ScoresWithFloat64):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
         numbered = self._event_of_sequence is not None
-        forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
+        with self.degraded.counted(self.evaluated):
+            forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
