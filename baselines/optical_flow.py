@@ -6,6 +6,7 @@ Sources: Lucas and Kanade 1981, IJCAI, 674-679 (the motion); Germann and Zawadzk
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -25,20 +26,25 @@ _ALONE = Lock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what pySTEPS prints and warns of for single frames to itself.
+    """Lets nothing out of pySTEPS: what it prints, what it warns of for a frame, what it seeds or draws.
 
-    Both are redirected for all threads of a process, so that only one thread at a time may be within.
+    All of this belongs to the process, so that only one thread at a time may be within.
     """
     with _ALONE, redirect_stdout(StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        yield
+        states = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 try:
     with quiet():
         from pysteps.extrapolation.semilagrangian import extrapolate
         from pysteps.motion.lucaskanade import dense_lucaskanade
-        from pysteps.nowcasts import steps
+        from pysteps.nowcasts import steps as steps
 except ImportError as error:
     raise ImportError("optical_flow and steps need pysteps: pip install 'earthbench[pysteps]'") from error
 

@@ -127,19 +127,15 @@ class Steps(nn.Module):
         return np.where(drawn >= least, drawn, 0).clip(max=_CODE) / _CODE, reason
 
     def _steps(self, rain: np.ndarray, motion: np.ndarray, members: int, seed: int) -> np.ndarray:
-        """Returns what pySTEPS makes of frames, `(M, T_out, H, W)`; it seeds numpy's global generator."""
-        before = np.random.get_state()
-        try:
-            return steps.forecast(
-                rain,
-                motion,
-                self.t_out,
-                n_ens_members=members,
-                precip_thr=self.threshold * _CODE,
-                kmperpixel=self.kilometres,
-                timestep=self.minutes,
-                ar_order=len(rain) - 1,
-                seed=seed,
-            )
-        finally:
-            np.random.set_state(before)
+        """Returns what pySTEPS makes of frames, `(M, T_out, H, W)`."""
+        return steps.forecast(
+            rain,
+            motion,
+            self.t_out,
+            n_ens_members=members,
+            precip_thr=self.threshold * _CODE,
+            kmperpixel=self.kilometres,
+            timestep=self.minutes,
+            ar_order=len(rain) - 1,
+            seed=seed,
+        )
