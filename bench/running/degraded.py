@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -31,3 +32,12 @@ class Degraded:
             torch.distributed.all_gather_object(parts, self.counts)
             return dict(sorted(sum(parts, Counter()).items()))
         return dict(sorted(self.counts.items()))
+
+
+def warn_of(degraded: Mapping[str, int], model: str, sequences: int) -> None:
+    """Warns that a model fell back on simpler forecasts, of how many sequences and why."""
+    why = ", ".join(f"{count} {reason}" for reason, count in degraded.items())
+    warnings.warn(
+        f"{model} fell back on a simpler forecast for {sum(degraded.values())} of {sequences} sequences: {why}",
+        stacklevel=2,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +143,7 @@ def evaluate_with_sample(
     from bench.data.loading import Numbered, evaluation_loader
     from bench.data.plausibility import refuse_constant
     from bench.running.compiling import compiled
+    from bench.running.degraded import warn_of
     from bench.running.forecaster import Forecaster
     from bench.running.trainer import quiet_lightning, translated_errors
 
@@ -184,8 +184,9 @@ def evaluate_with_sample(
     took = time.perf_counter() - started
     assert forecaster.scored is not None
     scored = forecaster.scored
-    if (degraded := forecaster.degraded.gathered()) and processes.main:
-        warnings.warn(f"{made_from(model).name} fell back on a simpler forecast for {degraded} of {used} sequences", stacklevel=2)
+    degraded = forecaster.degraded.gathered()
+    if degraded and processes.main:
+        warn_of(degraded, made_from(model).name, used)
     scores, per_lead, undefined = split_scores(scored.scores)
     because = _partial(model, task, split) or data.incomplete
     if because is None and used != len(data):
