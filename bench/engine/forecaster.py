@@ -17,6 +17,7 @@ from bench.config import Train
 from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.engine.averaging import RunningAverage
 from bench.engine.compiling import FullBatches
+from bench.engine.degraded import Degraded
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
@@ -74,6 +75,7 @@ class Forecaster(ScoresWithFloat64):
         self.ensemble = ensemble
         scorings = scorings_of(task, ensemble)
         self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
@@ -275,7 +277,8 @@ class Forecaster(ScoresWithFloat64):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
         numbered = self._event_of_sequence is not None
-        forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
+        with self.degraded.counted(self.evaluated):
+            forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
