@@ -10,14 +10,13 @@ CVPR, 515-523 (normalised convolution, which leaves out missing pixels and what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from baselines.masking import filled
-from baselines.persistence import Persistence
 from baselines.shapes import checked_shapes
 
 # Standard deviations in pixels: none, and 1/2 to 32 by factors of the square root of 2.
@@ -32,14 +31,15 @@ class Blurred(nn.Module):
     The widths are those of least squared error, of some from 0 to 32 pixels.  Before it is fitted nothing is smoothed.
 
     Args:
-        forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`; has nothing to learn.
-        t_out: Its lead times.
+        forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
+            times are the same; has nothing to learn.
+        t_out: Lead times.
     """
 
     fitted_on: ClassVar[str] = "val"
     width: Tensor
 
-    def __init__(self, forecast: nn.Module, t_out: int) -> None:
+    def __init__(self, forecast: Callable[[Tensor], Tensor], t_out: int) -> None:
         super().__init__()
         self.sharp = forecast
         self.register_buffer("width", torch.zeros(t_out))
@@ -55,7 +55,7 @@ class Blurred(nn.Module):
             sharp = self.sharp(context)
             known = ~(torch.isnan(context[:, -1:]) | torch.isnan(target))
             for total, width in zip(errors, _WIDTHS, strict=True):
-                error = blurred(sharp, self.width.new_full(self.width.shape, width)) - target
+                error = blurred(sharp, self.width.new_tensor([width])) - target
                 total += error.masked_fill(~known, 0).double().square().sum((0, 2, 3, 4)).cpu()
         self.width.copy_(torch.tensor(_WIDTHS)[errors.argmin(0)])
 
@@ -78,17 +78,27 @@ class BlurredPersistence(Blurred):
     trivial: ClassVar[bool] = True
 
     def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
-        shapes = checked_shapes("blurred_persistence", input_shape, target_shape, feeds_back=True)
-        super().__init__(Persistence(*shapes), target_shape[0])
+        _, (t_out, *_) = checked_shapes("blurred_persistence", input_shape, target_shape, feeds_back=True)
+        super().__init__(_last_frame, t_out)
+
+
+def _last_frame(context: Tensor) -> Tensor:
+    return context[:, -1:]
 
 
 def blurred(frames: Tensor, width: Tensor) -> Tensor:
-    """Returns frames `(B, T, H, W, C)` smoothed by Gaussians, whose standard deviations `(T,)` are in pixels.
+    """Returns frames smoothed by Gaussians.
 
     Each value is a weighted mean of known pixels within the frame: missing ones (NaN) have no weight.  Where no known
     pixel is near enough, it is 0.
+
+    Args:
+        frames: `(B, T, H, W, C)`, or `(B, 1, H, W, C)` for one frame to be smoothed by all.
+        width: Standard deviations `(T,)` in pixels, or `(1,)` for all frames alike.
     """
     known = ~torch.isnan(frames)
+    if known.all():
+        known = known[:1, :1, :, :, :1]
     rows, columns = (_kernels(width.to(frames), size) for size in frames.shape[2:4])
 
     def summed(values: Tensor) -> Tensor:

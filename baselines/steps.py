@@ -100,8 +100,8 @@ class Steps(nn.Module):
             reasons = set()
             for channel, frames in enumerate(sequence):
                 drawn[:, row, channel], reason = self._members(frames, members, seed)
-                reasons.add(reason)
-            self.degraded.update(reasons - {None})
+                reasons.update([reason] if reason else [])
+            self.degraded.update(reasons)
         return torch.from_numpy(drawn).permute(0, 1, 3, 4, 5, 2).to(context)
 
     def _members(self, frames: np.ndarray, members: int, seed: int) -> tuple[np.ndarray, str | None]:

@@ -119,7 +119,7 @@ class Sevir(Task):
     @cached_property
     def pixel_kilometres(self) -> float:
         """Returns the width of a pixel: the median of the catalogue where it tells, else the nominal one."""
-        from bench.data.sevir_catalogue import pixel_kilometres, read_catalogue
+        from bench.data.sevir.catalogue import pixel_kilometres, read_catalogue
 
         nominal = _EXTENT_KM / self.nominal_size
         return nominal if self.data_root is None else pixel_kilometres(read_catalogue(self.data_root)) or nominal

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import bench
 from bench.config import compose
+from bench.engine.run import run
 from bench.errors import ConfigError
 from bench.models import made_from
 from bench.records.schema import SCHEMA_VERSION, RunRecord, migrated
-from bench.engine.run import run
 
 
 class _Fitted(nn.Module):
@@ -48,9 +48,7 @@ def _run(root: Path, out: Path, *overrides: str) -> RunRecord:
 def test_a_model_fitted_on_validation_sees_that_split_where_there_is_one(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_from: str, split: str
 ) -> None:
-    monkeypatch.setattr(
-        "bench.engine.run.load_model", lambda _, task, **__: made.append(_fitted(task)) or made[0]
-    )
+    monkeypatch.setattr("bench.engine.run.load_model", lambda _, task, **__: made.append(_fitted(task)) or made[0])
     made: list[_Fitted] = []
     record = _run(storms, tmp_path, "task=sevir", "model=climatology", f"task.val_from={val_from}")
     task = bench.load_task("sevir", storms, val_from=val_from)
@@ -104,9 +102,7 @@ def test_steps_are_of_the_data_that_are_forecast(storms: Path, tmp_path: Path) -
 def test_a_task_without_such_a_number_is_refused_naming_those_with_one() -> None:
     pytest.importorskip("pysteps")
     task = bench.load_task("nbody_mnist")
-    with pytest.raises(
-        ConfigError, match=r"no pixel_kilometres\. Tasks with one: radar, sevir, sevir_lr"
-    ):
+    with pytest.raises(ConfigError, match=r"no pixel_kilometres\. Tasks with one: radar, sevir, sevir_lr"):
         bench.load_model("steps", task)
     assert bench.load_model("steps", task, kilometres=1.0).kilometres == 1.0
 
