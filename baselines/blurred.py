@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from baselines.masking import filled
 from baselines.shapes import checked_shapes
 
-# Standard deviations in pixels: none, and 1/2 to 32 by factors of the square root of 2.
-_WIDTHS = (0.0, *(2 ** (step / 2) for step in range(-2, 11)))
+# Standard deviations in pixels: none, and 1/2 to 64 by factors of the square root of 2.
+_WIDTHS = (0.0, *(2 ** (step / 2) for step in range(-2, 13)))
 # Of a known pixel's own weight: five widths away and further, nothing counts.
 _LEAST_WEIGHT = 1e-6
 
@@ -28,7 +28,7 @@ _LEAST_WEIGHT = 1e-6
 class Blurred(nn.Module):
     """A forecast smoothed by a Gaussian whose width, one per lead time, is fitted in one pass.
 
-    The widths are those of least squared error, of some from 0 to 32 pixels.  Before it is fitted nothing is smoothed.
+    The widths are those of least squared error, of some from 0 to 64 pixels.  Before it is fitted nothing is smoothed.
 
     Args:
         forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
