@@ -18,7 +18,8 @@ def two_frame_conv(conv: TwoFrameConv, volume: Tensor) -> Tensor:
         volume[:, :, 1], second_tap, padding=padding
     )
     second = F.conv2d(volume[:, :, 1], first_tap, padding=padding)
-    return torch.stack((first, second), dim=2) + conv.bias.view(1, -1, 1, 1, 1)
+    volume = torch.stack((first, second), dim=2)
+    return volume if conv.bias is None else volume + conv.bias.view(1, -1, 1, 1, 1)
 
 
 def norm(layer: torch.nn.GroupNorm, volume: Tensor) -> Tensor:
@@ -128,7 +129,10 @@ def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool
 
 
 def test_the_convolution_of_the_memory_counts_as_unused_only_where_the_memory_is_dropped() -> None:
-    assert build(drops_memory=True).parameters_without_gradient == ("cells.*.conv_m.weight",)
+    assert build(drops_memory=True).parameters_without_gradient == (
+        "cells.*.conv_m.weight",
+        "cells.*.norm_m.weight",
+    )
     assert build(drops_memory=False).parameters_without_gradient == ()
 
 
@@ -161,7 +165,7 @@ def test_weights_start_as_tensorflow_has_them() -> None:
     bound = (6 / ((8 + 32) * 50)) ** 0.5
     assert conv.weight.abs().max() <= bound
     assert conv.weight.abs().max() > 0.98 * bound
-    assert conv.bias.abs().max() == 0
+    assert model.cells[0].conv_cell.bias.abs().max() == 0
     assert model.cells[0].norm_h.eps == 1e-12
 
 
