@@ -1,4 +1,4 @@
-"""SimVP and TAU: a convolutional encoder and decoder per frame, and between them blocks that see all frames as channels.
+"""SimVP and TAU: a convolutional encoder and decoder per frame, and blocks between them with all frames as channels.
 
 Papers: Z. Gao et al., "SimVP: Simpler yet Better Video Prediction", CVPR 2022 (arXiv:2206.05099); C. Tan et al.,
 "SimVP: Towards Simple yet Powerful Spatiotemporal Predictive Learning", 2022 (arXiv:2211.12509), whose gated
@@ -230,9 +230,7 @@ class TAU(SimVP):
         drop_path: float = 0.0,
         divergence_weight: float = 0.1,
     ) -> None:
-        super().__init__(
-            input_shape, target_shape, hid_s=hid_s, hid_t=hid_t, n_s=n_s, n_t=n_t, drop_path=drop_path
-        )
+        super().__init__(input_shape, target_shape, hid_s=hid_s, hid_t=hid_t, n_s=n_s, n_t=n_t, drop_path=drop_path)
         if not 0 <= divergence_weight < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: divergence_weight must be 0 or a positive number, got {divergence_weight}"
@@ -267,7 +265,7 @@ def difference_divergence(forecast: Tensor, target: Tensor, *, temperature: floa
     change = target.diff(dim=1)
     unknown = torch.isnan(change)
     log_p, log_q = (
-        F.log_softmax(x.masked_fill(unknown, torch.finfo(x.dtype).min).div(temperature).flatten(2), dim=-1)
+        F.log_softmax((x / temperature).masked_fill(unknown, torch.finfo(x.dtype).min).flatten(2), dim=-1)
         for x in (forecast.to(target.dtype).diff(dim=1), change)
     )
     known = (~torch.isnan(target)).sum().clamp(min=1)
