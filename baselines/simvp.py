@@ -52,7 +52,7 @@ class TemporalAttentionUnit(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.large_kernel = _large_kernel(dim, dim)
-        width = dim // max(dim // 16, 4)
+        width = max(1, dim // max(dim // 16, 4))
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
@@ -161,6 +161,11 @@ class SimVP(nn.Module):
         require_divisible(name, "n_s", n_s, 2)
         for axis, size in zip(("height", "width"), source[1:3], strict=True):
             require_divisible(name, f"{axis} (for n_s={n_s}, which halves it {n_s // 2} times)", size, 2 ** (n_s // 2))
+        if hid_s == _NORM_GROUPS and source[1] == source[2] == 2 ** (n_s // 2):
+            raise ValueError(
+                f"{name}: hid_s={hid_s} on a code of one pixel (n_s={n_s}) leaves one value to each norm; "
+                f"expected {2 * _NORM_GROUPS} or more"
+            )
         if n_t < 2:
             raise ValueError(f"{name}: n_t must be 2 or more, a first and a last block, got {n_t}")
         if not 0 <= drop_path < 1:
