@@ -56,7 +56,7 @@ COUNTS = {
 # Operations without multiply-adds that fvcore does not count: elementwise, pooling, moving of elements.
 FREE_OPERATIONS = {
     *("add", "add_", "sub", "mul", "sigmoid", "tanh", "leaky_relu", "relu", "silu", "gelu", "softmax", "mean"),
-    *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle"),
+    *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle", "unflatten"),
 }
 
 
