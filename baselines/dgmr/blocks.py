@@ -47,9 +47,9 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> None:
-        with torch.autocast(matrix.device.type, enabled=False):
-            self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.eps))
-            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.eps))
+        for a, b, product in ((self.u, self.v, matrix.mT), (self.v, self.u, matrix)):
+            torch.mv(product, a, out=b)  # autocast leaves what has an `out` in single precision
+            b.copy_(F.normalize(b, dim=0, eps=self.eps))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the normalised weight."""

@@ -37,9 +37,9 @@ _FRAMES_FOR_VOLUMES = 2**VOLUME_HALVINGS
 class DGMR(HasReference):
     """Deep generative model of radar: a recurrent generator trained against two discriminators.
 
-    Source: DeepMind's pseudocode, see above, for 4 -> 18 frames of 256x256 pixels. The channels of the context stack are
-    those of the pseudocode; the paper prints half of them. The weight of a pixel in the grid loss is ours: the authors'
-    is the rain rate in mm/h, clipped to 0..24; here it is `255 y / 10.6` for values y in 0..1, clipped to 1..24, so that
+    Source: DeepMind's pseudocode, see above, for 4 -> 18 frames of 256x256 pixels. The context stack has the channels
+    of the pseudocode; the paper prints half of them. The weight of a pixel in the grid loss is ours: the authors' is
+    the rain rate in mm/h, clipped to 0..24; here it is `255 y / 10.6` for values y in 0..1, clipped to 1..24, so that
     dry pixels count.
 
     Args:
@@ -160,7 +160,13 @@ class DGMR(HasReference):
             )
         for axis, size in (("height", height), ("width", width)):
             require_divisible(name, f"{axis} (for {levels} levels, one per entry of channels)", size, 2 ** (levels + 1))
-            require_divisible(name, f"{axis} (for discriminator_halvings={halvings})", size, 2 ** (halvings + 2))
+            if size % 2 ** (halvings + 2):
+                fitting = (size & -size).bit_length() - 3
+                raise ValueError(
+                    f"{name}: {axis} must be divisible by {2 ** (halvings + 2)} for {halvings} halvings in the "
+                    f"discriminators, got {size}: discriminator_halvings={fitting} would fit"
+                    + ("" if fitting >= VOLUME_HALVINGS else f", but at least {VOLUME_HALVINGS} are needed")
+                )
 
     # Forecasts
 
