@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Conv3d, nn.Linear)
 
 _EPS = 1e-12
 SAMPLER_EPS = 1e-4
-_ITERATIONS_AT_START = 15
+_ITERATIONS_AT_START = 5
 
 
 class SpectralNorm(nn.Module):

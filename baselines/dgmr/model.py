@@ -67,6 +67,11 @@ class DGMR(HasReference):
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("members", "seed")
     uses_batch_statistics: ClassVar[bool] = True
+    # What is added to all scores alike cancels out as long as neither real nor made futures have passed the hinge.
+    parameters_without_gradient: ClassVar[tuple[str, ...]] = (
+        "discriminators.*.head.score.bias",
+        "discriminators.*.head.norm.offset",
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {},
         "sevir_lr": {},
