@@ -69,7 +69,7 @@ def _as_json(receipt: Receipt) -> dict[str, object]:
         "published_sources": receipt.published_sources,
         "deviations": receipt.deviations,
         "convention": receipt.convention,
-        "readings": [asdict(reading) for reading in receipt.readings],
+        "readings": [asdict(reading) for reading in receipt.alternative_values],
         "commands": receipt.commands,
     }
 
@@ -116,12 +116,12 @@ def _lines(receipt: Receipt) -> list[str]:
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
         lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
-    if receipt.readings:
+    if receipt.alternative_values:
         lines.append(
             "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")
         )
-        width = max(len(reading.convention) for reading in receipt.readings)
-        for reading in receipt.readings:
+        width = max(len(reading.convention) for reading in receipt.alternative_values)
+        for reading in receipt.alternative_values:
             shown = "undefined" if reading.value is None else f"{reading.value:.6g}"
             lines.append(
                 f"    {reading.convention:<{width}}  {shown}" + (f"  ({reading.remark})" if reading.remark else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.tables.admission import read_store
-from bench.tables.cells import contents_of
+from bench.tables.cells import table_data
 from bench.tables.definitions import load_published
 from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
 
         published = load_published(table.published) if table.published else None
-        contents = contents_of(table, published, records, unreadable, interval)
+        contents = table_data(table, published, records, unreadable, interval)
         if options.picture:
             print(draw_table(options.picture.expanduser(), table, contents, records, interval))
         elif options.curves:

@@ -17,7 +17,7 @@ from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.report.boards import charts
 from bench.report.gallery import look_of, read_kept
-from bench.tables.cells import Block, Contents, Interval
+from bench.tables.cells import Block, Interval, TableData
 from bench.tables.definitions import Table
 from bench.tables.pictures import draw_forecasts
 
@@ -28,7 +28,7 @@ _MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours a
 
 
 def draw_table(
-    path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], interval: Interval | None
+    path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], interval: Interval | None
 ) -> Path:
     """Draws a row of charts per block of a table and returns the path of the picture.
 
@@ -80,7 +80,7 @@ def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequenc
     return " ".join([*bands, *(f"No interval of one run: {reason}." for reason in reasons)])
 
 
-def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path) -> list[Path]:
+def draw_samples(path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], root: Path) -> list[Path]:
     """Draws the stored forecast of each row's first run beside what was observed; returns the paths, one per block.
 
     Args:
@@ -122,7 +122,7 @@ def draw_samples(path: Path, table: Table, contents: Contents, records: Sequence
 
 
 def draw_learning_curves(
-    path: Path, table: Table, contents: Contents, records: Sequence[RunRecord], root: Path
+    path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], root: Path
 ) -> Path:
     """Draws a chart per trained row, of the loss of all its runs by optimiser step, and returns the picture's path.
 

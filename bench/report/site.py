@@ -17,8 +17,8 @@ from bench.records.schema import RunRecord
 from bench.report.boards import ShownRow, charts, column_groups, shown_rows
 from bench.report.gallery import scenes
 from bench.report.model_pages import model_pages, page_of
-from bench.tables.admission import LeftOut, read_store
-from bench.tables.cells import NOT_RUN, Block, Contents, Interval, contents_of
+from bench.tables.admission import Excluded, read_store
+from bench.tables.cells import NOT_RUN, Block, Interval, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.render import load_table
@@ -93,7 +93,7 @@ def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
     tables = [load_table(name) for name in registry.names("table")]
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
-    filled = {table.name: contents_of(table, published[table.name], records, unreadable, interval) for table in tables}
+    filled = {table.name: table_data(table, published[table.name], records, unreadable, interval) for table in tables}
     common = {
         "version": version("earthbench"),
         "libraries": libraries,
@@ -135,7 +135,7 @@ def _page(table: Table) -> str:
     return f"table-{table.file_stem}.html"
 
 
-def _overview(table: Table, contents: Contents) -> Overview:
+def _overview(table: Table, contents: TableData) -> Overview:
     cells = [cell for block in contents.blocks for cell in block.cells]
     rows = {(number, cell.row_key) for number, block in enumerate(contents.blocks) for cell in block.cells}
     statuses: dict[str, int] = {}
@@ -167,7 +167,7 @@ def _printed(published: Published | None) -> dict[str, dict[str, str]]:
 def _table(
     table: Table,
     published: Published | None,
-    contents: Contents,
+    contents: TableData,
     records: dict[str, RunRecord],
     interval: Interval | None,
 ) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _table(
         rows: list[ShownRow] = shown_rows(table, block)
         blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
         data.append(charts(table, block, records, interval))
-    left_out: tuple[LeftOut, ...] = contents.left_out
+    left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,
         "published": published,

@@ -11,7 +11,7 @@ from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.tables.admission import (
     PARTIAL,
-    LeftOut,
+    Excluded,
     admitted,
     complete,
     deviations,
@@ -19,7 +19,7 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
-from bench.tables.definitions import Column, Figure, Published, Row, Table
+from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
 from bench.tables.durations import duration
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
@@ -82,11 +82,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Contents:
+class TableData:
     """Everything that a rendering of a table shows besides its definition."""
 
     blocks: tuple[Block, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
 
     @property
     def remarks(self) -> list[str]:
@@ -94,13 +94,13 @@ class Contents:
         return summary(self.left_out)
 
 
-def contents_of(
+def table_data(
     table: Table,
     published: Published | None,
     records: Sequence[RunRecord],
-    unreadable: Sequence[LeftOut] = (),
+    unreadable: Sequence[Excluded] = (),
     interval: Interval | None = None,
-) -> Contents:
+) -> TableData:
     """Returns the blocks of a table (one for a published table, one per data set for a table of runs) and the rest.
 
     Args:
@@ -119,7 +119,7 @@ def contents_of(
         good, left_out = complete(table, records)
         blocks = _run_blocks(table, good, interval)
     blocks = [_judged(table, block, records, intervals=interval is not None) for block in blocks]
-    return Contents(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
+    return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
 def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
@@ -137,7 +137,7 @@ def _published_block(
     table: Table,
     published: Published | None,
     by_row: dict[str, list[RunRecord]],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[Excluded],
     interval: Interval | None,
 ) -> Block:
     cells, remarks = [], []
@@ -161,7 +161,7 @@ def _published_block(
     return Block("", tuple(cells), (*remarks, *captions(told)))
 
 
-def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[str]:
+def _incomparable(table: Table, row: Row, figures: dict[str, PublishedValue]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for key, figure in figures.items():
         if figure.incomparable:
@@ -169,7 +169,7 @@ def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[st
     return [f"{row.label}, {', '.join(labels)}: not compared: {reason}" for reason, labels in by_reason.items()]
 
 
-def _absent(row: Row, left_out: Sequence[LeftOut]) -> str:
+def _absent(row: Row, left_out: Sequence[Excluded]) -> str:
     """Returns the status of a row that no record may stand in: what there is in its place."""
     reasons = [one.reason for one in left_out if one.model == row.model]
     for status, is_it in (
@@ -225,7 +225,7 @@ def _block_title(record: RunRecord) -> str:
 def _cell(
     row: Row,
     column: Column,
-    figure: Figure | None,
+    figure: PublishedValue | None,
     records: list[RunRecord],
     *,
     deviates: bool = False,
@@ -296,7 +296,7 @@ def value_of(record: RunRecord, key: str) -> float | None:
     return costs[key] if key in costs else record.scores.get(key)
 
 
-def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[float, str]:
+def compare(row: Row, column: Column, figure: PublishedValue, ours: float) -> tuple[float, str]:
     """Returns the difference of our value from a published figure, and whether that is a `match` or it `differs`.
 
     Both in the paper's units; where the row says that the figure carries a factor, it is taken out first.

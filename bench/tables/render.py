@@ -14,8 +14,8 @@ from bench.errors import BrokenPluginError, VerificationError, one_message
 from bench.files import replacing
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv
-from bench.tables.admission import LeftOut, read_store
-from bench.tables.cells import Cell, Contents, Interval, contents_of
+from bench.tables.admission import Excluded, read_store
+from bench.tables.cells import Cell, Interval, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
 
@@ -42,7 +42,7 @@ def render(
     records: Sequence[RunRecord],
     form: str = "md",
     *,
-    unreadable: Sequence[LeftOut] = (),
+    unreadable: Sequence[Excluded] = (),
     interval: Interval | None = None,
 ) -> str:
     """Returns the text of a table, ending in a newline; the same text whatever the order of the records.
@@ -61,17 +61,17 @@ def _texts(
     table: Table,
     records: Sequence[RunRecord],
     forms: Sequence[str],
-    unreadable: Sequence[LeftOut],
+    unreadable: Sequence[Excluded],
     interval: Interval | None,
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
     published = load_published(table.published) if table.published else None
-    contents = contents_of(table, published, records, unreadable, interval)
+    contents = table_data(table, published, records, unreadable, interval)
     writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
     return {form: writers[form](table, published, contents) for form in forms}
 
 
-def _csv(table: Table, published: Published | None, contents: Contents) -> str:
+def _csv(table: Table, published: Published | None, contents: TableData) -> str:
     """One line per cell; what has several values is joined by spaces."""
     text = io.StringIO()
     names = ["block", *Cell.__dataclass_fields__]
@@ -85,7 +85,7 @@ def _csv(table: Table, published: Published | None, contents: Contents) -> str:
     return text.getvalue()
 
 
-def _json(table: Table, published: Published | None, contents: Contents) -> str:
+def _json(table: Table, published: Published | None, contents: TableData) -> str:
     content = {
         "table": table.name,
         "title": table.title,

@@ -17,7 +17,7 @@ from bench.records import write_record
 from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart
 from bench.records.statistics import compact, content_sha256
 from bench.tables import load_table
-from bench.tables.cells import Block, contents_of
+from bench.tables.cells import Block, table_data
 from bench.tables.definitions import Column, Table
 from bench.tables.intervals import interval
 from bench.tables.render import render
@@ -65,7 +65,7 @@ def _marks(records: list[RunRecord], column: str = "mse") -> dict[str, int | Non
 
 
 def _block(records: list[RunRecord]) -> Block:
-    (block,) = contents_of(TABLE, None, records, interval=interval).blocks
+    (block,) = table_data(TABLE, None, records, interval=interval).blocks
     return block
 
 
@@ -209,6 +209,6 @@ def test_explain_says_why_a_run_has_no_interval(
 def test_committed_tables_of_few_events_have_no_interval(name: str, committed_results: Path) -> None:
     table = load_table(name)
     records = bench.read_records(committed_results, table.task)[0]
-    for block in contents_of(table, None, records, interval=interval).blocks:
+    for block in table_data(table, None, records, interval=interval).blocks:
         assert all(cell.interval is None for cell in block.cells)
         assert any(remark.startswith("no intervals: ") for remark in block.absences)
