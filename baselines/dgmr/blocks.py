@@ -19,6 +19,8 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Conv3d, nn.Linear)
 _EPS = 1e-12
 SAMPLER_EPS = 1e-4
 _ITERATIONS_AT_START = 5
+NORM_MOMENTUM = 0.01
+"""Share of a call in the running statistics. Each lead time is a call: at torch's 0.1, the last batch or two decide."""
 
 
 class SpectralNorm(nn.Module):
@@ -110,7 +112,7 @@ class GBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, *, up: bool = False) -> None:
         super().__init__()
         self.scale = 2 if up else 1
-        self.norms = nn.ModuleList((nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c, momentum=NORM_MOMENTUM) for c in (c_in, c_out))
         self.inner, self.outer = conv(c_in, c_out, 3, eps=SAMPLER_EPS), conv(c_out, c_out, 3, eps=SAMPLER_EPS)
         self.shortcut = conv(c_in, c_out, 1, eps=SAMPLER_EPS) if c_in != c_out else nn.Identity()
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.dgmr.blocks import SAMPLER_EPS, Attention, ConvGRUCell, DBlock, GBlock, LBlock, conv
+from baselines.dgmr.blocks import NORM_MOMENTUM, SAMPLER_EPS, Attention, ConvGRUCell, DBlock, GBlock, LBlock, conv
 from baselines.shapes import Shape
 
 _NOISE_CHANNELS = 8
@@ -112,7 +112,7 @@ class Sampler(nn.Module):
         finest = channels[0]
         outputs = [finest, *(2 * width for width in channels[:-1])]
         self.levels = nn.ModuleList(SamplerLevel(i, o) for i, o in zip(channels, outputs, strict=True))
-        self.norm = nn.BatchNorm2d(finest)
+        self.norm = nn.BatchNorm2d(finest, momentum=NORM_MOMENTUM)
         self.head = conv(finest, 4 * c_out, 1, eps=SAMPLER_EPS)
 
     def forward(self, latent: Tensor, states: Sequence[Tensor]) -> Tensor:
