@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import bench.engine.callbacks.resume
 import bench.engine.train
 from bench.config import Config, Train, compose
+from bench.engine.forecaster import Forecaster
 from bench.engine.optimizers import parameter_groups, refuse_settings
 from bench.engine.run import run
 from bench.errors import ConfigError, ContractError, InterruptedRunError
@@ -91,6 +93,22 @@ def test_settings_for_all_parameters_alike_are_refused(settings: dict, words: st
     with pytest.raises(ConfigError, match=f"{words}: _TwoParts has learning rates and betas of its own"):
         refuse_settings(_TwoParts((4, 8, 8, 1), (3, 8, 8, 1)), Train(**settings))
     refuse_settings(nn.Linear(1, 1), Train(**settings))
+
+
+def test_one_cycle_multiplies_each_rate_and_leaves_betas_alone() -> None:
+    shape = (4, 8, 8, 1)
+    task = SimpleNamespace(name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None)
+    model = _TwoParts(shape, (3, 8, 8, 1))
+    made = Forecaster(model, task, Train(schedule="onecycle"), total_steps=10).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    found = []
+    for _ in range(9):
+        optimizer.step()
+        schedule.step()
+        found.append([group["lr"] for group in optimizer.param_groups[::2]])
+    assert max(found) == pytest.approx([0.1, 0.2])
+    assert all(other == pytest.approx(2 * one) for one, other in found)
+    assert [group["betas"] for group in optimizer.param_groups[::2]] == [(0.0, 0.9), (0.5, 0.9)]
 
 
 def _config(root: Path, out: Path, *overrides: str) -> Config:
