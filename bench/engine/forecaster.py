@@ -182,8 +182,9 @@ class Forecaster(ScoresWithFloat64):
         )  # timm exempts norms and biases from decay
         if config.schedule == "onecycle":
             rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-            cycles = {"total_steps": self.total_steps, "cycle_momentum": not takes_turns(self.model)}
-            one_cycle = OneCycleLR(optimizer, max_lr=rates, **cycles)
+            one_cycle = OneCycleLR(
+                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
+            )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
