@@ -116,6 +116,7 @@ class CodeDecoder:
         self.positions = network.positions()
         self.done = 0
 
+    @torch.no_grad()
     def logits(self, vectors: Tensor | None) -> Tensor:
         """Returns the logits `(B, M, codes)` of the next code.
 

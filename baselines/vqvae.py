@@ -171,8 +171,8 @@ class Codebook(nn.Module):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Returns the codes (...) of the vectors nearest to latents (..., D)."""
-        distance = self.vectors.square().sum(-1) - 2 * latents @ self.vectors.T  # but for the latent's own square
-        return distance.argmin(-1)
+        # The squared distance but for the latent's own square, which all share, with the other sign.
+        return (2 * F.linear(latents, self.vectors) - self.vectors.square().sum(-1)).argmax(-1)
 
     @property
     def perplexity(self) -> float:
