@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import Place
 
 _SEAL = b"earthbench sha256 "
 _SEAL_BYTES = len(_SEAL) + 64

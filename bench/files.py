@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import Place
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config.overrides import literal
 from bench.errors import UnknownNameError, did_you_mean
-from bench.overrides import literal
+from bench.metrics.skill.formulas import Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.scores.skill import Convention, skill_scores
 from bench.tables.admission import LeftOut, deviations, training_seed
 from bench.tables.cells import Cell, Interval, contents_of, value_of
 from bench.tables.definitions import COSTS, Table, load_published

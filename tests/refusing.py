@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from bench.config import compose
-from bench.running.pipeline import run
-from bench.running.processes import Processes, first_holds
-from bench.running.runfolder import held
+from bench.engine.processes import Processes, first_holds
+from bench.engine.run import run
+from bench.engine.runfolder import held
 
 
 def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None]) -> Any:

@@ -14,12 +14,12 @@ from pathlib import Path
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.config.overrides import is_sweep, quoted
+from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.errors import ConfigError, UsageError
-from bench.overrides import is_sweep, quoted
-from bench.places import local_folder, place
+from bench.paths import local_folder, place
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.running.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True

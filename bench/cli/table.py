@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     records, unreadable = read_store(root, table.task)
     if options.picture or options.samples or options.curves:
-        from bench.report.figures import draw_learning_curves, draw_samples, draw_table
+        from bench.report.plots import draw_learning_curves, draw_samples, draw_table
 
         published = load_published(table.published) if table.published else None
         contents = contents_of(table, published, records, unreadable, interval)

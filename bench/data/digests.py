@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bench.data.http import Patience, inspect
+from bench.data.transfer.http import Patience, inspect
 from bench.errors import DataError
 from bench.files import replacing
 

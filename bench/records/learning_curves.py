@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import Place
 from bench.records.reading import LARGEST_TEXT, read_bytes
 from bench.records.schema import RunRecord
 from bench.records.store import publish_beside

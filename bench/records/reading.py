@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import Place
 
 LARGEST_TEXT = 16 << 20
 """Bytes: a thousand times a record or a learning curve."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import Place
 from bench.records.reading import read_npz
 from bench.records.schema import RunRecord
 from bench.records.statistics import packed

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from bench.config import explain
 from bench.errors import DataError, RunFailedError
 from bench.files import sync_folder
-from bench.places import Place, place
+from bench.paths import Place, place
 from bench.records.reading import read_json
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import packed

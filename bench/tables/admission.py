@@ -11,9 +11,9 @@ from typing import Any
 from bench import registry
 from bench.config import canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
+from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.scores.names import MEMBERS
 from bench.tables.definitions import Row, Table
 
 PARTIAL = "partial runs"

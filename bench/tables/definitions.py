@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.config import explain
 from bench.errors import DataError, UnknownNameError, did_you_mean, one_message
-from bench.scores.directions import better_of
+from bench.metrics.names import better_of
 
 COSTS = {
     "parameters": "every element of every parameter",
@@ -38,7 +38,7 @@ class Column(Part):
     """Printed value = measured value x scale: the paper's units."""
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
-    """Left out: what `bench.scores.directions` says of the score."""
+    """Left out: what `bench.metrics.names` says of the score."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bench.config import Config, Train, explain
+from bench.config.overrides import literal
 from bench.errors import DataError, one_message
-from bench.overrides import literal
 from bench.tables.definitions import Part, Row, Table, published_folder
 
 ASSUMED = "assumed"

@@ -15,7 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
-from bench.places import expanded
+from bench.paths import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +118,7 @@ class Task(BaseModel, ABC):
             return None
         root = expanded(root, "data.root") if isinstance(root, str) else root
         if "://" in str(root):
-            from bench.data.places import open_place
+            from bench.data.transfer.paths import open_place
 
             if cls.reads_addresses:
                 try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
-from bench.running.forecaster import masked_mse
+from bench.engine.forecaster import masked_mse
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)
 ROWS = 3

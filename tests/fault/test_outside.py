@@ -19,7 +19,7 @@ import bench
 from bench.cli.main import main
 from bench.config import compose, fingerprint, numbers_only, stored
 from bench.errors import ConfigError, EarthbenchError
-from bench.places import local_folder, place
+from bench.paths import local_folder, place
 
 _PROJECT = Path(__file__).parents[2]
 _SMALL = ["task=sevir", "model=unet", "model.channels=[4,8]", "model.center_channels=8", "train.max_steps=1"]
@@ -124,7 +124,7 @@ def test_an_origin_with_escapes_and_a_formula_is_only_text(capfd, storms: Path, 
 def test_an_address_that_cannot_be_used_is_one_error(key: str, address: str) -> None:
     if address.startswith("s3:") and importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed, and would ask Amazon")
-    from bench.data.places import open_place
+    from bench.data.transfer.paths import open_place
 
     text = address.format(port=_closed_port())
     with pytest.raises(EarthbenchError) as caught:
@@ -205,8 +205,8 @@ def test_python_m_bench_is_the_command() -> None:
 
 @pytest.mark.usefixtures("small_model")
 def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: Path) -> None:
-    from bench.running.pipeline import run
-    from bench.running.runfolder import checkpoints_held
+    from bench.engine.run import run
+    from bench.engine.runfolder import checkpoints_held
 
     shared = f"train.checkpoints={tmp_path / 'shared'}"
     run(tiny(storms, tmp_path / "a", shared, "train.max_epochs=1"), training=True)
@@ -231,8 +231,8 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: P
 def test_the_same_command_continues_only_where_it_does(
     monkeypatch, storms: Path, tmp_path: Path, given: list[str], training: bool, said: str
 ) -> None:
+    from bench.engine import run as pipeline
     from bench.errors import InterruptedRunError
-    from bench.running import pipeline
 
     def stop(job: pipeline._Job, model: object, folder: Path) -> None:
         job.session.watch.received = "SIGTERM"

@@ -19,14 +19,14 @@ from faults import child, ended, tiny
 import bench
 from bench.cli.main import main
 from bench.config import Config
+from bench.engine.callbacks.resume import Resume
+from bench.engine.checkpoints import LAST, CheckpointFiles, newest_intact
+from bench.engine.forecaster import Forecaster
+from bench.engine.run import run
+from bench.engine.runfolder import held, read_owner, state
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
-from bench.running.checkpoints import LAST, CheckpointFiles, newest_intact
-from bench.running.forecaster import Forecaster
-from bench.running.pipeline import run
-from bench.running.resuming import Resume
-from bench.running.runfolder import held, read_owner, state
 
 pytestmark = pytest.mark.usefixtures("small_model")
 
@@ -229,7 +229,7 @@ def _no_space(*_: object, **__: object) -> None:
 
 def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("bench.running.checkpoints.os.fsync", _no_space)
+        patch.setattr("bench.engine.checkpoints.os.fsync", _no_space)
         with pytest.raises(
             RunFailedError, match=r"last\.ckpt cannot be written.*No space left.*bytes are free"
         ) as caught:

@@ -11,10 +11,10 @@ import pytest
 from faults import tiny
 
 import bench
+from bench.engine.run import run
 from bench.errors import RunFailedError
-from bench.places import place
+from bench.paths import place
 from bench.records.store import read_records, write_record
-from bench.running.pipeline import run
 
 pytestmark = pytest.mark.scaleout
 
