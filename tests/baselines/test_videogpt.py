@@ -17,7 +17,7 @@ from baselines.vqvae import VQVAE, Codebook
 from bench.config import compose
 from bench.cost import count_model
 from bench.engine.ensembles import Ensemble, draw_members
-from bench.engine.pipeline import Outcome, run
+from bench.engine.run import Outcome, run
 from bench.errors import ConfigError, ContractError, DataError
 
 SHAPES = ((4, 8, 16, 1), (3, 8, 16, 1))
