@@ -1,15 +1,15 @@
 """VideoGPT: a VQ-VAE turns frames into codes, and a transformer draws the codes of the future one by one.
 
 Yan, Zhang, Abbeel and Srinivas, "VideoGPT: Video Generation using VQ-VAE and Transformers", 2021, arXiv:2104.10157;
-sizes and settings of its release (github.com/wilson1yan/VideoGPT). One thing differs: the authors model the codes of
-context and future, and draw the context again; here only those of the future are modelled, and the context is seen
-through the ResNet alone, which the authors have, too.
+sizes and settings of its release (github.com/wilson1yan/VideoGPT).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +31,28 @@ Advance = Callable[[int, int], None]
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From frames `(B, T, H, W, C)` to their codes `(B, L)` and the vectors of these `(B, L, D)`."""
 
+# More would be days for an ensemble of one test set, and gigabytes of keys and values for a member.
+_MOST_CODES = 16_384
 # Rows (members of sequences) that are drawn together at most; half of them where they do not fit into memory.
 _MOST_ROWS = 64
 # And numbers that are kept of them on a CPU, which gains nothing by more: 1 GiB in double precision.
 _MOST_KEPT_ON_A_CPU = 1 << 27
 _FRAMES_DECODED = 64
+# A codebook of lower perplexity than this share of its codes has hardly learnt any: 16 of 512.
+_LEAST_SHARE_USED = 1 / 32
 
 
 class VideoGPT(HasReference):
     """Draws forecasts code by code; made of a VQ-VAE and a transformer that are trained one after the other.
 
+    One thing differs from the release: there the transformer models the codes of context and future, and draws the
+    context again; here it models those of the future only, and sees the context through the ResNet alone.
+
     A code is drawn by comparing one random number with the cumulated probabilities. These are computed in double
     precision (where the device has it): in single precision, rounding that differs by batch or device would now and
     then draw another code, and then other codes behind it.
 
-    Source: Yan et al. 2021 and its release; see above for what differs.
+    Source: Yan et al. 2021 and its release.
 
     Args:
         input_shape: `(T_in, H, W, C)`, values from 0 to 1.
@@ -117,6 +124,12 @@ class VideoGPT(HasReference):
         }  # fmt: skip
         self.vqvae = VQVAE(target[3], **of_vqvae)
         self.code_shape = self.vqvae.code_shape(target)
+        if math.prod(self.code_shape) > _MOST_CODES:
+            grid = " x ".join(map(str, self.code_shape))
+            raise ValueError(
+                f"VideoGPT: expected a target of at most {_MOST_CODES} codes, which are drawn one after the other, "
+                f"found {grid} = {math.prod(self.code_shape)}: raise downsample, or take smaller frames"
+            )
         of_transformer: dict[str, Any] = {
             "width": width, "layers": layers, "heads": heads, "dropout": dropout,
             "attention_dropout": attention_dropout, "context_channels": list(context_channels),
@@ -193,7 +206,7 @@ class VideoGPT(HasReference):
         first, second = VQVAEStage(self.vqvae), TransformerStage(self.transformer, self._encoder())
         return (
             Stage("vqvae", first, self.vqvae, self._depends_on["vqvae"], first.prepare),
-            Stage("gpt", second, self.transformer, self._depends_on["gpt"]),
+            Stage("gpt", second, self.transformer, self._depends_on["gpt"], self._warn_of_collapse),
         )
 
     def _encoder(self) -> Encode:
@@ -203,6 +216,15 @@ class VideoGPT(HasReference):
             return codes, self.vqvae.codebook.vectors[codes]
 
         return encode
+
+    def _warn_of_collapse(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        found, codes = self.vqvae.codebook.perplexity, len(self.vqvae.codebook.counts)
+        if found < codes * _LEAST_SHARE_USED:
+            warnings.warn(
+                f"VideoGPT: the codebook has collapsed, or most of the data look alike: the perplexity of its {codes} "
+                f"codes is {found:.1f}. Train stage vqvae longer, or with a lower learning rate.",
+                stacklevel=2,
+            )
 
     def _check(self, context: Tensor) -> None:
         if tuple(context.shape[1:]) != self.input_shape:

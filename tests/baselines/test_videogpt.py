@@ -1,8 +1,9 @@
-"""VideoGPT: sizes, networks against formulas written from their description, codes one by one, stages by one command."""
+"""VideoGPT: sizes, networks against formulas of their description, codes one by one, stages by one command."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,19 @@ def test_the_codebook_is_saved_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(fresh.vqvae.variance, model.vqvae.variance) and fresh.vqvae.codebook.started
 
 
+def test_a_collapsed_codebook_is_told_of() -> None:
+    model = make(codes=64)
+    prepare = model.stages()[1].prepare
+    assert prepare is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare([])
+    model.vqvae.codebook.counts.copy_(torch.tensor([100.0] + [0.1] * 63))
+    assert model.vqvae.codebook.perplexity == pytest.approx(1.6, abs=0.01)
+    with pytest.warns(UserWarning, match=r"perplexity of its 64 codes is 1\.\d. Train stage vqvae longer"):
+        prepare([])
+
+
 # The transformer
 
 
@@ -380,6 +394,7 @@ def test_steps_are_told() -> None:
         (lambda _: make(downsample=3), "downsample must be a power of 2 from 2 on, got 3"),
         (lambda _: make(((4, 64, 64, 1), (3, 64, 64, 1)), downsample=16), "downsample must be at most 8, got 16"),
         (lambda _: make(((4, 10, 16, 1), (3, 10, 16, 1))), "height must be divisible by 4, got 10"),
+        (lambda _: make(((13, 384, 384, 1), (12, 384, 384, 1))), "at most 16384 codes.* found 12 x 96 x 96 = 110592"),
         (lambda _: make(vqvae_width=18), "width must be divisible by 4, got 18"),
         (lambda _: make(codes=0), "sizes must be positive, got codes=0"),
     ],
@@ -455,5 +470,5 @@ def test_wrong_stages_are_refused(storms: Path, tmp_path: Path) -> None:
             start(storms, tmp_path, *overrides)
     with pytest.raises(ValueError, match=r"no.pt: expected tensors"):
         make().stages()[0].load(tmp_path / "no.pt")
-    with pytest.raises(ContractError, match="draws no members: .*expected a context"):
+    with pytest.raises(ContractError, match=r"draws no members: .*expected a context"):
         draw_members(make(), CONTEXT[:, :2], torch.arange(5), Ensemble(2), SHAPES[1])
