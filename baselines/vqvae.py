@@ -187,7 +187,7 @@ class Codebook(nn.Module):
             latents: float32.
             share: By how much each latent counts (...), from 0 to 1.
         """
-        with torch.autocast(latents.device.type, enabled=False), torch.no_grad():
+        with torch.no_grad(), _single_precision(latents.device.type):
             flat, weight = latents.detach().flatten(0, -2), share.flatten()
             if self.training:
                 self._start(flat, weight)
@@ -348,6 +348,11 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def _single_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Returns a context without mixed precision; a device without values has none to leave."""
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _over_processes(values: Tensor) -> Tensor:
