@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from bench.errors import ConfigError
 from bench.safe_text import remember_secret
 
-Place: TypeAlias = Any
+AnyPath: TypeAlias = Any
 """A `pathlib.Path`, or a `upath.UPath` for a URL: the methods used here are those that both have."""
 
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(?P<name>[^{},\s]+)\s*(?:,(?P<default>[^{}]*))?\}")
@@ -32,7 +32,7 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def place(text: str, key: str, **options: Any) -> Place:
+def as_path(text: str, key: str, **options: Any) -> AnyPath:
     """Returns the folder that a config value names.
 
     Args:
@@ -43,7 +43,7 @@ def place(text: str, key: str, **options: Any) -> Place:
     Raises:
         ConfigError: no such protocol, or its package is not installed.
     """
-    written, text = text, expanded(text, key)
+    written, text = text, expand_environment(text, key)
     if not is_url(text):
         return Path(text).expanduser()
     from upath import UPath
@@ -68,7 +68,7 @@ def place(text: str, key: str, **options: Any) -> Place:
     return found
 
 
-def expanded(text: str, key: str) -> str:
+def expand_environment(text: str, key: str) -> str:
     """Returns a config value with the environment's values in place of `${oc.env:NAME}`.
 
     Raises:
@@ -97,7 +97,7 @@ def local_folder(text: str, key: str) -> Path:
     Raises:
         ConfigError: it is a URL.
     """
-    written, text = text, expanded(text, key)
+    written, text = text, expand_environment(text, key)
     if is_url(text):
         raise ConfigError(f"{key}={written}: must be a local folder; results.root and train.checkpoints may be URLs")
     return Path(text).expanduser()

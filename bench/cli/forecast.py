@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
-from bench.paths import place
+from bench.paths import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        given = place(config.checkpoint, "checkpoint")
+        given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
             load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
     elif has_weights(model):

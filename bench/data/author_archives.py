@@ -19,7 +19,7 @@ from bench.data.nbody_mnist.draws import DIGITS_FILE, read_digits, read_draws
 from bench.data.sevir.catalogue import read_catalogue, read_headers, select_events
 from bench.data.transfer.archives import Limits, archive_files, unpack
 from bench.data.transfer.download import download
-from bench.data.transfer.http import Patience, https, inspect
+from bench.data.transfer.http import RetryPolicy, head, https
 from bench.data.transfer.manifest import digest, read_manifest, write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
 from bench.errors import DataError, one_message
@@ -55,7 +55,7 @@ class FetchArchive(DataVerb):
         if self._done_before or self._file is not None:
             return Plan()
         check_writable(self.out, "--out")
-        size = inspect(https(self.url), self._patience).size
+        size = head(https(self.url), self._policy).size
         if size is None:
             return Plan((f"{self.url}: the server does not say how long it is",), ask=not self.yes)
         free = shutil.disk_usage(self.out).free
@@ -120,8 +120,8 @@ class FetchArchive(DataVerb):
         return self.out / ".fetch"
 
     @property
-    def _patience(self) -> Patience:
-        return Patience(tries=self.tries, timeout_s=self.timeout)
+    def _policy(self) -> RetryPolicy:
+        return RetryPolicy(tries=self.tries, timeout_s=self.timeout)
 
     def _archive(self, advance: AdvanceLabel) -> Path:
         if self._file is not None:
@@ -132,7 +132,7 @@ class FetchArchive(DataVerb):
         suffix = "".join(PurePosixPath(urlsplit(self.url).path).suffixes[-2:])
         path = self._stage / f"archive{suffix}"
         moved: Any = lambda done: advance("download", done, 0)  # noqa: E731
-        return download(https(self.url), path, patience=self._patience, moved=moved).path
+        return download(https(self.url), path, policy=self._policy, moved=moved).path
 
 
 class FetchSevirLR(FetchArchive):

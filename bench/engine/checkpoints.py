@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
 from bench.errors import DataError, RunFailedError, one_message
 from bench.files import replacing, sync_folder
-from bench.paths import Place, is_url, place
+from bench.paths import AnyPath, as_path, is_url
 from bench.safe_text import without_secrets
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
@@ -36,7 +36,7 @@ class CheckpointFiles(TorchCheckpointIO):
             RunFailedError: the disk refused; names the path and the free space.
         """
         if is_url(str(path)):
-            _put(checkpoint, place(str(path), "train.checkpoints"))
+            _put(checkpoint, as_path(str(path), "train.checkpoints"))
         else:
             _write(checkpoint, Path(path))
 
@@ -89,7 +89,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _put(checkpoint: dict[str, Any], url: Place) -> None:
+def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     seal(buffer)
@@ -113,7 +113,7 @@ def _space(path: Path) -> str:
         return "Earlier checkpoints are intact."
 
 
-def fetched(source: Place, folder: Path) -> Path:
+def fetched(source: AnyPath, folder: Path) -> Path:
     """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
 
     Raises:
@@ -131,7 +131,7 @@ def fetched(source: Place, folder: Path) -> Path:
     return copy
 
 
-def newest_intact(folder: Place, scratch: Path, say: Callable[[str], None]) -> Path | None:
+def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) -> Path | None:
     """Returns the newest checkpoint to continue from as a local file, or None where there is none.
 
     Args:
@@ -157,13 +157,13 @@ def newest_intact(folder: Place, scratch: Path, say: Callable[[str], None]) -> P
     return None
 
 
-def seals(folder: Place) -> dict[str, str]:
+def seals(folder: AnyPath) -> dict[str, str]:
     """Returns the checksum that each of a run's checkpoints carries, by its stem."""
     found = {Path(name).stem: seal_of(folder / name) for name in (BEST, LAST)}
     return {stem: seal for stem, seal in found.items() if seal is not None}
 
 
-def remove_all(folder: Place) -> None:
+def remove_all(folder: AnyPath) -> None:
     """Removes a run's checkpoints: it starts anew."""
     for name in (LAST, PREVIOUS, BEST):
         (folder / name).unlink(missing_ok=True)

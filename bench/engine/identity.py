@@ -14,7 +14,7 @@ from bench.config import Config, canonical_json, numbers_only
 from bench.engine.accumulation import uses_batch_statistics
 from bench.errors import ConfigError, one_message
 from bench.models import TrainedEvents, made_from, trained_hyperparameters
-from bench.paths import place
+from bench.paths import as_path
 from bench.records.identity import ExpectedRun, run_differences, source_differences
 from bench.records.provenance import libraries
 from bench.records.schema import SplitPart, TrainingIdentity
@@ -108,7 +108,7 @@ def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
 
 def _sha256_of_file(path: str) -> str:
     try:
-        with place(path, "checkpoint").open("rb") as file:
+        with as_path(path, "checkpoint").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # whoever loads it says so
         return path

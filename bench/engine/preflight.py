@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.config import Config
 from bench.errors import EarthbenchError, RunFailedError, UsageError
 from bench.files import check_writable
-from bench.paths import place
+from bench.paths import as_path
 from bench.records import provenance
 from bench.tables.settings import micro_batch
 
@@ -265,7 +265,7 @@ def _disk(config: Config, opened: dict[str, Any]) -> Check:
         needs["train.checkpoints"] = (config.train.checkpoints, weights)
     found, short = [], []
     for key, (text, need) in needs.items():
-        folder = place(text, key)
+        folder = as_path(text, key)
         made = [one for one in (folder, *folder.parents) if not one.exists()] if isinstance(folder, Path) else []
         check_writable(folder, key)
         if not isinstance(folder, Path):

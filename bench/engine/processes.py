@@ -35,7 +35,7 @@ class Processes:
         return self.rank == 0
 
 
-def here(devices: int, nodes: int) -> Processes:
+def process_rank(devices: int, nodes: int) -> Processes:
     """Returns this process's place, as `torchrun`, SLURM's `srun` or `launch` have told it.
 
     Raises:
@@ -59,7 +59,7 @@ _turns = itertools.count()
 
 
 @contextmanager
-def first_holds(processes: Processes, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def main_process_lock(processes: Processes, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """The first process holds what another run may hold for hours; the others wait for it without a limit of time.
 
     In a collective they would wait as long as the group's limit (10 minutes under NCCL) and then end the run; so they

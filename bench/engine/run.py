@@ -29,8 +29,8 @@ from bench.engine.evaluate import (
 from bench.engine.identity import events_of, expected_run, identify, seen_events
 from bench.engine.loggers import LOGS, logged_curve
 from bench.engine.micro_batch import evaluation_batch
-from bench.engine.processes import first_holds, has_to_launch, here, launch
-from bench.engine.runfolder import checkpoints_held, held
+from bench.engine.processes import has_to_launch, launch, main_process_lock, process_rank
+from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.session import Say, Session
 from bench.engine.summaries import summary_beside
 from bench.engine.train import checkpoints_of
@@ -38,7 +38,7 @@ from bench.engine.trainer import arithmetic, form_group, trainer_device
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.models import has_weights, load_model, load_weights, made_from
-from bench.paths import Place, local_folder, place
+from bench.paths import AnyPath, as_path, local_folder
 from bench.records.identity import newest_of_same_run
 from bench.records.learning_curves import write_learning_curve
 from bench.records.samples import write_sample
@@ -54,7 +54,7 @@ class Outcome:
     """What a run left behind."""
 
     record: RunRecord
-    record_path: Place
+    record_path: AnyPath
     picture_path: Path | None
     sample: dict[str, np.ndarray]
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
@@ -76,7 +76,7 @@ def run(config: Config, *, training: bool, say: Say = print, again: bool = True)
         trainer_device(config.device, config.devices, config.nodes, config.strategy)  # refuses before anything starts
         found: Outcome = launch(run, config.devices, say, config=config, training=training, again=again)
         return found
-    processes = here(config.devices, config.nodes)
+    processes = process_rank(config.devices, config.nodes)
     with SignalWatch() as watch:
         session = Session(say if processes.main else _say_nothing, watch, processes)
         return _run(config, session, training=training, again=again)
@@ -94,7 +94,7 @@ class _Job:
     task: Task
     test_task: Task
     """The task on the data to evaluate on."""
-    results: Place
+    results: AnyPath
     session: Session
     train: bool
     """Whether there is something to train."""
@@ -111,11 +111,11 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     if config.device == "mps":
         session.say("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
-    results, work = place(config.results.root, "results.root"), local_folder(config.work, "work")
+    results, work = as_path(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")
     if config.train.checkpoints is not None:
-        check_writable(place(config.train.checkpoints, "train.checkpoints"), "train.checkpoints")
+        check_writable(as_path(config.train.checkpoints, "train.checkpoints"), "train.checkpoints")
     task, test_task = _tasks(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
@@ -144,14 +144,14 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     @contextmanager
     def locked() -> Iterator[None]:
         with ExitStack() as locks:
-            locks.enter_context(held(folder, named, session.say, wait=not again))
+            locks.enter_context(run_lock(folder, named, session.say, wait=not again))
             checkpoints = checkpoints_of(config, folder)
             if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
-                locks.enter_context(checkpoints_held(checkpoints, session.say, wait=not again))
+                locks.enter_context(checkpoint_lock(checkpoints, session.say, wait=not again))
             yield
 
     form_group(config.device, config.devices, config.nodes)
-    with first_holds(session.processes, locked), arithmetic(config.train.matmul_precision):
+    with main_process_lock(session.processes, locked), arithmetic(config.train.matmul_precision):
         return _in_folder(job, model, folder)
 
 
@@ -163,7 +163,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         if job.train:
             model, summary = _train(job, model, folder)
         elif config.checkpoint is not None:
-            given = place(config.checkpoint, "checkpoint")
+            given = as_path(config.checkpoint, "checkpoint")
             local = fetched(given, folder / "fetched" / str(processes.rank))
             load_weights(model, local, other_code=config.train.resume == "anyway")
             summary = summary_beside(given, model)

@@ -108,7 +108,9 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 @contextmanager
-def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+def run_lock(
+    folder: Path, config_fingerprint: str, say: Callable[[str], None], *, wait: bool = False
+) -> Iterator[None]:
     """Holds a run's folder; the operating system lets go of it when the process ends, however it ends.
 
     Args:
@@ -157,7 +159,7 @@ def held(folder: Path, config_fingerprint: str, say: Callable[[str], None], *, w
 
 
 @contextmanager
-def checkpoints_held(folder: Path, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+def checkpoint_lock(folder: Path, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
     """Holds a run's local folder of checkpoints that lies apart from its own (`train.checkpoints`).
 
     Two runs with different `work` find the same one there.

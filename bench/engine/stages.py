@@ -17,14 +17,14 @@ from bench.config import Config, Data, Train, explain
 from bench.data.loading import evaluation_loader, workers
 from bench.engine.checkpoints import LAST, fetched
 from bench.engine.identity import identify_stage, stored_identity
-from bench.engine.processes import first_holds
-from bench.engine.runfolder import held
+from bench.engine.processes import main_process_lock
+from bench.engine.runfolder import run_lock
 from bench.engine.session import Session
 from bench.engine.summaries import settings_and_data
 from bench.engine.train import checkpoints_of, publish_weights, train
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.models import Trained, load_weights, said_of
-from bench.paths import Place, local_folder
+from bench.paths import AnyPath, local_folder
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.tasks.task import Task
@@ -47,7 +47,7 @@ def train_stages(
     session: Session,
     *,
     folder: Path,
-    checkpoints: Place,
+    checkpoints: AnyPath,
     identity: TrainingIdentity,
 ) -> TrainingSummary:
     """Trains all stages of a model in place, one after the other, and returns how they went together.
@@ -101,7 +101,7 @@ def train_stages(
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if not (config.train.resume and (stage_checkpoints / LAST).exists()):
             _prepare(stage, task, config)
-        with first_holds(processes, partial(held, own, before[-1], say, wait=True)):
+        with main_process_lock(processes, partial(run_lock, own, before[-1], say, wait=True)):
             done = train(
                 stage.module, task, stage_config, session,
                 folder=own, checkpoints=stage_checkpoints, identity=own_identity,

@@ -13,7 +13,7 @@ from bench.config import Config
 from bench.errors import DataError
 from bench.files import replacing
 from bench.models import trained
-from bench.paths import Place
+from bench.paths import AnyPath
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.safe_text import content_without_secrets
 from bench.tasks.task import Task
@@ -34,7 +34,7 @@ def settings_and_data(task: Task, config: Config, identity: TrainingIdentity) ->
     }
 
 
-def read_summary(path: Place) -> TrainingSummary | None:
+def read_summary(path: AnyPath) -> TrainingSummary | None:
     """Returns the summary that a training left, or None.
 
     Raises:
@@ -48,7 +48,7 @@ def read_summary(path: Place) -> TrainingSummary | None:
         raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
 
 
-def summary_beside(checkpoint: Place, model: nn.Module) -> TrainingSummary | None:
+def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | None:
     """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere.
 
     Args:
@@ -65,7 +65,7 @@ def summary_beside(checkpoint: Place, model: nn.Module) -> TrainingSummary | Non
     return summary.model_copy(update={"weights": stem})
 
 
-def write_summary(summary: TrainingSummary, path: Place) -> None:
+def write_summary(summary: TrainingSummary, path: AnyPath) -> None:
     """Writes how a training went, whole or not at all."""
     text = summary.model_dump_json(indent=1) + "\n"
     if isinstance(path, Path):

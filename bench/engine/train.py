@@ -15,7 +15,7 @@ from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.accumulation import Accumulation
-from bench.engine.callbacks.divergence import Astray
+from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.callbacks.progress import shown_progress
 from bench.engine.callbacks.resume import Resume
 from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
@@ -42,7 +42,7 @@ from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, wri
 from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.errors import ConfigError, DataError
 from bench.models import is_fitted
-from bench.paths import Place, place
+from bench.paths import AnyPath, as_path
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.tasks.task import Task
 
@@ -54,7 +54,7 @@ def train(
     session: Session,
     *,
     folder: Path,
-    checkpoints: Place,
+    checkpoints: AnyPath,
     identity: TrainingIdentity,
 ) -> TrainingSummary:
     """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
@@ -181,14 +181,14 @@ class _Watching:
 
 
 def _watching(
-    config: Config, session: Session, resume: Resume, monitor: Monitor | None, checkpoints: Place
+    config: Config, session: Session, resume: Resume, monitor: Monitor | None, checkpoints: AnyPath
 ) -> _Watching:
     patience, best = config.train.early_stopping.patience, None
     if monitor is not None:
         best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
     callbacks = [
         resume,
-        Astray(),
+        DivergenceMonitor(),
         StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
@@ -206,15 +206,15 @@ def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
 
-def checkpoints_of(config: Config, folder: Path) -> Place:
+def checkpoints_of(config: Config, folder: Path) -> AnyPath:
     """Returns where the checkpoints of a run's or a stage's folder go: into it, or where `train.checkpoints` says."""
     if config.train.checkpoints is None:
         return folder / "checkpoints"
-    return place(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
+    return as_path(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
 
 
 def _fitted(
-    model: nn.Module, task: Task, config: Config, checkpoints: Place, processes: Processes, identity: TrainingIdentity
+    model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
 ) -> TrainingSummary:
     """Fits a model in closed form, and leaves its weights and the summary where a training would."""
     if processes.world > 1:
@@ -224,7 +224,7 @@ def _fitted(
     return publish_weights(content, summary, checkpoints)
 
 
-def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: Place) -> TrainingSummary:
+def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: AnyPath) -> TrainingSummary:
     """Writes weights that no trainer wrote as the last checkpoint, and how they came about beside it."""
     (checkpoints / SUMMARY).unlink(missing_ok=True)
     CheckpointFiles().save_checkpoint(content, checkpoints / LAST)
@@ -233,7 +233,7 @@ def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoin
     return summary
 
 
-def _done(config: Config, session: Session, checkpoints: Place, identity: TrainingIdentity) -> TrainingSummary | None:
+def _done(config: Config, session: Session, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
     """Returns how the training ended, where it has: of the very weights that lie there.
 
     Raises:
@@ -268,7 +268,7 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
         raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
 
 
-def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints: Place) -> Path | None:
+def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints: AnyPath) -> Path | None:
     if isinstance(checkpoints, Path) and session.processes.main:
         remove_parts(checkpoints)
     if not config.train.resume:

@@ -23,7 +23,7 @@ from bench.records.schema import content_sha256
 from bench.records.store import read_records
 from bench.records.verify import verify_records
 from bench.tables.admission import read_store
-from bench.tables.cells import contents_of
+from bench.tables.cells import table_data
 from bench.tables.render import load_table
 
 
@@ -61,7 +61,7 @@ def table(root: Path) -> None:
     """A table of runs but for its bootstrap, whose price is by shown row and not by record."""
     of_runs = load_table("runs/radar")
     records, unreadable = read_store(root, of_runs.task)
-    contents_of(of_runs, None, records, unreadable)
+    table_data(of_runs, None, records, unreadable)
 
 
 def main(source: Path, count: int) -> None:

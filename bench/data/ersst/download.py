@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from bench.data.transfer.download import download
-from bench.data.transfer.http import Patience
+from bench.data.transfer.http import RetryPolicy
 from bench.data.transfer.manifest import write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError
@@ -40,7 +40,7 @@ class FetchErsst(DataVerb):
             self.out / name,
             check=_check_record,
             moved=lambda done: advance(name, done, 0),
-            patience=Patience(tries=self.tries, timeout_s=self.timeout),
+            policy=RetryPolicy(tries=self.tries, timeout_s=self.timeout),
         )
         write_manifest(self.out, self.url, {name: (found.bytes, found.sha256)})
         return [

@@ -19,7 +19,7 @@ import pandas as pd
 
 from bench.data.sevir.files import FileHeader, FileInUseError, other_order, read_header
 from bench.data.sevir.times import AmbiguousTimesError, parse_times
-from bench.data.transfer.paths import reading
+from bench.data.transfer.paths import as_os_errors
 from bench.errors import DataError, one_message
 
 COLUMNS = (
@@ -73,7 +73,7 @@ def read_catalogue(root: Path) -> pd.DataFrame:
             "or make one: earthbench data make sevir --out DIR"
         )
     try:
-        with reading(path), path.open("rb") as file:
+        with as_os_errors(path), path.open("rb") as file:
             table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
     except FileNotFoundError as error:
         expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"

@@ -29,7 +29,7 @@ from bench.data.sevir.catalogue import (
 )
 from bench.data.sevir.files import HDF5_ERRORS, header_of
 from bench.data.transfer.manifest import origin
-from bench.data.transfer.paths import open_hdf5, reading
+from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import ConfigError, DataError, one_message
 
 # Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
@@ -225,7 +225,7 @@ class SevirSequences:
         # The array of the event that falls out of the cache is read into again: no new pages to fault in.
         full = len(self._events_read) >= _CACHED_EVENTS
         into = self._events_read.popitem(last=False)[1] if full else np.empty(file.array.shape[1:], np.uint8)
-        with reading(self.root):
+        with as_os_errors(self.root):
             file.array.read_direct(into, np.s_[self.events[number].file_index])
         self._events_read[number] = into
         return into

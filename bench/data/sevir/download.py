@@ -40,8 +40,8 @@ from bench.data.sevir.subset import (
     write_catalogue,
 )
 from bench.data.sevir.times import TEST_FROM, VAL_FROM, split_dates
-from bench.data.transfer.download import Downloaded, download, together
-from bench.data.transfer.http import Patience, Remote, https, inspect, read_range
+from bench.data.transfer.download import Downloaded, download, run_parallel
+from bench.data.transfer.http import Remote, RetryPolicy, head, https, read_range
 from bench.data.transfer.manifest import digest, read_manifest, write_manifest
 from bench.data.transfer.paths import RemoteFile
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
@@ -133,8 +133,8 @@ class FetchSevir(DataVerb):
         return {"events": sorted(self.events), "split": self.split, "limit": self.limit}
 
     @property
-    def _patience(self) -> Patience:
-        return Patience(tries=self.tries, timeout_s=self.timeout)
+    def _policy(self) -> RetryPolicy:
+        return RetryPolicy(tries=self.tries, timeout_s=self.timeout)
 
     def _work(self, advance: AdvanceLabel) -> _Work:
         if self._prepared is None:
@@ -153,7 +153,7 @@ class FetchSevir(DataVerb):
         check_writable(self.out, "--out")
         fetched = self._stage / "bucket" / "CATALOG.csv"
         download(
-            f"{base}/CATALOG.csv", fetched, patience=self._patience, moved=lambda done: advance("catalogue", done, 0),
+            f"{base}/CATALOG.csv", fetched, policy=self._policy, moved=lambda done: advance("catalogue", done, 0),
             check=_check_catalogue,
         )  # fmt: skip
         catalogue = read_catalogue(fetched.parent)
@@ -161,7 +161,7 @@ class FetchSevir(DataVerb):
             names = sorted(set(catalogue.loc[catalogue["img_type"] == SENSOR, "file_name"]))
             if not names:
                 raise DataError(f"{base}/CATALOG.csv names no files of {SENSOR}")
-            remotes = together([partial(inspect, _address(base, name), self._patience) for name in names], self.workers)
+            remotes = run_parallel([partial(head, _address(base, name), self._policy) for name in names], self.workers)
             shutil.copyfile(fetched, self._catalogue)
             return _Work(False, dict(zip(names, remotes, strict=True)), {}, {})
         chosen = self._choose(catalogue)
@@ -170,7 +170,7 @@ class FetchSevir(DataVerb):
             by_file.setdefault(event.file_name, []).append(event)
         sources = {}
         for done, name in enumerate(by_file, start=1):
-            sources[name] = open_event_file(_address(base, name), self._patience)
+            sources[name] = open_event_file(_address(base, name), self._policy)
             advance("file headers", done, len(by_file))
         problems = [p for name, wanted in by_file.items() for p in disagreements(sources[name].header, wanted)]
         if problems:
@@ -202,11 +202,13 @@ class FetchSevir(DataVerb):
 
         def job(name: str, stop: threading.Event) -> Downloaded:
             return download(
-                work.whole[name].url, self.out / "data" / name, check=_check_events, patience=self._patience, stop=stop,
+                work.whole[name].url, self.out / "data" / name, check=_check_events, policy=self._policy, stop=stop,
                 moved=partial(moved, name),
             )  # fmt: skip
 
-        files = dict(zip(work.whole, together([partial(job, name) for name in work.whole], self.workers), strict=True))
+        files = dict(
+            zip(work.whole, run_parallel([partial(job, name) for name in work.whole], self.workers), strict=True)
+        )
         _, problems = read_headers(self.out, select_events(read_catalogue(self._stage)))
         if problems:
             raise DataError(one_message(f"the files from {self.url} are not what CATALOG.csv says:", problems))
@@ -222,7 +224,7 @@ class FetchSevir(DataVerb):
                 continue
             same_version(folder, source.remote)
             jobs += [partial(self._event, source, folder, event, moved) for event in wanted]
-        together(jobs, self.workers)
+        run_parallel(jobs, self.workers)
         files = {}
         for name, wanted in work.events.items():
             path, folder = self.out / "data" / subset_name(name), self._stage / "data" / name
@@ -237,9 +239,9 @@ class FetchSevir(DataVerb):
         if not (path.is_file() and path.stat().st_size == size):
             if source.header.offset is not None:
                 start = source.header.offset + event.file_index * size
-                content = read_range(source.remote, start, start + size, self._patience, stop)
+                content = read_range(source.remote, start, start + size, self._policy, stop)
             else:  # compressed, unlike the bucket's: the HDF5 library reads its chunks, one thread at a time
-                with h5py.File(RemoteFile(source.remote, self._patience), "r") as file:
+                with h5py.File(RemoteFile(source.remote, self._policy), "r") as file:
                     content = file[SENSOR][event.file_index].tobytes()
             with replacing(path) as part:
                 part.write_bytes(content)

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bench.data.transfer.paths import open_hdf5, reading
+from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import DataError
 
 _USUAL_FRAMES = (25, 49)
@@ -113,7 +113,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
     """
     size = None
     try:
-        with reading(path):
+        with as_os_errors(path):
             if not path.is_file():
                 raise DataError(f"{path}: file is missing")
             size = path.stat().st_size

@@ -18,7 +18,7 @@ import pandas as pd
 from bench.data.sevir.catalogue import Event
 from bench.data.sevir.files import HDF5_ERRORS, FileHeader, header_of, read_header
 from bench.data.sevir.times import as_iso
-from bench.data.transfer.http import Patience, Remote, inspect
+from bench.data.transfer.http import Remote, RetryPolicy, head
 from bench.data.transfer.paths import RemoteFile
 from bench.errors import DataError
 from bench.files import replacing
@@ -39,15 +39,15 @@ def subset_name(name: str) -> str:
     return str(Path(name).with_name(f"{Path(name).stem}_SUBSET.h5"))
 
 
-def open_event_file(url: str, patience: Patience) -> EventFile:
+def open_event_file(url: str, policy: RetryPolicy) -> EventFile:
     """Returns what a remote event file declares, reading its headers only.
 
     Raises:
         DataError: it is not there, or no event file.
     """
-    remote = inspect(url, patience)
+    remote = head(url, policy)
     try:
-        with h5py.File(RemoteFile(remote, patience), "r") as file:
+        with h5py.File(RemoteFile(remote, policy), "r") as file:
             return EventFile(remote, header_of(Path(url), file, SENSOR))
     except HDF5_ERRORS as error:
         raise DataError(f"{url}: not readable as HDF5 ({remote.size} bytes): {error}") from error

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.data.transfer.http import (
-    Patience,
     Remote,
+    RetryableError,
+    RetryPolicy,
     StoppedError,
-    TryAgainError,
-    answer,
     chunks,
     describe,
-    inspect,
-    persist,
+    get,
+    head,
+    retry,
 )
 from bench.errors import DataError
 
@@ -55,7 +55,7 @@ def download(
     sha256: str | None = None,
     check: Callable[[Path], None] | None = None,
     moved: Moved | None = None,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
     stop: threading.Event | None = None,
 ) -> Downloaded:
     """Returns a file that is whole, downloading what is missing of it.
@@ -66,7 +66,7 @@ def download(
         sha256: What its digest must be, where that is known.
         check: Raises `DataError` for a file that is not what it should be; called before the final name is taken.
         moved: Called with the bytes that are there.
-        patience: Tries and time limits.
+        policy: Tries and time limits.
         stop: Makes it stop at the next chunk; the part is kept.
 
     Raises:
@@ -74,15 +74,15 @@ def download(
             Never leaves a bad file under the final name.
         StoppedError: `stop` was set.
     """
-    patience = patience or Patience()
+    policy = policy or RetryPolicy()
     part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
     if path.is_file():
-        return _there(url, path, sha256, check, patience, stop)
+        return _there(url, path, sha256, check, policy, stop)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(part):
-            remote = persist(
-                lambda: _continue(url, part, state, moved, patience, stop), url, patience, stop, lambda: _size(part)
+            remote = retry(
+                lambda: _continue(url, part, state, moved, policy, stop), url, policy, stop, lambda: _size(part)
             )
             found = _verify(part, remote, sha256, check)
             part.replace(path)
@@ -97,11 +97,11 @@ def _there(
     path: Path,
     sha256: str | None,
     check: Callable[[Path], None] | None,
-    patience: Patience,
+    policy: RetryPolicy,
     stop: threading.Event | None,
 ) -> Downloaded:
     if sha256 is None:
-        remote = inspect(url, patience, stop)
+        remote = head(url, policy, stop)
         if remote.size not in (None, path.stat().st_size):
             raise DataError(
                 f"{path} has {path.stat().st_size} bytes, {url} has {remote.size}: delete it, or choose another folder"
@@ -112,7 +112,7 @@ def _there(
 
 
 def _continue(
-    url: str, part: Path, state: Path, moved: Moved | None, patience: Patience, stop: threading.Event | None
+    url: str, part: Path, state: Path, moved: Moved | None, policy: RetryPolicy, stop: threading.Event | None
 ) -> Remote:
     """Adds what is missing to the part; returns what the server said about the whole."""
     have, known = _size(part), _read_state(state, url)
@@ -126,19 +126,19 @@ def _continue(
         headers["Range"] = f"bytes={have}-"
         if known.validator:
             headers["If-Range"] = known.validator
-    with answer(url, headers, patience) as response:
+    with get(url, headers, policy) as response:
         remote = describe(url, response)
         if response.status_code == 206:
             # A server without validators may have another file by now: a different length tells.
             expected = known is not None and remote.size == known.size and remote.validator == known.validator
             if not expected or response.headers.get("Content-Range", "").split("-")[0] != f"bytes {have}":
                 part.unlink()
-                raise TryAgainError("the server's range does not continue what was there; it begins again")
+                raise RetryableError("the server's range does not continue what was there; it begins again")
         elif response.status_code == 200:
             have = 0
         else:
             part.unlink(missing_ok=True)
-            raise TryAgainError(f"the server answers {response.status_code} to a range; it begins again")
+            raise RetryableError(f"the server answers {response.status_code} to a range; it begins again")
         if remote.size is not None and (free := shutil.disk_usage(part.parent).free) < remote.size - have:
             raise DataError(f"{part}: {remote.size - have} bytes are missing, the disk has {free} free")
         state.write_text(json.dumps({"url": url, "size": remote.size, "validator": remote.validator,
@@ -155,7 +155,7 @@ def _continue(
             file.flush()
             os.fsync(file.fileno())
     if remote.size is not None and have != remote.size:
-        raise TryAgainError(f"{have} of {remote.size} bytes came")
+        raise RetryableError(f"{have} of {remote.size} bytes came")
     return remote
 
 
@@ -226,7 +226,7 @@ def _alone(part: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def together(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:
+def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:
     """Returns what the jobs return, in order, done by so many threads; the first failure stops the others.
 
     Raises:

@@ -30,7 +30,7 @@ _local = threading.local()
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server is waited for."""
 
     tries: int = 5
@@ -45,7 +45,7 @@ class StoppedError(Exception):
     """Another download of the same lot failed; this one was told to stop."""
 
 
-class TryAgainError(Exception):
+class RetryableError(Exception):
     """What failed may work the next time; the text says what happened."""
 
     def __init__(self, message: str, after_s: float = 0.0) -> None:
@@ -81,7 +81,7 @@ def https(url: str) -> str:
     raise UsageError(f"{url!r} is not an address to download from: expected https://, http:// or s3://")
 
 
-def inspect(url: str, patience: Patience, stop: threading.Event | None = None) -> Remote:
+def head(url: str, policy: RetryPolicy, stop: threading.Event | None = None) -> Remote:
     """Returns what a server says about a file, by asking for its first byte: not every server answers HEAD.
 
     Raises:
@@ -89,10 +89,10 @@ def inspect(url: str, patience: Patience, stop: threading.Event | None = None) -
     """
 
     def ask() -> Remote:
-        with answer(url, {"Range": "bytes=0-0"}, patience) as response:
+        with get(url, {"Range": "bytes=0-0"}, policy) as response:
             return describe(url, response)
 
-    return persist(ask, url, patience, stop)
+    return retry(ask, url, policy, stop)
 
 
 def describe(url: str, response: requests.Response) -> Remote:
@@ -125,7 +125,7 @@ def _digests(headers: requests.structures.CaseInsensitiveDict[str]) -> dict[str,
 
 
 @contextmanager
-def answer(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
+def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requests.Response]:
     """Gives the open answer to a GET: status 200, 206, 412 or 416, body unread and unchanged by compression.
 
     Raises:
@@ -139,17 +139,17 @@ def answer(url: str, headers: dict[str, str], patience: Patience) -> Iterator[re
             url,
             headers={"Accept-Encoding": "identity", **headers},
             stream=True,
-            timeout=(min(patience.timeout_s, 15.0), patience.timeout_s),
+            timeout=(min(policy.timeout_s, 15.0), policy.timeout_s),
         )
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise TryAgainError(_plainly(error)) from error
+        raise RetryableError(_plainly(error)) from error
     except requests.RequestException as error:
         raise DataError(f"{url}: {error}") from error
     try:
         status = response.status_code
         if status in _RETRIED:
             after = min(_number(response.headers.get("Retry-After")) or 0, _LONGEST_WAIT_S)
-            raise TryAgainError(f"the server answers {status} {response.reason}", after)
+            raise RetryableError(f"the server answers {status} {response.reason}", after)
         if status not in (200, 206, 412, 416):
             raise DataError(f"{url}: the server answers {status} {response.reason}. Check the address and --url.")
         encoding = response.headers.get("Content-Encoding", "identity")
@@ -171,10 +171,10 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
         while chunk := response.raw.read1(_CHUNK, decode_content=False):
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise TryAgainError(_plainly(error)) from error
+        raise RetryableError(_plainly(error)) from error
 
 
-def read_range(remote: Remote, start: int, end: int, patience: Patience, stop: threading.Event | None = None) -> bytes:
+def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: threading.Event | None = None) -> bytes:
     """Returns the bytes `start` to `end` (exclusive) of a remote file, exactly.
 
     Raises:
@@ -185,7 +185,7 @@ def read_range(remote: Remote, start: int, end: int, patience: Patience, stop: t
         headers = {"Range": f"bytes={start}-{end - 1}"}
         if remote.validator and remote.validator.startswith('"'):
             headers["If-Match"] = remote.validator
-        with answer(remote.url, headers, patience) as response:
+        with get(remote.url, headers, policy) as response:
             if response.status_code == 412 or (
                 remote.validator and describe(remote.url, response).validator != remote.validator
             ):
@@ -198,10 +198,10 @@ def read_range(remote: Remote, start: int, end: int, patience: Patience, stop: t
                 )
             content = b"".join(_until(stop, chunks(response)))
         if len(content) != end - start:
-            raise TryAgainError(f"{len(content)} of {end - start} bytes came")
+            raise RetryableError(f"{len(content)} of {end - start} bytes came")
         return content
 
-    return persist(ask, remote.url, patience, stop) if end > start else b""
+    return retry(ask, remote.url, policy, stop) if end > start else b""
 
 
 def _until(stop: threading.Event | None, parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -211,19 +211,19 @@ def _until(stop: threading.Event | None, parts: Iterator[bytes]) -> Iterator[byt
         yield part
 
 
-def persist(
+def retry(
     attempt: Callable[[], T],
     url: str,
-    patience: Patience,
+    policy: RetryPolicy,
     stop: threading.Event | None = None,
     reached: Callable[[], int] = lambda: 0,
 ) -> T:
     """Returns what an attempt returns, repeated as long as it gets further or tries are left.
 
     Args:
-        attempt: Raises `TryAgainError` for what may work the next time.
+        attempt: Raises `RetryableError` for what may work the next time.
         url: For messages.
-        patience: Tries and waits.
+        policy: Tries and waits.
         stop: Ends the waiting when set.
         reached: How far it got, in bytes; only more than ever before is progress.
 
@@ -237,16 +237,16 @@ def persist(
             raise StoppedError
         try:
             return attempt()
-        except TryAgainError as error:
+        except RetryableError as error:
             if reached() > furthest:
                 failures, furthest = 0, reached()
             failures += 1
-            if failures >= patience.tries:
+            if failures >= policy.tries:
                 raise DataError(
                     f"{url}: {error}; given up after {failures} tries in a row. "
                     "The same command goes on where it stopped; or download it by hand from that address."
                 ) from error
-            wait = max(patience.wait_s * 2 ** (failures - 1), error.after_s)
+            wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
             if stop is None:
                 time.sleep(wait)
             else:

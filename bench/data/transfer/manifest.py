@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.report import Advance, Report
-from bench.data.transfer.paths import reading
+from bench.data.transfer.paths import as_os_errors
 from bench.errors import DataError
 from bench.files import replacing
 
@@ -21,7 +21,7 @@ def origin(root: Path) -> str:
         DataError: `DATASET.json` is there but cannot be read.
     """
     try:
-        with reading(root):
+        with as_os_errors(root):
             return str(json.loads((root / "DATASET.json").read_text(encoding="utf-8"))["origin"])
     except FileNotFoundError:
         return "files"

@@ -14,9 +14,9 @@ import h5py
 import requests
 from fsspec.spec import AbstractBufferedFile
 
-from bench.data.transfer.http import Patience, Remote, inspect, read_range
+from bench.data.transfer.http import Remote, RetryPolicy, head, read_range
 from bench.errors import DataError, EarthbenchError
-from bench.paths import place
+from bench.paths import as_path
 
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
@@ -24,7 +24,7 @@ _ANSWER_S = 30.0
 """A server that says nothing for so long is not there."""
 
 
-def open_place(root: str | Path) -> Path:
+def open_root(root: str | Path) -> Path:
     """Returns the folder of a root; of an address, an object with the methods of a `Path`.
 
     Buckets are read without credentials, unless fsspec's configuration (`FSSPEC_S3_ANON=false`, say) asks otherwise.
@@ -41,7 +41,7 @@ def open_place(root: str | Path) -> Path:
         _refuse_silent_server(root)
 
     anonymous = root.startswith(("s3://", "s3a://")) and "anon" not in fsspec.config.conf.get("s3", {})
-    return cast(Path, place(root, "data.root", **({"anon": True} if anonymous else {})))
+    return cast(Path, as_path(root, "data.root", **({"anon": True} if anonymous else {})))
 
 
 def _refuse_silent_server(root: str) -> None:
@@ -52,7 +52,7 @@ def _refuse_silent_server(root: str) -> None:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def as_os_errors(path: Path) -> Iterator[None]:
     """Turns what the library of a protocol raises (botocore's and aiohttp's own errors) into `OSError`."""
     try:
         yield
@@ -81,11 +81,11 @@ def open_hdf5(path: Path) -> h5py.File:
         except OSError:  # the default driver says why
             return h5py.File(path, "r", locking=False)
     if str(path).startswith(("http://", "https://")):
-        patience = Patience()
-        return h5py.File(RemoteFile(inspect(str(path), patience), patience, _BLOCK_BYTES), "r")
+        policy = RetryPolicy()
+        return h5py.File(RemoteFile(head(str(path), policy), policy, _BLOCK_BYTES), "r")
     remote: Any = path
     options = {"block_size": _BLOCK_BYTES, "cache_type": "blockcache", "cache_options": {"maxblocks": 8}}
-    with reading(path):
+    with as_os_errors(path):
         return h5py.File(remote.fs.open(remote.path, "rb", **options), "r")
 
 
@@ -94,18 +94,18 @@ class RemoteFile(AbstractBufferedFile):
 
     Args:
         remote: What the server said of it.
-        patience: Tries and time limits.
+        policy: Tries and time limits.
         block_bytes: What is asked for at a time.
     """
 
-    def __init__(self, remote: Remote, patience: Patience, block_bytes: int = 1 << 16) -> None:
+    def __init__(self, remote: Remote, policy: RetryPolicy, block_bytes: int = 1 << 16) -> None:
         if remote.size is None:
             raise DataError(f"{remote.url}: the server does not say how long it is, so that no part can be asked for")
-        self.remote, self.patience = remote, patience
+        self.remote, self.policy = remote, policy
         super().__init__(
             None, remote.url, block_size=block_bytes, cache_type="blockcache", cache_options={"maxblocks": 8},
             size=remote.size,
         )  # fmt: skip
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return read_range(self.remote, start, min(end, self.size), self.patience)  # the last block is shorter
+        return read_range(self.remote, start, min(end, self.size), self.policy)  # the last block is shorter

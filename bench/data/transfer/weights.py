@@ -16,7 +16,7 @@ from pydantic import Field
 
 from bench import registry
 from bench.data.transfer.download import Downloaded, download
-from bench.data.transfer.http import Patience, https
+from bench.data.transfer.http import RetryPolicy, https
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import BrokenPluginError, DataError
 from bench.files import replacing
@@ -61,7 +61,7 @@ class FetchWeights(DataVerb):
         folder = self.out or Path(platformdirs.user_cache_dir("earthbench")) / "weights"
         found = fetch_weights(
             url, folder, moved=lambda done: advance(self.weights, done, 0),
-            patience=Patience(tries=self.tries, timeout_s=self.timeout),
+            policy=RetryPolicy(tries=self.tries, timeout_s=self.timeout),
         )  # fmt: skip
         usage = released.usage.replace("{path}", str(found.path))
         return [f"{found.path}", f"sha256 {found.sha256}", "to load them:", *(f"  {ln}" for ln in usage.splitlines())]
@@ -82,7 +82,7 @@ def fetch_verb(name: str) -> type[FetchWeights]:
     return Fetch
 
 
-def fetch_weights(url: str, folder: Path, *, moved: object = None, patience: Patience | None = None) -> Downloaded:
+def fetch_weights(url: str, folder: Path, *, moved: object = None, policy: RetryPolicy | None = None) -> Downloaded:
     """Returns a file of weights that is what it was when it was first downloaded to this folder.
 
     Raises:
@@ -93,7 +93,7 @@ def fetch_weights(url: str, folder: Path, *, moved: object = None, patience: Pat
     record = path.with_name(path.name + ".sha256")
     known = _recorded(record)
     found = download(
-        address, path, sha256=known, check=check_checkpoint, patience=patience,
+        address, path, sha256=known, check=check_checkpoint, policy=policy,
         moved=moved if callable(moved) else None,
     )  # fmt: skip
     if known is None:

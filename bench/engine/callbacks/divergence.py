@@ -14,7 +14,7 @@ from bench.engine.forecaster import Forecaster
 from bench.errors import RunFailedError
 
 
-class Astray(Callback):
+class DivergenceMonitor(Callback):
     """Ends a run whose loss, gradients or validation loss are not finite, or whose loss left all bounds.
 
     Losses and gradients are looked at by `Losses.look`, some steps late on a GPU, but before anything is saved or

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.data.loading import EpochOrder, MicroBatches, SharedBatches, evaluation_loader, training_loader
 from bench.engine.callbacks.resume import _rescale
-from bench.engine.processes import Processes, has_to_launch, here
+from bench.engine.processes import Processes, has_to_launch, process_rank
 from bench.errors import ConfigError
 
 counts, sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 6)
@@ -113,10 +113,10 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch, environment:
     place, launches = expected
     assert has_to_launch(4, 1) == launches
     if place is not None:
-        assert here(4, 1) == place
+        assert process_rank(4, 1) == place
     else:
         with pytest.raises(ConfigError, match="make them agree"):
-            here(4, 1)
+            process_rank(4, 1)
 
 
 def test_several_nodes_need_a_launcher_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

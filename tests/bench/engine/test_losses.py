@@ -16,7 +16,7 @@ import bench
 import bench.engine.losses
 from bench import registry
 from bench.config import Train
-from bench.engine.callbacks.divergence import Astray
+from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.forecaster import Forecaster
 from bench.engine.losses import Losses
 from bench.engine.randomness import random_states, restore_random_states
@@ -99,7 +99,7 @@ def test_a_gpu_is_looked_at_every_fifty_batches_or_five_seconds(monkeypatch: pyt
 def test_no_checkpoint_is_made_of_a_step_that_went_astray() -> None:
     losses, logged = Losses("sevir", "Net"), []
     logger = SimpleNamespace(log_metrics=lambda row, step: logged.append((step, row["train/loss"])))
-    watching = Astray()
+    watching = DivergenceMonitor()
     watching._training = (
         SimpleNamespace(loggers=[logger], optimizers=[torch.optim.SGD([torch.zeros(1)])]),
         SimpleNamespace(losses=losses),

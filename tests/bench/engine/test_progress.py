@@ -13,7 +13,7 @@ import torch
 
 from bench.cli.main import main
 from bench.engine.callbacks.progress import ProgressMeter, RunProgressBar, evaluation_meter, shown_progress
-from bench.engine.runfolder import Progress, duration, held, read_progress, write_progress
+from bench.engine.runfolder import Progress, duration, read_progress, run_lock, write_progress
 
 TINY = [
     "task=sevir", "model=unet", "model.channels=[4,8]", "model.center_channels=8", "device=cpu", "picture=false",
@@ -185,7 +185,7 @@ def test_status_says_epoch_loss_and_time_left(
     folder = tmp_path / "work" / "sevir" / "unet" / "abc"
     progress = Progress(phase="training", epoch=3, epochs=9, done=5, total=10, loss=0.25, left_s=600)
     words = ["status", f"work={tmp_path / 'work'}"]
-    with held(folder, "f", print):
+    with run_lock(folder, "f", print):
         write_progress(folder, progress)
         capsys.readouterr()
         assert main(words) == 0

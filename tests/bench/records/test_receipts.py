@@ -11,7 +11,7 @@ import bench
 from bench.cli.main import main
 from bench.config import compose
 from bench.errors import UnknownNameError
-from bench.receipts import command_of, readings, receipts_of
+from bench.receipts import alternative_values, command_of, receipts_of
 from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.tables import load_table
@@ -33,7 +33,7 @@ def test_readings_of_a_csi_are_those_of_its_counts(measured: RunRecord) -> None:
     # lead 1: 1 hit of 2 everywhere; lead 2: 3 of 4; nothing at the highest threshold
     half, most = [1, 1, 1, 1, 1, 0], [3, 3, 3, 3, 3, 0]
     record = _with_counts(measured, hits=[half, most], misses=[half, [1, 1, 1, 1, 1, 0]])
-    found = {reading.convention: reading for reading in readings(record, "csi_m")}
+    found = {reading.convention: reading for reading in alternative_values(record, "csi_m")}
     pooled, by_lead = 4 / 6, (1 / 2 + 3 / 4) / 2
 
     def value(*words: str) -> float:
@@ -48,23 +48,26 @@ def test_readings_of_a_csi_are_those_of_its_counts(measured: RunRecord) -> None:
 
 def test_the_recorded_convention_is_among_the_readings(measured: RunRecord) -> None:
     for key in ("csi_m", "csi_74", "pod_16", "bias_m", "hss_133", "csi_m_per_lead_mean", "mse", "mae"):
-        values = [reading.value for reading in readings(measured, key)]
+        values = [reading.value for reading in alternative_values(measured, key)]
         assert any(value == pytest.approx(measured.scores[key], rel=1e-12) for value in values), key
 
 
 def test_errors_scale_exactly(measured: RunRecord) -> None:
-    unit, physical, frame = (reading.value for reading in readings(measured, "mse"))
+    unit, physical, frame = (reading.value for reading in alternative_values(measured, "mse"))
     assert physical == pytest.approx(unit * 255**2) and frame == pytest.approx(unit * 32 * 32)
 
 
 def test_a_perfect_index_is_one_when_normalised(measured: RunRecord) -> None:
     record = measured.model_copy(update={"scores_per_lead": {"c_nino34": [1.0] * 12}})
-    mean, weighted, normalised = (reading.value for reading in readings(record, "c_nino34_wm"))
+    mean, weighted, normalised = (reading.value for reading in alternative_values(record, "c_nino34_wm"))
     assert (mean, normalised) == (1.0, 1.0) and weighted == pytest.approx(3.405859, abs=1e-6)
 
 
 def test_a_score_without_counts_has_no_other_reading(measured: RunRecord) -> None:
-    assert readings(measured, "ssim") == [] and readings(measured.model_copy(update={"counts": None}), "csi_m") == []
+    assert (
+        alternative_values(measured, "ssim") == []
+        and alternative_values(measured.model_copy(update={"counts": None}), "csi_m") == []
+    )
 
 
 def test_the_command_of_a_record_gives_its_config_again(measured: RunRecord) -> None:

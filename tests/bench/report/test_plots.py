@@ -12,7 +12,7 @@ from bench.cli.main import main
 from bench.records.schema import RunRecord
 from bench.report.boards import charts
 from bench.tables import load_table
-from bench.tables.cells import contents_of
+from bench.tables.cells import table_data
 from bench.tables.intervals import interval
 
 
@@ -69,9 +69,9 @@ def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one
     other = {"checkpoint_sha256": "b" * 64, "seed": 1, "run_id": "other"}
     higher = measured.model_copy(update={**other, "scores_per_lead": doubled})
     for records in ([measured], [measured, higher]):
-        block = contents_of(table, None, records).blocks[0]
+        block = table_data(table, None, records).blocks[0]
         by_id = {record.run_id: record for record in records}
-        chart = next(c for c in charts(table, block, by_id, interval)["lead"] if c["key"] == "mse")
+        chart = next(c for c in charts(table, block, by_id)["lead"] if c["key"] == "mse")
         (curve,) = chart["curves"]
         once = [1e3 * value for value in measured.scores_per_lead["mse"]]
         if len(records) == 2:

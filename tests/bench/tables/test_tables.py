@@ -11,9 +11,9 @@ from bench import registry
 from bench.errors import DataError
 from bench.records.schema import MembersPart, RunRecord
 from bench.tables import definitions, load_table
-from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, LeftOut
+from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, Excluded
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, contents_of, value_of
+from bench.tables.cells import Block, Cell, table_data, value_of
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
 from bench.tables.variants import comparable_key, shared_choices, variant_labels
@@ -27,7 +27,7 @@ def measured(storms: Path) -> RunRecord:
 
 
 def blocks_of(table: Table, published: Published | None, records: list[RunRecord]) -> list[Block]:
-    return list(contents_of(table, published, records).blocks)
+    return list(table_data(table, published, records).blocks)
 
 
 def _cells(record_list: list[RunRecord], model: str = "persistence") -> dict[str, Cell]:
@@ -188,7 +188,7 @@ def _scored(measured: RunRecord, name: str, csi: float | None, epochs: int = 100
 
 
 def _ranks(records: list[RunRecord], column: str = "csi_m") -> dict[str, int | None]:
-    (block,) = contents_of(BOARD, None, records).blocks
+    (block,) = table_data(BOARD, None, records).blocks
     return {cell.model: cell.rank for cell in block.cells if cell.column == column}
 
 
@@ -221,7 +221,7 @@ def test_one_value_is_neither_best_nor_second(measured: RunRecord) -> None:
 def test_versions_of_a_task_never_share_a_column(measured: RunRecord) -> None:
     newer = measured.task.model_copy(update={"version": 2})
     records = [_scored(measured, "unet", 0.4), _scored(measured, "convlstm", 0.3, task=newer)]
-    contents = contents_of(BOARD, None, records)
+    contents = table_data(BOARD, None, records)
     assert {c.model for c in contents.blocks[0].cells if c.ours is not None} == {"convlstm"}
     assert [one.reason for one in contents.left_out] == ["version 1 of the task"]
 
@@ -247,7 +247,7 @@ def test_rows_of_one_model_take_the_records_of_their_hyperparameters(measured: R
         )
         for row, changed in {**options, "nowhere": {"num_global_vectors": 3}}.items()
     ]  # fmt: skip
-    contents = contents_of(table, None, records)
+    contents = table_data(table, None, records)
     shown = {c.row_key: c.run_ids for c in contents.blocks[0].cells if c.ours is not None and c.column == "ssim"}
     assert shown == {row: (f"2026-{row}",) for row in options}
     assert [one.reason for one in contents.left_out] == ["other hyperparameters"]
@@ -255,21 +255,20 @@ def test_rows_of_one_model_take_the_records_of_their_hyperparameters(measured: R
 
 def test_a_figure_of_another_protocol_is_printed_but_not_compared() -> None:
     table = load_table("prediff/sevir_lr")
-    (block,) = contents_of(table, load_published(table.published), []).blocks
+    (block,) = table_data(table, load_published(table.published), []).blocks
     cell = next(c for c in block.cells if c.row_key == "unet" and c.column == "csi_m")
     assert cell.published_text == "0.3593" and "another protocol" in cell.note
     assert any("UNet, CSI-M: not compared" in remark for remark in block.remarks)
 
 
-def test_an_interval_stands_where_there_is_one_run(measured: RunRecord) -> None:
+def test_an_interval_stands_where_there_is_one_run(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
         return (0.1, 0.5) if score == "csi_m" else None
 
+    monkeypatch.setattr("bench.tables.cells.interval", interval)
     one, two = unet_like(measured), unet_like(measured, run_id="2026-x", seed=7)
-    assert "[0.1000, 0.5000]" in render(SEVIR, [one], interval=interval)
-    assert "±" in render(SEVIR, [one, two], interval=interval) and "[" not in render(
-        SEVIR, [one, two], interval=interval
-    )
+    assert "[0.1000, 0.5000]" in render(SEVIR, [one])
+    assert "±" in render(SEVIR, [one, two]) and "[" not in render(SEVIR, [one, two])
 
 
 def test_a_plugin_and_changed_code_are_marked(measured: RunRecord) -> None:
@@ -286,7 +285,7 @@ def test_every_reason_names_its_records(measured: RunRecord) -> None:
 
 
 def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
-    other = LeftOut("x", "icar_enso", "unet", "tampered")
+    other = Excluded("x", "icar_enso", "unet", "tampered")
     assert "tampered" not in render(SEVIR, [], unreadable=[other])
 
 
@@ -357,7 +356,7 @@ def test_no_cell_mixes_metric_conventions(measured: RunRecord) -> None:
     other = _with(measured, OTHER_SCALE, run_id="2026-b", seed=1, scores={**measured.scores, "mse": 700.0})
     same = measured.model_copy(update={"run_id": "2026-c", "seed": 2})
     assert comparable_key(other) != comparable_key(measured) == comparable_key(same)
-    blocks = contents_of(load_table("runs/sevir"), None, [measured, other, same]).blocks
+    blocks = table_data(load_table("runs/sevir"), None, [measured, other, same]).blocks
     found = [set(cell.run_ids) for block in blocks for cell in block.cells if cell.column == "mse"]
     assert {"2026-b"} in found and not any({"2026-b"} < run_ids for run_ids in found)
 
@@ -365,7 +364,7 @@ def test_no_cell_mixes_metric_conventions(measured: RunRecord) -> None:
 def test_a_published_table_takes_the_conventions_of_its_task(measured: RunRecord) -> None:
     good = as_official(measured)
     other = as_official(_with(measured, OTHER_SCALE), run_id="2026-b", seed=1)
-    contents = contents_of(SEVIR, None, [good, other])
+    contents = table_data(SEVIR, None, [good, other])
     assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {(good.run_id,)}
     assert [(one.run_id, one.reason) for one in contents.left_out] == [("2026-b", OTHER_CONVENTIONS)]
 
@@ -389,6 +388,6 @@ def test_an_ensemble_stands_beside_single_forecasts_and_never_in_their_cell(meas
         "persistence (members=8, probabilistic.scale=1.0)",
     ]
     official = [as_official(record) for record in runs]
-    contents = contents_of(SEVIR, None, official)
+    contents = table_data(SEVIR, None, official)
     assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {("2027-d",)}
     assert {one.reason for one in contents.left_out} == {OTHER_ENSEMBLES}

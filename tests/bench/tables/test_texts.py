@@ -19,7 +19,7 @@ from bench.records.schema import SCHEMA_VERSION, RunRecord
 from bench.records.store import write_record
 from bench.tables import load_table
 from bench.tables.admission import read_store
-from bench.tables.cells import contents_of
+from bench.tables.cells import table_data
 from bench.tables.definitions import load_published
 from bench.tables.render import FORMATS, check_renderings, render, write_renderings
 
@@ -109,7 +109,7 @@ def test_a_changed_record_and_one_of_a_newer_schema_are_named(measured: RunRecor
     text = render(SEVIR, records, unreadable=unreadable)
     assert not records and {one.run_id for one in unreadable} == {"2026-changed", "2026-newer"}
     assert "2026-changed" in text and "tampered" in text and "2026-newer" in text and "upgrade" in text
-    cells = contents_of(SEVIR, load_published(SEVIR.published), records, unreadable).blocks[0].cells
+    cells = table_data(SEVIR, load_published(SEVIR.published), records, unreadable).blocks[0].cells
     assert {c.status for c in cells if c.model == "persistence"} == {"tampered"}
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from servers import Faults, Server, serving
 
-from bench.data.transfer.download import download, together
-from bench.data.transfer.http import Patience, StoppedError, https, inspect, read_range
+from bench.data.transfer.download import download, run_parallel
+from bench.data.transfer.http import RetryPolicy, StoppedError, head, https, read_range
 from bench.errors import DataError, UsageError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 400_000, np.uint8).tobytes()
-QUICK = Patience(tries=3, wait_s=0.01, timeout_s=0.3)
+QUICK = RetryPolicy(tries=3, wait_s=0.01, timeout_s=0.3)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def _get(server: Server, target: Path, **more) -> bytes:
-    found = download(f"{server.url}/file.h5", target, patience=QUICK, **more)
+    found = download(f"{server.url}/file.h5", target, policy=QUICK, **more)
     assert found.path == target and found.bytes == len(CONTENT)
     assert found.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert [path.name for path in target.parent.iterdir()] == [target.name], "nothing else is left"
@@ -92,22 +92,22 @@ def test_a_fault_that_stays_is_one_error_and_no_file(
 def test_a_flipped_byte_is_put_aside(server: Server, tmp_path: Path) -> None:
     server.faults = Faults(flip=399_999, etag=None)
     with pytest.raises(DataError, match="expected sha256"):
-        download(f"{server.url}/file.h5", tmp_path / "o/f", sha256=hashlib.sha256(CONTENT).hexdigest(), patience=QUICK)
+        download(f"{server.url}/file.h5", tmp_path / "o/f", sha256=hashlib.sha256(CONTENT).hexdigest(), policy=QUICK)
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["f.bad"]
 
 
 def test_a_part_of_another_version_is_not_continued(server: Server, tmp_path: Path) -> None:
     server.faults = Faults(cut_after=100_000)
     with pytest.raises(DataError):
-        download(f"{server.url}/file.h5", tmp_path / "f", patience=Patience(tries=1, wait_s=0))
+        download(f"{server.url}/file.h5", tmp_path / "f", policy=RetryPolicy(tries=1, wait_s=0))
     assert (tmp_path / "f.part").stat().st_size == 100_000
     newer = CONTENT[::-1]
     (server.root / "file.h5").write_bytes(newer)
     server.faults = Faults()
-    assert download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK).path.read_bytes() == newer
+    assert download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK).path.read_bytes() == newer
     # and one that nobody can say anything of begins again
     (tmp_path / "g.part").write_bytes(b"?" * 100)
-    assert download(f"{server.url}/file.h5", tmp_path / "g", patience=QUICK).path.read_bytes() == newer
+    assert download(f"{server.url}/file.h5", tmp_path / "g", policy=QUICK).path.read_bytes() == newer
 
 
 def test_the_callers_check_comes_before_the_final_name(server: Server, tmp_path: Path) -> None:
@@ -116,21 +116,21 @@ def test_the_callers_check_comes_before_the_final_name(server: Server, tmp_path:
         raise DataError("no such storms")
 
     with pytest.raises(DataError, match="no such storms"):
-        download(f"{server.url}/file.h5", tmp_path / "f", check=refuse, patience=QUICK)
+        download(f"{server.url}/file.h5", tmp_path / "f", check=refuse, policy=QUICK)
     assert not (tmp_path / "f").exists()
 
 
 def test_what_is_there_is_verified_instead(server: Server, tmp_path: Path) -> None:
-    download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK)
+    download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK)
     sent = server.sent
-    assert download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK).checked_by == "md5"
+    assert download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK).checked_by == "md5"
     assert server.sent == sent + 1, "one byte to look"
     (tmp_path / "f").write_bytes(CONTENT[:-1])
     with pytest.raises(DataError, match="has 399999 bytes"):
-        download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK)
+        download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK)
     (tmp_path / "f").write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(DataError, match="expected md5"):
-        download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK)
+        download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK)
     assert not (tmp_path / "f").exists()
 
 
@@ -141,7 +141,7 @@ def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) ->
     while not (tmp_path / "f.part").exists():
         pass
     with pytest.raises(DataError, match="another process"):
-        download(f"{server.url}/file.h5", tmp_path / "f", patience=QUICK)
+        download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK)
     server.released.set()
     first.join(10)
     assert (tmp_path / "f").read_bytes() == CONTENT
@@ -149,7 +149,7 @@ def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) ->
 
 @pytest.mark.parametrize("faults", [Faults(), Faults(cut_after=10, times=2), Faults(status=500, times=1)])
 def test_ranges_are_the_bytes_that_were_asked_for(server: Server, faults: Faults) -> None:
-    remote = inspect(f"{server.url}/file.h5", QUICK)
+    remote = head(f"{server.url}/file.h5", QUICK)
     assert (remote.size, remote.ranges) == (len(CONTENT), True)
     server.faults = faults
     assert read_range(remote, 1000, 3000, QUICK) == CONTENT[1000:3000]
@@ -157,7 +157,7 @@ def test_ranges_are_the_bytes_that_were_asked_for(server: Server, faults: Faults
 
 
 def test_a_range_of_something_else_is_refused(server: Server) -> None:
-    remote = inspect(f"{server.url}/file.h5", QUICK)
+    remote = head(f"{server.url}/file.h5", QUICK)
     server.faults = Faults(ranges=False)
     with pytest.raises(DataError, match="a server that gives ranges"):
         read_range(remote, 0, 10, QUICK)
@@ -168,7 +168,7 @@ def test_a_range_of_something_else_is_refused(server: Server) -> None:
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"refused; given up after 3 tries.*by hand"):
-        download("http://127.0.0.1:9/x", tmp_path / "x", patience=QUICK)
+        download("http://127.0.0.1:9/x", tmp_path / "x", policy=QUICK)
 
 
 def test_the_first_failure_stops_the_others() -> None:
@@ -184,8 +184,8 @@ def test_the_first_failure_stops_the_others() -> None:
         raise StoppedError
 
     with pytest.raises(DataError, match="first"):
-        together([waits, fails, waits, waits], workers=2)
-    assert together([lambda stop: 1, lambda stop: 2], workers=2) == [1, 2]
+        run_parallel([waits, fails, waits, waits], workers=2)
+    assert run_parallel([lambda stop: 1, lambda stop: 2], workers=2) == [1, 2]
 
 
 def test_a_buckets_address_needs_no_library_of_its_own() -> None:

@@ -14,7 +14,7 @@ from bench.engine.checkpoints import LAST, PREVIOUS, CheckpointFiles, newest_int
 from bench.engine.run import run
 from bench.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
 from bench.files import check_writable
-from bench.paths import place
+from bench.paths import as_path
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
 
@@ -57,7 +57,7 @@ def test_a_backend_without_conditional_writes_replaces_nothing_either(record: Ru
 
 
 def test_checkpoints_behind_a_url_keep_the_one_before_and_fall_back_to_it(url: str, tmp_path: Path) -> None:
-    folder = place(url, "train.checkpoints")
+    folder = as_path(url, "train.checkpoints")
     assert newest_intact(folder, tmp_path, say=pytest.fail) is None
     for step in (1, 2):
         CheckpointFiles().save_checkpoint({"step": step}, f"{url}/{LAST}")
@@ -103,7 +103,7 @@ def test_a_run_with_everything_remote_resumes_to_the_same_bits(
     again = run(tiny(storms, tmp_path / "c", *remote("broken")), training=True, say=print)
     assert again.record.counts == unbroken.counts and again.record.scores == unbroken.scores
     assert read_records(f"{url}/broken/results")[0] == [again.record]
-    (best,) = place(f"{url}/broken/checkpoints", "x").rglob("best.ckpt")
+    (best,) = as_path(f"{url}/broken/checkpoints", "x").rglob("best.ckpt")
     given = tiny(storms, tmp_path / "d", f"checkpoint={best}")
     assert run(given, training=False, say=print).record.training == again.record.training
 
@@ -121,7 +121,7 @@ def test_a_protocol_that_is_not_there_says_what_to_install(text: str, words: str
         else:
             pytest.skip("gcsfs is installed here")
     with pytest.raises(ConfigError, match=words):
-        place(text, "results.root")
+        as_path(text, "results.root")
 
 
 def test_a_url_that_cannot_be_written_to_is_found_out_before_the_run(url: str, monkeypatch) -> None:
@@ -132,4 +132,4 @@ def test_a_url_that_cannot_be_written_to_is_found_out_before_the_run(url: str, m
 
     monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
     with pytest.raises(DataError, match=r"results\.root: folder .* cannot be written to: no access"):
-        check_writable(place(url, "results.root"), "results.root")
+        check_writable(as_path(url, "results.root"), "results.root")

@@ -11,11 +11,11 @@ from servers import Faults, Server, serving
 
 from bench import registry
 from bench.cli.main import main
-from bench.data.transfer.http import Patience
+from bench.data.transfer.http import RetryPolicy
 from bench.data.transfer.weights import check_checkpoint, fetch_weights
 from bench.errors import DataError
 
-QUICK = Patience(tries=2, wait_s=0.01, timeout_s=0.3)
+QUICK = RetryPolicy(tries=2, wait_s=0.01, timeout_s=0.3)
 
 
 @pytest.fixture
@@ -29,21 +29,21 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 def test_the_digest_of_the_first_use_holds_ever_after(server: Server, tmp_path: Path) -> None:
     url, folder = f"{server.url}/model.pt", tmp_path / "cache"
-    path = fetch_weights(url, folder, patience=QUICK).path
+    path = fetch_weights(url, folder, policy=QUICK).path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert (folder / "model.pt.sha256").read_text() == f"{digest}  model.pt\n"
     requests = len(server.requests)
-    assert fetch_weights(url, folder, patience=QUICK).sha256 == digest
+    assert fetch_weights(url, folder, policy=QUICK).sha256 == digest
     assert len(server.requests) == requests, "nothing is asked for again"
     # changed on disk
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match=f"expected sha256 {digest}"):
-        fetch_weights(url, folder, patience=QUICK)
+        fetch_weights(url, folder, policy=QUICK)
     assert not path.exists()
     # changed on the server
     torch.save({"weight": torch.zeros(30_000)}, server.root / "model.pt")
     with pytest.raises(DataError, match=f"expected sha256 {digest}"):
-        fetch_weights(url, folder, patience=QUICK)
+        fetch_weights(url, folder, policy=QUICK)
     assert not path.exists()
 
 
@@ -54,14 +54,14 @@ def test_the_digest_of_the_first_use_holds_ever_after(server: Server, tmp_path: 
 def test_bad_weights_never_get_the_final_name(server: Server, tmp_path: Path, faults: Faults, message: str) -> None:
     server.faults = faults
     with pytest.raises(DataError, match=message):
-        fetch_weights(f"{server.url}/model.pt", tmp_path / "cache", patience=QUICK)
+        fetch_weights(f"{server.url}/model.pt", tmp_path / "cache", policy=QUICK)
     assert not (tmp_path / "cache/model.pt").exists() and not (tmp_path / "cache/model.pt.sha256").exists()
 
 
 def test_cut_downloads_resume(server: Server, tmp_path: Path) -> None:
     size = (server.root / "model.pt").stat().st_size
     server.faults = Faults(cut_after=size // 3, times=2)
-    fetch_weights(f"{server.url}/model.pt", tmp_path / "cache", patience=QUICK)
+    fetch_weights(f"{server.url}/model.pt", tmp_path / "cache", policy=QUICK)
     assert server.sent == size
 
 
