@@ -239,7 +239,7 @@ def test_all_codes_are_equally_likely_at_first() -> None:
     model = VideoGPT(*SHAPES, **(VideoGPT.presets["tiny"] | {"codes": 512}))
     stage = model.stages()[1].module
     loss = stage.training_loss(CONTEXT, torch.rand(5, *SHAPES[1]), step=0, total_steps=1)
-    assert float(loss) == pytest.approx(math.log(512), abs=1e-5)
+    assert loss.item() == pytest.approx(math.log(512), abs=1e-5)
 
 
 def test_a_code_reaches_no_logits_before_it() -> None:
