@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from earthformer.initialization import init_linear
+from earthformer.layers import init_linear
 
 _MOST_GROUPS = 32
 _LONGEST_PERIOD = 10_000.0
