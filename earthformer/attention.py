@@ -25,7 +25,7 @@ from earthformer.cuboids import (
     relative_position_index,
     self_attention_mask,
 )
-from earthformer.layers import EMBEDDING_STD, init_linear, make_norm
+from earthformer.layers import EMBEDDING_STD, Dropout, dropout, init_linear, make_norm
 from earthformer.options import Options
 from earthformer.patterns import Size3, clip_cuboid
 
@@ -47,8 +47,13 @@ def masked_score(dtype: torch.dtype) -> float:
     return MASKED_SCORE_FLOAT16 if dtype == torch.float16 else MASKED_SCORE
 
 
+def has_fused_attention(device: torch.device) -> bool:
+    """Returns whether attention runs as one kernel: on GPUs; on CPUs, for rows as short as these, it takes longer."""
+    return device.type == "cuda"
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, bias: Tensor | None, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, bias: Tensor | None, drop: float = 0.0
 ) -> Tensor:
     """Returns the attended values (B, h, N, V_q, d).
 
@@ -58,19 +63,20 @@ def attend(
         value: (B, h, N, V_k, d).
         scale: factor of the products of queries and keys.
         bias: added to the scaled products, (h or 1, N or 1, V_q, V_k).
-        dropout: probability of dropping a weight.
+        drop: probability of dropping a weight.
     """
-    if query.device.type != "cuda":
-        # Rows are short: the fused kernel of CPUs takes longer than the products.
-        scores = query @ key.transpose(-2, -1)
-        scores = scores * scale if bias is None else torch.add(bias, scores, alpha=scale)
-        return F.dropout(torch.softmax(scores, dim=-1), dropout) @ value
+    if not has_fused_attention(query.device):
+        # The softmax of CPUs is slow along a short last axis and fast along any other.
+        scores = key @ query.transpose(-2, -1)
+        scores = scores * scale if bias is None else torch.add(bias.transpose(-2, -1).contiguous(), scores, alpha=scale)
+        weights = dropout(torch.softmax(scores, dim=-2), drop, training=True)
+        return weights.transpose(-2, -1) @ value
     heads, count, rows = query.shape[1:4]
     if bias is not None:
         # One for the whole batch: where the kernel lengthens its rows, it would lengthen a copy for each sequence.
         bias = bias.to(query.dtype).expand(heads, count, rows, -1).reshape(1, heads * count, rows, -1)
     query, key, value = (tensor.flatten(1, 2) for tensor in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=drop, scale=scale)
     return out.unflatten(1, (heads, count))
 
 
@@ -89,6 +95,7 @@ class CuboidAttention(nn.Module):
         self.options = options
         self.dim = dim
         self.head_size = dim // options.num_heads
+        self.global_head_size = options.global_dim_ratio * self.head_size
         self.scale = options.qk_scale or self.head_size**-0.5
         self._last: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
@@ -153,8 +160,8 @@ class CuboidAttention(nn.Module):
                 key, shared_key = F.pad(key, (0, self.head_size)), F.pad(shared_key, (self.head_size, 0))
             key, value = torch.cat((key, shared_key), dim=-2), torch.cat((value, shared_value), dim=-2)
             bias = None if bias is None else F.pad(bias, (0, shared_key.shape[-2]))
-        dropout = self.options.attn_drop if self.training else 0.0
-        return attend(query, key, value, scale=self.scale, bias=bias, dropout=dropout)
+        drop = self.options.attn_drop if self.training else 0.0
+        return attend(query, key, value, scale=self.scale, bias=bias, drop=drop)
 
     def kept(self, make: Callable[..., Any], *arguments: Any) -> Any:
         """Returns ``make(*arguments)``, made anew only when the arguments change."""
@@ -191,13 +198,12 @@ class CuboidSelfAttention(CuboidAttention):
         self.strategy = check_strategy(strategy)
         self.shift_size: Size3 = (shift_size[0], shift_size[1], shift_size[2])
         self.use_global_vector = use_global_vector
-        self.global_head_size = options.global_dim_ratio * self.head_size
 
         global_dim, bias = options.global_dim_ratio * dim, options.qkv_bias
         if options.use_relative_pos:
             self.add_position_bias(self.cuboid_size)
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.attn_drop = nn.Dropout(options.attn_drop)
+        self.attn_drop = Dropout(options.attn_drop)
         if use_global_vector and options.separate_global_qkv:
             # Named from the reader to the read: l2g are local queries that read global vectors.
             self.l2g_q_net = nn.Linear(dim, dim, bias=bias)
@@ -215,7 +221,7 @@ class CuboidSelfAttention(CuboidAttention):
         if options.self_attn_use_final_proj:
             self.proj = nn.Linear(dim, dim)
             init_linear(self.proj, options.ffn_linear_init_mode)
-            self.proj_drop = nn.Dropout(options.proj_drop)
+            self.proj_drop = Dropout(options.proj_drop)
             if use_global_vector:
                 # Keeps torch's default initialisation, as in the authors' code.
                 self.global_proj = nn.Linear(global_dim, global_dim)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from earthformer.attention import CuboidAttention, Projected
 from earthformer.cuboids import CuboidPartition, check_strategy, cross_attention_mask, missing_to_multiple
-from earthformer.layers import init_linear, make_norm
+from earthformer.layers import Dropout, init_linear, make_norm
 from earthformer.options import Options
 from earthformer.patterns import Size3
 
@@ -56,9 +56,9 @@ class CuboidCrossAttention(CuboidAttention):
             self.add_position_bias((max_temporal_relative, *self.cuboid_hw))
         self.q_proj = nn.Linear(dim, dim, bias=options.qkv_bias)
         self.kv_proj = nn.Linear(dim, 2 * dim, bias=options.qkv_bias)
-        self.attn_drop = nn.Dropout(options.attn_drop)
+        self.attn_drop = Dropout(options.attn_drop)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(options.proj_drop)
+        self.proj_drop = Dropout(options.proj_drop)
         init_linear(self.q_proj, options.attn_linear_init_mode)
         init_linear(self.kv_proj, options.attn_linear_init_mode)
         init_linear(self.proj, options.ffn_linear_init_mode)
