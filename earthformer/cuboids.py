@@ -9,7 +9,9 @@ as in the authors' released code.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -262,3 +264,11 @@ def relative_position_index(size: Size3) -> Tensor:
     for along, length in zip(offset, size, strict=True):
         index = index * (2 * length - 1) + along + length - 1
     return index
+
+
+def __getattr__(name: str) -> Any:
+    """Returns what had another name until this version."""
+    if name == "Cut":
+        warnings.warn("earthformer.cuboids.Cut is now CuboidPartition", DeprecationWarning, stacklevel=2)
+        return CuboidPartition
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,7 +91,7 @@ class Levels:
     norm_init_mode: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be made of.
+        """Refuses what no network can be made of.
 
         Raises:
             ValueError: no level, a level without blocks, or an unknown initialisation mode.
@@ -117,7 +117,7 @@ class Levels:
 
 
 def start_linear(layer: nn.Linear, mode: str) -> None:
-    """Initialise a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
+    """Initialises a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
     if str(mode) == ZERO_MODE:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
@@ -126,7 +126,7 @@ def start_linear(layer: nn.Linear, mode: str) -> None:
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> Size4:
-    """Return `shape` as T, H, W, C.
+    """Returns `shape` as T, H, W, C.
 
     Raises:
         ValueError: it is not four positive sizes.
@@ -146,7 +146,7 @@ class DownPath(HasReference):
     """
 
     def __init__(self, shape: Size4, levels: Levels) -> None:
-        """Make the path for tokens of `shape` (T, H, W, C).
+        """Makes the path for tokens of `shape` (T, H, W, C).
 
         Raises:
             ValueError: hyperparameters that do not fit one another or the shape.
@@ -170,7 +170,7 @@ class DownPath(HasReference):
         self.down_self_blocks = self._attention_blocks()
 
     def _residual_blocks(self) -> nn.ModuleList:
-        """Return a new residual block per level."""
+        """Returns a new residual block per level."""
         return nn.ModuleList(
             ResidualBlock(
                 channels,
@@ -183,7 +183,7 @@ class DownPath(HasReference):
         )
 
     def _attention_blocks(self) -> nn.ModuleList:
-        """Return new blocks of cuboid attention: a list per level."""
+        """Returns new blocks of cuboid attention: a list per level."""
         levels, options = self.levels, self.options
         patterns = options.self_patterns("enc", self.shapes)
         stages = nn.ModuleList()
@@ -200,7 +200,7 @@ class DownPath(HasReference):
         return stages
 
     def descend(self, x: Tensor, embedded: Tensor) -> list[Tensor]:
-        """Return the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
+        """Returns the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
         x = self.pos_embed(self.first_proj(x))
         behind: list[Tensor] = []
         for level in range(len(self.shapes)):
@@ -212,7 +212,7 @@ class DownPath(HasReference):
 
     @staticmethod
     def _level(residual: nn.Module, blocks: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
-        """Return `x` after a level: before each attention block comes the one residual block."""
+        """Returns `x` after a level: before each attention block comes the one residual block."""
         assert isinstance(blocks, nn.ModuleList)
         for block in blocks:
             x = block(residual(x, embedded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,12 @@ def test_masks_are_symmetric_and_let_every_real_token_see_itself(partition: Cubo
     assert torch.equal(seen, expected)
     if not partition.is_shifted and not (partition.padding_type == "ignore" and partition.is_padded):
         assert mask.all()
+
+
+def test_the_old_name_of_the_partition_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="CuboidPartition"):
+        from earthformer.cuboids import Cut
+    assert Cut is CuboidPartition
 
 
 def test_shifted_border_cuboids_keep_both_ends_of_an_axis_apart() -> None:
