@@ -7,11 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import bench.renamed  # noqa: F401 - modules are found under their former names, too
+
 if TYPE_CHECKING:
+    from bench.engine.evaluate import evaluate
     from bench.metrics import load_metric
     from bench.models import count, load_model, load_weights
     from bench.records import compare, interval, read_records, write_record
-    from bench.running.evaluation import evaluate
     from bench.tables import load_table
     from bench.tasks import load_task
 
@@ -37,7 +39,7 @@ __version__ = "0.1.0"
 _HOME = {
     "compare": "bench.records",
     "count": "bench.models",
-    "evaluate": "bench.running.evaluation",
+    "evaluate": "bench.engine.evaluate",
     "interval": "bench.records",
     "load_metric": "bench.metrics",
     "load_model": "bench.models",

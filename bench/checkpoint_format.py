@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import AnyPath
 
 _SEAL = b"earthbench sha256 "
 _SEAL_BYTES = len(_SEAL) + 64
@@ -32,7 +32,7 @@ def seal(file: BinaryIO) -> str:
     return digest
 
 
-def seal_of(path: Place) -> str | None:
+def seal_of(path: AnyPath) -> str | None:
     """Returns the SHA-256 that a checkpoint carries, or None where there is no file or it carries none."""
     try:
         with path.open("rb") as file:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import AnyPath
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def check_writable(folder: Place, key: str) -> None:
+def check_writable(folder: AnyPath, key: str) -> None:
     """Refuses a folder that cannot be written to: found out before a run rather than after it.
 
     Args:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config.overrides import literal
 from bench.errors import UnknownNameError, did_you_mean
-from bench.overrides import literal
+from bench.metrics.skill.formulas import Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.scores.skill import Convention, skill_scores
-from bench.tables.admission import LeftOut, deviations, training_seed
-from bench.tables.cells import Cell, Interval, contents_of, value_of
+from bench.tables.admission import Excluded, deviations, training_seed
+from bench.tables.cells import Cell, table_data, value_of
 from bench.tables.definitions import COSTS, Table, load_published
 
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -23,7 +23,7 @@ _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carri
 
 
 @dataclass(frozen=True)
-class Reading:
+class AlternativeValue:
     """What the same forecasts score when the metric is read another way."""
 
     convention: str
@@ -44,7 +44,7 @@ class Receipt:
     published_sources: tuple[str, ...]
     deviations: tuple[str, ...]
     convention: str
-    readings: tuple[Reading, ...]
+    alternative_values: tuple[AlternativeValue, ...]
     commands: tuple[str, ...]
 
 
@@ -55,8 +55,7 @@ def receipts_of(
     records: Sequence[RunRecord],
     root: Path,
     *,
-    unreadable: Sequence[LeftOut] = (),
-    interval: Interval | None = None,
+    unreadable: Sequence[Excluded] = (),
 ) -> list[Receipt]:
     """Returns the receipts of a cell: one, or one per data set that has the row in a table of runs.
 
@@ -67,13 +66,12 @@ def receipts_of(
         records: Of any task.
         root: Results root that they were read from.
         unreadable: Files that are no record.
-        interval: See `bench.tables.cells.Interval`.
 
     Raises:
         UnknownNameError: no such row or column; the message offers the nearest.
     """
     published = load_published(table.published) if table.published else None
-    contents = contents_of(table, published, records, unreadable, interval)
+    contents = table_data(table, published, records, unreadable)
     key = next((c.key for c in table.columns if column in (c.key, c.label)), column)
     table.column(key)
     by_id = {record.run_id: record for record in records}
@@ -100,7 +98,7 @@ def receipts_of(
                     ),
                     deviations=tuple(sorted({d for record in mine for d in deviations(table, record)})),
                     convention=_convention(mine[0], key) if mine else "",
-                    readings=tuple(readings(mine[-1], key)) if mine else (),
+                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine else (),
                     commands=_commands(table, cell, mine),
                 )
             )
@@ -127,7 +125,7 @@ def metric_of(record: RunRecord, key: str) -> str:
     return family or "/".join(sorted(record.conventions))
 
 
-def readings(record: RunRecord, key: str) -> list[Reading]:
+def alternative_values(record: RunRecord, key: str) -> list[AlternativeValue]:
     """Returns a record's score under every convention that can be had from what the record stores."""
     if key.split("_")[0] in _COUNTED and record.counts is not None:
         return _from_counts(record, key)
@@ -138,7 +136,7 @@ def readings(record: RunRecord, key: str) -> list[Reading]:
     return []
 
 
-def _from_counts(record: RunRecord, key: str) -> list[Reading]:
+def _from_counts(record: RunRecord, key: str) -> list[AlternativeValue]:
     assert record.counts is not None
     options = record.conventions.get("skill", {})
     thresholds, pools = options.get("thresholds", _THRESHOLDS), options.get("pools", (1,))
@@ -151,11 +149,11 @@ def _from_counts(record: RunRecord, key: str) -> list[Reading]:
         formula = "1e-4 in denominators" if convention == "upstream" else "0/0 left out of means"
         remark = "" if convention == counted else f"formula only: the events were counted by the rules of {counted!r}"
         for name, pooled in ((base, "pooled over leads"), (f"{base}_per_lead_mean", "mean of scores per lead")):
-            found.append(Reading(f"{convention}, {pooled} ({formula})", _known(scores.get(name)), remark))
+            found.append(AlternativeValue(f"{convention}, {pooled} ({formula})", _known(scores.get(name)), remark))
     if base.startswith(("csi_", "pod_")) and "_pool" not in base:
         empty = _empty_is_one(record, base, thresholds)
         remark = "formula only: its own code also drops pairs with a value outside 0..254"
-        found.append(Reading("MIT 2020, pooled over leads (0/0 is 1)", empty, remark))
+        found.append(AlternativeValue("MIT 2020, pooled over leads (0/0 is 1)", empty, remark))
     return found
 
 
@@ -177,22 +175,22 @@ def _empty_is_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> 
     return next((v for t, v in zip(thresholds, values, strict=True) if f"{t:g}" == level), None)
 
 
-def _scales(record: RunRecord, key: str) -> list[Reading]:
+def _scales(record: RunRecord, key: str) -> list[AlternativeValue]:
     value, power = record.scores.get(key), _PAIR_COUNTS[key]
     if value is None:
         return []
     scale = float(record.conventions.get(key, {}).get("scale", 1.0))
-    found = [Reading("mean over pixels, 0-1 scale", value)]
+    found = [AlternativeValue("mean over pixels, 0-1 scale", value)]
     if scale != 1.0:
-        found.append(Reading(f"mean over pixels, physical units (x {scale:g}^{power})", value * scale**power))
+        found.append(AlternativeValue(f"mean over pixels, physical units (x {scale:g}^{power})", value * scale**power))
     shape = record.data.identity.get("event_shape") if record.data else None
     if shape and len(shape) >= 2:
         height, width = shape[:2]  # of an event: H, W, T
-        found.append(Reading(f"sum over a frame of {height}x{width}, 0-1 scale", value * height * width))
+        found.append(AlternativeValue(f"sum over a frame of {height}x{width}, 0-1 scale", value * height * width))
     return found
 
 
-def _nino(record: RunRecord) -> list[Reading]:
+def _nino(record: RunRecord) -> list[AlternativeValue]:
     by_lead = record.scores_per_lead.get("c_nino34", [])
     known = [value for value in by_lead if value is not None]
     if not known:
@@ -201,9 +199,9 @@ def _nino(record: RunRecord) -> list[Reading]:
     weights = [(1.5 if i <= 4 else 2.0 if i <= 11 else 3.0 if i <= 18 else 4.0) * math.log(i) for i in k]
     weighted = sum(w * v for w, v in zip(weights, by_lead, strict=True) if v is not None)
     return [
-        Reading("C-Nino3.4-M: mean over leads", sum(known) / len(known)),
-        Reading("C-Nino3.4-WM: weighted by b_k ln k, divided by the number of leads", weighted / len(by_lead)),
-        Reading("weighted, normalised so that a perfect forecast is 1", weighted / sum(weights)),
+        AlternativeValue("C-Nino3.4-M: mean over leads", sum(known) / len(known)),
+        AlternativeValue("C-Nino3.4-WM: weighted by b_k ln k, divided by the number of leads", weighted / len(by_lead)),
+        AlternativeValue("weighted, normalised so that a perfect forecast is 1", weighted / sum(weights)),
     ]
 
 

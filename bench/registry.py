@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, hidden_by, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
-from bench.global_state import unchanged
-from bench.plugins import API_GROUP, api_problem, file_entries
+from bench.plugins import API_GROUP, api_problem, file_entries, unchanged
 
 Kind = Literal["model", "task", "metric", "table", "weight", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

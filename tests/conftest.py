@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bench.data.storms import make_sevir
+from bench.data.sevir.synthetic import make_sevir
 
 # The same examples in every run, few enough for two cores; HYPOTHESIS_PROFILE=default looks further.
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
@@ -102,4 +102,4 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs train a model of a few weights and a random number in each step, in a second."""
     from faults import Small
 
-    monkeypatch.setattr("bench.running.pipeline.load_model", lambda name, task, **_: Small(task.target_shape[0]))
+    monkeypatch.setattr("bench.engine.run.load_model", lambda name, task, **_: Small(task.target_shape[0]))

@@ -10,7 +10,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 CHECKED_ONLY = {
-    "data.md": "downloads of the real archives; tests/unit runs each verb against a local server",
+    "data.md": "downloads of the real archives; tests/bench/data runs each verb against a local server",
     "baselines.md": "trainings of minutes each, whose figures the page gives",
 }
 """Pages without marks of their own, none of whose blocks are run, and why."""

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from bench.config import compose
-from bench.running.pipeline import run
-from bench.running.processes import Processes, first_holds
-from bench.running.runfolder import held
+from bench.engine.processes import Processes, main_process_lock
+from bench.engine.run import run
+from bench.engine.runfolder import run_lock
 
 
 def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None]) -> Any:
@@ -52,7 +52,7 @@ def wait_for_lock(folder: str, limit_s: float, held_s: float, say: Callable[[str
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
     if rank == 0:  # somebody else's run
         if os.fork() == 0:
-            with held(Path(folder), "another", lambda line: None):
+            with run_lock(Path(folder), "another", lambda line: None):
                 (Path(folder) / "taken").touch()
                 time.sleep(held_s)
             os._exit(0)
@@ -60,7 +60,7 @@ def wait_for_lock(folder: str, limit_s: float, held_s: float, say: Callable[[str
             time.sleep(0.1)
     torch.distributed.barrier()
     started = time.monotonic()
-    with first_holds(Processes(rank, world), lambda: held(Path(folder), "ours", say, wait=True)):
+    with main_process_lock(Processes(rank, world), lambda: run_lock(Path(folder), "ours", say, wait=True)):
         took = time.monotonic() - started
         torch.distributed.barrier()
     return took

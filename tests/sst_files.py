@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from scipy.io import netcdf_file
 
-from bench.data.ersst import Record, read_record
+from bench.data.ersst.files import Record, read_record
 
 LATITUDES, LONGITUDES = np.arange(-88, 89, 4.0), np.arange(0, 360, 4.0)
 _COAST = (LONGITUDES >= 20) & (LONGITUDES <= 40)

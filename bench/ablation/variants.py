@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only
+from bench.engine.identity import expected_run
 from bench.errors import ConfigError, UnknownNameError, did_you_mean
-from bench.records.reuse import newest_of_same_run
+from bench.records.identity import newest_of_same_run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.running.identity import expected_run
 from bench.tasks import Task, load_task
 
 _SUFFIX = ".yaml"

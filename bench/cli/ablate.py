@@ -63,7 +63,7 @@ def _say(line: str) -> None:
 @job_of_a_sweep
 def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
-    from bench.running.pipeline import run as run_pipeline
+    from bench.engine.run import run as run_pipeline
 
     config = validate(to_plain(composed))
     record = finished_record(config)

@@ -149,7 +149,7 @@ def _do(way: str, words: list[str]) -> int:
 
 def _load(value: str) -> type[DataVerb]:
     if value.startswith(_WEIGHTS):
-        from bench.data.weights import fetch_verb
+        from bench.data.transfer.weights import fetch_verb
 
         return fetch_verb(value.removeprefix(_WEIGHTS))
     from bench.data.verbs import load_verb

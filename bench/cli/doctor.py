@@ -9,8 +9,8 @@ import sys
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
+from bench.config.overrides import quoted
 from bench.errors import UsageError
-from bench.overrides import quoted
 
 TAKES_HYDRA_FLAGS = True
 _MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
-    from bench.running.preflight import checks
+    from bench.engine.preflight import checks
 
     overrides, flags = overrides_and_flags(options)
     if flags:

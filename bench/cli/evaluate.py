@@ -10,7 +10,7 @@ from bench.cli.printing import print
 from bench.config import compose
 
 if TYPE_CHECKING:
-    from bench.running.pipeline import Outcome
+    from bench.engine.run import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluates and prints what came of it."""
     config = compose(options.overrides)
-    from bench.running.pipeline import run as run_pipeline
+    from bench.engine.run import run as run_pipeline
 
     if options.format == "json":
         outcome = run_pipeline(config, training=False, say=lambda line: print(line, file=sys.stderr))

@@ -14,7 +14,7 @@ from bench.errors import UsageError
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.definitions import Table
-from bench.tables.intervals import interval, why_none
+from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         return _print_settings(table, options)
     root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
-    receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
+    receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable)
     if options.format == "json":
         print(json.dumps([_as_json(receipt) for receipt in receipts], indent=1, allow_nan=False, default=str))
         return 0
@@ -69,7 +69,7 @@ def _as_json(receipt: Receipt) -> dict[str, object]:
         "published_sources": receipt.published_sources,
         "deviations": receipt.deviations,
         "convention": receipt.convention,
-        "readings": [asdict(reading) for reading in receipt.readings],
+        "readings": [asdict(reading) for reading in receipt.alternative_values],
         "commands": receipt.commands,
     }
 
@@ -116,12 +116,12 @@ def _lines(receipt: Receipt) -> list[str]:
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
         lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
-    if receipt.readings:
+    if receipt.alternative_values:
         lines.append(
             "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")
         )
-        width = max(len(reading.convention) for reading in receipt.readings)
-        for reading in receipt.readings:
+        width = max(len(reading.convention) for reading in receipt.alternative_values)
+        for reading in receipt.alternative_values:
             shown = "undefined" if reading.value is None else f"{reading.value:.6g}"
             lines.append(
                 f"    {reading.convention:<{width}}  {shown}" + (f"  ({reading.remark})" if reading.remark else "")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
-from bench.places import place
+from bench.paths import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.running.forecasting import Case
+    from bench.engine.forecast import Case
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
@@ -47,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
+    from bench.engine.checkpoints import fetched
+    from bench.engine.forecast import case_from_file, case_from_split
+    from bench.engine.trainer import torch_device
     from bench.models import has_weights, load_model, load_weights
-    from bench.running.checkpoints import fetched
-    from bench.running.forecasting import case_from_file, case_from_split
-    from bench.running.trainer import torch_device
-    from bench.tables.panels import FORMATS
+    from bench.tables.pictures import FORMATS
     from bench.tasks import load_task
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        given = place(config.checkpoint, "checkpoint")
+        given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
             load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
     elif has_weights(model):
@@ -101,7 +101,7 @@ def _forecast(
     """Writes a forecast, and returns its members `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`."""
     import torch
 
-    from bench.running.forecasting import as_dataset, forecast, write_netcdf
+    from bench.engine.forecast import as_dataset, forecast, write_netcdf
 
     blocks = [
         forecast(
@@ -122,8 +122,8 @@ def _forecast_all(
     from rich.console import Console
     from rich.progress import track
 
+    from bench.engine.forecast import case_from_split
     from bench.errors import DataError
-    from bench.running.forecasting import case_from_split
 
     data = task.dataset(config.split)
     count = len(data)
@@ -142,7 +142,7 @@ def _forecast_all(
 def _draw(
     path: Path, case: Case, forecasts: Tensor, task: Task, model: str, controls: Controls, threshold: float | None
 ) -> None:
-    from bench.tables.panels import draw, panels_of
+    from bench.tables.pictures import draw, panels_of
 
     panels = panels_of(
         case.context[..., 0].numpy(),

@@ -30,10 +30,10 @@ def run(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from bench.config import compose
-    from bench.data.origin import origin
-    from bench.data.storms import make_sevir
+    from bench.data.sevir.synthetic import make_sevir
+    from bench.data.transfer.manifest import origin
+    from bench.engine.run import run as run_pipeline
     from bench.records.store import read_records
-    from bench.running.pipeline import run as run_pipeline
     from bench.tables import load_table
     from bench.tables.pictures import draw_forecasts
     from bench.tables.render import render

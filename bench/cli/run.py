@@ -22,9 +22,9 @@ from bench.config import (
     to_plain,
     validate,
 )
+from bench.config.overrides import is_sweep, quoted
 from bench.errors import ConfigError, InterruptedRunError, did_you_mean
 from bench.files import replacing
-from bench.overrides import is_sweep, quoted
 from bench.safe_text import without_secrets
 
 TAKES_HYDRA_FLAGS = True
@@ -114,7 +114,7 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
 def execute(config: Any, *, again: bool) -> None:
     """Runs a checked config and prints what came of it."""
     from bench.cli.evaluate import print_outcome
-    from bench.running.pipeline import run as run_pipeline
+    from bench.engine.run import run as run_pipeline
 
     print_outcome(run_pipeline(config, training=True, again=again, say=print))
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from bench.cli.printing import print
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
+from bench.config.overrides import is_sweep, quoted
+from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.errors import ConfigError, UsageError
-from bench.overrides import is_sweep, quoted
-from bench.places import local_folder, place
+from bench.paths import as_path, local_folder
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.running.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True
@@ -122,7 +122,7 @@ def _at_rest(lines: list[Line]) -> bool:
 def _refuse_files(config: Config) -> None:
     for key, folder in (
         ("work", local_folder(config.work, "work")),
-        ("results.root", place(config.results.root, "results.root")),
+        ("results.root", as_path(config.results.root, "results.root")),
     ):
         if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
             raise ConfigError(f"{key}={folder} is not a folder")
@@ -151,7 +151,7 @@ def _line(name: str, config: Config, records: list[RunRecord], owners: list[tupl
         folder, owner = states["running"]
         return Line(name, "running", _who(owner), read_progress(folder))
     if good:
-        root = place(config.results.root, "results.root")
+        root = as_path(config.results.root, "results.root")
         return Line(name, "recorded", str(root / "runs" / config.task.name / config.model.name / good[-1].run_id))
     for found, (folder, owner) in states.items():
         return Line(name, found, owner.why or _who(owner), _progress(folder, found))

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bench.data.http import Patience, inspect
+from bench.data.transfer.http import RetryPolicy, head
 from bench.errors import DataError
 from bench.files import replacing
 
@@ -51,7 +51,7 @@ def file_state(path: Path) -> FileState | None:
         return FileState(os.path.realpath(path), found.st_size, version, found.st_ctime_ns)
     address = str(path)
     if address.startswith(("http://", "https://")):
-        remote = inspect(address, Patience())
+        remote = head(address, RetryPolicy())
         return FileState(address, remote.size or 0, remote.validator) if remote.validator else None
     details: dict[str, Any] = path.fs.info(path.path)
     known = (details.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import AnyPath
 from bench.records.reading import LARGEST_TEXT, read_bytes
 from bench.records.schema import RunRecord
 from bench.records.store import publish_beside
@@ -26,12 +26,12 @@ class LearningCurve:
     val: Points
 
 
-def learning_curve_path(record: RunRecord, root: Place) -> Place:
+def learning_curve_path(record: RunRecord, root: AnyPath) -> AnyPath:
     """Returns where the learning curve of a record lies, whether or not it does."""
     return root / "learning_curves" / record.task.name / record.model.name / f"{record.run_id}.csv"
 
 
-def write_learning_curve(curve: LearningCurve, record: RunRecord, root: Place) -> Place:
+def write_learning_curve(curve: LearningCurve, record: RunRecord, root: AnyPath) -> AnyPath:
     """Writes the learning curve of a run as `steps,split,loss` and returns its path.
 
     Raises:
@@ -45,7 +45,7 @@ def write_learning_curve(curve: LearningCurve, record: RunRecord, root: Place) -
     return publish_beside(text.getvalue().encode(), learning_curve_path(record, root))
 
 
-def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
+def read_learning_curve(record: RunRecord, root: AnyPath) -> LearningCurve | None:
     """Returns the learning curve of a record, None where there is none.
 
     Raises:
@@ -54,7 +54,7 @@ def read_learning_curve(record: RunRecord, root: Place) -> LearningCurve | None:
     return learning_curve_at(learning_curve_path(record, root))
 
 
-def learning_curve_at(path: Place) -> LearningCurve | None:
+def learning_curve_at(path: AnyPath) -> LearningCurve | None:
     """Returns the learning curve that a file holds, None where there is no file.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import AnyPath
 
 LARGEST_TEXT = 16 << 20
 """Bytes: a thousand times a record or a learning curve."""
@@ -38,7 +38,7 @@ _KINDS = {
 }
 
 
-def read_bytes(path: Place, largest: int, what: str) -> bytes:
+def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
     """Returns the content of an ordinary file.
 
     Args:
@@ -62,7 +62,7 @@ def read_bytes(path: Place, largest: int, what: str) -> bytes:
     return content
 
 
-def _ordinary(path: Place) -> Place:
+def _ordinary(path: AnyPath) -> AnyPath:
     if getattr(path, "protocol", None) in ("file", "local"):
         path = Path(path.path)
     if isinstance(path, Path):
@@ -72,7 +72,7 @@ def _ordinary(path: Place) -> Place:
     return path
 
 
-def read_json(path: Place, what: str) -> Any:
+def read_json(path: AnyPath, what: str) -> Any:
     """Returns the content of a JSON file.
 
     Args:
@@ -95,7 +95,7 @@ def read_json(path: Place, what: str) -> Any:
     raise DataError(f"{path}: not {what}: nested more than {DEEPEST} levels deep")
 
 
-def read_npz(path: Place, what: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
+def read_npz(path: AnyPath, what: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
     """Returns the arrays of an `.npz` file, read-only; nothing is allocated that the file does not hold.
 
     Args:

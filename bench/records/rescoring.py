@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from bench.metrics.enso.formulas import MOMENTS, lead_weights
+from bench.metrics.families import FAMILIES
+from bench.metrics.names import with_ending
+from bench.metrics.skill.formulas import COUNTS
 from bench.records.schema import MetricStatistics, StatisticsPart
 from bench.records.statistics import Arrays
-from bench.scores import FAMILIES
-from bench.scores.correlation import MOMENTS, lead_weights
-from bench.scores.names import with_ending
-from bench.scores.skill import COUNTS
 
 _EPS = float(np.finfo(np.float64).eps)
 # Of variances against second moments: below, sums say no more than that there may be none.

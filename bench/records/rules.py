@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from bench.config import Config, explain, fingerprint, numbers_only
+from bench.metrics.skill.formulas import COUNTS, skill_scores
 from bench.records.rescoring import allowed, counted, scores_of, sequence_counts, undetermined
 from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays
-from bench.scores.skill import COUNTS, skill_scores
 
 Broken = Iterator[tuple[str, str]]
 """Fields, and what is wrong with each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.errors import DataError
-from bench.places import Place
+from bench.paths import AnyPath
 from bench.records.reading import read_npz
 from bench.records.schema import RunRecord
 from bench.records.statistics import packed
@@ -28,12 +28,12 @@ class Sample:
     forecast: np.ndarray
 
 
-def sample_path(record: RunRecord, root: Place) -> Place:
+def sample_path(record: RunRecord, root: AnyPath) -> AnyPath:
     """Returns where the sample of a record lies, whether or not it does."""
     return root / "samples" / record.task.name / record.model.name / f"{record.run_id}.npz"
 
 
-def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Place) -> Place:
+def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPath) -> AnyPath:
     """Writes context, target and forecast of a run's first sequence, reduced to at most 192 pixels and half precision.
 
     Args:
@@ -48,7 +48,7 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: Place
     return publish_beside(packed(reduced), sample_path(record, root))
 
 
-def read_sample(record: RunRecord, root: Place) -> Sample | None:
+def read_sample(record: RunRecord, root: AnyPath) -> Sample | None:
     """Returns the sample of a record, None where there is none.
 
     Raises:
@@ -57,7 +57,7 @@ def read_sample(record: RunRecord, root: Place) -> Sample | None:
     return sample_at(sample_path(record, root))
 
 
-def sample_at(path: Place) -> Sample | None:
+def sample_at(path: AnyPath) -> Sample | None:
     """Returns the sample that a file holds, None where there is no file.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from bench.config import Config, canonical_json, fingerprint, numbers_of, numbers_only
-from bench.scores.names import PER_LEAD
+from bench.metrics.names import PER_LEAD
 
 SCHEMA_VERSION = 3
 
@@ -181,7 +181,7 @@ class MembersPart(Part):
 
 
 class MetricStatistics(Part):
-    """How the statistics of a metric become scores: `bench.scores.FAMILIES[family](arrays, options)`."""
+    """How the statistics of a metric become scores: `bench.metrics.families.FAMILIES[family](arrays, options)`."""
 
     family: str
     options: dict[str, Any]

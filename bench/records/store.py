@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from bench.config import explain
 from bench.errors import DataError, RunFailedError
 from bench.files import sync_folder
-from bench.places import Place, place
+from bench.paths import AnyPath, as_path
 from bench.records.reading import read_json
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import packed
@@ -31,12 +31,12 @@ def new_run_id(config_fingerprint: str) -> tuple[str, str]:
     return f"{now:%Y%m%dT%H%M%SZ}-{config_fingerprint[:10]}-{secrets.token_hex(2)}", now.isoformat(timespec="seconds")
 
 
-def record_path(root: str | Place, record: RunRecord) -> Place:
+def record_path(root: str | AnyPath, record: RunRecord) -> AnyPath:
     """Returns where a record lies under a results root."""
     return _at(root) / "runs" / record.task.name / record.model.name / f"{record.run_id}.json"
 
 
-def write_record(record: RunRecord, root: str | Place) -> Place:
+def write_record(record: RunRecord, root: str | AnyPath) -> AnyPath:
     """Writes a record and returns its path; it is there whole or not at all, and nothing is ever replaced.
 
     Args:
@@ -68,7 +68,7 @@ def write_record(record: RunRecord, root: str | Place) -> Place:
     return path
 
 
-def publish(content: bytes, path: Place) -> None:
+def publish(content: bytes, path: AnyPath) -> None:
     """Writes a file that is there whole or not at all, and never in place of another, on a disk or behind a URL.
 
     Raises:
@@ -82,7 +82,7 @@ def publish(content: bytes, path: Place) -> None:
         _put(content, path)
 
 
-def publish_beside(content: bytes, path: Place) -> Place:
+def publish_beside(content: bytes, path: AnyPath) -> AnyPath:
     """Publishes what is kept beside a record for pictures, and returns its path.
 
     Raises:
@@ -119,7 +119,7 @@ def _give_name(part: Path, path: Path) -> None:
         part.rename(path)
 
 
-def _put(content: bytes, path: Place) -> None:
+def _put(content: bytes, path: AnyPath) -> None:
     try:
         path.fs.pipe_file(path.path, content, mode="create")  # refused by the backend where the name is taken
     except (NotImplementedError, TypeError):  # a backend without conditional writes; ids are random, so a look will do
@@ -128,7 +128,7 @@ def _put(content: bytes, path: Place) -> None:
         path.fs.pipe_file(path.path, content)
 
 
-def read_record(path: Place) -> RunRecord:
+def read_record(path: AnyPath) -> RunRecord:
     """Returns the record of a file.
 
     Raises:
@@ -149,7 +149,7 @@ def read_record(path: Place) -> RunRecord:
     return record.with_arrays(path.with_suffix(".npz"))
 
 
-def read_records(root: str | Place, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
+def read_records(root: str | AnyPath, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
     """Returns the readable records under a results root, oldest first, and one line per file that is not.
 
     Args:
@@ -183,5 +183,5 @@ def _collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-def _at(root: str | Place) -> Place:
-    return place(root, "results.root") if isinstance(root, str) else root
+def _at(root: str | AnyPath) -> AnyPath:
+    return as_path(root, "results.root") if isinstance(root, str) else root

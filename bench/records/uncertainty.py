@@ -1,6 +1,6 @@
 """How sure a score is, and a difference of two: from sums per event, with no second evaluation.
 
-Sources: `bench.scores.jackknife` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
+Sources: `bench.metrics.resampling` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
 (permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (forecasts' contingency tables that trade places).
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.errors import ConfigError, DataError, did_you_mean
+from bench.metrics.families import FAMILIES
+from bench.metrics.names import with_ending
+from bench.metrics.resampling import FEWEST_EVENTS, jackknife_interval, scale_of
 from bench.records.rescoring import scores_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
-from bench.scores import FAMILIES
-from bench.scores.jackknife import FEWEST_EVENTS, jackknife_interval, scale_of
-from bench.scores.names import with_ending
 
 REPLICATES = 1000
 
@@ -44,7 +44,7 @@ class Comparison:
 
 
 def interval(record: RunRecord, score: str, *, level: float = 0.95) -> tuple[float, float] | None:
-    """Returns the jackknife interval of a score over events: `(low, high)`.  See `bench.scores.jackknife`.
+    """Returns the jackknife interval of a score over events: `(low, high)`.  See `bench.metrics.resampling`.
 
     None where there is none to give; `why_no_interval` says why.
 

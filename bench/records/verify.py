@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import explain
 from bench.errors import DataError, EarthbenchError
+from bench.metrics.names import MEMBERS
 from bench.records import rules
 from bench.records.learning_curves import learning_curve_at
 from bench.records.reading import read_json
 from bench.records.samples import sample_at
 from bench.records.schema import SCHEMA_VERSION, RunRecord, content_sha256, migrated
 from bench.records.statistics import read_arrays
-from bench.scores.names import MEMBERS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bench.errors import DataError, EarthbenchError
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
 from bench.tables.durations import duration
-from bench.tables.panels import colouring, levels_of
+from bench.tables.pictures import colouring, levels_of
 from bench.tables.variants import comparable_key, variant_labels
 
 Kept = TypeVar("Kept")

@@ -1,25 +1,59 @@
-"""The site: one page per table and model, a gallery of forecasts, and an overview."""
+"""What the pages need besides their text: DataTables and Plotly as their Python packages ship them, and our own."""
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bench import registry
 from bench.errors import ConfigError, DataError
 from bench.records.schema import RunRecord
-from bench.report.assets import write_assets
 from bench.report.boards import ShownRow, charts, column_groups, shown_rows
 from bench.report.gallery import scenes
-from bench.report.models import model_pages, page_of
-from bench.tables.admission import LeftOut, read_store
-from bench.tables.cells import NOT_RUN, Block, Contents, Interval, contents_of
+from bench.report.model_pages import model_pages, page_of
+from bench.tables.admission import Excluded, read_store
+from bench.tables.cells import NOT_RUN, Block, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.render import load_table
+
+OWN = ("report.css", "report.js")
+
+
+def write_assets(folder: Path) -> dict[str, str]:
+    """Writes scripts and styles into a folder and returns the versions of the libraries among them.
+
+    DataTables comes as an ES module, which browsers refuse to load from the disk; as a data URL they take it.
+
+    Raises:
+        ConfigError: the extra `report` is not installed.
+    """
+    tables, charts = _package("itables"), _package("plotly")
+    folder.mkdir(parents=True, exist_ok=True)
+    own = files("bench.report") / "static"
+    for name in OWN:
+        (folder / name).write_text((own / name).read_text(encoding="utf-8"), encoding="utf-8")
+    module = base64.b64encode((tables / "html" / "dt_bundle.js").read_bytes()).decode("ascii")
+    (folder / "tables.js").write_text(
+        f'window.dataTables = import("data:text/javascript;base64,{module}");\n', encoding="ascii"
+    )
+    (folder / "tables.css").write_bytes((tables / "html" / "dt_bundle.css").read_bytes())
+    (folder / "charts.js").write_bytes((charts / "package_data" / "plotly.min.js").read_bytes())
+    return {name: version(name) for name in ("itables", "plotly")}
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"`earthbench report` needs {name}: pip install 'earthbench[report]'")
+    return Path(spec.origin).parent
+
 
 _MARK = ".earthbench-report"
 
@@ -36,13 +70,12 @@ class Overview:
     best: str
 
 
-def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
+def build(root: Path, out: Path) -> Path:
     """Writes the site and returns the path of its first page.
 
     Args:
         root: Results root.
         out: Folder of the site; made if it is not there, must hold nothing but an older report.
-        interval: See `bench.tables.cells.Interval`.
 
     Raises:
         ConfigError: the extra `report` is not installed.
@@ -59,7 +92,7 @@ def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
     tables = [load_table(name) for name in registry.names("table")]
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
-    filled = {table.name: contents_of(table, published[table.name], records, unreadable, interval) for table in tables}
+    filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}
     common = {
         "version": version("earthbench"),
         "libraries": libraries,
@@ -76,7 +109,7 @@ def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
         "models.html": ("models.html", {"models": models}),
     }
     for table in tables:
-        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id, interval))
+        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id))
     for model in models:
         pages[model.page] = ("model.html", {"model": model})
     for page, (template, values) in pages.items():
@@ -101,7 +134,7 @@ def _page(table: Table) -> str:
     return f"table-{table.file_stem}.html"
 
 
-def _overview(table: Table, contents: Contents) -> Overview:
+def _overview(table: Table, contents: TableData) -> Overview:
     cells = [cell for block in contents.blocks for cell in block.cells]
     rows = {(number, cell.row_key) for number, block in enumerate(contents.blocks) for cell in block.cells}
     statuses: dict[str, int] = {}
@@ -133,17 +166,16 @@ def _printed(published: Published | None) -> dict[str, dict[str, str]]:
 def _table(
     table: Table,
     published: Published | None,
-    contents: Contents,
+    contents: TableData,
     records: dict[str, RunRecord],
-    interval: Interval | None,
 ) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     data = []
     for block in contents.blocks:
         rows: list[ShownRow] = shown_rows(table, block)
         blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
-        data.append(charts(table, block, records, interval))
-    left_out: tuple[LeftOut, ...] = contents.left_out
+        data.append(charts(table, block, records))
+    left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,
         "published": published,

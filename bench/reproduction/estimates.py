@@ -53,7 +53,7 @@ def measured_throughput(device: str) -> float:
     """Returns multiply-adds per second of a 3x3 convolution in float32, forward and backward, on this device."""
     import torch
 
-    from bench.running.trainer import torch_device
+    from bench.engine.trainer import torch_device
 
     place = torch.device(torch_device(device))
     size, channels = (128, 64) if place.type == "cpu" else (512, 128)
@@ -138,8 +138,8 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     """
     import torch
 
-    from bench.running.micro_batch import known_micro_batch
-    from bench.running.trainer import torch_device, translated_errors
+    from bench.engine.micro_batch import known_micro_batch
+    from bench.engine.trainer import torch_device, translated_errors
 
     place = torch.device(torch_device(config.device))
     # None where a training would look for what fits

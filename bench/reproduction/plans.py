@@ -10,16 +10,15 @@ from bench import registry
 from bench.api import Split
 from bench.config import Config, compose
 from bench.cost.devices import Devices
+from bench.engine.identity import expected_run, identify
 from bench.errors import ConfigError, DataError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
-from bench.places import local_folder
-from bench.records.identity import source_differences
-from bench.records.reuse import newest_of_same_run
+from bench.paths import local_folder
+from bench.records.identity import newest_of_same_run, source_differences
 from bench.records.schema import RunRecord
 from bench.records.sources import registered_source
 from bench.records.store import read_records
 from bench.reproduction.estimates import Estimate, estimated, measured, measured_throughput
 from bench.reproduction.projection import Projection, projected
-from bench.running.identity import expected_run, identify
 from bench.tables.admission import admitted, training_seed
 from bench.tables.definitions import Row, Table
 from bench.tables.render import load_table
@@ -121,8 +120,8 @@ def _plan(
     throughput: Callable[[str], float],
     on: Devices | None,
 ) -> RowPlan:
+    from bench.engine.evaluate import work_folder
     from bench.models import has_weights, load_model
-    from bench.running.evaluation import work_folder
     from bench.tasks import load_task
 
     config = compose(overrides)
@@ -165,7 +164,7 @@ def _plan(
 
 def _lacking(config: Config) -> str:
     """Returns which device of a config is not here, an empty text if all are."""
-    from bench.running.trainer import trainer_device
+    from bench.engine.trainer import trainer_device
 
     try:
         trainer_device(config.device, config.devices, config.nodes, config.strategy)

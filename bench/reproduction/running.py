@@ -35,7 +35,7 @@ def run_rows(plans: Sequence[RowPlan], say: Say) -> list[RowResult]:
     Raises:
         InterruptedRunError: a signal; the same command continues.
     """
-    from bench.running.pipeline import run as run_pipeline
+    from bench.engine.run import run as run_pipeline
 
     results = []
     for number, one in enumerate(plans, start=1):

@@ -78,7 +78,7 @@ def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns what gives a module's loss `()` for context and target: its own, else the mean squared error."""
     import torch
 
-    from bench.running.forecaster import masked_mse
+    from bench.engine.forecaster import masked_mse
 
     own = getattr(module, "training_loss", None)
 

@@ -11,9 +11,9 @@ from typing import Any
 from bench import registry
 from bench.config import canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
+from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.scores.names import MEMBERS
 from bench.tables.definitions import Row, Table
 
 PARTIAL = "partial runs"
@@ -26,7 +26,7 @@ _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Excluded:
     """A record, or a file that is none, that may not stand in a table."""
 
     run_id: str
@@ -35,7 +35,7 @@ class LeftOut:
     reason: str
 
 
-def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[LeftOut]]:
+def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[Excluded]]:
     """Returns the readable records under a results root, oldest first, and the files that are not.
 
     Args:
@@ -48,11 +48,11 @@ def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], li
         match = _PROBLEM.match(problem)
         path, reason = (Path(match["path"]), match["reason"]) if match else (Path("unknown.json"), problem)
         # runs/TASK/MODEL/RUN_ID.json
-        unreadable.append(LeftOut(path.stem, path.parent.parent.name, path.parent.name, reason))
+        unreadable.append(Excluded(path.stem, path.parent.parent.name, path.parent.name, reason))
     return records, unreadable
 
 
-def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[LeftOut]]:
+def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[Excluded]]:
     """Returns the records of each row of a published table, and the records of its task that stand in none."""
     by_row: dict[str, list[RunRecord]] = {row.key: [] for row in table.rows}
     wanted = {row.key: _hyperparameters(row, table.task) for row in table.rows if row.options}
@@ -69,19 +69,19 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
         if reason is None and row is not None:
             by_row[row.key].append(record)
         else:
-            left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, str(reason)))
+            left_out.append(Excluded(record.run_id, record.task.name, record.model.name, str(reason)))
     for mine in by_row.values():
         kept = [record for record in mine if not deviations(table, record)]
         if kept:  # a longer trial of a row takes the place of nothing
             left_out += [
-                LeftOut(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in mine if deviations(table, r)
+                Excluded(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in mine if deviations(table, r)
             ]
             mine[:] = kept
         if mine:
             newest_run = max(mine, key=lambda record: record.run_id)
             alike = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
             left_out += [
-                LeftOut(r.run_id, r.task.name, r.model.name, OTHER_ENSEMBLES)
+                Excluded(r.run_id, r.task.name, r.model.name, OTHER_ENSEMBLES)
                 for r in mine
                 if _ensemble(r) != _ensemble(newest_run)
             ]
@@ -100,7 +100,7 @@ def _ensemble(record: RunRecord) -> str:
     return canonical_json([record.members.count if record.members else None, added])
 
 
-def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
+def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[Excluded]]:
     """Returns the records that may stand in a table of runs, whatever the data, and those that may not."""
     good, left_out = [], []
     for record in records:
@@ -110,7 +110,7 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
         if reason is None:
             good.append(record)
         else:
-            left_out.append(LeftOut(record.run_id, record.task.name, record.model.name, reason))
+            left_out.append(Excluded(record.run_id, record.task.name, record.model.name, reason))
     return good, left_out
 
 
@@ -147,7 +147,7 @@ def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [latest[seed] for seed in sorted(latest)]
 
 
-def summary(left_out: Sequence[LeftOut]) -> list[str]:
+def summary(left_out: Sequence[Excluded]) -> list[str]:
     """Returns one line per reason, with how many records it concerns and which."""
     by_reason: dict[str, list[str]] = {}
     for one in left_out:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.tables.admission import (
     PARTIAL,
-    LeftOut,
+    Excluded,
     admitted,
     complete,
     deviations,
@@ -19,17 +19,15 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
-from bench.tables.definitions import Column, Figure, Published, Row, Table
+from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
 from bench.tables.durations import duration
+from bench.tables.intervals import interval
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
-
-Interval = Callable[[RunRecord, str], tuple[float, float] | None]
-"""Gives the bounds of a record's score in the score's own units, or None where the record does not carry them."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Contents:
+class TableData:
     """Everything that a rendering of a table shows besides its definition."""
 
     blocks: tuple[Block, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
 
     @property
     def remarks(self) -> list[str]:
@@ -94,13 +92,12 @@ class Contents:
         return summary(self.left_out)
 
 
-def contents_of(
+def table_data(
     table: Table,
     published: Published | None,
     records: Sequence[RunRecord],
-    unreadable: Sequence[LeftOut] = (),
-    interval: Interval | None = None,
-) -> Contents:
+    unreadable: Sequence[Excluded] = (),
+) -> TableData:
     """Returns the blocks of a table (one for a published table, one per data set for a table of runs) and the rest.
 
     Args:
@@ -108,27 +105,26 @@ def contents_of(
         published: Its published figures.
         records: Of any task, in any order.
         unreadable: Files that are no record, as `read_store` gives them.
-        interval: See `Interval`; without, no cell has one.
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
     if table.rows:
         by_row, left_out = admitted(table, records)
-        blocks = [_published_block(table, published, by_row, [*left_out, *unreadable], interval)]
+        blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
-        blocks = _run_blocks(table, good, interval)
-    blocks = [_judged(table, block, records, intervals=interval is not None) for block in blocks]
-    return Contents(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
+        blocks = _run_blocks(table, good)
+    blocks = [_judged(table, block, records) for block in blocks]
+    return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
-def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
+def _judged(table: Table, block: Block, records: Sequence[RunRecord]) -> Block:
     """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
     by_id = {record.run_id: record for record in records}
     cells = marked(table, ranked(table, block.cells), by_id)
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]
     absences = [why_no_mark(cells, mine)]
-    if intervals and any(len(cell.run_ids) == 1 for cell in cells):
+    if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
     return replace(block, cells=cells, absences=tuple(filter(None, absences)))
 
@@ -137,8 +133,7 @@ def _published_block(
     table: Table,
     published: Published | None,
     by_row: dict[str, list[RunRecord]],
-    left_out: Sequence[LeftOut],
-    interval: Interval | None,
+    left_out: Sequence[Excluded],
 ) -> Block:
     cells, remarks = [], []
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
@@ -150,9 +145,7 @@ def _published_block(
         figures = published.rows.get(row.key, {}) if published else {}
         absent = _absent(row, left_out)
         cells += [
-            _cell(
-                row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, interval=interval
-            )
+            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
             for column in table.columns
         ]
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
@@ -161,7 +154,7 @@ def _published_block(
     return Block("", tuple(cells), (*remarks, *captions(told)))
 
 
-def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[str]:
+def _incomparable(table: Table, row: Row, figures: dict[str, PublishedValue]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for key, figure in figures.items():
         if figure.incomparable:
@@ -169,7 +162,7 @@ def _incomparable(table: Table, row: Row, figures: dict[str, Figure]) -> list[st
     return [f"{row.label}, {', '.join(labels)}: not compared: {reason}" for reason, labels in by_reason.items()]
 
 
-def _absent(row: Row, left_out: Sequence[LeftOut]) -> str:
+def _absent(row: Row, left_out: Sequence[Excluded]) -> str:
     """Returns the status of a row that no record may stand in: what there is in its place."""
     reasons = [one.reason for one in left_out if one.model == row.model]
     for status, is_it in (
@@ -186,7 +179,7 @@ def _label(table: Table, key: str) -> str:
     return next((column.label for column in table.columns if column.key == key), key)
 
 
-def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | None) -> list[Block]:
+def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
@@ -197,7 +190,7 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
             variants.setdefault((record.model.name, label), []).append(record)
         rows = [(model, label, latest_per_seed(mine)) for (model, label), mine in sorted(variants.items())]
         cells = [
-            _cell(Row(model=model, name=label, label=label), column, None, mine, interval=interval)
+            _cell(Row(model=model, name=label, label=label), column, None, mine)
             for model, label, mine in rows
             for column in table.columns
         ]
@@ -225,12 +218,11 @@ def _block_title(record: RunRecord) -> str:
 def _cell(
     row: Row,
     column: Column,
-    figure: Figure | None,
+    figure: PublishedValue | None,
     records: list[RunRecord],
     *,
     deviates: bool = False,
     absent: str = NOT_RUN,
-    interval: Interval | None = None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
@@ -246,7 +238,7 @@ def _cell(
         difference, status = compare(row, column, figure, ours)
     if deviates and records:
         status += f", {DEVIATES}"
-    bounds = interval(known[0][0], column.key) if interval and len(known) == 1 else None
+    bounds = interval(known[0][0], column.key) if len(known) == 1 else None
     undefined = next((r.undefined[column.key] for r in records if column.key in r.undefined), None)
     notes = [row.notes.get(column.key), figure.note if figure else None, figure.incomparable if figure else None]
     return Cell(
@@ -296,7 +288,7 @@ def value_of(record: RunRecord, key: str) -> float | None:
     return costs[key] if key in costs else record.scores.get(key)
 
 
-def compare(row: Row, column: Column, figure: Figure, ours: float) -> tuple[float, str]:
+def compare(row: Row, column: Column, figure: PublishedValue, ours: float) -> tuple[float, str]:
     """Returns the difference of our value from a published figure, and whether that is a `match` or it `differs`.
 
     Both in the paper's units; where the row says that the figure carries a factor, it is taken out first.

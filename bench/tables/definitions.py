@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.config import explain
 from bench.errors import DataError, UnknownNameError, did_you_mean, one_message
-from bench.scores.directions import better_of
+from bench.metrics.names import better_of
 
 COSTS = {
     "parameters": "every element of every parameter",
@@ -20,13 +20,13 @@ COSTS = {
 """What a column may show besides scores, and how it is counted."""
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """A frozen part of a definition; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Column(Part):
+class Column(StrictModel):
     """One column: where its value comes from and how it is printed."""
 
     key: str
@@ -38,7 +38,7 @@ class Column(Part):
     """Printed value = measured value x scale: the paper's units."""
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
-    """Left out: what `bench.scores.directions` says of the score."""
+    """Left out: what `bench.metrics.names` says of the score."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -51,7 +51,7 @@ class Column(Part):
         return given
 
 
-class Row(Part):
+class Row(StrictModel):
     """One row: a model, and what a reader has to know about the row."""
 
     model: str
@@ -73,7 +73,7 @@ class Row(Part):
         return self.name or self.model
 
 
-class Table(Part):
+class Table(StrictModel):
     """A table of models on a task, with published figures or without."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")
@@ -131,7 +131,7 @@ class Table(Part):
         )
 
 
-class Figure(Part):
+class PublishedValue(StrictModel):
     """One published figure."""
 
     value: float
@@ -142,7 +142,7 @@ class Figure(Part):
     """Why our value must not be compared with it, e.g. another protocol; no difference is then given."""
 
 
-class Source(Part):
+class Source(StrictModel):
     """Where figures were read."""
 
     title: str
@@ -152,7 +152,7 @@ class Source(Part):
     note: str
 
 
-class Published(Part):
+class Published(StrictModel):
     """The figures of one published table, each with its sources."""
 
     schema_version: Literal[1]
@@ -161,7 +161,7 @@ class Published(Part):
     caption: str
     units: dict[str, str]
     sources: dict[str, Source]
-    rows: dict[str, dict[str, Figure]]
+    rows: dict[str, dict[str, PublishedValue]]
 
 
 def published_folder() -> Path:

@@ -7,7 +7,7 @@ import itertools
 from tabulate import tabulate
 
 from bench.safe_text import for_html, for_latex, for_markdown, one_line
-from bench.tables.cells import Contents
+from bench.tables.cells import TableData
 from bench.tables.definitions import Published, Table
 from bench.tables.lines import header, legend, number, ours_text, printed_lines, row_label
 
@@ -27,7 +27,7 @@ tbody tr:hover { background: color-mix(in srgb, currentColor 7%, transparent) }
 """
 
 
-def markdown(table: Table, published: Published | None, contents: Contents) -> str:
+def markdown(table: Table, published: Published | None, contents: TableData) -> str:
     """Returns the table as Markdown: the best bold, the next in italics."""
     parts = [f"# {for_markdown(table.name)}", "", for_markdown(table.title), ""]
     for block in contents.blocks:
@@ -51,7 +51,7 @@ def markdown(table: Table, published: Published | None, contents: Contents) -> s
     return "\n".join(parts).rstrip() + "\n"
 
 
-def latex(table: Table, published: Published | None, contents: Contents) -> str:
+def latex(table: Table, published: Published | None, contents: TableData) -> str:
     """Returns the table as LaTeX with booktabs: the best bold, the next underlined."""
     parts = [_comment(f"{table.name}: {table.title}"), _comment(r"needs \usepackage{booktabs}")]
     for block in contents.blocks:
@@ -73,7 +73,7 @@ def latex(table: Table, published: Published | None, contents: Contents) -> str:
     return "\n".join(parts) + "\n"
 
 
-def page(table: Table, published: Published | None, contents: Contents) -> str:
+def page(table: Table, published: Published | None, contents: TableData) -> str:
     """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
     escape = for_html
     parts = [

@@ -1,13 +1,221 @@
-"""Pictures of forecasts beside what was observed, in the colours of their task."""
+"""Pictures of forecasts as rows of frames: context, target, models or members, chances of an event; still or moving."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bench.api import Palette
-from bench.tables.panels import Panel, draw
+from bench.errors import ConfigError
+from bench.files import replacing
+from bench.tables.durations import duration
+
+FORMATS = (".png", ".gif", ".mp4")
+_MEMBERS_SHOWN = 3
+_FRAMES_PER_SECOND = 3
+_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One row of a picture: frames `(T,H,W)`, whether they are probabilities, and the number of the first lead."""
+
+    name: str
+    frames: np.ndarray
+    probability: bool = False
+    first: int = 1
+
+
+def panels_of(
+    context: np.ndarray,
+    target: np.ndarray | None,
+    members: np.ndarray,
+    *,
+    threshold: float | None = None,
+    controls: tuple[float, ...] | None = None,
+) -> list[Panel]:
+    """Returns the rows of a forecast's picture.
+
+    Args:
+        context: `(T_in,H,W)`, physical units.
+        target: `(T_out,H,W)`, where it is known.
+        members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, one row of the mean for each.
+        threshold: Adds the share of members at or above it.
+        controls: The control of each block of members.
+    """
+    rows = [Panel("context", context, first=1 - len(context))]
+    if target is not None:
+        rows.append(Panel("target", target))
+    if controls is not None:
+        return rows + [Panel(f"n = {n:+g}", block.mean(0)) for n, block in zip(controls, members, strict=True)]
+    if len(members) == 1:
+        rows.append(Panel("forecast", members[0]))
+    else:
+        rows += [Panel(f"member {k + 1}", members[k]) for k in range(min(_MEMBERS_SHOWN, len(members)))]
+        rows.append(Panel("mean", members.mean(0)))
+    if threshold is not None:
+        rows.append(Panel(f"P(>= {threshold:g})", (members >= threshold).mean(0), probability=True))
+    return rows
+
+
+def draw(path: Path, panels: list[Panel], *, palette: Palette, units: str, cadence_minutes: float, title: str) -> Path:
+    """Draws the panels to a `.png` (a row each) or moves them in a `.gif` or `.mp4` (a lead time a frame).
+
+    Raises:
+        ConfigError: the ending is none of these, or `.mp4` is asked for and ffmpeg is not installed.
+    """
+    import matplotlib
+
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"picture {path.name!r}: expected a name that ends in {', '.join(FORMATS)}")
+    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise ConfigError("an .mp4 needs the program ffmpeg, which is not on the PATH; a .gif needs nothing more")
+    matplotlib.use("agg")
+    levels = palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
+    paint = _Paint(palette, levels, units, cadence_minutes)
+    with replacing(path) as part:
+        if path.suffix == ".png":
+            _still(part, panels, paint, title)
+        else:
+            _moving(part, path.suffix, panels, paint, title)
+    return path
+
+
+class _Paint:
+    """Draws single frames and the colour bars that belong to them."""
+
+    def __init__(self, palette: Palette, levels: tuple[float, ...], units: str, cadence_minutes: float) -> None:
+        self.colours, self.norm = colouring(palette, levels)
+        self.levels, self.units, self.cadence_minutes = levels, units, cadence_minutes
+        self.first_row = palette.first_row
+
+    def frame(self, axis: Any, panel: Panel, index: int) -> Any:
+        """Draws a frame of a panel on an axis and returns the image."""
+        axis.set(xticks=[], yticks=[])
+        shown = np.ma.masked_invalid(panel.frames[index])
+        if panel.probability:
+            return axis.imshow(shown, cmap="Blues", vmin=0, vmax=1, origin=self.first_row)
+        return axis.imshow(shown, cmap=self.colours, norm=self.norm, origin=self.first_row)
+
+    def lead(self, panel: Panel, index: int) -> str:
+        """Returns the time of a frame against the start."""
+        return duration((panel.first + index) * self.cadence_minutes, sign=True)
+
+    def bars(self, figure: Any, axes: Any, images: dict[bool, Any]) -> None:
+        """Draws a colour bar for the field, and one for probabilities where there are any."""
+        for probability, image in images.items():
+            bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, ticks=None if probability else self.levels)
+            bar.set_label("share of members" if probability else self.units, fontsize=8)
+            bar.ax.tick_params(labelsize=7)
+
+
+def _still(path: Path, panels: list[Panel], paint: _Paint, title: str) -> None:
+    import matplotlib.pyplot as plt
+
+    columns = max(len(_spread(len(panel.frames))) for panel in panels)
+    height, width = panels[0].frames.shape[1:]
+    figure, axes = plt.subplots(
+        len(panels),
+        columns,
+        figsize=(1.7 * columns + 1.6, (1.5 * height / width + 0.3) * len(panels) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    images: dict[bool, Any] = {}
+    for row, panel in zip(axes, panels, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, index in zip(row, _spread(len(panel.frames)), strict=False):
+            axis.set_axis_on()
+            images[panel.probability] = paint.frame(axis, panel, index)
+            axis.set_title(paint.lead(panel, index), fontsize=8)
+        row[0].set_ylabel(_wrapped(panel.name), fontsize=9, rotation=0, ha="right", va="center")
+    paint.bars(figure, axes, images)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
+    import matplotlib.pyplot as plt
+    from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
+
+    height, width = panels[0].frames.shape[1:]
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(2.0 * len(panels) + 1.6, 2.0 * height / width + 0.9),
+        squeeze=False,
+        layout="constrained",
+    )
+    images: dict[bool, Any] = {}
+    updates: list[Callable[[int], None]] = []
+
+    def updating(axis: Any, panel: Panel, image: Any) -> Callable[[int], None]:
+        def update(step: int) -> None:
+            index = min(step, len(panel.frames) - 1)  # the context stays on its last frame while the forecast runs
+            index = len(panel.frames) - 1 if panel.first < 1 else index
+            image.set_data(np.ma.masked_invalid(panel.frames[index]))
+            axis.set_title(f"{_wrapped(panel.name)}\n{paint.lead(panel, index)}", fontsize=8)
+
+        return update
+
+    for axis, panel in zip(axes[0], panels, strict=True):
+        image = paint.frame(axis, panel, 0)
+        images[panel.probability] = image
+        updates.append(updating(axis, panel, image))
+    paint.bars(figure, axes, images)
+    figure.suptitle(title, fontsize=10)
+
+    def draw_step(step: int) -> list[Any]:
+        for update in updates:
+            update(step)
+        return []
+
+    steps = max(len(panel.frames) for panel in panels if panel.first >= 1)
+    writer = (PillowWriter if suffix == ".gif" else FFMpegWriter)(fps=_FRAMES_PER_SECOND)
+    # The writer tells the format by the ending, which a half-written file does not have yet.
+    named = path.with_name(path.name + suffix)
+    try:
+        FuncAnimation(figure, draw_step, frames=steps).save(named, writer=writer, dpi=100)
+        named.replace(path)
+    finally:
+        named.unlink(missing_ok=True)
+        plt.close(figure)
+
+
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 22)
+
+
+def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
+    """Returns eleven levels that span the finite values of some frames."""
+    known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
+    least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return tuple(np.linspace(least, greatest if greatest > least else least + 1, 11))
+
+
+def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
+    """Returns matplotlib's colour map and norm for a palette."""
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    if isinstance(palette.colours, str):
+        named = colormaps[palette.colours]
+        return named, BoundaryNorm(levels, named.N, extend="both")
+    listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
+    return listed, BoundaryNorm(levels, listed.N)
+
+
+def _spread(count: int) -> list[int]:
+    """Returns up to six indices of `count` frames, evenly spread, the last always among them."""
+    return sorted({round(i) for i in np.linspace(count - 1, 0, min(count, _COLUMNS))})
 
 
 def draw_forecasts(

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bench.config import Config, Train, explain
+from bench.config.overrides import literal
 from bench.errors import DataError, one_message
-from bench.overrides import literal
-from bench.tables.definitions import Part, Row, Table, published_folder
+from bench.tables.definitions import Row, StrictModel, Table, published_folder
 
 ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
@@ -28,7 +28,7 @@ _NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
 """What a stage has besides the settings of a training."""
 
 
-class SettingSource(Part):
+class SettingSource(StrictModel):
     """Where settings were read."""
 
     title: str
@@ -41,7 +41,7 @@ class SettingSource(Part):
         return f"{self.kind}, {self.title}: {self.url} ({self.note})"
 
 
-class Setting(Part):
+class Setting(StrictModel):
     """One setting that a source gives."""
 
     key: str
@@ -52,7 +52,7 @@ class Setting(Part):
     note: str | None = None
 
 
-class Settings(Part):
+class Settings(StrictModel):
     """What is known of how the rows of a table were trained."""
 
     schema_version: Literal[1]

@@ -17,7 +17,7 @@ from bench.tasks.tropical_pacific import TropicalPacific
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.enso_ersst import ErsstWindows
+    from bench.data.ersst.dataset import ErsstWindows
     from bench.data.report import Advance, Report
 
 
@@ -39,7 +39,7 @@ class EnsoErsst(TropicalPacific):
     selection_fields: ClassVar[frozenset[str]] = frozenset(
         {"train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box"}
     )
-    data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst_fetch:FetchErsst"}
+    data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst.download:FetchErsst"}
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")
     val_from: date = Field(date(1990, 1, 1), description="training ends before this date, validation begins")
@@ -93,7 +93,7 @@ class EnsoErsst(TropicalPacific):
 
     def sequences(self, split: Split) -> ErsstWindows:
         """Returns the stored windows of a split, with the labels of their targets."""
-        from bench.data.enso_ersst import ErsstWindows
+        from bench.data.ersst.dataset import ErsstWindows
 
         assert self.data_root is not None
         start, end = self.split_dates()[split]
@@ -110,7 +110,7 @@ class EnsoErsst(TropicalPacific):
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
         """Returns what is under the data root and what is wrong with it."""
-        from bench.data.enso_ersst import describe
+        from bench.data.ersst.dataset import describe
 
         assert self.data_root is not None
         return describe(

@@ -13,7 +13,7 @@ from bench.api import Split
 from bench.tasks.tropical_pacific import SST_RANGE, TropicalPacific
 
 if TYPE_CHECKING:
-    from bench.data.icar_enso import IcarEnsoWindows
+    from bench.data.icar_enso.dataset import IcarEnsoWindows
     from bench.data.leaks import SplitEvents
     from bench.data.report import Advance, Report
 
@@ -46,7 +46,7 @@ class IcarEnso(TropicalPacific):
 
     def sequences(self, split: Split) -> IcarEnsoWindows:
         """Returns the stored windows of a split, with the labels of their targets."""
-        from bench.data.icar_enso import IcarEnsoWindows
+        from bench.data.icar_enso.dataset import IcarEnsoWindows
 
         assert self.data_root is not None
         return IcarEnsoWindows(
@@ -61,7 +61,7 @@ class IcarEnso(TropicalPacific):
 
     def events(self, split: Split) -> SplitEvents:
         """Returns the records of a split, without reading them; none where there is one observed record."""
-        from bench.data.icar_enso import cmip_members, family_of, members_of_split
+        from bench.data.icar_enso.dataset import cmip_members, family_of, members_of_split
         from bench.data.leaks import SplitEvents
 
         assert self.data_root is not None
@@ -72,7 +72,7 @@ class IcarEnso(TropicalPacific):
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
         """Returns what is under the data root and what is wrong with it."""
-        from bench.data.icar_enso_report import describe
+        from bench.data.icar_enso.check import describe
 
         assert self.data_root is not None
         return describe(

@@ -16,7 +16,7 @@ from bench.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.moving_mnist import MovingMnistSequences
+    from bench.data.moving_mnist.dataset import MovingMnistSequences
 
 WHITE = 255.0
 _NOMINAL_SIZE = 64
@@ -34,7 +34,7 @@ class MovingMnist(Task):
     units: ClassVar[str] = "brightness 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 8_100, "val": 900, "test": 1_000}
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
-    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.make_mnist:MakeMoving"}
+    data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.mnist:MakeMoving"}
     selection_fields: ClassVar[frozenset[str]] = frozenset({"test_count"})
 
     t_in: int = Field(10, ge=1, description="frames of the context")
@@ -59,7 +59,7 @@ class MovingMnist(Task):
     @cached_property
     def frame_size(self) -> tuple[int, int]:
         """Returns `(H, W)`: of the files where there are any, else 64x64."""
-        from bench.data.moving_mnist import mapped, present_file
+        from bench.data.moving_mnist.dataset import mapped, present_file
 
         path = present_file(self.data_root) if self.data_root is not None else None
         if path is None:
@@ -74,7 +74,7 @@ class MovingMnist(Task):
 
     def sequences(self, split: Split) -> MovingMnistSequences:
         """Returns the stored sequences of a split."""
-        from bench.data.moving_mnist import MovingMnistSequences
+        from bench.data.moving_mnist.dataset import MovingMnistSequences
 
         assert self.data_root is not None
         return MovingMnistSequences(

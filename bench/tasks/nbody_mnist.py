@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from bench.api import Palette, Shape, Split
-from bench.data.nbody import FRAME, FRAMES
+from bench.data.nbody_mnist.simulation import FRAME, FRAMES
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.nbody_mnist import NBodySequences
+    from bench.data.nbody_mnist.dataset import NBodySequences
     from bench.data.report import Advance, Report
 
 WHITE = 255.0
@@ -36,8 +36,8 @@ class NBodyMnist(Task):
     published_sequences: ClassVar[dict[str, int]] = {"train": 20_000, "val": 1_000, "test": 1_000}
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
     data_verbs: ClassVar[dict[str, str]] = {
-        "make": "bench.data.make_mnist:MakeNBody",
-        "fetch": "bench.data.archive_fetch:FetchNBody",
+        "make": "bench.data.mnist:MakeNBody",
+        "fetch": "bench.data.author_archives:FetchNBody",
     }
 
     t_in: int = Field(10, ge=1, description="frames of the context")
@@ -77,7 +77,7 @@ class NBodyMnist(Task):
 
     def sequences(self, split: Split) -> NBodySequences:
         """Returns the stored sequences of a split; `.energy` is that of the true system at each frame."""
-        from bench.data.nbody_mnist import NBodySequences
+        from bench.data.nbody_mnist.dataset import NBodySequences
 
         assert self.data_root is not None
         return NBodySequences(self.data_root, split=split, t_in=self.t_in, t_out=self.t_out)
@@ -94,7 +94,7 @@ class NBodyMnist(Task):
         return report
 
     def _digits_used(self, split: Split) -> frozenset[int]:
-        from bench.data.nbody_mnist import NBodySequences
+        from bench.data.nbody_mnist.dataset import NBodySequences
 
         source = self.dataset(split).source
         assert isinstance(source, NBodySequences)

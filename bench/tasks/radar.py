@@ -22,4 +22,4 @@ class Radar(Sevir):
     name: ClassVar[str] = "radar"
     units: ClassVar[str] = "VIL code 0..255, from reflectivity or rain rate"
     published_sequences: ClassVar[dict[str, int]] = {}
-    data_verbs: ClassVar[dict[str, str]] = {"convert:sevir": "bench.data.sevir_join:JoinTrees"}
+    data_verbs: ClassVar[dict[str, str]] = {"convert:sevir": "bench.data.sevir.join:JoinTrees"}

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bench.api import Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
-from bench.data.sevir_dates import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir.times import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.data.leaks import SplitEvents
     from bench.data.loading import Stored
     from bench.data.report import Advance, Report
-    from bench.data.sevir import SevirSequences
+    from bench.data.sevir.dataset import SevirSequences
 
 # The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
 # back every integer code (except 255 -> 254.99998), which x/255 does not: 219 would come back one ulp short of 219.
@@ -53,8 +53,8 @@ class Sevir(Task):
     palette: ClassVar[Palette] = _PALETTE
     plausible: ClassVar[Plausible | None] = VIL_CODE
     data_verbs: ClassVar[dict[str, str]] = {
-        "make": "bench.data.storms:MakeStorms",
-        "fetch": "bench.data.sevir_fetch:FetchSevir",
+        "make": "bench.data.sevir.synthetic:MakeStorms",
+        "fetch": "bench.data.sevir.download:FetchSevir",
     }
     reads_addresses: ClassVar[bool] = True
     selection_fields: ClassVar[frozenset[str]] = frozenset(
@@ -105,7 +105,7 @@ class Sevir(Task):
 
     @cached_property
     def _stored_form(self) -> tuple[int, int, float]:
-        from bench.data.sevir_catalogue import cadence_minutes, first_header, read_catalogue, select_events
+        from bench.data.sevir.catalogue import cadence_minutes, first_header, read_catalogue, select_events
 
         nominal = self.nominal_size, self.nominal_size, self.nominal_cadence
         if self.data_root is None:
@@ -124,7 +124,7 @@ class Sevir(Task):
         return self._between(*self.split_dates()[split])
 
     def _between(self, start: datetime | None, end: datetime | None) -> SevirSequences:
-        from bench.data.sevir import SevirSequences
+        from bench.data.sevir.dataset import SevirSequences
 
         assert self.data_root is not None
         return SevirSequences(
@@ -141,7 +141,7 @@ class Sevir(Task):
     def events(self, split: Split) -> SplitEvents:
         """Returns ids and times of a split's events, from the catalogue alone."""
         from bench.data.leaks import SplitEvents
-        from bench.data.sevir_catalogue import read_catalogue, select_events, storage_of
+        from bench.data.sevir.catalogue import read_catalogue, select_events, storage_of
 
         assert self.data_root is not None
         start, end = self.split_dates()[split]
@@ -157,7 +157,7 @@ class Sevir(Task):
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
         """Returns what is under the data root and what is wrong with it."""
-        from bench.data import sevir_report
+        from bench.data.sevir import check as sevir_report
 
         assert self.data_root is not None
         window = self.t_in + self.t_out
@@ -205,9 +205,9 @@ class SevirLR(Sevir):
     name: ClassVar[str] = "sevir_lr"
     published_sequences: ClassVar[dict[str, int]] = {}
     data_verbs: ClassVar[dict[str, str]] = {
-        "make": "bench.data.storms:MakeLowResolutionStorms",
-        "fetch": "bench.data.archive_fetch:FetchSevirLR",
-        "convert:sevir": "bench.data.sevir_convert:ConvertToLowResolution",
+        "make": "bench.data.sevir.synthetic:MakeLowResolutionStorms",
+        "fetch": "bench.data.author_archives:FetchSevirLR",
+        "convert:sevir": "bench.data.sevir.convert:ConvertToLowResolution",
     }
     nominal_size: ClassVar[int] = 128
     nominal_cadence: ClassVar[float] = 10.0
@@ -230,7 +230,7 @@ class SevirLR(Sevir):
         """Returns the stored windows of a split, by date or, in training and validation, by the authors' lot."""
         if self.split_by == "date" or split not in ("train", "val"):
             return super().sequences(split)
-        from bench.data.random_split import RandomPart
+        from bench.data.sevir.splits import RandomPart
 
         part = RandomPart(self._between(None, self.test_from), split)
         warnings.warn(

@@ -15,7 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
 from bench.errors import ConfigError, DataError, did_you_mean
-from bench.places import expanded
+from bench.paths import expand_environment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,13 +116,13 @@ class Task(BaseModel, ABC):
     def _root_is_a_folder(cls, root: str | Path | None) -> Path | None:
         if root is None:
             return None
-        root = expanded(root, "data.root") if isinstance(root, str) else root
+        root = expand_environment(root, "data.root") if isinstance(root, str) else root
         if "://" in str(root):
-            from bench.data.places import open_place
+            from bench.data.transfer.paths import open_root
 
             if cls.reads_addresses:
                 try:
-                    return open_place(root)
+                    return open_root(root)
                 except ConfigError as error:  # pydantic would put words around it
                     raise DataError(str(error)) from error
             raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from bench.api import Shape
 from bench.cost import count_model
+from bench.engine.averaging import RunningAverage
+from bench.engine.forecaster import check_forecast, masked_mse
+from bench.engine.independence import dependence
 from bench.errors import ContractError, NotCountableError, one_message
-from bench.running.averaging import RunningAverage
-from bench.running.forecaster import check_forecast, masked_mse
-from bench.running.independence import dependence
 
 # One forecast by two models of the same weights: they may differ by their choice of kernels.
 _RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
-from bench.running.forecaster import masked_mse
+from bench.engine.forecaster import masked_mse
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)
 ROWS = 3
@@ -21,7 +21,7 @@ STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
     "convlstm", "e3d_lstm", "earthformer", "earthformer_no_global", "phydnet", "prediff", "prediff_ka", "predrnn",
-    "rainformer", "unet",
+    "rainformer", "simvp", "tau", "unet",
 ]  # fmt: skip
 _FITTED = ["climatology", "damped_persistence", "linear_inverse"]
 _NOT_TRAINED = ["earthformer_released", "optical_flow", "persistence"]

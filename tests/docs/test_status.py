@@ -10,7 +10,7 @@ from pages import REPO
 from bench import registry
 from bench.tables import load_table
 from bench.tables.admission import read_store
-from bench.tables.cells import contents_of
+from bench.tables.cells import table_data
 from bench.tables.definitions import load_published
 
 TABLES = ("earthformer/sevir", "earthformer/sevir_per_lead", "earthformer/icar_enso", "prediff/sevir_lr")
@@ -23,7 +23,7 @@ def _statuses(name: str, results: Path) -> dict[str, str]:
     published = load_published(table.published) if table.published else None
     records, unreadable = read_store(results, table.task)
     found = {}
-    for cells in contents_of(table, published, records, unreadable).blocks[0].rows:
+    for cells in table_data(table, published, records, unreadable).blocks[0].rows:
         statuses = {cell.status for cell in cells if cell.column not in _COST}
         known = cells[0].model in registry.names("model")
         found[cells[0].row] = ", ".join(sorted(statuses)) if known else "no model"

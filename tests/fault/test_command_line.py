@@ -152,7 +152,7 @@ def test_a_signal_ends_a_sweep_not_only_its_job(
     capsys, monkeypatch: pytest.MonkeyPatch, storms: Path, verb: str
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr("bench.running.pipeline.run", lambda config, **_: (started.append(config.seed), _stopped()))
+    monkeypatch.setattr("bench.engine.run.run", lambda config, **_: (started.append(config.seed), _stopped()))
     command = ["run", "-m", "model=persistence"] if verb == "run" else ["ablate", "global_vectors", "task=sevir"]
     code, error = _error(capsys, *command, "seed=0,1", f"data.root={storms}", "progress=false")
     assert code == 130 and "stopped by SIGTERM" in error

@@ -138,7 +138,7 @@ def test_what_the_docs_list_may_be_set_by_a_file_and_by_overrides(capsys, folder
 
 
 def test_the_documented_keys_are_the_allowed_ones() -> None:
-    from bench.hydra_keys import ALLOWED
+    from bench.config.hydra_keys import ALLOWED
 
     page = (Path(__file__).parents[2] / "docs/scaling.md").read_text(encoding="utf-8")
     assert [key for key in ALLOWED if f"`{key.removeprefix('hydra.launcher.')}`" not in page and key not in page] == []

@@ -13,10 +13,10 @@ import torch
 from faults import child, ended, kill_self, tiny
 
 import bench
+from bench.engine.checkpoints import LAST, PREVIOUS, CheckpointFiles, damage, newest_intact
+from bench.engine.run import run
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
-from bench.running.checkpoints import LAST, PREVIOUS, CheckpointFiles, damage, newest_intact
-from bench.running.pipeline import run
 
 
 def _train(storms: Path, out: Path, num_workers: int) -> int:

@@ -163,7 +163,7 @@ def test_an_error_of_a_plugin_is_not_a_fault_of_earthbench(folder: Path, storms:
 
 
 def test_batch_norm_over_one_value_names_the_batch_size() -> None:
-    from bench.running.trainer import translated_errors
+    from bench.engine.trainer import translated_errors
 
     layer = nn.BatchNorm2d(4)
     with pytest.raises(RunFailedError, match=r"1x1 grid.*data\.batch_size"), translated_errors("training"):

@@ -15,16 +15,16 @@ from faults import Small, tiny
 from torch import Tensor, nn
 
 import bench
-import bench.running.identity
+import bench.engine.identity
 from bench.data.loading import evaluation_loader
+from bench.engine.checkpoints import LAST, CheckpointFiles, damage
+from bench.engine.forecaster import Forecaster
+from bench.engine.run import run
+from bench.engine.trainer import translated_errors
 from bench.errors import ConfigError, ContractError, DataError, InterruptedRunError, RunFailedError
 from bench.models import load_weights
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
-from bench.running.checkpoints import LAST, CheckpointFiles, damage
-from bench.running.forecaster import Forecaster
-from bench.running.pipeline import run
-from bench.running.trainer import translated_errors
 
 
 def _run(storms: Path, out: Path, *overrides: str) -> Any:
@@ -32,7 +32,7 @@ def _run(storms: Path, out: Path, *overrides: str) -> Any:
 
 
 def _with_model(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> None:
-    monkeypatch.setattr("bench.running.pipeline.load_model", lambda name, task, **_: model(task.target_shape[0]))
+    monkeypatch.setattr("bench.engine.run.load_model", lambda name, task, **_: model(task.target_shape[0]))
 
 
 class _Broken(Small):
@@ -240,8 +240,8 @@ def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_pat
         patch.setattr(Forecaster, "training_step", signalled)
         with pytest.raises(InterruptedRunError):
             _run(storms, tmp_path)
-    known = bench.running.identity.libraries()
-    monkeypatch.setattr(bench.running.identity, "libraries", lambda: known | {"torch": "99.0"})
+    known = bench.engine.identity.libraries()
+    monkeypatch.setattr(bench.engine.identity, "libraries", lambda: known | {"torch": "99.0"})
     with pytest.raises(
         ConfigError, match=r"(?s)trained by other code.*train\.resume=anyway.*torch: trained with .*, now 99\.0"
     ) as caught:
@@ -253,7 +253,7 @@ def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_pat
 
 @pytest.mark.usefixtures("small_model")
 def test_another_config_or_other_data_is_another_run(storms: Path, tmp_path: Path) -> None:
-    from bench.data.storms import make_sevir
+    from bench.data.sevir.synthetic import make_sevir
 
     other = make_sevir(tmp_path / "other", events={"train": 4, "val": 2, "test": 3}, size=32, seed=2)
     for overrides in ([], ["train.lr=2e-2"], [f"data.root={other}"]):

@@ -19,7 +19,7 @@ import bench
 from bench.cli.main import main
 from bench.config import compose, fingerprint, numbers_only, stored
 from bench.errors import ConfigError, EarthbenchError
-from bench.places import local_folder, place
+from bench.paths import as_path, local_folder
 
 _PROJECT = Path(__file__).parents[2]
 _SMALL = ["task=sevir", "model=unet", "model.channels=[4,8]", "model.center_channels=8", "train.max_steps=1"]
@@ -84,8 +84,8 @@ def test_numbers_from_the_environment_are_stored_as_they_were(monkeypatch) -> No
 
 def test_an_address_takes_the_environment_where_it_is_opened(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HERE", str(tmp_path))
-    assert place("${oc.env:HERE}/x", "results.root") == local_folder("${oc.env:HERE}/x", "work") == tmp_path / "x"
-    assert place("${oc.env:NOT_THERE,${oc.env:HERE}}/x", "results.root") == tmp_path / "x"
+    assert as_path("${oc.env:HERE}/x", "results.root") == local_folder("${oc.env:HERE}/x", "work") == tmp_path / "x"
+    assert as_path("${oc.env:NOT_THERE,${oc.env:HERE}}/x", "results.root") == tmp_path / "x"
     with pytest.raises(ConfigError, match=r"work=\$\{oc.env:NOT_THERE\}.*no environment variable NOT_THERE"):
         local_folder("${oc.env:NOT_THERE}", "work")
 
@@ -124,11 +124,11 @@ def test_an_origin_with_escapes_and_a_formula_is_only_text(capfd, storms: Path, 
 def test_an_address_that_cannot_be_used_is_one_error(key: str, address: str) -> None:
     if address.startswith("s3:") and importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed, and would ask Amazon")
-    from bench.data.places import open_place
+    from bench.data.transfer.paths import open_root
 
     text = address.format(port=_closed_port())
     with pytest.raises(EarthbenchError) as caught:
-        {"data.root": open_place, "work": lambda one: local_folder(one, key)}.get(key, lambda one: place(one, key))(
+        {"data.root": open_root, "work": lambda one: local_folder(one, key)}.get(key, lambda one: as_path(one, key))(
             text
         )
     assert caught.value.exit_code in (2, 3) and "\n" not in str(caught.value) and "user:pw" not in str(caught.value)
@@ -205,14 +205,14 @@ def test_python_m_bench_is_the_command() -> None:
 
 @pytest.mark.usefixtures("small_model")
 def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: Path) -> None:
-    from bench.running.pipeline import run
-    from bench.running.runfolder import checkpoints_held
+    from bench.engine.run import run
+    from bench.engine.runfolder import checkpoint_lock
 
     shared = f"train.checkpoints={tmp_path / 'shared'}"
     run(tiny(storms, tmp_path / "a", shared, "train.max_epochs=1"), training=True)
     (folder,) = (tmp_path / "shared/sevir/unet").iterdir()
     with (
-        checkpoints_held(folder, pytest.fail),
+        checkpoint_lock(folder, pytest.fail),
         pytest.raises(ConfigError, match=f"checkpoints in {folder} are in use.*train.checkpoints=DIR"),
     ):
         run(tiny(storms, tmp_path / "b", shared, "train.max_epochs=1"), training=True)
@@ -231,8 +231,8 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: P
 def test_the_same_command_continues_only_where_it_does(
     monkeypatch, storms: Path, tmp_path: Path, given: list[str], training: bool, said: str
 ) -> None:
+    from bench.engine import run as pipeline
     from bench.errors import InterruptedRunError
-    from bench.running import pipeline
 
     def stop(job: pipeline._Job, model: object, folder: Path) -> None:
         job.session.watch.received = "SIGTERM"

@@ -12,7 +12,7 @@ import torch
 import bench
 from bench.cli.main import main
 from bench.data.loading import evaluation_loader
-from bench.data.storms import make_sevir
+from bench.data.sevir.synthetic import make_sevir
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from faults import child, ended, tiny
 import bench
 from bench.cli.main import main
 from bench.config import Config
+from bench.engine.callbacks.resume import Resume
+from bench.engine.checkpoints import LAST, CheckpointFiles, newest_intact
+from bench.engine.forecaster import Forecaster
+from bench.engine.run import run
+from bench.engine.runfolder import read_owner, run_lock, state
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 from bench.records.schema import RunRecord
 from bench.records.store import read_records, write_record
-from bench.running.checkpoints import LAST, CheckpointFiles, newest_intact
-from bench.running.forecaster import Forecaster
-from bench.running.pipeline import run
-from bench.running.resuming import Resume
-from bench.running.runfolder import held, read_owner, state
 
 pytestmark = pytest.mark.usefixtures("small_model")
 
@@ -229,7 +229,7 @@ def _no_space(*_: object, **__: object) -> None:
 
 def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("bench.running.checkpoints.os.fsync", _no_space)
+        patch.setattr("bench.engine.checkpoints.os.fsync", _no_space)
         with pytest.raises(
             RunFailedError, match=r"last\.ckpt cannot be written.*No space left.*bytes are free"
         ) as caught:
@@ -329,7 +329,7 @@ def test_the_work_folder_is_local(storms: Path, tmp_path: Path, capsys) -> None:
 
 
 def _hold(folder: Path) -> None:
-    with held(folder, "f", print):
+    with run_lock(folder, "f", print):
         time.sleep(60)
 
 
@@ -337,19 +337,19 @@ def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over
     process = child(_hold, tmp_path, log=tmp_path / "log")
     _until(lambda: read_owner(tmp_path) is not None)
     assert state(tmp_path, read_owner(tmp_path)) == "running"
-    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on "), held(tmp_path, "f", pytest.fail):
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on "), run_lock(tmp_path, "f", pytest.fail):
         pass
     process.kill()
     process.join()
     assert state(tmp_path, read_owner(tmp_path)) == "killed"
     lines: list[str] = []
-    with held(tmp_path, "f", lines.append):
+    with run_lock(tmp_path, "f", lines.append):
         pass
     assert f"takes over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
 
 
 def _hold_with_a_loader(folder: Path) -> None:
-    with held(folder, "f", print):
+    with run_lock(folder, "f", print):
         if os.fork() == 0:
             time.sleep(4)
             os._exit(0)
@@ -362,7 +362,7 @@ def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> N
     process.kill()
     process.join()
     lines: list[str] = []
-    with held(tmp_path, "f", lines.append):
+    with run_lock(tmp_path, "f", lines.append):
         pass
     assert f"takes over from process {process.pid}" in lines[0]
 

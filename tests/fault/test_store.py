@@ -16,7 +16,8 @@ import pytest
 import bench
 from bench.cli.main import main
 from bench.config import compose
-from bench.data.storms import make_sevir
+from bench.data.sevir.synthetic import make_sevir
+from bench.engine import run as pipeline
 from bench.errors import DataError, RunFailedError
 from bench.records.learning_curves import learning_curve_path, read_learning_curve
 from bench.records.reading import DEEPEST, read_npz
@@ -25,7 +26,6 @@ from bench.records.schema import RunRecord, content_sha256
 from bench.records.statistics import packed, read_arrays
 from bench.records.store import read_record, read_records, write_record
 from bench.records.verify import verify_file, verify_records
-from bench.running import pipeline
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_a_table_marks_records_of_changed_code(record: RunRecord, tmp_path: Path
 
 
 def test_nothing_writes_under_the_names_of_an_archive() -> None:
-    """What is unpacked (`bench.data.archives`) goes under names that we give; checkpoints are archives, too."""
+    """`bench.data.transfer.archives` unpacks under names that we give; checkpoints are archives, too."""
     sources = [path for folder in ("bench", "baselines", "earthformer") for path in (_REPO / folder).rglob("*.py")]
     calls = {
         node.func.attr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import main
-from bench.user_yaml import check_config_folder
+from bench.config.user_yaml import check_config_folder
 
 _NINE = ",".join(["*{0}"] * 9)
 # Nine to the tenth power: what OmegaConf would copy.

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 import bench
 from bench.cli.main import main
 from bench.config import Config, compose
+from bench.engine.checkpoints import CheckpointFiles
 from bench.errors import DataError, UsageError
 from bench.records.schema import RunRecord
 from bench.records.store import read_record, read_records, write_record
-from bench.running.checkpoints import CheckpointFiles
 
 _SLOW = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
@@ -127,7 +127,7 @@ _TARGETS = st.sampled_from(
 def test_any_key_of_hydras_is_a_documented_one_or_one_error(
     tmp_path_factory, path: list[str], value: str, prefix: str, in_a_file: bool, launcher: str
 ) -> None:
-    from bench.hydra_keys import ALLOWED
+    from bench.config.hydra_keys import ALLOWED
 
     if in_a_file:
         content: object = value

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sst_files import SstFile, temperatures
 
-from bench.data.ersst import read_record
+from bench.data.ersst.files import read_record
 from bench.errors import EarthbenchError
 
 _SLOW = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ import torch
 
 import bench
 from bench.config import compose
-from bench.running.pipeline import run
+from bench.engine.run import run
 
 pytestmark = [
     pytest.mark.gpu,

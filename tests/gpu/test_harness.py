@@ -15,9 +15,9 @@ import bench
 from bench.cli.main import main
 from bench.config import compose
 from bench.data.loading import evaluation_loader
+from bench.engine.forecaster import Forecaster
+from bench.engine.run import run
 from bench.errors import InterruptedRunError
-from bench.running.forecaster import Forecaster
-from bench.running.pipeline import run
 
 pytestmark = pytest.mark.gpu
 

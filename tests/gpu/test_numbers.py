@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import bench
 from bench import registry
 from bench.config import Train
-from bench.running.ensembles import Ensemble, draw_members
-from bench.running.forecaster import Forecaster
+from bench.engine.ensembles import Ensemble, draw_members
+from bench.engine.forecaster import Forecaster
 
 pytestmark = pytest.mark.gpu
 
@@ -142,7 +142,7 @@ def test_waits_of_a_training_micro_batch(name: str, device: str, small: bool, re
     batch = [(part * 255).to(device) for part in _batch(task)]
     forecaster.training_step(batch, 0).backward()
     if small:
-        return  # a CPU does not count them: tests/unit/test_waits.py does
+        return  # a CPU does not count them: tests/bench/engine/test_waits.py does
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from faults import tiny
 
-from bench.running.pipeline import run
+from bench.engine.run import run
 
 pytestmark = [pytest.mark.scaleout, pytest.mark.usefixtures("small_model")]
 

@@ -12,10 +12,10 @@ import torch
 from engines import COMMAND
 from faults import TINY, tiny
 
-from bench.data.storms import make_sevir
+from bench.data.sevir.synthetic import make_sevir
+from bench.engine.run import run
 from bench.errors import ConfigError, InterruptedRunError, RunFailedError
 from bench.records.store import read_records
-from bench.running.pipeline import run
 
 pytestmark = pytest.mark.scaleout
 
@@ -64,7 +64,7 @@ def unbroken(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_one(
     unbroken: dict[str, torch.Tensor], storms: Path, tmp_path: Path, monkeypatch, strategy: str, stopped: bool
 ) -> None:
-    from bench.running.forecaster import Forecaster
+    from bench.engine.forecaster import Forecaster
 
     step = Forecaster.training_step
 

@@ -10,8 +10,8 @@ from refusing import run_refusing, wait_for_lock
 
 from bench.cli.main import main
 from bench.config import compose
-from bench.running.pipeline import run
-from bench.running.processes import launch
+from bench.engine.processes import launch
+from bench.engine.run import run
 
 pytestmark = pytest.mark.scaleout
 

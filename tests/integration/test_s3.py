@@ -11,10 +11,10 @@ import pytest
 from faults import tiny
 
 import bench
+from bench.engine.run import run
 from bench.errors import RunFailedError
-from bench.places import place
+from bench.paths import as_path
 from bench.records.store import read_records, write_record
-from bench.running.pipeline import run
 
 pytestmark = pytest.mark.scaleout
 
@@ -47,7 +47,7 @@ def test_a_run_with_records_and_checkpoints_in_a_bucket(bucket: str, storms: Pat
     assert any("training had ended" in line for line in lines), "another machine finds the weights in the bucket"
     assert again.counts == first.counts and again.checkpoint_sha256 == first.checkpoint_sha256
     assert len(read_records(f"{bucket}/results")[0]) == 2
-    names = {path.name for path in place(f"{bucket}/checkpoints", "x").rglob("*") if path.suffix}
+    names = {path.name for path in as_path(f"{bucket}/checkpoints", "x").rglob("*") if path.suffix}
     assert names == {"best.ckpt", "last.ckpt", "previous.ckpt", "training.json"}
 
 

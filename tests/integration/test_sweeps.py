@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from engines import COMMAND, TINY, free_port, until
 
+from bench.engine.checkpoints import newest_intact
+from bench.engine.runfolder import Owner, read_owner
 from bench.records.store import read_records
-from bench.running.checkpoints import newest_intact
-from bench.running.runfolder import Owner, read_owner
 
 pytestmark = pytest.mark.scaleout
 _TOO_SLOW = "timed out during startup"

@@ -1,0 +1,49 @@
+"""The run's config: composed by Hydra, checked by pydantic, named by a fingerprint."""
+
+from bench.config.hydra import (
+    compose,
+    composed_by_hydra,
+    expand_sweep,
+    hydra_errors,
+    register_groups,
+    to_plain,
+)
+from bench.config.messages import explain
+from bench.config.schema import (
+    Config,
+    Data,
+    EarlyStopping,
+    Evaluate,
+    Results,
+    Train,
+    canonical_json,
+    check_hyperparameters,
+    fingerprint,
+    numbers_of,
+    numbers_only,
+    stored,
+    validate,
+)
+
+__all__ = [
+    "Config",
+    "Data",
+    "EarlyStopping",
+    "Evaluate",
+    "Results",
+    "Train",
+    "canonical_json",
+    "check_hyperparameters",
+    "compose",
+    "composed_by_hydra",
+    "expand_sweep",
+    "explain",
+    "fingerprint",
+    "hydra_errors",
+    "numbers_of",
+    "numbers_only",
+    "register_groups",
+    "stored",
+    "to_plain",
+    "validate",
+]

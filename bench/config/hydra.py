@@ -1,0 +1,128 @@
+"""Hydra composes a config from groups, files and overrides; its errors become one message each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bench import registry
+from bench.config.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
+from bench.config.interpolation import remember_named_secrets, resolved
+from bench.config.messages import fields_at, is_of_hydra, message
+from bench.config.overrides import quoted
+from bench.config.schema import ADDRESSES, Config, validate
+from bench.config.user_yaml import check_config_folder
+from bench.errors import ConfigError
+
+
+def register_groups() -> None:
+    """Tells Hydra of every registered task and model, so that `model=NAME` works alike for built-ins and plugins."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
+    open_group = OmegaConf.create({}, flags={"struct": False})
+    store.store(group="train", name="stages", node=open_group, package="train.stages")
+    for kind in ("task", "model"):
+        for name in registry.names(kind):
+            # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
+            store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Returns the checked config for a list of Hydra overrides such as `task=sevir`, `train.lr=1e-4`.
+
+    Args:
+        overrides: Hydra's override grammar, without sweeps.
+
+    Raises:
+        ConfigError: an override that does not parse, an unknown group, key or name, or a value out of range.
+    """
+    return validate(to_plain(composed_by_hydra(overrides)))
+
+
+def composed_by_hydra(overrides: Sequence[str]) -> Any:
+    """Returns what Hydra composes, without its own section, of which only what a run may set has been set.
+
+    Raises:
+        ConfigError: an override that does not parse, an unknown group or key, or a key of Hydra's that it would act on.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    register_groups()
+    overrides = quoted(overrides)
+    with hydra_errors(overrides):
+        for folder in search_folders(overrides):
+            check_config_folder(folder)
+        GlobalHydra.instance().clear()  # its state is process-wide; an earlier use must not matter
+        try:
+            with initialize_config_module("bench.conf", version_base="1.3"):
+                composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+                if concerned(overrides):
+                    refuse_others(composed, overrides, _hydra_section)
+        finally:
+            GlobalHydra.instance().clear()
+    with open_dict(composed):
+        del composed["hydra"]
+    remember_named_secrets(composed)
+    return composed
+
+
+@functools.cache
+def _hydra_section(launcher: str) -> Any:
+    """Returns Hydra's own section as it is with a launcher, where no user has set anything; Hydra is initialised."""
+    from hydra import compose as hydra_compose
+
+    return hydra_compose("config", overrides=[f"{LAUNCHER_GROUP}={launcher}"], return_hydra_config=True).hydra
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Returns the override lists of a sweep such as `model=unet,persistence seed=0,1`: their Cartesian product.
+
+    Raises:
+        ConfigError: an override does not parse.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = quoted(overrides)
+    with hydra_errors(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        axes: list[list[str]] = []
+        for override in parsed:
+            if override.key_or_group.startswith("hydra") and override.key_or_group != "hydra.searchpath":
+                continue  # for the launcher, not for the run
+            if override.is_discrete_sweep():
+                key = override.get_key_element()
+                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                axes.append([override.input_line or ""])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def to_plain(composed: Any) -> dict[str, Any]:
+    """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
+
+    Where things lie stays as it was written as far as the environment is concerned: see `bench.paths.expanded`.
+
+    Raises:
+        ConfigError: an interpolation that does not resolve, or a value left missing (`???`).
+    """
+    return resolved(composed, ADDRESSES)
+
+
+@contextmanager
+def hydra_errors(overrides: Sequence[str]) -> Iterator[None]:
+    """Turns the errors of Hydra and OmegaConf into one `ConfigError` that names the override and the nearest key."""
+    try:
+        yield
+    except Exception as error:
+        if not is_of_hydra(error):
+            raise
+        raise ConfigError(message(error, list(overrides), lambda path: fields_at(Config, path))) from error

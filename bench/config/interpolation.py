@@ -1,0 +1,86 @@
+"""Interpolations of a config: all are resolved but those that say from the environment where something lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.errors import ConfigError
+from bench.paths import FROM_ENVIRONMENT
+from bench.safe_text import remember_secret
+
+
+def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
+
+    A secret in the environment may be part of an address, and configs are stored: `${oc.env:NAME}` stays as it was
+    written there, and `bench.paths` looks it up.
+
+    Args:
+        composed: The node.
+        addresses: Keys that say where something lies, by section; those of the top level under an empty name.
+
+    Raises:
+        ConfigError: an interpolation that does not resolve, or a value left missing (`???`).
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    remember_named_secrets(composed)
+    written: dict[str, str] = {}
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # says what is not there
+        raw = OmegaConf.to_container(composed, resolve=False)
+        for holder, key in _texts_at(raw, addresses):
+            holder[key] = _kept(holder[key], written)
+        if written:
+            plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return {str(key): _as_written(value, written) for key, value in plain.items()}
+
+
+def remember_named_secrets(composed: Any) -> None:
+    """Has the secrets masked in whatever is shown that a config takes from the environment."""
+    from omegaconf import OmegaConf
+
+    for found in FROM_ENVIRONMENT.finditer(str(OmegaConf.to_container(composed, resolve=False))):
+        remember_secret(found["name"], os.environ.get(found["name"], ""))
+
+
+def _texts_at(raw: Any, addresses: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields holder and key of every text of a config that says where something lies."""
+    for section, keys in addresses.items():
+        holder = raw.get(section) if section else raw
+        if isinstance(holder, dict):
+            yield from ((holder, key) for key in keys if isinstance(holder.get(key), str))
+    train = raw.get("train")
+    stages = train.get("stages") if isinstance(train, dict) else None
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("checkpoint"), str):
+            yield stage, "checkpoint"
+
+
+def _kept(text: str, written: dict[str, str]) -> str:
+    """Returns a text with a name in place of each `${oc.env:...}`, and notes which stands for what."""
+    while found := FROM_ENVIRONMENT.search(text):
+        if (found["default"] or "").strip() == "null" and found["name"] not in os.environ:
+            break  # nothing, rather than a text
+        name = f"EARTHBENCH-WRITTEN-{len(written)}-"
+        written[name] = found[0]
+        text = text.replace(found[0], name)
+    return text
+
+
+def _as_written(value: Any, written: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for name, text in reversed(list(written.items())):  # a default may hold another one
+            value = value.replace(name, text)
+    elif isinstance(value, dict):
+        return {key: _as_written(inner, written) for key, inner in value.items()}
+    elif isinstance(value, list):
+        return [_as_written(inner, written) for inner in value]
+    return value

@@ -1,0 +1,317 @@
+"""The run's config: composed by Hydra, checked by pydantic, named by a fingerprint.
+
+Hydra decides *which* value a key has; the classes here decide whether it is one that a run may have.  Both happen
+before any data is read.  `task` and `model` are open groups: besides `name` they hold the fields of the task and the
+hyperparameters of the model, which are checked against what the registered class accepts.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from bench import registry
+from bench.api import Split
+from bench.config.messages import ACCUMULATE, explain, instead_of_accumulate
+from bench.errors import ConfigError, did_you_mean, one_message
+from bench.safe_text import content_without_secrets
+
+# What never changes a number: where things lie, and how fast they are read.
+_NOT_IN_FINGERPRINT = {
+    "data": {"root", "test_root", "micro_batch", "num_workers", "timeout_s"},
+    "results": {"root"},
+    "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
+}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
+ADDRESSES = {
+    "data": ("root", "test_root"),
+    "results": ("root",),
+    "train": ("checkpoints",),
+    "": ("work", "checkpoint"),
+}
+"""Keys that say where something lies, by section; the config's own are under an empty name."""
+# What the weights of a training do not depend on, besides.
+_EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    if isinstance(value, Mapping):
+        for item in value.values():
+            _finite(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _finite(item)
+    return value
+
+
+def _not_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not a boolean")
+    return value
+
+
+Finite = Annotated[float, BeforeValidator(_not_boolean), AfterValidator(_finite)]
+Count = Annotated[int, BeforeValidator(_not_boolean)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Open(BaseModel):
+    """A group whose further keys belong to the registered class that `name` names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the keys besides `name`."""
+        return _finite(dict(self.model_extra or {}))
+
+
+class Data(Section):
+    """Where the data lies and how it is fed."""
+
+    root: str | None = None
+    test_root: str | None = None
+    """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
+    batch_size: Count = Field(8, ge=1)
+    """Sequences of one optimiser step, over all devices."""
+    micro_batch: Literal["auto"] | Annotated[Count, Field(ge=1)] = "auto"
+    """Sequences that one device takes at a time, in training and evaluation; `auto`: see `bench.engine.micro_batch`.
+    It changes no number but by rounding, except of models with batch statistics, whose trainings it tells apart."""
+    num_workers: Literal["auto"] | Annotated[Count, Field(ge=0)] = "auto"
+    """Loader processes of each device; `auto`: none where the CPU computes, else its share of the cores, at most 8."""
+    timeout_s: Count = Field(120, ge=0)
+    """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
+
+
+class EarlyStopping(Section):
+    """When to stop, and which checkpoint counts as best."""
+
+    monitor: str = "val/loss"
+    mode: Literal["auto", "min", "max"] = "auto"
+    """`auto`: what the score itself says; the others override it."""
+    patience: Count = Field(20, ge=1)
+
+
+class Train(Section):
+    """The optimiser and its schedule; defaults are those that the Earthformer paper's released configs share."""
+
+    max_epochs: Count = Field(100, ge=1)
+    max_steps: Count | None = Field(None, ge=1)
+    limit: Count | None = Field(None, ge=1)
+    """Train on the first so many sequences only; the record then says `scope: partial`."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Finite = Field(1e-3, gt=0)
+    weight_decay: Finite = Field(0.0, ge=0)
+    warmup_fraction: Finite = Field(0.2, ge=0, lt=1)
+    min_lr_ratio: Finite = Field(1e-3, ge=0, le=1)
+    clip_norm: Finite | None = Field(1.0, gt=0)
+    warmup_start_ratio: Finite = Field(0.0, ge=0, le=1)
+    """Where the warm-up starts, as a share of `lr`."""
+    ema_decay: Finite | None = Field(None, gt=0, lt=1)
+    ema_warmup: bool = False
+    """The decay of the n-th update is at most (1 + n) / (10 + n)."""
+    betas: tuple[Finite, Finite] | None = None
+    """Of Adam and AdamW; None for their defaults."""
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    """`cosine`: linear warm-up, then cosine decay; `onecycle`: `torch.optim.lr_scheduler.OneCycleLR` with its defaults,
+    over all steps. From `lr` / 25 up to `lr` for 30 % of them, then down to `lr` / 250,000, and momentum (Adam's first
+    beta) the other way between 0.95 and 0.85."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as with Earthformer's
+    authors, whose PyTorch 1.12.1 has that default; `high`: TF32, as PreDiff's authors chose, and several times as fast;
+    `medium`: bfloat16. Convolutions may use TF32 in all three, as they did with both."""
+    compile: bool = False
+    """Compile the model with `torch.compile`, for training and evaluation."""
+    deterministic: bool | Literal["warn"] = False
+    """On a GPU, operations with a deterministic form only: slower, see decision 10. A CPU gives equal bits without."""
+    early_stopping: EarlyStopping = EarlyStopping()
+    val_every_epochs: Count = Field(1, ge=1)
+    stages: dict[str, dict[str, Any]] = {}
+    """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
+    `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
+    resume: bool | Literal["anyway"] = True
+    """Continue a stopped run; `anyway` also after the code or the libraries changed."""
+    checkpoints: str | None = None
+    """Where checkpoints go: a folder or an fsspec URL; None for the run's own folder."""
+    save_every_minutes: Finite | None = Field(30.0, gt=0)
+    """Besides the end of every epoch."""
+    divergence_factor: Finite | None = Field(1e4, gt=1)
+    """A loss of so many times the first one ends the run."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _sets_all_of_it(cls, schedule: str, info: ValidationInfo) -> str:
+        """Refuses settings that OneCycle would ignore."""
+        keys = ("warmup_fraction", "warmup_start_ratio", "min_lr_ratio", "betas")
+        default = {key: cls.model_fields[key].default for key in keys}
+        given = [f"{key}={info.data[key]}" for key in keys if info.data.get(key, default[key]) != default[key]]
+        if schedule == "onecycle" and given:
+            ways = ", ".join(f"{key}={'null' if value is None else value}" for key, value in default.items())
+            raise ValueError(
+                f"has its own warm-up, last rate and momentum, found {', '.join(given)}; expected the defaults ({ways})"
+            )
+        return schedule
+
+    @model_serializer(mode="wrap")
+    def _without_the_first_schedule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the cosine out: it had no key when older records and checkpoints were named by their settings."""
+        plain: dict[str, Any] = handler(self)
+        if plain.get("schedule") == "cosine":
+            del plain["schedule"]
+        return plain
+
+
+class Evaluate(Section):
+    """Ensembles in the evaluation."""
+
+    members: Count | None = Field(None, ge=1)
+    """Members that a model with `sample` draws per sequence; 1 scores a deterministic model as an ensemble of one."""
+    member_seed: Count = Field(0, ge=0, lt=2**32)
+    """With the index of a sequence, what its members are drawn from."""
+
+
+class Results(Section):
+    """Where records are written."""
+
+    root: str = "results"
+
+
+class Config(Section):
+    """One run: train (unless the model has nothing to train), then evaluate, then publish a record."""
+
+    task: Open
+    model: Open
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    results: Results = Results()
+    split: Split = "test"
+    limit: Count | None = Field(None, ge=1)
+    """Evaluate the first so many sequences only; the record then says `scope: partial`."""
+    checkpoint: str | None = None
+    """Weights to evaluate, for `earthbench evaluate`."""
+    seed: Count = Field(0, ge=0, lt=2**32)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`: CUDA where there is any, else the CPU; Apple's `mps` by name only."""
+    devices: Count = Field(1, ge=1)
+    """Processes per node, each on a device of its own."""
+    nodes: Count = Field(1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    work: str = "outputs"
+    picture: bool = True
+    progress: bool = True
+
+    @property
+    def micro_batch_limit(self) -> int:
+        """Returns how many sequences of an optimiser step one device takes at a time at most, as far as this says.
+
+        It is what one with batch statistics takes: no device may change it.
+        """
+        share = math.ceil(self.data.batch_size / (self.devices * self.nodes))
+        return share if self.data.micro_batch == "auto" else min(self.data.micro_batch, share)
+
+
+def validate(plain: Mapping[str, Any]) -> Config:
+    """Returns the checked config for plain containers.
+
+    Raises:
+        ConfigError: names every key and value that is wrong, what was expected, and the nearest key.
+    """
+    for kind in ("task", "model"):
+        group = plain.get(kind)
+        if isinstance(group, Mapping) and isinstance(group.get("name"), str):
+            registry.find(kind, group["name"])
+    train, data = plain.get("train"), plain.get("data")
+    if isinstance(train, Mapping) and ACCUMULATE in train:
+        micro_batch = data.get("batch_size", Data().batch_size) if isinstance(data, Mapping) else Data().batch_size
+        raise ConfigError(f"train.{ACCUMULATE}: {instead_of_accumulate(train[ACCUMULATE], micro_batch)}")
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(one_message("the config is not valid:", explain(error, Config))) from error
+    for group in (config.task, config.model):
+        try:
+            _finite(group.options)
+        except ValueError as error:
+            raise ConfigError(f"the config is not valid: {group.name}: {error}") from error
+    check_hyperparameters(config.model.name, config.model.options)
+    return config
+
+
+def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
+    """Refuses hyperparameters that the model's constructor does not have, by its source: nothing is imported.
+
+    Raises:
+        ConfigError: names the unknown hyperparameters and the nearest known ones.
+    """
+    card = registry.find("model", model).card()
+    unknown = [] if card.accepts_any_parameter else [key for key in given if key not in card.parameters]
+    if unknown:
+        lines = [f"model.{key}: {did_you_mean(key, card.parameters)}" for key in unknown]
+        raise ConfigError(one_message(f"model {model!r} has no such hyperparameter:", lines))
+
+
+def canonical_json(content: Any) -> str:
+    """Returns JSON text that is equal for equal content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(content: Any) -> str:
+    """Returns the SHA-256 of the canonical JSON of plain content."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """Returns a config as records, checkpoints and logs keep it: JSON types, without credentials."""
+    return dict(content_without_secrets(config.model_dump(mode="json")))
+
+
+def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
+    """Returns the part of a config that can change a number: without paths, device, workers, loggers.
+
+    Args:
+        config: The whole config.
+        training: Only what can change trained weights.
+    """
+    return numbers_of(stored(config), training=training)
+
+
+def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+    """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
+    plain = copy.deepcopy(dict(config))
+    for section, keys in _NOT_IN_FINGERPRINT.items():
+        plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
+    stop = plain["train"]["early_stopping"]
+    if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
+        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
+    left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
+    return {k: v for k, v in plain.items() if k not in left_out}

@@ -1,0 +1,188 @@
+"""The random draws that an N-body MNIST sequence is made of, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
+
+Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, and leaves all that its paper's set does not
+use (rotation, change of scale and brightness, random acceleration, distractors) at neutral values.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.data.nbody_mnist.simulation import CANVAS, DIGITS, MAX_SPEED
+from bench.errors import DataError, one_message
+from bench.files import replacing
+
+DIGITS_FILE = "mnist.npz"
+_WHITE = 255
+_NEUTRAL = {
+    "appearance_mult": 1.0,
+    "scale_variation": 1.0,
+    "base_rotation_angle": 0.0,
+    "random_acceleration_magnitude": 0.0,
+}
+_MOST_BYTES = 4 << 30
+"""Of one array. The paper's 20,000 sequences have 1.4 MB of draws, 70,000 digits 55 MB as bytes and 440 as float64."""
+_DISTRACTORS, _DISTRACTOR_SHAPE = "distractor_seeds", (100, 0, 5)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for n sequences of D digits."""
+
+    digit_indices: np.ndarray
+    """Which digits of `mnist.npz`, `(n,D)`, int64."""
+    places: np.ndarray
+    """Where a digit starts: shares (x, y) of the room that it has on the canvas, `(n,D,2)`."""
+    angles: np.ndarray
+    """Direction of the velocity at the start, radians, `(n,D)`."""
+    speeds: np.ndarray
+    """Pixels of the canvas per sub-step at the start, `(n,D)`."""
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.digit_indices)
+
+    def corners(self, sizes: np.ndarray) -> np.ndarray:
+        """Returns the top-left corners at the start for digits of these widths and heights, both `(n,D,2)`."""
+        return self.places * (CANVAS - sizes)
+
+    @property
+    def velocities(self) -> np.ndarray:
+        """Returns the velocities at the start, `(n,D,2)` pixels of the canvas per sub-step."""
+        return self.speeds[..., None] * np.stack([np.cos(self.angles), np.sin(self.angles)], -1)
+
+
+_NPZ_ERRORS = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for archives that are damaged in one way or another."""
+_KEYS = {
+    "digit_indices": "digit_indices",
+    "places": "affine_transforms_multipliers",
+    "angles": "init_velocity_angle",
+    "speeds": "init_velocity_magnitude",
+}
+"""Name in `Draws` -> name in the authors' files."""
+
+
+def random_draws(count: int, digits: range, generator: np.random.Generator) -> Draws:
+    """Returns draws as the paper's: digits of a range, places, directions and speeds up to `MAX_SPEED`, all uniform."""
+    return Draws(
+        digit_indices=generator.integers(digits.start, digits.stop, (count, DIGITS)),
+        places=generator.random((count, DIGITS, 2)),
+        angles=generator.uniform(0, 2 * np.pi, (count, DIGITS)),
+        speeds=generator.uniform(0, MAX_SPEED, (count, DIGITS)),
+    )
+
+
+def write_draws(draws: Draws, path: Path) -> None:
+    """Writes draws under the authors' names, with everything that they do not use at its neutral value."""
+    per_digit = {key: np.full((len(draws), DIGITS), value) for key, value in _NEUTRAL.items()}
+    write_arrays(
+        path,
+        **{theirs: getattr(draws, ours) for ours, theirs in _KEYS.items()},
+        **{**per_digit, "appearance_mult": np.ones(len(draws))},
+        random_acceleration_angle=np.zeros(len(draws)),
+        distractor_seeds=np.zeros((len(draws), *_DISTRACTOR_SHAPE)),
+    )
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an npz file, whole or not at all."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_draws(path: Path) -> Draws:
+    """Returns the draws of a file.
+
+    Raises:
+        DataError: lists what is missing, of the wrong shape, out of range, or not neutral.
+    """
+    wanted = (*_KEYS.values(), *_NEUTRAL, _DISTRACTORS)
+    found = read_arrays(path, wanted, required=tuple(_KEYS.values()))
+    draws = Draws(**{ours: found[theirs] for ours, theirs in _KEYS.items()})
+    count = len(draws.digit_indices) if draws.digit_indices.ndim else 0
+    problems = []
+    for ours, theirs in _KEYS.items():
+        array, shape = getattr(draws, ours), (count, DIGITS, 2) if ours == "places" else (count, DIGITS)
+        if array.shape != shape:
+            problems.append(f"{theirs}: expected shape {shape}, found {array.shape}")
+        elif not np.isfinite(array).all():
+            problems.append(f"{theirs}: expected finite numbers, found others")
+    if not np.issubdtype(draws.digit_indices.dtype, np.integer):
+        problems.append(f"digit_indices: expected integers, found {draws.digit_indices.dtype}")
+    for key, neutral in _NEUTRAL.items():
+        if key in found and not np.allclose(found[key], neutral):
+            problems.append(f"{key}: expected {neutral:g} throughout, as in the paper's set, found other values")
+    if _DISTRACTORS in found and found[_DISTRACTORS].size:
+        problems.append(f"{_DISTRACTORS}: expected none, as in the paper's set, found {found[_DISTRACTORS].shape}")
+    if problems:
+        raise DataError(one_message(f"{path} has {len(problems)} problems:", problems))
+    return draws
+
+
+def read_digits(root: Path) -> np.ndarray:
+    """Returns the images that draws refer to, `(N,28,28)`, 0..255.
+
+    Raises:
+        DataError: no such file, or no images in it.
+    """
+    path = root / DIGITS_FILE
+    images = read_arrays(path, ("X",), required=("X",))["X"]
+    side = round(float(np.sqrt(images[0].size))) if images.ndim > 1 and len(images) else 0
+    if images.ndim not in (2, 3) or not side or images[0].size != side * side:
+        raise DataError(f"{path}: X: expected images (N, 28, 28) or (N, 784), found shape {images.shape}")
+    low, high = (images.min(), images.max()) if images.dtype.kind in "uif" else (0, 0)
+    if not (low >= 0 and 1 < high <= _WHITE):
+        raise DataError(f"{path}: X: expected numbers from 0 to {_WHITE}, found {images.dtype} from {low} to {high}")
+    return images.reshape(len(images), side, side)
+
+
+def read_arrays(path: Path, names: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Returns those of the named arrays that an npz file has.
+
+    Raises:
+        DataError: the file is missing or unreadable, or a required array is not in it.
+    """
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) if path.parent.is_dir() else ""
+        raise DataError(f"{path}: file is missing; its folder has {found or 'nothing'}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in required if name not in file]
+            if missing:
+                raise DataError(f"{path}: expected arrays {', '.join(missing)}; found {', '.join(file.files)}")
+            present = [name for name in names if name in file]
+            _check_sizes(path, present)
+            return {name: file[name] for name in present}
+    except _NPZ_ERRORS as error:
+        raise DataError(f"{path}: not readable: {error}") from error
+
+
+def _check_sizes(path: Path, names: list[str]) -> None:
+    """Refuses arrays that declare more than the archive has of them: numpy makes room for them before it reads.
+
+    Raises:
+        DataError: one does.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            member = archive.getinfo(f"{name}.npy")
+            with archive.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(content)
+            declared = math.prod(shape) * dtype.itemsize
+            if declared > min(member.file_size, _MOST_BYTES):
+                raise DataError(
+                    f"{path}: {name} declares {dtype} {shape}, {declared} bytes, of which the archive has "
+                    f"{member.file_size}; expected no more than these and {_MOST_BYTES}"
+                )

@@ -1,0 +1,78 @@
+"""A random part of the sequences of a data set: the authors' training and validation of SEVIR-LR.
+
+Source: Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0.  The windows of an
+event overlap, and may come to lie on both sides: validation scores are optimistic.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, random_split
+
+from bench.data.sevir.dataset import SevirSequences
+
+FRACTIONS = (0.9, 0.1)
+SEED = 0
+
+
+class RandomPart:
+    """The sequences of one side of a random split, in the order in which it drew them.
+
+    Args:
+        source: What is split.
+        side: train (90 %) or val (10 %).
+    """
+
+    def __init__(self, source: SevirSequences, side: Literal["train", "val"]) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        parts: list[Subset] = random_split(range(len(source)), FRACTIONS, generator)  # type: ignore[arg-type]
+        self.source, self.side = source, side
+        self.indices = list(parts[side == "val"].indices)
+        per_event = max(1, source.windows_per_event)
+        self._events = sorted({index // per_event for index in self.indices})
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Returns the id of every event of which at least one window is here."""
+        return tuple(self.source.ids[number] for number in self._events)
+
+    @property
+    def times(self) -> tuple[tuple[datetime, datetime], ...]:
+        """Returns first and last time of each of these events."""
+        return tuple(self.source.times[number] for number in self._events)
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Returns the digest of each of these events."""
+        return tuple(self.source.contents[number] for number in self._events)
+
+    @property
+    def why_empty(self) -> str | None:
+        """Returns why the source has no events, or None where it has some."""
+        return self.source.why_empty
+
+    @property
+    def skipped_ids(self) -> tuple[str, ...]:
+        """Returns the events that the source left out."""
+        return self.source.skipped_ids
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.indices)
+
+    def stored(self, index: int) -> tuple[Tensor, ...]:
+        """Returns context and target as the source stores them."""
+        return self.source.stored(self.indices[index])
+
+    def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Returns context and target, float32, `codes x scale`."""
+        return self.source.scaled(self.indices[index], scale)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what identifies these data."""
+        part = {"random_split": [*FRACTIONS, SEED, self.side], "sequence_count": len(self)}
+        return {**self.source.identity(), **part}

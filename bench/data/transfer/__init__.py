@@ -1,0 +1,1 @@
+"""How bytes come and are trusted: HTTP, archives, manifests, paths."""

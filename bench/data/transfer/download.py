@@ -1,0 +1,246 @@
+"""Downloads that go on where they stopped and take their final name only when they are whole.
+
+A file grows under `NAME.part`, beside `NAME.part.json` which says of which version of what.  Length, the digests that
+the server or the caller names, and the caller's own check come before the final name; what fails a digest is moved to
+`NAME.bad`.  pooch keeps hashes but has no resume and wants a hash before the first download, so it does not do here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bench.data.transfer.http import (
+    Remote,
+    RetryableError,
+    RetryPolicy,
+    StoppedError,
+    chunks,
+    describe,
+    get,
+    head,
+    retry,
+)
+from bench.errors import DataError
+
+Moved = Callable[[int], None]
+"""Called with the number of bytes that are there."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A file that is whole and verified."""
+
+    path: Path
+    bytes: int
+    sha256: str
+    checked_by: str
+    """What its bytes were held against: `sha256`, `md5`, or `length` where the server names no digest."""
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    check: Callable[[Path], None] | None = None,
+    moved: Moved | None = None,
+    policy: RetryPolicy | None = None,
+    stop: threading.Event | None = None,
+) -> Downloaded:
+    """Returns a file that is whole, downloading what is missing of it.
+
+    Args:
+        url: http or https.
+        path: Its final name; a file that is already there is verified instead of downloaded.
+        sha256: What its digest must be, where that is known.
+        check: Raises `DataError` for a file that is not what it should be; called before the final name is taken.
+        moved: Called with the bytes that are there.
+        policy: Tries and time limits.
+        stop: Makes it stop at the next chunk; the part is kept.
+
+    Raises:
+        DataError: the server has no such file, breaks off again and again, or sends something else than it announces.
+            Never leaves a bad file under the final name.
+        StoppedError: `stop` was set.
+    """
+    policy = policy or RetryPolicy()
+    part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
+    if path.is_file():
+        return _there(url, path, sha256, check, policy, stop)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(part):
+            remote = retry(
+                lambda: _continue(url, part, state, moved, policy, stop), url, policy, stop, lambda: _size(part)
+            )
+            found = _verify(part, remote, sha256, check)
+            part.replace(path)
+            state.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}. What is there of it is kept in {part.name}.") from error
+    return Downloaded(path, found.bytes, found.sha256, found.checked_by)
+
+
+def _there(
+    url: str,
+    path: Path,
+    sha256: str | None,
+    check: Callable[[Path], None] | None,
+    policy: RetryPolicy,
+    stop: threading.Event | None,
+) -> Downloaded:
+    if sha256 is None:
+        remote = head(url, policy, stop)
+        if remote.size not in (None, path.stat().st_size):
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes, {url} has {remote.size}: delete it, or choose another folder"
+            )
+    else:
+        remote = Remote(url, None, None)
+    return _verify(path, remote, sha256, check)
+
+
+def _continue(
+    url: str, part: Path, state: Path, moved: Moved | None, policy: RetryPolicy, stop: threading.Event | None
+) -> Remote:
+    """Adds what is missing to the part; returns what the server said about the whole."""
+    have, known = _size(part), _read_state(state, url)
+    if known is None or (known.size is not None and have > known.size):
+        have = 0
+    elif known.size == have:
+        return known  # stopped between the last byte and the verification
+    headers = {}
+    if have:
+        assert known is not None
+        headers["Range"] = f"bytes={have}-"
+        if known.validator:
+            headers["If-Range"] = known.validator
+    with get(url, headers, policy) as response:
+        remote = describe(url, response)
+        if response.status_code == 206:
+            # A server without validators may have another file by now: a different length tells.
+            expected = known is not None and remote.size == known.size and remote.validator == known.validator
+            if not expected or response.headers.get("Content-Range", "").split("-")[0] != f"bytes {have}":
+                part.unlink()
+                raise RetryableError("the server's range does not continue what was there; it begins again")
+        elif response.status_code == 200:
+            have = 0
+        else:
+            part.unlink(missing_ok=True)
+            raise RetryableError(f"the server answers {response.status_code} to a range; it begins again")
+        if remote.size is not None and (free := shutil.disk_usage(part.parent).free) < remote.size - have:
+            raise DataError(f"{part}: {remote.size - have} bytes are missing, the disk has {free} free")
+        state.write_text(json.dumps({"url": url, "size": remote.size, "validator": remote.validator,
+                                     "digests": remote.digests}))  # fmt: skip
+        with part.open("r+b" if have else "wb") as file:
+            file.seek(have)
+            for chunk in chunks(response):
+                if stop is not None and stop.is_set():
+                    raise StoppedError
+                file.write(chunk)
+                have += len(chunk)
+                if moved:
+                    moved(have)
+            file.flush()
+            os.fsync(file.fileno())
+    if remote.size is not None and have != remote.size:
+        raise RetryableError(f"{have} of {remote.size} bytes came")
+    return remote
+
+
+def _verify(path: Path, remote: Remote, sha256: str | None, check: Callable[[Path], None] | None) -> Downloaded:
+    wanted = {**remote.digests, **({"sha256": sha256} if sha256 else {})}
+    found = digests(path, {"sha256", *wanted})
+    for name, digest in wanted.items():
+        if found[name] != digest:
+            bad = path.with_name(path.name.removesuffix(".part") + ".bad")
+            path.replace(bad)
+            path.with_name(path.name + ".json").unlink(missing_ok=True)
+            raise DataError(
+                f"{remote.url}: the bytes that came are not the published ones: expected {name} {digest}, found "
+                f"{found[name]}. They are kept in {bad} for a look; the same command downloads it again."
+            )
+    if check is not None:
+        try:
+            check(path)
+        except DataError:
+            # Of the announced length and digest, yet not what it should be: another try would bring the same.
+            path.with_name(path.name + ".json").unlink(missing_ok=True)
+            path.replace(path.with_name(path.name.removesuffix(".part") + ".bad"))
+            raise
+    by = "sha256" if "sha256" in wanted else "md5" if wanted else "length"
+    return Downloaded(path, path.stat().st_size, found["sha256"], by)
+
+
+def digests(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
+    """Returns the hexadecimal digests of a file, read once."""
+    hashes = {name: hashlib.new(name) for name in algorithms}
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            for running in hashes.values():
+                running.update(chunk)
+    return {name: running.hexdigest() for name, running in hashes.items()}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _read_state(path: Path, url: str) -> Remote | None:
+    """Returns what the part is of, or None where nobody knows or it is of something else."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return Remote(url, state["size"], state["validator"], state["digests"]) if state["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Keeps a second process off the same part; the lock is gone when this one is, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    lock = part.with_name(part.name + ".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{part}: another process is downloading this file") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:
+    """Returns what the jobs return, in order, done by so many threads; the first failure stops the others.
+
+    Raises:
+        DataError: of the first job that failed.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(job, stop) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [error for future in futures if future.done() and (error := future.exception())]
+            if failed:
+                raise next((error for error in failed if not isinstance(error, StoppedError)), failed[0])
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,113 @@
+"""What looks at the numbers of a training: it logs them, shows them, and ends one that went astray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from bench.engine.forecaster import Forecaster
+from bench.errors import RunFailedError
+
+
+class DivergenceMonitor(Callback):
+    """Ends a run whose loss, gradients or validation loss are not finite, or whose loss left all bounds.
+
+    Losses and gradients are looked at by `Losses.look`, some steps late on a GPU, but before anything is saved or
+    validated: weights that a bad step reached are in no checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        self._training: tuple[lightning.Trainer, Forecaster] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the first loss, after a look at what a checkpoint is about to be made of.
+
+        Raises:
+            RunFailedError: a number went astray: no checkpoint is made.
+        """
+        if self._training is None:
+            return {"first": self._before}
+        self._look()
+        return {"first": self._training[1].losses.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the first loss of a checkpoint."""
+        self._before = state_dict["first"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Comes after a checkpoint was loaded."""
+        assert isinstance(pl_module, Forecaster)
+        pl_module.losses.first = self._before
+        self._training = trainer, pl_module
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keeps the norm of the gradients; not with a gradient scaler, which skips bad steps and tries a smaller scale.
+
+        Where gradients are clipped, the norm is formed a second time: Lightning does not give its own away.
+        """
+        assert isinstance(pl_module, Forecaster)
+        norm = None if trainer.precision == "16-mixed" else _norm(optimizer)
+        rate = float(optimizer.param_groups[0]["lr"])
+        pl_module.losses.add_step(norm, step=trainer.global_step, epoch=trainer.current_epoch, lr=rate)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks where it is time to.
+
+        Raises:
+            RunFailedError: a number went astray.
+        """
+        assert isinstance(pl_module, Forecaster)
+        if pl_module.losses.is_due():
+            self._look()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks at what is left of the epoch."""
+        self._look()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks before anything is scored."""
+        self._look()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks at what is left."""
+        self._look()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks at the validation loss.
+
+        Raises:
+            RunFailedError: it is not finite.
+        """
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise RunFailedError(
+                f"the validation loss is {float(loss)} after step {trainer.global_step} (epoch {trainer.current_epoch})"
+                f"{'' if pl_module.validation_mean.count else ': no pixel of the validation split is known'}"
+            )
+
+    def _look(self) -> None:
+        if self._training is None:
+            return
+        trainer, module = self._training
+        for step in module.losses.look():
+            rate = {f"lr-{type(trainer.optimizers[0]).__name__}": step.lr}
+            for logger in trainer.loggers:
+                logger.log_metrics({**step.losses, **rate, "epoch": float(step.epoch)}, step.step)
+
+
+def _norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return None
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model in shards

@@ -1,0 +1,247 @@
+"""How far a run is: for its progress bar, for lines in a log, and for `earthbench status`.
+
+Wall time alone is looked at: nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from bench.engine.runfolder import Progress, duration, write_progress
+
+_LINE_EVERY_S = 60.0
+_FILE_EVERY_S = 10.0
+_WINDOW_S = 60.0
+"""Speeds are means over so long, or over the last two batches."""
+
+
+class ProgressMeter(Callback):
+    """Measures how fast a training or evaluation goes, and says so where there is no terminal.
+
+    Args:
+        folder: Of the run, for `progress.json`; None to write none.
+        say: Takes a line every minute and at the end of each epoch; None for none.
+        score: The validation score that checkpoints are selected by.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        say: Callable[[str], None] | None,
+        score: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.say, self.score_name, self.clock = folder, say, score, clock
+        self.progress: Progress | None = None
+        """As of the last batch."""
+        self._score: float | None = None
+        self._waited_s = self._trained_s = 0.0
+        self._ready = self._began = clock()
+        self._batches: deque[tuple[float, int, int]] = deque()
+        """When, and the sequences and steps by then, without the time of validations."""
+        self._sequences = 0
+        self._validation_began, self._validation_s, self._validations_s = clock(), 0.0, 0.0
+        self._line_at = self._file_at = clock()
+
+    # Training
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._restart()
+        self._batches.append((self.clock(), 0, trainer.global_step))
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """From here on, the process waits for the first batch."""
+        self._ready = self.clock()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the wait for a batch."""
+        self._began = self.clock()
+        self._waited_s += self._began - self._ready
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds a batch."""
+        now = self.clock()
+        self._trained_s += now - self._began
+        self._add(now, len(batch[0]) * trainer.world_size, trainer.global_step)
+        total = int(getattr(pl_module, "total_steps", 0)) or trainer.global_step
+        self.progress = Progress(
+            phase="training",
+            epoch=trainer.current_epoch + 1,
+            epochs=trainer.max_epochs or 0,
+            done=trainer.global_step,
+            total=total,
+            loss=_last_loss(pl_module),
+            score_name=self.score_name,
+            score=self._score,
+            sequences_per_s=self._speed(1),
+            waiting_share=self._waited_s / max(1e-9, self._waited_s + self._trained_s),
+            device_gb=_device_gb(pl_module),
+            left_s=self._left_s(trainer, total, epochs_done=trainer.current_epoch),
+        )
+        self._tell(now)
+        self._ready = self.clock()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock of a validation."""
+        self._validation_began = self.clock()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Takes the score and how long the validation took, which is no time of training."""
+        self._validation_s = self.clock() - self._validation_began
+        self._validations_s += self._validation_s
+        value = trainer.callback_metrics.get(self.score_name) if self.score_name else None
+        score = float(value) if value is not None else math.nan
+        self._score = score if math.isfinite(score) else None
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says how the epoch ended."""
+        if self.progress is not None:
+            left = self._left_s(trainer, self.progress.total, epochs_done=trainer.current_epoch + 1)
+            self.progress = self.progress.model_copy(update={"score": self._score, "left_s": left})
+            self._tell(self.clock(), now_or_never=True)
+
+    # Evaluation
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._restart()
+        self._batches.append((self.clock(), 0, 0))
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a batch."""
+        now, total = self.clock(), int(sum(trainer.num_test_batches))
+        self._add(now, len(batch[0]) * trainer.world_size, batch_idx + 1)
+        speed = self._speed(2)
+        self.progress = Progress(
+            phase="evaluation",
+            done=batch_idx + 1,
+            total=total,
+            sequences_per_s=self._speed(1),
+            device_gb=_device_gb(pl_module),
+            left_s=(total - batch_idx - 1) / speed if speed else None,
+        )
+        self._tell(now)
+
+    # Both
+
+    def _restart(self) -> None:
+        self._batches.clear()
+        self._sequences, self._waited_s, self._trained_s, self._validations_s = 0, 0.0, 0.0, 0.0
+        self._ready = self._line_at = self.clock()
+        self._file_at = -math.inf
+
+    def _add(self, now: float, sequences: int, steps: int) -> None:
+        self._sequences += sequences
+        self._batches.append((now - self._validations_s, self._sequences, steps))
+        while len(self._batches) > 2 and self._batches[-1][0] - self._batches[1][0] > _WINDOW_S:
+            self._batches.popleft()
+
+    def _speed(self, what: int) -> float | None:
+        first, last = self._batches[0], self._batches[-1]
+        passed = last[0] - first[0]
+        return (last[what] - first[what]) / passed if passed > 0 else None
+
+    def _left_s(self, trainer: lightning.Trainer, total: int, *, epochs_done: int) -> float | None:
+        speed = self._speed(2)
+        if not speed:
+            return None
+        every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or 0
+        if epochs_done and trainer.max_steps > 0:  # which may end it before the last epoch
+            epochs = min(epochs, math.ceil(total * epochs_done / max(1, trainer.global_step)))
+        validations = max(0, epochs // every - epochs_done // every)
+        return (total - trainer.global_step) / speed + validations * self._validation_s
+
+    def _tell(self, now: float, *, now_or_never: bool = False) -> None:
+        assert self.progress is not None
+        if self.say is not None and (now_or_never or now - self._line_at >= _LINE_EVERY_S):
+            self.say(str(self.progress))
+            self._line_at = now
+        if self.folder is not None and (now_or_never or now - self._file_at >= _FILE_EVERY_S):
+            write_progress(self.folder, self.progress)
+            self._file_at = now
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's bar of an epoch, with speed and the time that the whole training has left.
+
+    Args:
+        meter: Knows them.
+    """
+
+    def __init__(self, meter: ProgressMeter) -> None:
+        super().__init__(leave=True)
+        self.meter = meter
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """Returns what is shown behind the bar."""
+        shown = dict(super().get_metrics(trainer, pl_module))
+        shown.pop("v_num", None)  # the number of a folder
+        if (loss := _last_loss(pl_module)) is not None:
+            shown["train/loss"] = loss
+        now = self.meter.progress
+        if now is None:
+            return shown
+        if now.sequences_per_s is not None:
+            shown["seq/s"] = f"{now.sequences_per_s:.3g}"
+        if now.waiting_share is not None:
+            shown["data"] = f"{now.waiting_share:.0%}"
+        if now.device_gb is not None:
+            shown["GB"] = f"{now.device_gb:.1f}"
+        if now.left_s is not None:
+            shown["left"] = duration(now.left_s)
+        return shown
+
+
+def shown_progress(folder: Path, say: Callable[[str], None], *, wanted: bool, score: str | None) -> list[Callback]:
+    """Returns the callbacks that tell of a training: a bar on a terminal, lines elsewhere, and always the file.
+
+    Args:
+        folder: Of the run.
+        say: Takes a line.
+        wanted: `progress` of the config.
+        score: The validation score that checkpoints are selected by.
+    """
+    terminal = sys.stdout.isatty()
+    meter = ProgressMeter(folder, say if wanted and not terminal else None, score)
+    return [meter, *([RunProgressBar(meter)] if wanted and terminal else [])]
+
+
+def evaluation_meter(folder: Path, say: Callable[[str], None], *, wanted: bool) -> Callback:
+    """Returns the callback that tells of an evaluation: by lines where there is no terminal, and always by the file."""
+    return ProgressMeter(folder, say if wanted and not sys.stdout.isatty() else None)
+
+
+def _last_loss(module: lightning.LightningModule) -> float | None:
+    """Returns the loss as it was when it was last looked at: nothing waits for a newer one."""
+    losses = getattr(module, "losses", None)
+    return None if losses is None else losses.last
+
+
+def _device_gb(module: lightning.LightningModule) -> float | None:
+    if module.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(module.device) / 1e9  # a counter of the host: nothing waits

@@ -1,0 +1,130 @@
+"""Which validation was the best: its weights are kept, and a training that finds no better one ends."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
+
+from bench.config import EarlyStopping
+from bench.engine.forecaster import Forecaster
+from bench.errors import ConfigError, did_you_mean
+from bench.metrics.names import Better
+from bench.tasks.task import Task
+
+_LOSS = "val/loss"
+_BY_MODE: dict[str, Better] = {"min": "lower", "max": "higher"}
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The validation score that decides, and which way it is better."""
+
+    name: str
+    better: Better
+
+    def badness(self, value: float) -> float:
+        """Returns what is the lower the better."""
+        if isinstance(self.better, float):
+            return abs(value - self.better)
+        return value if self.better == "lower" else -value
+
+
+def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping, say: Callable[[str], None]) -> Monitor:
+    """Returns the monitor that a config names; which way it is better is the score's own matter, unless `mode` is set.
+
+    Args:
+        model: One with a validation loss of its own has no other score.
+        task: Names the metrics.
+        settings: Of the config.
+        say: Takes a line where `mode` is against the score's direction.
+
+    Raises:
+        ConfigError: no such score, or one without a direction and no `mode`.
+    """
+    own: dict[str, Better | None] = {_LOSS: "lower"}
+    if not callable(getattr(model, "validation_loss", None)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update(): only names are wanted
+            found = Forecaster(nn.Identity(), task).directions()
+        own |= {f"val/{name}": better for name, better in found.items() if "_lead" not in name}
+    name, mode = settings.monitor, settings.mode
+    if name not in own:
+        raise ConfigError(f"train.early_stopping.monitor={name}: no such score. {did_you_mean(name, list(own))}")
+    better = own[name] if mode == "auto" else _BY_MODE[mode]
+    if better is None:
+        raise ConfigError(
+            f"train.early_stopping.monitor={name}: neither way is known to be better. Set "
+            "train.early_stopping.mode=min or max; the metric of a plugin says it by `better` or `higher_is_better`"
+        )
+    if own[name] not in (None, better):
+        best = f"best at {own[name]:.3g}" if isinstance(own[name], float) else f"better when it is {own[name]}"
+        say(f"WARNING: {name} is {best}; train.early_stopping.mode={mode} keeps the weights where it is {mode}imal")
+    return Monitor(name, better)
+
+
+class KeepBest(Checkpoint):
+    """Saves `best.ckpt` after the best validation so far, and ends a training after so many without a better one.
+
+    In place of Lightning's two callbacks: with these a score that is not a number ends the training or is the best one,
+    no score is best at 1, and a training that had ended goes on when it is continued.
+
+    Before the first validation whose score is finite, none counts; later, one that is not finite is no better.
+
+    Args:
+        monitor: What decides.
+        path: Of the checkpoint.
+        patience: Validations without a better one that end the training.
+        say: Takes a line about each score that is undefined or infinite.
+    """
+
+    def __init__(self, monitor: Monitor, path: str, patience: int, say: Callable[[str], None]) -> None:
+        self.monitor, self.path, self.patience, self.say = monitor, path, patience, say
+        self.best: float | None = None
+        """The score of the best validation, always finite."""
+        self.waited = 0
+        """Validations since then."""
+        self._due = False
+
+    @property
+    def stopped(self) -> bool:
+        """Returns whether patience has ended the training."""
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best score and the validations since."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what a checkpoint knew."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Ends at once a training that had ended when the checkpoint was written."""
+        trainer.should_stop = trainer.should_stop or self.stopped
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compares; the scores are those of all processes, so that all decide alike."""
+        score = float(trainer.callback_metrics.get(self.monitor.name, math.nan))
+        finite = math.isfinite(score)
+        if not finite:
+            self.say(
+                f"{self.monitor.name} is {score} after step {trainer.global_step}: this validation is not the best"
+            )
+        if finite and (self.best is None or self.monitor.badness(score) < self.monitor.badness(self.best)):
+            self.best, self.waited, self._due = score, 0, True
+        elif self.best is not None:
+            self.waited += 1
+            trainer.should_stop = trainer.should_stop or self.stopped
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves, at the end of the epoch, from where a training can be continued."""
+        if self._due:
+            self._due = False
+            trainer.save_checkpoint(self.path)

@@ -1,0 +1,175 @@
+"""Checkpoint files: written whole, verified before they are used, on a disk or behind an fsspec URL.
+
+Lightning writes a local checkpoint to the temporary folder, which may be another disk, and moves it without a sync.
+That matters to a run that may be killed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
+from bench.errors import DataError, RunFailedError, one_message
+from bench.files import replacing, sync_folder
+from bench.paths import AnyPath, as_path, is_url
+from bench.safe_text import without_secrets
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints here; the one before `last.ckpt` is kept as `previous.ckpt`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint: whole under its final name, or not at all.
+
+        Raises:
+            RunFailedError: the disk refused; names the path and the free space.
+        """
+        if is_url(str(path)):
+            _put(checkpoint, as_path(str(path), "train.checkpoints"))
+        else:
+            _write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Returns the content of a checkpoint; anything but tensors and plain values is refused.
+
+        Raises:
+            DataError: the file is damaged or holds code.
+        """
+        content: dict[str, Any] = read_checkpoint(Path(path), sealed=True)
+        return content
+
+
+class KeptCheckpoints(ModelCheckpoint):
+    """Lightning's, whose state in a checkpoint names its folder without the credentials of the address."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns scores and paths of the kept checkpoints."""
+        return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over scores and paths: Lightning drops them where the folder is not the same."""
+        super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
+
+
+def _replaced(content: Any, old: str, new: str) -> Any:
+    if isinstance(content, str):
+        return content.replace(old, new)
+    if isinstance(content, dict):
+        return {_replaced(key, old, new): _replaced(value, old, new) for key, value in content.items()}
+    return content
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w+b") as file:
+            torch.save(checkpoint, file)
+            seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.name == LAST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
+        part.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise RunFailedError(f"checkpoint {path} cannot be written: {_first_line(error)}. {_space(path)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    seal(buffer)
+    try:
+        url.parent.mkdir(parents=True, exist_ok=True)
+        if url.name == LAST and url.exists():
+            url.fs.copy(url.path, url.with_name(PREVIOUS).path)
+        url.fs.pipe_file(url.path, buffer.getvalue())  # object stores publish an object whole
+    except Exception as error:  # each backend has errors of its own
+        raise RunFailedError(f"checkpoint {url} cannot be written: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _space(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free} bytes are free there; earlier checkpoints are intact."
+    except OSError:
+        return "Earlier checkpoints are intact."
+
+
+def fetched(source: AnyPath, folder: Path) -> Path:
+    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
+
+    Raises:
+        DataError: it is not there, or its server does not give it.
+    """
+    if isinstance(source, Path):
+        return source
+    copy = folder / source.name
+    with replacing(copy) as part:
+        try:
+            source.fs.get_file(source.path, str(part))
+        except Exception as error:  # each remote backend has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"checkpoint {source} cannot be read: {said}") from error
+    return copy
+
+
+def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) -> Path | None:
+    """Returns the newest checkpoint to continue from as a local file, or None where there is none.
+
+    Args:
+        folder: Where checkpoints lie.
+        scratch: A local folder, for copies of remote ones.
+        say: Takes a line about each damaged checkpoint that was passed over.
+
+    Raises:
+        DataError: there are checkpoints, and all are damaged.
+    """
+    problems = []
+    for name in (LAST, PREVIOUS, BEST):
+        if not (folder / name).exists():
+            continue
+        path = fetched(folder / name, scratch)
+        problem = damage(path)
+        if problem is None:
+            return path
+        problems.append(f"{folder / name}: {problem}")
+        say(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
+    if problems:
+        raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
+    return None
+
+
+def seals(folder: AnyPath) -> dict[str, str]:
+    """Returns the checksum that each of a run's checkpoints carries, by its stem."""
+    found = {Path(name).stem: seal_of(folder / name) for name in (BEST, LAST)}
+    return {stem: seal for stem, seal in found.items() if seal is not None}
+
+
+def remove_all(folder: AnyPath) -> None:
+    """Removes a run's checkpoints: it starts anew."""
+    for name in (LAST, PREVIOUS, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what killed processes left unfinished; only the holder of the run's lock may."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""Ensembles in an evaluation: how members are drawn, and which metric sees what of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import registry
+from bench.api import Shape
+from bench.errors import ConfigError, ContractError, RunFailedError
+from bench.metrics.names import MEMBERS
+from bench.tasks.task import Task
+
+Sees = Literal["forecast", "ensemble", "each member"]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How many members are drawn for each sequence, and from what."""
+
+    members: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One metric of an evaluation."""
+
+    metric: str
+    """Registered name."""
+    options: dict[str, Any]
+    sees: Sees
+    """The forecast (of an ensemble, its mean), all members at once, or each member as a forecast of its own."""
+    ending: str = ""
+    """What the names of its scores end in."""
+
+
+def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
+    """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
+
+    An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
+    names none, and `frechet` where the task counts events (its hand-made features are of radar); by the task's other
+    metrics as its mean; and by these again with every member counted as a forecast of its own, under names that end in
+    `_members`, unless there is one only.
+    """
+    metrics = dict(task.metrics)
+    if ensemble is not None:
+        added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
+        metrics = metrics | added | metrics  # the task's own options stay
+    found = {}
+    for name, options in metrics.items():
+        whole = _takes_members(name)
+        found[name] = Scoring(name, options, "ensemble" if whole else "forecast")
+        if ensemble is not None and ensemble.members > 1 and not whole:
+            found[name + MEMBERS] = Scoring(name, options, "each member", MEMBERS)
+    return found
+
+
+def _takes_members(metric: str) -> bool:
+    return bool(getattr(registry.find("metric", metric).load(), "takes_members", False))
+
+
+def _probabilistic_options(task: Task) -> dict[str, Any]:
+    """Returns options that agree with the task's own metrics: convention, scale, thresholds."""
+    given = task.metrics.values()
+    skill = task.metrics.get("skill")
+    options: dict[str, Any] = {"t_out": task.target_shape[0], "scale": 1.0}
+    for key in ("scale", "convention"):
+        options |= next(({key: own[key]} for own in given if key in own), {})
+    options["thresholds"] = list(skill.get("thresholds", ())) if skill else []
+    if skill is not None and not options["thresholds"]:
+        del options["thresholds"]  # the default of both metrics
+    return options
+
+
+def check_can_draw(model: nn.Module, ensemble: Ensemble) -> None:
+    """Refuses several members of a model that has one.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if ensemble.members > 1 and not can_draw(model):
+        raise ConfigError(
+            f"evaluate.members={ensemble.members}: {type(model).__name__} is deterministic, it has no sample(). "
+            "Set it to 1, or null."
+        )
+
+
+def can_draw(model: nn.Module) -> bool:
+    """Returns whether a model draws members."""
+    return callable(getattr(model, "sample", None))
+
+
+def takes_seeds(model: Any) -> bool:
+    """Returns whether a model's `sample` draws whole batches, from a seed for each sequence."""
+    return "seeds" in inspect.signature(model.sample).parameters
+
+
+def member_seed(seed: int, index: int) -> int:
+    """Returns what the members of a sequence are drawn from, a number below 2^63: its own, whatever else is forecast.
+
+    Args:
+        seed: Of the ensemble.
+        index: Of the sequence in its split.
+    """
+    words = np.random.SeedSequence([seed, index]).generate_state(2)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def draw(
+    model: Any, context: Tensor, seeds: Sequence[int], members: int, target_shape: Shape, **options: Any
+) -> Tensor:
+    """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
+
+    A model that takes no seeds gets one sequence at a time, and a generator on the CPU: a device's own generator would
+    draw other members. What it returns from there is moved to the context's device.
+
+    Args:
+        model: With `sample(context, *, members, generator)`, or with seeds.
+        context: Normalised, `(B,T,H,W,C)`.
+        seeds: Of the sequences, see `member_seed`.
+        members: How many.
+        target_shape: What each member has to be.
+        **options: Further arguments of `sample`.
+
+    Raises:
+        ContractError: what the model returned are no members, or it draws on another device than its generator's.
+    """
+    name = type(model).__name__
+    if takes_seeds(model):
+        on_device = torch.tensor(seeds, dtype=torch.long).to(context.device, non_blocking=True)
+        drawn = model.sample(context, members=members, seeds=on_device, **options)
+        return _checked(drawn, (members, len(context), *target_shape), context.device, name)
+    each = []
+    for row, seed in zip(context, seeds, strict=True):
+        try:
+            drawn = model.sample(row[None], members=members, generator=torch.Generator().manual_seed(seed), **options)
+        except RuntimeError as error:
+            if "device type for generator" not in str(error):
+                raise
+            raise ContractError(
+                f"{name}.sample draws on {context.device} from a generator on the CPU: expected it to draw with "
+                "device=generator.device and to move what it drew"
+            ) from error
+        drawn = drawn.to(context.device) if isinstance(drawn, Tensor) else drawn
+        each.append(_checked(drawn, (members, 1, *target_shape), context.device, name))
+    return torch.cat(each, 1)
+
+
+def _checked(members: Any, expected: tuple[int, ...], device: torch.device, name: str) -> Tensor:
+    if not isinstance(members, Tensor) or tuple(members.shape) != expected:
+        found = tuple(members.shape) if isinstance(members, Tensor) else type(members).__name__
+        raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) = {expected}")
+    if not members.is_floating_point() or members.device != device:
+        raise ContractError(f"{name}.sample returned {members.dtype} on {members.device}; expected floats on {device}")
+    return members
+
+
+def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensemble, target_shape: Shape) -> Tensor:
+    """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
+
+    Those of a sequence follow from the ensemble's seed and the sequence's index: neither the batch size nor the order,
+    the device or the number of processes matters.
+
+    Args:
+        model: With `sample(context, *, members, generator)`, or with seeds.
+        context: Normalised, `(B,T,H,W,C)`.
+        indices: Of the sequences in their split, `(B,)`.
+        ensemble: How many, and from what.
+        target_shape: What each member has to be.
+
+    Raises:
+        ContractError: the model refuses, or what it returned are no members.
+        RunFailedError: the model says that its numbers diverged.
+    """
+    name = type(model).__name__
+    seeds = [member_seed(ensemble.seed, index) for index in indices.tolist()]
+    try:
+        return draw(model, context, seeds, ensemble.members, target_shape)
+    except ArithmeticError as error:
+        raise RunFailedError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ContractError(f"{name} draws no members: {error}") from error

@@ -1,0 +1,242 @@
+"""One forecast rather than scores: a sequence or a file in, members out, and a NetCDF file that others can read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.api import Split
+from bench.data.netcdf import decoded, open_netcdf
+from bench.data.plausibility import refuse_implausible
+from bench.engine.ensembles import draw, member_seed
+from bench.engine.forecaster import check_forecast
+from bench.engine.trainer import translated_errors
+from bench.errors import ConfigError, ContractError, DataError, RunFailedError
+from bench.files import replacing
+from bench.models import made_from
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    import xarray
+
+
+_CONTROL = {"long_name": "n of the control: mean + n standard deviations", "units": "1"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a forecast starts from, in physical units."""
+
+    name: str
+    """Where it comes from, for titles."""
+    sequence: int
+    """Its number in the split; 0 if it is from no split."""
+    context: Tensor
+    """`(T_in,H,W,C)` float32."""
+    target: Tensor | None
+    """What was observed afterwards, `(T_out,H,W,C)` float32, where it is known."""
+    cadence_minutes: float
+
+
+def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
+    """Returns a sequence of a split.
+
+    Raises:
+        DataError: the split is empty.
+        ConfigError: no such split or sequence.
+    """
+    data = task.dataset(split)
+    if not len(data):
+        where = f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}"
+        raise DataError(f"{where}. {data.why_empty}".rstrip())
+    if not 0 <= sequence < len(data):
+        raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
+    stored = data.stored(sequence)
+    context = task.denormalise(task.to_context(stored[0]))
+    name = f"{split} sequence {sequence}"
+    return Case(name, sequence, context, task.to_target(stored[1]).float(), task.cadence_minutes)
+
+
+def case_from_file(task: Task, path: Path) -> Case:
+    """Returns the context in a file: `.npy` (frames), or NetCDF with a variable `context` as we write it ourselves.
+
+    Frames are physical, `(T_in,H,W)` or `(T_in,H,W,C)`; a variable `target` of a NetCDF file is taken along.
+
+    Raises:
+        DataError: the file is missing, unreadable or of another shape than the task's contexts.
+    """
+    target, cadence = None, task.cadence_minutes
+    try:
+        if path.suffix == ".npy":
+            context = np.load(path, allow_pickle=False)
+            if not isinstance(context, np.ndarray):
+                raise DataError("it is an archive of arrays")
+        else:
+            with open_netcdf(path) as variables:
+                if "context" not in variables:
+                    raise DataError(f"no variable 'context' among {', '.join(variables) or 'none'}")
+                context = decoded(variables["context"], f"{path}: context")
+                target = decoded(variables["target"], f"{path}: target") if "target" in variables else None
+                if "context_time" in variables and variables["context_time"].size > 1:
+                    times = decoded(variables["context_time"], f"{path}: context_time", np.float64)
+                    cadence = float(times[1] - times[0])
+    except (OSError, ValueError, EOFError, DataError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
+            "a NetCDF file with a variable `context` of that shape."
+        ) from error
+    return Case(
+        path.name,
+        0,
+        _frames(context, task, task.input_shape, f"context in {path}"),
+        None if target is None else _frames(target, task, task.target_shape, f"target in {path}", missing=True),
+        cadence,
+    )
+
+
+def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *, missing: bool = False) -> Tensor:
+    frames = values[..., None] if values.ndim == 3 else values
+    if frames.shape != shape or frames.dtype.kind not in "iuf":
+        raise DataError(f"{what} has shape {values.shape} of {values.dtype}; expected numbers (T,H,W,C) = {shape}")
+
+    def place(index: tuple[int, ...]) -> str:
+        return "frame {}, row {}, column {}, channel {}".format(*index)
+
+    unknown = np.argwhere(~np.isfinite(frames))
+    if len(unknown) and not missing:
+        raise DataError(f"{what}: expected {task.units}, found {len(unknown)} missing values, at {place(unknown[0])}")
+    if task.plausible is not None:
+        refuse_implausible(frames, task.plausible, what, place)
+    return torch.from_numpy(np.ascontiguousarray(frames, np.float32))
+
+
+def forecast(
+    model: nn.Module,
+    task: Task,
+    context: Tensor,
+    *,
+    members: int = 1,
+    seed: int = 0,
+    sequence: int = 0,
+    control: float | None = None,
+    device: str = "cpu",
+) -> Tensor:
+    """Returns the members of a forecast `(M,T_out,H,W,C)` in physical units, float32, on the CPU.
+
+    Of a sequence of a split they are those that an evaluation with as many members scores.
+
+    Args:
+        model: A model for the task's shapes; one without `sample` gives one member.
+        task: Normalises and denormalises.
+        context: Physical units `(T_in,H,W,C)`.
+        members: Members to draw.
+        seed: Of the members, as `evaluate.member_seed`.
+        sequence: Number of the sequence in its split; with the seed, what the members are drawn from.
+        control: Strength of the knowledge control, for models whose `sample` takes it.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: members or control asked of a model that has none.
+        ContractError: the forecast has the wrong shape or dtype.
+        RunFailedError: the forecast is not finite, or memory ran out.
+    """
+    name = made_from(model).name
+    sample = getattr(model, "sample", None)
+    if members < 1:
+        raise ConfigError(f"members={members}: expected at least 1")
+    if sample is None and members > 1:
+        raise ConfigError(f"model {name!r} is deterministic: it has one member, {members} were asked for")
+    if control is not None and (sample is None or "control" not in inspect.signature(sample).parameters):
+        raise ConfigError(f"model {name!r} takes no control")
+    model = model.to(device).eval()
+    batch = task.to_context(context)[None].to(device)
+    with torch.inference_mode(), translated_errors(f"a forecast of {members} members"):
+        if sample is None:
+            drawn = model(batch)[None]
+        else:
+            options = {} if control is None else {"control": control}
+            try:
+                drawn = draw(model, batch, [member_seed(seed, sequence)], members, task.target_shape, **options)
+            except ArithmeticError as error:
+                raise RunFailedError(f"{name}: {error}") from error
+            except ValueError as error:  # models know nothing of our errors
+                raise ConfigError(f"{name} cannot draw members: {error}") from error
+    if not isinstance(drawn, Tensor) or drawn.dim() != 6 or len(drawn) != members:
+        found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise ContractError(f"{name}.sample returned {found}; expected (M, B, T, H, W, C) with M = {members}")
+    for member in drawn:
+        check_forecast(member, batch, task.target_shape, name)
+    if not bool(torch.isfinite(drawn).all()):
+        raise RunFailedError(f"the forecast of {name} has NaN or infinite values")
+    return task.denormalise(drawn[:, 0].float()).cpu()
+
+
+def as_dataset(
+    case: Case, forecasts: Tensor, task: Task, model: nn.Module, *, controls: Sequence[float] | None = None
+) -> xarray.Dataset:
+    """Returns a forecast as a data set with CF-style coordinates and attributes.
+
+    Args:
+        case: What it started from.
+        forecasts: `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`.
+        task: Gives the units.
+        model: Named in the attributes.
+        controls: The control of each block of members.
+    """
+    import xarray
+
+    from bench import __version__
+
+    made = made_from(model)
+    minutes = case.cadence_minutes
+    leads = np.arange(1, forecasts.shape[-4] + 1) * minutes
+    ages = np.arange(1 - len(case.context), 1) * minutes
+    _, height, width, channels = task.target_shape
+    tail = ("y", "x", "channel")[: 2 + (channels > 1)]
+    field = {"long_name": task.units, "units": "1"}
+
+    def variable(values: Tensor, *leading: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+        array = values.numpy() if channels > 1 else values[..., 0].numpy()
+        return (*leading, *tail), array, field
+
+    coordinates: dict[str, Any] = {
+        "lead_time": ("lead_time", leads, {"standard_name": "forecast_period", "units": "minutes"}),
+        "context_time": ("context_time", ages, {"long_name": "time before the start", "units": "minutes"}),
+        "member": ("member", np.arange(forecasts.shape[-5]), {"standard_name": "realization", "units": "1"}),
+        "y": ("y", np.arange(height), {"long_name": "row, from the south", "units": "1", "axis": "Y"}),
+        "x": ("x", np.arange(width), {"long_name": "column, from the west", "units": "1", "axis": "X"}),
+    }
+    leading = ["member", "lead_time"]
+    if controls is not None:
+        coordinates["control"] = ("control", np.asarray(controls, float), _CONTROL)
+        leading.insert(0, "control")
+    variables = {"forecast": variable(forecasts, *leading), "context": variable(case.context, "context_time")}
+    if case.target is not None:
+        variables["target"] = variable(case.target, "lead_time")
+    return xarray.Dataset(
+        variables,
+        coordinates,
+        {
+            "Conventions": "CF-1.11",
+            "title": f"{made.name} forecast of {task.name}, {case.name}",
+            "source": f"earthbench {__version__}, model {made.name}",
+            "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} written by earthbench forecast",
+        },
+    )
+
+
+def write_netcdf(dataset: xarray.Dataset, path: Path) -> Path:
+    """Writes a data set as compressed NetCDF 4, whole or not at all, and returns the path."""
+    packing = {str(name): {"zlib": True, "complevel": 4} for name in dataset.data_vars}
+    with replacing(path) as part:
+        dataset.to_netcdf(part, engine="h5netcdf", encoding=packing)
+    return path

@@ -1,0 +1,380 @@
+"""A model on a task as Lightning's trainer sees it, for training and evaluation: losses, scores, optimiser."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from bench.api import Shape
+from bench.config import Train
+from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
+from bench.engine.averaging import RunningAverage
+from bench.engine.compiling import FullBatches
+from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
+from bench.engine.hardware import ScoresWithFloat64
+from bench.engine.independence import dependence
+from bench.engine.losses import Losses, WeightedMean
+from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.scorer import Scored, Scorer
+from bench.engine.sharding import number_as_in_module, shard
+from bench.errors import ContractError, RunFailedError
+from bench.metrics import load_metric
+from bench.metrics.names import Better
+from bench.tasks.task import Task
+
+# With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
+_WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+_WARMUP_LAG = 2
+
+Batch = Sequence[Tensor]
+"""Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
+
+
+class Forecaster(ScoresWithFloat64):
+    """Joins a model and a task: stored batches in, losses in normalised units, scores in physical units.
+
+    Args:
+        model: Follows the contract in `bench.api`.
+        task: Normalises, denormalises and names the metrics.
+        train: Optimiser settings; None for evaluation only.
+        total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
+        accumulation: In training, how micro-batches add up; None where a step has one.
+        ensemble: In tests, score an ensemble; None for the forecast of `forward`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        train: Train | None = None,
+        total_steps: int = 1,
+        ensemble: Ensemble | None = None,
+        accumulation: Accumulation | None = None,
+    ) -> None:
+        super().__init__()
+        self.accumulation = accumulation
+        self._full_batches = FullBatches()
+        self.model = model
+        self.task = task
+        self.train_config = train
+        self.total_steps = total_steps
+        decay = train.ema_decay if train else None
+        self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
+        warmup = _WARMUP if train and train.ema_warmup else {}
+        self.average = RunningAverage(model, decay=decay, **warmup) if decay else None
+        if ensemble is not None:
+            check_can_draw(model, ensemble)
+        self.ensemble = ensemble
+        scorings = scorings_of(task, ensemble)
+        self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        self.scored: Scored | None = None
+        """What a test found."""
+        self.first: dict[str, Tensor] | None = None
+        """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
+        self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
+        self.validation_mean = WeightedMean()
+        self.other_numbers: str | None = None
+        """Why a resumed training draws other random numbers than the unbroken one would, where it does."""
+        self._event_of_sequence: Tensor | None = None
+        self._updates_seen = 0
+        self._trained_before_s, self._started = 0.0, time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Shards the model over the processes, where the strategy does so; Lightning calls it once they are joined."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Returns the model that is validated and tested: the running average where one is kept."""
+        return self.average.module if self.average is not None else self.model
+
+    def forecast(self, context: Tensor) -> Tensor:
+        """Returns the evaluated model's forecast after checking it against the contract.
+
+        Raises:
+            ContractError: wrong type, shape, dtype or device, or the model refuses.
+            RunFailedError: the model says that its numbers diverged.
+        """
+        name = type(self.model).__name__
+        try:
+            forecast = self._full_batches(self.evaluated, context)
+        except ArithmeticError as error:
+            raise RunFailedError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ContractError(f"{name} gives no forecast: {error}") from error
+        check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
+        return forecast
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
+        context = self.task.to_context(batch[0])
+        target = self.task.normalise(self.task.to_target(batch[1]))
+        own = getattr(self.model, "training_loss", None)
+        if callable(own):
+            options = labels_of(self.model, batch) | context_known_of(self.model, self.task, batch)
+            losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **options)
+        else:
+            forecast = self._full_batches(self.model, context)
+            check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
+            losses = masked_mse(forecast, target)
+        parts = losses if isinstance(losses, dict) else {}
+        loss = (torch.stack(list(parts.values())).sum() if parts else losses).float()
+        self.losses.add(
+            loss,
+            parts,
+            step=self.global_step,
+            epoch=self.current_epoch,
+            batch=batch_index,
+            missing=(torch.isnan(context).any(), torch.isnan(target).any() if callable(own) else None),
+        )
+        if self.accumulation is None or not self.accumulation.needed:
+            return loss
+        known = known_pixels(target, context_known_of(self.model, self.task, batch))
+        return self.accumulation.weighted(loss, batch_index, known, self._pixels)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients of a step those of its whole batch, before they are clipped."""
+        factor = self.accumulation.correction() if self.accumulation is not None else None
+        if factor is not None:
+            scale_gradients(optimizer, factor)
+
+    @property
+    def _pixels(self) -> int:
+        """Returns the pixels of a sequence that a loss is a mean over, were all known."""
+        context = self.task.input_shape if getattr(self.model, "verifies_context", False) else (0,)
+        return math.prod(context) + math.prod(self.task.target_shape)
+
+    def update_average(self) -> None:
+        """Updates the running average of the weights, once per optimiser step."""
+        if self.average is not None and self.global_step > self._updates_seen:
+            self.average.update(self.model, step=self.global_step + self._average_lag)
+        self._updates_seen = self.global_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Returns AdamW (or what the config names) with its schedule per optimiser step."""
+        assert self.train_config is not None
+        config = self.train_config
+        optimizer = create_optimizer_v2(
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            **({"betas": config.betas} if config.betas else {}),
+            **({"fused": True} if self._can_fuse else {}),
+        )  # timm exempts norms and biases from decay
+        if config.schedule == "onecycle":
+            one_cycle = OneCycleLR(optimizer, max_lr=config.lr, total_steps=self.total_steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+        warmup = int(config.warmup_fraction * self.total_steps)
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=max(1, self.total_steps - warmup),
+            lr_min=config.lr * config.min_lr_ratio,
+            warmup_t=warmup,
+            warmup_lr_init=config.warmup_start_ratio * config.lr,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _can_fuse(self) -> bool:
+        """Returns whether one kernel may update all weights: whole ones on a GPU, whose gradients need no unscaling."""
+        assert self.train_config is not None
+        on_gpu = all(parameter.is_cuda for parameter in self.model.parameters())
+        return on_gpu and self.device_mesh is None and self.train_config.precision != "16-mixed"
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Sets the learning rate of the next optimiser step."""
+        if isinstance(scheduler, OneCycleLR):
+            scheduler.step()
+        else:
+            scheduler.step_update(num_updates=self.global_step)
+
+    # Validation and test
+
+    def track_events(self, of_sequence: Sequence[int], count: int) -> None:
+        """Keeps statistics per event in tests, whose batches then have the index of each sequence last.
+
+        Args:
+            of_sequence: The number of each sequence's event.
+            count: How many events there are.
+        """
+        self._event_of_sequence = torch.as_tensor(of_sequence, dtype=torch.int64)
+        self.scores.track_events(count)
+
+    def _log_validation(self, loss: Tensor, known: Tensor) -> None:
+        """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
+        self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
+        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
+
+    def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
+
+        Args:
+            batch: Context, target and labels as stored.
+            indices: Of the sequences, `(B,)`.
+        """
+        context = self.task.to_context(batch[0])
+        target = self.task.to_target(batch[1])
+        events = None if self._event_of_sequence is None or indices is None else self._event_of_sequence[indices.cpu()]
+        if self.ensemble is None or indices is None or not can_draw(self.evaluated):
+            forecast = self.forecast(context)
+            physical = self.task.denormalise(forecast)
+            seen: dict[Sees, Iterable[Tensor]] = {"forecast": [physical], "ensemble": [physical[None]]}
+        else:
+            drawn = draw_members(self.evaluated, context, indices, self.ensemble, self.task.target_shape)
+            members = torch.stack([self.task.denormalise(member) for member in drawn])
+            forecast, physical = drawn.mean(0), members.mean(0)
+            seen = {"forecast": [physical], "ensemble": [members], "each member": members}
+        seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
+        self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch[2:])], events)
+        return forecast, physical, target
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the scores afresh."""
+        self.scores.reset()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds a batch to the validation scores, in float32 whatever the precision of the training.
+
+        The test is in float32, and what selects the weights has to be what is reported of them: in bfloat16 a forecast
+        of 219 would be 219 or 220.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self._validate(batch)
+
+    def _validate(self, batch: Batch) -> None:
+        own = getattr(self.evaluated, "validation_loss", None)
+        if callable(own):
+            context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
+            of_context = context_known_of(self.evaluated, self.task, batch)
+            known = known_pixels(target, of_context)
+            self._log_validation(own(context, target, **labels_of(self.evaluated, batch), **of_context), known)
+            return
+        forecast, _, target = self._score(batch)
+        target = self.task.normalise(target)
+        self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
+        if callable(getattr(self.evaluated, "validation_loss", None)):
+            return
+        overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
+        self.log_dict({f"val/{name}": value for name, value in overall.items()})
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the scores afresh."""
+        self.scores.reset()
+        self.first = None
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        numbered = self._event_of_sequence is not None
+        forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
+        if not bool(torch.isfinite(forecast).all()):
+            raise RunFailedError(
+                f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
+            )
+        if batch_index == 0 and len(target):
+            self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
+        if self.first is None and len(target):
+            context = self.task.denormalise(self.task.to_context(batch[0][:1]))
+            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
+            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
+
+    def on_test_epoch_end(self) -> None:
+        """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
+        self.scored = self.scores.scored()
+
+    def _check_independence(self, context: Tensor, forecast: Tensor, indices: Tensor) -> None:
+        """Refuses a model whose scores would change with the batch size or the order of the data."""
+        ensemble = self.ensemble
+        if ensemble is not None and self._event_of_sequence is not None and can_draw(self.evaluated):
+
+            def drawn(one: Tensor) -> Tensor:  # each sequence is drawn by itself: it has no batch mates
+                return draw_members(self.evaluated, one, indices[-1:], ensemble, self.task.target_shape).mean(0)
+
+            found = dependence(drawn, context[-1:], forecast[-1:])
+        else:
+            found = dependence(self.forecast, context, forecast)
+        if found:
+            name = type(self.model).__name__
+            raise ContractError(
+                f"the forecast of {name} depends {found}. Expected: on its own context alone, else scores change with "
+                "data.batch_size. In evaluation mode, batch norm uses its running statistics, forward() keeps no "
+                "state, and sample() draws from its generator alone; `earthbench check NAME` looks at more"
+            )
+
+    def computed(self) -> dict[str, float]:
+        """Returns all scores of what was evaluated since the last start, by name."""
+        return self.scores.computed()
+
+    def directions(self) -> dict[str, Better | None]:
+        """Returns which way each score is better; see `Scorer.directions`."""
+        return self.scores.directions()
+
+    # Resume
+
+    @property
+    def trained_s(self) -> float:
+        """Returns the wall time of this training, with the parts before each resume."""
+        return self._trained_before_s + time.perf_counter() - self._started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the random states and the updates seen, so that a resumed run draws what the unbroken one would."""
+        if self.device_mesh is None:
+            number_as_in_module(checkpoint["optimizer_states"], self.trainer.optimizers, self)
+        checkpoint["earthbench"] = {
+            "random_states": random_states(self.trainer.strategy.root_device),
+            "updates_seen": self._updates_seen,
+            "trained_s": self.trained_s,
+            "last_finite_loss": self.losses.last,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the random states of a checkpoint."""
+        state = checkpoint["earthbench"]
+        self._updates_seen = state["updates_seen"]
+        self._trained_before_s = state["trained_s"]
+        self.losses.last = state.get("last_finite_loss")  # older code did not write it
+        if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
+            self.other_numbers = restore_random_states(state["random_states"], self.trainer.strategy.root_device)
+
+
+def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean squared error over the pixels of a batch whose target is known (not NaN); 0 if there are none.
+
+    No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
+    """
+    missing = torch.isnan(target)
+    error = (forecast.float() - target).masked_fill(missing, 0)
+    return error.square().sum() / (~missing).sum().clamp(min=1)
+
+
+def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:
+    """Refuses what is not a forecast for a context.
+
+    Raises:
+        ContractError: says what was expected and what was found.
+    """
+    expected = (len(context), *target_shape)
+    if not isinstance(forecast, Tensor):
+        raise ContractError(f"{model} returned {type(forecast).__name__}; expected a tensor of shape {expected}")
+    if tuple(forecast.shape) != expected:
+        raise ContractError(f"{model} returned shape {tuple(forecast.shape)}; expected (B, T, H, W, C) = {expected}")
+    if not forecast.is_floating_point() or forecast.device != context.device:
+        raise ContractError(
+            f"{model} returned {forecast.dtype} on {forecast.device}; expected floats on {context.device}"
+        )

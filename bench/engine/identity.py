@@ -1,0 +1,203 @@
+"""What a training is: gathered once, stored with its weights, and compared wherever they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench import registry
+from bench.api import Split
+from bench.checkpoint_format import OURS
+from bench.config import Config, canonical_json, numbers_only
+from bench.engine.accumulation import uses_batch_statistics
+from bench.errors import ConfigError, one_message
+from bench.models import TrainedEvents, made_from, trained_hyperparameters
+from bench.paths import as_path
+from bench.records.identity import ExpectedRun, run_differences, source_differences
+from bench.records.provenance import libraries
+from bench.records.schema import SplitPart, TrainingIdentity
+from bench.records.sources import class_source, sources_of
+from bench.tasks.task import NormalisedSequences, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.api import Stage
+
+_ADVICE = "train.resume=false trains anew, train.resume=anyway takes the weights as they are"
+
+
+def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
+    """Returns what the training of a model is.
+
+    Args:
+        model: Made by `load_model`.
+        task: On the data to train on.
+        config: The run's.
+    """
+    made = made_from(model)
+    return TrainingIdentity(
+        model=made.name,
+        hyperparameters=trained_hyperparameters(model),
+        settings=_settings(config, model),
+        sources=sources_of(type(model), type(task), task.metrics),
+        **_data_and_seed(task, config),
+    )
+
+
+def expected_run(
+    config: Config, task: Task, test_task: Task, *, trained: bool, model: type | None = None
+) -> ExpectedRun:
+    """Returns what a run would be, to look for a record of it.
+
+    Args:
+        config: The run's.
+        task: On the data to train on.
+        test_task: On the data to evaluate on.
+        trained: Whether there is something to train.
+        model: Its class; by default the one that is registered.
+    """
+    has_val = trained and len(task.dataset("val")) > 0
+    return ExpectedRun(
+        task_version=task.version,
+        tested_on=test_task.data_fingerprint(config.split),
+        trained_on=task.data_fingerprint("train") if trained else None,
+        selected_on=task.data_fingerprint("val") if has_val else None,
+        sources=sources_of(model or registry.find("model", config.model.name).load(), type(task), task.metrics),
+    )
+
+
+def identify_stage(
+    stage: Stage, task: Task, config: Config, *, before: Sequence[str], settings: Mapping[str, Any], seed: int
+) -> TrainingIdentity:
+    """Returns what the training of a stage is: another model with the same stage shares its weights.
+
+    Args:
+        stage: Of a model.
+        task: On the data to train on.
+        config: The run's.
+        before: What the weights of earlier stages are.
+        settings: The stage's own training settings.
+        seed: Of the stage.
+    """
+    of_run = sources_of(type(stage.module), type(task), task.metrics)
+    module: type = type(stage.module)
+    sources = {**of_run, "model": class_source(module, f"{module.__module__}:{module.__qualname__}")}
+    return TrainingIdentity(
+        model=stage.name,
+        stage=stage.name,
+        hyperparameters=json.loads(canonical_json(dict(stage.depends_on))),  # as a checkpoint gives them back
+        settings={**_settings(config, stage.module), "train": dict(settings)},
+        sources=sources,
+        before=tuple(before),
+        **{**_data_and_seed(task, config), "seed": seed},
+    )
+
+
+def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
+    plain = numbers_only(config, training=True)
+    if uses_batch_statistics(model):
+        plain["data"]["micro_batch"] = config.micro_batch_limit
+    for stage in plain["train"]["stages"].values():
+        if "checkpoint" in stage:  # what is in it counts, not where it lies
+            stage["checkpoint"] = _sha256_of_file(str(stage["checkpoint"]))
+    return {key: value for key, value in plain.items() if key not in ("task", "model", "seed")}
+
+
+def _sha256_of_file(path: str) -> str:
+    try:
+        with as_path(path, "checkpoint").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # whoever loads it says so
+        return path
+
+
+def _data_and_seed(task: Task, config: Config) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "task_fields": task.fields(),
+        "seed": config.seed,
+        "train": _split(task, "train"),
+        "val": _split(task, "val") if len(task.dataset("val")) else None,
+        "libraries": libraries(),
+    }
+
+
+def _split(task: Task, split: Split) -> SplitPart:
+    data = task.dataset(split)
+    return SplitPart(
+        fingerprint=task.data_fingerprint(split),
+        event_count=len(data.ids),
+        sequence_count=len(data),
+        incomplete=data.incomplete,
+    )
+
+
+def stored_identity(
+    identity: TrainingIdentity, task: Task, given: Iterable[Mapping[str, TrainedEvents]] = ()
+) -> dict[str, Any]:
+    """Returns what a checkpoint says of its weights: their training, and every event that it saw; plain values.
+
+    Args:
+        identity: Of the training.
+        task: On the data that were trained on.
+        given: Events that the weights which it began with had seen.
+    """
+    splits: tuple[Split, ...] = ("train", "val")
+    given = list(given)
+    events = {}
+    for split in splits:
+        seen = [events_of(task.dataset(split)), *(one[split] for one in given if split in one)]
+        events[split] = {
+            "ids": sorted({name for one in seen for name in one.ids}),
+            "contents": sorted({content for one in seen for content in one.contents}),
+        }
+    return {OURS: {"identity": identity.model_dump(mode="json"), "events": events}}
+
+
+def refuse_another_training(
+    trained: TrainingIdentity | None, now: TrainingIdentity, where: object, *, anyway: bool, continued: bool
+) -> None:
+    """Refuses weights in a run's folder that another training made.
+
+    Args:
+        trained: What the weights say; None where they do not.
+        now: What the run would train.
+        where: Names them.
+        anyway: Other code and libraries do.
+        continued: Whether training goes on from them: then libraries count, too.
+
+    Raises:
+        ConfigError: names what differs, and what to type.
+    """
+    if trained is None:
+        raise ConfigError(f"{where} does not say what was trained; {_ADVICE.partition(',')[0]}")
+    problems = run_differences(trained, now)
+    if problems:
+        raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains anew:", problems))
+    code = source_differences(trained.sources, {"harness": now.sources["harness"]})
+    if continued:
+        code += [
+            f"{name}: trained with {trained.libraries.get(name)}, now {version}"
+            for name, version in now.libraries.items()
+            if trained.libraries.get(name) != version
+        ]
+    if code and not anyway:
+        raise ConfigError(one_message(f"{where} was trained by other code ({_ADVICE}):", code))
+
+
+def seen_events(seen: TrainedEvents, data: NormalisedSequences) -> list[str]:
+    """Returns the events of a data set that a training saw: under the same id, or the same values under another."""
+    shared = seen.ids.intersection(data.ids)
+    if seen.contents and data.contents:
+        contents = zip(data.ids, data.contents, strict=True)
+        shared |= {name for name, content in contents if content in seen.contents}
+    return sorted(shared)
+
+
+def events_of(data: NormalisedSequences) -> TrainedEvents:
+    """Returns the events of a split, as a training that sees it keeps them."""
+    return TrainedEvents(frozenset(data.ids), frozenset(data.contents or ()))

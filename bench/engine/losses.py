@@ -1,0 +1,197 @@
+"""The losses and gradient norms of a training since they were last looked at, which nothing waits for meanwhile.
+
+A value that reaches Python makes it wait for the device, which then waits for Python: a training that looks at every
+loss never has work queued. On a GPU they are therefore looked at together, some steps late; each knows its step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.errors import RunFailedError
+from bench.metrics.states import ExactMetric
+
+_MOST = 50
+_LONGEST_S = 5.0
+"""Looked at after so many micro-batches or seconds; on the CPU, where there is nothing to wait for, after each one."""
+
+
+@dataclass(frozen=True)
+class _Loss:
+    step: int
+    epoch: int
+    batch: int
+    names: tuple[str, ...]
+    values: tuple[Tensor, ...]
+    """The loss, whether a context or a target has missing values, and the parts of the loss."""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    step: int
+    epoch: int
+    lr: float
+    norm: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimiser step that was looked at."""
+
+    step: int
+    epoch: int
+    lr: float
+    losses: dict[str, float]
+    """Of its last micro-batch: `train/loss`, and its parts by name."""
+
+
+class Losses:
+    """Keeps losses and gradient norms on the device until they are looked at.
+
+    Args:
+        task: Named in messages.
+        model: Named in messages.
+        factor: How many times the first loss is divergence; None for any.
+    """
+
+    def __init__(self, task: str, model: str, factor: float | None = None) -> None:
+        self.task, self.model, self.factor = task, model, factor
+        self.first: float | None = None
+        """The first loss of a batch with a known pixel."""
+        self.last: float | None = None
+        """The last finite one, as of the last look."""
+        self._waiting: list[_Loss | _Norm] = []
+        self._seen: dict[str, float] = {}
+        self._looked = time.monotonic()
+
+    def add(
+        self,
+        loss: Tensor,
+        parts: Mapping[str, Tensor],
+        *,
+        step: int,
+        epoch: int,
+        batch: int,
+        missing: tuple[Tensor, Tensor | None],
+    ) -> None:
+        """Keeps the loss of a micro-batch.
+
+        Args:
+            loss: `()`, with or without a gradient.
+            parts: What it is the sum of, by name.
+            step: Optimiser steps done before.
+            epoch: Counted from 0.
+            batch: In the epoch, from 0.
+            missing: Whether its context has missing values, and its target, where the model's own loss has to see to
+                them; booleans `()`.
+        """
+        in_context, in_target = missing
+        values = (loss.detach(), in_context, torch.zeros_like(in_context) if in_target is None else in_target)
+        parts = {name: part.detach() for name, part in parts.items()}
+        self._waiting.append(_Loss(step, epoch, batch, tuple(parts), (*values, *parts.values())))
+
+    def add_step(self, norm: Tensor | None, *, step: int, epoch: int, lr: float) -> None:
+        """Keeps the norm of the gradients of an optimiser step, `()`, None where a gradient scaler sees to it."""
+        self._waiting.append(_Norm(step, epoch, lr, None if norm is None else norm.detach()))
+
+    def is_due(self) -> bool:
+        """Returns whether it is time to look."""
+        tensors = [entry.values[0] for entry in self._waiting if isinstance(entry, _Loss)]
+        if not tensors:
+            return False
+        late = len(tensors) >= _MOST or time.monotonic() - self._looked >= _LONGEST_S
+        return late or tensors[-1].device.type == "cpu"
+
+    def look(self) -> Iterator[Step]:
+        """Yields the optimiser steps since the last look; the only place that waits for the device.
+
+        Raises:
+            RunFailedError: a loss or a gradient was not finite, or the loss left all bounds; names the step. The steps
+                before were given.
+        """
+        waiting, self._waiting, self._looked = self._waiting, [], time.monotonic()
+        numbers = _numbers(waiting)
+        for entry, after in itertools.zip_longest(waiting, waiting[1:]):
+            if isinstance(entry, _Loss):
+                self._check(entry, [next(numbers) for _ in entry.values])
+                if not isinstance(after, _Norm):  # else that comes first
+                    self._check_size(entry.step)
+                continue
+            norm = 0.0 if entry.norm is None else next(numbers)
+            if not math.isfinite(norm):
+                raise RunFailedError(
+                    f"a gradient is not finite at step {entry.step} (epoch {entry.epoch}), though the loss was "
+                    f"{self.last}. Lower train.lr, or look for a square root or logarithm at 0 in the model."
+                )
+            self._check_size(entry.step + 1)
+            yield Step(entry.step, entry.epoch, entry.lr, self._seen)
+
+    def _check(self, entry: _Loss, numbers: list[float]) -> None:
+        value, in_context, in_target, *parts = numbers
+        if not math.isfinite(value):
+            advice = "Lower train.lr or train.clip_norm."
+            if in_context:
+                advice = f"The context has missing values, which task {self.task!r} must fill in to_context()."
+            elif in_target:
+                advice = (
+                    f"The target has missing values (NaN), which training_loss of {self.model} must leave out: the sum "
+                    "over known pixels over their number. Or train without missing pixels."
+                )
+            raise RunFailedError(
+                f"the training loss is {value} at step {entry.step} (epoch {entry.epoch}, batch {entry.batch}); last "
+                f"finite loss {self.last}. {advice}"
+            )
+        self._seen = {"train/loss": value} | {
+            f"train/{name}": part for name, part in zip(entry.names, parts, strict=True)
+        }
+        if value or self.last is None:  # that of a batch without a known pixel is 0
+            self.last = value
+
+    def _check_size(self, step: int) -> None:
+        size = abs(self.last or 0.0)
+        if not self.first:  # nor from a batch without a known pixel, whose loss is 0
+            self.first = size
+        elif self.factor is not None and size > self.factor * self.first:
+            raise RunFailedError(
+                f"the training diverged: loss {size:.6g} at step {step} is more than "
+                f"train.divergence_factor={self.factor:g} times the first one, {self.first:.6g}. Lower train.lr."
+            )
+
+
+def _numbers(waiting: list[_Loss | _Norm]) -> Iterator[float]:
+    tensors: list[Tensor] = []
+    for entry in waiting:
+        tensors += entry.values if isinstance(entry, _Loss) else [] if entry.norm is None else [entry.norm]
+    yield from torch.stack([value.double() for value in tensors]).tolist() if tensors else ()
+
+
+class WeightedMean(ExactMetric):
+    """Mean over all pixels of means over the pixels of batches; NaN without any pixel.
+
+    Neither batches nor processes matter, and nothing waits for the device before `compute()`.  torchmetrics' own
+    `MeanMetric` either looks at every value or, told not to (`nan_strategy="disable"`), ignores the weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, count: Tensor) -> None:
+        """Adds the mean of `count` pixels, both `()`."""
+        self.total = self.total + mean.detach().double() * count
+        self.count = self.count + count
+
+    def compute(self) -> Tensor:
+        """Returns the mean, float64 `()`."""
+        return self.total / self.count

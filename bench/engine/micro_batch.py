@@ -1,0 +1,177 @@
+"""How many sequences one device takes at a time: what was asked for, what a rule says, or the most that fits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from bench.config import Config
+from bench.data.loading import TrainingLoader
+from bench.engine.accumulation import context_known_of, labels_of, uses_batch_statistics
+from bench.engine.forecaster import Forecaster, masked_mse
+from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.session import Session
+from bench.files import replacing
+from bench.tasks.task import Task
+
+PIXELS_ON_CPU = 2**23
+"""Of a micro-batch where no trial is made: two sequences of SEVIR, the authors' micro-batch, and 39 of SEVIR-LR."""
+_EVALUATION_ON_CPU, _EVALUATION_ON_GPU = 8, 64
+"""Sequences at most; more gain nothing."""
+_WITHOUT_GRADIENTS = 4
+"""Times as many pixels as in training where no gradient is kept: 9 sequences of SEVIR."""
+_MOST_MEMORY = 0.9
+"""Share of a GPU's memory that a trial may take: sums over processes and running averages come on top."""
+REMEMBERED = "micro_batch.json"
+
+
+def known_micro_batch(model: nn.Module, task: Task, config: Config, *, on_gpu: bool) -> int | None:
+    """Returns the micro-batch of a training, or None where only a trial on the GPU tells.
+
+    Args:
+        model: Decides whether the micro-batch changes numbers: then no device may decide it.
+        task: Gives the shapes.
+        config: What was asked for.
+        on_gpu: Whether a GPU computes.
+    """
+    most = config.micro_batch_limit
+    if config.data.micro_batch != "auto" or uses_batch_statistics(model):
+        return most
+    if on_gpu and config.strategy != "fsdp":  # a model in shards cannot be tried in one piece
+        return None
+    return min(most, _by_rule(task))
+
+
+def evaluation_batch(task: Task, config: Config, count: int, *, on_gpu: bool, world: int) -> int:
+    """Returns the sequences that one process forecasts at a time; scores do not depend on them.
+
+    Args:
+        task: Gives the shapes.
+        config: What was asked for.
+        count: Sequences to evaluate, of which every process gets some.
+        on_gpu: Whether a GPU computes.
+        world: Processes.
+    """
+    asked = config.data.micro_batch
+    by_rule = min(_WITHOUT_GRADIENTS * _by_rule(task), _EVALUATION_ON_GPU if on_gpu else _EVALUATION_ON_CPU)
+    size = by_rule if asked == "auto" else asked
+    # Else as with one process, which the forecasts then equal to the bit.
+    return max(1, count // world) if math.ceil(count / size) < world else size
+
+
+def _by_rule(task: Task) -> int:
+    return max(1, PIXELS_ON_CPU // (math.prod(task.input_shape) + math.prod(task.target_shape)))
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """Returns the largest of 1, 2, 4, ... and `most` that fits; 1 where none does, so that training says what is wrong.
+
+    Args:
+        fits: Tries a number of sequences.
+        most: Not to be exceeded.
+    """
+    best = 1
+    while best < most and fits(min(2 * best, most)):
+        best = min(2 * best, most)
+    return best
+
+
+class FindMicroBatch(Callback):
+    """Finds, once the devices are known, the largest micro-batch that all of them take, and remembers it.
+
+    Args:
+        loader: Gets it.
+        config: Of the run.
+        file: Of the run's folder, where it is remembered for the same kind of device.
+        session: Whom to tell, and who works.
+    """
+
+    def __init__(self, loader: TrainingLoader, config: Config, file: Path, session: Session) -> None:
+        self.loader, self.config, self.file, self.session = loader, config, file, session
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Sets the micro-batch of the loader, and how many of them make a step."""
+        assert isinstance(pl_module, Forecaster)
+        device, most = trainer.strategy.root_device, self.config.micro_batch_limit
+        kind = f"{torch.cuda.get_device_name(device)}, world {self.session.processes.world}, at most {most}"
+        found = _remembered(self.file, kind)
+        if found is None:
+            found = largest_that_fits(_trial(pl_module, self.loader, device, trainer.precision_plugin), most)
+        found = _smallest(found, self.session.processes.world)
+        self.loader.batches.micro_batch = found
+        trainer.accumulate_grad_batches = self.loader.batches.per_step
+        if self.session.processes.main:
+            with replacing(self.file) as part:
+                part.write_text(json.dumps({"device": kind, "micro_batch": found}) + "\n", encoding="utf-8")
+        whole = self.config.data.batch_size
+        self.session.say(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
+
+
+def _remembered(file: Path, kind: str) -> int | None:
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return int(said["micro_batch"]) if said["device"] == kind else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: it is found again
+
+
+def _smallest(found: int, world: int) -> int:
+    if world == 1:
+        return found
+    all_found: list[Any] = [None] * world
+    torch.distributed.all_gather_object(all_found, found)
+    return min(all_found)
+
+
+def _trial(
+    forecaster: Forecaster, loader: TrainingLoader, device: torch.device, precision: Any
+) -> Callable[[int], bool]:
+    """Returns a function that says whether a training step of so many sequences fits into a GPU's memory.
+
+    The step is of a copy of the model, on the first sequence over and over, and no random number is used up.
+    """
+    sequence = loader.dataset[0]
+    autocast: Callable[[], AbstractContextManager[Any]] = precision.train_step_context
+
+    def fits(size: int) -> bool:
+        states = random_states()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            batch = [part.to(device) for part in default_collate([sequence] * size)]
+            with autocast():
+                _one_step(copy.deepcopy(forecaster.model).to(device), forecaster, batch)
+            _, whole = torch.cuda.mem_get_info(device)
+            return torch.cuda.max_memory_reserved(device) <= _MOST_MEMORY * whole
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+            restore_random_states(states)
+
+    return fits
+
+
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Sequence[Tensor]) -> None:
+    task = forecaster.task
+    context, target = task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
+    own = getattr(model, "training_loss", None)
+    if callable(own):
+        options = labels_of(model, batch) | context_known_of(model, task, batch)
+        losses = own(context, target, step=0, total_steps=forecaster.total_steps, **options)
+        loss = torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
+    else:
+        loss = masked_mse(model(context), target)
+    loss.backward()
+    torch.optim.AdamW(model.parameters()).step()

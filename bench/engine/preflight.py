@@ -1,0 +1,363 @@
+"""What can be found out about a machine before a run: each check tries what a run would do, and says the cure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.config import Config
+from bench.errors import EarthbenchError, RunFailedError, UsageError
+from bench.files import check_writable
+from bench.paths import as_path
+from bench.records import provenance
+from bench.tables.settings import micro_batch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.tasks import Task
+
+Outcome = Literal["ok", "warning", "wrong", "skipped"]
+
+_GROUP_S = 60.0
+"""How long processes may take to start, find each other, add up a number and part."""
+_READING_S = 3.0
+_LITTLE_MEMORY = 2 * 10**9
+_RECORDS_BYTES = 50 * 10**6
+"""Records, logs and pictures of a run."""
+_CHECKPOINTS, _BYTES_PER_PARAMETER = 3, 12
+"""Best, last and the one being written, each with weights and Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one check."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    cure: str = ""
+    exit_code: int = 0
+    """2 where the input is wrong, 3 where something failed when it was tried."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON types."""
+        return asdict(self)
+
+
+def checks(config: Config) -> Iterator[Check]:
+    """Yields what came of each check, as soon as it is known.
+
+    Args:
+        config: Of the run to prepare.
+    """
+    yield _tried("versions", _versions)
+    device = _tried("device", lambda: _device(config))
+    yield device
+    usable = device.outcome != "wrong"
+    yield _tried("processes", lambda: _group(config)) if usable else _after("processes", "the device")
+    yield _tried("memory", lambda: _memory(config, usable))
+    opened: dict[str, Any] = {}
+    data = _tried("data", lambda: _data(config, opened))
+    yield data
+    model = _tried("model", lambda: _model(config, opened))
+    yield model
+    yield _tried("disk", lambda: _disk(config, opened))
+    missing = [c for c in (device, data, model) if c.outcome in ("wrong", "skipped")]
+    yield (
+        _tried("training step", lambda: _steps(config, opened))
+        if not missing
+        else _after("training step", f"the {missing[0].name}")
+    )
+
+
+def _after(name: str, other: str) -> Check:
+    return Check(name, "skipped", f"not tried before {other} is there")
+
+
+def _tried(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except EarthbenchError as error:
+        # Our messages say themselves what to do.
+        return Check(name, "wrong", str(error), exit_code=2 if isinstance(error, UsageError) else 3)
+    except Exception as error:  # a driver, a file system, a plugin: whatever breaks here would break a run
+        text = (str(error).splitlines() or [""])[0]
+        return Check(name, "wrong", f"{type(error).__name__}: {text}", "a run would end with this error, too", 3)
+
+
+def _versions() -> Check:
+    try:
+        different = provenance.environment_differences()
+    except FileNotFoundError:
+        return Check("versions", "warning", "constraints.txt is not there", "install the package again")
+    if not different:
+        return Check("versions", "ok", "every package is of the version that the tests passed on")
+    cure = "pip install -c constraints.txt -e . (or the wheel) installs the tested ones; records name the difference"
+    return Check("versions", "warning", f"tested -> installed: {', '.join(different)}", cure)
+
+
+def _device(config: Config) -> Check:
+    import torch
+
+    from bench.engine.trainer import torch_device, trainer_device
+
+    trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    found = f"{torch_device(config.device)}, torch {torch.__version__}"
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return Check("device", "ok", f"{found}, CUDA {torch.version.cuda}, driver {_driver()}, {', '.join(names)}")
+    if config.device == "auto" and _driver() != "none":
+        cure = "install a torch built for this driver's CUDA (https://pytorch.org/get-started), or give device=cpu"
+        return Check(
+            "device", "warning", f"{found}: there is an NVIDIA driver, {_driver()}, but torch sees no GPU", cure
+        )
+    return Check("device", "ok", found)
+
+
+def _driver() -> str:
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return "none"
+    return next((word for word in first.split() if word[0].isdigit() and "." in word), first)
+
+
+def _group(config: Config) -> Check:
+    """Forms a group of as many processes as the run will have, or of one per visible GPU, and lets it go."""
+    import torch
+
+    from bench.engine.trainer import torch_device
+
+    on_gpus = torch_device(config.device).startswith("cuda")
+    world = config.devices if config.devices > 1 or not on_gpus else torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        arguments = [(rank, world, backend, f"{folder}/meeting") for rank in range(world)]
+        processes = [context.Process(target=_member, args=words, daemon=True) for words in arguments]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(max(0.0, started + _GROUP_S - time.monotonic()))
+            codes = [process.exitcode for process in processes]
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+    cure = (
+        "run again with NCCL_DEBUG=INFO; often the cause is a firewall or a wrong interface (NCCL_SOCKET_IFNAME, "
+        "GLOO_SOCKET_IFNAME), or too little /dev/shm"
+    )
+    if None in codes:
+        return Check("processes", "wrong", f"no {backend} group of {world} within {_GROUP_S:.0f} s", cure, 3)
+    if any(codes):
+        return Check("processes", "wrong", f"{backend} group of {world}: exit codes {codes}", cure, 3)
+    took = time.monotonic() - started
+    return Check("processes", "ok", f"{backend} group of {world} formed and torn down in {took:.1f} s")
+
+
+def _member(rank: int, world: int, backend: str, meeting: str) -> None:
+    import torch
+    import torch.distributed as group
+
+    on_gpu = "cuda" in backend
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    group.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
+    for device in ["cpu", *([f"cuda:{rank}"] if on_gpu else [])]:
+        total = torch.ones((), device=device)
+        group.all_reduce(total)
+        if int(total) != world:
+            os._exit(4)
+    group.destroy_process_group()
+
+
+def _memory(config: Config, usable: bool) -> Check:
+    import torch
+
+    from bench.engine.trainer import torch_device
+
+    free = _available_bytes()
+    found = f"{free / 1e9:.1f} GB of the machine's are free" if free is not None else "the machine's is not known"
+    cure = ""
+    if free is not None and free < _LITTLE_MEMORY:
+        cure = "end other programs, or lower data.batch_size and data.num_workers"
+    if usable and (place_ := torch_device(config.device)).startswith("cuda"):
+        here, total = torch.cuda.mem_get_info(place_)
+        found += f", {here / 1e9:.1f} of {total / 1e9:.1f} GB of {place_}"
+        if here < 0.8 * total:
+            cure = f"another program holds {(total - here) / 1e9:.1f} GB of {place_}: see nvidia-smi"
+    return Check("memory", "warning" if cure else "ok", found, cure)
+
+
+def _available_bytes() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
+    return None
+
+
+def _data(config: Config, opened: dict[str, Any]) -> Check:
+    from bench.data.loading import training_loader, workers
+    from bench.engine.trainer import trainer_device
+    from bench.tasks import load_task
+
+    if config.data.root is None:
+        return Check("data", "skipped", "no data.root given", "give data.root=DIR to try reading and a training step")
+    task = load_task(config.task.name, config.data.root, **config.task.options)
+    data = task.dataset("train")
+    counts = ", ".join(f"{len(task.dataset(split))} {split}" for split in ("train", "val", "test"))
+    if not len(data):
+        return Check("data", "wrong", f"{counts} sequences: nothing to train on", "`earthbench data info` says more", 2)
+    on_gpu = trainer_device(config.device)["accelerator"] == "cuda"
+    processes = workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices)
+    size = min(micro_batch(config), len(data))
+    loader = training_loader(
+        data, batch_size=size, micro_batch=size, seed=config.seed, limit=None, num_workers=processes,
+        timeout_s=config.data.timeout_s,
+    )  # fmt: skip
+    started, batches, sequences = time.monotonic(), 0, 0
+    for batch in loader:
+        batches, sequences = batches + 1, sequences + len(batch[0])
+        if time.monotonic() - started > _READING_S:
+            break
+    passed = time.monotonic() - started
+    opened["task"], opened["sequences_per_s"] = task, sequences / passed
+    return Check(
+        "data",
+        "ok",
+        f"{config.data.root}: {counts} sequences; {batches / passed:.3g} batches of {size} read per "
+        f"second by {processes or 'this'} process{'es' if processes > 1 else ''}",
+    )
+
+
+def _model(config: Config, opened: dict[str, Any]) -> Check:
+    from bench.models import has_weights, load_model
+    from bench.tasks import load_task
+
+    task: Task = opened.get("task") or load_task(config.task.name, **config.task.options)
+    model: nn.Module = load_model(config.model.name, task, **config.model.options)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    opened["model"], opened["parameters"] = model, count if has_weights(model) else 0
+    return Check("model", "ok", f"{config.model.name} on {config.task.name}: {count / 1e6:.3g} million parameters")
+
+
+def _disk(config: Config, opened: dict[str, Any]) -> Check:
+    weights = _CHECKPOINTS * _BYTES_PER_PARAMETER * opened.get("parameters", 0)
+    own = config.train.checkpoints is None
+    needs = {"work": (config.work, _RECORDS_BYTES + (weights if own else 0)), "results.root": (config.results.root, 0)}
+    if config.train.checkpoints is not None:
+        needs["train.checkpoints"] = (config.train.checkpoints, weights)
+    found, short = [], []
+    for key, (text, need) in needs.items():
+        folder = as_path(text, key)
+        made = [one for one in (folder, *folder.parents) if not one.exists()] if isinstance(folder, Path) else []
+        check_writable(folder, key)
+        if not isinstance(folder, Path):
+            found.append(f"{key}={text} takes files")
+            continue
+        free = shutil.disk_usage(folder).free
+        for one in made:
+            with suppress(OSError):  # somebody has put something there meanwhile
+                one.rmdir()
+        found.append(f"{key}={text}: {free / 1e9:.1f} GB free")
+        if free < max(need, _RECORDS_BYTES):
+            short.append(f"{key} needs {max(need, _RECORDS_BYTES) / 1e9:.1f} GB and has {free / 1e9:.1f} GB")
+    if short:
+        return Check("disk", "wrong", "; ".join(short), "make room, or name another disk: KEY=DIR", 3)
+    return Check("disk", "ok", "; ".join(found))
+
+
+def _steps(config: Config, opened: dict[str, Any]) -> Check:
+    """Takes two training steps of the model, or of each of its stages, on one device; nothing is kept."""
+    from bench.models import is_fitted
+
+    model, task = opened["model"], opened["task"]
+    if not opened["parameters"] or is_fitted(model):
+        return Check("training step", "skipped", f"{config.model.name} is not trained by gradients")
+    told, fastest, size = [], 0.0, micro_batch(config)
+    for name, module, prepare in _modules(model):
+        if prepare is not None:
+            prepare(_some_batch(task, config))
+        step_s, loss = _two_steps(module, task, config)
+        fastest = max(fastest, size / step_s)
+        told.append(f"{name + ': ' if name else ''}{step_s:.3g} s for a batch of {size}, loss {loss:.4g}")
+    reading = opened["sequences_per_s"]
+    if reading < fastest:
+        cure = "raise data.num_workers: reading is slower than the model"
+        found = f"{'; '.join(told)}; {reading:.3g} sequences are read per second and {fastest:.3g} could be learnt from"
+        return Check("training step", "warning", found, cure)
+    return Check("training step", "ok", "; ".join(told))
+
+
+def _modules(model: Any) -> list[tuple[str, Any, Any]]:
+    if not callable(getattr(model, "stages", None)):
+        return [("", model, None)]
+    return [(stage.name, stage.module, stage.prepare) for stage in model.stages()]
+
+
+def _some_batch(task: Task, config: Config) -> list[Any]:
+    from bench.data.loading import evaluation_loader
+
+    data, size = task.dataset("train"), micro_batch(config)
+    loader = evaluation_loader(data, batch_size=size, limit=size, num_workers=0)
+    return [(task.to_context(b[0]), task.normalise(task.to_target(b[1])), *b[2:]) for b in loader]
+
+
+def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
+    """Returns the seconds of the second step, and its loss."""
+    import lightning
+    from lightning.pytorch.callbacks import Callback
+
+    from bench.data.loading import training_loader
+    from bench.engine.forecaster import Forecaster
+    from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            ends.append(time.perf_counter())
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            losses.append(float(outputs["loss"]))  # waits for the device
+            ends.append(time.perf_counter())
+
+    quiet_lightning()
+    data = task.dataset("train")
+    size = min(micro_batch(config), len(data))
+    loader = training_loader(data, batch_size=size, micro_batch=size, seed=config.seed, limit=2 * size, num_workers=0)
+    forecaster = Forecaster(module, task, config.train, total_steps=100)
+    with tempfile.TemporaryDirectory() as folder, translated_errors(f"a training step at batch size {size}"):
+        trainer = lightning.Trainer(
+            **trainer_device(config.device),
+            max_steps=2,
+            precision=config.train.precision,
+            gradient_clip_val=config.train.clip_norm,
+            logger=False,
+            callbacks=[Clock()],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(forecaster, loader)
+    if len(ends) < 2:
+        raise RunFailedError("no training step was taken")
+    return ends[-1] - ends[-2], losses[-1]

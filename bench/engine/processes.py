@@ -1,0 +1,224 @@
+"""Several processes of one run: who is who, and starting them where no cluster or `torchrun` has."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bench import errors
+from bench.errors import ConfigError, EarthbenchError, RunFailedError
+
+_POLL_S = 0.5
+_GRACE_S = 20
+"""How long the other processes may take to end by themselves once one has."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Returns whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+
+def process_rank(devices: int, nodes: int) -> Processes:
+    """Returns this process's place, as `torchrun`, SLURM's `srun` or `launch` have told it.
+
+    Raises:
+        ConfigError: others started another number of processes than `devices * nodes`.
+    """
+    world = devices * nodes
+    if world == 1:
+        return Processes()
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ:
+            if int(os.environ.get(size, world)) != world:
+                raise ConfigError(
+                    f"{os.environ[size]} processes were started ({size}), but devices={devices} nodes={nodes} "
+                    f"are {world}: make them agree"
+                )
+            return Processes(int(os.environ[rank]), world)
+    return Processes(0, world)
+
+
+_turns = itertools.count()
+
+
+@contextmanager
+def main_process_lock(processes: Processes, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The first process holds what another run may hold for hours; the others wait for it without a limit of time.
+
+    In a collective they would wait as long as the group's limit (10 minutes under NCCL) and then end the run; so they
+    ask the group's key-value store, which never gives up.
+
+    Args:
+        processes: Several have to have formed a group; each has to come here as often as the others.
+        hold: Makes the context; it returns from entering once it is held.
+
+    Raises:
+        RunFailedError: in the others, if the first process could not hold it; it says why itself.
+    """
+    if processes.world == 1:
+        with hold():
+            yield
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, key = _get_default_store(), f"earthbench/held/{next(_turns)}"
+    if processes.main:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold())
+            except BaseException:
+                store.set(key, "refused")
+                raise
+            store.set(key, "held")
+            yield
+        return
+    while not store.check([key]):
+        time.sleep(_POLL_S)
+    if store.get(key) != b"held":
+        raise RunFailedError("the first process could not take the folder")
+    yield
+
+
+def has_to_launch(devices: int, nodes: int) -> bool:
+    """Returns whether this run needs processes that nobody has started yet.
+
+    Raises:
+        ConfigError: on several nodes, where only a cluster's launcher can start them.
+    """
+    started = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if devices * nodes == 1 or started:
+        return False
+    if nodes > 1:
+        raise ConfigError(
+            f"nodes={nodes}: start one process per device with the cluster's launcher, e.g. `srun earthbench run ...` "
+            "with --ntasks-per-node equal to devices, or `torchrun --nnodes ...`"
+        )
+    return True
+
+
+def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None], **arguments: Any) -> Any:
+    """Calls `function(**arguments, say=...)` in new processes of this machine and returns what the first returned.
+
+    What they say is said here.  Signals go on to the processes; one that fails ends the others.
+
+    Raises:
+        EarthbenchError: the first one that a process ended with, of the same kind.
+    """
+    import torch.multiprocessing as processes
+
+    ends = [processes.get_context("spawn").Pipe(duplex=False) for _ in range(devices)]
+    context = processes.start_processes(
+        _process,
+        args=(devices, _free_port(), [sender for _, sender in ends], function, arguments),
+        nprocs=devices,
+        join=False,
+        start_method="spawn",
+    )
+    assert context is not None
+    for _, sender in ends:
+        sender.close()
+    told: dict[int, tuple[str, Any]] = {}
+    with _forwarded(context.processes):
+        while not _all_ended(context):
+            for rank, (receiver, _) in enumerate(ends):
+                _receive(receiver, rank, told, say)
+    for rank, (receiver, _) in enumerate(ends):
+        _receive(receiver, rank, told, say)
+    for _, (kind, content) in sorted(told.items()):
+        if kind != "returned":
+            found = getattr(errors, kind, None)
+            raise (found if isinstance(found, type) else RuntimeError)(content)
+    if told.get(0, ("", None))[0] != "returned":
+        raise RunFailedError(f"a process of {devices} ended without a word: it was killed, perhaps for memory")
+    return told[0][1]
+
+
+def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]], say: Callable[[str], None]) -> None:
+    with suppress(EOFError):  # it ended without a word
+        while rank not in told and receiver.poll():
+            kind, content = receiver.recv()
+            if kind == "said":
+                say(content)
+            else:
+                told[rank] = (kind, content)
+
+
+def _all_ended(context: Any) -> bool:
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    try:
+        return bool(context.join(timeout=0.1, grace_period=_GRACE_S))
+    except (ProcessExitedException, ProcessRaisedException):
+        return True  # what they said is in the pipes
+
+
+@contextmanager
+def _forwarded(children: list[Any]) -> Iterator[None]:
+    def forward(number: int, frame: Any) -> None:
+        for child in children:
+            if child.is_alive():
+                os.kill(child.pid, number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            before[number] = signal.signal(number, forward)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _process(
+    rank: int,
+    world: int,
+    port: int,
+    senders: list[Connection],
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    sender = senders[rank]
+    try:
+        found = function(**arguments, say=lambda line: sender.send(("said", line)))
+        sender.send(("returned", found if rank == 0 else None))
+    except EarthbenchError as error:
+        sender.send((type(error).__name__, str(error)))
+        time.sleep(1)  # the others may be about to say why themselves
+        os._exit(error.exit_code)
+    except BaseException:
+        import traceback
+
+        sender.send(("RuntimeError", f"in process {rank} of {world}:\n{traceback.format_exc()}"))
+        os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,327 @@
+"""One run from config to record: train where there is something to train, evaluate, publish, draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bench.config import Config, fingerprint, numbers_only, stored
+from bench.data.loading import workers
+from bench.data.plausibility import refuse_constant
+from bench.engine.callbacks.progress import evaluation_meter
+from bench.engine.callbacks.signals import SignalWatch, TakeSignals
+from bench.engine.checkpoints import fetched
+from bench.engine.ensembles import Ensemble
+from bench.engine.evaluate import (
+    evaluate_with_sample,
+    failed_record,
+    refuse_empty,
+    sample_arrays,
+    work_folder,
+)
+from bench.engine.identity import events_of, expected_run, identify, seen_events
+from bench.engine.loggers import LOGS, logged_curve
+from bench.engine.micro_batch import evaluation_batch
+from bench.engine.processes import has_to_launch, launch, main_process_lock, process_rank
+from bench.engine.runfolder import checkpoint_lock, run_lock
+from bench.engine.session import Say, Session
+from bench.engine.summaries import summary_beside
+from bench.engine.train import checkpoints_of
+from bench.engine.trainer import arithmetic, form_group, trainer_device
+from bench.errors import ConfigError, DataError, RunFailedError, one_message
+from bench.files import check_writable
+from bench.models import has_weights, load_model, load_weights, made_from
+from bench.paths import AnyPath, as_path, local_folder
+from bench.records.identity import newest_of_same_run
+from bench.records.learning_curves import write_learning_curve
+from bench.records.samples import write_sample
+from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
+from bench.records.store import read_records, record_path, write_record
+from bench.safe_text import without_secrets
+from bench.tables.pictures import draw_forecasts
+from bench.tasks import Task, load_task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    record: RunRecord
+    record_path: AnyPath
+    picture_path: Path | None
+    sample: dict[str, np.ndarray]
+    """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
+
+
+def run(config: Config, *, training: bool, say: Say = print, again: bool = True) -> Outcome:
+    """Runs a config to its record; where it asks for several devices, in as many processes.
+
+    Args:
+        config: The checked config.
+        training: Train a model that has weights; without, evaluate `config.checkpoint` or the fresh weights.
+        say: Takes one line of progress.
+        again: Also where a record of this config on this data exists; False returns that one.
+
+    Raises:
+        EarthbenchError: of the kind that says what went wrong; a run that had started leaves a failure record.
+    """
+    if has_to_launch(config.devices, config.nodes):
+        trainer_device(config.device, config.devices, config.nodes, config.strategy)  # refuses before anything starts
+        found: Outcome = launch(run, config.devices, say, config=config, training=training, again=again)
+        return found
+    processes = process_rank(config.devices, config.nodes)
+    with SignalWatch() as watch:
+        session = Session(say if processes.main else _say_nothing, watch, processes)
+        return _run(config, session, training=training, again=again)
+
+
+def _say_nothing(line: str) -> None:
+    """Only the first of several processes speaks."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run was asked for, opened and checked."""
+
+    config: Config
+    task: Task
+    test_task: Task
+    """The task on the data to evaluate on."""
+    results: AnyPath
+    session: Session
+    train: bool
+    """Whether there is something to train."""
+    identity: TrainingIdentity | None
+    """Of the training, where there is something to train."""
+    described: dict[str, Any]
+    """What every record of it says."""
+
+
+def _run(config: Config, session: Session, *, training: bool, again: bool) -> Outcome:
+    import lightning
+
+    # refuses a device that is not there before data is read
+    trainer_device(config.device, config.devices, config.nodes, config.strategy)
+    if config.device == "mps":
+        session.say("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
+    results, work = as_path(config.results.root, "results.root"), local_folder(config.work, "work")
+    check_writable(results, "results.root")
+    check_writable(work, "work")
+    if config.train.checkpoints is not None:
+        check_writable(as_path(config.train.checkpoints, "train.checkpoints"), "train.checkpoints")
+    task, test_task = _tasks(config)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    model = load_model(config.model.name, task, **config.model.options)
+    named = fingerprint(numbers_only(config))
+    described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
+    refuse_empty(test_task, config.split)  # before hours of training
+    refuse_constant(test_task.dataset(config.split))
+    train = training and has_weights(model)
+    if train:  # an evaluation starts again
+        without = "" if config.train.resume else " without train.resume=false"
+        session.watch.then = f"The same command{without} continues."
+    if train and config.checkpoint is not None:
+        raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
+    if train:
+        refuse_shared_events(task, test_task, config)
+    identity = identify(model, task, config) if train else None
+    job = _Job(config, task, test_task, results, session, train, identity, described)
+    if not again:
+        done = _find_done(job, type(model))
+        if done is not None:
+            session.say(f"done before: {done.record_path}")
+            return done
+    names_folder = named if identity is None else identity.name
+    folder = work_folder(work, task.name, config.model.name, names_folder)
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with ExitStack() as locks:
+            locks.enter_context(run_lock(folder, named, session.say, wait=not again))
+            checkpoints = checkpoints_of(config, folder)
+            if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
+                locks.enter_context(checkpoint_lock(checkpoints, session.say, wait=not again))
+            yield
+
+    form_group(config.device, config.devices, config.nodes)
+    with main_process_lock(session.processes, locked), arithmetic(config.train.matmul_precision):
+        return _in_folder(job, model, folder)
+
+
+def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
+    config, task, test_task, processes = job.config, job.task, job.test_task, job.session.processes
+    summary = None
+    phase = "training"
+    try:
+        if job.train:
+            model, summary = _train(job, model, folder)
+        elif config.checkpoint is not None:
+            given = as_path(config.checkpoint, "checkpoint")
+            local = fetched(given, folder / "fetched" / str(processes.rank))
+            load_weights(model, local, other_code=config.train.resume == "anyway")
+            summary = summary_beside(given, model)
+        elif has_weights(model):
+            job.session.say("no checkpoint given: these are the scores of untrained weights")
+        phase = "evaluation"
+        _say_how_it_forecasts(model, config, job.session.say)
+        where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
+        on_gpu = where["accelerator"] == "gpu"
+        count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
+        record, sample = evaluate_with_sample(
+            model,
+            test_task,
+            config.split,
+            config.limit,
+            batch_size=evaluation_batch(test_task, config, int(count), on_gpu=on_gpu, world=processes.world),
+            num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
+            timeout_s=config.data.timeout_s,
+            where=where,
+            compile=config.train.compile,
+            processes=processes,
+            callbacks=[
+                TakeSignals(job.session.watch),
+                *([evaluation_meter(folder, job.session.say, wanted=config.progress)] if processes.main else []),
+            ],
+            progress=config.progress,
+            **job.described,
+            training=summary,
+            ensemble=_ensemble(config),
+        )
+    except RunFailedError as error:
+        try:
+            failed = failed_record(model, task, **job.described, phase=phase, message=str(error))
+            path = write_record(failed, job.results)
+        except RunFailedError as unwritten:
+            raise RunFailedError(f"{error}\nThe failure record could not be written either: {unwritten}") from error
+        raise RunFailedError(f"{error}\nA failure record is in {path}") from error
+    if not processes.main:
+        return Outcome(record, record_path(job.results, record), None, {})
+    path = write_record(record, job.results)
+    parts = sample_arrays(sample)
+    picture = _keep_for_pictures(job, record, parts, folder)
+    return Outcome(record, path, picture, parts)
+
+
+def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:
+    """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
+
+    The record is published: whatever of these cannot be written is said, and the run is done all the same.
+    """
+    config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
+
+    def curve() -> None:
+        if job.train and (found := logged_curve(folder / LOGS)) is not None:
+            write_learning_curve(found, record, job.results)
+
+    def picture() -> None:
+        if config.picture:
+            draw_forecasts(
+                drawn,
+                context=parts["context"],
+                target=parts["target"],
+                forecasts={config.model.name: parts["forecast"]},
+                palette=task.palette,
+                units=task.units,
+                cadence_minutes=job.test_task.cadence_minutes,
+                title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
+                + without_secrets(str(job.test_task.data_root)),
+            )
+
+    for write in (lambda: write_sample(parts, record, job.results), curve, picture):
+        try:
+            write()
+        except (DataError, OSError) as error:
+            job.session.say(f"warning: {error}; the record is whole without it")
+    return drawn if drawn.is_file() else None
+
+
+def _say_how_it_forecasts(model: nn.Module, config: Config, say: Say) -> None:
+    """Tells what of the model's forecasts the config sets otherwise, such as fewer steps of a sampler in a trial."""
+    made, options = made_from(model), config.model.options
+    changed = [
+        f"{key}={options[key]} (default {made.defaults.get(key)})"
+        for key in getattr(model, "evaluation_only", ())
+        if key in options and options[key] != made.defaults.get(key)
+    ]
+    if changed:
+        say(f"{made.name} forecasts with {', '.join(changed)}")
+
+
+def _ensemble(config: Config) -> Ensemble | None:
+    asked = config.evaluate
+    return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
+
+
+def _tasks(config: Config) -> tuple[Task, Task]:
+    """Returns the task on the training data and on the data to evaluate on."""
+    if config.data.root is None:
+        raise ConfigError(
+            "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
+        )
+    task = load_task(config.task.name, config.data.root, **config.task.options)
+    if config.data.test_root is None:
+        return task, task
+    test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
+    if test_task.input_shape != task.input_shape:
+        raise ConfigError(
+            f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"
+        )
+    return task, test_task
+
+
+def _find_done(job: _Job, model: type) -> Outcome | None:
+    """Returns what an earlier run of the same config on the same data left, or None."""
+    expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
+    record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
+    return Outcome(record, record_path(job.results, record), None, {}) if record else None
+
+
+def _evaluation_strategy(config: Config) -> str:
+    return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
+
+
+def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
+    """Returns the model with the trained weights, and how they came about."""
+    from bench.engine.stages import has_stages, train_stages
+    from bench.engine.train import train
+
+    config, task, session = job.config, job.task, job.session
+    session.say(f"run folder: {folder}")
+    checkpoints = checkpoints_of(config, folder)
+    one_or_all = train_stages if has_stages(model) else train
+    assert job.identity is not None
+    summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints, identity=job.identity)
+    if config.strategy == "fsdp":  # the trained one is in pieces
+        model = load_model(config.model.name, task, **config.model.options)
+    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(session.processes.rank))
+    load_weights(model, best)
+    return model, summary
+
+
+def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
+    """Refuses a run that would train on what it is selected or evaluated on.
+
+    Raises:
+        ConfigError: lists the shared events.
+    """
+    train, val = events_of(task.dataset("train")), events_of(task.dataset("val"))
+    problems = []
+    pairs = [("train", train, "val", task.dataset("val"))]
+    if frozenset({"train", "val"}) in task.shared_by_design:
+        pairs = []
+    if config.split in ("val", "test"):
+        pairs.append(("train", train, f"the evaluated {config.split}", test_task.dataset(config.split)))
+    if config.split == "test":
+        pairs.append(("val", val, "the evaluated test", test_task.dataset("test")))
+    for one, seen, other, data in pairs:
+        if shared := seen_events(seen, data):
+            problems.append(f"{one} and {other} share {len(shared)} events: {', '.join(shared[:5])}")
+    if problems:
+        raise ConfigError(one_message("the splits are not separate; the scores would be optimistic:", problems))

@@ -1,0 +1,75 @@
+"""How a training went, as the file beside its checkpoints says: a run that finds it there has nothing left to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from bench.checkpoint_format import seal_of
+from bench.config import Config
+from bench.errors import DataError
+from bench.files import replacing
+from bench.models import trained
+from bench.paths import AnyPath
+from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.safe_text import content_without_secrets
+from bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUMMARY = "training.json"
+
+
+def settings_and_data(task: Task, config: Config, identity: TrainingIdentity) -> dict[str, Any]:
+    """Returns what every summary of a run says of its settings and its training data."""
+    return {
+        "identity": identity,
+        "settings": content_without_secrets(config.train.model_dump(mode="json")),
+        "data_fingerprint": task.data_fingerprint("train"),
+        "data_origin": str(task.dataset("train").identity().get("origin", "files")),
+    }
+
+
+def read_summary(path: AnyPath) -> TrainingSummary | None:
+    """Returns the summary that a training left, or None.
+
+    Raises:
+        DataError: it is not readable.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return TrainingSummary.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, ValidationError) as error:
+        raise DataError(f"{path} is not a readable training summary: delete it to train again ({error})") from error
+
+
+def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | None:
+    """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere.
+
+    Args:
+        checkpoint: The file, where the run left it.
+        model: Has its weights.
+    """
+    stem, weights = checkpoint.stem, trained(model)
+    path = checkpoint.parent / SUMMARY
+    summary = read_summary(path) if stem in ("best", "last") else None
+    if summary is None or weights is None or weights.identity is None:
+        return None
+    if summary.identity != weights.identity or summary.checkpoints.get(stem) != seal_of(checkpoint):
+        return None  # of a training that began there since, or of weights that lay there before
+    return summary.model_copy(update={"weights": stem})
+
+
+def write_summary(summary: TrainingSummary, path: AnyPath) -> None:
+    """Writes how a training went, whole or not at all."""
+    text = summary.model_dump_json(indent=1) + "\n"
+    if isinstance(path, Path):
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    else:
+        path.fs.pipe_file(path.path, text.encode())  # object stores publish an object whole

@@ -1,0 +1,325 @@
+"""Training: Lightning's trainer, checkpoints that resume to the same bits, and signals that are obeyed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from torch import nn
+
+from bench.checkpoint_format import seal_of
+from bench.config import Config, Train
+from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
+from bench.data.plausibility import refuse_constant
+from bench.engine.accumulation import Accumulation
+from bench.engine.callbacks.divergence import DivergenceMonitor
+from bench.engine.callbacks.progress import shown_progress
+from bench.engine.callbacks.resume import Resume
+from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
+from bench.engine.callbacks.signals import StopAndSave
+from bench.engine.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    KeptCheckpoints,
+    newest_intact,
+    remove_all,
+    remove_parts,
+    seals,
+)
+from bench.engine.compiling import compiled
+from bench.engine.fitting import fit_model
+from bench.engine.forecaster import Forecaster
+from bench.engine.identity import refuse_another_training, stored_identity
+from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
+from bench.engine.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
+from bench.engine.processes import Processes
+from bench.engine.session import Session
+from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, write_summary
+from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
+from bench.errors import ConfigError, DataError
+from bench.models import is_fitted
+from bench.paths import AnyPath, as_path
+from bench.records.schema import TrainingIdentity, TrainingSummary
+from bench.tasks.task import Task
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    session: Session,
+    *,
+    folder: Path,
+    checkpoints: AnyPath,
+    identity: TrainingIdentity,
+) -> TrainingSummary:
+    """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
+
+    Called again with the same folders, it continues or, when the training had ended, does nothing.
+
+    Args:
+        model: Trained in place.
+        task: Gives the train and val splits.
+        config: The run's config.
+        session: Whom to tell, what may end it, and who works.
+        folder: The run's own local folder, for logs.
+        checkpoints: Where checkpoints and, when it has ended, the summary go.
+        identity: Of the training; weights of another one that lie there are refused.
+
+    Raises:
+        DataError: the train split is empty, or no checkpoint can be read.
+        ConfigError: the monitored score does not exist, batches cannot be shared, or the weights in the folder are of
+            another training or of other code.
+        RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
+        InterruptedRunError: a signal came; the checkpoint is written.
+    """
+    done = _done(config, session, checkpoints, identity)
+    if done is not None:
+        session.say(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
+        return done
+    if is_fitted(model):
+        return _fitted(model, task, config, checkpoints, session.processes, identity)
+    refuse_strategy(config, model)
+    where = _devices(config, model)
+    on_gpu = where["accelerator"] == "gpu"
+    micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
+    loader, val_loader = _loaders(task, config, session.processes, micro_batch, on_gpu=on_gpu)
+    stop = config.train.early_stopping
+    monitor = choose_monitor(model, task, stop, session.say) if val_loader is not None else None
+    if monitor is None:
+        session.say("no validation data: no early stopping, the last weights are used")
+    resume_from = _resume_from(config, session, folder=folder, checkpoints=checkpoints)
+
+    quiet_lightning()
+    steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
+    forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
+    loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
+    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task), session.say)
+    watching = _watching(config, session, resume, monitor, checkpoints)
+    found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, session)]
+    shown: list[Callback] = []
+    if session.processes.main:
+        score = monitor.name if monitor is not None else None
+        shown += shown_progress(folder, session.say, wanted=config.progress, score=score)
+    trainer = lightning.Trainer(
+        **where,
+        max_epochs=config.train.max_epochs,
+        max_steps=config.train.max_steps or -1,
+        accumulate_grad_batches=loader.batches.per_step,
+        gradient_clip_val=config.train.clip_norm,
+        precision=config.train.precision,
+        deterministic=config.train.deterministic,
+        check_val_every_n_epoch=config.train.val_every_epochs,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=[*found, *watching.callbacks, *shown],
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in shown),
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    models = {id(one): one for one in (model, forecaster.evaluated)}.values() if config.train.compile else ()
+    phase = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
+    ends = translated_errors(phase, session.watch.then, config.model.name)
+    with compiled(*models), ends, finished(loggers):
+        trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
+        if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
+            trainer.save_checkpoint(str(checkpoints / LAST))
+        trainer.strategy.barrier()
+    session.watch.deferring = False
+    if watching.found_none:
+        session.say(f"no validation gave a finite {stop.monitor}: the last weights are used")
+    summary = TrainingSummary(
+        **settings_and_data(task, config, identity),
+        checkpoints=seals(checkpoints),
+        sequence_count=loader.order.count,
+        validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        resumed_count=watching.resume.count,
+        stopped_because=watching.stopped_because(trainer),
+        monitor=monitor.name if monitor is not None else None,
+        best_score=watching.best_score,
+        weights="last" if watching.best_score is None else "best",
+        averaged=forecaster.average is not None,
+        final_loss=forecaster.losses.last,
+        wall_s=forecaster.trained_s,
+        micro_batch=loader.batches.micro_batch,
+    )
+    if session.processes.main:
+        write_summary(summary, checkpoints / SUMMARY)
+    session.say(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
+    if session.watch.received:
+        session.watch.leave(f"training had ended and is saved in {checkpoints}")
+    return summary
+
+
+@dataclass(frozen=True)
+class _Watching:
+    """What saves, selects and ends a training."""
+
+    callbacks: list[Callback]
+    resume: Resume
+    keep_best: KeepBest | None
+
+    def stopped_because(self, trainer: lightning.Trainer) -> str:
+        if self.keep_best is not None and self.keep_best.stopped:
+            return f"no better {self.keep_best.monitor.name} for {self.keep_best.patience} validations"
+        return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+
+    @property
+    def best_score(self) -> float | None:
+        return self.keep_best.best if self.keep_best is not None else None
+
+    @property
+    def found_none(self) -> bool:
+        return self.keep_best is not None and self.keep_best.best is None
+
+
+def _watching(
+    config: Config, session: Session, resume: Resume, monitor: Monitor | None, checkpoints: AnyPath
+) -> _Watching:
+    patience, best = config.train.early_stopping.patience, None
+    if monitor is not None:
+        best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
+    callbacks = [
+        resume,
+        DivergenceMonitor(),
+        StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
+        best,
+        # After the above, whose state is in this one.
+        KeptCheckpoints(
+            str(checkpoints), "last", save_on_train_epoch_end=True,
+            enable_version_counter=False, auto_insert_metric_name=False,
+        ),
+    ]  # fmt: skip
+    return _Watching([callback for callback in callbacks if callback is not None], resume, best)
+
+
+def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
+    unused = bool(getattr(model, "parameters_without_gradient", ()))
+    where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
+    return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
+
+
+def checkpoints_of(config: Config, folder: Path) -> AnyPath:
+    """Returns where the checkpoints of a run's or a stage's folder go: into it, or where `train.checkpoints` says."""
+    if config.train.checkpoints is None:
+        return folder / "checkpoints"
+    return as_path(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
+
+
+def _fitted(
+    model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
+) -> TrainingSummary:
+    """Fits a model in closed form, and leaves its weights and the summary where a training would."""
+    if processes.world > 1:
+        raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
+    summary = fit_model(model, task, config, identity)
+    content = {"state_dict": model.state_dict(), **stored_identity(identity, task)}
+    return publish_weights(content, summary, checkpoints)
+
+
+def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: AnyPath) -> TrainingSummary:
+    """Writes weights that no trainer wrote as the last checkpoint, and how they came about beside it."""
+    (checkpoints / SUMMARY).unlink(missing_ok=True)
+    CheckpointFiles().save_checkpoint(content, checkpoints / LAST)
+    summary = summary.model_copy(update={"checkpoints": seals(checkpoints)})
+    write_summary(summary, checkpoints / SUMMARY)
+    return summary
+
+
+def _done(config: Config, session: Session, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
+    """Returns how the training ended, where it has: of the very weights that lie there.
+
+    Raises:
+        ConfigError: they are of another training, or of other code.
+    """
+    done = read_summary(checkpoints / SUMMARY) if config.train.resume else None
+    if done is None:
+        return None
+    weights = checkpoints / f"{done.weights}.ckpt"
+    if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
+        session.say(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
+        return None
+    anyway = config.train.resume == "anyway"
+    refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)
+    return done
+
+
+def refuse_strategy(config: Config, model: nn.Module) -> None:
+    """Refuses what processes cannot share.
+
+    Raises:
+        ConfigError: fewer sequences in a step than processes, or options that FSDP does not have.
+    """
+    world, batch = config.devices * config.nodes, config.data.batch_size
+    if batch < world:
+        raise ConfigError(
+            f"data.batch_size={batch} sequences of an optimiser step cannot be shared by {world} processes "
+            f"(devices={config.devices} nodes={config.nodes}): it is the batch over all devices. "
+            f"Make it at least {world}"
+        )
+    if config.strategy == "fsdp" and config.train.ema_decay is not None:
+        raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
+
+
+def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints: AnyPath) -> Path | None:
+    if isinstance(checkpoints, Path) and session.processes.main:
+        remove_parts(checkpoints)
+    if not config.train.resume:
+        if session.processes.main:
+            (checkpoints / SUMMARY).unlink(missing_ok=True)  # first: it speaks of weights that go next
+            remove_all(checkpoints)
+        return None
+    scratch = folder / "fetched" / str(session.processes.rank)
+    resume_from = newest_intact(checkpoints, scratch, session.say)
+    if resume_from:
+        session.say(f"continues from {resume_from}")
+    return resume_from
+
+
+def total_steps(train: Train, steps_per_epoch: int) -> int:
+    """Returns the optimiser steps of a whole training.
+
+    Lightning could tell, but asking it sets up the loaders before a checkpoint's place in the epoch is restored, and
+    a resumed run would see the epoch's first batches again.
+    """
+    steps = steps_per_epoch * train.max_epochs
+    return min(steps, train.max_steps or steps)
+
+
+def _loaders(
+    task: Task, config: Config, processes: Processes, micro_batch: int | None, *, on_gpu: bool
+) -> tuple[TrainingLoader, Any]:
+    data, val = task.dataset("train"), task.dataset("val")
+    if not len(data):
+        raise DataError(
+            f"the train split of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
+            "`earthbench data info` shows what each split has; task.val_from moves the date that ends it."
+        )
+    refuse_constant(data)
+    refuse_constant(val)
+    feed: dict[str, Any] = {
+        "num_workers": workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
+        "pinned": on_gpu,
+        "timeout_s": config.data.timeout_s,
+        "rank": processes.rank,
+        "world": processes.world,
+    }
+    loader = training_loader(
+        data,
+        batch_size=config.data.batch_size,
+        micro_batch=micro_batch or 1,  # until it is found
+        seed=config.seed,
+        limit=config.train.limit,
+        **feed,
+    )
+    if not len(val):
+        return loader, None
+    size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
+    return loader, evaluation_loader(val, batch_size=size, limit=None, **feed)

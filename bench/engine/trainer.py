@@ -1,0 +1,215 @@
+"""How this project starts Lightning's trainer: on which device, and how quietly."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError
+
+# Lightning's own group for GPUs, plain "nccl", refuses every tensor on the CPU.
+_CPU_GROUP, _GPU_GROUP = "gloo", "cpu:gloo,cuda:nccl"
+
+
+def form_group(device: str, devices: int, nodes: int) -> None:
+    """Joins this process with the others of its run, unless they are joined: before anybody waits for anything.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import lightning
+    import torch
+
+    if devices * nodes > 1 and not torch.distributed.is_initialized():
+        quiet_lightning()
+        where = trainer_device(device, devices, nodes, "ddp")
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        lightning.Trainer(**where, **quiet).strategy.setup_environment()
+
+
+def trainer_device(
+    device: str, devices: int = 1, nodes: int = 1, strategy: str = "auto", *, unused_parameters: bool = False
+) -> dict[str, Any]:
+    """Returns Lightning's arguments for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, and for several processes.
+
+    `auto` is CUDA where there is any, else the CPU: Apple's `mps` lacks operations and float64, so it is asked for by
+    name.
+
+    Args:
+        device: Where one process computes.
+        devices: Processes per node, one per device.
+        nodes: Machines.
+        strategy: auto (one process, else DDP), ddp or fsdp (weights in shards).
+        unused_parameters: Whether some steps leave parameters without a gradient, which DDP has to know.
+
+    Raises:
+        ConfigError: no such device here, or one that the strategy cannot use.
+    """
+    import torch
+
+    if device == "mps":
+        if devices * nodes > 1 or strategy != "auto":
+            raise ConfigError(f"device=mps devices={devices} nodes={nodes} strategy={strategy}: it is one device alone")
+        if not torch.backends.mps.is_available():
+            raise ConfigError("device=mps: torch sees no Apple GPU here; use device=cpu or device=auto")
+        return {"accelerator": "mps", "devices": 1}
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    several: dict[str, Any] = {}
+    if devices * nodes > 1 or strategy != "auto":
+        several = _several(strategy, devices, nodes, _CPU_GROUP if cpu else _GPU_GROUP, unused_parameters)
+    if cpu:
+        return {"accelerator": "cpu", "devices": devices, **several}
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch sees no CUDA device here; use device=cpu or device=auto")
+    index = int(device.partition(":")[2] or 0)
+    known = torch.cuda.device_count()
+    if index >= known:
+        raise ConfigError(f"device={device}: there are {known} CUDA devices, counted from 0")
+    if devices == 1:
+        return {"accelerator": "gpu", "devices": [index], **several}
+    if ":" in device or devices > known:
+        raise ConfigError(
+            f"device={device} devices={devices}: there are {known} CUDA devices; with several, device=cuda"
+        )
+    return {"accelerator": "gpu", "devices": devices, **several}
+
+
+def _several(strategy: str, devices: int, nodes: int, group: str, unused_parameters: bool) -> dict[str, Any]:
+    from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+    # Started by bench.engine.processes, which may be inside a SLURM job of one task.
+    ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
+    how: Strategy
+    if strategy == "fsdp":  # torch's second one (fully_shard), which unlike the first also works without GPUs
+        how = ModelParallelStrategy(
+            devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=group
+        )
+    else:
+        options = {"find_unused_parameters": True} if unused_parameters else {}
+        how = DDPStrategy(process_group_backend=group, **options)
+    return {
+        "num_nodes": nodes,
+        "strategy": how,
+        "use_distributed_sampler": False,  # Lightning's pads; bench.data.loading shares whole batches
+        "plugins": [LightningEnvironment()] if ours else [],
+    }
+
+
+def torch_device(device: str) -> str:
+    """Returns torch's name of the device that `trainer_device` chooses.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    chosen = trainer_device(device)
+    return f"cuda:{chosen['devices'][0]}" if chosen["accelerator"] == "gpu" else str(chosen["accelerator"])
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's start-up lines off the terminal, and warnings that describe what we do on purpose."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")  # a deprecation in its own code
+    warnings.filterwarnings("ignore", message=".*exists and is not empty")  # a resumed run's own checkpoints
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode")  # the running average of the weights
+    warnings.filterwarnings("ignore", message=".*defined a `validation_step` but")  # a tree without that split
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # devices=N starts processes itself
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # scores are synced by torchmetrics
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")  # some steps use them all
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing is changed in place
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def arithmetic(matmul_precision: str) -> Iterator[None]:
+    """Sets how precisely a GPU multiplies float32 values within it, and puts it back as it was.
+
+    Args:
+        matmul_precision: Of matrix products, see `train.matmul_precision`; convolutions may use TF32, which is
+            PyTorch's own default and was the authors'.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+# What a full disk, a quota, a size limit and a file system that turned read-only say.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+_BATCH_OF_ONE = "Expected more than 1 value per channel when training"
+
+
+@contextmanager
+def translated_errors(phase: str, then: str = "", model: str | None = None) -> Iterator[None]:
+    """Gives what can end a run from outside our own words and exit codes.
+
+    Args:
+        phase: What was being done.
+        then: What to do next, a sentence.
+        model: Its name.
+
+    Raises:
+        ConfigError: an operation has no deterministic form, where the config allows no other.
+        UsageError: what a loader's process found wrong with the data, in the words that it said it in.
+        RunFailedError: memory or disk ran out, or a loader's process died or hangs.
+        InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
+            with exit code 0.
+    """
+    import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunFailedError(
+            f"out of memory in {phase}: {str(error).splitlines()[0]} "
+            "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step stays as it is."
+        ) from error
+    except UsageError as error:  # from a loader's process it comes with the traceback there
+        name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+        _, _, said = str(error).partition(name)
+        if not said:
+            raise
+        raise type(error)(said.strip()) from error
+    except ValueError as error:
+        if _BATCH_OF_ONE not in str(error):
+            raise
+        raise RunFailedError(
+            f"{phase}: batch normalisation of a 1x1 grid needs more than one sequence, and a batch has only one (the "
+            "last one of an epoch is the rest). Set data.batch_size so that none is left alone, or give the model "
+            "fewer levels"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
+        if isinstance(error, RuntimeError) and (found := _NOT_DETERMINISTIC.search(str(error))):
+            raise ConfigError(
+                f"train.deterministic=true: {model or 'the model'} uses {found[1]} in {phase}, which has no "
+                "deterministic form in PyTorch on this device. Set train.deterministic=warn, which runs what has none "
+                "as it is and names it, or false; or choose a model without it."
+            ) from error
+        if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
+            raise
+        raise RunFailedError(
+            f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
+            f"data.timeout_s; data.num_workers=0 reads in this process and shows why. {then}".rstrip()
+        ) from error
+    except SystemExit as error:
+        if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
+            raise InterruptedRunError(f"interrupted in {phase}; nothing was recorded. {then}".rstrip()) from error
+        raise

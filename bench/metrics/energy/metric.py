@@ -1,0 +1,137 @@
+"""Energy error of N-body forecasts: does the system that a forecast shows keep its energy?
+
+Source: Gao et al. 2023, PreDiff, section on N-body MNIST: the mean over sequences and leads of the squared (E.MSE) and
+absolute (E.MAE) difference of a frame's energy from that of the last frame of the context.  The paper's detector of
+energy was learned and is not published; here digits are tracked from where the simulator knows them to be.  The figures
+are therefore comparable with one another and not with the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data.nbody_mnist.simulation import SUB_STEPS, acceleration, energy
+from bench.errors import ContractError
+from bench.metrics.energy.formulas import SUMS
+from bench.metrics.energy.tracking import track
+from bench.metrics.names import BETTER
+from bench.metrics.pairs import check_pair
+from bench.metrics.states import EventMetric, tell_apart
+
+# Pixels per sub-step: speeds on both sides of a frame differ by more only where a digit met a wall in between.
+_BOUNCE = 0.3
+
+
+class Energy(EventMetric):
+    """E.MSE and E.MAE of N-body MNIST, from positions tracked in the forecast's frames.
+
+    `compute()` gives `e_mse` and `e_mae` over everything, `e_mse_lead_L` and `e_mae_lead_L` for lead L = 1.., and
+    `e_mse_target`, `e_mae_target`: the same of the observed frames.  These are not 0, because the simulation itself
+    does not keep its energy at walls and at top speed, and tracking errs by parts of a pixel: they are what a perfect
+    forecast scores.  A frame with a value that is not finite makes the scores NaN; but a sequence whose target has a
+    missing pixel (NaN) counts nowhere, for a digit cannot be tracked through it.
+
+    Energies are those of `bench.data.nbody_mnist.simulation` with masses of 1, in pixels of the canvas and sub-steps.
+
+    Args:
+        t_out: Number of lead times, where known; else taken from the first update.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+    """
+
+    better = BETTER
+    takes_labels = True
+    family = "energy"
+
+    def __init__(self, t_out: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in SUMS:
+            # float64 by name: a module-wide cast to half precision must not reach the sums
+            self.add_statistic(name, (t_out or 0,), torch.float64)
+        self.add_statistic("sequence_count", (t_out or 0,), torch.int64)
+        tell_apart(self)
+
+    def update(
+        self,
+        forecast: Tensor,
+        target: Tensor,
+        crops: Tensor,
+        state: Tensor,
+        *_: Tensor,
+        events: Tensor | None = None,
+    ) -> None:
+        """Adds the energy errors of a batch.
+
+        Args:
+            forecast: Brightness 0..255, `(B,T,64,64,1)`.
+            target: The same shape.
+            crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
+            state: Corners and velocities of the digits at the last frame of the context, `(B,2,D,2)`, in pixels of
+                the canvas and per sub-step.
+            *_: Further labels of the data, which are for models.
+            events: The event of each sequence, `(B,)`, once events are tracked.
+
+        Raises:
+            ContractError: shapes differ, or the number of lead times changed.
+        """
+        check_pair(forecast, target)
+        if state.dim() != 4 or crops.dim() != 4 or state.shape != (len(forecast), 2, crops.shape[1], 2):
+            raise ContractError(
+                f"energy takes digits (B, D, h, w) and their state (B, 2, D, 2), found {tuple(crops.shape)} and "
+                f"{tuple(state.shape)} for {len(forecast)} sequences"
+            )
+        corners, velocities = state.double().cpu().numpy().transpose(1, 0, 2, 3)
+        before = energy(corners, velocities)[:, None]
+        target = target.to(forecast.device)
+        known = ~torch.isnan(target).flatten(1).any(1)[:, None].cpu()
+        found = {"sequence_count": known.long().expand(forecast.shape[:2])}
+        # both sides in one call: tracking is thousands of small operations, whatever the number of sequences
+        frames = torch.cat([forecast[..., 0].float(), target[..., 0].float()])
+        energies = frame_energies(frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)))
+        for side, part in zip(("", "_target"), np.split(energies, 2), strict=True):
+            error = torch.from_numpy(part - before).masked_fill(~known, 0)
+            found |= {f"squared{side}": error**2, f"absolute{side}": error.abs()}
+        self.add(found, events)
+
+    def score_options(self) -> dict[str, Any]:
+        """Returns what the scores depend on besides the sums: nothing."""
+        return {}
+
+
+def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray) -> np.ndarray:
+    """Returns the energy of each frame, `(B,T)`, from tracked positions; NaN where a frame is not finite.
+
+    Args:
+        frames: Brightness 0..255, `(B,T,64,64)`.
+        crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
+        corners: Where they are right before the first frame, `(B,D,2)` pixels of the canvas.
+    """
+    finite = torch.isfinite(frames).flatten(2).all(-1).cpu().numpy()
+    start = torch.from_numpy(corners).to(frames.device)
+    tracked = track(torch.nan_to_num(frames.detach(), 0.0, 0.0, 0.0), crops, start).cpu().numpy()
+    places = np.concatenate([corners[:, None], tracked], 1)
+    energies: np.ndarray = np.where(finite, energy(tracked, velocities_of(places)), math.nan)
+    return energies
+
+
+def velocities_of(places: np.ndarray) -> np.ndarray:
+    """Returns the velocities at all but the first of places `(B,T+1,D,2)`: `(B,T,D,2)` pixels per sub-step.
+
+    Both ways that meet at a frame tell its velocity, once the acceleration at the frame is taken off.  Between them
+    stands the mean, unless they differ by more than a pull can do: then a wall was met on one of them, which only
+    shortens it, and the longer one counts.  After the last frame there is one way only.
+    """
+    way = np.diff(places, axis=1) / SUB_STEPS
+    pull = acceleration(places[:, 1:])
+    # Semi-implicit steps: over n of them a start of v goes n v + a n (n+1)/2, and ends with v + n a.
+    arriving = way + pull * (SUB_STEPS - 1) / 2
+    leaving = way[:, 1:] - pull[:, :-1] * (SUB_STEPS + 1) / 2
+    found = arriving.copy()
+    before = arriving[:, :-1]
+    longer = np.where(np.abs(leaving) > np.abs(before), leaving, before)
+    found[:, :-1] = np.where(np.abs(leaving - before) > _BOUNCE, longer, (leaving + before) / 2)
+    return found

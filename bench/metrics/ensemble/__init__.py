@@ -1,0 +1,1 @@
+"""Scores of ensembles: CRPS, Brier score, reliability, rank histogram, spread against error."""

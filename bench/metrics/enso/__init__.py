@@ -1,0 +1,1 @@
+"""Skill of the Nino3.4 index."""

@@ -1,0 +1,1 @@
+"""Mean squared and mean absolute error."""

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, validate
+from bench.errors import ConfigError, UnknownNameError
+
+
+def test_the_default_config_composes_and_its_defaults_are_those_of_the_schema() -> None:
+    config = compose([])
+    assert config.task.name == "sevir" and config.model.name == "unet"
+    assert config.train == Train(), "conf/train/default.yaml and bench.config.Train must not drift apart"
+    assert config.data == Config.model_fields["data"].default
+
+
+@pytest.mark.parametrize("group", ["train", "experiment"])
+def test_every_shipped_config_composes(group: str) -> None:
+    folder = importlib.resources.files("bench.conf") / group
+    names = sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+    assert names
+    for name in names:
+        override = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+        compose([override.lstrip("+")])
+
+
+def test_hyperparameters_and_task_fields_need_no_plus() -> None:
+    config = compose(["model=unet", "model.channels=[8,16]", "task.t_out=6"])
+    assert config.model.options == {"channels": [8, 16]}
+    assert config.task.options == {"t_out": 6}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=unett", "Did you mean 'unet'"),
+        ("task=sevirr", "Did you mean 'sevir'"),
+        ("train=defaut", "Did you mean 'default'"),
+        ("train.lrr=1", "Did you mean 'lr'"),
+        ("+train.lrr=1", "Did you mean 'lr'"),
+        ("trian.lr=1", "Did you mean 'train'"),
+        ("model.chanels=[1]", "Did you mean 'channels'"),
+        ("train.lr=-1", "greater than 0"),
+        ("train.lr=nan", "finite"),
+        ("train.lr=inf", "finite"),
+        ("train.lr=true", "not a boolean"),
+        ("train.lr=fast", "valid number"),
+        ("data.batch_size=0", "greater than or equal to 1"),
+        ("limit=0", "greater than or equal to 1"),
+        ("model.center_channels=nan", "finite"),
+        ("split=tst", "'train', 'val', 'test' or 'all'"),
+        ("device=gpu", "pattern"),
+        ("model.name=../../etc", "Known|unknown|pattern"),
+        ("seed=", "seed"),
+        ("data.root=${nothing}", "nothing"),
+        ("data.micro_batch=0", "greater than or equal to 1"),
+        ("data.micro_batch=half", "'auto'"),
+        ("data.num_workers=-1", "greater than or equal to 0"),
+        ("train.matmul_precision=low", "'highest', 'high' or 'medium'"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> None:
+    with pytest.raises((ConfigError, UnknownNameError), match=words) as caught:
+        compose([override])
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "more", ["warmup_fraction=0.1", "warmup_start_ratio=0.1", "min_lr_ratio=0.0", "betas=[0.9,0.9]"]
+)
+def test_one_cycle_refuses_what_it_sets_itself(more: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.schedule.*found {more.split('=')[0]}=.*expected the defaults"):
+        compose(["train.schedule=onecycle", f"train.{more}"])
+    assert compose(["train.schedule=onecycle"]).train.schedule == "onecycle"
+
+
+def test_the_cosine_has_no_key_in_what_names_a_run() -> None:
+    assert "schedule" not in compose([]).model_dump()["train"]
+    train = compose(["train.schedule=onecycle"]).train
+    assert Train.model_validate(train.model_dump()) == train
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+@pytest.mark.parametrize("size", [2, 8])
+def test_accumulation_of_old_configs_is_refused_with_what_to_write(plus: str, size: int) -> None:
+    given = [f"data.batch_size={size}"] * (size != 8)
+    with pytest.raises(ConfigError, match=rf"write data\.batch_size={16 * size} data\.micro_batch={size}$"):
+        compose([*given, f"{plus}train.accumulate=16"])
+
+
+def test_in_a_file_accumulation_is_refused_too() -> None:
+    with pytest.raises(ConfigError, match=r"write data\.batch_size=32 data\.micro_batch=8$"):
+        validate({"task": {"name": "sevir"}, "model": {"name": "unet"}, "train": {"accumulate": 4}})
+
+
+def test_what_one_device_takes_at_most() -> None:
+    def limit(*overrides: str) -> int:
+        return compose(["data.batch_size=10", *overrides]).micro_batch_limit
+
+    assert limit() == 10 and limit("devices=3") == 4 and limit("devices=2", "nodes=5") == 1
+    assert limit("data.micro_batch=3") == 3 and limit("data.micro_batch=64", "devices=2") == 5
+
+
+def test_a_target_in_a_config_is_never_instantiated(tmp_path) -> None:
+    with pytest.raises(ConfigError):
+        compose(["+train._target_=os.system", "+train.command=touch pwned"])
+
+
+def test_a_sweep_expands_to_its_product() -> None:
+    jobs = expand_sweep(["model=unet,persistence", "seed=0,1", "train.lr=1e-3", "hydra/launcher=basic"])
+    assert len(jobs) == 4
+    assert ["model=unet", "seed=1", "train.lr=1e-3"] in jobs
+
+
+def test_the_fingerprint_sees_numbers_and_not_places() -> None:
+    base = numbers_only(compose([]))
+    assert fingerprint(
+        numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false", "data.micro_batch=2"]))
+    ) == fingerprint(base)
+    changes = ("seed=1", "train.lr=2e-3", "model.channels=[8]", "task.t_out=6", "data.batch_size=4")
+    for override in (*changes, "train.compile=true", "train.matmul_precision=high", "train.schedule=onecycle"):
+        assert fingerprint(numbers_only(compose([override]))) != fingerprint(base), override
+
+
+@given(
+    st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), max_size=6)
+)
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict) -> None:
+    assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
+
+
+def test_a_trial_of_a_model_whose_forecasts_take_long_is_smaller_and_may_be_told_otherwise() -> None:
+    for model in ("prediff", "prediff_ka"):
+        tried = compose(["experiment=debug", "task=sevir_lr", f"model={model}"])
+        assert (tried.model.options, tried.limit, tried.train.max_steps) == ({"steps": 2, "members": 2}, 1, 2)
+    told = compose(["experiment=debug", "model=prediff", "model.steps=7", "limit=3"])
+    assert (told.model.options["steps"], told.limit) == (7, 3)
+    assert compose(["experiment=debug"]).limit == 4 and compose(["model=prediff"]).model.options == {}

@@ -1,0 +1,96 @@
+"""The figures that README and `docs/leaderboards.md` print by hand are those of the rendered tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FIGURE = re.compile(r"(?P<ours>-?[\d.]+)(?: ± (?P<spread>[\d.]+) \((?P<runs>\d+)\))?")
+
+Row = dict[str, dict[str, Any]]
+"""Column label to cell."""
+
+
+def _rendered(name: str) -> list[Row]:
+    content = json.loads((ROOT / f"results/tables/{name}.json").read_text(encoding="utf-8"))
+    rows: dict[tuple[int, str], Row] = {}
+    for number, block in enumerate(content["blocks"]):
+        for cell in block["cells"]:
+            rows.setdefault((number, cell["row"]), {})[cell["label"]] = cell
+    return [row for row in rows.values() if row["Params M"]["run_ids"]]
+
+
+def _printed(page: str, header: str) -> list[dict[str, str]]:
+    """Returns the rows of the page's only Markdown table whose header line starts so."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith(header))
+    columns = [name.strip() for name in lines[at].strip("|").split("|")]
+    rows = []
+    for line in lines[at + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(dict(zip(columns, (cell.strip() for cell in line.strip("|").split("|")), strict=True)))
+    return rows
+
+
+def _says(text: str, cell: dict[str, Any]) -> bool:
+    """Whether a printed figure is a cell's, to the digits that are printed."""
+    if cell["ours"] is None:
+        return text == cell["status"]
+    found = FIGURE.fullmatch(text)
+    if found is None:
+        return False
+    digits = len(found["ours"].partition(".")[2])
+    if found["spread"] is None:
+        return cell["spread"] is None and f"{cell['ours']:.{digits}f}" == text
+    of_seeds = cell["spread"] is not None and f"{cell['spread']:.{digits}f}" == found["spread"]
+    return of_seeds and f"{cell['ours']:.{digits}f}" == found["ours"] and len(cell["run_ids"]) == int(found["runs"])
+
+
+def _label(column: str) -> str:
+    return "Training min" if column.startswith("training") else column
+
+
+@pytest.mark.parametrize(
+    ("page", "header", "table"),
+    [
+        ("README.md", "| model | C-Nino3.4-M", "runs_enso_ersst"),
+        ("docs/leaderboards.md", "| model | C-Nino3.4-M", "runs_enso_ersst"),
+        ("docs/leaderboards.md", "| model | CSI-M", "runs_radar"),
+        ("docs/leaderboards.md", "| model | MSE | MAE", "runs_nbody_mnist"),
+    ],
+)
+def test_every_printed_row_is_a_rendered_one_and_no_model_is_left_out(page: str, header: str, table: str) -> None:
+    rendered, printed = _rendered(table), _printed(page, header)
+    told: set[str] = set()
+    for line in printed:
+        name = line.pop("model")
+        spelled = re.sub(r"[ -]", "_", name.lower())
+        same = [
+            row
+            for row in rendered
+            if spelled.startswith(row["Params M"]["model"])
+            and all(_says(text, row[_label(column)]) for column, text in line.items())
+        ]
+        assert same, f"{page}: {name}: {line} is no row of results/tables/{table}.json"
+        told |= {row["Params M"]["model"] for row in same}
+    assert told == {row["Params M"]["model"] for row in rendered}
+
+
+def test_the_printed_patterns_are_the_rendered_ones() -> None:
+    page = "docs/leaderboards.md"
+    rendered = {row["MSE"]["row"].lower(): row for row in _rendered("ablations_patterns_nbody_mnist")}
+    printed = _printed(page, "| encoder's pattern")
+    for line in printed[:-1]:  # the last is persistence, of `runs/nbody_mnist`
+        name = line.pop("encoder's pattern").lower()
+        for column, pair in line.items():
+            for text, row in zip(pair.split(" / "), (name, f"{name} + global"), strict=True):
+                assert _says(text, rendered[row][column.split()[0]]), f"{page}: {name}: {column}: {pair}"
+    assert 2 * len(printed[:-1]) == len(rendered)
+    (persistence,) = (row for row in _rendered("runs_nbody_mnist") if row["MSE"]["model"] == "persistence")
+    assert all(_says(text, persistence[column.split()[0]]) for column, text in list(printed[-1].items())[1:])

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from official import PAPER_SETTINGS, as_official, trained_with, unet_like
+
+import bench
+from bench import registry
+from bench.errors import DataError
+from bench.records.schema import MembersPart, RunRecord
+from bench.tables import definitions, load_table
+from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, Excluded
+from bench.tables.captions import captions
+from bench.tables.cells import Block, Cell, table_data, value_of
+from bench.tables.definitions import Column, Published, Row, Table, load_published
+from bench.tables.render import render
+from bench.tables.variants import comparable_key, shared_choices, variant_labels
+
+SEVIR = load_table("earthformer/sevir")
+
+
+@pytest.fixture(scope="module")
+def measured(storms: Path) -> RunRecord:
+    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+
+
+def blocks_of(table: Table, published: Published | None, records: list[RunRecord]) -> list[Block]:
+    return list(table_data(table, published, records).blocks)
+
+
+def _cells(record_list: list[RunRecord], model: str = "persistence") -> dict[str, Cell]:
+    block = blocks_of(SEVIR, load_published(SEVIR.published), record_list)[0]
+    return {cell.column: cell for cell in block.cells if cell.model == model}
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).published])
+def test_published_figures_have_allowed_sources_and_known_places(name: str) -> None:
+    table = load_table(name)
+    published = load_published(table.published)
+    assert published.table == table.name
+    assert set(published.rows) <= {row.key for row in table.rows}
+    assert {key for figures in published.rows.values() for key in figures} <= {column.key for column in table.columns}
+    assert {source.kind for source in published.sources.values()} <= {"authors", "transcribed"}
+
+
+def test_published_means_of_six_thresholds_are_the_published_csi_m() -> None:
+    rows = load_published("earthformer_sevir.json").rows
+    complete = [r for r in rows.values() if all(f"csi_{t}" in r for t in (16, 74, 133, 160, 181, 219))]
+    assert len(complete) == 2
+    for figures in complete:
+        mean = sum(figures[f"csi_{t}"].value for t in (16, 74, 133, 160, 181, 219)) / 6
+        assert mean == pytest.approx(figures["csi_m"].value, abs=1e-4)
+
+
+def test_a_published_file_without_a_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((definitions.published_folder() / "earthformer_sevir.json").read_text())
+    content["rows"]["unet"]["mse"] = {"value": 4.2, "text": "4.1", "sources": ["memory"]}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    monkeypatch.setattr(definitions, "published_folder", lambda: tmp_path)
+    with pytest.raises(DataError, match=r"unet\.mse: source 'memory'") as caught:
+        load_published("x.json")
+    assert "'4.1' is not 4.2" in str(caught.value)
+
+
+def test_a_complete_official_run_stands_beside_the_published_figure(measured: RunRecord) -> None:
+    record = as_official(measured, scores={**measured.scores, "csi_m": 0.2614, "mse": 11.53379e-3})
+    cells = _cells([record])
+    assert (
+        cells["csi_m"].ours == 0.2614
+        and cells["csi_m"].difference == pytest.approx(1e-4)
+        and cells["csi_m"].status == "differs"
+    )
+    assert cells["mse"].status == "match", "within half a unit of the last printed digit"
+    assert cells["csi_160"].status == "measured" and cells["csi_160"].published is None
+
+
+def test_partial_runs_other_data_and_other_options_stay_out(measured: RunRecord) -> None:
+    official = as_official(measured)
+    assert official.data is not None
+    wrong = [
+        measured,
+        as_official(measured, scope="partial"),
+        as_official(measured, status="failed"),
+        official.model_copy(update={"data": official.data.model_copy(update={"split": "all"})}),
+        official.model_copy(update={"data": official.data.model_copy(update={"origin": "synthetic storms"})}),
+        official.model_copy(update={"data": official.data.model_copy(update={"sequence_count": 12_158})}),
+        official.model_copy(update={"task": official.task.model_copy(update={"is_default": False})}),
+        official.model_copy(update={"model": official.model.model_copy(update={"is_preset": False})}),
+    ]
+    assert all(cell.status == "partial" and cell.ours is None for cell in _cells(wrong).values())
+    assert all(cell.status == "not run" for cell in _cells(wrong[2:]).values())
+    text = render(SEVIR, wrong)
+    assert "not shown: partial runs (1): persistence/" in text and "not shown: other data (3)" in text
+    assert {one["run_id"] for one in json.loads(render(SEVIR, wrong, "json"))["left_out"]} == {measured.run_id}
+
+
+def test_seeds_are_averaged_and_a_repeated_seed_counts_once(measured: RunRecord) -> None:
+    runs = [
+        unet_like(measured, run_id=f"2026-{n}", seed=seed, scores={**measured.scores, "csi_m": value})
+        for n, (seed, value) in enumerate([(0, 0.9), (0, 0.2), (1, 0.4)])
+    ]
+    cell = _cells(runs, "unet")["csi_m"]
+    assert cell.ours == pytest.approx(0.3) and cell.spread == pytest.approx(0.1414, abs=1e-4) and len(cell.run_ids) == 2
+
+
+def test_one_checkpoint_under_three_seeds_and_a_model_without_weights_count_once(measured: RunRecord) -> None:
+    evaluated = [unet_like(measured, run_id=f"2026-{n}", seed=n, checkpoint_sha256="c" * 64) for n in range(3)]
+    assert _cells(evaluated, "unet")["csi_m"].run_ids == ("2026-2",)
+    without = [as_official(measured, run_id=f"2026-{n}", seed=n) for n in range(3)]
+    assert _cells(without)["csi_m"].run_ids == ("2026-2",) and "±" not in render(SEVIR, [*evaluated, *without])
+
+
+def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecord) -> None:
+    assert _cells([unet_like(measured)], "unet")["csi_m"].status == "differs"
+    record = unet_like(measured, training=trained_with({**PAPER_SETTINGS, "max_epochs": 3}))
+    assert _cells([record], "unet")["csi_m"].status.endswith("config deviates")
+    assert "train.max_epochs=3 (table: 100)" in render(SEVIR, [record])
+
+
+def test_a_later_run_with_another_config_takes_the_place_of_none_that_keeps_the_papers(measured: RunRecord) -> None:
+    kept = unet_like(measured, run_id="2026-1")
+    other = unet_like(
+        measured, run_id="2026-2", seed=1, training=trained_with({**PAPER_SETTINGS, "max_epochs": 3}), scores={}
+    )
+    assert _cells([kept, other], "unet")["csi_m"] == _cells([kept], "unet")["csi_m"]
+    text = render(SEVIR, [kept, other])
+    assert "another config than the table's, which other runs have (1): unet/2026-2" in text and "†" not in text
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        (None, "weights of unknown training (1)"),
+        (trained_with(PAPER_SETTINGS, data_origin="synthetic storms"), "trained on other data (1)"),
+        (trained_with(PAPER_SETTINGS, sequence_count=12), "trained on other data (1)"),
+    ],
+)
+def test_weights_of_other_data_or_of_unknown_training_stay_out(measured: RunRecord, training, reason: str) -> None:
+    record = unet_like(measured, training=training)
+    assert _cells([record], "unet")["csi_m"].status == "not run"
+    assert reason in render(SEVIR, [record])
+
+
+def test_runs_tables_keep_different_trainings_apart(measured: RunRecord) -> None:
+    runs = [
+        unet_like(measured, run_id=f"2026-{n}", seed=seed, training=trained_with({**PAPER_SETTINGS, "lr": lr}))
+        for n, (seed, lr) in enumerate([(0, 1e-3), (1, 1e-3), (0, 1e-2)])
+    ]
+    (block,) = blocks_of(load_table("runs/sevir"), None, runs)
+    assert {cell.row: len(cell.run_ids) for cell in block.cells} == {"unet (lr=0.001)": 2, "unet (lr=0.01)": 1}
+
+
+def test_doubled_gflops_are_compared_with_half_the_published_figure(measured: RunRecord) -> None:
+    model = measured.model.model_copy(update={"name": "predrnn", "gmacs": 164.12, "parameters": 46_551_889})
+    cells = _cells([unet_like(measured, model=model)], "predrnn")
+    assert cells["gmacs"].status == cells["parameters"].status == "match" and "twice" in cells["gmacs"].note
+
+
+def test_runs_tables_keep_data_sets_apart(measured: RunRecord) -> None:
+    other = measured.model_copy(
+        update={"run_id": "later", "data": measured.data.model_copy(update={"fingerprint": "0" * 64})}
+    )
+    blocks = blocks_of(load_table("runs/sevir"), None, [measured, other])
+    assert len(blocks) == 2 and all("synthetic storms, test split, 9 sequences" in block.title for block in blocks)
+    assert blocks_of(load_table("runs/sevir"), None, [measured.model_copy(update={"scope": "partial"})]) == []
+
+
+BOARD = Table(
+    name="toy", title="toy", task="sevir",
+    columns=(
+        Column(key="csi_m", label="CSI", better="higher"), Column(key="mse", label="MSE", better="lower"),
+        Column(key="hss_m", label="HSS"),
+    ),
+    training={"max_epochs": 100},
+    sequence_counts=(12_159,), training_sequence_counts=(35_718,),
+    rows=tuple(Row(model=name, label=name) for name in ("unet", "convlstm", "predrnn", "phydnet", "persistence")),
+)  # fmt: skip
+
+
+def _scored(measured: RunRecord, name: str, csi: float | None, epochs: int = 100, **changes: object) -> RunRecord:
+    model = measured.model.model_copy(update={"name": name, "parameters": 1})
+    scores = {**measured.scores, "csi_m": csi}
+    training = trained_with({"max_epochs": epochs})
+    fields = {"model": model, "training": training, "scores": scores, "run_id": f"2026-{name}", **changes}
+    return as_official(measured, **fields)
+
+
+def _ranks(records: list[RunRecord], column: str = "csi_m") -> dict[str, int | None]:
+    (block,) = table_data(BOARD, None, records).blocks
+    return {cell.model: cell.rank for cell in block.cells if cell.column == column}
+
+
+def test_best_and_second_are_among_comparable_runs_only(measured: RunRecord) -> None:
+    records = [
+        _scored(measured, "unet", 0.4),
+        _scored(measured, "convlstm", 0.3),
+        _scored(measured, "predrnn", 0.9, epochs=3),  # another config than the paper's
+        _scored(measured, "phydnet", 0.95, scope="partial"),
+        _scored(measured, "persistence", None, undefined={"csi_m": "0/0"}),
+    ]
+    assert _ranks(records) == {"unet": 1, "convlstm": 2, "predrnn": None, "phydnet": None, "persistence": None}
+    assert set(_ranks(records, "hss_m").values()) == {None}, "a column without a better side has no best"
+    text = render(BOARD, records, "latex")
+    assert r"0.9000 $^\dagger$" in text and "textbf" not in text, "three events: nothing is beyond chance"
+    assert "undefined" in text and "partial" in text
+
+
+def test_ties_as_printed_share_a_rank(measured: RunRecord) -> None:
+    names = {"unet": 0.40001, "convlstm": 0.4, "predrnn": 0.3, "phydnet": 0.2}
+    assert _ranks([_scored(measured, name, value) for name, value in names.items()]) == {
+        "unet": 1, "convlstm": 1, "predrnn": 2, "phydnet": None, "persistence": None,
+    }  # fmt: skip
+
+
+def test_one_value_is_neither_best_nor_second(measured: RunRecord) -> None:
+    assert set(_ranks([_scored(measured, "unet", 0.4)]).values()) == {None}
+
+
+def test_versions_of_a_task_never_share_a_column(measured: RunRecord) -> None:
+    newer = measured.task.model_copy(update={"version": 2})
+    records = [_scored(measured, "unet", 0.4), _scored(measured, "convlstm", 0.3, task=newer)]
+    contents = table_data(BOARD, None, records)
+    assert {c.model for c in contents.blocks[0].cells if c.ours is not None} == {"convlstm"}
+    assert [one.reason for one in contents.left_out] == ["version 1 of the task"]
+
+
+def test_rows_of_one_model_take_the_records_of_their_hyperparameters(measured: RunRecord) -> None:
+    table = load_table("earthformer/patterns_nbody_mnist")
+    card = registry.find("model", "earthformer").card()
+    task = measured.task.model_copy(update={"name": "nbody_mnist"})
+    data = measured.data.model_copy(update={"origin": "files", "sequence_count": 1_000})
+    options = {"axial_global": {}, "video_swin_2x8": {"enc_attn_patterns": "video_swin_2x8", "num_global_vectors": 0}}
+    records = [
+        measured.model_copy(
+            update={
+                "run_id": f"2026-{row}", "task": task, "data": data, "scores": {"ssim": 0.5},
+                "training": trained_with(dict(table.training), sequence_count=20_000),
+                "model": measured.model.model_copy(
+                    update={
+                        "name": "earthformer", "is_preset": not changed,
+                        "hyperparameters": {**card.presets["nbody_mnist"], **changed},
+                    }
+                ),
+            }
+        )
+        for row, changed in {**options, "nowhere": {"num_global_vectors": 3}}.items()
+    ]  # fmt: skip
+    contents = table_data(table, None, records)
+    shown = {c.row_key: c.run_ids for c in contents.blocks[0].cells if c.ours is not None and c.column == "ssim"}
+    assert shown == {row: (f"2026-{row}",) for row in options}
+    assert [one.reason for one in contents.left_out] == ["other hyperparameters"]
+
+
+def test_a_figure_of_another_protocol_is_printed_but_not_compared() -> None:
+    table = load_table("prediff/sevir_lr")
+    (block,) = table_data(table, load_published(table.published), []).blocks
+    cell = next(c for c in block.cells if c.row_key == "unet" and c.column == "csi_m")
+    assert cell.published_text == "0.3593" and "another protocol" in cell.note
+    assert any("UNet, CSI-M: not compared" in remark for remark in block.remarks)
+
+
+def test_an_interval_stands_where_there_is_one_run(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
+        return (0.1, 0.5) if score == "csi_m" else None
+
+    monkeypatch.setattr("bench.tables.cells.interval", interval)
+    one, two = unet_like(measured), unet_like(measured, run_id="2026-x", seed=7)
+    assert "[0.1000, 0.5000]" in render(SEVIR, [one])
+    assert "±" in render(SEVIR, [one, two]) and "[" not in render(SEVIR, [one, two])
+
+
+def test_a_plugin_and_changed_code_are_marked(measured: RunRecord) -> None:
+    model = measured.model.model_copy(update={"origin": "elsewhere:Model (my-models 1.0)"})
+    code = measured.code.model_copy(update={"dirty": True})
+    text = render(load_table("runs/sevir"), [measured.model_copy(update={"model": model, "code": code})])
+    assert "persistence (plugin) ‡" in text and "another distribution" in text
+
+
+def test_every_reason_names_its_records(measured: RunRecord) -> None:
+    records = [measured.model_copy(update={"run_id": f"2026-{n}", "scope": "partial"}) for n in range(5)]
+    text = render(load_table("runs/sevir"), records)
+    assert "partial runs (5): persistence/2026-0, persistence/2026-1, persistence/2026-2 and 2 more" in text
+
+
+def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
+    other = Excluded("x", "icar_enso", "unet", "tampered")
+    assert "tampered" not in render(SEVIR, [], unreadable=[other])
+
+
+def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None:
+    settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw"}
+    config = {"data": {"batch_size": 8}}
+    runs = [
+        unet_like(measured, seed=seed, config=config, training=trained_with(settings, steps=steps))
+        for seed, steps in ((0, 90), (1, 120))
+    ]
+    other = measured.model.model_copy(update={"name": "convlstm", "parameters": 7})
+    summary = trained_with({**settings, "max_steps": 50}, steps=50, weights="best", monitor="val/loss")
+    runs.append(as_official(measured, model=other, training=summary))
+    lines = captions([("UNet", runs[:2]), ("ConvLSTM", runs[2:]), ("Persistence", [measured])])
+    assert lines[0] == "trained rows: 35718 training sequences, 9060 to validate (files, data ffffffffff)"
+    assert lines[1].startswith("UNet: seed 0, seed 1; at most 100 epochs of batch 8, adamw, lr 0.001; ")
+    assert "90 steps run" in lines[1] and "120 steps run" in lines[1]
+    assert lines[2].startswith("ConvLSTM: seed 0; at most 50 steps, adamw") and "best val/loss" in lines[2]
+    assert lines[3].startswith("ran on ") and "threads" in lines[3] and len(lines) == 4
+    assert captions([]) == []
+
+
+def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
+    assert value_of(measured, "training_s") == 0.0
+    unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
+    assert value_of(unknown, "training_s") is None, "weights from elsewhere"
+
+
+def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_preset(measured: RunRecord) -> None:
+    model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, "width": 8}, "is_preset": False})
+    by_command = measured.model_copy(update={"model": model, "config": {"model": {"name": "persistence", "width": 8}}})
+    from_python = measured.model_copy(update={"model": model})
+    assert variant_labels([by_command, measured]) == ["persistence (width=8)", "persistence"]
+    assert variant_labels([from_python, measured]) == ["persistence (depth=2, width=8)", "persistence"]
+
+
+def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) -> None:
+    given = [{"width": 8, "pattern": "axial"}, {"width": 8, "pattern": "full"}]
+    runs = []
+    for options in given:
+        model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, **options}, "is_preset": False})
+        config = {"model": {"name": "persistence", **options}}
+        runs.append(measured.model_copy(update={"model": model, "config": config}))
+    assert variant_labels(runs) == ["persistence (pattern=axial)", "persistence (pattern=full)"]
+    assert shared_choices(runs) == {"persistence": {"width": 8}}
+    again = runs[0].model_copy(update={"seed": 1})
+    assert variant_labels([runs[0], again]) == ["persistence"] * 2
+    assert shared_choices([runs[0], again]) == {"persistence": given[0]}
+    preset = measured.model_copy(update={"model": measured.model.model_copy(update={"is_preset": True})})
+    assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
+
+
+def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: RunRecord) -> None:
+    summary = trained_with(PAPER_SETTINGS)
+    runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
+    assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
+    assert variant_labels(runs[1:]) == ["unet", "unet"]
+
+
+def _with(record: RunRecord, conventions: dict, **changes: object) -> RunRecord:
+    return record.model_copy(update={"conventions": {**record.conventions, **conventions}, **changes})
+
+
+OTHER_SCALE = {"mse": {"convention": "correct", "scale": 1.0, "t_out": 12}}
+
+
+def test_no_cell_mixes_metric_conventions(measured: RunRecord) -> None:
+    other = _with(measured, OTHER_SCALE, run_id="2026-b", seed=1, scores={**measured.scores, "mse": 700.0})
+    same = measured.model_copy(update={"run_id": "2026-c", "seed": 2})
+    assert comparable_key(other) != comparable_key(measured) == comparable_key(same)
+    blocks = table_data(load_table("runs/sevir"), None, [measured, other, same]).blocks
+    found = [set(cell.run_ids) for block in blocks for cell in block.cells if cell.column == "mse"]
+    assert {"2026-b"} in found and not any({"2026-b"} < run_ids for run_ids in found)
+
+
+def test_a_published_table_takes_the_conventions_of_its_task(measured: RunRecord) -> None:
+    good = as_official(measured)
+    other = as_official(_with(measured, OTHER_SCALE), run_id="2026-b", seed=1)
+    contents = table_data(SEVIR, None, [good, other])
+    assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {(good.run_id,)}
+    assert [(one.run_id, one.reason) for one in contents.left_out] == [("2026-b", OTHER_CONVENTIONS)]
+
+
+def test_an_ensemble_stands_beside_single_forecasts_and_never_in_their_cell(measured: RunRecord) -> None:
+    def drawn(count: int, scale: float, **changes: object) -> RunRecord:
+        added = {"mse_members": measured.conventions["mse"], "probabilistic": {"scale": scale}, "frechet": {}}
+        return _with(measured, added, members=MembersPart(count=count, seed=0), **changes)
+
+    ensembles = [
+        drawn(4, 255.0, run_id="2026-b", seed=1),
+        drawn(8, 255.0, run_id="2026-c", seed=2),
+        drawn(8, 1.0, run_id="2027-d", seed=3),
+    ]
+    runs = [measured, *ensembles]
+    assert len({comparable_key(record) for record in runs}) == 1
+    assert variant_labels(runs) == [
+        "persistence",
+        "persistence (members=4, probabilistic.scale=255.0)",
+        "persistence (members=8, probabilistic.scale=255.0)",
+        "persistence (members=8, probabilistic.scale=1.0)",
+    ]
+    official = [as_official(record) for record in runs]
+    contents = table_data(SEVIR, None, official)
+    assert {cell.run_ids for block in contents.blocks for cell in block.cells if cell.run_ids} == {("2027-d",)}
+    assert {one.reason for one in contents.left_out} == {OTHER_ENSEMBLES}
