@@ -48,6 +48,10 @@ class Model(Protocol):
             those of micro-batches add up to that of an optimiser step.
         `uses_batch_statistics`: whether a sequence's loss depends on the others of its micro-batch; default: whether
             there is a module of batch normalisation. The micro-batch then is part of what a training is.
+        `optimizers()` -> `[(parameters, lr, betas), ...]`: what Adam does to each group of parameters, which together
+            name every trained parameter once; by default all have `train.lr`. The schedule of `train` multiplies each
+            learning rate. Groups may take turns: those that the loss of a step does not reach stay as they are, and
+            every group has its turn within the first ten steps.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
             Both are NaN where they are missing.
         `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast. Called
@@ -56,6 +60,13 @@ class Model(Protocol):
             called with `seeds`, int64 `(B,)`, instead of the generator, for whole batches: what it draws for a sequence
             must follow from its seed alone.
         `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
+        `fitted_on`: class attribute, `"val"` where `fit` gets the validation split; without one, it gets the training
+            split as every other `fit` does.
+        `trivial`: class attribute, true for a forecast that takes no skill: tables measure skill against the best one.
+        `of_task`: class attribute, `{hyperparameter: attribute of the task}`: what a model takes from the task, such as
+            the time between frames, unless it is given.
+        `degraded`: a `collections.Counter` of forecasts that it could not make as it should, by reason: an evaluation
+            warns once and records them.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
         `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
