@@ -1,4 +1,4 @@
-"""Cuboid attention against an independent oracle that loops over tokens, and the fast path against the plain one."""
+"""Cuboid attention against an independent oracle that loops over tokens, and against the plain formulation."""
 
 from __future__ import annotations
 
