@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from earthformer.paths import TwoPaths
+from earthformer.layers import HasReference
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control
 from earthformer.prediff.diffusion import Denoiser, LatentDiffusion, NoiseSchedule, make_betas
@@ -37,7 +37,7 @@ LatentShape = tuple[int, int, int, int]
 """T, h, w, C."""
 
 
-class LatentForecaster(TwoPaths):
+class LatentForecaster(HasReference):
     """Forecasts by latent diffusion, member by member, with a denoiser that a subclass passes in."""
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "members", "seed", "bfloat16")
