@@ -101,7 +101,6 @@ MODULES = {
     "running.runfolder": "engine.runfolder",
     "running.scorer": "engine.scorer",
     "running.selection": "engine.callbacks.selection",
-    "running.session": "engine.session",
     "running.sharding": "engine.sharding",
     "running.stages": "engine.stages",
     "running.stopping": "engine.callbacks.signals",

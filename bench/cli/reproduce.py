@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from bench.cli.printing import print
 from bench.errors import RunFailedError, UsageError
+from bench.logs import log, shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
 
 
@@ -68,16 +69,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not any(one.status != "cannot run" for one in plans):
         raise UsageError(f"nothing of {options.name} can be run: {plans[0].reason}")
-    say = (lambda line: print(line, file=sys.stderr)) if options.format == "json" else print
-    results = run_rows(plans, say)
-    return _report(results, say)
+    with shown_on("stderr" if options.format == "json" else "stdout"):
+        return _report(run_rows(plans))
 
 
-def _report(results: Sequence[RowResult], say: object) -> int:
-    assert callable(say)
-    say("")
+def _report(results: Sequence[RowResult]) -> int:
+    log.info("")
     for result in results:
-        say(f"{result.status:<8} {result.row} seed {result.seed}: {result.message.splitlines()[0]}")
+        log.info(f"{result.status:<8} {result.row} seed {result.seed}: {result.message.splitlines()[0]}")
     failed = [result for result in results if result.exit_code]
     if any(result.status == "failed" for result in failed):
         names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)

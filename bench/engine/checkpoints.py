@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
 from bench.errors import DataError, RunFailedError, one_message
 from bench.files import replacing, sync_folder
+from bench.logs import log
 from bench.paths import AnyPath, as_path, is_url
 from bench.safe_text import without_secrets
 
@@ -131,13 +131,12 @@ def fetched(source: AnyPath, folder: Path) -> Path:
     return copy
 
 
-def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) -> Path | None:
+def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
     """Returns the newest checkpoint to continue from as a local file, or None where there is none.
 
     Args:
         folder: Where checkpoints lie.
         scratch: A local folder, for copies of remote ones.
-        say: Takes a line about each damaged checkpoint that was passed over.
 
     Raises:
         DataError: there are checkpoints, and all are damaged.
@@ -151,7 +150,7 @@ def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) ->
         if problem is None:
             return path
         problems.append(f"{folder / name}: {problem}")
-        say(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
+        log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
     if problems:
         raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
     return None

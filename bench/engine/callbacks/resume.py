@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -17,6 +16,7 @@ from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states, seed_all
+from bench.logs import log
 from bench.records.schema import TrainingIdentity
 
 
@@ -29,7 +29,6 @@ class Resume(Callback):
         processes: Each has a stream of random numbers of its own.
         identity: Of the training.
         stored: What every checkpoint says of it, see `stored_identity`.
-        say: Takes a line where the training goes on with other random numbers.
     """
 
     def __init__(
@@ -39,10 +38,9 @@ class Resume(Callback):
         processes: Processes,
         identity: TrainingIdentity,
         stored: dict[str, Any],
-        say: Callable[[str], None],
     ) -> None:
         self.loader, self.config, self.processes = loader, config, processes
-        self.identity, self.stored, self.say = identity, stored, say
+        self.identity, self.stored = identity, stored
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -104,7 +102,7 @@ class Resume(Callback):
         if self.own_states is not None:
             other = restore_random_states(self.own_states, trainer.strategy.root_device)
         if self.count and other is not None:
-            self.say(f"WARNING: the bits will not be those of an unbroken training: {other}")
+            log.warning(f"WARNING: the bits will not be those of an unbroken training: {other}")
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:
