@@ -19,14 +19,17 @@ from bench.errors import ConfigError
 
 
 def register_groups() -> None:
-    """Tells Hydra of every registered task and model, so that `model=NAME` works alike for built-ins and plugins."""
+    """Tells Hydra the schema's defaults, and every registered task and model: `model=NAME` works for plugins, too."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    defaults = OmegaConf.create(Config.model_construct().model_dump(mode="json", exclude={"task", "model"}))
+    train = defaults.pop("train")
     # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
-    open_group = OmegaConf.create({}, flags={"struct": False})
-    store.store(group="train", name="stages", node=open_group, package="train.stages")
+    train.stages = OmegaConf.create({}, flags={"struct": False})
+    store.store(name="earthbench_schema", node=defaults)
+    store.store(group="train", name="default", node=train)
     for kind in ("task", "model"):
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.

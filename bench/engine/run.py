@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     config, task, test_task, processes = job.config, job.task, job.test_task, job.processes
     summary = None
     phase = "training"
+    named = job.described["config_fingerprint"]
+    log.debug("process %d of %d (%d), config %s", processes.rank + 1, processes.world, os.getpid(), named)
     try:
         if job.train:
             model, summary = _train(job, model, folder)
