@@ -17,7 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
-from bench.errors import DataError, RunFailedError, one_message
+from bench.errors import DataError, RunFailedError, first_line, one_message
 from bench.files import replacing, sync_folder
 from bench.logs import log
 from bench.paths import AnyPath, as_path, is_url
@@ -84,7 +84,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         part.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise RunFailedError(f"checkpoint {path} cannot be written: {_first_line(error)}. {_space(path)}") from error
+        raise RunFailedError(f"checkpoint {path} cannot be written: {first_line(error)}. {_space(path)}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -99,11 +99,7 @@ def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
             url.fs.copy(url.path, url.with_name(PREVIOUS).path)
         url.fs.pipe_file(url.path, buffer.getvalue())  # object stores publish an object whole
     except Exception as error:  # each backend has errors of its own
-        raise RunFailedError(f"checkpoint {url} cannot be written: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFailedError(f"checkpoint {url} cannot be written: {first_line(error)}") from error
 
 
 def _space(path: Path) -> str:

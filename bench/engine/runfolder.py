@@ -14,7 +14,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError
+from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError, first_line
 from bench.files import replacing
 from bench.logs import log
 from bench.safe_text import without_secrets
@@ -144,12 +144,12 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
             if before is None:
                 _leave_no_trace(folder)  # refused before it did anything
             else:
-                _write(folder, owner.model_copy(update={"ended": "failed", "why": _first_line(error)}))
+                _write(folder, owner.model_copy(update={"ended": "failed", "why": without_secrets(first_line(error))}))
             raise
         except BaseException as error:
             ended = "stopped" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "failed"
             with suppress(DataError):  # a full disk must not hide what happened
-                _write(folder, owner.model_copy(update={"ended": ended, "why": _first_line(error)}))
+                _write(folder, owner.model_copy(update={"ended": ended, "why": without_secrets(first_line(error))}))
             raise
         _write(folder, owner.model_copy(update={"ended": "done"}))
     finally:
@@ -208,10 +208,6 @@ def _is_gone(owner: Owner) -> bool:
     except OSError:  # it is somebody else's
         return False
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _leave_no_trace(folder: Path) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 
-from bench.errors import DataError, UsageError
+from bench.errors import DataError, UsageError, first_line
 from bench.logs import log
 
 _CHUNK = 1 << 18
@@ -280,4 +280,4 @@ def _plainly(error: BaseException) -> str:
         return "the host's name is not known (no network?)"
     if "refused" in text:
         return "the connection was refused"
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return first_line(error)[:200]
