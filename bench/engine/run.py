@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from bench.engine.callbacks.signals import SignalWatch, TakeSignals
 from bench.engine.checkpoints import fetched
 from bench.engine.ensembles import Ensemble
 from bench.engine.evaluate import (
+    EvaluationSettings,
     evaluate_with_sample,
     failed_record,
     refuse_empty,
@@ -37,7 +39,7 @@ from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
-from bench.logs import log, only_in_files, run_log, said_to
+from bench.logs import console_level, log, only_in_files, run_log, said_to
 from bench.models import has_weights, load_model, load_weights, made_from
 from bench.paths import AnyPath, as_path, local_folder
 from bench.records.identity import newest_of_same_run
@@ -180,29 +182,25 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
         on_gpu = where["accelerator"] == "gpu"
         count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
-        record, sample = evaluate_with_sample(
-            model,
-            test_task,
-            config.split,
-            config.limit,
+        settings = EvaluationSettings(
+            where=where,
+            split=config.split,
+            limit=config.limit,
             batch_size=evaluation_batch(test_task, config, int(count), on_gpu=on_gpu, world=processes.world),
             num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
             timeout_s=config.data.timeout_s,
-            where=where,
             compile=config.train.compile,
-            processes=processes,
-            callbacks=[
-                TakeSignals(job.watch),
-                *([evaluation_meter(folder, wanted=config.progress)] if processes.main else []),
-            ],
-            progress=config.progress,
-            **job.described,
-            training=summary,
+            progress=config.progress and console_level() <= logging.INFO,
             ensemble=_ensemble(config),
+            processes=processes,
+        )
+        meter = [evaluation_meter(folder, wanted=config.progress)] if processes.main else []
+        record, sample = evaluate_with_sample(
+            model, test_task, settings, job.described, training=summary, callbacks=[TakeSignals(job.watch), *meter]
         )
     except RunFailedError as error:
         try:
-            failed = failed_record(model, task, **job.described, phase=phase, message=str(error))
+            failed = failed_record(model, task, job.described, phase=phase, message=str(error))
             path = write_record(failed, job.results)
         except RunFailedError as unwritten:
             raise RunFailedError(f"{error}\nThe failure record could not be written either: {unwritten}") from error
