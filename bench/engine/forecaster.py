@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from bench.api import Shape
 from bench.config import Train
 from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
-from bench.engine.averaging import RunningAverage
 from bench.engine.compiling import FullBatches
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.engine.hardware import ScoresWithFloat64
@@ -23,7 +22,7 @@ from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
-from bench.engine.sharding import number_as_in_module, shard
+from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.names import Better

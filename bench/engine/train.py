@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import nn
+from torch import Tensor, nn
 
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
@@ -31,7 +34,6 @@ from bench.engine.checkpoints import (
     seals,
 )
 from bench.engine.compiling import compiled
-from bench.engine.fitting import fit_model
 from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training, stored_identity
 from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
@@ -218,10 +220,53 @@ def checkpoints_of(config: Config, folder: Path) -> AnyPath:
 def _fitted(
     model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
 ) -> TrainingSummary:
-    """Fits a model in closed form, and leaves its weights and the summary where a training would."""
+    """Fits a model in closed form, in one pass over the training split; its weights lie where a training's would.
+
+    Of the training settings, only the limit matters.
+
+    Raises:
+        ConfigError: several processes.
+        DataError: the model refuses the data (by a ValueError).
+    """
     if processes.world > 1:
         raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
-    summary = fit_model(model, task, config, identity)
+    started = time.perf_counter()
+    data = task.dataset("train")
+    refuse_constant(data)
+    loader = evaluation_loader(
+        data,
+        batch_size=config.data.batch_size,
+        num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
+        limit=config.train.limit,
+    )
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for stored in loader:
+            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
+            yield context, task.normalise(task.to_target(stored[1]))
+
+    with torch.no_grad():
+        try:
+            model.fit(batches())  # type: ignore[operator]
+        except ValueError as error:
+            raise DataError(
+                f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
+            ) from error
+    summary = TrainingSummary(
+        **settings_and_data(task, config, identity),
+        sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
+        validation_sequence_count=0,
+        epochs=1,
+        steps=0,
+        resumed_count=0,
+        stopped_because="fitted in closed form",
+        monitor=None,
+        best_score=None,
+        weights="last",
+        averaged=False,
+        final_loss=None,
+        wall_s=time.perf_counter() - started,
+    )
     content = {"state_dict": model.state_dict(), **stored_identity(identity, task)}
     return publish_weights(content, summary, checkpoints)
 
