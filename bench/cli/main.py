@@ -130,6 +130,7 @@ def _our_fault() -> int:
 def _dispatch(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="earthbench",
+        allow_abbrev=False,
         description="Benchmark and reproducibility harness for Earth-system forecasting.",
         epilog="Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
     )

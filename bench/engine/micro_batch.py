@@ -93,18 +93,18 @@ class FindMicroBatch(Callback):
 
     Args:
         loader: Gets it.
-        config: Of the run.
+        most: Sequences that a device may take at a time.
         file: Of the run's folder, where it is remembered for the same kind of device.
         processes: Of the run.
     """
 
-    def __init__(self, loader: TrainingLoader, config: Config, file: Path, processes: Processes) -> None:
-        self.loader, self.config, self.file, self.processes = loader, config, file, processes
+    def __init__(self, loader: TrainingLoader, most: int, file: Path, processes: Processes) -> None:
+        self.loader, self.most, self.file, self.processes = loader, most, file, processes
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Sets the micro-batch of the loader, and how many of them make a step."""
         assert isinstance(pl_module, Forecaster)
-        device, most = trainer.strategy.root_device, self.config.micro_batch_limit
+        device, most = trainer.strategy.root_device, self.most
         kind = f"{torch.cuda.get_device_name(device)}, world {self.processes.world}, at most {most}"
         found = _remembered(self.file, kind)
         if found is None:
@@ -115,7 +115,7 @@ class FindMicroBatch(Callback):
         if self.processes.main:
             with replacing(self.file) as part:
                 part.write_text(json.dumps({"device": kind, "micro_batch": found}) + "\n", encoding="utf-8")
-        whole = self.config.data.batch_size
+        whole = self.loader.batches.batch_size
         log.info(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
 
 

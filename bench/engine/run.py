@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,10 +178,12 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         elif has_weights(model):
             log.info("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
-        _log_how_it_forecasts(model, config)
-        where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
+        _log_how_it_forecasts(model, config.model.options)
+        strategy = "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
+        where = trainer_device(config.device, config.devices, config.nodes, strategy)
         on_gpu = where["accelerator"] == "gpu"
         count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
+        asked = config.evaluate
         settings = EvaluationSettings(
             where=where,
             split=config.split,
@@ -191,7 +193,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             timeout_s=config.data.timeout_s,
             compile=config.train.compile,
             progress=config.progress and console_level() <= logging.INFO,
-            ensemble=_ensemble(config),
+            ensemble=None if asked.members is None else Ensemble(asked.members, asked.member_seed),
             processes=processes,
         )
         meter = [evaluation_meter(folder, wanted=config.progress)] if processes.main else []
@@ -246,9 +248,9 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
     return drawn if drawn.is_file() else None
 
 
-def _log_how_it_forecasts(model: nn.Module, config: Config) -> None:
+def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
     """Tells what of the model's forecasts the config sets otherwise, such as fewer steps of a sampler in a trial."""
-    made, options = made_from(model), config.model.options
+    made = made_from(model)
     changed = [
         f"{key}={options[key]} (default {made.defaults.get(key)})"
         for key in getattr(model, "evaluation_only", ())
@@ -256,11 +258,6 @@ def _log_how_it_forecasts(model: nn.Module, config: Config) -> None:
     ]
     if changed:
         log.info(f"{made.name} forecasts with {', '.join(changed)}")
-
-
-def _ensemble(config: Config) -> Ensemble | None:
-    asked = config.evaluate
-    return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
 
 
 def _tasks(config: Config) -> tuple[Task, Task]:
@@ -285,10 +282,6 @@ def _find_done(job: _Job, model: type) -> Outcome | None:
     expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
-
-
-def _evaluation_strategy(config: Config) -> str:
-    return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
 
 
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:

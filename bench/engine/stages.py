@@ -110,7 +110,7 @@ def train_stages(
             )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
-    summary = _together(summaries, task, config, identity)
+    summary = _together(summaries, task, config.train, identity)
     if processes.main:
         stored = stored_identity(identity, task, [weights.events for weights in given])
         summary = publish_weights({"state_dict": model.state_dict(), **stored}, summary, checkpoints)
@@ -193,7 +193,7 @@ def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
 
 
 def _together(
-    summaries: dict[str, TrainingSummary | None], task: Task, config: Config, identity: TrainingIdentity
+    summaries: dict[str, TrainingSummary | None], task: Task, train: Train, identity: TrainingIdentity
 ) -> TrainingSummary:
     """Returns one summary of all stages: sums of what adds up, and the last stage's loss."""
     trained = {name: summary for name, summary in summaries.items() if summary is not None}
@@ -202,7 +202,7 @@ def _together(
     ]
     last = next(reversed(trained.values()), None)
     return TrainingSummary(
-        **settings_and_data(task, config, identity),
+        **settings_and_data(task, train, identity),
         sequence_count=max((summary.sequence_count for summary in trained.values()), default=0),
         validation_sequence_count=max((summary.validation_sequence_count for summary in trained.values()), default=0),
         epochs=sum(summary.epochs for summary in trained.values()),

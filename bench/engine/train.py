@@ -101,10 +101,13 @@ def train(
     quiet_lightning()
     steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
-    loggers = make_loggers(config, part_folder(folder / LOGS)) if processes.main else []
-    resume = Resume(loader, config, processes, identity, stored_identity(identity, task))
+    loggers = (
+        make_loggers(config.train.loggers, config.model.name, part_folder(folder / LOGS)) if processes.main else []
+    )
+    anyway = config.train.resume == "anyway"
+    resume = Resume(loader, processes, identity, stored_identity(identity, task), seed=config.seed, anyway=anyway)
     watching = _watching(config, watch, resume, monitor, checkpoints)
-    found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, processes)]
+    found = [] if micro_batch else [FindMicroBatch(loader, config.micro_batch_limit, folder / REMEMBERED, processes)]
     shown: list[Callback] = []
     if processes.main:
         score = monitor.name if monitor is not None else None
@@ -138,7 +141,7 @@ def train(
     if watching.found_none:
         log.info(f"no validation gave a finite {stop.monitor}: the last weights are used")
     summary = TrainingSummary(
-        **settings_and_data(task, config, identity),
+        **settings_and_data(task, config.train, identity),
         checkpoints=seals(checkpoints),
         sequence_count=loader.order.count,
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
@@ -253,7 +256,7 @@ def _fitted(
                 f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
             ) from error
     summary = TrainingSummary(
-        **settings_and_data(task, config, identity),
+        **settings_and_data(task, config.train, identity),
         sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
         validation_sequence_count=0,
         epochs=1,

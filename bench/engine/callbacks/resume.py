@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from bench.checkpoint_format import OURS
-from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training
@@ -25,22 +24,25 @@ class Resume(Callback):
 
     Args:
         loader: Told how far in the epoch training is.
-        config: Says whether other code may continue.
         processes: Each has a stream of random numbers of its own.
         identity: Of the training.
         stored: What every checkpoint says of it, see `stored_identity`.
+        seed: Of the run.
+        anyway: Whether other code may continue.
     """
 
     def __init__(
         self,
         loader: TrainingLoader,
-        config: Config,
         processes: Processes,
         identity: TrainingIdentity,
         stored: dict[str, Any],
+        *,
+        seed: int,
+        anyway: bool,
     ) -> None:
-        self.loader, self.config, self.processes = loader, config, processes
-        self.identity, self.stored = identity, stored
+        self.loader, self.processes = loader, processes
+        self.identity, self.stored, self.seed, self.anyway = identity, stored, seed, anyway
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -81,7 +83,7 @@ class Resume(Callback):
             None if said is None else TrainingIdentity.model_validate(said["identity"]),
             self.identity,
             "the checkpoint to continue from",
-            anyway=self.config.train.resume == "anyway",
+            anyway=self.anyway,
             continued=True,
         )
         self.count = checkpoint.get("resumed_count", 0) + 1
@@ -96,7 +98,7 @@ class Resume(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """All processes drew the same initial weights; what they draw in training has to differ."""
         if self.processes.rank:
-            seed_all(self.config.seed, self.processes.rank, trainer.global_step)
+            seed_all(self.seed, self.processes.rank, trainer.global_step)
         assert isinstance(module, Forecaster)
         other = module.other_numbers
         if self.own_states is not None:
