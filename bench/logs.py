@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -62,14 +61,17 @@ class _RunFile(logging.FileHandler):
         """Drops the line."""
 
 
-class _ToParent(QueueHandler):
+class _ToParent(logging.Handler):
     """Sends records through a pipe."""
 
-    queue: Connection
+    def __init__(self, parent: Connection) -> None:
+        super().__init__()
+        self.parent = parent
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Sends one."""
-        self.queue.send((LOGGED, record))
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends a record, whose traceback is text by now: as an object, no pipe takes it."""
+        record.exc_info = None
+        self.parent.send((LOGGED, record))
 
 
 class _Listener(logging.Handler):
@@ -107,7 +109,7 @@ def only_in_files() -> AbstractContextManager[None]:
 
 def forward_to(parent: Connection, level: int) -> None:
     """Sends the log of this process to the one that started it, which passes the records to its own logger."""
-    log.handlers[:] = [_ToParent(parent)]  # type: ignore[arg-type]
+    log.handlers[:] = [_ToParent(parent)]
     log.setLevel(level)
     log.propagate = False
 
