@@ -56,6 +56,13 @@ class Model(Protocol):
             called with `seeds`, int64 `(B,)`, instead of the generator, for whole batches: what it draws for a sequence
             must follow from its seed alone.
         `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
+        `fitted_on`: class attribute, `"val"` where `fit` gets the validation split; without one, it gets the training
+            split as every other `fit` does.
+        `trivial`: class attribute, true for a forecast that takes no skill: tables measure skill against the best one.
+        `of_task`: class attribute, `{hyperparameter: attribute of the task}`: what a model takes from the task, such as
+            the time between frames, unless it is given.
+        `degraded`: a `collections.Counter` of forecasts that it could not make as it should, by reason: an evaluation
+            warns once and records them.
         `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
         `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
         `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from pydantic import BaseModel
 
 from bench import registry
 from bench.config.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
@@ -24,7 +26,8 @@ def register_groups() -> None:
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
-    defaults = OmegaConf.create(Config.model_construct().model_dump(mode="json", exclude={"task", "model"}))
+    fields = ((name, field.default) for name, field in Config.model_fields.items() if not field.is_required())
+    defaults = OmegaConf.create(_plain(fields))
     train = defaults.pop("train")
     # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
     train.stages = OmegaConf.create({}, flags={"struct": False})
@@ -34,6 +37,11 @@ def register_groups() -> None:
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
             store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
+
+
+def _plain(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns all fields of a section, which its serializer may leave out, and those of the sections in it."""
+    return {name: _plain(value) if isinstance(value, BaseModel) else value for name, value in fields}
 
 
 def compose(overrides: Sequence[str]) -> Config:

@@ -11,11 +11,13 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from bench.api import Shape
 from bench.config import Train
 from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
 from bench.engine.compiling import FullBatches
+from bench.engine.degraded import Degraded
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
@@ -73,6 +75,7 @@ class Forecaster(ScoresWithFloat64):
         self.ensemble = ensemble
         scorings = scorings_of(task, ensemble)
         self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
@@ -160,7 +163,7 @@ class Forecaster(ScoresWithFloat64):
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Returns AdamW (or what the config names) with warm-up and cosine decay per optimiser step."""
+        """Returns AdamW (or what the config names) with its schedule per optimiser step."""
         assert self.train_config is not None
         config = self.train_config
         optimizer = create_optimizer_v2(
@@ -171,6 +174,9 @@ class Forecaster(ScoresWithFloat64):
             **({"betas": config.betas} if config.betas else {}),
             **({"fused": True} if self._can_fuse else {}),
         )  # timm exempts norms and biases from decay
+        if config.schedule == "onecycle":
+            one_cycle = OneCycleLR(optimizer, max_lr=config.lr, total_steps=self.total_steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
@@ -192,7 +198,10 @@ class Forecaster(ScoresWithFloat64):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the next optimiser step."""
-        scheduler.step_update(num_updates=self.global_step)
+        if isinstance(scheduler, OneCycleLR):
+            scheduler.step()
+        else:
+            scheduler.step_update(num_updates=self.global_step)
 
     # Validation and test
 
@@ -274,7 +283,8 @@ class Forecaster(ScoresWithFloat64):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
         numbered = self._event_of_sequence is not None
-        forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
+        with self.degraded.counted(self.evaluated):
+            forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"

@@ -223,9 +223,10 @@ def checkpoints_of(config: Config, folder: Path) -> AnyPath:
 def _fitted(
     model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
 ) -> TrainingSummary:
-    """Fits a model in closed form, in one pass over the training split; its weights lie where a training's would.
+    """Fits a model in closed form, in one pass over a split; its weights lie where a training's would.
 
-    Of the training settings, only the limit matters.
+    It is the training split, or the validation split for a model that is `fitted_on` it, where that has sequences. Of
+    the training settings, only the limit matters.
 
     Raises:
         ConfigError: several processes.
@@ -234,8 +235,10 @@ def _fitted(
     if processes.world > 1:
         raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
     started = time.perf_counter()
-    data = task.dataset("train")
+    on_validation = getattr(model, "fitted_on", "train") == "val" and len(task.dataset("val")) > 0
+    data, what = (task.dataset("val"), "validation") if on_validation else (task.dataset("train"), "training")
     refuse_constant(data)
+    used = len(data) if config.train.limit is None else min(config.train.limit, len(data))
     loader = evaluation_loader(
         data,
         batch_size=config.data.batch_size,
@@ -253,16 +256,16 @@ def _fitted(
             model.fit(batches())  # type: ignore[operator]
         except ValueError as error:
             raise DataError(
-                f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
+                f"{type(model).__name__} cannot be fitted to the {what} data of {task.name}: {error}"
             ) from error
     summary = TrainingSummary(
         **settings_and_data(task, config.train, identity),
-        sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
-        validation_sequence_count=0,
+        sequence_count=0 if on_validation else used,
+        validation_sequence_count=used if on_validation else 0,
         epochs=1,
         steps=0,
         resumed_count=0,
-        stopped_because="fitted in closed form",
+        stopped_because="fitted in closed form" + (" on the validation split" if on_validation else ""),
         monitor=None,
         best_score=None,
         weights="last",

@@ -166,6 +166,13 @@ class Task(BaseModel, ABC):
     def denormalise(self, normalised: Tensor) -> Tensor:
         """Returns physical units, float32, for normalised ones."""
 
+    @property
+    def zero(self) -> float:
+        """Returns what 0 in physical units is on the scale that models see."""
+        import torch
+
+        return float(self.normalise(torch.zeros(())))
+
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)

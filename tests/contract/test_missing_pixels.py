@@ -21,10 +21,10 @@ STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
     "convlstm", "e3d_lstm", "earthformer", "earthformer_no_global", "phydnet", "prediff", "prediff_ka", "predrnn",
-    "rainformer", "unet",
+    "rainformer", "simvp", "tau", "unet",
 ]  # fmt: skip
-_FITTED = ["climatology", "damped_persistence", "linear_inverse"]
-_NOT_TRAINED = ["earthformer_released", "optical_flow", "persistence"]
+_FITTED = ["blurred_persistence", "climatology", "damped_persistence", "linear_inverse", "optical_flow_blurred"]
+_NOT_TRAINED = ["blank", "earthformer_released", "optical_flow", "persistence", "steps"]
 """The released one is the same class with other numbers; the others learn nothing."""
 _OPTIONS = {
     "predrnn": [{}, {"memory_decoupling": True}, {"sampling": "reverse_scheduled"}, {"stem_channels": 4}],
