@@ -275,9 +275,9 @@ def _load_strictly(model: nn.Module, content: Any, path: Path) -> None:
     problems = [f"unexpected: {key}" for key in state if key not in own]
     problems += [f"missing: {key}" for key in own if key not in state]
     problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        f"shape of {key}: {'none' if found is None else tuple(found)} in the file, {tuple(own[key].shape)} in the model"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and (found := getattr(state[key], "shape", None)) != own[key].shape
     ]
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} is not of this model ({made_from(model).name}):", problems))

@@ -281,6 +281,10 @@ def test_checkpoints_with_code_or_of_another_model_are_refused(storms: Path, tmp
     torch.save({"state_dict": {"model.x": torch.ones(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match="unexpected: x"):
         load_weights(model, tmp_path / "other.ckpt")
+    name = next(iter(model.state_dict()))
+    torch.save({"state_dict": {**model.state_dict(), name: 3}}, tmp_path / "number.ckpt")
+    with pytest.raises(ConfigError, match=f"shape of {name}: none in the file"):
+        bench.load_weights(model, tmp_path / "number.ckpt")
 
     class Payload:
         def __reduce__(self):
