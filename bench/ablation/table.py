@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -15,7 +15,6 @@ from bench import registry
 from bench.ablation.variants import Ablation, Variant, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
-from bench.logs import log
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
@@ -60,14 +59,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 
-def costs(runs: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Returns the cost of each run, or `{"problem": why}`; each is measured in a process of its own, one by one."""
+def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Returns the cost of each run, or `{"problem": why}`; each is measured in a process of its own, one by one.
+
+    Args:
+        runs: The variants.
+        advance: Called with a line of text before each measurement.
+    """
     found: list[dict[str, Any]] = []
     # A peak of resident memory never falls again, and a process forked from one with torch would start at its peak.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _quiet, max_tasks_per_child=1) as pool:
         for number, run in enumerate(runs, start=1):
-            log.info(f"measuring variant {number} of {len(runs)}")
+            advance(f"measuring variant {number} of {len(runs)}")
             try:
                 found.append(pool.submit(cost_of, run.config).result())
             except EarthbenchError as error:

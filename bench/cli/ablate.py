@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         records = [finished_record(run.config) for run in runs]
     from bench.ablation.table import costs, lines, render
 
-    measured = costs(runs)
+    measured = costs(runs, log.info)
     table = lines(ablation, runs, measured, records)
     print(render(ablation, runs[0].config.task.name, table, measured, options.format), end="")
     if failures:
