@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bench.api import FitsInOnePass
 from bench.config import Config
 from bench.data.loading import evaluation_loader, workers
 from bench.data.plausibility import refuse_constant
@@ -29,24 +30,25 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
     Raises:
         DataError: the model refuses the data (by a ValueError).
     """
+    assert isinstance(model, FitsInOnePass)
     started = time.perf_counter()
     data = task.dataset("train")
     refuse_constant(data)
     loader = evaluation_loader(
-        data,
+        data.source,
         batch_size=config.data.batch_size,
         num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
         limit=config.train.limit,
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for stored in loader:
-            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
-            yield context, task.normalise(task.to_target(stored[1]))
+        for batch in loader:
+            context = task.to_context(batch.context).masked_fill(~task.context_known(batch.context), torch.nan)
+            yield context, task.normalise(task.to_target(batch.target))
 
     with torch.no_grad():
         try:
-            model.fit(batches())  # type: ignore[operator]
+            model.fit(batches())
         except ValueError as error:
             raise DataError(
                 f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bench.api import HasStages, model_traits
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
@@ -247,7 +248,7 @@ def _say_how_it_forecasts(model: nn.Module, config: Config, say: Say) -> None:
     made, options = made_from(model), config.model.options
     changed = [
         f"{key}={options[key]} (default {made.defaults.get(key)})"
-        for key in getattr(model, "evaluation_only", ())
+        for key in model_traits(model).evaluation_only
         if key in options and options[key] != made.defaults.get(key)
     ]
     if changed:
@@ -289,13 +290,13 @@ def _evaluation_strategy(config: Config) -> str:
 
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
     """Returns the model with the trained weights, and how they came about."""
-    from bench.engine.stages import has_stages, train_stages
+    from bench.engine.stages import train_stages
     from bench.engine.train import train
 
     config, task, session = job.config, job.task, job.session
     session.say(f"run folder: {folder}")
     checkpoints = checkpoints_of(config, folder)
-    one_or_all = train_stages if has_stages(model) else train
+    one_or_all = train_stages if isinstance(model, HasStages) else train
     assert job.identity is not None
     summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints, identity=job.identity)
     if config.strategy == "fsdp":  # the trained one is in pieces

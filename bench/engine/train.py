@@ -10,6 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import nn
 
+from bench.api import model_traits
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
@@ -201,7 +202,7 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    unused = bool(getattr(model, "parameters_without_gradient", ()))
+    unused = bool(model_traits(model).parameters_without_gradient)
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
@@ -312,7 +313,7 @@ def _loaders(
         "world": processes.world,
     }
     loader = training_loader(
-        data,
+        data.source,
         batch_size=config.data.batch_size,
         micro_batch=micro_batch or 1,  # until it is found
         seed=config.seed,
@@ -322,4 +323,4 @@ def _loaders(
     if not len(val):
         return loader, None
     size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
-    return loader, evaluation_loader(val, batch_size=size, limit=None, **feed)
+    return loader, evaluation_loader(val.source, batch_size=size, limit=None, **feed)
