@@ -18,10 +18,10 @@ from bench.errors import ContractError, one_message
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Real
     from torch import Tensor, nn
 
-_Traits = TypeVar("_Traits")
+_Traits = TypeVar("_Traits", "ModelTraits", "MetricTraits")
 _LIBRARIES = {"abc", "builtins", "lightning", "torch", "torchmetrics", "typing"}
 _NEARLY = 0.85
 """Ratio of `difflib` from which a name is taken for a misspelling of another."""
@@ -188,6 +188,30 @@ class ModelTraits:
     """Why its multiply-adds cannot be counted: the work is done outside of torch."""
     members: int = 1
     """How many members `forward` is the mean of."""
+
+
+class Metric(Protocol):
+    """A score: a `torchmetrics.Metric` that adds up int64 counts or float64 sums, in physical units.
+
+    It may have any of the methods of `METRIC_CAPABILITIES` and any of the attributes of `MetricTraits`.
+    """
+
+    def update(
+        self, forecast: Real[Tensor, "*m b t h w c"], target: Real[Tensor, "b t h w c"], *labels: Tensor, **options: Any
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            forecast: Of a deterministic forecast without `m`; with `takes_members`, all members.
+            target: NaN where it is missing, which counts nowhere.
+            *labels: The data's, with `takes_labels`.
+            **options: `events`, int64 `(B,)`, with `takes_events`.
+        """
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Returns the scores by name; undefined ones are NaN."""
+        ...
 
 
 @runtime_checkable

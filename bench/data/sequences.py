@@ -21,7 +21,7 @@ class Example(NamedTuple):
     target: Shaped[Tensor, "*b t_out h w c_out"]
     labels: Sequence[Tensor]
     """What is known of it beyond the pixels, of any shape: for metrics and losses with `takes_labels`."""
-    index: Int[Tensor, "*b"]
+    index: Int[Tensor, "*b"]  # type: ignore[assignment]  # hides `tuple.index`
     """Its number in the data set, int64."""
 
 

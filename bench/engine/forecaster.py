@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -162,7 +163,7 @@ class Forecaster(ScoresWithFloat64):
             self.average.update(self.model, step=self.global_step + self._average_lag)
         self._updates_seen = self.global_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Returns AdamW (or what the config names) with warm-up and cosine decay per optimiser step."""
         assert self.train_config is not None
         config = self.train_config

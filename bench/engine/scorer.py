@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from bench.api import HasCounts, HasCurves, metric_traits
 from bench.engine.ensembles import Scoring, Sees
@@ -33,13 +34,13 @@ class Scorer(nn.ModuleDict):
         metrics: By the same names.
     """
 
-    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, nn.Module]) -> None:
+    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, Metric]) -> None:
         self.scorings = dict(scorings)
         super().__init__(metrics)
 
-    def named(self) -> list[tuple[str, Any]]:
+    def named(self) -> list[tuple[str, Metric]]:
         """Returns the metrics with their names."""
-        return list(self.items())
+        return [(name, metric) for name, metric in self.items() if isinstance(metric, Metric)]
 
     def track_events(self, count: int) -> None:
         """Keeps statistics of each of `count` events from now on, in the metrics that can."""

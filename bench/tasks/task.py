@@ -18,6 +18,7 @@ from bench.errors import ConfigError, DataError, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Real
     from torch import Tensor
 
     from bench.data.leaks import Leak, SplitEvents
@@ -152,28 +153,30 @@ class Task(BaseModel, ABC):
         """
 
     @abstractmethod
-    def normalise(self, physical: Tensor) -> Tensor:
+    def normalise(self, physical: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns normalised units, float32, for physical ones of any dtype."""
 
     @abstractmethod
-    def denormalise(self, normalised: Tensor) -> Tensor:
+    def denormalise(self, normalised: Float[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns physical units, float32, for normalised ones."""
 
-    def to_context(self, stored: Tensor) -> Tensor:
+    def to_context(self, stored: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)
 
-    def context_known(self, stored: Tensor) -> Tensor:
+    def context_known(self, stored: Real[Tensor, "*b t h w c"]) -> Bool[Tensor, "*b t h w c"]:
         """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
         import torch
 
         return ~torch.isnan(self.to_context(stored))
 
-    def to_target(self, stored: Tensor) -> Tensor:
+    def to_target(self, stored: Real[Tensor, "*b t h w c"]) -> Real[Tensor, "*b t h w c"]:
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
         return stored
 
-    def item(self, source: SequenceDataset, index: int) -> tuple[Tensor, Tensor]:
+    def item(
+        self, source: SequenceDataset, index: int
+    ) -> tuple[Float[Tensor, "t_in h w c_in"], Float[Tensor, "t_out h w c_out"]]:
         """Returns one sequence as users see it: normalised context and target."""
         context, target = source.stored(index)[:2]
         return self.to_context(context), self.normalise(self.to_target(target))

@@ -108,7 +108,7 @@ def _joined(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
         states: list[Any] = [getattr(part, name) for part in parts]
         if isinstance(states[0], list):
             setattr(joined, name, [item for state in states for item in state])
-        elif reduce is not None:
+        elif callable(reduce):
             setattr(joined, name, reduce(torch.stack(states)))
     joined._computed = None
     found = joined.compute()

@@ -39,8 +39,9 @@ def check_model(
     """Returns a model that passed every check of the contract.
 
     Checked: making it leaves torch's defaults alone; no member is a misspelt one of `bench.api`; shape, dtype and
-    finiteness of the forecast; the context is left unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
-    that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns);
+    finiteness of the forecast; the context is left unchanged; evaluation is deterministic and each row of a batch is
+    what it is alone; every parameter gets a gradient that is finite and not all zeros (but those that match its
+    `parameters_without_gradient`, a tuple of glob patterns);
     a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
     with no unknown operation, or says in `uncountable` why not; a running average of weights that stay as they are
     gives the same forecast.
