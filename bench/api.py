@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _Traits = TypeVar("_Traits", "ModelTraits", "MetricTraits")
-_LIBRARIES = {"abc", "builtins", "lightning", "torch", "torchmetrics", "typing"}
 _NEARLY = 0.85
 """Ratio of `difflib` from which a name is taken for a misspelling of another."""
 
@@ -60,10 +59,12 @@ class Model(Protocol):
 
 
 class _Methods(type(Protocol)):  # type: ignore[misc]
-    """Makes `isinstance` ask for methods: layers in a `nn.ModuleList` called `stages` are no `HasStages`."""
+    """Makes `isinstance` ask for what can be called: layers called `stages` are no `HasStages`, nor is a number."""
 
     def __instancecheck__(cls, thing: object) -> bool:
-        return all(inspect.isroutine(getattr(thing, name, None)) for name in _methods_of(cls))
+        found = {name: getattr(thing, name, None) for name in _methods_of(cls)}
+        # A loss may be a layer of its own.
+        return all(callable(v) and (n.endswith("_loss") or not hasattr(v, "named_modules")) for n, v in found.items())
 
 
 def _methods_of(capability: type) -> list[str]:
@@ -324,27 +325,23 @@ def _refuse(thing: object, problems: list[str]) -> None:
 
 
 def _wrong_members(thing: object, traits: type, capabilities: tuple[type, ...]) -> list[str]:
-    """Returns what is wrong with an object's public members that are not a library's.
+    """Returns what is wrong with the public members that an object has from its own package and not from a library.
 
     A contract that is found by name takes a misspelt member for one that is not there.  What the constructor takes is
     a hyperparameter, and no misspelling.
     """
     attributes = [one.name for one in fields(traits)]
     methods = [name for one in capabilities for name in _methods_of(one)]
-    own = {
-        name: member
-        for one in type(thing).__mro__
-        if one.__module__.partition(".")[0] not in _LIBRARIES
-        for name, member in vars(one).items()
-    }
-    given = inspect.signature(type(thing)).parameters
+    package = type(thing).__module__.partition(".")[0]
+    classes = [one for one in type(thing).__mro__ if one.__module__.partition(".")[0] == package]
+    own = {name: member for one in classes for name, member in vars(one).items()} | vars(thing)
+    allowed = {*methods, *attributes, *inspect.signature(type(thing)).parameters}
     problems = []
-    for name in sorted({*own, *vars(thing)}):
-        among = methods if inspect.isroutine(own.get(name)) else attributes
-        if name.startswith("_") or name in (*methods, *attributes) or name in given:
+    for name in sorted(own):
+        if name.startswith("_") or name in allowed:
             continue
-        meant = get_close_matches(name, among, n=1, cutoff=_NEARLY)
-        if meant and meant[0] not in own and meant[0] not in vars(thing):
+        meant = get_close_matches(name, methods if callable(own[name]) else attributes, n=1, cutoff=_NEARLY)
+        if meant and meant[0] not in own:
             problems.append(f"{name}: no member of the contract. Did you mean {meant[0]}? If not, choose another name")
     return problems
 

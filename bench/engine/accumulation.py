@@ -40,7 +40,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
     A model may say so itself by a class attribute of this name.
     """
     said = model_traits(model).uses_batch_statistics
-    return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else said
+    return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else bool(said)
 
 
 class Accumulation:

@@ -149,7 +149,7 @@ class Task(BaseModel, ABC):
     def sequences(self, split: Split) -> SequenceDataset:
         """Returns the stored sequences of a split; called once per split.
 
-        An object with the same `__len__`, `ids`, `stored` and `identity` will do, see `PlainSequences`.
+        Any object with `__len__`, `ids`, `stored` and `identity` will do: see `bench.data.sequences.PlainSequences`.
         """
 
     @abstractmethod
