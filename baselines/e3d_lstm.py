@@ -46,13 +46,14 @@ class TwoFrameConv(nn.Conv3d):
     Source: TensorFlow's "same" padding, which the authors use: of an even kernel, the excess goes behind.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
         """Build the convolution, initialised as TensorFlow does: Glorot-uniform weights and zero bias."""
         super().__init__(
             in_channels,
             out_channels,
             (WINDOW, kernel_size, kernel_size),
             padding=(0, kernel_size // 2, kernel_size // 2),
+            bias=bias,
         )
         _initialise(self)
 
@@ -65,7 +66,7 @@ def _kernels(*convolutions: TwoFrameConv) -> _Kernels:
     """Return the kernels of the sum of convolutions, for inputs that are joined along the channels."""
     weight = torch.cat([conv.weight for conv in convolutions], dim=1)
     biases = [conv.bias for conv in convolutions if conv.bias is not None]
-    bias = sum(biases[1:], biases[0])
+    bias = sum(biases[1:], biases[0]) if biases else None
     return _Kernels(RepeatedConv(weight.flatten(1, 2), bias), RepeatedConv(weight[:, :, 0].contiguous(), bias))
 
 
@@ -102,18 +103,21 @@ class EideticLSTMCell(nn.Module):
 
     Source: the ICLR 2019 paper (eidetic 3D LSTM), in the form of the authors' code
     (github.com/google/e3d_lstm, `src/layers/rnn_cell.py`): no scale in the attention, and no norm after the
-    two convolutions of the output gate.
+    two convolutions of the output gate.  Unlike there, the convolutions in front of the norms have no bias: where a
+    state is zero (at the first step; always, for a memory that is dropped) nothing but the bias would reach the norm,
+    which divides by its spread, so that the first update, however small, would turn 0 into +-1 per channel, saturate
+    the gates and make all forecasts alike.  The norms shift each channel themselves.
     """
 
     def __init__(self, in_channels: int, hidden: int, kernel_size: int) -> None:
         """Build a cell for states (B, hidden, 2, h, w)."""
         super().__init__()
         self.hidden = hidden
-        self.conv_x = TwoFrameConv(in_channels, 7 * hidden, kernel_size)
+        self.conv_x = TwoFrameConv(in_channels, 7 * hidden, kernel_size, bias=False)
         self.norm_x = _norm(7 * hidden)
-        self.conv_h = TwoFrameConv(hidden, 4 * hidden, kernel_size)
+        self.conv_h = TwoFrameConv(hidden, 4 * hidden, kernel_size, bias=False)
         self.norm_h = _norm(4 * hidden)
-        self.conv_m = TwoFrameConv(hidden, 4 * hidden, kernel_size)
+        self.conv_m = TwoFrameConv(hidden, 4 * hidden, kernel_size, bias=False)
         self.norm_m = _norm(4 * hidden)
         self.norm_cell = _norm(hidden)
         self.conv_cell = TwoFrameConv(hidden, hidden, kernel_size)
@@ -251,8 +255,8 @@ class E3DLSTM(NextFrameModel):
         widths = checked_stack(type(self).__name__, hidden, kernel_size)
         self.hidden = widths[0]
         self.drops_memory = drops_memory
-        # The convolution of a memory that is always zero: what is left is its bias.
-        self.parameters_without_gradient = ("cells.*.conv_m.weight",) if drops_memory else ()
+        # Of a memory that is always zero, only the norm's shift is left.
+        self.parameters_without_gradient = ("cells.*.conv_m.weight", "cells.*.norm_m.weight") if drops_memory else ()
         patch_channels = self.codec.patch_channels
         self.cells: Sequence[EideticLSTMCell] = nn.ModuleList(  # type: ignore[assignment]
             EideticLSTMCell(width if layer else patch_channels, width, kernel_size)
@@ -364,13 +368,10 @@ class _WindowReader:
     """
 
     def __init__(self, cell: EideticLSTMCell) -> None:
-        conv = cell.conv_x
-        assert conv.bias is not None
-        bias = torch.cat((conv.bias, torch.zeros_like(conv.bias)))
-        self.convolve = RepeatedConv(torch.cat(conv.weight.unbind(2)), bias)
+        self.convolve = RepeatedConv(torch.cat(cell.conv_x.weight.unbind(2)))
         self.norm = cell.norm_x
-        # Before the first frame there is a frame of zeros, of which only the bias remains.
-        self.first_tap = conv.bias.view(-1, 1, 1)
+        # Before the first frame there is a frame of zeros, of which nothing remains.
+        self.first_tap = cell.conv_x.weight.new_zeros(())
 
     def _taps(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         first, second = self.convolve(patches).chunk(2, dim=1)

@@ -14,7 +14,7 @@ from bench.errors import UnknownNameError, did_you_mean
 from bench.metrics.skill.formulas import Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
-from bench.tables.cells import Cell, Interval, table_data, value_of
+from bench.tables.cells import Cell, table_data, value_of
 from bench.tables.definitions import COSTS, Table, load_published
 
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -56,7 +56,6 @@ def receipts_of(
     root: Path,
     *,
     unreadable: Sequence[Excluded] = (),
-    interval: Interval | None = None,
 ) -> list[Receipt]:
     """Returns the receipts of a cell: one, or one per data set that has the row in a table of runs.
 
@@ -67,13 +66,12 @@ def receipts_of(
         records: Of any task.
         root: Results root that they were read from.
         unreadable: Files that are no record.
-        interval: See `bench.tables.cells.Interval`.
 
     Raises:
         UnknownNameError: no such row or column; the message offers the nearest.
     """
     published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable, interval)
+    contents = table_data(table, published, records, unreadable)
     key = next((c.key for c in table.columns if column in (c.key, c.label)), column)
     table.column(key)
     by_id = {record.run_id: record for record in records}

@@ -14,7 +14,7 @@ from bench.errors import UsageError
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.definitions import Table
-from bench.tables.intervals import interval, why_none
+from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         return _print_settings(table, options)
     root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
-    receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable, interval=interval)
+    receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable)
     if options.format == "json":
         print(json.dumps([_as_json(receipt) for receipt in receipts], indent=1, allow_nan=False, default=str))
         return 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.report import build
-from bench.tables.intervals import interval
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the site and says where it begins."""
-    first = build(results_root(options.results), options.out.expanduser(), interval=interval)
+    first = build(results_root(options.results), options.out.expanduser())
     print(f"open {first}")
     return 0

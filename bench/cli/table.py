@@ -11,7 +11,6 @@ from bench.cli.printing import print
 from bench.tables.admission import read_store
 from bench.tables.cells import table_data
 from bench.tables.definitions import load_published
-from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
 
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME in every format")
+    action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME.md and .json")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
     action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .gif, .mp4)")
     action.add_argument("--curves", type=Path, help="draw each row's training and validation loss to FILE (.png, ...)")
@@ -33,11 +32,11 @@ def run(options: argparse.Namespace) -> int:
     table = load_table(options.name)
     root = results_root(options.results, may_be_made=options.write)
     if options.check:
-        for path in check_renderings(table, root, interval):
+        for path in check_renderings(table, root):
             print(f"{path} is up to date")
         return 0
     if options.write:
-        for path in write_renderings(table, root, interval):
+        for path in write_renderings(table, root):
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
@@ -45,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
 
         published = load_published(table.published) if table.published else None
-        contents = table_data(table, published, records, unreadable, interval)
+        contents = table_data(table, published, records, unreadable)
         if options.picture:
-            print(draw_table(options.picture.expanduser(), table, contents, records, interval))
+            print(draw_table(options.picture.expanduser(), table, contents, records))
         elif options.curves:
             print(draw_learning_curves(options.curves.expanduser(), table, contents, records, root))
         else:
@@ -55,5 +54,5 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)
-    print(render(table, records, options.format, unreadable=unreadable, interval=interval), end="")
+    print(render(table, records, options.format, unreadable=unreadable), end="")
     return 0

@@ -11,7 +11,6 @@ from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, one_message
 from bench.records.verify import Finding, verify_records
 from bench.tables.definitions import Table, load_published, published_folder
-from bench.tables.intervals import interval
 from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
 from bench.tables.settings import load_settings
 
@@ -74,7 +73,7 @@ def _published(table: Table) -> list[Finding]:
 
 def _renderings(table: Table, root: Path) -> list[Finding]:
     try:
-        check_renderings(table, root, interval)
+        check_renderings(table, root)
     except VerificationError as error:
         headline, *lines = str(error).splitlines()
         return [Finding(root / "tables", table.name, line.strip(" -") or headline) for line in lines or [headline]]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from bench.api import Shape, TrainsWithOwnLoss, ValidatesWithOwnLoss, check_model_members, model_traits
 from bench.config import Train
@@ -164,7 +165,7 @@ class Forecaster(ScoresWithFloat64):
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns AdamW (or what the config names) with warm-up and cosine decay per optimiser step."""
+        """Returns AdamW (or what the config names) with its schedule per optimiser step."""
         assert self.train_config is not None
         config = self.train_config
         optimizer = create_optimizer_v2(
@@ -175,6 +176,9 @@ class Forecaster(ScoresWithFloat64):
             **({"betas": config.betas} if config.betas else {}),
             **({"fused": True} if self._can_fuse else {}),
         )  # timm exempts norms and biases from decay
+        if config.schedule == "onecycle":
+            one_cycle = OneCycleLR(optimizer, max_lr=config.lr, total_steps=self.total_steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
@@ -196,7 +200,10 @@ class Forecaster(ScoresWithFloat64):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the next optimiser step."""
-        scheduler.step_update(num_updates=self.global_step)
+        if isinstance(scheduler, OneCycleLR):
+            scheduler.step()
+        else:
+            scheduler.step_update(num_updates=self.global_step)
 
     # Validation and test
 

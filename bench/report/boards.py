@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.records.schema import RunRecord
-from bench.tables.cells import Block, Cell, Interval
+from bench.tables.cells import Block, Cell
 from bench.tables.definitions import Column, Table
+from bench.tables.intervals import interval
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
 
@@ -87,7 +88,7 @@ def column_groups(table: Table) -> list[tuple[str, list[Column]]]:
     return groups
 
 
-def charts(table: Table, block: Block, records: dict[str, RunRecord], interval: Interval | None) -> dict[str, Any]:
+def charts(table: Table, block: Block, records: dict[str, RunRecord]) -> dict[str, Any]:
     """Returns the data of a block's charts as JSON types; what nothing was recorded for is an empty list."""
     runs = []
     for cells in block.rows:
@@ -95,17 +96,15 @@ def charts(table: Table, block: Block, records: dict[str, RunRecord], interval: 
         if mine:
             runs.append((cells[0].row, mine))
     return {
-        "lead": _lead_curves(table, runs, interval),
-        "threshold": _threshold_curves(runs, interval),
+        "lead": _lead_curves(table, runs),
+        "threshold": _threshold_curves(runs),
         "pareto": _pareto(table, block, dict(runs)),
         "reliability": _recorded_curves(runs, "reliability_"),
         "rank": _recorded_curves(runs, "rank_histogram"),
     }
 
 
-def _lead_curves(
-    table: Table, runs: Sequence[tuple[str, list[RunRecord]]], interval: Interval | None
-) -> list[dict[str, Any]]:
+def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
     """One chart per score of the table: a curve over lead times per row."""
     found = []
     for column in table.columns[: _MOST_LEAD_SCORES + 2]:
@@ -116,7 +115,7 @@ def _lead_curves(
             count = max(len(record.scores_per_lead.get(key, [])) for record in records)
             leads = [f"{key}_lead_{lead + 1}" for lead in range(count)]
             seeds = [(record.scores_per_lead.get(key) or [None] * count) for record in records]
-            curve = _curve(label, seeds, [_bounds(records, lead, interval) for lead in leads], column.scale)
+            curve = _curve(label, seeds, [_bounds(records, lead) for lead in leads], column.scale)
             if any(value is not None for value in curve["y"]):  # scored per lead time, and defined at one of them
                 minutes = [(lead + 1) * _cadence(records[-1]) for lead in range(count)]
                 curves.append({**curve, "minutes": minutes})
@@ -145,15 +144,15 @@ def _curve(
     }
 
 
-def _bounds(records: Sequence[RunRecord], score: str, interval: Interval | None) -> tuple[float, float] | None:
-    return interval(records[0], score) if interval and len(records) == 1 else None
+def _bounds(records: Sequence[RunRecord], score: str) -> tuple[float, float] | None:
+    return interval(records[0], score) if len(records) == 1 else None
 
 
 def _cadence(record: RunRecord) -> float:
     return record.data.cadence_minutes if record.data else 1.0
 
 
-def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]], interval: Interval | None) -> list[dict[str, Any]]:
+def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
     """One chart per categorical score: a curve over thresholds per row."""
     found = []
     for score in ("csi", "pod", "far", "bias", "hss"):
@@ -164,7 +163,7 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]], interval: Int
                 continue
             names = [f"{score}_{level}" for level in levels]
             seeds = [[record.scores.get(name) for name in names] for record in records]
-            curve = _curve(label, seeds, [_bounds(records, name, interval) for name in names])
+            curve = _curve(label, seeds, [_bounds(records, name) for name in names])
             curves.append({**curve, "x": [int(level) for level in levels]})
         if curves:
             found.append({"key": score, "label": score.upper(), "curves": curves})

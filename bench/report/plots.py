@@ -17,7 +17,7 @@ from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.report.boards import charts
 from bench.report.gallery import look_of, read_kept
-from bench.tables.cells import Block, Interval, TableData
+from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
 from bench.tables.pictures import draw_forecasts
 
@@ -27,9 +27,7 @@ _FAR_APART = 3  # losses that far above all validations are of another kind: sum
 _MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours apart
 
 
-def draw_table(
-    path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], interval: Interval | None
-) -> Path:
+def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[RunRecord]) -> Path:
     """Draws a row of charts per block of a table and returns the path of the picture.
 
     Args:
@@ -37,14 +35,13 @@ def draw_table(
         table: The definition.
         contents: Its blocks.
         records: The runs that they were made from.
-        interval: See `bench.tables.cells.Interval`.
 
     Raises:
         ConfigError: no block has a score per lead time, or the name's ending is not known.
     """
     plt = _pyplot()
     by_id = {record.run_id: record for record in records}
-    drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id, interval))]
+    drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id))]
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with scores per lead time, so there is nothing to draw")
     _check_ending(path)
@@ -209,11 +206,9 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _charts(
-    table: Table, block: Block, records: dict[str, RunRecord], interval: Interval | None
-) -> list[dict[str, Any]]:
+def _charts(table: Table, block: Block, records: dict[str, RunRecord]) -> list[dict[str, Any]]:
     """Returns what is drawn of a block: the first scores that have a better side by lead time, and CSI by threshold."""
-    found = charts(table, block, records, interval)
+    found = charts(table, block, records)
     better = {column.key: column.better for column in table.columns}
     chosen = [
         {**chart, "axis": "lead", "better": better[chart["key"]]} for chart in found["lead"] if better[chart["key"]]

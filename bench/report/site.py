@@ -18,7 +18,7 @@ from bench.report.boards import ShownRow, charts, column_groups, shown_rows
 from bench.report.gallery import scenes
 from bench.report.model_pages import model_pages, page_of
 from bench.tables.admission import Excluded, read_store
-from bench.tables.cells import NOT_RUN, Block, Interval, TableData, table_data
+from bench.tables.cells import NOT_RUN, Block, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.render import load_table
@@ -70,13 +70,12 @@ class Overview:
     best: str
 
 
-def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
+def build(root: Path, out: Path) -> Path:
     """Writes the site and returns the path of its first page.
 
     Args:
         root: Results root.
         out: Folder of the site; made if it is not there, must hold nothing but an older report.
-        interval: See `bench.tables.cells.Interval`.
 
     Raises:
         ConfigError: the extra `report` is not installed.
@@ -93,7 +92,7 @@ def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
     tables = [load_table(name) for name in registry.names("table")]
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
-    filled = {table.name: table_data(table, published[table.name], records, unreadable, interval) for table in tables}
+    filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}
     common = {
         "version": version("earthbench"),
         "libraries": libraries,
@@ -110,7 +109,7 @@ def build(root: Path, out: Path, *, interval: Interval | None = None) -> Path:
         "models.html": ("models.html", {"models": models}),
     }
     for table in tables:
-        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id, interval))
+        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id))
     for model in models:
         pages[model.page] = ("model.html", {"model": model})
     for page, (template, values) in pages.items():
@@ -169,14 +168,13 @@ def _table(
     published: Published | None,
     contents: TableData,
     records: dict[str, RunRecord],
-    interval: Interval | None,
 ) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     data = []
     for block in contents.blocks:
         rows: list[ShownRow] = shown_rows(table, block)
         blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
-        data.append(charts(table, block, records, interval))
+        data.append(charts(table, block, records))
     left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,

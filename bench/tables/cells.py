@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +21,13 @@ from bench.tables.admission import (
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
 from bench.tables.durations import duration
+from bench.tables.intervals import interval
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
-
-Interval = Callable[[RunRecord, str], tuple[float, float] | None]
-"""Gives the bounds of a record's score in the score's own units, or None where the record does not carry them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,6 @@ def table_data(
     published: Published | None,
     records: Sequence[RunRecord],
     unreadable: Sequence[Excluded] = (),
-    interval: Interval | None = None,
 ) -> TableData:
     """Returns the blocks of a table (one for a published table, one per data set for a table of runs) and the rest.
 
@@ -108,27 +105,26 @@ def table_data(
         published: Its published figures.
         records: Of any task, in any order.
         unreadable: Files that are no record, as `read_store` gives them.
-        interval: See `Interval`; without, no cell has one.
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
     if table.rows:
         by_row, left_out = admitted(table, records)
-        blocks = [_published_block(table, published, by_row, [*left_out, *unreadable], interval)]
+        blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
-        blocks = _run_blocks(table, good, interval)
-    blocks = [_judged(table, block, records, intervals=interval is not None) for block in blocks]
+        blocks = _run_blocks(table, good)
+    blocks = [_judged(table, block, records) for block in blocks]
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
-def _judged(table: Table, block: Block, records: Sequence[RunRecord], *, intervals: bool) -> Block:
+def _judged(table: Table, block: Block, records: Sequence[RunRecord]) -> Block:
     """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
     by_id = {record.run_id: record for record in records}
     cells = marked(table, ranked(table, block.cells), by_id)
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]
     absences = [why_no_mark(cells, mine)]
-    if intervals and any(len(cell.run_ids) == 1 for cell in cells):
+    if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
     return replace(block, cells=cells, absences=tuple(filter(None, absences)))
 
@@ -138,7 +134,6 @@ def _published_block(
     published: Published | None,
     by_row: dict[str, list[RunRecord]],
     left_out: Sequence[Excluded],
-    interval: Interval | None,
 ) -> Block:
     cells, remarks = [], []
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
@@ -150,9 +145,7 @@ def _published_block(
         figures = published.rows.get(row.key, {}) if published else {}
         absent = _absent(row, left_out)
         cells += [
-            _cell(
-                row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, interval=interval
-            )
+            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
             for column in table.columns
         ]
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
@@ -186,7 +179,7 @@ def _label(table: Table, key: str) -> str:
     return next((column.label for column in table.columns if column.key == key), key)
 
 
-def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | None) -> list[Block]:
+def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
@@ -197,7 +190,7 @@ def _run_blocks(table: Table, records: list[RunRecord], interval: Interval | Non
             variants.setdefault((record.model.name, label), []).append(record)
         rows = [(model, label, latest_per_seed(mine)) for (model, label), mine in sorted(variants.items())]
         cells = [
-            _cell(Row(model=model, name=label, label=label), column, None, mine, interval=interval)
+            _cell(Row(model=model, name=label, label=label), column, None, mine)
             for model, label, mine in rows
             for column in table.columns
         ]
@@ -230,7 +223,6 @@ def _cell(
     *,
     deviates: bool = False,
     absent: str = NOT_RUN,
-    interval: Interval | None = None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
@@ -246,7 +238,7 @@ def _cell(
         difference, status = compare(row, column, figure, ours)
     if deviates and records:
         status += f", {DEVIATES}"
-    bounds = interval(known[0][0], column.key) if interval and len(known) == 1 else None
+    bounds = interval(known[0][0], column.key) if len(known) == 1 else None
     undefined = next((r.undefined[column.key] for r in records if column.key in r.undefined), None)
     notes = [row.notes.get(column.key), figure.note if figure else None, figure.incomparable if figure else None]
     return Cell(

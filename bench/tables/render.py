@@ -15,12 +15,13 @@ from bench.files import replacing
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv
 from bench.tables.admission import Excluded, read_store
-from bench.tables.cells import Cell, Interval, TableData, table_data
+from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
 
 FORMATS = ("md", "csv", "latex", "html", "json")
-_SUFFIX = {"md": ".md", "csv": ".csv", "latex": ".tex", "html": ".html", "json": ".json"}
+COMMITTED = ("md", "json")
+"""What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
 
 def load_table(name: str) -> Table:
@@ -43,7 +44,6 @@ def render(
     form: str = "md",
     *,
     unreadable: Sequence[Excluded] = (),
-    interval: Interval | None = None,
 ) -> str:
     """Returns the text of a table, ending in a newline; the same text whatever the order of the records.
 
@@ -52,9 +52,8 @@ def render(
         records: Of any task.
         form: One of `FORMATS`.
         unreadable: Files that are no record, as `read_store` gives them: they are named, and mark their rows.
-        interval: Gives the bounds of a record's score; see `bench.tables.cells.Interval`.
     """
-    return _texts(table, records, (form,), unreadable, interval)[form]
+    return _texts(table, records, (form,), unreadable)[form]
 
 
 def _texts(
@@ -62,11 +61,10 @@ def _texts(
     records: Sequence[RunRecord],
     forms: Sequence[str],
     unreadable: Sequence[Excluded],
-    interval: Interval | None,
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
     published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable, interval)
+    contents = table_data(table, published, records, unreadable)
     writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
     return {form: writers[form](table, published, contents) for form in forms}
 
@@ -101,14 +99,14 @@ def _json(table: Table, published: Published | None, contents: TableData) -> str
 
 def rendering_path(table: Table, root: Path, form: str) -> Path:
     """Returns where the committed rendering of a table lies."""
-    return root / "tables" / (table.file_stem + _SUFFIX[form])
+    return root / "tables" / f"{table.file_stem}.{form}"
 
 
-def write_renderings(table: Table, root: Path, interval: Interval | None = None) -> list[Path]:
-    """Writes a table in every format under `ROOT/tables` and returns the paths."""
+def write_renderings(table: Table, root: Path) -> list[Path]:
+    """Writes a table under `ROOT/tables`, as Markdown and JSON, and returns the paths."""
     records, unreadable = read_store(root, table.task)
     paths = []
-    for form, text in _texts(table, records, FORMATS, unreadable, interval).items():
+    for form, text in _texts(table, records, COMMITTED, unreadable).items():
         path = rendering_path(table, root, form)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
@@ -116,7 +114,7 @@ def write_renderings(table: Table, root: Path, interval: Interval | None = None)
     return paths
 
 
-def check_renderings(table: Table, root: Path, interval: Interval | None = None) -> list[Path]:
+def check_renderings(table: Table, root: Path) -> list[Path]:
     """Returns the committed renderings of a table, all equal to a fresh one.
 
     Raises:
@@ -126,16 +124,15 @@ def check_renderings(table: Table, root: Path, interval: Interval | None = None)
     if unreadable:
         lines = [f"{one.task}/{one.model}/{one.run_id}.json: {one.reason}" for one in unreadable]
         raise VerificationError(one_message(f"records of table {table.name} do not verify:", lines))
-    present = [form for form in FORMATS if rendering_path(table, root, form).is_file()]
     again = f"write it: earthbench table {table.name} --write --results {root}"
-    if not present:
+    paths = {form: rendering_path(table, root, form) for form in COMMITTED}
+    if not any(path.is_file() for path in paths.values()):
         raise VerificationError(f"no rendering of {table.name} under {root / 'tables'}; {again}")
-    fresh = _texts(table, records, present, (), interval)
-    paths = {form: rendering_path(table, root, form) for form in present}
+    fresh = _texts(table, records, COMMITTED, ())
     stale = [
         f"{path} differs from a fresh rendering"
         for form, path in paths.items()
-        if path.read_text(encoding="utf-8") != fresh[form]
+        if not path.is_file() or path.read_text(encoding="utf-8") != fresh[form]
     ]
     if stale:
         raise VerificationError(one_message(f"table {table.name} is stale; {again}", stale))

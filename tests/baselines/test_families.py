@@ -38,26 +38,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Rainformer",
         {"hidden": 8, "heads": (1, 1, 2, 2), "head_dim": 4, "window": 2, "layers": (2, 2, 2, 4)},
     ),
+    "simvp": ("SimVP", {"hid_s": 4, "hid_t": 6, "n_t": 3}),
+    "tau": ("TAU", {"hid_s": 4, "hid_t": 6, "n_t": 3}),
 }
-MODULES = {"ConvLSTM": "convlstm", "PredRNN": "predrnn", "PhyDNet": "phydnet", "E3DLSTM": "e3d_lstm"}
-ROLLING = [name for name, (cls, _) in FAMILIES.items() if cls in MODULES]
+MODULES = {"E3DLSTM": "e3d_lstm", "TAU": "simvp"}
+ROLLING = [name for name, (cls, _) in FAMILIES.items() if cls not in ("Rainformer", "SimVP", "TAU")]
 # Parameters of SEVIR, SEVIR-LR, ICAR-ENSO and both MNISTs, and published-convention GMACs of ICAR-ENSO.
 COUNTS = {
     "ConvLSTM": ((13_966_577, 13_966_577, 13_966_577, 13_966_577), 11.07),
     "PredRNN": ((46_551_889, 24_920_064, 23_838_720, 23_838_720), 42.910),
     "PhyDNet": ((13_710_612, 3_091_732, 3_091_732, 3_091_732), 5.671),
-    "E3DLSTM": ((35_613_009, 13_980_224, 12_898_832, 12_898_832), 49.910),
+    "E3DLSTM": ((35_609_169, 13_976_384, 12_894_992, 12_894_992), 49.910),
     "Rainformer": ((183_952_768, 23_934_700, 19_178_692, 19_193_104), 1.334),
+    "SimVP": ((52_911_553, 42_361_345, 12_758_305, 46_769_665), 7.881),
+    "TAU": ((50_521_217, 40_450_625, 12_219_553, 44_656_001), 7.534),
 }
 # Operations without multiply-adds that fvcore does not count: elementwise, pooling, moving of elements.
 FREE_OPERATIONS = {
-    *("add", "add_", "sub", "mul", "sigmoid", "tanh", "leaky_relu", "gelu", "softmax", "mean"),
-    *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle"),
+    *("add", "add_", "sub", "mul", "sigmoid", "tanh", "leaky_relu", "relu", "silu", "gelu", "softmax", "mean"),
+    *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle", "unflatten"),
 }
 
 
 def family_class(cls: str) -> type[nn.Module]:
-    return getattr(importlib.import_module(f"baselines.{MODULES.get(cls, 'rainformer')}"), cls)
+    return getattr(importlib.import_module(f"baselines.{MODULES.get(cls, cls.lower())}"), cls)
 
 
 def build(name: str, t_in: int = 3, t_out: int = 4, height: int = 32, width: int = 64, channels: int = 2) -> nn.Module:
@@ -273,6 +277,14 @@ def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str
         ),
         ("Rainformer", {"heads": (1, 2)}, (2, 64, 64, 1), "heads must be 4 positive sizes"),
         ("Rainformer", {"loss": "l1"}, (2, 64, 64, 1), "loss must be mse or balanced_mae"),
+        ("SimVP", {}, (2, 32, 30, 1), r"SimVP: width \(for n_s=4.*\) must be divisible by 4, got 30"),
+        ("SimVP", {"n_s": 3}, (2, 32, 32, 1), "n_s must be divisible by 2, got 3"),
+        ("SimVP", {"n_t": 1}, (2, 32, 32, 1), "n_t must be 2 or more.*got 1"),
+        ("SimVP", {"hid_s": 5}, (2, 32, 32, 1), "hid_s must be divisible by 2, got 5"),
+        ("SimVP", {"hid_s": 2}, (2, 4, 4, 1), r"SimVP: hid_s=2 on a code of one pixel \(n_s=4\).*expected 4 or more"),
+        ("TAU", {"hid_t": 0}, (2, 32, 32, 1), r"TAU: hid_s, hid_t, n_s and n_t must be positive sizes"),
+        ("TAU", {"drop_path": 1.0}, (2, 32, 32, 1), "drop_path must be 0 or more and below 1, got 1.0"),
+        ("TAU", {"divergence_weight": -0.1}, (2, 32, 32, 1), "divergence_weight must be 0 or a positive number"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_expected_and_found(

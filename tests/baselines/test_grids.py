@@ -38,6 +38,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     ),
     "e3d_lstm": ("e3d_lstm", "E3DLSTM", {"hidden": (2, 2), "kernel_size": 3, "patch_size": 3}, 3),
     "e3d_lstm_stem": ("e3d_lstm", "E3DLSTM", {"hidden": (2,), "patch_size": 2, "stem_channels": 2}, 8),
+    "simvp": ("simvp", "SimVP", {"hid_s": 4, "hid_t": 3, "n_t": 2}, 4),
+    "tau_deep": ("simvp", "TAU", {"hid_s": 4, "hid_t": 3, "n_s": 6, "n_t": 2}, 8),
     "rainformer": ("rainformer", "Rainformer", {"hidden": 4, "heads": (1, 1, 1, 1), "head_dim": 2, "window": 1}, 16),
     "rainformer_of_enso": (
         "rainformer",

@@ -121,7 +121,10 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         value = known if lead.isdigit() else record.scores.get(score)
         return (value * 0.95, value * 1.05) if value is not None else None
 
-    return build(root, out, interval=interval)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.tables.cells.interval", interval)
+        patch.setattr("bench.report.boards.interval", interval)
+        return build(root, out)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from bench.report import build
-from bench.tables.intervals import interval
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE, OUT = "table-runs_enso_ersst.html", REPO / "docs" / "leaderboard.png"
@@ -20,7 +19,7 @@ def main() -> None:
     """Builds the report of the committed records and photographs the page of the table that has some."""
     chromium = os.environ.get("EARTHBENCH_CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        site = build(REPO / "results", Path(folder) / "site", interval=interval).parent
+        site = build(REPO / "results", Path(folder) / "site").parent
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1320, "height": 1400})
         page.goto((site / PAGE).as_uri())

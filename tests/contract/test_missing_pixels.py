@@ -21,7 +21,7 @@ STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
     "convlstm", "e3d_lstm", "earthformer", "earthformer_no_global", "phydnet", "prediff", "prediff_ka", "predrnn",
-    "rainformer", "unet",
+    "rainformer", "simvp", "tau", "unet",
 ]  # fmt: skip
 _FITTED = ["climatology", "damped_persistence", "linear_inverse"]
 _NOT_TRAINED = ["earthformer_released", "optical_flow", "persistence"]

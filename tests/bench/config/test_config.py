@@ -68,6 +68,21 @@ def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> Non
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "more", ["warmup_fraction=0.1", "warmup_start_ratio=0.1", "min_lr_ratio=0.0", "betas=[0.9,0.9]"]
+)
+def test_one_cycle_refuses_what_it_sets_itself(more: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.schedule.*found {more.split('=')[0]}=.*expected the defaults"):
+        compose(["train.schedule=onecycle", f"train.{more}"])
+    assert compose(["train.schedule=onecycle"]).train.schedule == "onecycle"
+
+
+def test_the_cosine_has_no_key_in_what_names_a_run() -> None:
+    assert "schedule" not in compose([]).model_dump()["train"]
+    train = compose(["train.schedule=onecycle"]).train
+    assert Train.model_validate(train.model_dump()) == train
+
+
 @pytest.mark.parametrize("plus", ["", "+"])
 @pytest.mark.parametrize("size", [2, 8])
 def test_accumulation_of_old_configs_is_refused_with_what_to_write(plus: str, size: int) -> None:
@@ -106,7 +121,7 @@ def test_the_fingerprint_sees_numbers_and_not_places() -> None:
         numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false", "data.micro_batch=2"]))
     ) == fingerprint(base)
     changes = ("seed=1", "train.lr=2e-3", "model.channels=[8]", "task.t_out=6", "data.batch_size=4")
-    for override in (*changes, "train.compile=true", "train.matmul_precision=high"):
+    for override in (*changes, "train.compile=true", "train.matmul_precision=high", "train.schedule=onecycle"):
         assert fingerprint(numbers_only(compose([override]))) != fingerprint(base), override
 
 

@@ -17,7 +17,7 @@ from bench.reproduction.work import training_loss_of
 
 CONTEXT, TARGET = (4, 32, 32, 1), (3, 32, 32, 1)
 # Layers that keep the same whatever the device; cuboid attention pads and drops out otherwise on the CPU.
-ALIKE = ["unet", "convlstm", "predrnn", "phydnet", "e3d_lstm", "rainformer"]
+ALIKE = ["unet", "convlstm", "predrnn", "phydnet", "e3d_lstm", "rainformer", "simvp", "tau"]
 
 
 def _made(name: str, **options: Any) -> nn.Module:

@@ -78,6 +78,27 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     assert again.training == record.training, "a checkpoint of ours knows how it came about"
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_one_cycle_is_that_of_torch_per_step(storms: Path, tmp_path: Path, optimizer: str) -> None:
+    options = ["train.schedule=onecycle", f"train.optimizer={optimizer}", "train.lr=2e-3", "data.micro_batch=2"]
+    outcome = _run(storms, tmp_path, *options)
+    assert outcome.record.training is not None and outcome.record.training.settings["schedule"] == "onecycle"
+    (log,) = tmp_path.glob("work/**/metrics.csv")
+    with log.open() as file:
+        rates = [
+            float(value) for row in csv.DictReader(file) for key, value in row.items() if key[:3] == "lr-" and value
+        ]
+    theirs = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=2e-3, total_steps=outcome.record.training.steps)
+    expected = []
+    for _ in range(outcome.record.training.steps):
+        expected.append(schedule.get_last_lr()[0])
+        theirs.step()
+        schedule.step()
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert rates[0] == pytest.approx(2e-3 / 25) and rates[-1] == pytest.approx(2e-3 / 25 / 1e4)
+
+
 def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Path, tmp_path: Path) -> None:
     training = _run(storms, tmp_path, "train.max_steps=1").record.training
     assert training is not None and (training.steps, training.weights, training.stopped_because) == (
@@ -97,11 +118,14 @@ def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> 
     assert _curve(first, tmp_path) == _curve(second, tmp_path) is not None
 
 
-@pytest.mark.parametrize(("step", "ema"), [(1, "0.9"), (2, "null"), (3, "0.9"), (5, "null")])
+@pytest.mark.parametrize(
+    ("step", "ema", "schedule"),
+    [(1, "0.9", "cosine"), (2, "null", "cosine"), (3, "0.9", "cosine"), (5, "null", "cosine"), (4, "null", "onecycle")],
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(
-    storms: Path, tmp_path: Path, monkeypatch, step: int, ema: str
+    storms: Path, tmp_path: Path, monkeypatch, step: int, ema: str, schedule: str
 ) -> None:
-    overrides = [f"train.ema_decay={ema}"]
+    overrides = [f"train.ema_decay={ema}", f"train.schedule={schedule}"]
     whole = _run(storms, tmp_path / "unbroken", *overrides)
     with monkeypatch.context() as patch:
         _stop_after(patch, step)

@@ -29,7 +29,6 @@ from bench.records.statistics import read_arrays
 from bench.records.store import read_record, write_record
 from bench.records.verify import verify_file, verify_records
 from bench.tables import load_table
-from bench.tables.intervals import interval
 from bench.tables.render import write_renderings
 
 
@@ -146,7 +145,7 @@ def test_what_is_no_record_and_what_is_there_twice(record: RunRecord, tmp_path: 
 
 def test_the_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_record(record, tmp_path)
-    write_renderings(load_table("runs/sevir"), tmp_path, interval)
+    write_renderings(load_table("runs/sevir"), tmp_path)
     assert main(["verify", "--results", str(tmp_path)]) == 0
     assert "1 records" in capsys.readouterr().out
     rendering = tmp_path / "tables/runs_sevir.md"

@@ -71,7 +71,7 @@ def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one
     for records in ([measured], [measured, higher]):
         block = table_data(table, None, records).blocks[0]
         by_id = {record.run_id: record for record in records}
-        chart = next(c for c in charts(table, block, by_id, interval)["lead"] if c["key"] == "mse")
+        chart = next(c for c in charts(table, block, by_id)["lead"] if c["key"] == "mse")
         (curve,) = chart["curves"]
         once = [1e3 * value for value in measured.scores_per_lead["mse"]]
         if len(records) == 2:

@@ -19,7 +19,6 @@ from bench.records.statistics import compact, content_sha256
 from bench.tables import load_table
 from bench.tables.cells import Block, table_data
 from bench.tables.definitions import Column, Table
-from bench.tables.intervals import interval
 from bench.tables.render import render
 from bench.tables.standings import seeds_p_value
 
@@ -65,7 +64,7 @@ def _marks(records: list[RunRecord], column: str = "mse") -> dict[str, int | Non
 
 
 def _block(records: list[RunRecord]) -> Block:
-    (block,) = table_data(TABLE, None, records, interval=interval).blocks
+    (block,) = table_data(TABLE, None, records).blocks
     return block
 
 
@@ -120,11 +119,7 @@ def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> 
     assert "with 5 events no p-value of a permutation test is below 0.0625" in remarks
     assert (
         "no intervals: 5 events, and an interval needs 10 or more" in remarks
-        and "["
-        not in render(TABLE, five, interval=interval)
-        .partition("trained rows")[0]
-        .partition("Training")[2]
-        .partition("\n- ")[0]
+        and "[" not in render(TABLE, five).partition("trained rows")[0].partition("Training")[2].partition("\n- ")[0]
     )
     assert _marks(six) == {"unet": 1, "convlstm": 2}
     assert any(remark.startswith("no intervals: 6 events") for remark in _block(six).absences)
@@ -209,6 +204,6 @@ def test_explain_says_why_a_run_has_no_interval(
 def test_committed_tables_of_few_events_have_no_interval(name: str, committed_results: Path) -> None:
     table = load_table(name)
     records = bench.read_records(committed_results, table.task)[0]
-    for block in table_data(table, None, records, interval=interval).blocks:
+    for block in table_data(table, None, records).blocks:
         assert all(cell.interval is None for cell in block.cells)
         assert any(remark.startswith("no intervals: ") for remark in block.absences)

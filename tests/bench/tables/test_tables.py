@@ -261,15 +261,14 @@ def test_a_figure_of_another_protocol_is_printed_but_not_compared() -> None:
     assert any("UNet, CSI-M: not compared" in remark for remark in block.remarks)
 
 
-def test_an_interval_stands_where_there_is_one_run(measured: RunRecord) -> None:
+def test_an_interval_stands_where_there_is_one_run(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
         return (0.1, 0.5) if score == "csi_m" else None
 
+    monkeypatch.setattr("bench.tables.cells.interval", interval)
     one, two = unet_like(measured), unet_like(measured, run_id="2026-x", seed=7)
-    assert "[0.1000, 0.5000]" in render(SEVIR, [one], interval=interval)
-    assert "±" in render(SEVIR, [one, two], interval=interval) and "[" not in render(
-        SEVIR, [one, two], interval=interval
-    )
+    assert "[0.1000, 0.5000]" in render(SEVIR, [one])
+    assert "±" in render(SEVIR, [one, two]) and "[" not in render(SEVIR, [one, two])
 
 
 def test_a_plugin_and_changed_code_are_marked(measured: RunRecord) -> None:
