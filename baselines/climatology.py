@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from baselines.shapes import checked_shapes
 class Climatology(nn.Module):
     """The mean of the training targets at each cell, for every lead time; fitted in one pass, not trained.
 
-    On anomalies, from which the mean of each calendar month has been taken, this is the forecast of (nearly) none:
-    the seasonal climatology.  It is the reference of skill scores (Wilks 2011, Statistical Methods in the Atmospheric
+    Of radar and of digits this is the mean training frame: the best forecast that does not look at the context.  On
+    anomalies, from which the mean of each calendar month has been taken, it is the forecast of (nearly) none: the
+    seasonal climatology.  It is the reference of skill scores (Wilks 2011, Statistical Methods in the Atmospheric
     Sciences, ch. 8).
 
     Args:
@@ -25,6 +27,7 @@ class Climatology(nn.Module):
         ValueError: not shapes that a forecast can be made between.
     """
 
+    trivial: ClassVar[bool] = True
     mean: Tensor
 
     def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:

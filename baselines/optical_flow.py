@@ -6,19 +6,47 @@ Sources: Lucas and Kanade 1981, IJCAI, 674-679 (the motion); Germann and Zawadzk
 
 from __future__ import annotations
 
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from threading import Lock
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines.blurred import Blurred
 from baselines.shapes import checked_shapes
 
+_ALONE = Lock()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lets nothing out of pySTEPS: what it prints, what it warns of for a frame, what it seeds or draws.
+
+    All of this belongs to the process, so that only one thread at a time may be within.
+    """
+    with _ALONE, redirect_stdout(StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        states = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
 try:
-    from pysteps.extrapolation.semilagrangian import extrapolate
-    from pysteps.motion.lucaskanade import dense_lucaskanade
+    with quiet():
+        from pysteps.extrapolation.semilagrangian import extrapolate
+        from pysteps.motion.lucaskanade import dense_lucaskanade
+        from pysteps.nowcasts import steps as steps
 except ImportError as error:
-    raise ImportError("optical_flow needs pysteps: pip install 'earthbench[pysteps]'") from error
+    raise ImportError("optical_flow and steps need pysteps: pip install 'earthbench[pysteps]'") from error
 
 
 class OpticalFlow(nn.Module):
@@ -55,13 +83,36 @@ class OpticalFlow(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Returns `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`."""
         fields = context[:, -self.frames :].permute(0, 4, 1, 2, 3).double().cpu().numpy()
-        moved = np.stack([[_moved(channel, self.t_out) for channel in sequence] for sequence in fields])
+        moved = np.stack([[extrapolated(channel, self.t_out) for channel in sequence] for sequence in fields])
         return torch.from_numpy(moved).permute(0, 2, 3, 4, 1).to(context)
 
 
-def _moved(frames: np.ndarray, t_out: int) -> np.ndarray:
+class OpticalFlowBlurred(Blurred):
+    """Optical flow, blurred by a Gaussian of its own width for every lead time; the widths are fitted in one pass.
+
+    Args:
+        input_shape: `(T_in, H, W, C)`, two frames at least.
+        target_shape: `(T_out, H, W, C)`, with the same H, W and C.
+        frames: Frames of the context that the motion is estimated from, the last ones; fewer where there are fewer.
+
+    Raises:
+        ValueError: frames of context and target differ in shape, or there is no motion in one frame.
+    """
+
+    uncountable: ClassVar[str] = OpticalFlow.uncountable
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        target_shape: tuple[int, int, int, int],
+        frames: int = 3,
+    ) -> None:
+        super().__init__(OpticalFlow(input_shape, target_shape, frames), target_shape[0])
+
+
+def extrapolated(frames: np.ndarray, t_out: int) -> np.ndarray:
     """Returns `(T_out, H, W)`: the last of some frames `(T, H, W)`, moved on along their motion."""
     least = np.nanmin(frames[-1]) if np.isfinite(frames[-1]).any() else 0.0
     frames = np.where(np.isfinite(frames), frames, least)
-    motion = dense_lucaskanade(frames)
-    return extrapolate(frames[-1], motion, t_out, outval=least)
+    with quiet():
+        return extrapolate(frames[-1], dense_lucaskanade(frames), t_out, outval=least)

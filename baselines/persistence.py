@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
@@ -17,6 +19,8 @@ class Persistence(nn.Module):
     Raises:
         ValueError: frames of context and target differ in shape.
     """
+
+    trivial: ClassVar[bool] = True
 
     def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -112,6 +113,19 @@ class ValidatesWithOwnLoss(Protocol, metaclass=_Methods):
 
 
 @runtime_checkable
+class HasOptimizers(Protocol, metaclass=_Methods):
+    """A model whose parts have learning rates of their own."""
+
+    def optimizers(self) -> Iterable[tuple[Iterable[nn.Parameter], float, tuple[float, float]]]:
+        """Returns `(parameters, lr, betas)`: what Adam does to each group; together they name each parameter once.
+
+        The schedule of `train` multiplies each learning rate.  Groups may take turns: those that the loss of a step
+        does not reach stay as they are, and every group has its turn within the first ten steps.
+        """
+        ...
+
+
+@runtime_checkable
 class FitsInOnePass(Protocol, metaclass=_Methods):
     """A model that learns in closed form instead of by gradients."""
 
@@ -160,7 +174,7 @@ class HasReference(Protocol, metaclass=_Methods):
 
 
 MODEL_CAPABILITIES: tuple[type, ...] = (
-    TrainsWithOwnLoss, ValidatesWithOwnLoss, FitsInOnePass, Samples, HasStages, HasReference,
+    TrainsWithOwnLoss, ValidatesWithOwnLoss, HasOptimizers, FitsInOnePass, Samples, HasStages, HasReference,
 )  # fmt: skip
 
 
@@ -170,10 +184,14 @@ class ModelTraits:
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
+    of_task: Mapping[str, str] = field(default_factory=dict)
+    """What it takes from the task unless it is given, such as its cadence: `{hyperparameter: attribute}`."""
     options_class: str | None = None
     """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
     evaluation_only: tuple[str, ...] = ()
     """Hyperparameters that trained weights do not depend on."""
+    fitted_on: Literal["train", "val"] = "train"
+    """The split that `fit` gets; without a validation split, it is the training split."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """What `training_loss` makes of the sequences of a batch: how micro-batches add up to an optimiser step."""
     verifies_context: bool = False
@@ -187,6 +205,10 @@ class ModelTraits:
     """Glob patterns of parameters that no loss reaches."""
     uncountable: str = ""
     """Why its multiply-adds cannot be counted: the work is done outside of torch."""
+    degraded: Counter[str] = field(default_factory=Counter)
+    """Forecasts that it could not make as it should, by reason: an evaluation warns once and records them."""
+    trivial: bool = False
+    """Whether its forecast takes no skill: tables measure skill against the best such one."""
     members: int = 1
     """How many members `forward` is the mean of."""
 
@@ -286,9 +308,8 @@ def metric_traits(metric: object) -> MetricTraits:
 
 
 def _declared(thing: object, traits: type[_Traits]) -> _Traits:
-    found = {one.name: getattr(thing, one.name, None) for one in fields(traits)}
-    no_value = (NoneType, property)  # a property of a class has none yet
-    return traits(**{name: value for name, value in found.items() if not isinstance(value, no_value)})
+    found = {one.name: getattr(thing, one.name, None) for one in fields(traits)}  # a class's property has no value yet
+    return traits(**{name: value for name, value in found.items() if not isinstance(value, NoneType | property)})
 
 
 def check_model_members(model: object) -> None:

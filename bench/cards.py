@@ -28,6 +28,8 @@ class Card:
     accepts_any_parameter: bool = False
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
     path: Path | None = None
+    trivial: bool = False
+    """Of a model: whether its forecast takes no skill, so that others are measured against it."""
 
 
 class UnreadableSourceError(Exception):
@@ -208,7 +210,8 @@ def read_card(value: str) -> Card:
     else:
         doc, parameters, anything, presets = _string_after(tree, node), {}, False, {}
     summary = doc.strip().splitlines()[0] if doc.strip() else "(no description)"
-    return Card(summary, doc, parameters, anything, presets, path)
+    trivial = isinstance(node, ast.ClassDef) and _literal(node, home, "trivial") is True
+    return Card(summary, doc, parameters, anything, presets, path, trivial)
 
 
 def _string_after(tree: ast.Module, node: ast.AST) -> str:

@@ -105,7 +105,8 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
             lines = [f"{key}: {did_you_mean(key, own)}" for key in unknown]
             raise ConfigError(one_message(f"model {name!r} has no such hyperparameter:", lines))
     presets = model_traits(model_class).presets
-    preset = presets.get(task.name, presets.get(task.presets_of or task.name, {}))
+    of_task = _of_task(name, model_class, task, hyperparameters)
+    preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
         model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)
@@ -119,6 +120,27 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
     return model
+
+
+def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hyperparameters that take a value of the task, but for those that are given.
+
+    Raises:
+        ConfigError: the task has no such value.
+    """
+    found = {}
+    for key, attribute in model_traits(model_class).of_task.items():
+        if key in given:
+            continue
+        if hasattr(task, attribute):
+            found[key] = getattr(task, attribute)
+        else:
+            able = [one for one in registry.names("task") if hasattr(registry.find("task", one).load(), attribute)]
+            raise ConfigError(
+                f"model {name!r} takes {key} from the task, and task {task.name!r} has no {attribute}. "
+                f"Tasks with one: {', '.join(able)}. Or set model.{key}"
+            )
+    return found
 
 
 def made_from(model: nn.Module) -> MadeFrom:

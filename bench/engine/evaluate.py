@@ -211,6 +211,7 @@ def evaluate_with_sample(
         curves=scored.curves,
         members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
         statistics=statistics,
+        degraded=forecaster.degraded.told(made_from(model).name, used, speaks=processes.main),
     )
     return record.with_arrays(arrays).sealed(), forecaster.first or {}
 

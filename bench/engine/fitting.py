@@ -1,4 +1,4 @@
-"""Models that are fitted in closed form: one pass over the training split."""
+"""Models that are fitted in closed form: one pass over a split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.api import FitsInOnePass
+from bench.api import FitsInOnePass, model_traits
 from bench.config import Config
 from bench.data.loading import evaluation_loader, workers
 from bench.data.plausibility import refuse_constant
@@ -19,11 +19,13 @@ from bench.tasks.task import Task
 
 
 def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingIdentity) -> TrainingSummary:
-    """Fits a model to the training split and returns how it went.
+    """Fits a model to a split and returns how it went.
+
+    It is the training split, or the validation split for a model that is `fitted_on` it, where that has sequences.
 
     Args:
         model: Changed in place.
-        task: Gives the train split, of which `config.train.limit` sequences are used.
+        task: Gives the splits, of which `config.train.limit` sequences are used.
         config: The run's config; of its training settings only the limit matters.
         identity: Of the training.
 
@@ -32,8 +34,10 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
     """
     assert isinstance(model, FitsInOnePass)
     started = time.perf_counter()
-    data = task.dataset("train")
+    on_validation = model_traits(model).fitted_on == "val" and len(task.dataset("val")) > 0
+    data, what = (task.dataset("val"), "validation") if on_validation else (task.dataset("train"), "training")
     refuse_constant(data)
+    used = len(data) if config.train.limit is None else min(config.train.limit, len(data))
     loader = evaluation_loader(
         data.source,
         batch_size=config.data.batch_size,
@@ -51,16 +55,16 @@ def fit_model(model: nn.Module, task: Task, config: Config, identity: TrainingId
             model.fit(batches())
         except ValueError as error:
             raise DataError(
-                f"{type(model).__name__} cannot be fitted to the training data of {task.name}: {error}"
+                f"{type(model).__name__} cannot be fitted to the {what} data of {task.name}: {error}"
             ) from error
     return TrainingSummary(
         **settings_and_data(task, config, identity),
-        sequence_count=len(data) if config.train.limit is None else min(config.train.limit, len(data)),
-        validation_sequence_count=0,
+        sequence_count=0 if on_validation else used,
+        validation_sequence_count=used if on_validation else 0,
         epochs=1,
         steps=0,
         resumed_count=0,
-        stopped_because="fitted in closed form",
+        stopped_because="fitted in closed form" + (" on the validation split" if on_validation else ""),
         monitor=None,
         best_score=None,
         weights="last",

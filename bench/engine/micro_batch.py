@@ -22,6 +22,7 @@ from bench.data.loading import TrainingLoader
 from bench.data.sequences import Example
 from bench.engine.accumulation import loss_options, uses_batch_statistics
 from bench.engine.forecaster import Forecaster, training_loss
+from bench.engine.optimizers import TURNS, takes_turns
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.session import Session
 from bench.files import replacing
@@ -153,7 +154,9 @@ def _trial(
         try:
             batch = move_data_to_device(default_collate([sequence] * size), device)
             with autocast():
-                _one_step(copy.deepcopy(forecaster.model).to(device), forecaster, batch)
+                model = copy.deepcopy(forecaster.model).to(device)
+                for step in range(TURNS if takes_turns(model) else 1):
+                    _one_step(model, forecaster, batch, step)
             _, whole = torch.cuda.mem_get_info(device)
             return torch.cuda.max_memory_reserved(device) <= _MOST_MEMORY * whole
         except torch.OutOfMemoryError:
@@ -165,9 +168,10 @@ def _trial(
     return fits
 
 
-def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example) -> None:
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example, step: int) -> None:
     task = forecaster.task
     context, target = task.to_context(batch.context), task.normalise(task.to_target(batch.target))
     options = loss_options(model, task, batch)
-    training_loss(model, context, target, total_steps=forecaster.total_steps, **options).backward()
+    training_loss(model, context, target, step=step, total_steps=forecaster.total_steps, **options).backward()
     torch.optim.AdamW(model.parameters()).step()
+    model.zero_grad()

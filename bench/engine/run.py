@@ -120,6 +120,8 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     task, test_task = _tasks(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
+    if not has_weights(model):  # what it takes from the task is then that of the data to evaluate on
+        model = load_model(config.model.name, test_task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     refuse_empty(test_task, config.split)  # before hours of training

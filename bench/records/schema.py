@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from bench.config import Config, canonical_json, fingerprint, numbers_of, numbers_only
 from bench.metrics.names import PER_LEAD
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Part(BaseModel):
@@ -205,7 +205,7 @@ class StatisticsPart(Part):
 class RunRecord(Part):
     """One run: what ran, on what, what it scored, how long it took.  Written once, never changed."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     run_id: str = Field(pattern=r"^[0-9A-Za-z-]+$")
     created_utc: str
     status: Literal["ok", "failed"]
@@ -243,6 +243,8 @@ class RunRecord(Part):
     """None for a run without an ensemble."""
     statistics: StatisticsPart | None = None
     """None where no metric keeps any."""
+    degraded: dict[str, int] = {}
+    """Sequences for which the model fell back on a simpler forecast, by its reason."""
     failure: FailurePart | None = None
     sha256: str | None = None
     """SHA-256 of the canonical JSON of all other fields."""
@@ -301,14 +303,16 @@ def migrated(content: dict[str, Any]) -> dict[str, Any]:
 
     Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests; in
     both, the batch of a step was `data.batch_size` times `train.accumulate`.  A fingerprint that is right for the old
-    config becomes that of the new one.
+    config becomes that of the new one.  Version 3 did not count degraded forecasts: no model had any.
     """
     version = content.get("schema_version")
     if version == 1:
         content = {**content, "curves": {}, "members": None, "statistics": None}
-    if version not in (1, 2):
+    if version not in (1, 2, 3):
         return content
-    content = copy.deepcopy(content) | {"schema_version": SCHEMA_VERSION}
+    content = copy.deepcopy(content) | {"schema_version": SCHEMA_VERSION, "degraded": {}}
+    if version == 3:
+        return content
     with suppress(AttributeError, KeyError, TypeError, ValidationError):  # what is wrong in it is said by who reads it
         _with_totals(content)
     return content

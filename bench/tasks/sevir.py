@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # back every integer code (except 255 -> 254.99998), which x/255 does not: 219 would come back one ulp short of 219.
 _SCALE = 1.0 / 255.0
 _MISSING = 255
+_EXTENT_KM = 384
 # Levels and colours of the SEVIR project's own plots (Veillette et al. 2020); the levels include the verification
 # thresholds 16, 74, 133, 160, 181 and 219.
 _PALETTE = Palette(
@@ -114,6 +115,14 @@ class Sevir(Task):
         header = first_header(self.data_root, select_events(catalogue, admit_missing=self.admit_missing))
         cadence = cadence_minutes(catalogue, header.frames if header else None) or self.nominal_cadence
         return (header.height, header.width, cadence) if header else (*nominal[:2], cadence)
+
+    @cached_property
+    def pixel_kilometres(self) -> float:
+        """Returns the width of a pixel: the median of the catalogue where it tells, else the nominal one."""
+        from bench.data.sevir.catalogue import pixel_kilometres, read_catalogue
+
+        nominal = _EXTENT_KM / self.nominal_size
+        return nominal if self.data_root is None else pixel_kilometres(read_catalogue(self.data_root)) or nominal
 
     def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
         """Returns per split the dates that an event's centre is after, and up to and including."""

@@ -160,6 +160,13 @@ class Task(BaseModel, ABC):
     def denormalise(self, normalised: Float[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns physical units, float32, for normalised ones."""
 
+    @property
+    def zero(self) -> float:
+        """Returns what 0 in physical units is on the scale that models see."""
+        import torch
+
+        return float(self.normalise(torch.zeros(())))
+
     def to_context(self, stored: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)

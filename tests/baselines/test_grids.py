@@ -14,6 +14,8 @@ from torch import nn
 # Per case: module, class, arguments, and what height and width must be divisible by.
 CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "persistence": ("persistence", "Persistence", {}, 1),
+    "blank": ("blank", "Blank", {}, 1),
+    "blurred_persistence": ("blurred", "BlurredPersistence", {}, 1),
     "climatology": ("climatology", "Climatology", {}, 1),
     "damped_persistence": ("damped_persistence", "DampedPersistence", {}, 1),
     "linear_inverse": ("linear_inverse", "LinearInverse", {"modes": 1}, 1),

@@ -244,6 +244,19 @@ def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float
     return None
 
 
+def pixel_kilometres(catalogue: pd.DataFrame) -> float | None:
+    """Returns the median width of a pixel (`width_m` over `size_x`), or None where the columns are absent or empty.
+
+    Args:
+        catalogue: Rows as `read_catalogue` returns them.
+    """
+    if not {"width_m", "size_x"} <= set(catalogue.columns):
+        return None
+    metres, pixels = (pd.to_numeric(catalogue[name], errors="coerce") for name in ("width_m", "size_x"))
+    widths = (metres / pixels / 1000)[(metres > 0) & (pixels > 0)]
+    return float(widths.median()) if len(widths) else None
+
+
 def first_header(root: Path, events: list[Event], img_type: str = "vil") -> FileHeader | None:
     """Returns the header of the first event file that is there, or None when there are no events.
 

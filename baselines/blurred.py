@@ -1,0 +1,115 @@
+"""Blurred forecasts: what is uncertain is smoothed, each lead time as much as lessens its error the most.
+
+Small scales are lost first: a forecast that keeps them where nothing can be known of them is punished twice in squared
+error, and smoothing beats it by far.  That is how a network trained on squared error gains over persistence, too, so
+that only what beats the best blur has learnt more.
+
+Sources: Germann and Zawadzki 2002, Mon. Wea. Rev. 130, 2859-2873 (predictability by scale); Knutsson and Westin 1993,
+CVPR, 515-523 (normalised convolution, which leaves out missing pixels and what is beyond the border).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from baselines.masking import filled
+from baselines.shapes import checked_shapes
+
+# Standard deviations in pixels: none, and 1/2 to 64 by factors of the square root of 2.
+_WIDTHS = (0.0, *(2 ** (step / 2) for step in range(-2, 13)))
+# Of a known pixel's own weight: five widths away and further, nothing counts.
+_LEAST_WEIGHT = 1e-6
+
+
+class Blurred(nn.Module):
+    """A forecast smoothed by a Gaussian whose width, one per lead time, is fitted in one pass.
+
+    The widths are those of least squared error, of some from 0 to 64 pixels.  Before it is fitted nothing is smoothed.
+
+    Args:
+        forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
+            times are the same; has nothing to learn.
+        t_out: Lead times.
+    """
+
+    fitted_on: ClassVar[str] = "val"
+    width: Tensor
+
+    def __init__(self, forecast: Callable[[Tensor], Tensor], t_out: int) -> None:
+        super().__init__()
+        self.sharp = forecast
+        self.register_buffer("width", torch.zeros(t_out))
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Chooses the widths; pixels that are missing in the target or in the last frame count nowhere.
+
+        Args:
+            batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.
+        """
+        errors = torch.zeros(len(_WIDTHS), len(self.width), dtype=torch.float64)
+        for context, target in batches:
+            sharp = self.sharp(context)
+            known = ~(torch.isnan(context[:, -1:]) | torch.isnan(target))
+            for total, width in zip(errors, _WIDTHS, strict=True):
+                error = blurred(sharp, self.width.new_tensor([width])) - target
+                total += error.masked_fill(~known, 0).double().square().sum((0, 2, 3, 4)).cpu()
+        self.width.copy_(torch.tensor(_WIDTHS)[errors.argmin(0)])
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`."""
+        return blurred(self.sharp(context), self.width)
+
+
+class BlurredPersistence(Blurred):
+    """The last frame of the context, blurred by a Gaussian of its own width for every lead time; fitted in one pass.
+
+    Args:
+        input_shape: `(T_in, H, W, C)`.
+        target_shape: `(T_out, H, W, C)`, with the same H, W and C.
+
+    Raises:
+        ValueError: frames of context and target differ in shape.
+    """
+
+    trivial: ClassVar[bool] = True
+
+    def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
+        _, (t_out, *_) = checked_shapes("blurred_persistence", input_shape, target_shape, feeds_back=True)
+        super().__init__(_last_frame, t_out)
+
+
+def _last_frame(context: Tensor) -> Tensor:
+    return context[:, -1:]
+
+
+def blurred(frames: Tensor, width: Tensor) -> Tensor:
+    """Returns frames smoothed by Gaussians.
+
+    Each value is a weighted mean of known pixels within the frame: missing ones (NaN) have no weight.  Where no known
+    pixel is near enough, it is 0.
+
+    Args:
+        frames: `(B, T, H, W, C)`, or `(B, 1, H, W, C)` for one frame to be smoothed by all.
+        width: Standard deviations `(T,)` in pixels, or `(1,)` for all frames alike.
+    """
+    known = ~torch.isnan(frames)
+    if known.all():
+        known = known[:1, :1, :, :, :1]
+    rows, columns = (_kernels(width.to(frames), size) for size in frames.shape[2:4])
+
+    def summed(values: Tensor) -> Tensor:
+        return (rows @ values.to(frames).movedim(-1, 1) @ columns).movedim(1, -1)
+
+    values, weights = summed(filled(frames)), summed(known)
+    return torch.where(weights > _LEAST_WEIGHT, values / weights.clamp(min=_LEAST_WEIGHT), 0)
+
+
+def _kernels(width: Tensor, size: int) -> Tensor:
+    """Returns the weights `(T, size, size)` of the pixels along an axis; the unit matrix for no width."""
+    place = torch.arange(size, device=width.device, dtype=width.dtype)
+    distance = (place[:, None] - place).square()
+    return (-distance / (2 * width.square().clamp(min=1e-6)[:, None, None])).exp()

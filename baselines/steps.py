@@ -1,0 +1,141 @@
+"""STEPS: an ensemble of rain that moves, grows and decays, as weather services forecast it; nothing to train.
+
+The last field is moved along its own motion and split into scales.  Each scale follows an autoregression with the
+memory that the last frames show, and what it forgets is replaced by noise of the field's own spectrum; each member has
+noise, and an error of the motion, of its own.
+
+Sources: Bowler, Pierce and Seed 2006, Q. J. R. Meteorol. Soc. 132, 2127-2155; Seed, Pierce and Norman 2013, Water
+Resour. Res. 49, 6624-6641; as in pySTEPS (Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219) with its defaults.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baselines.masking import filled
+from baselines.optical_flow import dense_lucaskanade, extrapolated, quiet, steps
+from baselines.shapes import checked_shapes, checked_sizes
+
+_CODE = 255.0
+_AUTOREGRESSION = 2
+
+
+class Steps(nn.Module):
+    """STEPS: an ensemble of extrapolated radar whose scales decay into noise, member by member; on the CPU.
+
+    Frames are VIL codes (or another number that is about logarithmic in rain) over 255: 1 code is 0.11 dB of VIL, so
+    that no other transformation is needed.  Below the threshold there is no rain, in the context as in the members, and
+    none flows in over the border, where members are too dry.  What is missing (NaN) is no rain.
+
+    Where pySTEPS has no forecast, all members are one simpler forecast.  `degraded` counts these sequences by reason:
+    `dry` (there is no rain in the last frame: nor in the forecast), `extrapolated` (pySTEPS returned nothing though it
+    rains, as after a frame without rain: optical flow), `first_order` (frames too much alike for an autoregression of
+    order 2: one of order 1), `persistence` (pySTEPS refuses, as for a field without contrast).
+
+    Args:
+        input_shape: `(T_in, H, W, C)`, two frames at least; motion and memory are estimated from the last three.
+        target_shape: `(T_out, H, W, C)`, with the same H, W and C.
+        members: How many `forward` averages.
+        minutes: Between frames; the task's own unless given.
+        kilometres: The width of a pixel; the task's own unless given.
+        threshold: The least rain, on the 0-1 scale.
+
+    Raises:
+        ValueError: frames of context and target differ in shape, there is no motion in one frame, or a number is not
+            positive.
+    """
+
+    uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
+    of_task: ClassVar[dict[str, str]] = {"minutes": "cadence_minutes", "kilometres": "pixel_kilometres"}
+    evaluation_only: ClassVar[tuple[str, ...]] = ("members",)
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        target_shape: tuple[int, int, int, int],
+        members: int = 8,
+        minutes: float = 10.0,
+        kilometres: float = 3.0,
+        threshold: float = 16 / 255,
+    ) -> None:
+        super().__init__()
+        context, target = checked_shapes("steps", input_shape, target_shape, feeds_back=True)
+        if context[0] < 2:
+            raise ValueError(f"steps: motion takes two frames or more, got t_in={context[0]}")
+        (self.members,) = checked_sizes("steps", "members", [members])
+        for name, value in (("minutes", minutes), ("kilometres", kilometres), ("threshold", threshold)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"steps: {name} must be positive, got {value}")
+        self.t_out, self.order = target[0], min(_AUTOREGRESSION, context[0] - 1)
+        self.minutes, self.kilometres, self.threshold = minutes, kilometres, threshold
+        self.degraded: Counter[str] = Counter()
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns the mean `(B, T_out, H, W, C)` of members that follow from the context `(B, T_in, H, W, C)`."""
+        return self._draw(context, self.members, base=0).mean(0)
+
+    def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
+        """Returns members `(M, B, T_out, H, W, C)`, the first of which are the same however many are drawn.
+
+        Args:
+            context: `(B, T_in, H, W, C)`.
+            members: How many.
+            generator: One number is drawn from it; that and a sequence's values are what its members follow from.
+        """
+        base = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+        return self._draw(context, members, base)
+
+    @torch.no_grad()
+    def _draw(self, context: Tensor, members: int, base: int) -> Tensor:
+        fields = filled(context[:, -self.order - 1 :]).permute(0, 4, 1, 2, 3).double().cpu().numpy() * _CODE
+        drawn = np.empty((members, len(fields), fields.shape[1], self.t_out, *fields.shape[3:]), np.float32)
+        for row, sequence in enumerate(fields):
+            seed = int(np.random.SeedSequence([base, zlib.crc32(sequence.tobytes())]).generate_state(1)[0] >> 1)
+            reasons = set()
+            for channel, frames in enumerate(sequence):
+                drawn[:, row, channel], reason = self._members(frames, members, seed)
+                reasons.update([reason] if reason else [])
+            self.degraded.update(reasons)
+        return torch.from_numpy(drawn).permute(0, 1, 3, 4, 5, 2).to(context)
+
+    def _members(self, frames: np.ndarray, members: int, seed: int) -> tuple[np.ndarray, str | None]:
+        """Returns members `(M, T_out, H, W)` on the 0-1 scale, and why they are not STEPS' where they are not."""
+        least = self.threshold * _CODE
+        rain = np.where(frames >= least, frames, 0)
+        if not rain[-1].any():
+            return np.zeros(()), "dry"
+        drawn, reason = None, None
+        with quiet():
+            motion = dense_lucaskanade(rain)
+            for order in range(self.order, 0, -1):
+                try:
+                    drawn = self._steps(rain[-order - 1 :], motion, members, seed)
+                    break
+                except (ValueError, np.linalg.LinAlgError, FloatingPointError):
+                    reason = "first_order" if order > 1 else "persistence"
+        if drawn is None:
+            drawn = rain[-1]
+        elif not (drawn >= least).any():
+            drawn, reason = extrapolated(rain, self.t_out), "extrapolated"
+        # NaN has come in over the border.
+        return np.where(drawn >= least, drawn, 0).clip(max=_CODE) / _CODE, reason
+
+    def _steps(self, rain: np.ndarray, motion: np.ndarray, members: int, seed: int) -> np.ndarray:
+        """Returns what pySTEPS makes of frames, `(M, T_out, H, W)`."""
+        return steps.forecast(
+            rain,
+            motion,
+            self.t_out,
+            n_ens_members=members,
+            precip_thr=self.threshold * _CODE,
+            kmperpixel=self.kilometres,
+            timestep=self.minutes,
+            ar_order=len(rain) - 1,
+            seed=seed,
+        )
