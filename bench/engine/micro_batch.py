@@ -168,7 +168,7 @@ def _trial(
     return fits
 
 
-def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example, step: int) -> None:
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example, step: int = 0) -> None:
     task = forecaster.task
     context, target = task.to_context(batch.context), task.normalise(task.to_target(batch.target))
     options = loss_options(model, task, batch)
