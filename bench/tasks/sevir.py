@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bench.api import Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
-from bench.data.sevir.times import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
