@@ -3,8 +3,8 @@
 Nothing here imports torch before it is used: listings import this module.
 
 Source: Gao et al. 2022, Earthformer: `(-inf, 2019-01-01]`, `(2019-01-01, 2019-06-01]`, `(2019-06-01, inf)`, by the time
-of an event's centre. Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0; the windows
-of an event overlap and may lie on both sides, so its validation scores are optimistic.
+of an event's centre. Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0; the
+windows of an event overlap and may lie on both sides, so its validation scores are optimistic.
 """
 
 from __future__ import annotations
