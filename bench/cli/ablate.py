@@ -13,6 +13,11 @@ from bench.cli.run import job_of_a_sweep, sweep
 from bench.config import to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
 
+EXAMPLES = (
+    "earthbench ablate patterns --count-only",
+    "earthbench ablate patterns task=sevir data.root=DIR seed=0,1",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

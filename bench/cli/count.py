@@ -20,6 +20,10 @@ from bench.errors import EarthbenchError, NotCountableError, RunFailedError, Unk
 _COST_COLUMNS = ("parameters", "gmacs")
 _MOST_PROCESSES = 4
 """Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
+EXAMPLES = (
+    "earthbench count --model unet --task sevir",
+    "earthbench count --table earthformer/sevir",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,12 @@ _WAYS = {
     "fetch": "download published data or weights",
     "convert": "make the data of one task from those of another",
 }
+EXAMPLES = (
+    "earthbench data fetch sevir --help",
+    "earthbench data make sevir --out storms",
+    "earthbench data info sevir --root storms",
+    "earthbench data check sevir --root storms",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,10 @@ from bench.config import compose
 
 if TYPE_CHECKING:
     from bench.engine.run import Outcome
+EXAMPLES = (
+    "earthbench evaluate task=sevir model=persistence data.root=DIR",
+    "earthbench evaluate task=sevir model=unet checkpoint=FILE data.root=DIR",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

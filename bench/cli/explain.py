@@ -19,6 +19,11 @@ from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
 
+EXAMPLES = (
+    "earthbench explain earthformer/sevir convlstm csi_m",
+    "earthbench explain earthformer/sevir convlstm",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

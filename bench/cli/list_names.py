@@ -9,6 +9,11 @@ from bench import registry
 from bench.cli.printing import print
 from bench.errors import BrokenPluginError
 
+EXAMPLES = (
+    "earthbench list models",
+    "earthbench list --format json",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

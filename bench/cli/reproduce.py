@@ -12,6 +12,11 @@ from bench.cli.printing import print
 from bench.errors import RunFailedError, UsageError
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
 
+EXAMPLES = (
+    "earthbench reproduce earthformer/sevir --dry-run",
+    "earthbench reproduce earthformer/sevir/convlstm data.root=DIR --seeds 0,1,2",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

@@ -37,6 +37,11 @@ _EITHER = {*_SWEEP, *_SHOW, "--run"}
 # config (--config-name, --config-path), a pickled one (--experimental-rerun): nobody has looked at them.
 _WITH_VALUE = {"-c", "--cfg", *_CONFIG_DIR, "-p", "--package"}
 _FLAGS = {*_SWEEP, *_WITH_VALUE, "--hydra-help", "-i", "--info", "-r", "--resolve", "--run"}
+EXAMPLES = (
+    "earthbench run task=sevir model=unet data.root=DIR",
+    "earthbench run -m model=unet,convlstm seed=0,1,2 data.root=DIR",
+    "earthbench run --cfg job model=unet",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,13 @@ class Line:
         return f"{self.state:<9} {self.run}{far}" + (f"  ({self.where})" if self.where else "")
 
 
+EXAMPLES = (
+    "earthbench status",
+    "earthbench status --watch",
+    "earthbench status model=unet,convlstm seed=0,1,2 data.root=DIR",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument(

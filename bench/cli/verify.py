@@ -14,6 +14,11 @@ from bench.tables.definitions import Table, load_published, published_folder
 from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
 from bench.tables.settings import load_settings
 
+EXAMPLES = (
+    "earthbench verify",
+    "earthbench verify --results quickstart/results",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
