@@ -88,5 +88,5 @@ def one_message(headline: str, problems: list[str], *, most: int = 10) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Returns a count with its noun: `1 run`, `2 runs`, `1,024 sequences`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Returns a count with its noun: `1 run`, `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from bench.cli.printing import print
-from bench.errors import RunFailedError, UsageError
+from bench.errors import RunFailedError, UsageError, counted
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
 
 EXAMPLES = (
@@ -87,7 +87,7 @@ def _report(results: Sequence[RowResult], say: object) -> int:
     if any(result.status == "failed" for result in failed):
         names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)
         raise RunFailedError(
-            f"{len(failed)} of {len(results)} rows were not made: {names}. The same command tries again"
+            f"{len(failed)} of {counted(len(results), 'row')} not made: {names}. The same command tries again"
         )
     return UsageError.exit_code if failed else 0
 
