@@ -87,6 +87,8 @@ def _scores(record: RunRecord, baseline: RunRecord | None) -> Iterator[str]:
         line = f"  {column.label:<{width}}  {_printed(record, column):>{name}}"
         if baseline is not None:
             line += f"  {_printed(baseline, column):>11}  {_judged(record, baseline, column)}"
+        if (why := record.undefined.get(column.key)) is not None:
+            line += f"  ({why})"
         yield line.rstrip()
 
 
