@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     _given: Sequence[str] = ()
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses, and remembers the words: an unknown flag among them is the better message of an error."""
         self._given = list(args or ())
         return super().parse_known_args(args, namespace)

@@ -80,7 +80,7 @@ class Forecaster(ScoresWithFloat64):
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
-        """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
+        """The first sequence of a validation or test in physical units `(T,H,W,C)`, for pictures."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
@@ -254,6 +254,7 @@ class Forecaster(ScoresWithFloat64):
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
+        self.first = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the validation scores, in float32 whatever the precision of the training.
@@ -272,7 +273,8 @@ class Forecaster(ScoresWithFloat64):
             known = known_pixels(target, of_context)
             self._log_validation(own(context, target, **labels_of(self.evaluated, batch), **of_context), known)
             return
-        forecast, _, target = self._score(batch)
+        forecast, physical, target = self._score(batch)
+        self._keep_first(batch, physical, target)
         target = self.task.normalise(target)
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
@@ -299,6 +301,9 @@ class Forecaster(ScoresWithFloat64):
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
+        self._keep_first(batch, physical, target)
+
+    def _keep_first(self, batch: Batch, physical: Tensor, target: Tensor) -> None:
         if self.first is None and len(target):
             context = self.task.denormalise(self.task.to_context(batch[0][:1]))
             parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}

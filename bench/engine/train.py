@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 
 from bench.checkpoint_format import seal_of
-from bench.config import Config, Train
+from bench.config import Config, Train, stored
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.accumulation import Accumulation
@@ -23,6 +23,7 @@ from bench.engine.callbacks.progress import shown_progress
 from bench.engine.callbacks.resume import Resume
 from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
 from bench.engine.callbacks.signals import SignalWatch, StopAndSave
+from bench.engine.callbacks.training_log import TrainingLog
 from bench.engine.checkpoints import (
     BEST,
     LAST,
@@ -113,7 +114,8 @@ def train(
     shown: list[Callback] = []
     if processes.main:
         score = monitor.name if monitor is not None else None
-        shown += shown_progress(folder, wanted=config.progress, score=score)
+        meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
+        shown = [meter, *shown, TrainingLog(stored(config), task.palette, meter, lambda: watching.best_score)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=config.train.max_epochs,
@@ -252,9 +254,9 @@ def _fitted(
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for stored in loader:
-            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
-            yield context, task.normalise(task.to_target(stored[1]))
+        for batch in loader:
+            context = task.to_context(batch[0]).masked_fill(~task.context_known(batch[0]), torch.nan)
+            yield context, task.normalise(task.to_target(batch[1]))
 
     with torch.no_grad():
         try:
