@@ -111,7 +111,8 @@ def _warnings(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     share = _share_of_spread(outcome)
     if share is not None and share < _NEARLY_CONSTANT:
         cure = "train longer"
-        if "norm_momentum" in record.model.hyperparameters:
+        known = registry.entries("model").get(record.model.name, [])
+        if any("norm_momentum" in entry.card().parameters for entry in known):
             cure += ", or set model.norm_momentum=0.1: running statistics of batch norm take thousands of steps to form"
         yield (
             f"the forecast of the first sequence is almost constant: its standard deviation is {share:.1%} of the "

@@ -54,7 +54,7 @@ def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence:
 
 def test_a_forecast_of_almost_nothing_is_said(trained: Outcome, capsys) -> None:
     sample = {**trained.sample, "forecast": np.full_like(trained.sample["target"], 0.25)}
-    model = trained.record.model.model_copy(update={"hyperparameters": {"norm_momentum": 0.01}})
+    model = trained.record.model.model_copy(update={"name": "unet"})
     record = trained.record.model_copy(update={"model": model})
     said = " ".join(_said(replace(trained, record=record, sample=sample), capsys).split())
     assert "almost constant: its standard deviation is 0.0% of the observed one" in said
