@@ -231,8 +231,8 @@ class Forecaster(ScoresWithFloat64):
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
-    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
+    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor]:
+        """Adds a batch to the scores and returns forecast (of an ensemble, the mean) and target; keeps the first ones.
 
         Args:
             batch: As stored.
@@ -252,7 +252,10 @@ class Forecaster(ScoresWithFloat64):
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
-        return forecast, physical, target
+        if self.first is None and len(target):
+            parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
+            self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
+        return forecast, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
@@ -276,8 +279,7 @@ class Forecaster(ScoresWithFloat64):
             loss = self.evaluated.validation_loss(context, target, **options)
             self._log_validation(loss, known_pixels(target, options))
             return
-        forecast, physical, target = self._score(batch)
-        self._keep_first(batch, physical, target)
+        forecast, target = self._score(batch)
         target = self.task.normalise(target)
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
@@ -294,22 +296,15 @@ class Forecaster(ScoresWithFloat64):
         self.first = None
 
     def test_step(self, batch: Example, batch_index: int) -> None:
-        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        """Adds a batch to the scores."""
         with self.degraded.counted(self.evaluated):
-            forecast, physical, target = self._score(batch, test=True)
+            forecast, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch.context), forecast, batch.index)
-        self._keep_first(batch, physical, target)
-
-    def _keep_first(self, batch: Example, physical: Tensor, target: Tensor) -> None:
-        if self.first is None and len(target):
-            context = self.task.denormalise(self.task.to_context(batch.context[:1]))
-            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
-            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
 
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
