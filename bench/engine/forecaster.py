@@ -290,10 +290,7 @@ class Forecaster(ScoresWithFloat64):
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
-    def on_test_epoch_start(self) -> None:
-        """Starts the scores afresh."""
-        self.scores.reset()
-        self.first = None
+    on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the scores."""
