@@ -56,7 +56,7 @@ def print_outcome(outcome: Outcome) -> None:
     before = ""
     for name, text in facts:
         if text:
-            print(f"{'' if name == before else name + ':':<12}{text}")
+            print(f"{'' if name == before else name + ':':>11} {text}")
             before = name
 
 
