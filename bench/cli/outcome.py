@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench import registry
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
@@ -42,8 +40,7 @@ def print_outcome(outcome: Outcome) -> None:
     baseline = _baseline(outcome)
     print("\n".join(_scores(record, baseline)))
     for warning in _warnings(outcome, baseline):
-        width = shutil.get_terminal_size().columns
-        print(textwrap.fill(f"WARNING: {warning}", width, initial_indent="  ", subsequent_indent="    "))
+        print(wrapped(f"  WARNING: {warning}", 4))
     facts = [
         ("training", _training(record)),
         ("evaluation", _evaluation(record)),
