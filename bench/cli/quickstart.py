@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.tables import load_table
     from bench.tables.cells import table_data
     from bench.tables.pictures import draw_forecasts
+    from bench.tables.render import text_of
     from bench.tasks.sevir import Sevir
 
     started = time.perf_counter()
@@ -79,8 +81,12 @@ def run(options: argparse.Namespace) -> int:
     table = load_table("runs/sevir")
     fresh = {persistence.record.run_id, unet.record.run_id}
     records = [r for r in read_records(out / "results", "sevir")[0] if r.run_id in fresh]
-    print_table(table, table_data(table, None, records), records)
-    print()
+    contents = table_data(table, None, records)
+    if sys.stdout.isatty():
+        print_table(table, contents, records)
+        print()
+    else:
+        print(text_of(table, None, contents, "md"))
     print(f"records: {persistence.record_path}\n         {unet.record_path}\npicture: {picture}")
     errors = [outcome.record.scores["mse"] or float("inf") for outcome in (unet, persistence)]
     if not errors[0] < errors[1]:
