@@ -14,6 +14,11 @@ from bench.config import to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
 from bench.logs import log, shown_on
 
+EXAMPLES = (
+    "earthbench ablate patterns --count-only",
+    "earthbench ablate patterns task=sevir data.root=DIR seed=0,1",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

@@ -20,6 +20,10 @@ from bench.errors import EarthbenchError, NotCountableError, RunFailedError, Unk
 _COST_COLUMNS = ("parameters", "gmacs")
 _MOST_PROCESSES = 4
 """Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
+EXAMPLES = (
+    "earthbench count --model unet --task sevir",
+    "earthbench count --table earthformer/sevir",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +43,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from tabulate import tabulate
 
-    shown = [
-        {key: value for key, value in line.items() if key not in ("by_operator", "uncounted", "note")} for line in lines
-    ]
-    print(tabulate(shown, headers="keys", floatfmt=".3f", intfmt=",", missingval="-"))
+    left_out = {"by_operator", "uncounted", "note", "gflops", "torch_gmacs", "trainable_parameters"}
+    left_out |= {"task"} if options.table else set()
+    shown = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
+    heads = {key: key.replace("_", "\n") for line in shown for key in line}  # of two lines: it fits a terminal
+    print(tabulate(shown, headers=heads, floatfmt=".3f", intfmt=",", missingval="-"))
     for line in lines:
         if line.get("note"):
             print(f"{line['model']}: {line['note']}")
     print("GMACs: fvcore, batch 1, multiply-add = 1 (what the papers print as GFLOPS). GFLOPs = 2 x GMACs.")
+    print("--format json has more: trainable parameters, PyTorch's own count, what each operator takes.")
     return 0
 
 

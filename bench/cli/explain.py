@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.config import compose
-from bench.errors import UsageError
+from bench.errors import UsageError, counted
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.definitions import Table
@@ -18,6 +18,11 @@ from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
+
+EXAMPLES = (
+    "earthbench explain earthformer/sevir convlstm csi_m",
+    "earthbench explain earthformer/sevir convlstm",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,8 +115,9 @@ def _lines(receipt: Receipt) -> list[str]:
         if record.training is not None:
             training = record.training
             lines.append(
-                f"    trained   on {training.sequence_count} sequences, fingerprint {training.data_fingerprint[:16]}, "
-                f"{training.epochs} epochs, {training.steps} steps, {training.weights} weights"
+                f"    trained   on {counted(training.sequence_count, 'sequence')}, fingerprint "
+                f"{training.data_fingerprint[:16]}, {counted(training.epochs, 'epoch')}, "
+                f"{counted(training.steps, 'step')}, {training.weights} weights"
             )
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
+EXAMPLES = (
+    "earthbench forecast task=sevir model=persistence data.root=DIR --picture forecast.png",
+    "earthbench forecast task=sevir model=unet checkpoint=FILE data.root=DIR --sequence 3 --out forecast.nc",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

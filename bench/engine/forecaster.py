@@ -80,7 +80,7 @@ class Forecaster(ScoresWithFloat64):
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
-        """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
+        """The first sequence of a validation or test in physical units `(T,H,W,C)`, for pictures."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
@@ -231,8 +231,8 @@ class Forecaster(ScoresWithFloat64):
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
-    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
+    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor]:
+        """Adds a batch to the scores and returns forecast (of an ensemble, the mean) and target; keeps the first ones.
 
         Args:
             batch: As stored.
@@ -252,11 +252,15 @@ class Forecaster(ScoresWithFloat64):
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
-        return forecast, physical, target
+        if self.first is None and len(target):
+            parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
+            self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
+        return forecast, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
+        self.first = None
 
     def validation_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the validation scores, in float32 whatever the precision of the training.
@@ -275,7 +279,7 @@ class Forecaster(ScoresWithFloat64):
             loss = self.evaluated.validation_loss(context, target, **options)
             self._log_validation(loss, known_pixels(target, options))
             return
-        forecast, _, target = self._score(batch)
+        forecast, target = self._score(batch)
         target = self.task.normalise(target)
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
@@ -286,25 +290,18 @@ class Forecaster(ScoresWithFloat64):
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
-    def on_test_epoch_start(self) -> None:
-        """Starts the scores afresh."""
-        self.scores.reset()
-        self.first = None
+    on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: Example, batch_index: int) -> None:
-        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        """Adds a batch to the scores."""
         with self.degraded.counted(self.evaluated):
-            forecast, physical, target = self._score(batch, test=True)
+            forecast, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch.context), forecast, batch.index)
-        if self.first is None and len(target):
-            context = self.task.denormalise(self.task.to_context(batch.context[:1]))
-            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
-            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
 
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""

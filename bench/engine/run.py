@@ -16,6 +16,7 @@ from torch import nn
 
 from bench.api import HasStages, model_traits
 from bench.config import Config, fingerprint, numbers_only, stored
+from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.callbacks.progress import evaluation_meter
@@ -62,6 +63,10 @@ class Outcome:
     picture_path: Path | None
     sample: dict[str, np.ndarray]
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
+    folder: Path | None = None
+    """Of the run: checkpoints, logs, pictures; None for a record that was there before."""
+    peak_memory_bytes: int | None = None
+    """At most in use of the GPU's memory, or of the machine's where there is no GPU."""
 
 
 def run(config: Config, *, training: bool, again: bool = True, say: Callable[[str], None] | None = None) -> Outcome:
@@ -215,7 +220,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     path = write_record(record, job.results)
     parts = sample_arrays(sample)
     picture = _keep_for_pictures(job, record, parts, folder)
-    return Outcome(record, path, picture, parts)
+    return Outcome(record, path, picture, parts, folder, peak_memory_bytes(on_gpu=on_gpu))
 
 
 def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.errors import ConfigError, DataError
+from bench.errors import DataError
 from bench.records.schema import RunRecord
 from bench.report.boards import ShownRow, charts, column_groups, shown_rows
 from bench.report.gallery import scenes
@@ -30,11 +29,8 @@ def write_assets(folder: Path) -> dict[str, str]:
     """Writes scripts and styles into a folder and returns the versions of the libraries among them.
 
     DataTables comes as an ES module, which browsers refuse to load from the disk; as a data URL they take it.
-
-    Raises:
-        ConfigError: the extra `report` is not installed.
     """
-    tables, charts = _package("itables"), _package("plotly")
+    tables, charts = files("itables"), files("plotly")
     folder.mkdir(parents=True, exist_ok=True)
     own = files("bench.report") / "static"
     for name in OWN:
@@ -46,13 +42,6 @@ def write_assets(folder: Path) -> dict[str, str]:
     (folder / "tables.css").write_bytes((tables / "html" / "dt_bundle.css").read_bytes())
     (folder / "charts.js").write_bytes((charts / "package_data" / "plotly.min.js").read_bytes())
     return {name: version(name) for name in ("itables", "plotly")}
-
-
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"`earthbench report` needs {name}: pip install 'earthbench[report]'")
-    return Path(spec.origin).parent
 
 
 _MARK = ".earthbench-report"
@@ -78,7 +67,6 @@ def build(root: Path, out: Path) -> Path:
         out: Folder of the site; made if it is not there, must hold nothing but an older report.
 
     Raises:
-        ConfigError: the extra `report` is not installed.
         DataError: the folder holds something else.
     """
     environment = _environment()
@@ -119,10 +107,8 @@ def build(root: Path, out: Path) -> Path:
 
 
 def _environment() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ConfigError("`earthbench report` needs jinja2: pip install 'earthbench[report]'") from error
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Everything is escaped: names come from records and plugins.
     return Environment(
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

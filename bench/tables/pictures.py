@@ -20,6 +20,7 @@ FORMATS = (".png", ".gif", ".mp4")
 _MEMBERS_SHOWN = 3
 _FRAMES_PER_SECOND = 3
 _COLUMNS = 6
+_LEAST_PIXELS = 128
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,28 @@ def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
         return named, BoundaryNorm(levels, named.N, extend="both")
     listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
     return listed, BoundaryNorm(levels, listed.N)
+
+
+def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
+    """Returns rows of up to six frames each as one image without any text, `(H,W,3)` of bytes.
+
+    Args:
+        rows: Frames in physical units, each `(T,H,W)`.
+        palette: The task's colours.
+    """
+    colours, norm = colouring(palette, palette.levels or levels_of(rows))
+    enlarged = max(1, -(-_LEAST_PIXELS // max(rows[0].shape[1:])))
+    painted = []
+    for frames in rows:
+        shown = frames[_spread(len(frames))]
+        shown = shown[:, ::-1] if palette.first_row == "lower" else shown
+        bytes_ = colours(norm(np.ma.masked_invalid(shown)), bytes=True)[..., :3]
+        bytes_ = bytes_.repeat(enlarged, 1).repeat(enlarged, 2)
+        framed = np.pad(bytes_, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        painted.append(np.concatenate(list(framed), axis=1))
+    width = max(row.shape[1] for row in painted)
+    padded = [np.pad(row, ((0, 0), (width - row.shape[1], 0), (0, 0)), constant_values=255) for row in painted]
+    return np.concatenate(padded)
 
 
 def _spread(count: int) -> list[int]:

@@ -11,15 +11,11 @@ import numpy as np
 import pytest
 
 import bench
-from bench.errors import ConfigError, DataError
+from bench.errors import DataError
 from bench.records.samples import read_sample, sample_path, write_sample
 from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.report import build
-from bench.report import site as assets
-
-for _library in ("itables", "jinja2", "plotly"):
-    pytest.importorskip(_library, reason="the extra `report` is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +94,6 @@ def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="holds something else"):
         build(root, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"earthbench\[report\]"):
-        assets.write_assets(tmp_path / "assets")
 
 
 def test_the_command_needs_no_torch(root: Path, tmp_path: Path) -> None:
