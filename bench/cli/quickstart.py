@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.engine.run import run as run_pipeline
     from bench.records.store import read_records
     from bench.tables import load_table
-    from bench.tables.pictures import draw_forecasts
+    from bench.tables.pictures import Look, draw_forecasts
     from bench.tables.render import render
     from bench.tasks.sevir import Sevir
 
@@ -65,8 +65,7 @@ def run(options: argparse.Namespace) -> int:
         context=unet.sample["context"],
         target=unet.sample["target"],
         forecasts={"UNet": unet.sample["forecast"], "persistence": persistence.sample["forecast"]},
-        palette=Sevir.palette,
-        units=Sevir.units,
+        look=Look.of(Sevir),
         cadence_minutes=5,
         title="Synthetic storm: context, target and two forecasts",
     )

@@ -14,10 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the site")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
+    parser.add_argument("--colours", help="colour map of matplotlib for forecasts, e.g. cividis (default: the tasks')")
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes the site and says where it begins."""
-    first = build(results_root(options.results), options.out.expanduser())
+    first = build(results_root(options.results), options.out.expanduser(), options.colours)
     print(f"open {first}")
     return 0

@@ -131,10 +131,10 @@ def evaluate_with_sample(
     callbacks: Sequence[Callback] = (),
     ensemble: Ensemble | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
-    """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`.
+    """Returns the record as `evaluate` does, and what pictures show, `Pictured.sample`.
 
-    `where` is what `trainer_device` gives.  Of several processes, each returns the record of the whole split, and the
-    first one the first sequence.
+    `where` is what `trainer_device` gives.  Of several processes, each returns the record of the whole split, and its
+    own sequences.
     """
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
@@ -213,7 +213,7 @@ def evaluate_with_sample(
         statistics=statistics,
         degraded=forecaster.degraded.told(made_from(model).name, used, speaks=processes.main),
     )
-    return record.with_arrays(arrays).sealed(), forecaster.first or {}
+    return record.with_arrays(arrays).sealed(), forecaster.pictured.sample()
 
 
 def refuse_empty(task: Task, split: Split) -> None:
@@ -390,7 +390,7 @@ def _record(
 
 
 def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:
-    """Returns a sample's tensors as numpy arrays `(T,H,W)` of the first channel, for drawing."""
+    """A sample's tensors as numpy arrays `(N,T,H,W)` of the first channel, for drawing."""
     return {name: part[..., 0].numpy() for name, part in sample.items()}
 
 

@@ -24,6 +24,7 @@ from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean
 from bench.engine.optimizers import parameter_groups, takes_turns
+from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.sharding import number_as_in_module, shard
@@ -80,7 +81,8 @@ class Forecaster(ScoresWithFloat64):
         self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""
-        self.first: dict[str, Tensor] | None = None
+        self.pictured = Pictured()
+        self._exceedance: Tensor | None = None
         """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
@@ -248,6 +250,8 @@ class Forecaster(ScoresWithFloat64):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
+            if self.task.event_threshold is not None:
+                self._exceedance = (members >= self.task.event_threshold).float().mean(0)
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch[2:])], events)
         return forecast, physical, target
@@ -287,10 +291,11 @@ class Forecaster(ScoresWithFloat64):
     def on_test_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
-        self.first = None
+        events = self._event_of_sequence
+        self.pictured = Pictured(1 if events is None or self.trainer.world_size > 1 else len(events))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        """Adds a batch to the scores; nothing else is kept but three sequences, for pictures."""
         numbered = self._event_of_sequence is not None
         with self.degraded.counted(self.evaluated):
             forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
@@ -300,10 +305,9 @@ class Forecaster(ScoresWithFloat64):
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
-        if self.first is None and len(target):
-            context = self.task.denormalise(self.task.to_context(batch[0][:1]))
-            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
-            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
+        numbers = batch[-1].tolist() if numbered and self.trainer.world_size == 1 else range(len(target))
+        parts = {"context": self.task.denormalise(self.task.to_context(batch[0])), "target": target, "forecast": physical}
+        self.pictured.add(numbers, parts if self._exceedance is None else parts | {"probability": self._exceedance})
 
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
