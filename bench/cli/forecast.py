@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.engine.forecast import Case
+    from bench.tables.pictures import Look
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None

@@ -306,7 +306,11 @@ class Forecaster(ScoresWithFloat64):
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
         numbers = batch[-1].tolist() if numbered and self.trainer.world_size == 1 else range(len(target))
-        parts = {"context": self.task.denormalise(self.task.to_context(batch[0])), "target": target, "forecast": physical}
+        parts = {
+            "context": self.task.denormalise(self.task.to_context(batch[0])),
+            "target": target,
+            "forecast": physical,
+        }
         self.pictured.add(numbers, parts if self._exceedance is None else parts | {"probability": self._exceedance})
 
     def on_test_epoch_end(self) -> None:

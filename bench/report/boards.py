@@ -125,7 +125,8 @@ def _ranks(block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
     competing = [(value, key) for value, key in known if not is_reference(models[key])]
     shared: dict[str, float] = {key: (-math.inf if key in best else round(value, digits)) for value, key in competing}
     ranked = {
-        key: f"{1 + sum(other < mine for other in shared.values())}" + ("=" if [*shared.values()].count(mine) > 1 else "")
+        key: f"{1 + sum(other < mine for other in shared.values())}"
+        + ("=" if [*shared.values()].count(mine) > 1 else "")
         for key, mine in shared.items()
     }
     places = {key: place for place, (_, key) in enumerate(known)}
@@ -258,7 +259,12 @@ def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> l
                 times = TimeAxis.of_record(records[-1])
                 curves.append({**curve, "x": times.values(count), "unit": UNITS_IN_FULL[times.unit]})
         if curves:
-            found.append({"key": column.key, "label": column.label, "curves": curves})
+            # a score at one lead time is not its mean over lead times
+            of_mean = column.key.endswith("_m") and not any(
+                column.key in r.scores_per_lead for _, rs in runs for r in rs
+            )
+            label = column.label.removesuffix("-M") if of_mean else column.label
+            found.append({"key": column.key, "label": label, "curves": curves})
     return found
 
 

@@ -28,7 +28,9 @@ class RunFiles:
     learning_curve: str = ""
 
 
-def copy_runs(records: Sequence[RunRecord], root: AnyPath, site: Path, curves: Mapping[str, object]) -> dict[str, RunFiles]:
+def copy_runs(
+    records: Sequence[RunRecord], root: AnyPath, site: Path, curves: Mapping[str, object]
+) -> dict[str, RunFiles]:
     """Copies records and learning curves into a site and returns their places by run id.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +54,10 @@ class Scene:
     """One sequence: context, target and the forecast of every model."""
 
     anchor: str
-    title: str
+    group: str
+    """Task, data and split."""
+    name: str
+    """Which sequence of these."""
     task: str
     units: str
     height: int
@@ -103,9 +107,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
     return found
 
 
-def _scene(
-    number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path
-) -> Scene:
+def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path) -> Scene:
     records = [record for record, _ in group]
     first, shown = group[0][0], group[0][1].sequence(index)
     # one forecast per model and variant: the newest
@@ -136,10 +138,10 @@ def _scene(
         )
 
     height, width = shown.target.shape[1:]
-    which = f"sequence {index + 1} of {count}" if count > 1 else "first sequence"
     return Scene(
         anchor=f"{first.task.name}-{data.fingerprint[:10]}-{data.split}-{index + 1}",
-        title=f"{first.task.name}: {data.origin}, {data.split} split, {which}, data {data.fingerprint[:10]}",
+        group=f"{first.task.name}: {data.origin}, {data.split} split, data {data.fingerprint[:10]}",
+        name=f"sequence {index + 1} of {count}" if count > 1 else "first sequence",
         task=first.task.name,
         units=look.units,
         height=height,
@@ -148,7 +150,11 @@ def _scene(
         target=Strip("target", picture(shown.target, "target", look.palette, levels), after),
         forecasts=tuple(forecast(k, label, newest[label].forecast) for k, label in enumerate(sorted(newest))),
         probabilities=tuple(
-            Strip(f"{label}: P(>= {look.event_threshold:g})", picture(chance, f"chance{k}", replace(look.palette, colours="Blues"), _SHARES), after)
+            Strip(
+                f"{label}: P(>= {look.event_threshold:g})",
+                picture(chance, f"chance{k}", replace(look.palette, colours="Blues"), _SHARES),
+                after,
+            )
             for k, label in enumerate(sorted(newest))
             if (chance := newest[label].probability) is not None and look.event_threshold is not None
         ),
@@ -163,7 +169,7 @@ def _symmetric(errors: Sequence[np.ndarray], levels: tuple[float, ...]) -> tuple
     known = np.concatenate([np.abs(error[np.isfinite(error)]) for error in errors])
     most = float(np.percentile(known, 99)) if known.size else 0.0
     most = float(f"{most:.1g}") or (levels[-1] - levels[0]) / 10
-    return tuple(most * part / 9 for part in range(-9, 10, 2))
+    return tuple(float(f"{most * part / 10:.3g}") for part in range(-9, 10, 2))
 
 
 def _box(name: str, cells: tuple[float, float, float, float], size: tuple[int, int], palette: Palette) -> Box:
@@ -193,7 +199,7 @@ def _legend(palette: Palette, levels: tuple[float, ...]) -> tuple[tuple[str, str
     from matplotlib.colors import to_hex
 
     colours, norm = colouring(palette, levels)
-    between = [((low + high) / 2, f"{low:g} to {high:g}") for low, high in zip(levels, levels[1:], strict=False)]
+    between = [((low + high) / 2, f"{low:g} to {high:g}") for low, high in pairwise(levels)]
     span = levels[-1] - levels[0]
     ends = [(levels[0] - span, f"below {levels[0]:g}"), (levels[-1] + span, f"{levels[-1]:g} and above")]
     shown = [*([ends[0]] if isinstance(palette.colours, str) else []), *between, ends[1]]

@@ -88,7 +88,9 @@ def model_pages(
         for cell in block.cells
         for run_id in cell.run_ids
     }
-    return [_page(name, tables, [r for r in records if r.model.name == name], files, standing) for name in sorted(names)]
+    return [
+        _page(name, tables, [r for r in records if r.model.name == name], files, standing) for name in sorted(names)
+    ]
 
 
 def _page(
@@ -143,26 +145,38 @@ def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) ->
 
 
 def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """How the model's records differ from the papers' models and trainings, one line per way, with the number of runs.
+    """How the model's records differ from the papers' models and trainings: a line per task and training.
 
-    A record that is trained as a published table of its task asks, at full size on its data, has no line.
+    A record of the preset that is trained as a published table of its task asks, on its data, adds no line.
     """
-    counts: dict[str, int] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
-        told = []
-        if not record.model.is_preset and record.model.hyperparameters:
-            told.append(f"model {listed(record.model.hyperparameters)}")
-        if record.training is not None:
-            training = record.training
-            published = [table for table in tables if table.published and table.task == record.task.name]
-            comparable = [table for table in published if training.sequence_count in table.training_sequence_counts]
-            if not comparable:
-                told.append(
-                    f"trained on {training.sequence_count} sequences ({training.data_origin}), {training.epochs} "
-                    f"epochs, {training.steps} steps: not the training of a published table"
-                )
-            told += dict.fromkeys(line for table in comparable for line in deviations(table, record))
-        if told:
-            line = f"{record.task.name}: {'; '.join(told)}"
-            counts[line] = counts.get(line, 0) + 1
-    return tuple(f"{line} ({count} run{'s' if count > 1 else ''})" for line, count in counts.items())
+        given = {} if record.model.is_preset else record.model.hyperparameters
+        training = _training_deviations(tables, record)
+        if given or training:
+            groups.setdefault((record.task.name, training), []).append(given)
+    lines = []
+    for (task, training), several in groups.items():
+        values: dict[str, dict[str, None]] = {}
+        for given in several:
+            for key, value in given.items():
+                values.setdefault(key, {})[f"{value}"] = None
+        model = listed({key: " | ".join(found) for key, found in values.items()})
+        runs = f"{len(several)} run{'s' if len(several) > 1 else ''}"
+        lines.append(f"{task}, {runs}: {'; '.join(filter(None, (model, training)))}")
+    return tuple(lines)
+
+
+def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
+    training = record.training
+    if training is None:
+        return ""
+    published = [table for table in tables if table.published and table.task == record.task.name]
+    comparable = [table for table in published if training.sequence_count in table.training_sequence_counts]
+    if comparable:
+        return ", ".join(dict.fromkeys(line for table in comparable for line in deviations(table, record)))
+    epochs = f"{training.epochs} epoch{'s' if training.epochs != 1 else ''}"
+    return (
+        f"trained on {training.sequence_count} sequences ({training.data_origin}) for {epochs}, "
+        f"{training.steps} steps, which is the training of no published table"
+    )

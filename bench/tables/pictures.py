@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _COLUMNS = 6
 class Look:
     """How the frames of a task are drawn."""
 
-    palette: Palette = Palette()
+    palette: Palette = field(default_factory=Palette)
     units: str = ""
     timeless: bool = False
     regions: Mapping[str, tuple[float, float, float, float]] | None = None
@@ -65,7 +65,8 @@ class Look:
         if colours not in colormaps:
             known = sorted(name for name in colormaps if not name.endswith("_r"))
             raise ConfigError(
-                f"no colour map {colours!r}. {did_you_mean(colours, known)} Monotone ones are cividis, viridis and gray."
+                f"no colour map {colours!r}. {did_you_mean(colours, known)} "
+                "Monotone ones are cividis, viridis and gray."
             )
         return replace(self, palette=replace(self.palette, colours=colours))
 
@@ -157,7 +158,9 @@ class _Paint:
 
         axis.set(xticks=[], yticks=[])
         shown = np.ma.masked_invalid(panel.frames[index])
-        how = {"cmap": "Blues", "vmin": 0, "vmax": 1} if panel.probability else {"cmap": self.colours, "norm": self.norm}
+        how = (
+            {"cmap": "Blues", "vmin": 0, "vmax": 1} if panel.probability else {"cmap": self.colours, "norm": self.norm}
+        )
         for top, bottom, left, right in (self.look.regions or {}).values():
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=0.8, zorder=2))
         return axis.imshow(shown, origin=self.look.palette.first_row, **how)

@@ -67,9 +67,7 @@ def _texts(
     return texts_of(table, published, table_data(table, published, records, unreadable), forms)
 
 
-def texts_of(
-    table: Table, published: Published | None, contents: TableData, forms: Sequence[str]
-) -> dict[str, str]:
+def texts_of(table: Table, published: Published | None, contents: TableData, forms: Sequence[str]) -> dict[str, str]:
     """The text of a table's contents by format."""
     writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
     return {form: writers[form](table, published, contents) for form in forms}

@@ -112,7 +112,8 @@ function board($, section) {
 // Charts
 
 // Plotly takes some markup in names; what records call themselves is text.
-const short = (label, most = 30) => (label.length > most ? label.slice(0, most - 1) + "…" : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
+// Of long names the middle goes: settings at the end tell runs of a model apart.
+const short = (label, most = 30) => (label.length > most ? `${label.slice(0, most / 3)}…${label.slice(1 - Math.ceil((most * 2) / 3))}` : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const MARGIN = { l: 58, r: 12, t: 10, b: 48 };
 const inner = (plot, margin) => [plot.clientWidth - margin.l - margin.r, plot.clientHeight - margin.t - margin.b];
@@ -191,11 +192,11 @@ function curves(plot, list, styles, { x: xOf, xTitle, yTitle, xaxis = {}, yrange
       traces.push({ x: [...at.map((k) => x[k]), ...at.map((k) => x[k]).reverse()], y: [...at.map((k) => curve.high[k]), ...at.map((k) => curve.low[k]).reverse()],
         fill: "toself", fillcolor: colour + "33", line: { width: 0 }, hoverinfo: "skip", mode: "lines", meta: curve.label });
     }
-    traces.push({ x, y: curve.y, name: short(curve.label), meta: curve.label, mode: "lines+markers", line: { color: colour, dash, width: dash === "solid" ? 2 : 1.5 },
+    traces.push({ x, y: curve.y, name: short(curve.label, 90), meta: curve.label, mode: "lines+markers", line: { color: colour, dash, width: dash === "solid" ? 2 : 1.5 },
       marker: { size: 6, symbol }, hovertemplate: "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>" });
   }
   const range = yrange || padded(list.flatMap((curve) => finite(curve.y)));
-  const margin = { ...MARGIN, r: 14 + 6.2 * Math.min(most, Math.max(...list.map((curve) => curve.label.length))) };
+  const margin = { ...MARGIN, r: 14 + 7.2 * Math.min(most, Math.max(...list.map((curve) => curve.label.length))) };
   const [, height] = inner(plot, margin), gap = 13;
   const order = [...list.filter((c) => styles[c.label].reference), ...list.filter((c) => !styles[c.label].reference)];
   const ends = order.slice(0, Math.max(1, Math.floor(height / gap)))
@@ -226,14 +227,17 @@ function curveChart(parent, title, list, styles, options) {
 }
 
 // Where names go: the first side of a point on which its name meets no other name or point, or none at all.
-const SIDES = [["middle right", 1, 0], ["middle left", -1, 0], ["top center", 0, -1], ["bottom center", 0, 1],
-  ["top right", 1, -1], ["bottom right", 1, 1], ["top left", -1, -1], ["bottom left", -1, 1]];
+const SIDES = { "middle right": [1, 0], "middle left": [-1, 0], "top center": [0, -1], "bottom center": [0, 1],
+  "top right": [1, -1], "bottom right": [1, 1], "top left": [-1, -1], "bottom left": [-1, 1] };
+// Beside a point of the front, these first: the line leaves it to the right and comes from below, or from above.
+const BESIDE_FRONT = { higher: ["top left", "middle left", "bottom right"], lower: ["bottom left", "middle left", "top right"] };
 function place(points, width, height) {
   const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
   const taken = points.map(({ px, py }) => [px - 6, py - 6, px + 6, py + 6]);
-  return points.map(({ px, py, text }, own) => {
+  return points.map(({ px, py, text, first }, own) => {
     const long = 6 * text.length;
-    for (const [side, across, down] of SIDES) {
+    for (const side of [...first, ...Object.keys(SIDES)]) {
+      const [across, down] = SIDES[side];
       const x = across ? px + across * 7 - (across < 0 ? long : 0) : px - long / 2, y = py + down * (across ? 8 : 13) - 7;
       const box = [x, y, x + long, y + 14];
       if (box[0] < 0 || box[2] > width || box[1] < 0 || box[3] > height) continue;
@@ -254,10 +258,10 @@ function paretoChart(parent, list, styles) {
     const { points, label, better } = pick(list, key), drawn = points.filter((p) => p[cost] > 0);
     const unit = costs.find(([c]) => c === cost)[1], side = points.some((p) => p.side === "ours") ? "ours" : "published";
     const front = frontOf(points.filter((p) => p.side === side && p[cost] !== null), cost, better);
-    const xrange = padded(drawn.map((p) => Math.log10(p[cost])), 0.1), yrange = padded(drawn.map((p) => p.y), 0.12);
+    const xrange = padded(drawn.map((p) => Math.log10(p[cost])), 0.1), yrange = padded([...drawn, ...front].map((p) => p.y), 0.12);
     const [width, height] = inner(plot, MARGIN);
     const ordered = [...drawn].sort((a, b) => front.includes(b) - front.includes(a));
-    const at = ordered.map((p) => ({ text: short(p.label, 24), px: (width * (Math.log10(p[cost]) - xrange[0])) / (xrange[1] - xrange[0]),
+    const at = ordered.map((p) => ({ text: short(p.label, 24), first: front.includes(p) ? BESIDE_FRONT[better] : [], px: (width * (Math.log10(p[cost]) - xrange[0])) / (xrange[1] - xrange[0]),
       py: (height * (yrange[1] - p.y)) / (yrange[1] - yrange[0]) }));
     const sides = place(at, width, height);
     const traces = ordered.map((p, k) => ({
@@ -276,7 +280,7 @@ function paretoChart(parent, list, styles) {
     return { traces,
       remark: [line.length ? `Dotted: Pareto front (${side}).` : "", open ? "Open symbols: published." : "", bare ? `${bare} point${bare > 1 ? "s" : ""} without a name: point at it.` : "",
         missing.length ? `Not drawn on the logarithmic axis: ${missing.join("; ")}.` : ""].filter(Boolean).join(" "),
-      extra: { xaxis: { type: "log", range: xrange, title: { text: `${unit} (logarithmic)` } }, yaxis: { range: yrange, title: { text: `${label} (${better} is better)` } } },
+      extra: { xaxis: { type: "log", range: xrange, dtick: xrange[1] - xrange[0] > 2.5 ? 1 : "D2", tickformat: "~g", title: { text: `${unit} (logarithmic)` } }, yaxis: { range: yrange, title: { text: `${label} (${better} is better)` } } },
       words: points.map((p) => `${p.label}, ${p.side}: ${p.y} at ${p[cost] ?? p.why[cost]}`).join(". ") };
   });
 }
@@ -295,13 +299,17 @@ function lossChart(parent, list) {
   if (!list.length) return;
   chart(parent, "Learning curves", [["row", named(list)]], (plot, key) => {
     const { runs } = pick(list, key), colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
-    const traces = runs.flatMap((run, k) => [["training", run.train, { mode: "lines", opacity: 0.55, line: { width: 1, color: colours[k % 6] } }],
+    // Losses far above all validations are of another kind, such as sums: they have an axis of their own.
+    const highest = Math.max(...runs.flatMap((run) => run.val.map(([, loss]) => loss)));
+    const apart = Math.min(...runs.flatMap((run) => run.train.map(([, loss]) => loss))) > 3 * highest;
+    const traces = runs.flatMap((run, k) => [["training", run.train, { yaxis: apart ? "y2" : "y", mode: "lines", opacity: 0.55, line: { width: 1, color: colours[k % 6] } }],
       ["validation", run.val, { mode: "lines+markers", line: { width: 2, color: colours[k % 6] }, marker: { size: 5 } }]]
       .filter(([, points]) => points.length)
       .map(([name, points, how]) => ({ x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: `seed ${run.seed}, ${name}`, ...how })));
     const words = runs.map((run) => `seed ${run.seed}: last validation loss ${run.val.at(-1)?.[1] ?? "none"}`).join(". ");
-    return { traces, words, remark: "Thin: training loss, in the model's own terms; dots: validation.",
-      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { type: "log", title: { text: "loss" } } } };
+    return { traces, words, remark: `Thin: training loss, in the model's own terms${apart ? " (axis on the right)" : ""}; dots: validation.`,
+      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { type: "log", tickformat: "~g", title: { text: apart ? "validation loss" : "loss" } },
+        ...(apart ? { margin: { ...MARGIN, r: 60 }, yaxis2: { type: "log", tickformat: "~g", overlaying: "y", side: "right", showgrid: false, title: { text: "training loss" } } } : {}) } };
   });
 }
 
