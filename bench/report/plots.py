@@ -187,14 +187,18 @@ def draw_learning_curves(
     for axis, (label, curves) in zip(axes.flat, drawn, strict=False):
         _draw_losses(axis, label, curves)
     figure.suptitle(textwrap.fill(table.title, int(size[0] * 13)), fontsize=9)
-    figure.supxlabel("optimiser steps", fontsize=8)
     figure.supylabel("loss", fontsize=8)
     handles = [
         plt.Line2D([], [], color="0.3", linewidth=0.8, alpha=0.6, label="training"),
         plt.Line2D([], [], color="0.3", linewidth=1.4, marker="o", markersize=2.5, label="validation"),
     ]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, fontsize=8, title="A colour per run", title_fontsize=8
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        title="By optimiser step; a colour per run",
+        title_fontsize=8,
     )
     return _save(figure, path, digest_of(contents))
 

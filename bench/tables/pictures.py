@@ -162,7 +162,9 @@ class _Paint:
             {"cmap": "Blues", "vmin": 0, "vmax": 1} if panel.probability else {"cmap": self.colours, "norm": self.norm}
         )
         for top, bottom, left, right in (self.look.regions or {}).values():
-            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, linewidth=0.8, zorder=2))
+            for colour, thick in (("white", 1.8), ("black", 0.8)):  # seen on light and dark ground
+                shape = {"fill": False, "edgecolor": colour, "linewidth": thick, "zorder": 2}
+                axis.add_patch(Rectangle((left, top), right - left, bottom - top, **shape))
         return axis.imshow(shown, origin=self.look.palette.first_row, **how)
 
     def lead(self, panel: Panel, index: int) -> str:
