@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
+from bench.errors import UsageError
 from bench.tables.admission import read_store
 from bench.tables.cells import table_data
 from bench.tables.definitions import load_published
@@ -29,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints, writes or checks the table."""
+    """Prints, writes, draws or checks the table."""
     table = load_table(options.name)
+    if options.colours is not None and options.samples is None:
+        raise UsageError("--colours is for forecasts: give --samples FILE, too")
     root = results_root(options.results, may_be_made=options.write)
     if options.check:
         for path in check_renderings(table, root):

@@ -35,6 +35,9 @@ def main() -> None:
         page.wait_for_selector(".board[data-ready]")
         page.wait_for_selector(".chart .scatterlayer .trace")
         page.wait_for_timeout(500)  # the charts' last transition
+        below = page.locator(".chart").first.bounding_box()
+        page.set_viewport_size({"width": 1320, "height": int(below["y"] + below["height"] + 20)})
+        page.wait_for_timeout(500)
         page.screenshot(path=OUT)
         browser.close()
     table = load_table(TABLE)
