@@ -99,7 +99,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
         sample = read_kept(read_sample, record, root) if record.data is not None else None
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
-    found = []
+    found: list[Scene] = []
     for group in groups.values():
         count = min(sample.count for _, sample in group)
         look = Look.of_name(group[0][0].task.name, colours)

@@ -163,8 +163,9 @@ class _Paint:
         )
         for top, bottom, left, right in (self.look.regions or {}).values():
             for colour, thick in (("white", 1.8), ("black", 0.8)):  # seen on light and dark ground
-                shape = {"fill": False, "edgecolor": colour, "linewidth": thick, "zorder": 2}
-                axis.add_patch(Rectangle((left, top), right - left, bottom - top, **shape))
+                corner, size = (left, top), (right - left, bottom - top)
+                box = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=thick, zorder=2)
+                axis.add_patch(box)
         return axis.imshow(shown, origin=self.look.palette.first_row, **how)
 
     def lead(self, panel: Panel, index: int) -> str:

@@ -20,7 +20,6 @@ from bench.engine.run import run
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
 from bench.tables.pictures import Look, draw_forecasts
-from bench.tasks.task import Task
 
 
 @pytest.fixture(scope="module")
