@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bench import registry
 from bench.errors import EarthbenchError
+from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.records.learning_curves import LearningCurve
 from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
@@ -19,7 +20,6 @@ from bench.tables.intervals import interval
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
 
-_LEVEL = ("219", "181", "160", "133", "74", "16")
 _MOST_LEAD_SCORES = 12
 _SIDES: tuple[Literal["ours"], Literal["published"]] = ("ours", "published")
 
@@ -298,7 +298,7 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[
     for score in ("csi", "pod", "far", "bias", "hss"):
         curves = []
         for label, records in runs:
-            levels = [level for level in reversed(_LEVEL) if f"{score}_{level}" in records[-1].scores]
+            levels = [level for level in VIL_THRESHOLDS if f"{score}_{level}" in records[-1].scores]
             if not levels:
                 continue
             names = [f"{score}_{level}" for level in levels]

@@ -2,28 +2,30 @@
 
 Source: PreDiff, section 3.2: the hierarchical encoder of Earthformer with a residual block that takes the diffusion
 step before each block of cuboid attention. As in the authors' released code, the residual block of a level is one
-module, used before each of the level's attention blocks.
+module, used before each of the level's attention blocks. The residual blocks are those of Dhariwal and Nichol 2021;
+names as in the authors' checkpoints.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from earthformer.blocks import SelfAttentionBlock
-from earthformer.encoder import level_units, self_layers_per_level
-from earthformer.initialization import check_mode, init_linear
-from earthformer.paths import TwoPaths
-from earthformer.positions import PositionEmbedding
-from earthformer.prediff.residual import ResidualBlock, StepEmbedding
-from earthformer.resampling import PatchMerging, Size4, as_scale
+from earthformer.layers import HasReference, PositionEmbedding, check_mode, init_linear
+from earthformer.options import Options, as_scale
+from earthformer.resampling import PatchMerging, Size4
 
 ZERO_MODE = "2"
 _MODES = ("0", "1", ZERO_MODE)
+_MOST_GROUPS = 32
+_LONGEST_PERIOD = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class Levels:
     norm_init_mode: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be made of.
+        """Refuses what no network can be made of.
 
         Raises:
             ValueError: no level, a level without blocks, or an unknown initialisation mode.
@@ -103,9 +105,23 @@ class Levels:
         for name in ("ffn2_linear_init_mode", "attn_proj_linear_init_mode"):
             check_mode(getattr(self, name), _MODES, name)
 
+    @property
+    def options(self) -> Options:
+        """These hyperparameters as those of Earthformer's layers."""
+        shared = {field.name for field in dataclasses.fields(self)} & {
+            field.name for field in dataclasses.fields(Options)
+        }
+        return Options(
+            **{name: getattr(self, name) for name in shared},
+            enc_depth=self.depth,
+            dec_depth=self.depth,
+            enc_attn_patterns=self.block_attn_patterns,
+            down_up_linear_init_mode=self.down_linear_init_mode,
+        )
+
 
 def start_linear(layer: nn.Linear, mode: str) -> None:
-    """Initialise a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
+    """Initialises a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
     if str(mode) == ZERO_MODE:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
@@ -114,7 +130,7 @@ def start_linear(layer: nn.Linear, mode: str) -> None:
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> Size4:
-    """Return `shape` as T, H, W, C.
+    """Returns `shape` as T, H, W, C.
 
     Raises:
         ValueError: it is not four positive sizes.
@@ -125,7 +141,95 @@ def checked_shape(name: str, shape: Sequence[int]) -> Size4:
     return t, h, w, c
 
 
-class DownPath(TwoPaths):
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Returns a norm over 32 groups of channels, or over each channel where 32 do not divide them.
+
+    Its statistics are taken over all of T, H and W.
+    """
+    return nn.GroupNorm(_MOST_GROUPS if channels % _MOST_GROUPS == 0 else channels, channels)
+
+
+def step_sinusoids(t: Tensor, channels: int) -> Tensor:
+    """Returns the embedding (B, channels) of diffusion steps `t` (B,): cosines, then sines, of falling frequency."""
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * exponent)
+    missing = angles.new_zeros(len(t), channels % 2)
+    return torch.cat((angles.cos(), angles.sin(), missing), dim=1)
+
+
+class StepEmbedding(nn.Module):
+    """Sinusoids of the diffusion step through two linear layers."""
+
+    def __init__(self, base_channels: int, channels: int) -> None:
+        """Makes the layers from `base_channels` sinusoids to `channels`; they keep torch's initialisation."""
+        super().__init__()
+        self.base_channels = base_channels
+        self.layer = nn.Sequential(nn.Linear(base_channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Returns the embedding (B, channels) of diffusion steps `t` (B,)."""
+        embedded: Tensor = self.layer(step_sinusoids(t, self.base_channels))
+        return embedded
+
+
+class ResidualBlock(nn.Module):
+    """Two 3-D convolutions with group norms and a residual; between them the diffusion step's embedding enters."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        embed_channels: int | None = None,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+    ) -> None:
+        """Makes the block; it starts as the identity, or the convolution 1x1x1 that changes the channels.
+
+        Args:
+            channels: of the input.
+            out_channels: of the output.
+            embed_channels: of the step's embedding; None for a block that does not take it.
+            dropout: before the second convolution.
+            scale_shift: the embedding scales and shifts the second norm rather than being added before it.
+        """
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv3d(channels, out_channels, 3, padding=1))
+        if embed_channels is not None:
+            linear = nn.Linear(embed_channels, (2 if scale_shift else 1) * out_channels)
+            init_linear(linear)
+            self.emb_layers = nn.Sequential(nn.SiLU(), linear)
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1),
+        )
+        for parameter in self.out_layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        same = channels == out_channels
+        self.skip_connection: nn.Module = nn.Identity() if same else nn.Conv3d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """Returns (B, T, H, W, C_out) for `x` (B, T, H, W, C) and, for a block that takes it, the embedding (B, E)."""
+        x = x.permute(0, 4, 1, 2, 3)
+        h = self.in_layers(x)
+        if embedded is not None:
+            change = self.emb_layers(embedded)[:, :, None, None, None]
+            if self.scale_shift:
+                scale, shift = change.chunk(2, dim=1)
+                h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+            else:
+                h = self.out_layers(h + change)
+        else:
+            h = self.out_layers(h)
+        out: Tensor = self.skip_connection(x) + h
+        return out.permute(0, 2, 3, 4, 1)
+
+
+class DownPath(HasReference):
     """A first residual block, position embedding, and levels of residual and attention blocks with patch merging.
 
     Attributes:
@@ -134,15 +238,15 @@ class DownPath(TwoPaths):
     """
 
     def __init__(self, shape: Size4, levels: Levels) -> None:
-        """Make the path for tokens of `shape` (T, H, W, C).
+        """Makes the path for tokens of `shape` (T, H, W, C).
 
         Raises:
             ValueError: hyperparameters that do not fit one another or the shape.
         """
         super().__init__()
         self.levels = levels
-        downsample = as_scale(levels.downsample)
-        units = level_units(levels.base_units, levels.block_units, len(levels.depth), downsample, levels.scale_alpha)
+        self.options = options = levels.options
+        units, downsample = options.units, as_scale(levels.downsample)
         self.first_proj = ResidualBlock(shape[3], units[0], dropout=levels.proj_drop)
         self.pos_embed = PositionEmbedding(units[0], *shape[:3], levels.pos_embed_type)
         self.embed_channels = levels.time_embed_channels_mult * levels.base_units
@@ -150,14 +254,7 @@ class DownPath(TwoPaths):
         self.shapes: list[Size4] = [(*shape[:3], units[0])]
         merging = []
         for fine, coarse in pairwise(units):
-            layer = PatchMerging(
-                dim=fine,
-                out_dim=coarse,
-                downsample=downsample,
-                padding_type=levels.padding_type,
-                linear_init_mode=levels.down_linear_init_mode,
-                norm_init_mode=levels.norm_init_mode,
-            )
+            layer = PatchMerging(options, fine, coarse, downsample)
             self.shapes.append(layer.output_shape(self.shapes[-1]))
             merging.append(layer)
         self.downsample_layers = nn.ModuleList(merging)
@@ -165,7 +262,7 @@ class DownPath(TwoPaths):
         self.down_self_blocks = self._attention_blocks()
 
     def _residual_blocks(self) -> nn.ModuleList:
-        """Return a new residual block per level."""
+        """Returns a new residual block per level."""
         return nn.ModuleList(
             ResidualBlock(
                 channels,
@@ -178,37 +275,13 @@ class DownPath(TwoPaths):
         )
 
     def _attention_blocks(self) -> nn.ModuleList:
-        """Return new blocks of cuboid attention: a list per level."""
-        levels = self.levels
-        options: dict[str, Any] = {
-            "num_heads": levels.num_heads,
-            "padding_type": levels.padding_type,
-            "attn_drop": levels.attn_drop,
-            "proj_drop": levels.proj_drop,
-            "ffn_drop": levels.ffn_drop,
-            "activation": levels.ffn_activation,
-            "gated_ffn": levels.gated_ffn,
-            "norm_layer": levels.norm_layer,
-            "use_inter_ffn": levels.use_inter_ffn,
-            "checkpoint_level": levels.checkpoint_level,
-            "use_relative_pos": levels.use_relative_pos,
-            "use_final_proj": levels.self_attn_use_final_proj,
-            "attn_linear_init_mode": levels.attn_linear_init_mode,
-            "ffn_linear_init_mode": levels.ffn_linear_init_mode,
-            "norm_init_mode": levels.norm_init_mode,
-        }
-        patterns = self_layers_per_level(levels.block_attn_patterns, (), (), (), self.shapes)
+        """Returns new blocks of cuboid attention: a list per level."""
+        levels, options = self.levels, self.options
+        patterns = options.self_patterns("enc", self.shapes)
         stages = nn.ModuleList()
         for (*_, channels), count, pattern in zip(self.shapes, levels.depth, patterns, strict=True):
             blocks = [
-                SelfAttentionBlock(
-                    dim=channels,
-                    block_cuboid_size=pattern.cuboid_size,
-                    block_strategy=pattern.strategy,
-                    block_shift_size=pattern.shift_size,
-                    **options,
-                )
-                for _ in range(count)
+                SelfAttentionBlock(options, channels, pattern, use_inter_ffn=levels.use_inter_ffn) for _ in range(count)
             ]
             for block in blocks:
                 for feed_forward in block.ffn_l:
@@ -219,7 +292,7 @@ class DownPath(TwoPaths):
         return stages
 
     def descend(self, x: Tensor, embedded: Tensor) -> list[Tensor]:
-        """Return the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
+        """Returns the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
         x = self.pos_embed(self.first_proj(x))
         behind: list[Tensor] = []
         for level in range(len(self.shapes)):
@@ -231,7 +304,7 @@ class DownPath(TwoPaths):
 
     @staticmethod
     def _level(residual: nn.Module, blocks: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
-        """Return `x` after a level: before each attention block comes the one residual block."""
+        """Returns `x` after a level: before each attention block comes the one residual block."""
         assert isinstance(blocks, nn.ModuleList)
         for block in blocks:
             x = block(residual(x, embedded))
