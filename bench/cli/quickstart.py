@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.records.store import read_records
     from bench.tables import load_table
     from bench.tables.cells import table_data
-    from bench.tables.pictures import draw_forecasts
+    from bench.tables.pictures import Look, draw_forecasts
     from bench.tables.render import text_of
     from bench.tasks.sevir import Sevir
 
@@ -72,8 +72,7 @@ def run(options: argparse.Namespace) -> int:
         context=unet.sample["context"],
         target=unet.sample["target"],
         forecasts={"UNet": unet.sample["forecast"], "persistence": persistence.sample["forecast"]},
-        palette=Sevir.palette,
-        units=Sevir.units,
+        look=Look.of(Sevir),
         cadence_minutes=5,
         title="Synthetic storm: context, target and two forecasts",
     )

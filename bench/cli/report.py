@@ -21,11 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the site")
     parser.add_argument("--open", action="store_true", help="open it in the web browser")
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
+    parser.add_argument("--colours", help="colour map of matplotlib for forecasts, e.g. cividis (default: the tasks')")
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes the site and says where it begins, or opens it there."""
-    first = build(results_root(options.results), options.out.expanduser())
+    first = build(results_root(options.results), options.out.expanduser(), options.colours)
     if not (options.open and webbrowser.open(first.absolute().as_uri())):
         print(f"open {first}")
     return 0

@@ -42,14 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME.md and .json")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
-    action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .gif, .mp4)")
+    action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .svg, .gif, ...)")
     action.add_argument("--curves", type=Path, help="draw each row's training and validation loss to FILE (.png, ...)")
+    parser.add_argument("--colours", help="colour map of matplotlib for --samples, e.g. cividis (default: the task's)")
     action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints, writes or checks the table."""
+    """Prints, writes, draws or checks the table."""
     table = load_table(options.name)
+    if options.colours is not None and options.samples is None:
+        raise UsageError("--colours is for forecasts: give --samples FILE, too")
     root = results_root(options.results, may_be_made=options.write)
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
@@ -73,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
         elif options.curves:
             print(draw_learning_curves(options.curves.expanduser(), table, contents, records, root))
         else:
-            print(*draw_samples(options.samples.expanduser(), table, contents, records, root), sep="\n")
+            drawn = draw_samples(options.samples.expanduser(), table, contents, records, root, options.colours)
+            print(*drawn, sep="\n")
         return 0
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)

@@ -25,6 +25,7 @@ from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean
 from bench.engine.optimizers import parameter_groups, takes_turns
+from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.weights import RunningAverage, number_as_in_module, shard
@@ -80,7 +81,7 @@ class Forecaster(ScoresWithFloat64):
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
-        """The first sequence of a validation or test in physical units `(T,H,W,C)`, for pictures."""
+        """The first sequence of a validation in physical units `(T,H,W,C)`, for pictures."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
@@ -231,8 +232,8 @@ class Forecaster(ScoresWithFloat64):
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
-    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor]:
-        """Adds a batch to the scores and returns forecast (of an ensemble, the mean) and target; keeps the first ones.
+    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds a batch to the scores; returns the forecast (the mean of an ensemble), also in physical units, and the target.
 
         Args:
             batch: As stored.
@@ -250,12 +251,13 @@ class Forecaster(ScoresWithFloat64):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
+            self.pictured.see_members(members)
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
-        if self.first is None and len(target):
+        if self.first is None and len(target) and not test:
             parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
             self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
-        return forecast, target
+        return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
@@ -279,7 +281,7 @@ class Forecaster(ScoresWithFloat64):
             loss = self.evaluated.validation_loss(context, target, **options)
             self._log_validation(loss, known_pixels(target, options))
             return
-        forecast, target = self._score(batch)
+        forecast, _, target = self._score(batch)
         target = self.task.normalise(target)
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
@@ -290,18 +292,23 @@ class Forecaster(ScoresWithFloat64):
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        """Starts the scores afresh."""
+        self.scores.reset()
+        events = self._event_of_sequence if self.trainer.world_size == 1 else None
+        self.pictured = Pictured(self.task, None if events is None else len(events))
 
     def test_step(self, batch: Example, batch_index: int) -> None:
-        """Adds a batch to the scores."""
+        """Adds a batch to the scores; nothing else is kept but three sequences, for pictures."""
         with self.degraded.counted(self.evaluated):
-            forecast, target = self._score(batch, test=True)
+            forecast, physical, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch.context), forecast, batch.index)
+        self.pictured.add(batch, target, physical)
 
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""

@@ -50,7 +50,7 @@ from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
 from bench.safe_text import without_secrets
-from bench.tables.pictures import draw_forecasts
+from bench.tables.pictures import Look, draw_forecasts
 from bench.tasks import Task, load_task
 
 
@@ -218,12 +218,19 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     if not processes.main:
         return Outcome(record, record_path(job.results, record), None, {})
     path = write_record(record, job.results)
-    parts = sample_arrays(sample)
-    picture = _keep_for_pictures(job, record, parts, folder)
-    return Outcome(record, path, picture, parts, folder, peak_memory_bytes(on_gpu=on_gpu))
+    sequences = sample_arrays(sample)
+    picture = _keep_for_pictures(job, record, sequences, folder)
+    return Outcome(
+        record,
+        path,
+        picture,
+        {name: frames[0] for name, frames in sequences.items()},
+        folder,
+        peak_memory_bytes(on_gpu=on_gpu),
+    )
 
 
-def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:
+def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.ndarray], folder: Path) -> Path | None:
     """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
 
     The record is published: whatever of these cannot be written is said, and the run is done all the same.
@@ -238,17 +245,16 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
         if config.picture:
             draw_forecasts(
                 drawn,
-                context=parts["context"],
-                target=parts["target"],
-                forecasts={config.model.name: parts["forecast"]},
-                palette=task.palette,
-                units=task.units,
+                context=sequences["context"][0],
+                target=sequences["target"][0],
+                forecasts={config.model.name: sequences["forecast"][0]},
+                look=Look.of(task),
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),
             )
 
-    for write in (lambda: write_sample(parts, record, job.results), curve, picture):
+    for write in (lambda: write_sample(sequences, record, job.results), curve, picture):
         try:
             write()
         except (DataError, OSError) as error:

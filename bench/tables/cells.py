@@ -20,7 +20,7 @@ from bench.tables.admission import (
 )
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
-from bench.tables.durations import duration
+from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
@@ -211,7 +211,7 @@ def _block_title(record: RunRecord) -> str:
     events = f", events of {shape}" if shape else ""
     return (
         f"{data.origin}, {data.split} split, {data.sequence_count} sequences{events}, "
-        f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
+        f"every {TimeAxis.of_record(record).text()}, data {data.fingerprint[:10]}"
     )
 
 

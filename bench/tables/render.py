@@ -64,7 +64,11 @@ def _texts(
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
     published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable)
+    return texts_of(table, published, table_data(table, published, records, unreadable), forms)
+
+
+def texts_of(table: Table, published: Published | None, contents: TableData, forms: Sequence[str]) -> dict[str, str]:
+    """Returns the text of a table's contents by format."""
     return {form: text_of(table, published, contents, form) for form in forms}
 
 

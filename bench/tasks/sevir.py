@@ -63,6 +63,7 @@ class Sevir(Task):
     )
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
+    event_threshold: ClassVar[float | None] = 74.0
 
     t_in: int = Field(13, ge=1, description="frames of the context")
     t_out: int = Field(12, ge=1, description="frames of the target")
