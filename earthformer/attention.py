@@ -296,19 +296,24 @@ class CuboidSelfAttention(CuboidAttention):
     def _attend_partial_apart(self, x: Tensor, partition: CuboidPartition) -> Tensor:
         """Returns the output for normalised `x`; partial cuboids, which share nothing with full ones, attend apart.
 
-        They have fewer queries: what padded tokens would read is discarded. As keys these are zeros, or left out if
-        the padding is ignored.
+        They have fewer queries, as what padded tokens would read is discarded, and fewer keys: padded ones score their
+        bias and have no value, so that one zero key with the bias log(sum(exp(bias))) does for all of them.
         """
         (frames, height, width), (length, *area) = partition.shape, partition.cuboid
-        full, missing = frames // length * length, partition.padding[0] * area[0] * area[1]
+        full = frames // length * length
         parts = []
         for tokens in self.qkv(x).split((full, frames - full), dim=1):
-            kept = min(length, int(tokens.shape[1]))
-            part = CuboidPartition((int(tokens.shape[1]), height, width), (kept, area[0], area[1]), self.strategy)
+            count = int(tokens.shape[1])
+            part = CuboidPartition((count, height, width), (min(length, count), area[0], area[1]), self.strategy)
             query, key, value = part.split_heads(tokens, self.options.num_heads, self.head_size).unbind(0)
-            if kept < length and partition.padding_type == "zeros":
-                key, value = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (key, value))
-            bias = self.position_bias(query.shape[-2], key.shape[-2])
+            if part.volume == partition.volume or partition.padding_type == "ignore":
+                bias = self.position_bias(part.volume, part.volume)
+            else:
+                key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+                bias = self.position_bias(part.volume, partition.volume)
+                bias = x.new_zeros(1, 1, part.volume, partition.volume) if bias is None else bias
+                bias, padded = bias.split((part.volume, partition.volume - part.volume), dim=-1)
+                bias = torch.cat((bias, padded.logsumexp(dim=-1, keepdim=True)), dim=-1)
             parts.append(part.join_heads(self._attend(Projected(query, key, value), None, bias, None)))
         return self._project(torch.cat(parts, dim=1))
 
