@@ -15,7 +15,7 @@ from bench.metrics.skill.formulas import Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
 from bench.tables.cells import Cell, table_data, value_of
-from bench.tables.definitions import COSTS, Table, load_published
+from bench.tables.definitions import COSTS, Row, Table, load_published
 
 _THRESHOLDS = (16, 74, 133, 160, 181, 219)
 _COUNTED = ("csi", "pod", "sucr", "far", "bias", "hss")
@@ -92,11 +92,11 @@ def receipts_of(
                     records=mine,
                     paths=tuple(root / "runs" / r.task.name / r.model.name / f"{r.run_id}.json" for r in mine),
                     published_sources=tuple(
-                        f"{name}: {source.title} ({source.by}; {source.kind}){' ' + source.url if source.url else ''}"
+                        f"{name}: {source.title} ({source.by}; {source.kind}) {source.url}"
                         for name, source in (published.sources.items() if published else ())
                         if name in cell.sources
                     ),
-                    deviations=tuple(sorted({d for record in mine for d in deviations(table, record)})),
+                    deviations=tuple(sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})),
                     convention=_convention(mine[0], key) if mine else "",
                     alternative_values=tuple(alternative_values(mine[-1], key)) if mine else (),
                     commands=_commands(table, cell, mine),
@@ -105,6 +105,10 @@ def receipts_of(
     if not found:
         raise UnknownNameError(f"table {table.name!r} has no row {row!r}. {did_you_mean(row, set(rows))}")
     return found
+
+
+def _row_of(table: Table, cell: Cell) -> Row | None:
+    return table.row(cell.row_key) if table.rows else None
 
 
 def _convention(record: RunRecord, key: str) -> str:

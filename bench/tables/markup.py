@@ -133,7 +133,7 @@ def _citation(published: Published) -> str:
 
 def _sources(published: Published) -> list[str]:
     return [
-        f"{key}: {source.title} ({source.by}; {source.kind})" + (f" {source.url}" if source.url else "")
+        f"{key}: {source.title} ({source.by}; {source.kind}) {source.url}"
         for key, source in published.sources.items()
     ]
 

@@ -108,6 +108,7 @@ def load_settings(table: Table) -> Settings | None:
 def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
     """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
     options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
+    options += tuple(f"task.{key}={literal(value)}" for key, value in table.task_options_of(row).items())
     paper = row.experiment or table.experiment
     own = tuple(word for word in given if not word.startswith("seed="))
     return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
