@@ -11,7 +11,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from bench.api import Shape
 from bench.config import Train
@@ -186,6 +186,10 @@ class Forecaster(ScoresWithFloat64):
                 optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+        if config.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
+            how = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss", "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, **how}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
@@ -209,6 +213,8 @@ class Forecaster(ScoresWithFloat64):
         """Sets the learning rate of the next optimiser step."""
         if isinstance(scheduler, OneCycleLR):
             scheduler.step()
+        elif isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(metric)
         else:
             scheduler.step_update(num_updates=self.global_step)
 

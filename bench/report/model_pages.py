@@ -86,7 +86,8 @@ def _page(name: str, tables: Sequence[tuple[Table, dict[str, dict[str, str]]]], 
                 )
             )
         if table.rows:
-            found += [f"{table.name}, {r.run_id}: {d}" for r in mine for d in deviations(table, r)]
+            own = next((row for row in table.rows if row.model == name), None)
+            found += [f"{table.name}, {r.run_id}: {d}" for r in mine for d in deviations(table, r, own)]
     return ModelPage(
         name=name, page=page_of(name), labels=tuple(dict.fromkeys(labels)), origin=origin, summary=summary, doc=doc,
         problem=problem, costs=tuple(costs), deviations=tuple(dict.fromkeys(found)), notes=tuple(dict.fromkeys(notes)),

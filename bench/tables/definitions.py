@@ -39,6 +39,9 @@ class Column(StrictModel):
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
     """Left out: what `bench.metrics.names` says of the score."""
+    skill_of: str | None = None
+    """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
+    column, a row that does not beat that reference in a score is not ranked in it."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -103,9 +106,6 @@ class Table(StrictModel):
     """What the complete training split has."""
     task_options: dict[str, Any] = {}
     """Options of the task that differ from its defaults: a record with others is of another task."""
-    skill: tuple[str, ...] = ()
-    """Scores whose skill against the best trivial reference on the same data is shown, in columns of their own; in all
-    columns, a row that does not beat that reference is not ranked."""
     training: dict[str, Any] = {}
     """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
     experiment: tuple[str, ...] = ()
