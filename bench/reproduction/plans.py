@@ -192,11 +192,7 @@ def _data(table: Table, row: Row, task: Task, trained: bool) -> tuple[dict[str, 
     splits: tuple[Split, ...] = ("train", "val", "test")
     counts = {str(split): len(task.dataset(split)) for split in splits}
     synthetic = str(task.dataset("test").identity().get("origin", "files")) != "files"
-    same = (
-        not synthetic
-        and counts["test"] in table.sequence_counts
-        and (not trained or counts["train"] in wanted)
-    )
+    same = not synthetic and counts["test"] in table.sequence_counts and (not trained or counts["train"] in wanted)
     found = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     verdict = "the paper's" if same else f"other data than the paper's ({needed}): kept out of {table.name}"
     return counts, same, f"{task.data_root}: {found} sequences; {verdict}"

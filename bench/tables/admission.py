@@ -228,9 +228,7 @@ class _Tasks:
         return differ + [f"task.{key} not recorded" for key in missing] or ([] if options else [OTHER_OPTIONS])
 
 
-def _why_not(
-    table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks
-) -> list[str]:
+def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
     """Returns every reason why a record may not stand in a published table."""
     failed = _failed(record)
     if failed is not None:
@@ -245,8 +243,7 @@ def _why_not(
     found = {
         PARTIAL: record.scope != "full",
         "other splits": record.data.split != table.split,
-        OTHER_DATA: record.data.origin != table.data_origin
-        or record.data.sequence_count not in table.sequence_counts,
+        OTHER_DATA: record.data.origin != table.data_origin or record.data.sequence_count not in table.sequence_counts,
         OTHER_OPTIONS: bool(tasks.other_options(row, record)),
         f"version {record.task.version} of the task": record.task.version != newest_version,
         OTHER_CONVENTIONS: any(

@@ -133,8 +133,7 @@ def _citation(published: Published) -> str:
 
 def _sources(published: Published) -> list[str]:
     return [
-        f"{key}: {source.title} ({source.by}; {source.kind}) {source.url}"
-        for key, source in published.sources.items()
+        f"{key}: {source.title} ({source.by}; {source.kind}) {source.url}" for key, source in published.sources.items()
     ]
 
 

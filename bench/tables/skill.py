@@ -122,8 +122,8 @@ def skill_remarks(table: Table, cells: Sequence[Cell], best: dict[str, Reference
         without = [cell.row for cell in cells if cell.column == column.key and cell.beats_reference is False]
         refused = f"; not ranked, since they do not beat it: {', '.join(without)}" if without else ""
         lines.append(
-            f"skill in {column.label}: against {reference.model} ({reference.value:.{column.digits}f}), the best trivial "
-            f"reference on these data{refused}"
+            f"skill in {column.label}: against {reference.model} ({reference.value:.{column.digits}f}), the best "
+            f"trivial reference on these data{refused}"
         )
     if not lines and cells:
         lines.append("no skill: no trivial reference (persistence, climatology, ...) was run on these data")
