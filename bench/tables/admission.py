@@ -216,7 +216,7 @@ class _Tasks:
         options = self.table.task_options if row is None else self.table.task_options_of(row)
         if not options and record.task.is_default:
             return []
-        task = self._task(row)
+        task = None if record.task.is_default else self._task(row)  # all others then have their defaults
         wanted = options if task is None else task.fields()
         used = record.task.fields
         differ = [
@@ -224,8 +224,7 @@ class _Tasks:
             for key, value in wanted.items()
             if key in used and canonical_json(used[key]) != canonical_json(value)
         ]
-        missing = [key for key in options if key not in used]
-        return differ + [f"task.{key} not recorded" for key in missing] or ([] if options else [OTHER_OPTIONS])
+        return differ or ([] if options else [OTHER_OPTIONS])
 
 
 def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
