@@ -7,11 +7,19 @@ import contextlib
 import sys
 from typing import Any
 
-from bench.ablation.variants import ablation_names, finished_record, load_ablation, variants
+from bench.ablation.variants import (
+    ablation_names,
+    finished_record,
+    load_ablation,
+    reference_configs,
+    seeds_together,
+    variants,
+)
 from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, sweep
-from bench.config import to_plain, validate
+from bench.config import Config, to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
+from bench.records.schema import RunRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     ablation = load_ablation(options.name)
     runs = variants(ablation, options.overrides)
     failures: list[EarthbenchError] = []
-    records = None
+    records, references = None, []
     if not options.count_only:
         for config in (run.config for run in runs):
             finished_record(config)  # data that cannot be used is told before the first run starts
@@ -46,14 +54,40 @@ def run(options: argparse.Namespace) -> int:
             except EarthbenchError as error:  # the other runs of the sweep have been made all the same
                 failures.append(error)
         records = [finished_record(run.config) for run in runs]
-    from bench.ablation.table import costs, lines, render
+        references = _references(runs[0].config)
+    from bench.ablation.table import costs, lines, render, results_of
 
-    measured = costs(runs, _say)
-    table = lines(ablation, runs, measured, records)
-    print(render(ablation, runs[0].config.task.name, table, measured, options.format), end="")
+    task = runs[0].config.task.name
+    measured = costs([runs[seeds[0]] for seeds in seeds_together(runs)], _say)
+    table = lines(ablation, runs, measured, records, references)
+    remarks = results_of(task, records, references).remarks if records is not None else ()
+    print(render(ablation, task, table, measured, options.format, remarks), end="")
     if failures:
         raise failures[0]
     return 0
+
+
+def _references(config: Config) -> list[RunRecord]:
+    """Returns the records of the trivial references on the data of an ablation, after running those that are missing."""
+    found = []
+    for reference in reference_configs(config):
+        try:
+            if finished_record(reference) is None:
+                _run(reference)
+            record = finished_record(reference)
+        except InterruptedRunError:
+            raise
+        except EarthbenchError as error:  # one that the task has nothing for
+            _say(f"no reference {reference.model.name}: {error}")
+        else:
+            found += [record] if record is not None else []
+    return found
+
+
+def _run(config: Config) -> None:
+    from bench.engine.run import run as run_pipeline
+
+    _say(f"record: {run_pipeline(config, training=True, say=_say).record_path}")
 
 
 def _say(line: str) -> None:
@@ -63,11 +97,9 @@ def _say(line: str) -> None:
 @job_of_a_sweep
 def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
-    from bench.engine.run import run as run_pipeline
-
     config = validate(to_plain(composed))
     record = finished_record(config)
     if record is not None:
         _say(f"already there: {record.run_id}")
         return
-    _say(f"record: {run_pipeline(config, training=True, say=_say).record_path}")
+    _run(config)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
-    from bench.engine.checkpoints import fetched
+    from bench.checkpoint_format import local_weights
     from bench.engine.forecast import case_from_file, case_from_split
     from bench.engine.trainer import torch_device
     from bench.models import has_weights, load_model, load_weights
@@ -68,7 +68,11 @@ def run(options: argparse.Namespace) -> int:
     if config.checkpoint is not None:
         given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
-            load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
+            load_weights(
+                model,
+                local_weights(checkpoint, "checkpoint", Path(scratch)),
+                other_code=config.train.resume == "anyway",
+            )
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:
