@@ -132,8 +132,10 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
     )
     path = local_weights(str(weights), "weights", cache)
     identity = said_of(read_checkpoint(path), path).identity
+    if identity is not None and identity.model != name:
+        raise ConfigError(f"weights {path} are of model {identity.model!r}, not of {name!r}")
     model = load_model(name, task, **given)
-    if identity is not None and identity.model == name:
+    if identity is not None:
         own = trained_hyperparameters(model)
         other = {key: value for key, value in identity.hyperparameters.items() if own.get(key) != value}
         if other.keys() - given.keys():

@@ -68,7 +68,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         self.model = made(input_shape=tuple(input_shape), target_shape=tuple(target_shape), **hyperparameters)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Returns the forecast `(B, T_out, H, W, C)` of contexts `(B, T_in, H, W, C)` in the task's normalised units."""
+        """Returns the forecast `(B, T_out, H, W, C)` of contexts `(B, T_in, H, W, C)`, both normalised."""
         forecast: Tensor = self.model(context)
         return forecast
 

@@ -101,7 +101,7 @@ class Results:
 
 
 def results_of(task: str, records: Sequence[RunRecord | None], references: Sequence[RunRecord] = ()) -> Results:
-    """Returns the scores of complete runs as a table of runs has them: over seeds, with skill, ranked where there is any.
+    """Returns the scores of complete runs as a table of runs has them: over seeds, with skill, ranked if there is any.
 
     Args:
         task: The task's name.

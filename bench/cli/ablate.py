@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _references(config: Config) -> list[RunRecord]:
-    """Returns the records of the trivial references on the data of an ablation, after running those that are missing."""
+    """Returns the records of the trivial references on an ablation's data, after running those that are missing."""
     found = []
     for reference in reference_configs(config):
         try:

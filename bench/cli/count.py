@@ -59,7 +59,7 @@ def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _counted(models: Sequence[tuple[str, dict[str, Any]]], task: str, speed: bool) -> Iterator[dict[str, Any]]:
-    """Yields a line per model (its name and hyperparameters), in order, and tells of each on stderr as soon as it is there.
+    """Yields a line per model (name, hyperparameters), in order, and tells of each on stderr as soon as it is there.
 
     Where there are several cores, models are counted side by side in processes of one share of them each: most of the
     work is Python's, which more threads do not hasten. Speed is measured by one process that has the machine to itself.

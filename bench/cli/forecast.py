@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
-from bench.paths import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,13 +65,9 @@ def run(options: argparse.Namespace) -> int:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
-            load_weights(
-                model,
-                local_weights(checkpoint, "checkpoint", Path(scratch)),
-                other_code=config.train.resume == "anyway",
-            )
+            local = local_weights(config.checkpoint, "checkpoint", Path(scratch))
+            load_weights(model, local, other_code=config.train.resume == "anyway")
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:

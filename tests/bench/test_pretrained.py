@@ -51,7 +51,7 @@ def test_weights_bring_their_hyperparameters_and_forecasts(shared: Shared) -> No
     assert all(torch.equal(forecasts[0], other) for other in forecasts[1:])
     with pytest.raises(ConfigError, match="center_channels"):
         bench.load_model("unet", task, weights=shared.folder, center_channels=16)
-    with pytest.raises(ConfigError, match="trained as something else"):
+    with pytest.raises(ConfigError, match="of model 'unet', not of 'convlstm'"):
         bench.load_model("convlstm", task, weights=shared.folder)
 
 
