@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.errors import DataError
+from bench.errors import DataError, first_line
 from bench.files import replacing
 from bench.paths import AnyPath, as_path
 
@@ -139,7 +139,7 @@ def damage(path: Path) -> str | None:
             digest.update(b"\0\0")  # what stood where the comment's length stands
             end = file.read()
     except OSError as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     if not end.startswith(_COMMENT_LENGTH + _SEAL):
         return "it is cut short, or has no checksum of ours"
     return None if end.endswith(digest.hexdigest().encode()) else "its content does not have the checksum it carries"

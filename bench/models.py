@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
-from bench.errors import BrokenPluginError, ConfigError, DataError, did_you_mean, one_message
+from bench.config import check_hyperparameters
+from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
 from bench.records.sources import sources_of
@@ -72,10 +74,6 @@ class TrainedEvents:
 _SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
 
 
-def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
 def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hyperparameters: Any) -> nn.Module:
     """Returns a model for a task's shapes, freshly initialised or with trained weights.
 
@@ -100,13 +98,6 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     model_class = entry.load()
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise BrokenPluginError(f"model {name!r} from {entry.origin} is not a torch.nn.Module class")
-    known = inspect.signature(model_class).parameters
-    if not _takes_any(known):
-        unknown = [key for key in hyperparameters if key not in known]
-        if unknown:
-            own = [key for key in known if key not in ("input_shape", "target_shape")]
-            lines = [f"{key}: {did_you_mean(key, own)}" for key in unknown]
-            raise ConfigError(one_message(f"model {name!r} has no such hyperparameter:", lines))
     presets: Mapping[str, Mapping[str, Any]] = getattr(model_class, "presets", {})
     of_task = _of_task(name, model_class, task, hyperparameters)
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
@@ -114,9 +105,13 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     try:
         model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)
     except (TypeError, ValueError, AssertionError) as error:
+        with suppress(BrokenPluginError):  # a class made at run time has no source to look into
+            check_hyperparameters(name, hyperparameters)
+        known = inspect.signature(model_class).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         raise ConfigError(
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
-            + ("" if {"input_shape", "target_shape"} <= set(known) or _takes_any(known) else _SIGNATURE)
+            + ("" if {"input_shape", "target_shape"} <= set(known) or takes_any else _SIGNATURE)
         ) from error
     is_preset = _plain(chosen) == _plain(dict(preset))
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
@@ -305,9 +300,9 @@ def _load_strictly(model: nn.Module, content: Any, path: Path) -> None:
     problems = [f"unexpected: {key}" for key in state if key not in own]
     problems += [f"missing: {key}" for key in own if key not in state]
     problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        f"shape of {key}: {'none' if found is None else tuple(found)} in the file, {tuple(own[key].shape)} in the model"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and (found := getattr(state[key], "shape", None)) != own[key].shape
     ]
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} is not of this model ({made_from(model).name}):", problems))

@@ -19,6 +19,7 @@ from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, sweep
 from bench.config import Config, to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
+from bench.logs import log, shown_on
 from bench.records.schema import RunRecord
 
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.ablation.table import costs, lines, render, results_of
 
     task = runs[0].config.task.name
-    measured = costs([runs[seeds[0]] for seeds in seeds_together(runs)], _say)
+    measured = costs([runs[seeds[0]] for seeds in seeds_together(runs)], log.info)
     table = lines(ablation, runs, measured, records, references)
     remarks = results_of(task, records, references).remarks if records is not None else ()
     print(render(ablation, task, table, measured, options.format, remarks), end="")
@@ -78,7 +79,7 @@ def _references(config: Config) -> list[RunRecord]:
         except InterruptedRunError:
             raise
         except EarthbenchError as error:  # one that the task has nothing for
-            _say(f"no reference {reference.model.name}: {error}")
+            log.info(f"no reference {reference.model.name}: {error}")
         else:
             found += [record] if record is not None else []
     return found
@@ -87,11 +88,7 @@ def _references(config: Config) -> list[RunRecord]:
 def _run(config: Config) -> None:
     from bench.engine.run import run as run_pipeline
 
-    _say(f"record: {run_pipeline(config, training=True, say=_say).record_path}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    log.info(f"record: {run_pipeline(config, training=True).record_path}")
 
 
 @job_of_a_sweep
@@ -99,7 +96,8 @@ def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
     config = validate(to_plain(composed))
     record = finished_record(config)
-    if record is not None:
-        _say(f"already there: {record.run_id}")
-        return
-    _run(config)
+    with shown_on("stderr"):  # launchers call this in processes of their own
+        if record is not None:
+            log.info(f"already there: {record.run_id}")
+        else:
+            _run(config)

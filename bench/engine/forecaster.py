@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from bench.api import Shape
 from bench.config import Train
 from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
-from bench.engine.averaging import RunningAverage
 from bench.engine.compiling import FullBatches
 from bench.engine.degraded import Degraded
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
@@ -26,7 +25,7 @@ from bench.engine.losses import Losses, WeightedMean
 from bench.engine.optimizers import parameter_groups, takes_turns
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
-from bench.engine.sharding import number_as_in_module, shard
+from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.names import Better

@@ -21,9 +21,10 @@ from bench.data.loading import TrainingLoader
 from bench.engine.accumulation import context_known_of, labels_of, uses_batch_statistics
 from bench.engine.forecaster import Forecaster, masked_mse
 from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
-from bench.engine.session import Session
 from bench.files import replacing
+from bench.logs import log
 from bench.tasks.task import Task
 
 PIXELS_ON_CPU = 2**23
@@ -93,30 +94,30 @@ class FindMicroBatch(Callback):
 
     Args:
         loader: Gets it.
-        config: Of the run.
+        most: Sequences that a device may take at a time.
         file: Of the run's folder, where it is remembered for the same kind of device.
-        session: Whom to tell, and who works.
+        processes: Of the run.
     """
 
-    def __init__(self, loader: TrainingLoader, config: Config, file: Path, session: Session) -> None:
-        self.loader, self.config, self.file, self.session = loader, config, file, session
+    def __init__(self, loader: TrainingLoader, most: int, file: Path, processes: Processes) -> None:
+        self.loader, self.most, self.file, self.processes = loader, most, file, processes
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Sets the micro-batch of the loader, and how many of them make a step."""
         assert isinstance(pl_module, Forecaster)
-        device, most = trainer.strategy.root_device, self.config.micro_batch_limit
-        kind = f"{torch.cuda.get_device_name(device)}, world {self.session.processes.world}, at most {most}"
+        device, most = trainer.strategy.root_device, self.most
+        kind = f"{torch.cuda.get_device_name(device)}, world {self.processes.world}, at most {most}"
         found = _remembered(self.file, kind)
         if found is None:
             found = largest_that_fits(_trial(pl_module, self.loader, device, trainer.precision_plugin), most)
-        found = _smallest(found, self.session.processes.world)
+        found = _smallest(found, self.processes.world)
         self.loader.batches.micro_batch = found
         trainer.accumulate_grad_batches = self.loader.batches.per_step
-        if self.session.processes.main:
+        if self.processes.main:
             with replacing(self.file) as part:
                 part.write_text(json.dumps({"device": kind, "micro_batch": found}) + "\n", encoding="utf-8")
-        whole = self.config.data.batch_size
-        self.session.say(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
+        whole = self.loader.batches.batch_size
+        log.info(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
 
 
 def _remembered(file: Path, kind: str) -> int | None:

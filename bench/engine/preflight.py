@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.config import Config
-from bench.errors import EarthbenchError, RunFailedError, UsageError
+from bench.errors import EarthbenchError, RunFailedError, UsageError, first_line
 from bench.files import check_writable
 from bench.paths import as_path
 from bench.records import provenance
@@ -90,8 +90,9 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
         # Our messages say themselves what to do.
         return Check(name, "wrong", str(error), exit_code=2 if isinstance(error, UsageError) else 3)
     except Exception as error:  # a driver, a file system, a plugin: whatever breaks here would break a run
-        text = (str(error).splitlines() or [""])[0]
-        return Check(name, "wrong", f"{type(error).__name__}: {text}", "a run would end with this error, too", 3)
+        return Check(
+            name, "wrong", f"{type(error).__name__}: {first_line(error)}", "a run would end with this error, too", 3
+        )
 
 
 def _versions() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.tables.definitions import Column
 
 # Cost has no better side: persistence, which has none, would always win.
@@ -10,10 +11,7 @@ GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_per
 COST = (PARAMETERS, GMACS)
 # Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
 OWN_COST = (*COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
-LEVELS = {
-    "m": "CSI-M", "219": "CSI-219", "181": "CSI-181", "160": "CSI-160", "133": "CSI-133", "74": "CSI-74",
-    "16": "CSI-16",
-}  # fmt: skip
+LEVELS = {"m": "CSI-M", **{str(level): f"CSI-{level}" for level in reversed(VIL_THRESHOLDS)}}
 CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI") for level, label in LEVELS.items())
 MSE_1E3 = Column(key="mse", label="MSE 1e-3", group="Error", scale=1e3)
 MAE_1E2 = Column(key="mae", label="MAE 1e-2", group="Error", scale=1e2)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from bench.api import Shape
 from bench.config import Train
 from bench.cost import count_model
-from bench.engine.averaging import RunningAverage
 from bench.engine.forecaster import check_forecast, masked_mse
 from bench.engine.independence import dependence
 from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
+from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message
 
 # One forecast by two models of the same weights: they may differ by their choice of kernels.

@@ -127,7 +127,7 @@ def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it
 
     monkeypatch.setattr(Forecaster, "training_step", astray)
     with pytest.raises(RunFailedError, match=r"the training loss is .* at step 2 \(epoch 0, batch 2\)"):
-        run(tiny(storms, tmp_path, "train.save_every_minutes=null"), training=True, say=print)
+        run(tiny(storms, tmp_path, "train.save_every_minutes=null"), training=True)
     assert not list(tmp_path.glob("work/*/*/*/checkpoints/*.ckpt"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -360,8 +361,8 @@ def config(storms: Path, out: Path, *overrides: str) -> Config:
 
 
 def start(storms: Path, out: Path, *overrides: str) -> tuple[Outcome, list[str]]:
-    lines: list[str] = []
-    return run(config(storms, out, *overrides), training=True, say=lines.append), lines
+    with logged() as lines:
+        return run(config(storms, out, *overrides), training=True), lines
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +379,7 @@ def test_one_command_trains_all_stages_and_evaluates(trained: tuple[Path, Outcom
     assert summary.stopped_because == "autoencoder: max_epochs; denoiser: max_epochs"
     assert sum("stage autoencoder (1 of 2)" in line for line in lines) == 1
     (whole,) = out.glob("work/sevir_lr/prediff/*/checkpoints/last.ckpt")
-    again = run(config(storms, out, "model=prediff", f"checkpoint={whole}"), training=False, say=lines.append).record
+    again = run(config(storms, out, "model=prediff", f"checkpoint={whole}"), training=False).record
     assert again.scores == outcome.record.scores and again.training == summary
     # the average, not the last weights, is what forecasts
     state = torch.load(whole, weights_only=True)["state_dict"]

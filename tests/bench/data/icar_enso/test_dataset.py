@@ -167,7 +167,7 @@ def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> 
         "train.early_stopping.monitor=val/c_nino34_m", "train.early_stopping.mode=max", "progress=false", "device=cpu",
         f"data.root={cmip[0]}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}",
     ])  # fmt: skip
-    outcome = run(config, training=True, say=lambda line: None)
+    outcome = run(config, training=True)
     assert outcome.record.training is not None and outcome.record.training.monitor == "val/c_nino34_m"
     assert outcome.record.conventions["enso"]["convention"] == "upstream"
     assert outcome.picture_path is not None and outcome.picture_path.stat().st_size > 10_000
