@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bench import registry
+from bench.api import FitsInOnePass, check_model_members, model_traits
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
@@ -89,6 +90,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
         ConfigError: an unknown hyperparameter, values that the model refuses, or weights of another model.
         DataError: the weights cannot be read.
         BrokenPluginError: the registered object cannot be imported or is no `nn.Module` class.
+        ContractError: a member of the model is nearly, but not, one of `bench.api`.
     """
     if weights is not None:
         return _with_weights(name, task, weights, hyperparameters)
@@ -98,7 +100,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     model_class = entry.load()
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise BrokenPluginError(f"model {name!r} from {entry.origin} is not a torch.nn.Module class")
-    presets: Mapping[str, Mapping[str, Any]] = getattr(model_class, "presets", {})
+    presets = model_traits(model_class).presets
     of_task = _of_task(name, model_class, task, hyperparameters)
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
@@ -113,6 +115,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
             + ("" if {"input_shape", "target_shape"} <= set(known) or takes_any else _SIGNATURE)
         ) from error
+    check_model_members(model)
     is_preset = _plain(chosen) == _plain(dict(preset))
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
@@ -145,9 +148,8 @@ def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any])
     Raises:
         ConfigError: the task has no such value.
     """
-    wanted: Mapping[str, str] = getattr(model_class, "of_task", {})
     found = {}
-    for key, attribute in wanted.items():
+    for key, attribute in model_traits(model_class).of_task.items():
         if key in given:
             continue
         if hasattr(task, attribute):
@@ -174,7 +176,7 @@ def _defaults(model_class: type) -> dict[str, Any]:
     """Returns the defaults of a model's hyperparameters; of its `options_class`, too."""
     parameters = inspect.signature(model_class).parameters.values()
     found = {p.name: p.default for p in parameters if p.default is not p.empty}
-    if options := getattr(model_class, "options_class", None):
+    if options := model_traits(model_class).options_class:
         module, _, name = options.partition(":")
         for one in dataclasses.fields(getattr(importlib.import_module(module), name)):
             if one.default is not dataclasses.MISSING:
@@ -187,7 +189,7 @@ def _defaults(model_class: type) -> dict[str, Any]:
 def trained_hyperparameters(model: nn.Module) -> dict[str, Any]:
     """Returns the hyperparameters that trained weights depend on, given or default."""
     made = made_from(model)
-    not_trained = getattr(model, "evaluation_only", ())
+    not_trained = model_traits(model).evaluation_only
     return {key: value for key, value in {**made.defaults, **made.hyperparameters}.items() if key not in not_trained}
 
 
@@ -201,7 +203,7 @@ def _plain(value: Any) -> Any:
 
 def is_fitted(model: nn.Module) -> bool:
     """Returns whether a model learns by `fit(batches)`, in closed form, instead of by gradients."""
-    return callable(getattr(model, "fit", None))
+    return isinstance(model, FitsInOnePass)
 
 
 def has_weights(model: nn.Module) -> bool:

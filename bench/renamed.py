@@ -20,6 +20,7 @@ MODULES = {
     "data.enso_ersst": "data.ersst.dataset",
     "data.ersst": "data.ersst.files",
     "data.ersst_fetch": "data.ersst.download",
+    "data.events": "data.sequences",
     "data.http": "data.transfer.http",
     "data.icar_enso": "data.icar_enso.dataset",
     "data.icar_enso_report": "data.icar_enso.check",

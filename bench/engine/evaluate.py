@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from torch import Tensor, nn
 
-    from bench.data.events import Events
+    from bench.data.sequences import Events
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def evaluate_with_sample(
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
-    from bench.data.events import events_of
-    from bench.data.loading import Numbered, evaluation_loader
+    from bench.data.loading import evaluation_loader
     from bench.data.plausibility import refuse_constant
+    from bench.data.sequences import events_of
     from bench.engine.compiling import compiled
     from bench.engine.forecaster import Forecaster
     from bench.engine.trainer import quiet_lightning, translated_errors
@@ -170,7 +170,7 @@ def evaluate_with_sample(
     refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
-    events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
+    events = events_of(data.source.units, window=task.input_shape[0] + task.target_shape[0], used=used)
     forecaster = Forecaster(model, task, ensemble=ensemble)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
@@ -183,7 +183,7 @@ def evaluate_with_sample(
         inference_mode=True,
     )
     loader = evaluation_loader(
-        Numbered(data),
+        data.source,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         pinned=settings.where["accelerator"] == "gpu",

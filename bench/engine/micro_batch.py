@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import default_collate
 
 from bench.config import Config
 from bench.data.loading import TrainingLoader
-from bench.engine.accumulation import context_known_of, labels_of, uses_batch_statistics
-from bench.engine.forecaster import Forecaster, masked_mse
+from bench.data.sequences import Example
+from bench.engine.accumulation import loss_options, uses_batch_statistics
+from bench.engine.forecaster import Forecaster, training_loss
 from bench.engine.optimizers import TURNS, takes_turns
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
@@ -151,7 +153,7 @@ def _trial(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            batch = [part.to(device) for part in default_collate([sequence] * size)]
+            batch = move_data_to_device(default_collate([sequence] * size), device)
             with autocast():
                 model = copy.deepcopy(forecaster.model).to(device)
                 for step in range(TURNS if takes_turns(model) else 1):
@@ -167,16 +169,10 @@ def _trial(
     return fits
 
 
-def _one_step(model: nn.Module, forecaster: Forecaster, batch: Sequence[Tensor], step: int) -> None:
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example, step: int = 0) -> None:
     task = forecaster.task
-    context, target = task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
-    own = getattr(model, "training_loss", None)
-    if callable(own):
-        options = labels_of(model, batch) | context_known_of(model, task, batch)
-        losses = own(context, target, step=step, total_steps=forecaster.total_steps, **options)
-        loss = torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
-    else:
-        loss = masked_mse(model(context), target)
-    loss.backward()
+    context, target = task.to_context(batch.context), task.normalise(task.to_target(batch.target))
+    options = loss_options(model, task, batch)
+    training_loss(model, context, target, step=step, total_steps=forecaster.total_steps, **options).backward()
     torch.optim.AdamW(model.parameters()).step()
     model.zero_grad()

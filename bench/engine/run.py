@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bench.api import HasStages, model_traits
 from bench.checkpoint_format import SHARED, fetched, local_weights
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.data.loading import workers
@@ -255,7 +256,7 @@ def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
     made = made_from(model)
     changed = [
         f"{key}={options[key]} (default {made.defaults.get(key)})"
-        for key in getattr(model, "evaluation_only", ())
+        for key in model_traits(model).evaluation_only
         if key in options and options[key] != made.defaults.get(key)
     ]
     if changed:
@@ -288,13 +289,13 @@ def _find_done(job: _Job, model: type) -> Outcome | None:
 
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
     """Returns the model with the trained weights, and how they came about."""
-    from bench.engine.stages import has_stages, train_stages
+    from bench.engine.stages import train_stages
     from bench.engine.train import train
 
     config, task = job.config, job.task
     log.info(f"run folder: {folder}")
     checkpoints = checkpoints_of(config, folder)
-    one_or_all = train_stages if has_stages(model) else train
+    one_or_all = train_stages if isinstance(model, HasStages) else train
     assert job.identity is not None
     summary = one_or_all(
         model, task, config, job.watch, job.processes, folder=folder, checkpoints=checkpoints, identity=job.identity

@@ -36,11 +36,6 @@ _OF_DATA = ("batch_size", "micro_batch")
 _NO_NUMBERS = {"loggers", "resume", "stages"}
 
 
-def has_stages(model: nn.Module) -> bool:
-    """Returns whether a model is trained in stages."""
-    return callable(getattr(model, "stages", None))
-
-
 def train_stages(
     model: nn.Module,
     task: Task,
@@ -187,9 +182,11 @@ def _prepare(stage: Stage, task: Task, config: Config) -> None:
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
     """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
     data, processes = task.dataset("train"), workers(config.data.num_workers, on_gpu=False, devices=1)
-    loader = evaluation_loader(data, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit)
+    loader = evaluation_loader(
+        data.source, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit
+    )
     for batch in loader:
-        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
+        yield task.to_context(batch.context), task.normalise(task.to_target(batch.target)), *batch.labels
 
 
 def _together(

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 
+from bench.api import FitsInOnePass, model_traits
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
@@ -210,7 +211,7 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    unused = bool(getattr(model, "parameters_without_gradient", ())) or takes_turns(model)
+    unused = bool(model_traits(model).parameters_without_gradient) or takes_turns(model)
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
@@ -236,26 +237,27 @@ def _fitted(
     """
     if processes.world > 1:
         raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
+    assert isinstance(model, FitsInOnePass)
     started = time.perf_counter()
-    on_validation = getattr(model, "fitted_on", "train") == "val" and len(task.dataset("val")) > 0
+    on_validation = model_traits(model).fitted_on == "val" and len(task.dataset("val")) > 0
     data, what = (task.dataset("val"), "validation") if on_validation else (task.dataset("train"), "training")
     refuse_constant(data)
     used = len(data) if config.train.limit is None else min(config.train.limit, len(data))
     loader = evaluation_loader(
-        data,
+        data.source,
         batch_size=config.data.batch_size,
         num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
         limit=config.train.limit,
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for stored in loader:
-            context = task.to_context(stored[0]).masked_fill(~task.context_known(stored[0]), torch.nan)
-            yield context, task.normalise(task.to_target(stored[1]))
+        for batch in loader:
+            context = task.to_context(batch.context).masked_fill(~task.context_known(batch.context), torch.nan)
+            yield context, task.normalise(task.to_target(batch.target))
 
     with torch.no_grad():
         try:
-            model.fit(batches())  # type: ignore[operator]
+            model.fit(batches())
         except ValueError as error:
             raise DataError(
                 f"{type(model).__name__} cannot be fitted to the {what} data of {task.name}: {error}"
@@ -367,7 +369,7 @@ def _loaders(
         "world": processes.world,
     }
     loader = training_loader(
-        data,
+        data.source,
         batch_size=config.data.batch_size,
         micro_batch=micro_batch or 1,  # until it is found
         seed=config.seed,
@@ -377,4 +379,4 @@ def _loaders(
     if not len(val):
         return loader, None
     size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
-    return loader, evaluation_loader(val, batch_size=size, limit=None, **feed)
+    return loader, evaluation_loader(val.source, batch_size=size, limit=None, **feed)

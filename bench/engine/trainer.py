@@ -29,7 +29,7 @@ def form_group(device: str, devices: int, nodes: int) -> None:
     if devices * nodes > 1 and not torch.distributed.is_initialized():
         quiet_lightning()
         where = trainer_device(device, devices, nodes, "ddp")
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         lightning.Trainer(**where, **quiet).strategy.setup_environment()
 
 
@@ -92,7 +92,7 @@ def _several(strategy: str, devices: int, nodes: int, group: str, unused_paramet
             devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=group
         )
     else:
-        options = {"find_unused_parameters": True} if unused_parameters else {}
+        options: dict[str, Any] = {"find_unused_parameters": True} if unused_parameters else {}
         how = DDPStrategy(process_group_backend=group, **options)
     return {
         "num_nodes": nodes,

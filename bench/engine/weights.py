@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
+from bench.api import TrainsWithOwnLoss, ValidatesWithOwnLoss
+
 
 class RunningAverage(ModelEmaV3):
     """timm's running average, of what an optimiser changes; all else is as the model has it.
@@ -57,9 +59,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     if isinstance(model, FSDPModule):
         return
     fully_shard(model, mesh=mesh)
-    for name in ("training_loss", "validation_loss"):  # they gather the weights, too
-        if callable(getattr(model, name, None)):
-            register_fsdp_forward_method(model, name)
+    for capability, name in ((TrainsWithOwnLoss, "training_loss"), (ValidatesWithOwnLoss, "validation_loss")):
+        if isinstance(model, capability):
+            register_fsdp_forward_method(model, name)  # gathers the weights, too
 
 
 def number_as_in_module(states: list[dict[str, Any]], optimizers: Sequence[Optimizer], module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""An ablation's table: seeds together, skill against the trivial references, and no rank for what does not beat them."""
+"""An ablation's table: seeds together, skill against trivial references, no rank for what does not beat them."""
 
 from __future__ import annotations
 

@@ -91,12 +91,12 @@ def test_where_the_time_of_an_evaluation_goes(
     loader = evaluation_loader(task.dataset("test"), batch_size=8, limit=None, num_workers=0 if small else workers)
     with torch.inference_mode():
         for batch in loader:
-            moved = [part.to(device, non_blocking=True) for part in batch]
+            context, target = (part.to(device, non_blocking=True) for part in batch[:2])
             passed("loader")
-            physical = task.denormalise(forecaster.forecast(task.to_context(moved[0])))
+            physical = task.denormalise(forecaster.forecast(task.to_context(context)))
             passed("forward")
             forecaster.scores.add(
-                {"forecast": [physical], "ensemble": [physical[None]]}, task.to_target(moved[1]), (), None
+                {"forecast": [physical], "ensemble": [physical[None]]}, task.to_target(target), (), None
             )
             passed("metrics")
             sequences += len(physical)

@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
+from bench.api import ValidatesWithOwnLoss
 from bench.config import EarlyStopping
 from bench.engine.forecaster import Forecaster
 from bench.errors import ConfigError, did_you_mean
@@ -48,7 +49,7 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Mon
         ConfigError: no such score, or one without a direction and no `mode`.
     """
     own: dict[str, Better | None] = {_LOSS: "lower"}
-    if not callable(getattr(model, "validation_loss", None)):
+    if not isinstance(model, ValidatesWithOwnLoss):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update(): only names are wanted
             found = Forecaster(nn.Identity(), task).directions()

@@ -12,6 +12,7 @@ import torch
 from faults import tiny
 from logged import logged
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from bench.config import compose, fingerprint, numbers_only
 from bench.data.loading import evaluation_loader, training_loader, workers
@@ -110,7 +111,7 @@ def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: P
 
     def trial(forecaster: Forecaster, loader: Any, device: torch.device, precision: Any) -> Any:
         def fits(size: int) -> bool:
-            batch = [torch.stack([part] * size) for part in loader.dataset[0]]
+            batch = default_collate([loader.dataset[0]] * size)
             module._one_step(forecaster.model, forecaster, batch)
             forecaster.model.zero_grad()
             sizes.append(size)
