@@ -16,7 +16,7 @@ from bench.errors import ContractError
 from bench.testing import check_model
 
 # Samplers of many steps: twenty seconds and more.
-_SLOW = {"prediff", "prediff_ka"}
+_SLOW = {"ldm", "prediff", "prediff_ka"}
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,15 @@ from bench.engine.run import Outcome, run
 from bench.engine.stages import _prepare
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.tasks import load_task
-from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.alignment import Guidance
-from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control, total_energy
+from earthformer.prediff.diffusion import NoiseSchedule
+from earthformer.prediff.losses import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.noise import members_of
-from earthformer.prediff.schedule import NoiseSchedule
-from earthformer.prediff.stages import AutoencoderStage
+from earthformer.prediff.stages import AutoencoderStage, random_symmetry, random_turn
 from earthformer.prediff.upstream import to_upstream_state_dict
 
 NBODY = {"constraint": "energy", "control": None}
