@@ -77,12 +77,18 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         super()._save_pretrained(save_directory)
         with (save_directory / SHARED).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        text = json.dumps({**self._hub_mixin_config, "sha256": sha256}, sort_keys=True, indent=1)
+        text = json.dumps({**self._said(), "sha256": sha256}, sort_keys=True, indent=1)
         (save_directory / SHARED_CONFIG).write_text(text + "\n", encoding="utf-8")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Returns the card: identity, scores, licence, and the command that scores the weights."""
-        return ModelCard(_card(self._hub_mixin_config))
+        return ModelCard(_card(self._said()))
+
+    def _said(self) -> dict[str, Any]:
+        """Returns the arguments that this was made with, which the mixin keeps."""
+        config = self._hub_mixin_config
+        assert isinstance(config, dict)
+        return config
 
 
 def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license: str = "") -> PretrainedModel:

@@ -190,8 +190,16 @@ class Forecaster(ScoresWithFloat64):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
             plateau = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
-            how = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss", "strict": False}
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, **how}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {
+                    "scheduler": plateau,
+                    "interval": "epoch",
+                    "frequency": config.val_every_epochs,
+                    "monitor": "val/loss",
+                    "strict": False,
+                },
+            }
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
