@@ -189,17 +189,9 @@ class Forecaster(ScoresWithFloat64):
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
-            plateau = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {
-                    "scheduler": plateau,
-                    "interval": "epoch",
-                    "frequency": config.val_every_epochs,
-                    "monitor": "val/loss",
-                    "strict": False,
-                },
-            }
+            scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
+            how: Any = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler, "strict": False}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,

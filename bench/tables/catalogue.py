@@ -309,6 +309,7 @@ SMALL_PATTERNS_NBODY_MNIST = Table(
 
 # CRPS needs ensembles: a deterministic model is one of a single member, whose CRPS is its mean absolute error.
 _MEMBERS = "evaluate.members=8"
+_BATCH_AND_MEMBERS = ("data.batch_size=32", _MEMBERS)
 _LR_EXPERIMENT = ("train=earthformer_sevir", "data.batch_size=32")
 _RANDOM_SPLIT: dict[str, Any] = {
     "task_options": {"split_by": "random"},
@@ -355,14 +356,14 @@ PREDIFF_SEVIR_LR = Table(
         Row(
             model="prediff",
             label="PreDiff",
+            experiment=("train=prediff_sevir_lr", *_BATCH_AND_MEMBERS),
             **_RANDOM_SPLIT,
-            experiment=("train=prediff_sevir_lr", "data.batch_size=32", _MEMBERS),
         ),
         Row(
             model="prediff_ka",
             label="PreDiff-KA",
+            experiment=("train=prediff_ka_sevir_lr", *_BATCH_AND_MEMBERS),
             **_RANDOM_SPLIT,
-            experiment=("train=prediff_ka_sevir_lr", "data.batch_size=32", _MEMBERS),
         ),
     ),
     published="prediff_sevir_lr.json",
