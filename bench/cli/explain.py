@@ -62,6 +62,7 @@ def _print_settings(table: Table, options: argparse.Namespace) -> int:
         return 0
     print(f"{table.name}, {row.label}: " + ("how it is trained" if settings else "nothing to train"))
     print("\n".join(f"  {line}" for line in setting_lines(settings)))
+    print("\n".join(f"  note: {note}" for note in (row.note, table.note) if note))
     return 0
 
 
@@ -75,6 +76,7 @@ def _as_json(receipt: Receipt) -> dict[str, object]:
         "deviations": receipt.deviations,
         "convention": receipt.convention,
         "readings": [asdict(reading) for reading in receipt.alternative_values],
+        "settings": [{**asdict(one), "kind": one.kind} for one in receipt.settings],
         "commands": receipt.commands,
     }
 
@@ -122,6 +124,8 @@ def _lines(receipt: Receipt) -> list[str]:
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
         lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
+    if receipt.settings:
+        lines += ["", "  settings", *(f"    {line}" for line in setting_lines(list(receipt.settings)))]
     if receipt.alternative_values:
         lines.append(
             "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")

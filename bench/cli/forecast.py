@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
-from bench.paths import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
-    from bench.engine.checkpoints import fetched
+    from bench.checkpoint_format import local_weights
     from bench.engine.forecast import case_from_file, case_from_split
     from bench.engine.trainer import torch_device
     from bench.models import has_weights, load_model, load_weights
@@ -75,9 +74,9 @@ def run(options: argparse.Namespace) -> int:
     look = Look.of(task, options.colours)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
-            load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
+            local = local_weights(config.checkpoint, "checkpoint", Path(scratch))
+            load_weights(model, local, other_code=config.train.resume == "anyway")
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:

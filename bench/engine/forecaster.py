@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from bench.api import Shape, TrainsWithOwnLoss, ValidatesWithOwnLoss, check_model_members, model_traits
 from bench.config import Train
@@ -189,6 +189,10 @@ class Forecaster(ScoresWithFloat64):
                 optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+        if config.schedule == "plateau":
+            scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
+            how: Any = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler, "strict": False}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
@@ -212,6 +216,8 @@ class Forecaster(ScoresWithFloat64):
         """Sets the learning rate of the next optimiser step."""
         if isinstance(scheduler, OneCycleLR):
             scheduler.step()
+        elif isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(metric)
         else:
             scheduler.step_update(num_updates=self.global_step)
 
@@ -233,7 +239,7 @@ class Forecaster(ScoresWithFloat64):
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
     def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds a batch to the scores; returns the forecast (the mean of an ensemble), also in physical units, and the target.
+        """Adds a batch to the scores; returns forecast (an ensemble's mean), the same in physical units, and target.
 
         Args:
             batch: As stored.

@@ -15,13 +15,13 @@ import numpy as np
 from torch import nn
 
 from bench.api import HasStages, model_traits
+from bench.checkpoint_format import SHARED, fetched, local_weights
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
-from bench.engine.checkpoints import fetched
 from bench.engine.ensembles import Ensemble
 from bench.engine.evaluate import (
     EvaluationSettings,
@@ -180,9 +180,9 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             model, summary = _train(job, model, folder)
         elif config.checkpoint is not None:
             given = as_path(config.checkpoint, "checkpoint")
-            local = fetched(given, folder / "fetched" / str(processes.rank))
+            local = local_weights(config.checkpoint, "checkpoint", folder / "fetched" / str(processes.rank))
             load_weights(model, local, other_code=config.train.resume == "anyway")
-            summary = summary_beside(given, model)
+            summary = summary_beside(local if local.name == SHARED else given, model)
         elif has_weights(model):
             log.info("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"

@@ -171,10 +171,15 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
     training = record.training
     if training is None:
         return ""
-    published = [table for table in tables if table.published and table.task == record.task.name]
-    comparable = [table for table in published if training.sequence_count in table.training_sequence_counts]
-    if comparable:
-        return ", ".join(dict.fromkeys(line for table in comparable for line in deviations(table, record)))
+    rows = [
+        (table, row)
+        for table in tables
+        if table.published and table.task == record.task.name
+        for row in table.rows
+        if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
+    ]
+    if rows:
+        return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
     epochs = f"{training.epochs} epoch{'s' if training.epochs != 1 else ''}"
     return (
         f"trained on {training.sequence_count} sequences ({training.data_origin}) for {epochs}, "
