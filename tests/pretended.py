@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
@@ -155,6 +156,10 @@ class _Mode(TorchFunctionMode):
             return to_cpu(first)
         if func is Tensor.to:
             return _moved(first, list(args[1:]), kwargs)
+        if func is F.scaled_dot_product_attention and kwargs.get("is_causal"):
+            # its formulation for CPUs makes the mask where C++ believes the tensors to be
+            mask = torch.ones(first.shape[-2], args[1].shape[-2], dtype=torch.bool).tril()
+            kwargs |= {"is_causal": False, "attn_mask": OnGPU(mask)}
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "cuda":
             made = func(*tree_map(_held, args), **{**kwargs, "device": "cpu"})

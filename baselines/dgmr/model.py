@@ -82,6 +82,7 @@ class DGMR(HasReference):
             "context_channels": [4, 8, 16],
             "latent_widths": [8, 16, 32],
             "discriminator_channels": [8, 16, 32],
+            "discriminator_halvings": 3,
             "grid_samples": 2,
             "members": 2,
         },

@@ -24,7 +24,7 @@ WITHOUT_TRAINING = Ablation(
 
 @pytest.mark.slow
 def test_shipped_ablations_vary_what_they_say() -> None:
-    assert ablation_names() == ["global_vectors", "patterns"]
+    assert ablation_names() == ["depth", "global_vectors", "patterns"]
     patterns = variants(load_ablation("patterns"), ["task=icar_enso"])
     assert len(patterns) == 20 and varied_keys(patterns) == ["model.enc_attn_patterns", "model.num_global_vectors"]
     vectors = variants(load_ablation("global_vectors"), ["task=icar_enso"])

@@ -73,8 +73,8 @@ def test_without_data_the_plan_says_what_is_needed_and_what_it_takes() -> None:
 
 def test_a_row_whose_model_nobody_registered_cannot_run() -> None:
     table, (row,) = find_rows("prediff/sevir_lr/dgmr")
-    found = plan(table, row, [], 0, throughput=_throughput)
-    assert found.status == "cannot run" and "unknown model 'dgmr'" in found.reason
+    found = plan(table, row.model_copy(update={"model": "nobodys"}), [], 0, throughput=_throughput)
+    assert found.status == "cannot run" and "unknown model 'nobodys'" in found.reason
 
 
 def test_measured_steps_say_so(storms: Path, tmp_path: Path) -> None:
