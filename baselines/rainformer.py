@@ -222,6 +222,11 @@ class Rainformer(nn.Module):
         "tiny": {"hidden": 16, "downscale": (2, 2, 2, 1), "heads": (2, 2, 4, 4), "window": 2},
     }
 
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Return what height and width must be divisible by."""
+        return math.prod(hyperparameters["downscale"]) * hyperparameters["window"]
+
     def __init__(
         self,
         input_shape: Sequence[int],

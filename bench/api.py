@@ -68,6 +68,8 @@ class Model(Protocol):
         `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
         `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
         `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
+        `size_multiple`: class attribute or static method of the hyperparameters, a number that the height and width of
+            frames must be divisible by: others are padded before the model, and its forecasts cropped.
         `evaluation_only`: class attribute, names of hyperparameters that trained weights do not depend on.
     """
 

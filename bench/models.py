@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.checkpoint_format import OURS, read_checkpoint
 from bench.errors import BrokenPluginError, ConfigError, DataError, did_you_mean, one_message
+from bench.padding import padded_shape, padding_class, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
 from bench.records.sources import sources_of
@@ -107,7 +108,7 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
-        model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)
+        model = _made(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
@@ -117,6 +118,17 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
     return model
+
+
+def _made(model_class: type[nn.Module], task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+    """Returns a model for a task's shapes, padded to sizes that it can have."""
+    multiple = size_multiple(model_class, {**_defaults(model_class), **_plain(hyperparameters)})
+    shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
+    if shapes[0] == tuple(task.input_shape):
+        return model_class(input_shape=task.input_shape, target_shape=task.target_shape, **hyperparameters)
+    model: Any = padding_class(model_class)(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
+    model.frame_size, model.padded_size = tuple(task.input_shape[1:3]), shapes[0][1:3]
+    return model  # type: ignore[no-any-return]
 
 
 def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:

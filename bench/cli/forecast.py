@@ -154,8 +154,8 @@ def _draw(
     draw(
         path,
         panels,
-        palette=task.palette,
-        units=task.units,
+        palette=task.picture_palette,
+        units=task.physical_units,
         cadence_minutes=case.cadence_minutes,
         title=f"{model} on {task.name}, {case.name}",
     )

@@ -36,7 +36,7 @@ def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """Returns the events of the first sequences of a data set.
 
     Sequences lie event by event, as many of each.  A data set of long records (one id; more ids than windows: its
-    months; or a source that says `windows_per_record`) has no events: its windows overlap, so blocks of `window`
+    months; or a source that says `windows_per_record`, and `record_names` where its ids are not those of its records) has no events: its windows overlap, so blocks of `window`
     consecutive windows of a record are resampled in their place (a block bootstrap, Kunsch 1989, Ann. Statist. 17,
     1217-1241).  Where the numbers of events and sequences tell neither, each sequence is its own event.
 
@@ -47,13 +47,14 @@ def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """
     count = len(data)
     ids = tuple(data.ids)
-    records = getattr(getattr(data, "source", data), "windows_per_record", None)
+    source = getattr(data, "source", data)
+    records = getattr(source, "windows_per_record", None)
     if records is None and len(ids) > count:  # the months of one record
         ids, records = (f"{ids[0]}..{ids[-1]}",), (count,)
     elif records is None and len(ids) == 1 and count > 1:
         records = (count,)
     if records is not None:
-        return _blocks(ids, records, window, used)
+        return _blocks(getattr(source, "record_names", ids), records, window, used)
     if len(ids) > 1 and count % len(ids) == 0:
         of_sequence = np.arange(used) // (count // len(ids))
         return Events("event", ids[: int(of_sequence[-1]) + 1], of_sequence)

@@ -91,7 +91,7 @@ def case_from_file(task: Task, path: Path) -> Case:
     except (OSError, ValueError, EOFError, DataError) as error:
         said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.physical_units} or "
             "a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(
@@ -113,7 +113,7 @@ def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *
 
     unknown = np.argwhere(~np.isfinite(frames))
     if len(unknown) and not missing:
-        raise DataError(f"{what}: expected {task.units}, found {len(unknown)} missing values, at {place(unknown[0])}")
+        raise DataError(f"{what}: expected {task.physical_units}, found {len(unknown)} missing values, at {place(unknown[0])}")
     if task.plausible is not None:
         refuse_implausible(frames, task.plausible, what, place)
     return torch.from_numpy(np.ascontiguousarray(frames, np.float32))
@@ -202,7 +202,7 @@ def as_dataset(
     ages = np.arange(1 - len(case.context), 1) * minutes
     _, height, width, channels = task.target_shape
     tail = ("y", "x", "channel")[: 2 + (channels > 1)]
-    field = {"long_name": task.units, "units": "1"}
+    field = {"long_name": task.physical_units, "units": "1"}
 
     def variable(values: Tensor, *leading: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
         array = values.numpy() if channels > 1 else values[..., 0].numpy()

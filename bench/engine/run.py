@@ -229,8 +229,8 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
                 context=parts["context"],
                 target=parts["target"],
                 forecasts={config.model.name: parts["forecast"]},
-                palette=task.palette,
-                units=task.units,
+                palette=task.picture_palette,
+                units=task.physical_units,
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),
@@ -270,7 +270,8 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     task = load_task(config.task.name, config.data.root, **config.task.options)
     if config.data.test_root is None:
         return task, task
-    test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
+    options = {**config.task.options, **task.taken_from_training()}
+    test_task = load_task(config.task.name, config.data.test_root, **options)
     if test_task.input_shape != task.input_shape:
         raise ConfigError(
             f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"

@@ -71,7 +71,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path) -> list[Scene]:
 def _scene(number: int, group: list[tuple[RunRecord, Sample]], site: Path) -> Scene:
     records = [record for record, _ in group]
     first, shown = group[0]
-    palette, units = look_of(first.task.name)
+    palette, units = look_of(first)
     # one forecast per model and variant: the newest
     newest = dict(zip(variant_labels(records), (sample.forecast for _, sample in group), strict=True))
     levels = palette.levels or levels_of([shown.context, shown.target, *newest.values()])
@@ -102,13 +102,14 @@ def _scene(number: int, group: list[tuple[RunRecord, Sample]], site: Path) -> Sc
     )
 
 
-def look_of(task: str) -> tuple[Palette, str]:
-    """Returns the colours and the units of a task's frames."""
+def look_of(record: RunRecord) -> tuple[Palette, str]:
+    """Returns the colours and the units of a record's frames: of its data, where these have units of their own."""
+    own = record.data.identity.get("units") if record.data is not None else None
     try:
-        found = registry.find("task", task).load()
+        found = registry.find("task", record.task.name).load()
     except EarthbenchError:
         return Palette(), ""  # its distribution is not installed here; the records still stand
-    return found.palette, found.units
+    return found.palette, str(own[0]) if own else found.units
 
 
 def _write(path: Path, frames: np.ndarray, palette: Palette, levels: tuple[float, ...]) -> None:

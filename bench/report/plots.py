@@ -99,7 +99,7 @@ def draw_samples(path: Path, table: Table, contents: TableData, records: Sequenc
             continue
         first, observed = next((runs[label], sample) for label, sample in samples.items())
         assert first.data is not None
-        palette, units = look_of(first.task.name)
+        palette, units = look_of(first)
         file = path if not drawn else path.with_stem(f"{path.stem}-{len(drawn) + 1}")
         drawn.append(
             draw_forecasts(

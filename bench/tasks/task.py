@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
     from bench.data.leaks import Leak, SplitEvents
     from bench.data.loading import Stored
     from bench.data.report import Advance, Report
+
+
+@dataclass(frozen=True)
+class FrameCoordinates:
+    """When and where the frames of a forecast are, as the data say."""
+
+    start: Any
+    """datetime64 of the newest frame of the context."""
+    names: tuple[str, str]
+    """Of the dimensions y and x."""
+    y: Any
+    """float64 `(H,)`, or None where the data have none."""
+    x: Any
+    attributes: tuple[dict[str, Any], dict[str, Any]]
+    mapping: dict[str, Any]
+    """Attributes of the CF grid mapping, where there is one."""
+    variables: tuple[str, ...]
+    units: tuple[str, ...]
+    """Of each channel of the target."""
 
 
 class NormalisedSequences:
@@ -92,7 +112,7 @@ class Task(BaseModel, ABC):
     version: ClassVar[int] = 1
     """Raised whenever a score of the task may move."""
     units: ClassVar[str]
-    """Physical units that metrics see."""
+    """Physical units that metrics see, where all data have the same."""
     published_sequences: ClassVar[dict[str, int]] = {}
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
@@ -153,6 +173,32 @@ class Task(BaseModel, ABC):
     @abstractmethod
     def cadence_minutes(self) -> float:
         """Returns the time between frames in minutes."""
+
+    @property
+    def physical_units(self) -> str:
+        """Returns the physical units that metrics see, of the data where these have their own."""
+        return self.units
+
+    @property
+    def picture_palette(self) -> Palette:
+        """Returns how frames are drawn."""
+        return self.palette
+
+    def taken_from_training(self) -> dict[str, Any]:
+        """Returns the options whose values come from the training data: other data are evaluated with the same."""
+        return {}
+
+    def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
+        """Returns times and places of a sequence's frames, where the data have them."""
+        return None
+
+    def latest(self) -> tuple[Tensor, FrameCoordinates]:
+        """Returns the newest context, as stored, and its coordinates.
+
+        Raises:
+            ConfigError: the data are events, none of which is the newest.
+        """
+        raise ConfigError(f"task {self.name!r} has events, none of which is the latest; task=grid has one record")
 
     @abstractmethod
     def sequences(self, split: Split) -> Stored:
