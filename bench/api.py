@@ -48,6 +48,10 @@ class Model(Protocol):
             those of micro-batches add up to that of an optimiser step.
         `uses_batch_statistics`: whether a sequence's loss depends on the others of its micro-batch; default: whether
             there is a module of batch normalisation. The micro-batch then is part of what a training is.
+        `optimizers()` -> `[(parameters, lr, betas), ...]`: what Adam does to each group of parameters, which together
+            name every trained parameter once; by default all have `train.lr`. The schedule of `train` multiplies each
+            learning rate. Groups may take turns: those that the loss of a step does not reach stay as they are, and
+            every group has its turn within the first ten steps.
         `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
             Both are NaN where they are missing.
         `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast. Called

@@ -3,8 +3,7 @@
 The package imports nothing heavy by itself: ``earthformer.Earthformer`` and the other names below are looked
 up on first use, so that listing models or drawing patterns needs no torch.
 
-Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS
-    2022.
+Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name from the module it lives in, importing that module on first use."""
+    """Returns a public name from the module it lives in, importing that module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
+    """Returns the public names, loaded or not."""
     return __all__

@@ -1,18 +1,17 @@
 """Cut a tensor (B, T, H, W, C) into cuboids and put it back; padding, shift, masks and relative positions.
 
-A `Cut` fixes one decomposition of one grid. `decompose` turns a tensor into cuboids (B, N, V, C), N cuboids
+A `CuboidPartition` fixes one decomposition of one grid. `decompose` turns a tensor into cuboids (B, N, V, C), N cuboids
 of V tokens, and `merge` is its inverse; both are differentiable.
 
-Source: Earthformer, section 3.1 ("decompose", "attend", "merge"); padding, masks and the order of cuboids and
-    tokens
+Source: Earthformer, section 3.1 ("decompose", "attend", "merge"); padding, masks and the order of cuboids and tokens
 as in the authors' released code.
 """
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from earthformer.patterns import Size3
 
-PADDING_TYPES = ("ignore", "zeros", "nearest")
 STRATEGIES = ("l", "d")
 
 # Axes of the seven-fold split (B, [two per axis of T, H, W], C): where the index of the cuboid and the place
@@ -29,19 +27,8 @@ _CUBOID_AXIS = {"l": 1, "d": 2}
 _PLACE_AXIS = {"l": 2, "d": 1}
 
 
-def check_padding_type(padding_type: str) -> str:
-    """Return `padding_type` if it is one of `PADDING_TYPES`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if padding_type not in PADDING_TYPES:
-        raise ValueError(f"padding_type: expected one of {', '.join(PADDING_TYPES)}, found {padding_type!r}")
-    return padding_type
-
-
 def check_strategy(strategy: Sequence[str]) -> tuple[str, str, str]:
-    """Return `strategy` as a tuple of three letters, one each for T, H and W.
+    """Returns `strategy` as a tuple of three letters, one each for T, H and W.
 
     Raises:
         ValueError: there are not three, or one is neither "l" nor "d".
@@ -52,7 +39,7 @@ def check_strategy(strategy: Sequence[str]) -> tuple[str, str, str]:
 
 
 def missing_to_multiple(shape: Sequence[int], factor: Sequence[int]) -> Size3:
-    """Return how many cells each axis of `shape` (T, H, W) lacks to be a multiple of `factor`."""
+    """Returns how many cells each axis of `shape` (T, H, W) lacks to be a multiple of `factor`."""
     return _three((-length) % step for length, step in zip(shape, factor, strict=True))
 
 
@@ -62,12 +49,12 @@ def _three(values: Iterable[int]) -> Size3:
 
 
 def resize_nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return `x` (B, T, H, W, C) resized to `size` (T, H, W), each cell a copy of the nearest one."""
+    """Returns `x` (B, T, H, W, C) resized to `size` (T, H, W), each cell a copy of the nearest one."""
     return F.interpolate(x.permute(0, 4, 1, 2, 3), size=tuple(size)).permute(0, 2, 3, 4, 1)
 
 
 def pad(x: Tensor, amount: Size3, padding_type: str, *, t_pad_left: bool = False) -> Tensor:
-    """Return `x` (B, T, H, W, C) enlarged by `amount` cells (T, H, W).
+    """Returns `x` (B, T, H, W, C) enlarged by `amount` cells (T, H, W).
 
     Padding ``zeros`` and ``ignore`` put zeros at the end of each axis (before the first frame with
     `t_pad_left`); ``nearest`` stretches the whole tensor instead.
@@ -81,7 +68,7 @@ def pad(x: Tensor, amount: Size3, padding_type: str, *, t_pad_left: bool = False
 
 
 def unpad(x: Tensor, amount: Size3, padding_type: str) -> Tensor:
-    """Return `x` (B, T, H, W, C) without the `amount` (T, H, W) that `pad` put at the end of its axes."""
+    """Returns `x` (B, T, H, W, C) without the `amount` (T, H, W) that `pad` put at the end of its axes."""
     if not any(amount):
         return x
     t, h, w = (length - more for length, more in zip(x.shape[1:4], amount, strict=True))
@@ -90,23 +77,7 @@ def unpad(x: Tensor, amount: Size3, padding_type: str) -> Tensor:
     return x[:, :t, :h, :w]
 
 
-class Part(NamedTuple):
-    """A box of a padded grid that whole cuboids, or what the grid's end leaves of them, fill without padding.
-
-    Attributes:
-        box: where the box stands on T, H and W of the grid that holds data.
-        cut: the decomposition of the box.
-        places: which tokens of a whole cuboid its cuboids hold.
-        missing: the other tokens of a whole cuboid, which are padding.
-    """
-
-    box: tuple[slice, slice, slice]
-    cut: Cut
-    places: list[int]
-    missing: list[int]
-
-
-class Cut:
+class CuboidPartition:
     """One way to cut a grid into cuboids of equal size.
 
     Attributes:
@@ -121,9 +92,6 @@ class Cut:
         counts: number of cuboids along T, H, W.
         count: number of cuboids, N.
         volume: number of tokens in a cuboid, V.
-        parts: the boxes that together are the grid that holds data, in row-major order, so that attention may run
-            without padded tokens. Empty if there is no padding, and for shifted cuts, dilated padded axes and
-            resized grids, which mix data and padding in every cuboid.
     """
 
     def __init__(
@@ -137,7 +105,7 @@ class Cut:
         padding: Size3 | None = None,
         t_pad_left: bool = False,
     ) -> None:
-        """Fix the decomposition of a grid of `shape`; see the class for the arguments.
+        """Fixes the decomposition of a grid of `shape`; see the class for the arguments.
 
         Without `padding` each axis is enlarged to the next multiple of the cuboid.
         """
@@ -161,7 +129,6 @@ class Cut:
             self._merge_axes += [1 + axis, 4 + axis] if count_first else [4 + axis, 1 + axis]
         self._cuboid_axes = [2 * axis + _CUBOID_AXIS[letter] for axis, letter in enumerate(strategy)]
         self._place_axes = [2 * axis + _PLACE_AXIS[letter] for axis, letter in enumerate(strategy)]
-        self.parts = self._make_parts()
 
     @property
     def is_padded(self) -> bool:
@@ -174,96 +141,67 @@ class Cut:
         return any(self.shift)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return `x` (B, T, H, W, C) enlarged to `padded_shape`."""
+        """Returns `x` (B, T, H, W, C) enlarged to `padded_shape`."""
         return pad(x, self.padding, self.padding_type, t_pad_left=self.t_pad_left)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Return `x` (B, T', H', W', C) on the grid that holds data."""
+        """Returns `x` (B, T', H', W', C) on the grid that holds data."""
         return unpad(x, self.padding, self.padding_type)
 
     def roll(self, x: Tensor) -> Tensor:
-        """Return `x` (B, T', H', W', C) moved so that shifted cuts become unshifted ones."""
+        """Returns `x` (B, T', H', W', C) moved so that shifted cuts become unshifted ones."""
         if not self.is_shifted:
             return x
         return torch.roll(x, shifts=tuple(-step for step in self.shift), dims=(1, 2, 3))
 
     def unroll(self, x: Tensor) -> Tensor:
-        """Return `x` (B, T', H', W', C) moved back from `roll`."""
+        """Returns `x` (B, T', H', W', C) moved back from `roll`."""
         return torch.roll(x, shifts=self.shift, dims=(1, 2, 3)) if self.is_shifted else x
 
-    def _make_parts(self) -> list[Part]:
-        dilated = any(more and letter == "d" for more, letter in zip(self.padding, self.strategy, strict=True))
-        if not self.is_padded or self.is_shifted or dilated or self.t_pad_left or self.padding_type == "nearest":
-            return []
-        bounds = []
-        for length, size in zip(self.shape, self.cuboid, strict=True):
-            whole = length // size * size
-            bounds.append([(start, stop) for start, stop in ((0, whole), (whole, length)) if stop > start])
-        return [self._part(*ranges) for ranges in itertools.product(*bounds)]
-
-    def _part(self, *ranges: tuple[int, int]) -> Part:
-        shape = _three(stop - start for start, stop in ranges)
-        cuboid = _three(min(length, size) for length, size in zip(shape, self.cuboid, strict=True))
-        places: list[int] = []
-        missing: list[int] = []
-        for number, (t, h, w) in enumerate(itertools.product(*(range(size) for size in self.cuboid))):
-            held = t < cuboid[0] and h < cuboid[1] and w < cuboid[2]
-            (places if held else missing).append(number)
-        box = slice(*ranges[0]), slice(*ranges[1]), slice(*ranges[2])
-        return Part(box, Cut(shape, cuboid, self.strategy), places, missing)
-
-    def assemble(self, grids: Sequence[Tensor]) -> Tensor:
-        """Return the tensor (B, T, H, W, C) whose boxes `parts` are `grids`."""
-        rest = list(grids)
-        for axis in (2, 1, 0):
-            pieces = 1 + (self.shape[axis] > self.cuboid[axis] and self.shape[axis] % self.cuboid[axis] > 0)
-            rest = [torch.cat(rest[at : at + pieces], dim=1 + axis) for at in range(0, len(rest), pieces)]
-        return rest[0]
-
     def split(self, x: Tensor) -> Tensor:
-        """Return the cuboids (B, N, V, C) of `x` (B, T', H', W', C), already padded and rolled."""
+        """Returns the cuboids (B, N, V, C) of `x` (B, T', H', W', C), already padded and rolled."""
         batch, channels = x.shape[0], x.shape[-1]
         x = x.reshape(batch, *self._split_shape, channels)
         x = x.permute(0, *self._cuboid_axes, *self._place_axes, 7)
         return x.reshape(batch, self.count, self.volume, channels)
 
     def join(self, cuboids: Tensor) -> Tensor:
-        """Return the tensor (B, T', H', W', C), padded and rolled, of `cuboids` (B, N, V, C)."""
+        """Returns the tensor (B, T', H', W', C), padded and rolled, of `cuboids` (B, N, V, C)."""
         batch, channels = cuboids.shape[0], cuboids.shape[-1]
         x = cuboids.reshape(batch, *self.counts, *self.cuboid, channels)
         x = x.permute(0, *self._merge_axes, 7)
         return x.reshape(batch, *self.padded_shape, channels)
 
     def split_heads(self, x: Tensor, heads: int, head_size: int) -> Tensor:
-        """Return `x` (B, T', H', W', G*heads*head_size), padded and rolled, as (G, B, heads, N, V, head_size)."""
+        """Returns `x` (B, T', H', W', G*heads*head_size), padded and rolled, as (G, B, heads, N, V, head_size)."""
         batch = x.shape[0]
         x = x.reshape(batch, *self._split_shape, -1, heads, head_size)
         x = x.permute(7, 0, 8, *self._cuboid_axes, *self._place_axes, 9)
         return x.reshape(x.shape[0], batch, heads, self.count, self.volume, head_size)
 
     def join_heads(self, cuboids: Tensor) -> Tensor:
-        """Return the tensor (B, T', H', W', heads*d), padded and rolled, of `cuboids` (B, heads, N, V, d)."""
+        """Returns the tensor (B, T', H', W', heads*d), padded and rolled, of `cuboids` (B, heads, N, V, d)."""
         batch, heads = cuboids.shape[:2]
         x = cuboids.reshape(batch, heads, *self.counts, *self.cuboid, -1)
         x = x.permute(0, *(axis + 1 for axis in self._merge_axes), 1, 8)
         return x.reshape(batch, *self.padded_shape, -1)
 
     def decompose(self, x: Tensor) -> Tensor:
-        """Return the cuboids (B, N, V, C) of `x` (B, T, H, W, C).
+        """Returns the cuboids (B, N, V, C) of `x` (B, T, H, W, C).
 
         Raises:
-            ValueError: the grid of `x` is not the one of this cut.
+            ValueError: the grid of `x` is not the one of this partition.
         """
         if tuple(x.shape[1:4]) != self.shape:
-            raise ValueError(f"cut: expected a grid (T, H, W) of {self.shape}, found {tuple(x.shape[1:4])}")
+            raise ValueError(f"partition: expected a grid (T, H, W) of {self.shape}, found {tuple(x.shape[1:4])}")
         return self.split(self.roll(self.pad(x)))
 
     def merge(self, cuboids: Tensor) -> Tensor:
-        """Return the tensor (B, T, H, W, C) of `cuboids` (B, N, V, C)."""
+        """Returns the tensor (B, T, H, W, C) of `cuboids` (B, N, V, C)."""
         return self.unpad(self.unroll(self.join(cuboids)))
 
     def regions(self, device: torch.device | None = None) -> Tensor:
-        """Return integers (N, V): tokens of a cuboid that are neighbours on the unshifted grid share one.
+        """Returns integers (N, V): tokens of a cuboid that are neighbours on the unshifted grid share one.
 
         A shifted cuboid at the border holds cells from both ends of an axis; they must not attend to one
         another.
@@ -277,30 +215,32 @@ class Cut:
         return self.split(region.expand(self.padded_shape)[None, ..., None]).reshape(self.count, self.volume)
 
     def validity(self, device: torch.device | None = None) -> Tensor:
-        """Return booleans (1, T', H', W', 1) on the rolled grid: True where a cell holds data."""
+        """Returns booleans (1, T', H', W', 1) on the rolled grid: True where a cell holds data."""
         real = torch.ones(1, *self.shape, 1, dtype=torch.bool, device=device)
         return self.roll(pad(real, self.padding, "zeros", t_pad_left=self.t_pad_left))
 
     def valid_tokens(self, device: torch.device | None = None) -> Tensor:
-        """Return booleans (N, V): True where a token holds data."""
+        """Returns booleans (N, V): True where a token holds data."""
         return self.split(self.validity(device)).reshape(self.count, self.volume)
 
 
-def self_attention_mask(cut: Cut, device: torch.device | None = None) -> Tensor:
-    """Return booleans (N, V, V), True where the token of the row may attend to the token of the column.
+def self_attention_mask(partition: CuboidPartition, device: torch.device | None = None) -> Tensor:
+    """Returns booleans (N, V, V), True where the token of the row may attend to the token of the column.
 
     Tokens must come from the same region and, with padding ``ignore``, both hold data.
     """
-    regions = cut.regions(device)
+    regions = partition.regions(device)
     mask = regions[:, :, None] == regions[:, None, :]
-    if cut.padding_type == "ignore":
-        real = cut.valid_tokens(device)
-        mask &= real[:, :, None] & real[:, None, :]
+    if partition.padding_type == "ignore":
+        real = partition.valid_tokens(device)
+        mask = mask & real[:, :, None] & real[:, None, :]
     return mask
 
 
-def cross_attention_mask(queries: Cut, memory: Cut, device: torch.device | None = None) -> Tensor:
-    """Return booleans (N, V_x, V_mem), True where a query may attend to a token of the memory.
+def cross_attention_mask(
+    queries: CuboidPartition, memory: CuboidPartition, device: torch.device | None = None
+) -> Tensor:
+    """Returns booleans (N, V_x, V_mem), True where a query may attend to a token of the memory.
 
     Both must come from the same region of H and W and hold data (whatever the padding type: other types are
     refused by the layer where anything is padded).
@@ -313,7 +253,7 @@ def cross_attention_mask(queries: Cut, memory: Cut, device: torch.device | None 
 
 
 def relative_position_index(size: Size3) -> Tensor:
-    """Return int64 (V, V): the row of the bias table for each pair of tokens of a cuboid of `size` (T, H, W).
+    """Returns int64 (V, V): the row of the bias table for each pair of tokens of a cuboid of `size` (T, H, W).
 
     Source: Earthformer, section 3.1, after Liu et al. 2021 ("Swin Transformer").
     """
@@ -324,3 +264,11 @@ def relative_position_index(size: Size3) -> Tensor:
     for along, length in zip(offset, size, strict=True):
         index = index * (2 * length - 1) + along + length - 1
     return index
+
+
+def __getattr__(name: str) -> Any:
+    """Returns what had another name until this version."""
+    if name == "Cut":
+        warnings.warn("earthformer.cuboids.Cut is now CuboidPartition", DeprecationWarning, stacklevel=2)
+        return CuboidPartition
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

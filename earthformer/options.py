@@ -8,7 +8,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from earthformer.encoder import Patterns
+from earthformer.patterns import CrossPattern, SelfPattern, Size3, cross_pattern, self_pattern
+
+PADDING_TYPES = ("ignore", "zeros", "nearest")
+Z_INIT_METHODS = ("zeros", "nearest_interp", "last", "mean")
+Patterns = str | Sequence[str] | None
+
+
+def as_scale(scale: int | Sequence[int]) -> Size3:
+    """Returns a down-sampling factor per axis: int s is (1, s, s), two values are (1, a, b), three stay.
+
+    Raises:
+        ValueError: another number of values.
+    """
+    if isinstance(scale, int):
+        return (1, scale, scale)
+    if len(scale) == 2:
+        return (1, scale[0], scale[1])
+    if len(scale) == 3:
+        return (scale[0], scale[1], scale[2])
+    raise ValueError(f"scale: expected an integer or two or three of them, found {scale!r}")
+
+
+def _per_level(name: str, value: Any, levels: int, *, depth: int) -> list[Any]:
+    """Returns the entries of `value` if lists stand `depth` deep in it, one per level; else `value` for every level.
+
+    Raises:
+        ValueError: another number of entries than levels.
+    """
+    inner = value
+    for _ in range(depth):
+        inner = inner[0] if isinstance(inner, list | tuple) and inner else None
+    if not isinstance(inner, list | tuple):
+        return [value] * levels
+    if len(value) != levels:
+        raise ValueError(f"{name}: expected one entry for each of {levels} levels, found {len(value)}")
+    return list(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +85,9 @@ class Options:
         dec_cross_last_n_frames: attend only to that many last frames of the memory.
         dec_use_inter_ffn: as `enc_use_inter_ffn`.
         dec_hierarchical_pos_embed: add position embeddings after every up-sampling.
+        dec_use_first_self_attn: self-attention before the first cross-attention of the coarsest level.
+        z_init_method: where the decoder starts: ``zeros`` (position embeddings only), or the coarsest memory's frames
+            resized (``nearest_interp``), its ``last`` frame or its ``mean``.
         num_global_vectors: global vectors, 0 for none.
         use_dec_self_global: whether the decoder's self-attention has them too.
         dec_self_update_global: whether it hands its updated vectors to the next blocks of the level.
@@ -115,6 +153,8 @@ class Options:
     dec_cross_last_n_frames: int | None = None
     dec_use_inter_ffn: bool = True
     dec_hierarchical_pos_embed: bool = False
+    dec_use_first_self_attn: bool = False
+    z_init_method: str = "zeros"
     num_global_vectors: int = 8
     use_dec_self_global: bool = False
     dec_self_update_global: bool = True
@@ -147,59 +187,99 @@ class Options:
     norm_init_mode: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuse values that contradict one another.
+        """Refuses values that contradict one another.
 
         Raises:
-            ValueError: encoder and decoder differ in levels, or a value that nobody implements.
+            ValueError: lists that differ in levels, or a value that nobody implements.
         """
         if len(self.enc_depth) != len(self.dec_depth) or not len(self.enc_depth):
             raise ValueError(
                 f"dec_depth: expected as many levels as enc_depth={list(self.enc_depth)}, found {list(self.dec_depth)}"
             )
-        for name, only in (("downsample_type", "patch_merge"), ("upsample_type", "upsample")):
-            if getattr(self, name) != only:
-                raise ValueError(f"{name}: expected {only!r}, found {getattr(self, name)!r}")
+        levels, block_units = len(self.enc_depth), self.block_units
+        if block_units is not None and (len(block_units) != levels or block_units[0] != self.base_units):
+            raise ValueError(
+                f"block_units: expected {levels} entries starting with {self.base_units}, found {list(block_units)}"
+            )
+        for name, known in (
+            ("downsample_type", ("patch_merge",)),
+            ("upsample_type", ("upsample",)),
+            ("padding_type", PADDING_TYPES),
+            ("z_init_method", Z_INIT_METHODS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
         if self.global_dim_ratio != 1 and not self.separate_global_qkv:
             raise ValueError(f"global_dim_ratio: expected 1 without separate_global_qkv, found {self.global_dim_ratio}")
         if self.num_global_vectors < 0:
             raise ValueError(f"num_global_vectors: expected 0 or more, found {self.num_global_vectors}")
 
     @property
-    def block(self) -> dict[str, Any]:
-        """What all attention blocks take from here."""
-        return {
-            "num_heads": self.num_heads,
-            "padding_type": self.padding_type,
-            "attn_drop": self.attn_drop,
-            "proj_drop": self.proj_drop,
-            "ffn_drop": self.ffn_drop,
-            "activation": self.ffn_activation,
-            "gated_ffn": self.gated_ffn,
-            "norm_layer": self.norm_layer,
-            "separate_global_qkv": self.separate_global_qkv,
-            "global_dim_ratio": self.global_dim_ratio,
-            "checkpoint_level": self.checkpoint_level,
-            "use_relative_pos": self.use_relative_pos,
-            "attn_linear_init_mode": self.attn_linear_init_mode,
-            "ffn_linear_init_mode": self.ffn_linear_init_mode,
-            "norm_init_mode": self.norm_init_mode,
-        }
+    def units(self) -> list[int]:
+        """Channels of every level, fine to coarse."""
+        if self.block_units is not None:
+            return list(self.block_units)
+        growth = max(as_scale(self.downsample)) ** self.scale_alpha
+        return [self.base_units * int(growth**level) for level in range(len(self.enc_depth))]
+
+    def self_patterns(self, part: str, shapes: Sequence[Sequence[int]]) -> list[SelfPattern]:
+        """Returns the layers of each level's self-attention, given the levels' shapes (T, H, W, C).
+
+        Args:
+            part: ``enc`` or ``dec_self``.
+            shapes: of the encoder's levels. Those count for the decoder too: checkpoints were trained that way.
+
+        Raises:
+            ValueError: an unknown pattern, or lists that do not fit the number of levels.
+        """
+        if (names := self._pattern_names(part, len(shapes))) is not None:
+            return [self_pattern(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        lists = [
+            _per_level(f"{part}_{field}", getattr(self, f"{part}_{field}"), len(shapes), depth=2)
+            for field in ("cuboid_size", "cuboid_strategy", "shift_size")
+        ]
+        return [SelfPattern(*layers) for layers in zip(*lists, strict=True)]
+
+    def cross_patterns(self, shapes: Sequence[Sequence[int]]) -> list[CrossPattern]:
+        """Returns the layers of each level's cross-attention, given the shapes (T, H, W, C) of the memories.
+
+        Raises:
+            ValueError: an unknown pattern, or lists that do not fit the number of levels.
+        """
+        if (names := self._pattern_names("dec_cross", len(shapes))) is not None:
+            return [cross_pattern(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        fields = {"cuboid_hw": 2, "shift_hw": 2, "cuboid_strategy": 2, "n_temporal": 1}
+        lists = [
+            _per_level(f"dec_cross_{field}", getattr(self, f"dec_cross_{field}"), len(shapes), depth=depth)
+            for field, depth in fields.items()
+        ]
+        return [CrossPattern(*layers) for layers in zip(*lists, strict=True)]
+
+    def _pattern_names(self, part: str, levels: int) -> list[str] | None:
+        names = getattr(self, f"{part}_attn_patterns")
+        if names is None or isinstance(names, str):
+            return names if names is None else [names] * levels
+        if len(names) != levels:
+            raise ValueError(
+                f"{part}_attn_patterns: expected one entry for each of {levels} levels, found {len(names)}"
+            )
+        return list(names)
 
     @property
-    def self_block(self) -> dict[str, Any]:
-        """What self-attention blocks take on top of `block`."""
-        return {
-            **self.block,
-            "use_global_vector_ffn": self.use_global_vector_ffn,
-            "use_global_self_attn": self.use_global_self_attn,
-            "use_final_proj": self.self_attn_use_final_proj,
-        }
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases: the authors' layers can, their models never do."""
+        return False
+
+    @property
+    def qk_scale(self) -> float | None:
+        """Factor of the scores, None for one over the root of the head size: never set in the authors' models."""
+        return None
 
 
 def full_signature(model: type) -> inspect.Signature:
-    """Return the signature of a model's constructor with ``**options`` replaced by what its base classes name there.
+    """Returns the signature of a model's constructor with ``**options`` spelled out.
 
-    The last word has `Options`, whose fields stand in for the ``**options`` of the class furthest up.
+    Keywords come from the constructors of the class and its bases, then from the fields of `Options`.
     """
     named: dict[str, inspect.Parameter] = {}
     for cls in model.__mro__:

@@ -5,8 +5,7 @@ A self-attention pattern gives, for every attention layer, the size of its cuboi
 A cross-attention pattern gives the spatial size of the cuboids, their shift, the strategy and the number of
 cuboids along time. Nothing here needs torch.
 
-Source: Earthformer, section 3.1 and the pattern table of section 4.1; values as in the authors' released
-    code.
+Source: Earthformer, section 3.1 and the pattern table of section 4.1; values as in the authors' released code.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _CROSS: dict[str, CrossPatternFunction] = {}
 
 
 def register_self_pattern(name: str, function: SelfPatternFunction) -> None:
-    """Make `function` of a shape (T, H, W) known as self-attention pattern `name`.
+    """Registers `function` of a shape (T, H, W) as self-attention pattern `name`.
 
     Raises:
         ValueError: the name is taken.
@@ -70,7 +69,7 @@ def register_self_pattern(name: str, function: SelfPatternFunction) -> None:
 
 
 def register_cross_pattern(name: str, function: CrossPatternFunction) -> None:
-    """Make `function` of a shape (T, H, W) known as cross-attention pattern `name`.
+    """Registers `function` of a shape (T, H, W) as cross-attention pattern `name`.
 
     Raises:
         ValueError: the name is taken.
@@ -81,17 +80,17 @@ def register_cross_pattern(name: str, function: CrossPatternFunction) -> None:
 
 
 def self_pattern_names() -> list[str]:
-    """Return the names of all self-attention patterns, in the order of registration."""
+    """Returns the names of all self-attention patterns, in the order of registration."""
     return list(_SELF)
 
 
 def cross_pattern_names() -> list[str]:
-    """Return the names of all cross-attention patterns, in the order of registration."""
+    """Returns the names of all cross-attention patterns, in the order of registration."""
     return list(_CROSS)
 
 
 def self_pattern(name: str, shape: Sequence[int]) -> SelfPattern:
-    """Return the layers of self-attention pattern `name` on a level of `shape` (T, H, W) or (T, H, W, C).
+    """Returns the layers of self-attention pattern `name` on a level of `shape` (T, H, W) or (T, H, W, C).
 
     Raises:
         ValueError: the pattern is unknown or the shape has no positive T, H, W.
@@ -100,7 +99,7 @@ def self_pattern(name: str, shape: Sequence[int]) -> SelfPattern:
 
 
 def cross_pattern(name: str, shape: Sequence[int]) -> CrossPattern:
-    """Return the layers of cross-attention pattern `name` on a memory of `shape` (T, H, W) or (T, H, W, C).
+    """Returns the layers of cross-attention pattern `name` on a memory of `shape` (T, H, W) or (T, H, W, C).
 
     Raises:
         ValueError: the pattern is unknown or the shape has no positive T, H, W.
@@ -128,12 +127,12 @@ def _unshifted(*layers: tuple[Size3, Strategy]) -> SelfPattern:
 
 
 def full(shape: Size3) -> SelfPattern:
-    """Return one layer whose only cuboid is the whole grid: plain attention."""
+    """Returns one layer whose only cuboid is the whole grid: plain attention."""
     return _unshifted((shape, LOCAL))
 
 
 def axial(shape: Size3) -> SelfPattern:
-    """Return three layers, each attending along one axis.
+    """Returns three layers, each attending along one axis.
 
     Source: Ho et al. 2019, "Axial Attention in Multidimensional Transformers".
     """
@@ -142,7 +141,7 @@ def axial(shape: Size3) -> SelfPattern:
 
 
 def divided_space_time(shape: Size3) -> SelfPattern:
-    """Return a layer along time and a layer over each frame.
+    """Returns a layer along time and a layer over each frame.
 
     Source: Bertasius et al. 2021, "Is Space-Time Attention All You Need for Video Understanding?".
     """
@@ -151,7 +150,7 @@ def divided_space_time(shape: Size3) -> SelfPattern:
 
 
 def video_swin(shape: Size3, frames: int = 2, window: int = 4) -> SelfPattern:
-    """Return two layers of windows of `frames` x `window` x `window`, the second shifted by half a window.
+    """Returns two layers of windows of `frames` x `window` x `window`, the second shifted by half a window.
 
     Source: Liu et al. 2022, "Video Swin Transformer".
     """
@@ -161,7 +160,7 @@ def video_swin(shape: Size3, frames: int = 2, window: int = 4) -> SelfPattern:
 
 
 def spatial_local_global(shape: Size3, window: int = 4) -> SelfPattern:
-    """Return a layer along time, one over local and one over dilated windows; `divided_space_time` on small frames."""
+    """Returns a layer along time, one over local and one over dilated windows; `divided_space_time` on small frames."""
     t, h, w = shape
     if h <= window and w <= window:
         return divided_space_time(shape)
@@ -170,7 +169,7 @@ def spatial_local_global(shape: Size3, window: int = 4) -> SelfPattern:
 
 
 def axial_space_dilate(shape: Size3, dilation: int = 2) -> SelfPattern:
-    """Return a layer along time and, for rows and for columns, a dilated layer followed by a local one."""
+    """Returns a layer along time and, for rows and for columns, a dilated layer followed by a local one."""
     t, h, w = shape
     k = min(dilation, h, w)
     column, row = (1, h // k, 1), (1, 1, w // k)
@@ -178,19 +177,19 @@ def axial_space_dilate(shape: Size3, dilation: int = 2) -> SelfPattern:
 
 
 def cross_local(shape: Size3, size: int) -> CrossPattern:
-    """Return one layer in which each window attends to all memory frames of the same window."""
+    """Returns one layer in which each window attends to all memory frames of the same window."""
     k = min(size, *shape[1:])
     return CrossPattern([(k, k)], [(0, 0)], [LOCAL], [1])
 
 
 def cross_local_global(shape: Size3, size: int) -> CrossPattern:
-    """Return a layer over local windows and a layer over dilated ones."""
+    """Returns a layer over local windows and a layer over dilated ones."""
     k = min(size, *shape[1:])
     return CrossPattern([(k, k)] * 2, [(0, 0)] * 2, [LOCAL, DILATED], [1, 1])
 
 
 def cross_heterogeneous(shape: Size3, size: int) -> CrossPattern:
-    """Return layers over local, dilated and shifted local windows."""
+    """Returns layers over local, dilated and shifted local windows."""
     k = min(size, *shape[1:])
     return CrossPattern([(k, k)] * 3, [(0, 0), (0, 0), (k // 2, k // 2)], [LOCAL, DILATED, LOCAL], [1, 1, 1])
 
@@ -228,7 +227,7 @@ _register_published()
 def clip_cuboid(
     shape: Sequence[int], cuboid_size: Sequence[int], shift_size: Sequence[int], strategy: Sequence[str]
 ) -> tuple[Size3, Size3]:
-    """Return the cuboid size and shift that are used on a grid of `shape`.
+    """Returns the cuboid size and shift that are used on a grid of `shape`.
 
     A dilated axis is never shifted; an axis no longer than its cuboid is one cuboid and is not shifted.
     """
@@ -258,7 +257,7 @@ def cuboid_labels(
     shift_size: Sequence[int] = NO_SHIFT,
     padding_type: str = "zeros",
 ) -> npt.NDArray[np.int64]:
-    """Return an array (T, H, W) with the number of the cuboid that each cell of the grid belongs to.
+    """Returns an array (T, H, W) with the number of the cuboid that each cell of the grid belongs to.
 
     Cuboids are numbered in row-major order (T, H, W), counting those that hold padding only. With padding
     ``nearest`` the number is that of the cuboid from which the cell's output is read.

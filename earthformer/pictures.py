@@ -40,12 +40,12 @@ class CuboidPatterns:
 
     @staticmethod
     def names() -> list[str]:
-        """Return the names of all patterns, self-attention first."""
+        """Returns the names of all patterns, self-attention first."""
         return [*patterns.self_pattern_names(), *patterns.cross_pattern_names()]
 
     @staticmethod
     def describe(name: str, size: Sequence[int] = DEFAULT_SIZE) -> dict[str, Any]:
-        """Return what `name` does on a grid of `size` (T, H, W), as plain values.
+        """Returns what `name` does on a grid of `size` (T, H, W), as plain values.
 
         Raises:
             ValueError: the pattern is unknown or the size has no positive T, H, W.
@@ -59,7 +59,7 @@ class CuboidPatterns:
 
     @staticmethod
     def draw(name: str, form: str = "png", size: Sequence[int] = DEFAULT_SIZE) -> bytes:
-        """Return a picture file of the cuboids of pattern `name` on a grid of `size` (T, H, W).
+        """Returns a picture file of the cuboids of pattern `name` on a grid of `size` (T, H, W).
 
         One row per attention layer, frames from left to right; cells of one colour attend to one another. Of a
         cross-attention pattern the cuboids of the queries are drawn. `form` is a format such as png, svg or pdf.
@@ -102,7 +102,7 @@ def _layers(name: str, size: Sequence[int]) -> list[tuple[str, Labels]]:
 
 
 def _sides(size: Sequence[int], cuboid: Sequence[int], strategy: Sequence[str], shift: Sequence[int]) -> Labels:
-    """Return an array (T, H, W): 1 (T) + 2 (H) + 4 (W) where a cell was rolled round the end of the axis.
+    """Returns an array (T, H, W): 1 (T) + 2 (H) + 4 (W) where a cell was rolled round the end of the axis.
 
     A shifted cuboid at the border holds cells of both ends of an axis, which do not attend to one another.
     """
@@ -113,12 +113,12 @@ def _sides(size: Sequence[int], cuboid: Sequence[int], strategy: Sequence[str], 
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:
-    """Return `count` different colours (RGB, 0 to 1), neighbours in the list far apart."""
+    """Returns `count` different colours (RGB, 0 to 1), neighbours in the list far apart."""
     return [colorsys.hls_to_rgb((0.58 + n * _HUE_STEP) % 1, *_TONES[n % len(_TONES)]) for n in range(count)]
 
 
 def _cell(corner: Point, row: int, column: int) -> list[Point]:
-    """Return the four corners of a cell in a frame whose upper left corner is `corner`."""
+    """Returns the four corners of a cell in a frame whose upper left corner is `corner`."""
     right, up = _COLUMN
     x, y = corner[0] + column * right, corner[1] + column * up - row
     return [(x, y), (x + right, y + up), (x + right, y + up - 1), (x, y - 1)]

@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from earthformer.attention import CuboidSelfAttention
-from earthformer.aux_model import EarthformerAux
-from earthformer.blocks import CrossAttentionBlock, SelfAttentionBlock
-from earthformer.cross_attention import CuboidCrossAttention
-from earthformer.feedforward import FeedForward
+from earthformer.aux_model import ONLY_WITHOUT_AUXILIARY, EarthformerAux
 from earthformer.model import Earthformer
 from earthformer.options import full_signature
-from earthformer.positions import PositionEmbedding
-from earthformer.resampling import PatchMerging, Upsample
-from earthformer.stages import FinalDecoder, FinalStackDecoder, InitialEncoder, InitialStackEncoder
+from earthformer.upstream_layers import LAYER_DEFAULTS, make_layer
 
 LIGHTNING_PREFIX = "torch_nn_module."
 INDEX_BUFFER = "relative_position_index"
@@ -94,7 +88,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def load_earthformer(config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None) -> Earthformer:
-    """Return the model that an official `config` describes, with the weights of `state_dict` if given.
+    """Returns the model that an official `config` describes, with the weights of `state_dict` if given.
 
     Args:
         config: the ``model`` section of a YAML file, or keyword arguments of ``CuboidTransformerModel``;
@@ -110,7 +104,7 @@ def load_earthformer(config: Mapping[str, Any], state_dict: Mapping[str, Any] | 
 
 
 def load_earthformer_aux(config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None) -> EarthformerAux:
-    """Return the model with auxiliary input that an official `config` describes, with weights if given.
+    """Returns the model with auxiliary input that an official `config` describes, with weights if given.
 
     Args:
         config: the ``model`` section of a YAML file, or keyword arguments of ``CuboidTransformerAuxModel``.
@@ -131,7 +125,9 @@ def _load(
 ) -> ModelT:
     arguments = {YAML_NAMES.get(name, name): _as_builtin(value) for name, value in config.items()}
     assert isinstance(model, type)
-    known = full_signature(model).parameters
+    known = dict(full_signature(model).parameters)
+    for name in ONLY_WITHOUT_AUXILIARY[1:] if model is EarthformerAux else ():
+        del known[name]
     _refuse_unknown("config", arguments, known)
     missing = [name for name in ("input_shape", "target_shape") if name not in arguments]
     if missing:
@@ -143,7 +139,7 @@ def _load(
 
 
 def _as_builtin(value: Any) -> Any:
-    """Return `value` with every kind of sequence in it as a list (configs may hold their own types)."""
+    """Returns `value` with every kind of sequence in it as a list (configs may hold their own types)."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_builtin(entry) for entry in value]
     return value
@@ -155,46 +151,13 @@ def _refuse_unknown(what: str, found: Mapping[str, Any], known: Mapping[str, Any
         raise ValueError(f"{what}: expected keys among {', '.join(sorted(known))}; found unknown {', '.join(unknown)}")
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """How a layer of the authors' code is called here.
-
-    Attributes:
-        build: the class here.
-        rename: their argument names that differ.
-        only: arguments that they have for values nobody uses, with the values that work.
-        ignored: arguments without influence on the layer alone.
-    """
-
-    build: Callable[..., nn.Module]
-    rename: Mapping[str, str] = field(default_factory=dict)
-    only: Mapping[str, Any] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-
-
-_LAYERS: dict[str, _Layer] = {
-    "CuboidSelfAttentionLayer": _Layer(CuboidSelfAttention, ignored=("checkpoint_level",)),
-    "CuboidCrossAttentionLayer": _Layer(CuboidCrossAttention, ignored=("checkpoint_level",)),
-    "StackCuboidSelfAttentionBlock": _Layer(SelfAttentionBlock),
-    "StackCuboidCrossAttentionBlock": _Layer(CrossAttentionBlock),
-    "PositionwiseFFN": _Layer(FeedForward),
-    "PosEmbed": _Layer(PositionEmbedding, rename={"maxT": "max_t", "maxH": "max_h", "maxW": "max_w", "typ": "kind"}),
-    "PatchMerging3D": _Layer(PatchMerging),
-    "Upsample3DLayer": _Layer(Upsample, only={"temporal_upsample": False, "layout": "THWC"}),
-    "InitialEncoder": _Layer(InitialEncoder, ignored=("conv_init_mode",)),
-    "FinalDecoder": _Layer(FinalDecoder, ignored=("linear_init_mode", "norm_init_mode")),
-    "InitialStackPatchMergingEncoder": _Layer(InitialStackEncoder, ignored=("conv_init_mode",)),
-    "FinalStackUpsamplingDecoder": _Layer(FinalStackDecoder, ignored=("linear_init_mode", "norm_init_mode")),
-}
-
-
 def layer_names() -> list[str]:
-    """Return the class names of the authors' code that `build_layer` knows."""
-    return [*_LAYERS, "CuboidTransformerModel", "CuboidTransformerAuxModel"]
+    """Returns the class names of the authors' code that `build_layer` knows."""
+    return [*LAYER_DEFAULTS, "CuboidTransformerModel", "CuboidTransformerAuxModel"]
 
 
 def build_layer(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return the layer that the authors call `class_name`, made from their arguments, with weights if given.
+    """Returns the layer that the authors call `class_name`, made from their arguments, with weights if given.
 
     Args:
         class_name: one of `layer_names`.
@@ -208,24 +171,24 @@ def build_layer(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapping[
         return load_earthformer(kwargs, state_dict)
     if class_name == "CuboidTransformerAuxModel":
         return load_earthformer_aux(kwargs, state_dict)
-    if class_name not in _LAYERS:
+    if class_name not in LAYER_DEFAULTS:
         raise ValueError(f"layer: expected one of {', '.join(layer_names())}, found {class_name!r}")
-    layer = _LAYERS[class_name]
-    arguments = {name: _as_builtin(value) for name, value in kwargs.items() if name not in layer.ignored}
-    for name, value in layer.only.items():
-        if arguments.pop(name, value) != value:
-            raise ValueError(f"{class_name}: expected {name}={value!r}, the only value that ever worked")
-    try:
-        built = layer.build(**{layer.rename.get(name, name): value for name, value in arguments.items()})
-    except TypeError as error:
-        raise ValueError(f"{class_name}: {error}") from error
+    defaults = LAYER_DEFAULTS[class_name]
+    if unknown := sorted(set(kwargs) - set(defaults)):
+        known = ", ".join(sorted(defaults))
+        raise ValueError(f"{class_name}: unexpected keyword argument {', '.join(unknown)}; expected some of {known}")
+    given = {**defaults, **{name: _as_builtin(value) for name, value in kwargs.items()}}
+    missing = [name for name, value in given.items() if value is ...]
+    if missing:
+        raise ValueError(f"{class_name}: expected {', '.join(missing)}, found {', '.join(kwargs) or 'nothing'}")
+    built = make_layer(class_name, given)
     if state_dict is not None:
         load_strictly(built, state_dict)
     return built
 
 
 def load_strictly(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Copy the weights of `state_dict` into `module`; every key must fit.
+    """Copies the weights of `state_dict` into `module`; every key must fit.
 
     A Lightning checkpoint may be given whole; its prefix is removed. Index buffers may be missing, since they
     follow from the config.
@@ -254,7 +217,7 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def to_upstream_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and index buffers of `model` under the authors' names, detached, on the CPU.
+    """Returns the weights and index buffers of `model` under the authors' names, detached, on the CPU.
 
     Their code loads the result strictly.
     """
@@ -262,7 +225,7 @@ def to_upstream_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: a ``.safetensors`` file, or what ``torch.save`` wrote, read without code.
+    """Returns the tensors of a checkpoint: a ``.safetensors`` file, or what ``torch.save`` wrote, read without code.
 
     The ``state_dict`` of a Lightning checkpoint is returned alone.
 

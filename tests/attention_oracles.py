@@ -11,9 +11,24 @@ from torch import Tensor, nn
 
 from earthformer.attention import CuboidSelfAttention
 from earthformer.cross_attention import CuboidCrossAttention
+from earthformer.upstream import build_layer
 
 # Channels and heads of the layers under test.
 DIM, HEADS = 8, 2
+
+
+def make_self(case: dict[str, Any]) -> CuboidSelfAttention:
+    """A self-attention layer of the authors' arguments, in float64 with weights that matter."""
+    layer = spread(build_layer("CuboidSelfAttentionLayer", {"dim": DIM, "num_heads": HEADS, **case}))
+    assert isinstance(layer, CuboidSelfAttention)
+    return layer
+
+
+def make_cross(case: dict[str, Any]) -> CuboidCrossAttention:
+    """A cross-attention layer likewise."""
+    layer = spread(build_layer("CuboidCrossAttentionLayer", {"dim": DIM, "num_heads": HEADS, **case}))
+    assert isinstance(layer, CuboidCrossAttention)
+    return layer
 
 
 def spread(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -97,7 +112,7 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
         shift.append(0 if clipped or layer.strategy[axis] == "d" else layer.shift_size[axis])
     padded = tuple(-(-n // b) * b for n, b in zip(shape, sizes, strict=True))
     normed = layer.norm(x)
-    if layer.padding_type == "nearest":
+    if layer.options.padding_type == "nearest":
         source = [nearest_sources(n, m) for n, m in zip(shape, padded, strict=True)]
         normed = normed[source[0]][:, source[1]][:, :, source[2]]
         shape = padded
@@ -109,14 +124,14 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
     gn = None if g is None else layer.global_vec_norm(g)
     dg = layer.global_head_size
     # Projections of each token and of each vector, once.
-    separate = layer.separate_global_qkv
+    separate = layer.options.separate_global_qkv
     if gn is not None and separate:
         seen_q, seen_kv = [layer.l2g_q_net(token) for token in tokens], [layer.l2g_global_kv_net(v) for v in gn]
         read_k, read_v = [layer.g2l_k_net(token) for token in tokens], [layer.g2l_v_net(token) for token in tokens]
     elif gn is not None:
         own = [layer.global_qkv(vector) for vector in gn]
     out_tokens: list[Tensor] = []
-    ignore = layer.padding_type == "ignore"
+    ignore = layer.options.padding_type == "ignore"
     for i, cell in enumerate(grid.ordered):
         merged = []
         for head in range(HEADS):
@@ -129,7 +144,7 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
                     continue
                 _, k, v = heads_of(qkv[j], head, 3, d)
                 score = scale * (q @ k)
-                if layer.use_relative_pos:
+                if layer.options.use_relative_pos:
                     # Places in the clipped cuboid index the corner of the configured cuboid's table.
                     score = (
                         score
@@ -149,11 +164,11 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
                     keys.append((scale * (q_g @ k), v))
             merged.append(attend(torch.zeros(d, dtype=x.dtype), keys))
         token = torch.cat(merged)
-        out_tokens.append(layer.proj(token) if layer.use_final_proj else token)
+        out_tokens.append(layer.proj(token) if layer.options.self_attn_use_final_proj else token)
     out = torch.zeros(*padded, DIM, dtype=x.dtype)
     for cell, token in zip(grid.ordered, out_tokens, strict=True):
         out[cell["padded"]] = token
-    if layer.padding_type == "nearest":
+    if layer.options.padding_type == "nearest":
         back = [nearest_sources(m, n) for n, m in zip(x.shape[:3], padded, strict=True)]
         out = out[back[0]][:, back[1]][:, :, back[2]]
     out = out[: x.shape[0], : x.shape[1], : x.shape[2]]
@@ -176,15 +191,17 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
                 else:
                     _, k, v = heads_of(qkv[j], head, 3, d)
                 keys.append((scale * (q @ k), v))
-            if layer.use_global_self_attn:
-                net, size = (layer.g2g_global_qkv_net, dg) if layer.separate_global_qkv else (layer.global_qkv, d)
+            if layer.options.use_global_self_attn:
+                net, size = (
+                    (layer.g2g_global_qkv_net, dg) if layer.options.separate_global_qkv else (layer.global_qkv, d)
+                )
                 q = heads_of(net(vector), head, 3, size)[0]
                 for other_vector in gn:
                     _, k, v = heads_of(net(other_vector), head, 3, size)
                     keys.append((scale * (q @ k), v))
             merged.append(attend(torch.zeros(dg, dtype=x.dtype), keys))
         update = torch.cat(merged)
-        updates.append(layer.global_proj(update) if layer.use_final_proj else update)
+        updates.append(layer.global_proj(update) if layer.options.self_attn_use_final_proj else update)
     return out, torch.stack(updates)
 
 
@@ -200,8 +217,8 @@ def configured_row(size: tuple[int, int, int], a: int, b: int) -> int:
 def cross_attention_oracle(layer: CuboidCrossAttention, x: Tensor, mem: Tensor, g: Tensor | None) -> Tensor:
     """One sample, query by query, from the definition."""
     d, n, (bh, bw) = DIM // HEADS, layer.n_temporal, layer.cuboid_hw
-    if layer.cross_last_n_frames is not None:
-        mem = mem[-layer.cross_last_n_frames :]
+    if layer.options.dec_cross_last_n_frames is not None:
+        mem = mem[-layer.options.dec_cross_last_n_frames :]
     shift = (
         0,
         *(0 if letter == "d" else s for letter, s in zip(layer.strategy[1:], layer.shift[1:], strict=True)),
@@ -232,12 +249,12 @@ def cross_attention_oracle(layer: CuboidCrossAttention, x: Tensor, mem: Tensor, 
                     continue
                 k, v = heads_of(layer.kv_proj(mem[other["source"]]), head, 2, d)
                 score = layer.scale * (q @ k)
-                if layer.use_relative_pos:
+                if layer.options.use_relative_pos:
                     row = configured_row(size, i % volume_x, j % volume_mem)
                     score = score + layer.relative_position_bias_table[row, head]
                 keys.append((score, v))
             for vector in () if g is None else g:
-                if layer.separate_global_qkv:
+                if layer.options.separate_global_qkv:
                     q_g = heads_of(layer.l2g_q_net(token), head, 1, d)[0]
                     k, v = heads_of(layer.l2g_global_kv_net(vector), head, 2, d)
                 else:

@@ -23,6 +23,7 @@ from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, dra
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean
+from bench.engine.optimizers import parameter_groups, takes_turns
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.sharding import number_as_in_module, shard
@@ -164,27 +165,34 @@ class Forecaster(ScoresWithFloat64):
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Returns AdamW (or what the config names) with its schedule per optimiser step."""
+        """Returns AdamW (or what the config names) with its schedule per optimiser step.
+
+        The schedule multiplies the learning rates of a model with groups of its own, and leaves their betas alone.
+        """
         assert self.train_config is not None
         config = self.train_config
+        parameters, lr = parameter_groups(self.model, config)
         optimizer = create_optimizer_v2(
-            self.model,
+            parameters,
             opt=config.optimizer,
-            lr=config.lr,
+            lr=lr,
             weight_decay=config.weight_decay,
             **({"betas": config.betas} if config.betas else {}),
             **({"fused": True} if self._can_fuse else {}),
         )  # timm exempts norms and biases from decay
         if config.schedule == "onecycle":
-            one_cycle = OneCycleLR(optimizer, max_lr=config.lr, total_steps=self.total_steps)
+            rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+            one_cycle = OneCycleLR(
+                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
+            )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
             t_initial=max(1, self.total_steps - warmup),
-            lr_min=config.lr * config.min_lr_ratio,
+            lr_min=lr * config.min_lr_ratio,
             warmup_t=warmup,
-            warmup_lr_init=config.warmup_start_ratio * config.lr,
+            warmup_lr_init=config.warmup_start_ratio * lr,
             warmup_prefix=True,
             t_in_epochs=False,
         )

@@ -20,6 +20,7 @@ from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.engine.accumulation import context_known_of, labels_of, uses_batch_statistics
 from bench.engine.forecaster import Forecaster, masked_mse
+from bench.engine.optimizers import TURNS, takes_turns
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.session import Session
 from bench.files import replacing
@@ -151,7 +152,9 @@ def _trial(
         try:
             batch = [part.to(device) for part in default_collate([sequence] * size)]
             with autocast():
-                _one_step(copy.deepcopy(forecaster.model).to(device), forecaster, batch)
+                model = copy.deepcopy(forecaster.model).to(device)
+                for step in range(TURNS if takes_turns(model) else 1):
+                    _one_step(model, forecaster, batch, step)
             _, whole = torch.cuda.mem_get_info(device)
             return torch.cuda.max_memory_reserved(device) <= _MOST_MEMORY * whole
         except torch.OutOfMemoryError:
@@ -163,15 +166,16 @@ def _trial(
     return fits
 
 
-def _one_step(model: nn.Module, forecaster: Forecaster, batch: Sequence[Tensor]) -> None:
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Sequence[Tensor], step: int) -> None:
     task = forecaster.task
     context, target = task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
     own = getattr(model, "training_loss", None)
     if callable(own):
         options = labels_of(model, batch) | context_known_of(model, task, batch)
-        losses = own(context, target, step=0, total_steps=forecaster.total_steps, **options)
+        losses = own(context, target, step=step, total_steps=forecaster.total_steps, **options)
         loss = torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
     else:
         loss = masked_mse(model(context), target)
     loss.backward()
     torch.optim.AdamW(model.parameters()).step()
+    model.zero_grad()

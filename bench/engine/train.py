@@ -36,6 +36,7 @@ from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training, stored_identity
 from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
 from bench.engine.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
+from bench.engine.optimizers import refuse_settings, takes_turns
 from bench.engine.processes import Processes
 from bench.engine.session import Session
 from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, write_summary
@@ -84,6 +85,7 @@ def train(
     if is_fitted(model):
         return _fitted(model, task, config, checkpoints, session.processes, identity)
     refuse_strategy(config, model)
+    refuse_settings(model, config.train)
     where = _devices(config, model)
     on_gpu = where["accelerator"] == "gpu"
     micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
@@ -201,7 +203,7 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    unused = bool(getattr(model, "parameters_without_gradient", ()))
+    unused = bool(getattr(model, "parameters_without_gradient", ())) or takes_turns(model)
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 

@@ -236,10 +236,9 @@ PREDIFF_SEVIR_LR = Table(
     ),
     rows=(
         *(Row(model=model, label=label) for model, label in _LABELS.items() if model != "earthformer_no_global"),
-        *(
-            Row(model=model, label=label)
-            for model, label in {"dgmr": "DGMR", "videogpt": "VideoGPT", "ldm": "LDM"}.items()
-        ),
+        Row(model="dgmr", label="DGMR", experiment=("train=dgmr_sevir_lr", "data.batch_size=16")),
+        Row(model="videogpt", label="VideoGPT", experiment=("train=videogpt_sevir_lr", "data.batch_size=32")),
+        Row(model="ldm", label="LDM"),
         Row(model="prediff", label="PreDiff", experiment=("train=prediff_sevir_lr", "data.batch_size=32")),
         Row(model="prediff_ka", label="PreDiff-KA", experiment=("train=prediff_ka_sevir_lr", "data.batch_size=32")),
     ),

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import Shape
+from bench.config import Train
 from bench.cost import count_model
 from bench.engine.averaging import RunningAverage
 from bench.engine.forecaster import check_forecast, masked_mse
 from bench.engine.independence import dependence
+from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
 from bench.errors import ContractError, NotCountableError, one_message
 
 # One forecast by two models of the same weights: they may differ by their choice of kernels.
@@ -40,7 +42,8 @@ def check_model(
 
     Checked: making it leaves torch's defaults alone; shape, dtype and finiteness of the forecast; the context is left
     unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
-    that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns);
+    that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns),
+    and with `optimizers()` within the first ten steps, where each is named once;
     a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
     with no unknown operation, or says in `uncountable` why not; a running average of weights that stay as they are
     gives the same forecast.
@@ -136,15 +139,17 @@ def _gradient_problems(model: nn.Module, context: Tensor, target: Tensor) -> lis
 
 
 def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
-    loss = _training_loss(model, context, target)
-    if loss.dim() or not torch.isfinite(loss):
-        value = f"of shape {tuple(loss.shape)}" if loss.dim() else loss.item()
-        return [f"the training loss is {value}; expected one finite number"]
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return []
-    if not loss.requires_grad:
-        return ["the training loss depends on no parameter"]
-    loss.backward()
+    parameter_groups(model, Train())
+    for step in range(TURNS if takes_turns(model) else 1):
+        loss = _training_loss(model, context, target, step)
+        if loss.dim() or not torch.isfinite(loss):
+            value = f"of shape {tuple(loss.shape)}" if loss.dim() else loss.item()
+            return [f"the training loss is {value}; expected one finite number"]
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return []
+        if not loss.requires_grad:
+            return ["the training loss depends on no parameter"]
+        loss.backward()
     allowed = getattr(model, "parameters_without_gradient", ())
     found = []
     for name, parameter in model.named_parameters():
@@ -159,10 +164,10 @@ def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> 
     return found
 
 
-def _training_loss(model: nn.Module, context: Tensor, target: Tensor) -> Tensor:
+def _training_loss(model: nn.Module, context: Tensor, target: Tensor, step: int = 0) -> Tensor:
     model.train()
     own = getattr(model, "training_loss", None)
-    loss = own(context, target, step=0, total_steps=10) if callable(own) else masked_mse(model(context), target)
+    loss = own(context, target, step=step, total_steps=TURNS) if callable(own) else masked_mse(model(context), target)
     return torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
 
 

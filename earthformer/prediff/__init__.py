@@ -34,12 +34,12 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name from the module it lives in, importing that module on first use."""
+    """Returns a public name from the module it lives in, importing that module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
+    """Returns the public names, loaded or not."""
     return __all__

@@ -29,7 +29,7 @@ class PatchDiscriminator(nn.Module):
     """Say of each overlapping patch of an image whether it is real (high) or reconstructed (low)."""
 
     def __init__(self, in_channels: int = 1, channels: int = 64, layers: int = 3) -> None:
-        """Make `layers` convolutions of stride 2 and two of stride 1, from `channels` channels on."""
+        """Makes `layers` convolutions of stride 2 and two of stride 1, from `channels` channels on."""
         super().__init__()
         widths = [channels * min(2**step, 8) for step in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(_SLOPE)]
@@ -48,12 +48,12 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(layer.weight, 1.0, _WEIGHT_STD)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return a verdict per patch (N, 1, h, w) for images (N, C, H, W)."""
+        """Returns a verdict per patch (N, 1, h, w) for images (N, C, H, W)."""
         verdict: Tensor = self.main(image)
         return verdict
 
     def judge(self, image: Tensor) -> Tensor:
-        """Return the verdict with gradients for the image alone: what the autoencoder learns from."""
+        """Returns the verdict with gradients for the image alone: what the autoencoder learns from."""
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
         verdict: Tensor = torch.func.functional_call(self, frozen, (image,))
         return verdict
@@ -75,11 +75,11 @@ class AdversarialLoss:
     discriminator_from: int = 25_000
 
     def is_adversarial(self, step: int) -> bool:
-        """Return whether the discriminator takes part in this step."""
+        """Returns whether the discriminator takes part in this step."""
         return step >= self.discriminator_from
 
     def reconstruction(self, image: Tensor, reconstructed: Tensor) -> Tensor:
-        """Return the absolute error summed over pixels, per image; where pixels are missing (NaN), scaled up for them.
+        """Returns the absolute error summed over pixels, per image; where pixels are missing (NaN), scaled up for them.
 
         The authors divide by a learned scale that no optimiser of theirs holds: it stays 1.
         """
@@ -88,11 +88,11 @@ class AdversarialLoss:
         return error.sum() / ((~missing).sum().clamp(min=1) / image[0].numel())
 
     def divergence(self, posterior: DiagonalGaussianDistribution, weight: Tensor | None = None) -> Tensor:
-        """Return the divergence of a posterior from N(0, 1), summed over latents, per image (weighted by (N,))."""
+        """Returns the divergence of a posterior from N(0, 1), summed over latents, per image (weighted by (N,))."""
         return self.kl_weight * weighted_mean(posterior.kl(), weight)
 
     def adaptive_weight(self, reconstruction: Tensor, deception: Tensor, last_weight: Tensor) -> Tensor:
-        """Return the weight at which both losses pull equally hard at the decoder's last weights, times a factor."""
+        """Returns the weight at which both losses pull equally hard at the decoder's last weights, times a factor."""
         if not torch.is_grad_enabled():
             return reconstruction.new_zeros(())
         pulls = [
@@ -104,13 +104,13 @@ class AdversarialLoss:
     def deception(
         self, discriminator: PatchDiscriminator, reconstructed: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """Return how badly reconstructions pass for real; its gradient reaches the images, not the discriminator."""
+        """Returns how badly reconstructions pass for real; its gradient reaches the images, not the discriminator."""
         return -weighted_mean(_per_image(discriminator.judge(reconstructed)), weight)
 
     def discrimination(
         self, discriminator: PatchDiscriminator, image: Tensor, reconstructed: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """Return the discriminator's hinge loss; its gradient reaches the discriminator alone."""
+        """Returns the discriminator's hinge loss; its gradient reaches the discriminator alone."""
         real, made = discriminator(image), discriminator(reconstructed.detach())
         losses = F.relu(1.0 - real), F.relu(1.0 + made)
         return 0.5 * (weighted_mean(_per_image(losses[0]), weight) + weighted_mean(_per_image(losses[1]), weight))

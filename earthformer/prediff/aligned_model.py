@@ -64,7 +64,7 @@ class PreDiffKA(PreDiff):
         alignment_depth: Sequence[int] = (1, 1),
         **hyperparameters: Any,
     ) -> None:
-        """Make the networks.
+        """Makes the networks.
 
         Args:
             input_shape: T, H, W, C of the context.
@@ -108,7 +108,7 @@ class PreDiffKA(PreDiff):
         }  # fmt: skip
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return the trainings of the model, in their order; see `Stage`."""
+        """Returns the trainings of the model, in their order; see `Stage`."""
         options: dict[str, Any] = {"scale_factor": self.scale_factor, "augment": self.augment}
         module = AlignmentStage(self.alignment, self.schedule, self._encoder(), **options)
         depends_on = self._depends_on["alignment"]
@@ -144,5 +144,5 @@ class _CountedGuide:
         self.network = network
 
     def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Return zeros."""
+        """Returns zeros."""
         return torch.zeros_like(noised) * (self.network(noised, t) + self.network(noised, t)).sum()

@@ -65,7 +65,7 @@ class KnowledgeAlignment(nn.Module):
         self.std.copy_(values.std(dim=0, correction=0))
 
     def loss(self, noised: Tensor, t: Tensor, measured: Tensor, share: Tensor | None = None) -> Tensor:
-        """Return the mean squared error of the estimates for noised latents (B, T, h, w, C).
+        """Returns the mean squared error of the estimates for noised latents (B, T, h, w, C).
 
         Args:
             noised: latents.
@@ -90,7 +90,7 @@ class KnowledgeAlignment(nn.Module):
             )
 
     def target(self, control: Control | None, cond: Tensor) -> Tensor:
-        """Return the value (B, K) that the compared measure is steered to.
+        """Returns the value (B, K) that the compared measure is steered to.
 
         Args:
             control: where to; None for constraints that follow the context.
@@ -131,7 +131,7 @@ class KnowledgeAlignment(nn.Module):
 
     @torch.no_grad()
     def _of_context(self, cond: Tensor) -> Tensor:
-        """Return the estimate (B, values) for the context's last frame, read off its clean latents."""
+        """Returns the estimate (B, values) for the context's last frame, read off its clean latents."""
         frames = self.network.input_shape[0]
         if not self.constraint.follows_context:
             raise ValueError(f"constraint {self.constraint.name!r}: expected a control, found none")
@@ -146,7 +146,7 @@ class KnowledgeAlignment(nn.Module):
 
 
 def _column(number: float | Tensor) -> float | Tensor:
-    """Return a number as it is, and one for each row (B,) so that it multiplies (values,)."""
+    """Returns a number as it is, and one for each row (B,) so that it multiplies (values,)."""
     return number.view(-1, 1) if isinstance(number, Tensor) else number
 
 
@@ -172,7 +172,7 @@ class Guidance:
     scaling: str = "sigma"
 
     def __post_init__(self) -> None:
-        """Check the settings.
+        """Checks the settings.
 
         Raises:
             ValueError: unknown conventions, or a scale that is not finite.
@@ -185,7 +185,7 @@ class Guidance:
             raise ValueError(f"guide_scale: expected a finite number, found {self.scale}")
 
     def gradient(self, noised: Tensor, t: Tensor) -> Tensor:
-        """Return the gradient of the distance to the target by the latents `noised` (N, T, h, w, C) at steps `t`.
+        """Returns the gradient of the distance to the target by the latents `noised` (N, T, h, w, C) at steps `t`.
 
         Raises:
             ValueError: a target of another shape than what is compared with it.
@@ -207,11 +207,11 @@ class Guidance:
         return gradient
 
     def mean_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Return what the ancestral step's mean moves by."""
+        """Returns what the ancestral step's mean moves by."""
         return -self._weight(t, schedule, noised) * self.gradient(noised, t)
 
     def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Return what is added to the predicted noise: in an ancestral step the same as `mean_shift`, in any solver."""
+        """Returns what is added to the predicted noise: as `mean_shift` in an ancestral step, and in any solver."""
         per_noise = (
             schedule.at("alphas", t, noised).sqrt()
             * schedule.at("sqrt_one_minus_alphas_cumprod", t, noised)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def random_symmetry(sequences: Tensor) -> Tensor:
-    """Return sequences (B, T, H, W, C), each flipped and turned by one of the symmetries of its frame, at random.
+    """Returns sequences (B, T, H, W, C), each flipped and turned by one of the symmetries of its frame, at random.
 
     Frames that are not square are turned by half turns only.
     """
@@ -27,7 +27,7 @@ def random_symmetry(sequences: Tensor) -> Tensor:
 
 
 def random_turn(frames: Tensor) -> Tensor:
-    """Return frames (N, C, H, W), each flipped at random and turned by a random angle, zero where nothing was."""
+    """Returns frames (N, C, H, W), each flipped at random and turned by a random angle, zero where nothing was."""
     count, _, height, width = frames.shape
     angle = (torch.rand(count) * 2 - 1) * math.pi
     flip = torch.randint(2, (2, count)).float() * 2 - 1

@@ -30,11 +30,11 @@ class FrameAutoencoder(AutoencoderKL):
 
     @property
     def factor(self) -> int:
-        """Return how many pixels of a side become one latent pixel."""
+        """Returns how many pixels of a side become one latent pixel."""
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
-        """Return T, H, W, C of the latents of frames of `shape` (T, H, W, C).
+        """Returns T, H, W, C of the latents of frames of `shape` (T, H, W, C).
 
         Raises:
             ValueError: frames of other channels, or sides that the factor does not divide.
@@ -50,16 +50,16 @@ class FrameAutoencoder(AutoencoderKL):
         return frames, height // self.factor, width // self.factor, int(self.config.latent_channels)
 
     def posterior(self, frames: Tensor) -> DiagonalGaussianDistribution:
-        """Return the distribution of the latents (B*T, C, h, w) of frames (B, T, H, W, C)."""
+        """Returns the distribution of the latents (B*T, C, h, w) of frames (B, T, H, W, C)."""
         self.latent_shape(frames.shape[1:])
         return self.posterior_of_images(frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous())
 
     def posterior_of_images(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """Return the distribution of the latents of images (N, C, H, W), float32 whatever the network computes in."""
+        """Returns the distribution of the latents of images (N, C, H, W), float32 whatever the network computes in."""
         return DiagonalGaussianDistribution(self.encode(images).latent_dist.parameters.float())
 
     def to_latents(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return latents (B, T, h, w, C) of frames (B, T, H, W, C): the posterior's mean, or a draw from it.
+        """Returns latents (B, T, h, w, C) of frames (B, T, H, W, C): the posterior's mean, or a draw from it.
 
         Args:
             frames: on the 0-1 scale.
@@ -72,7 +72,7 @@ class FrameAutoencoder(AutoencoderKL):
         return latents.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
     def to_frames(self, latents: Tensor) -> Tensor:
-        """Return frames (B, T, H, W, C) of latents (B, T, h, w, C), not clipped.
+        """Returns frames (B, T, H, W, C) of latents (B, T, h, w, C), not clipped.
 
         Raises:
             ValueError: latents of another number of channels.
@@ -94,7 +94,7 @@ def make_autoencoder(
     norm_num_groups: int = 32,
     act_fn: str = "silu",
 ) -> FrameAutoencoder:
-    """Return a fresh autoencoder; the defaults are the released one's.
+    """Returns a fresh autoencoder; the defaults are the released one's.
 
     Args:
         in_channels: channels of a frame.

@@ -11,7 +11,7 @@ from torch import Tensor
 def in_parts(
     compute: Callable[[slice], Tensor], total: int, most: int, *, divisible: bool = True
 ) -> tuple[Tensor, int]:
-    """Return what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and how many do.
+    """Returns what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and how many do.
 
     Args:
         compute: from some rows to what there is of each (N, ...).
@@ -39,5 +39,5 @@ def in_parts(
 
 
 def _even(total: int, most: int) -> int:
-    """Return the size of as few parts as there can be, all alike but the last: a compiled network has few sizes."""
+    """Returns the size of as few parts as there can be, all alike but the last: a compiled network has few sizes."""
     return -(-total // -(-total // most))

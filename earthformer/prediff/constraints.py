@@ -35,7 +35,7 @@ class Control:
     value: float | Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse none or several.
+        """Refuses none or several.
 
         Raises:
             ValueError: not exactly one is given.
@@ -64,7 +64,7 @@ class Constraint(ABC):
 
     @abstractmethod
     def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Return the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
+        """Returns the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
 
         Args:
             frames: the true future; missing pixels are NaN, and so is a measure that is not known.
@@ -75,7 +75,7 @@ class Constraint(ABC):
         """
 
     def compared(self, measured: Tensor) -> Tensor:
-        """Return what is compared with a target, (B, K), of measures or estimates (B, T, values)."""
+        """Returns what is compared with a target, (B, K), of measures or estimates (B, T, values)."""
         return measured.mean(dim=1) if self.averaged else measured.flatten(1)
 
 
@@ -84,7 +84,7 @@ _REGISTERED: dict[str, type[Constraint]] = {}
 
 
 def register_constraint(constraint: ConstraintT) -> ConstraintT:
-    """Return the class, known under its ``name`` from now on; usable as a decorator.
+    """Returns the class, known under its ``name`` from now on; usable as a decorator.
 
     Raises:
         ValueError: another class has this name.
@@ -96,12 +96,12 @@ def register_constraint(constraint: ConstraintT) -> ConstraintT:
 
 
 def constraint_names() -> list[str]:
-    """Return the names of all registered constraints."""
+    """Returns the names of all registered constraints."""
     return sorted(_REGISTERED)
 
 
 def make_constraint(name: str) -> Constraint:
-    """Return a registered constraint.
+    """Returns a registered constraint.
 
     Raises:
         ValueError: no constraint has this name.
@@ -118,7 +118,7 @@ class MeanIntensity(Constraint):
     name = "mean_intensity"
 
     def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Return the mean over the known pixels of every frame (B, T, 1); NaN for a frame without any."""
+        """Returns the mean over the known pixels of every frame (B, T, 1); NaN for a frame without any."""
         return frames.nanmean(dim=_FRAME_AXES).unsqueeze(-1)
 
 
@@ -136,7 +136,7 @@ class Energy(Constraint):
     follows_context = True
 
     def measure(self, frames: Tensor, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Return the last label of shape (B, T) or (B, T, 1) as (B, T, 1)."""
+        """Returns the last label of shape (B, T) or (B, T, 1) as (B, T, 1)."""
         shape = tuple(frames.shape[:2])
         for label in reversed(labels):
             if tuple(label.shape) in (shape, (*shape, 1)):
@@ -154,7 +154,7 @@ def total_energy(
     softening: float = 10.0,
     exponent: int = 0,
 ) -> Tensor:
-    """Return the kinetic and potential energy (...) of bodies; the defaults are N-body MNIST's.
+    """Returns the kinetic and potential energy (...) of bodies; the defaults are N-body MNIST's.
 
     The potential is that of the generator's acceleration G m (x_j - x_i) (r^2 + d^2)^(-(exponent + 1) / 2).
 

@@ -31,7 +31,7 @@ class CuboidUNet(DownPath):
         unet_res_connect: bool = True,
         **levels: Any,
     ) -> None:
-        """Make the network.
+        """Makes the network.
 
         Args:
             input_shape: T, H, W, C of the context's latents.
@@ -71,7 +71,7 @@ class CuboidUNet(DownPath):
         start_linear(self.final_proj, ZERO_MODE)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return the predicted noise (B, T_out, H, W, C).
+        """Returns the predicted noise (B, T_out, H, W, C).
 
         Args:
             x: noised target latents (B, T_out, H, W, C).

@@ -7,20 +7,18 @@ module, used before each of the level's attention blocks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
 from earthformer.blocks import SelfAttentionBlock
-from earthformer.encoder import level_units, self_layers_per_level
-from earthformer.initialization import check_mode, init_linear
-from earthformer.paths import TwoPaths
-from earthformer.positions import PositionEmbedding
+from earthformer.layers import HasReference, PositionEmbedding, check_mode, init_linear
+from earthformer.options import Options, as_scale
 from earthformer.prediff.residual import ResidualBlock, StepEmbedding
-from earthformer.resampling import PatchMerging, Size4, as_scale
+from earthformer.resampling import PatchMerging, Size4
 
 ZERO_MODE = "2"
 _MODES = ("0", "1", ZERO_MODE)
@@ -93,7 +91,7 @@ class Levels:
     norm_init_mode: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be made of.
+        """Refuses what no network can be made of.
 
         Raises:
             ValueError: no level, a level without blocks, or an unknown initialisation mode.
@@ -103,9 +101,23 @@ class Levels:
         for name in ("ffn2_linear_init_mode", "attn_proj_linear_init_mode"):
             check_mode(getattr(self, name), _MODES, name)
 
+    @property
+    def options(self) -> Options:
+        """These hyperparameters as those of Earthformer's layers."""
+        shared = {field.name for field in dataclasses.fields(self)} & {
+            field.name for field in dataclasses.fields(Options)
+        }
+        return Options(
+            **{name: getattr(self, name) for name in shared},
+            enc_depth=self.depth,
+            dec_depth=self.depth,
+            enc_attn_patterns=self.block_attn_patterns,
+            down_up_linear_init_mode=self.down_linear_init_mode,
+        )
+
 
 def start_linear(layer: nn.Linear, mode: str) -> None:
-    """Initialise a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
+    """Initialises a linear layer by a mode of `Levels`: "0", "1" or, for zeros, "2"."""
     if str(mode) == ZERO_MODE:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
@@ -114,7 +126,7 @@ def start_linear(layer: nn.Linear, mode: str) -> None:
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> Size4:
-    """Return `shape` as T, H, W, C.
+    """Returns `shape` as T, H, W, C.
 
     Raises:
         ValueError: it is not four positive sizes.
@@ -125,7 +137,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> Size4:
     return t, h, w, c
 
 
-class DownPath(TwoPaths):
+class DownPath(HasReference):
     """A first residual block, position embedding, and levels of residual and attention blocks with patch merging.
 
     Attributes:
@@ -134,15 +146,15 @@ class DownPath(TwoPaths):
     """
 
     def __init__(self, shape: Size4, levels: Levels) -> None:
-        """Make the path for tokens of `shape` (T, H, W, C).
+        """Makes the path for tokens of `shape` (T, H, W, C).
 
         Raises:
             ValueError: hyperparameters that do not fit one another or the shape.
         """
         super().__init__()
         self.levels = levels
-        downsample = as_scale(levels.downsample)
-        units = level_units(levels.base_units, levels.block_units, len(levels.depth), downsample, levels.scale_alpha)
+        self.options = options = levels.options
+        units, downsample = options.units, as_scale(levels.downsample)
         self.first_proj = ResidualBlock(shape[3], units[0], dropout=levels.proj_drop)
         self.pos_embed = PositionEmbedding(units[0], *shape[:3], levels.pos_embed_type)
         self.embed_channels = levels.time_embed_channels_mult * levels.base_units
@@ -150,14 +162,7 @@ class DownPath(TwoPaths):
         self.shapes: list[Size4] = [(*shape[:3], units[0])]
         merging = []
         for fine, coarse in pairwise(units):
-            layer = PatchMerging(
-                dim=fine,
-                out_dim=coarse,
-                downsample=downsample,
-                padding_type=levels.padding_type,
-                linear_init_mode=levels.down_linear_init_mode,
-                norm_init_mode=levels.norm_init_mode,
-            )
+            layer = PatchMerging(options, fine, coarse, downsample)
             self.shapes.append(layer.output_shape(self.shapes[-1]))
             merging.append(layer)
         self.downsample_layers = nn.ModuleList(merging)
@@ -165,7 +170,7 @@ class DownPath(TwoPaths):
         self.down_self_blocks = self._attention_blocks()
 
     def _residual_blocks(self) -> nn.ModuleList:
-        """Return a new residual block per level."""
+        """Returns a new residual block per level."""
         return nn.ModuleList(
             ResidualBlock(
                 channels,
@@ -178,37 +183,13 @@ class DownPath(TwoPaths):
         )
 
     def _attention_blocks(self) -> nn.ModuleList:
-        """Return new blocks of cuboid attention: a list per level."""
-        levels = self.levels
-        options: dict[str, Any] = {
-            "num_heads": levels.num_heads,
-            "padding_type": levels.padding_type,
-            "attn_drop": levels.attn_drop,
-            "proj_drop": levels.proj_drop,
-            "ffn_drop": levels.ffn_drop,
-            "activation": levels.ffn_activation,
-            "gated_ffn": levels.gated_ffn,
-            "norm_layer": levels.norm_layer,
-            "use_inter_ffn": levels.use_inter_ffn,
-            "checkpoint_level": levels.checkpoint_level,
-            "use_relative_pos": levels.use_relative_pos,
-            "use_final_proj": levels.self_attn_use_final_proj,
-            "attn_linear_init_mode": levels.attn_linear_init_mode,
-            "ffn_linear_init_mode": levels.ffn_linear_init_mode,
-            "norm_init_mode": levels.norm_init_mode,
-        }
-        patterns = self_layers_per_level(levels.block_attn_patterns, (), (), (), self.shapes)
+        """Returns new blocks of cuboid attention: a list per level."""
+        levels, options = self.levels, self.options
+        patterns = options.self_patterns("enc", self.shapes)
         stages = nn.ModuleList()
         for (*_, channels), count, pattern in zip(self.shapes, levels.depth, patterns, strict=True):
             blocks = [
-                SelfAttentionBlock(
-                    dim=channels,
-                    block_cuboid_size=pattern.cuboid_size,
-                    block_strategy=pattern.strategy,
-                    block_shift_size=pattern.shift_size,
-                    **options,
-                )
-                for _ in range(count)
+                SelfAttentionBlock(options, channels, pattern, use_inter_ffn=levels.use_inter_ffn) for _ in range(count)
             ]
             for block in blocks:
                 for feed_forward in block.ffn_l:
@@ -219,7 +200,7 @@ class DownPath(TwoPaths):
         return stages
 
     def descend(self, x: Tensor, embedded: Tensor) -> list[Tensor]:
-        """Return the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
+        """Returns the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
         x = self.pos_embed(self.first_proj(x))
         behind: list[Tensor] = []
         for level in range(len(self.shapes)):
@@ -231,7 +212,7 @@ class DownPath(TwoPaths):
 
     @staticmethod
     def _level(residual: nn.Module, blocks: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
-        """Return `x` after a level: before each attention block comes the one residual block."""
+        """Returns `x` after a level: before each attention block comes the one residual block."""
         assert isinstance(blocks, nn.ModuleList)
         for block in blocks:
             x = block(residual(x, embedded))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def joined_truth(context: Tensor, target: Tensor, context_known: Tensor | None) -> Tensor:
-    """Return contexts and targets as one (B, T, H, W, C), NaN where they are missing.
+    """Returns contexts and targets as one (B, T, H, W, C), NaN where they are missing.
 
     Args:
         context: (B, T_in, H, W, C), filled where it was missing.
@@ -23,24 +23,24 @@ def joined_truth(context: Tensor, target: Tensor, context_known: Tensor | None) 
 
 
 def filled(frames: Tensor) -> Tensor:
-    """Return frames with 0 where they are missing."""
+    """Returns frames with 0 where they are missing."""
     return frames.masked_fill(torch.isnan(frames), 0)
 
 
 def known_share(frames: Tensor, *, keep: int = 1) -> Tensor:
-    """Return the share of known pixels, by the first `keep` axes of the frames."""
+    """Returns the share of known pixels, by the first `keep` axes of the frames."""
     return (~torch.isnan(frames)).float().flatten(keep).mean(-1)
 
 
 def latent_share(frames: Tensor, latents: Tensor) -> Tensor:
-    """Return the share of known pixels (B, T, h, w, 1) of what each latent (B, T, h, w, C) stands for."""
+    """Returns the share of known pixels (B, T, h, w, 1) of what each latent (B, T, h, w, C) stands for."""
     height, width = latents.shape[2:4]
     known = (~torch.isnan(frames)).float().mean(-1)
     return known.unflatten(3, (width, -1)).unflatten(2, (height, -1)).mean((3, 5)).unsqueeze(-1)
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the mean of `values` with weights of that shape: 0 if all weights are 0, the plain mean without any."""
+    """Returns the mean of `values` with weights of that shape: 0 if all weights are 0, the plain mean without any."""
     if weight is None:
         return values.mean()
     total = weight.sum()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from earthformer.paths import TwoPaths
+from earthformer.layers import HasReference
 from earthformer.prediff.adversarial import AdversarialLoss
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.batching import in_parts
@@ -40,7 +40,7 @@ _MOST_STEPS_COUNTED = 100
 Advance = Callable[[int, int], None]
 
 
-class PreDiff(TwoPaths):
+class PreDiff(HasReference):
     """PreDiff: latent diffusion with a denoiser of cuboid attention, sampled member by member."""
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("sampler", "steps", "eta", "members", "seed", "bfloat16")

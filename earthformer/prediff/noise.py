@@ -24,7 +24,7 @@ _LARGEST = 2.0**30
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the four random words of Philox 4x32-10 for counters and keys, int64 (4, ...) from 0 to 2^32 - 1.
+    """Returns the four random words of Philox 4x32-10 for counters and keys, int64 (4, ...) from 0 to 2^32 - 1.
 
     Args:
         counter: four words, int64 tensors that broadcast, each from 0 to 2^32 - 1.
@@ -58,15 +58,15 @@ class RowNoise:
     members: Tensor
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Returns the number of rows."""
         return len(self.seeds)
 
     def __getitem__(self, rows: slice) -> RowNoise:
-        """Return those of some rows."""
+        """Returns those of some rows."""
         return RowNoise(self.seeds[rows], self.members[rows])
 
     def normal(self, shape: tuple[int, ...], draw: int) -> Tensor:
-        """Return standard normal numbers, float32 (N, *shape).
+        """Returns standard normal numbers, float32 (N, *shape).
 
         Args:
             shape: of a row.
@@ -83,15 +83,15 @@ class RowNoise:
         return drawn.movedim(0, 2).flatten(1)[:, :size].float().unflatten(1, shape)
 
     def uniform(self, draw: int = 0) -> Tensor:
-        """Return a number from 0 to 1 for each row, float32 (N,)."""
+        """Returns a number from 0 to 1 for each row, float32 (N,)."""
         return self._words(_UNIFORM, draw, 1)[0, :, 0].float() * 2.0**-32
 
     def integers(self, high: int, draw: int = 0) -> Tensor:
-        """Return an integer from 0 to `high` - 1 for each row, int64 (N,); `high` is at most 2^31."""
+        """Returns an integer from 0 to `high` - 1 for each row, int64 (N,); `high` is at most 2^31."""
         return self._words(_INTEGER, draw, 1)[0, :, 0] * high >> 32
 
     def _words(self, stream: int, draw: int, count: int) -> Tensor:
-        """Return random words (4, N, count)."""
+        """Returns random words (4, N, count)."""
         seeds, members = self.seeds[:, None], self.members[:, None]
         block = torch.arange(count, device=seeds.device)[None]
         same = torch.zeros_like(members)
@@ -99,13 +99,13 @@ class RowNoise:
 
 
 def members_of(seeds: Tensor, members: int) -> RowNoise:
-    """Return what B * members rows are drawn from, sequence by sequence, given the sequences' seeds (B,)."""
+    """Returns what B * members rows are drawn from, sequence by sequence, given the sequences' seeds (B,)."""
     numbers = torch.arange(members, device=seeds.device)
     return RowNoise(seeds.repeat_interleave(members), numbers.repeat(len(seeds)))
 
 
 def content_seeds(frames: Tensor, seed: int | Tensor = 0) -> Tensor:
-    """Return a seed for each row of `frames` (B, ...), int64 (B,), that follows from its values and another seed.
+    """Returns a seed for each row of `frames` (B, ...), int64 (B,), that follows from its values and another seed.
 
     It is the same wherever the row stands in a batch, and on all devices unless they round a value to different sides
     of a border between two of 1024 steps of a unit.

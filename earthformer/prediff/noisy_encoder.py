@@ -19,7 +19,7 @@ class AttentionPool(nn.Module):
     """One query, the mean of a frame's tokens, attends to them all and to itself; its answer is projected."""
 
     def __init__(self, tokens: int, channels: int, num_heads: int, out_channels: int) -> None:
-        """Make the layer for frames of `tokens` tokens of `channels` channels.
+        """Makes the layer for frames of `tokens` tokens of `channels` channels.
 
         Raises:
             ValueError: heads that do not divide the channels.
@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, out_channels) for frames `x` (N, C, S)."""
+        """Returns (N, out_channels) for frames `x` (N, C, S)."""
         x = torch.cat((x.mean(dim=-1, keepdim=True), x), dim=-1) + self.positional_embedding
         heads = self.qkv_proj(x).unflatten(1, (3, self.num_heads, -1))
         q, k, v = heads.unbind(1)  # each (N, h, d, S)
@@ -47,7 +47,7 @@ class NoisyEncoder(DownPath):
     """Estimates, per frame, what a constraint measures of the frames behind a noised latent sequence."""
 
     def __init__(self, input_shape: Sequence[int], *, out_channels: int = 1, **levels: Any) -> None:
-        """Make the network for latents of `input_shape` (T, H, W, C) and `out_channels` values per frame.
+        """Makes the network for latents of `input_shape` (T, H, W, C) and `out_channels` values per frame.
 
         Raises:
             ValueError: shapes or hyperparameters that do not fit.
@@ -63,7 +63,7 @@ class NoisyEncoder(DownPath):
         self.out = nn.Sequential(group_norm(channels), nn.SiLU(), pool)
 
     def forward(self, zt: Tensor, t: Tensor, y: Tensor | None = None, zc: Tensor | None = None) -> Tensor:
-        """Return the estimates (B, T, out_channels).
+        """Returns the estimates (B, T, out_channels).
 
         Args:
             zt: noised latents (B, T, H, W, C).

@@ -11,14 +11,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from earthformer.initialization import init_linear
+from earthformer.layers import init_linear
 
 _MOST_GROUPS = 32
 _LONGEST_PERIOD = 10_000.0
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a norm over 32 groups of channels, or over each channel where 32 do not divide them.
+    """Returns a norm over 32 groups of channels, or over each channel where 32 do not divide them.
 
     Its statistics are taken over all of T, H and W.
     """
@@ -26,7 +26,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def step_sinusoids(t: Tensor, channels: int) -> Tensor:
-    """Return the embedding (B, channels) of diffusion steps `t` (B,): cosines, then sines, of falling frequency."""
+    """Returns the embedding (B, channels) of diffusion steps `t` (B,): cosines, then sines, of falling frequency."""
     half = channels // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * exponent)
@@ -38,13 +38,13 @@ class StepEmbedding(nn.Module):
     """Sinusoids of the diffusion step through two linear layers."""
 
     def __init__(self, base_channels: int, channels: int) -> None:
-        """Make the layers from `base_channels` sinusoids to `channels`; they keep torch's initialisation."""
+        """Makes the layers from `base_channels` sinusoids to `channels`; they keep torch's initialisation."""
         super().__init__()
         self.base_channels = base_channels
         self.layer = nn.Sequential(nn.Linear(base_channels, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Return the embedding (B, channels) of diffusion steps `t` (B,)."""
+        """Returns the embedding (B, channels) of diffusion steps `t` (B,)."""
         embedded: Tensor = self.layer(step_sinusoids(t, self.base_channels))
         return embedded
 
@@ -61,7 +61,7 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
     ) -> None:
-        """Make the block; it starts as the identity, or the convolution 1x1x1 that changes the channels.
+        """Makes the block; it starts as the identity, or the convolution 1x1x1 that changes the channels.
 
         Args:
             channels: of the input.
@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
         self.skip_connection: nn.Module = nn.Identity() if same else nn.Conv3d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
-        """Return (B, T, H, W, C_out) for `x` (B, T, H, W, C) and the step's embedding (B, E), if the block takes it."""
+        """Returns (B, T, H, W, C_out) for `x` (B, T, H, W, C) and the step's embedding (B, E) if it takes one."""
         x = x.permute(0, 4, 1, 2, 3)
         h = self.in_layers(x)
         if embedded is not None:

@@ -37,7 +37,7 @@ class Guide(Protocol):
     """What shifts the predicted noise at every step."""
 
     def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Return what is to be added to the predicted noise (N, T, h, w, C)."""
+        """Returns what is to be added to the predicted noise (N, T, h, w, C)."""
         ...
 
 
@@ -56,7 +56,7 @@ class Sampler:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the settings.
+        """Checks the settings.
 
         Raises:
             ValueError: unknown name, or a number out of range.
@@ -74,12 +74,12 @@ class Solver(Protocol):
     """The diffusion steps that the denoiser is called at, from the last one down."""
 
     def step(self, index: int, latents: Tensor, noise: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """Return the latents behind step `timesteps[index]`, given the noise in them and fresh noise to add."""
+        """Returns the latents behind step `timesteps[index]`, given the noise in them and fresh noise to add."""
         ...
 
 
 def make_solver(sampler: Sampler, schedule: NoiseSchedule) -> Solver:
-    """Return the solver of a sampler on a schedule.
+    """Returns the solver of a sampler on a schedule.
 
     Raises:
         ValueError: more steps than the schedule has.
@@ -149,7 +149,7 @@ def sample_latents(
     guide: Guide | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return latents (N, T, h, w, C) drawn by a sampler, float32, where `noise` has its seeds.
+    """Returns latents (N, T, h, w, C) drawn by a sampler, float32, where `noise` has its seeds.
 
     Args:
         denoise: predicts the noise; see `Denoise`.

@@ -25,7 +25,7 @@ def make_betas(
     linear_end: float = 2e-2,
     cosine_s: float = 8e-3,
 ) -> Tensor:
-    """Return the variances beta of a named schedule, float64 (timesteps,).
+    """Returns the variances beta of a named schedule, float64 (timesteps,).
 
     Args:
         name: ``linear`` (in the square root of beta), ``sqrt_linear`` (in beta), ``sqrt`` (its root), ``cosine``.
@@ -65,7 +65,7 @@ class NoiseSchedule(nn.Module):
     """
 
     def __init__(self, betas: Tensor) -> None:
-        """Check the variances and derive the tables.
+        """Checks the variances and derive the tables.
 
         Raises:
             ValueError: variances that are not a list of numbers in (0, 1).
@@ -100,27 +100,27 @@ class NoiseSchedule(nn.Module):
 
     @property
     def timesteps(self) -> int:
-        """Return the number of diffusion steps."""
+        """Returns the number of diffusion steps."""
         return len(self.betas)
 
     def at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
-        """Return entries `t` (B,) of a table, float32, shaped to multiply `like` (B, ...).
+        """Returns entries `t` (B,) of a table, float32, shaped to multiply `like` (B, ...).
 
         Half precision would make one level of neighbouring levels of noise.
         """
         return self._single[self._place[table]][t].view(-1, *([1] * (like.dim() - 1)))
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return latents (B, ...) as they are after steps `t` (B,), given the noise that is in them then."""
+        """Returns latents (B, ...) as they are after steps `t` (B,), given the noise that is in them then."""
         kept = self.at("sqrt_alphas_cumprod", t, latents)
         return kept * latents + self.at("sqrt_one_minus_alphas_cumprod", t, latents) * noise
 
     def without_noise(self, noised: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the latents in which steps `t` and this noise leave `noised`: the inverse of `add_noise`."""
+        """Returns the latents in which steps `t` and this noise leave `noised`: the inverse of `add_noise`."""
         scaled = self.at("sqrt_recip_alphas_cumprod", t, noised) * noised
         return scaled - self.at("sqrt_recipm1_alphas_cumprod", t, noised) * noise
 
     def noise_in(self, noised: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-        """Return the noise that is in `noised` after steps `t`, if these are the latents below it."""
+        """Returns the noise that is in `noised` after steps `t`, if these are the latents below it."""
         scaled = self.at("sqrt_recip_alphas_cumprod", t, noised) * noised
         return (scaled - latents) / self.at("sqrt_recipm1_alphas_cumprod", t, noised)

@@ -58,7 +58,7 @@ StateDict = Mapping[str, Any] | str | Path
 
 
 def load_autoencoder(config: Mapping[str, Any], state_dict: StateDict | None = None) -> FrameAutoencoder:
-    """Return the autoencoder that an official `config` describes, with the weights of `state_dict` if given.
+    """Returns the autoencoder that an official `config` describes, with the weights of `state_dict` if given.
 
     Args:
         config: the section ``model.vae``, or ``model`` of the autoencoder's own YAML file.
@@ -86,7 +86,7 @@ def load_autoencoder(config: Mapping[str, Any], state_dict: StateDict | None = N
 
 
 def load_denoiser(config: Mapping[str, Any], state_dict: StateDict | None = None) -> CuboidUNet:
-    """Return the denoiser that an official `config` describes, with the weights of `state_dict` if given.
+    """Returns the denoiser that an official `config` describes, with the weights of `state_dict` if given.
 
     Args:
         config: the section ``model.latent_model``, or the arguments of ``CuboidTransformerUNet``.
@@ -103,7 +103,7 @@ def load_denoiser(config: Mapping[str, Any], state_dict: StateDict | None = None
 
 
 def load_alignment(config: Mapping[str, Any], state_dict: StateDict | None = None) -> NoisyEncoder:
-    """Return the alignment network that an official `config` describes, with the weights of `state_dict` if given.
+    """Returns the alignment network that an official `config` describes, with the weights of `state_dict` if given.
 
     Args:
         config: the section ``model.align``, its ``model_args``, or the arguments of ``NoisyCuboidTransformerEncoder``.
@@ -120,7 +120,7 @@ def load_alignment(config: Mapping[str, Any], state_dict: StateDict | None = Non
 
 
 def to_upstream_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of one of the three networks under the authors' names, detached, on the CPU.
+    """Returns the weights of one of the three networks under the authors' names, detached, on the CPU.
 
     Their code loads the result strictly.
     """
@@ -130,7 +130,7 @@ def to_upstream_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_part(part: nn.Module, state_dict: StateDict) -> None:
-    """Copy a checkpoint of one of the three networks into it, under the authors' names or today's.
+    """Copies a checkpoint of one of the three networks into it, under the authors' names or today's.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -150,7 +150,7 @@ def _to_old(match: re.Match[str]) -> str:
 
 
 def _arguments(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of a constructor: the innermost of the sections, without keys that have no effect."""
+    """Returns the arguments of a constructor: the innermost of the sections, without keys that have no effect."""
     inner = config
     for section in ("model", *sections):
         if isinstance(inner.get(section), Mapping):
@@ -166,7 +166,7 @@ def _arguments(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, 
 
 
 def _as_builtin(value: Any) -> Any:
-    """Return `value` with every kind of sequence in it as a list (configs may hold their own types)."""
+    """Returns `value` with every kind of sequence in it as a list (configs may hold their own types)."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_builtin(entry) for entry in value]
     return value
@@ -191,7 +191,7 @@ def _loaded(model: Any, state_dict: StateDict | None) -> Any:
 
 
 def _select(state_dict: StateDict, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Return the entries of one network: all, or those behind the first prefix that a Lightning module has.
+    """Returns the entries of one network: all, or those behind the first prefix that a Lightning module has.
 
     What a Lightning module holds besides, such as other networks and schedule tables, is reported by a warning.
     """

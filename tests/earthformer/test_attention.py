@@ -1,4 +1,4 @@
-"""Cuboid attention against an independent oracle that loops over tokens, and the fast path against the plain one."""
+"""Cuboid attention against an independent oracle that loops over tokens, and against the plain formulation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from attention_oracles import (
     DIM,
     HEADS,
     cross_attention_oracle,
+    make_cross,
+    make_self,
     random,
     self_attention_oracle,
-    spread,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from earthformer.attention import CuboidSelfAttention
-from earthformer.cross_attention import CuboidCrossAttention
+from earthformer.reference import plain_formulation
+from earthformer.upstream import build_layer
 
 SELF_CASES: list[dict[str, Any]] = [
     {"cuboid_size": (2, 2, 2)},
@@ -53,12 +55,6 @@ GLOBAL_CASES: list[dict[str, Any]] = [
 ]
 
 
-def make_self(case: dict[str, Any]) -> CuboidSelfAttention:
-    layer = spread(CuboidSelfAttention(DIM, HEADS, **case))
-    assert isinstance(layer, CuboidSelfAttention)
-    return layer
-
-
 @pytest.mark.parametrize("globals_case", [None, *GLOBAL_CASES], ids=str)
 @pytest.mark.parametrize("case", SELF_CASES, ids=str)
 def test_self_attention_is_what_the_definition_says(case: dict[str, Any], globals_case: dict[str, Any] | None) -> None:
@@ -70,7 +66,7 @@ def test_self_attention_is_what_the_definition_says(case: dict[str, Any], global
     g = None if globals_case is None else random(2, 2, layer.global_head_size * HEADS, seed=2)
     with torch.no_grad():
         results = [layer(x) if g is None else layer(x, g)]
-        with layer.reference():
+        with plain_formulation(layer):
             results.append(layer(x) if g is None else layer(x, g))
         for sample in range(1):
             expected, expected_g = self_attention_oracle(layer, x[sample], None if g is None else g[sample])
@@ -109,15 +105,14 @@ def test_cross_attention_is_what_the_definition_says(case: dict[str, Any], globa
         **(globals_case or {}),
         "use_global_vector": globals_case is not None,
     }
-    layer = spread(CuboidCrossAttention(DIM, HEADS, **options))
-    assert isinstance(layer, CuboidCrossAttention)
+    layer = make_cross(options)
     x, mem = random(2, 4, 3, 5, DIM), random(2, 3, 3, 5, DIM, seed=2)
     if case.get("padding_type") == "nearest":
         x, mem = x[:, :, :, :4], mem[:, :, :, :4]
     g = None if globals_case is None else random(2, 2, layer.global_head_size * HEADS, seed=3)
     with torch.no_grad():
         results = [layer(x, mem, g)]
-        with layer.reference():
+        with plain_formulation(layer):
             results.append(layer(x, mem, g))
         for sample in range(1):
             expected = cross_attention_oracle(layer, x[sample], mem[sample], None if g is None else g[sample])
@@ -149,7 +144,7 @@ def test_gradients_of_self_attention_agree_between_paths(
     if globals_case is not None:
         inputs.append(random(2, 2, layer.global_head_size * HEADS, seed=2))
     fast = gradients(layer, inputs)
-    with layer.reference():
+    with plain_formulation(layer):
         plain = gradients(layer, inputs)
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
 
@@ -165,13 +160,12 @@ def test_gradients_of_cross_attention_agree_between_paths(
         **(globals_case or {}),
         "use_global_vector": globals_case is not None,
     }
-    layer = spread(CuboidCrossAttention(DIM, HEADS, **options))
-    assert isinstance(layer, CuboidCrossAttention)
+    layer = make_cross(options)
     inputs = [random(2, 4, 3, 5, DIM), random(2, 3, 3, 5, DIM, seed=2)]
     if globals_case is not None:
         inputs.append(random(2, 2, layer.global_head_size * HEADS, seed=3))
     fast = gradients(layer, inputs)
-    with layer.reference():
+    with plain_formulation(layer):
         plain = gradients(layer, inputs)
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
 
@@ -181,14 +175,14 @@ def test_gradients_of_cross_attention_agree_between_paths(
 def test_fused_kernel_agrees_with_the_plain_path(
     case: dict[str, Any], globals_case: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("earthformer.kernels.has_fused_attention", lambda device: True)
+    monkeypatch.setattr("earthformer.attention.has_fused_attention", lambda device: True)
     options = dict(case) if globals_case is None else {**case, **globals_case, "use_global_vector": True}
     layer = make_self(options)
     inputs = [random(2, 3, 4, 3, DIM)]
     if globals_case is not None:
         inputs.append(random(2, 2, layer.global_head_size * HEADS, seed=2))
     fast = gradients(layer, inputs)
-    with layer.reference():
+    with plain_formulation(layer):
         plain = gradients(layer, inputs)
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
 
@@ -212,7 +206,7 @@ def test_padding_ignore_does_not_see_what_the_padding_holds(monkeypatch: pytest.
     x = random(1, 3, 4, 3, DIM)
     from earthformer import cuboids
 
-    with torch.no_grad(), layer.reference():
+    with torch.no_grad(), plain_formulation(layer):
         expected = layer(x)
         zero_pad = cuboids.F.pad
 
@@ -232,7 +226,7 @@ def test_padding_ignore_does_not_see_what_the_padding_holds(monkeypatch: pytest.
     shape=st.tuples(*(st.integers(1, 6) for _ in range(3))), cuboid=st.tuples(*(st.integers(1, 4) for _ in range(3)))
 )
 @settings(max_examples=6)
-def test_leaving_padded_tokens_out_changes_nothing(
+def test_padding_after_the_projection_changes_nothing(
     padding_type: str,
     separate: bool | None,
     relative: bool,
@@ -240,17 +234,15 @@ def test_leaving_padded_tokens_out_changes_nothing(
     cuboid: tuple[int, int, int],
 ) -> None:
     globals_ = {} if separate is None else {"use_global_vector": True, "separate_global_qkv": separate}
-    layer = CuboidSelfAttention(DIM, HEADS, cuboid, padding_type=padding_type, use_relative_pos=relative, **globals_)
-    spread(layer)
+    layer = make_self({"cuboid_size": cuboid, "padding_type": padding_type, "use_relative_pos": relative, **globals_})
     x, g = random(2, *shape, DIM).requires_grad_(), None if separate is None else random(2, 3, DIM, seed=2)
-    assert bool(layer._cut(x).parts) == any(n > b and n % b for n, b in zip(shape, cuboid, strict=True))
 
     def run(module: CuboidSelfAttention) -> tuple[Tensor, Tensor]:
         out = module(x, g, update_globals=False)
         out = out if separate is None else out[0]
         return out, torch.autograd.grad((out * random(*out.shape, seed=3)).sum(), x)[0]
 
-    with layer.reference():
+    with plain_formulation(layer):
         expected = run(layer)
     torch.testing.assert_close(run(layer), expected)
     with torch.no_grad():
@@ -275,18 +267,22 @@ def test_dead_update_of_global_vectors_costs_nothing_and_changes_nothing() -> No
         assert not vectors.any()
 
 
+def official_cross(**arguments: Any) -> nn.Module:
+    return build_layer("CuboidCrossAttentionLayer", {"dim": DIM, "num_heads": HEADS, **arguments})
+
+
 def test_mask_follows_the_grid_it_was_made_for() -> None:
     layer = make_self({"cuboid_size": (2, 2, 2), "shift_size": (1, 1, 1), "padding_type": "ignore"})
     with torch.no_grad():
         for shape in ((3, 4, 3), (4, 4, 4), (3, 4, 3)):
             x = random(1, *shape, DIM)
             fast = layer(x)
-            with layer.reference():
+            with plain_formulation(layer):
                 torch.testing.assert_close(fast, layer(x))
 
 
 def test_a_mask_made_in_inference_mode_serves_training_too() -> None:
-    layer = CuboidCrossAttention(DIM, HEADS, cuboid_hw=(2, 2), n_temporal=2, use_global_vector=False)
+    layer = official_cross(cuboid_hw=(2, 2), n_temporal=2, use_global_vector=False)
     x, mem = torch.randn(1, 3, 3, 3, DIM), torch.randn(1, 3, 3, 3, DIM)
     with torch.inference_mode():
         layer(x, mem)
@@ -306,27 +302,27 @@ def test_a_mask_made_in_inference_mode_serves_training_too() -> None:
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CuboidSelfAttention(**{"dim": DIM, "num_heads": HEADS, **options})
+        build_layer("CuboidSelfAttentionLayer", {"dim": DIM, "num_heads": HEADS, **options})
 
 
 def test_wrong_inputs_are_named() -> None:
-    layer = CuboidSelfAttention(DIM, HEADS, use_global_vector=True)
+    layer = build_layer("CuboidSelfAttentionLayer", {"dim": DIM, "num_heads": HEADS, "use_global_vector": True})
     with pytest.raises(ValueError, match="global vectors"):
         layer(torch.zeros(1, 2, 2, 2, DIM))
     with pytest.raises(ValueError, match="expected x"):
         layer(torch.zeros(1, 2, 2, 2, DIM + 1), torch.zeros(1, 2, DIM))
-    cross = CuboidCrossAttention(DIM, HEADS, cuboid_hw=(2, 2), max_temporal_relative=4, use_global_vector=False)
+    cross = official_cross(cuboid_hw=(2, 2), max_temporal_relative=4, use_global_vector=False)
     x = torch.zeros(1, 2, 2, 2, DIM)
     with pytest.raises(ValueError, match="to agree"):
         cross(x, torch.zeros(1, 2, 3, 2, DIM))
     with pytest.raises(ValueError, match="max_temporal_relative"):
         cross(x, torch.zeros(1, 4, 2, 2, DIM))
     with pytest.raises(ValueError, match="n_temporal"):
-        CuboidCrossAttention(DIM, HEADS, n_temporal=0)
+        official_cross(n_temporal=0)
 
 
 @pytest.mark.parametrize("padding_type", ["zeros", "nearest"])
 def test_padded_cross_attention_is_refused_unless_padding_is_ignored(padding_type: str) -> None:
-    layer = CuboidCrossAttention(DIM, HEADS, cuboid_hw=(2, 2), padding_type=padding_type, use_global_vector=False)
+    layer = official_cross(cuboid_hw=(2, 2), padding_type=padding_type, use_global_vector=False)
     with pytest.raises(ValueError, match="ignore"):
         layer(torch.zeros(1, 2, 3, 2, DIM), torch.zeros(1, 2, 3, 2, DIM))

@@ -40,3 +40,12 @@ def test_two_processes_train_and_forecast_to_the_same_bits() -> None:
 def test_no_module_of_the_library_looks_at_a_clock() -> None:
     for path in Path(earthformer.__file__).parent.rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (time|timeit)\b|torch\.utils\.benchmark", path.read_text(), re.M), path
+
+
+def test_a_model_is_imported_without_pictures_prediff_and_the_plain_formulation() -> None:
+    code = (
+        "import sys, earthformer.model; found = {n for n in sys.modules if n.startswith('earthformer.')}; "
+        "assert not any('prediff' in n for n in found) and not found & {'earthformer.' + n for n in "
+        "('pictures', 'reference', 'upstream', 'aux_model')}, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

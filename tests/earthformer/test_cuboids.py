@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthformer.cuboids import (
-    Cut,
+    CuboidPartition,
     cross_attention_mask,
     relative_position_index,
     resize_nearest,
@@ -23,10 +24,10 @@ PADDING = st.sampled_from(["zeros", "ignore", "nearest"])
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> Cut:
+def partitions(draw: st.DrawFn) -> CuboidPartition:
     shape, strategy = draw(SIZE3), draw(STRATEGY)
     size, shift = clip_cuboid(shape, draw(SIZE3), draw(SHIFT), strategy)
-    return Cut(shape, size, strategy, shift, draw(PADDING))
+    return CuboidPartition(shape, size, strategy, shift, draw(PADDING))
 
 
 def numbered(shape: tuple[int, ...]) -> torch.Tensor:
@@ -35,72 +36,80 @@ def numbered(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.arange(1.0, count + 1).reshape(1, *shape, 1)
 
 
-@given(cut=cuts())
+@given(partition=partitions())
 @settings(max_examples=200, deadline=None)
-def test_merge_undoes_decompose(cut: Cut) -> None:
-    x = numbered(cut.shape)
+def test_merge_undoes_decompose(partition: CuboidPartition) -> None:
+    x = numbered(partition.shape)
     expected = x
-    if cut.padding_type == "nearest" and cut.is_padded:
+    if partition.padding_type == "nearest" and partition.is_padded:
         # Stretching is no inverse of shrinking: what comes back is what the two resizes alone give.
-        expected = resize_nearest(resize_nearest(x, cut.padded_shape), cut.shape)
-    torch.testing.assert_close(cut.merge(cut.decompose(x)), expected, rtol=0, atol=0)
+        expected = resize_nearest(resize_nearest(x, partition.padded_shape), partition.shape)
+    torch.testing.assert_close(partition.merge(partition.decompose(x)), expected, rtol=0, atol=0)
 
 
-@given(cut=cuts())
+@given(partition=partitions())
 @settings(max_examples=100, deadline=None)
-def test_every_cell_stands_in_exactly_one_cuboid(cut: Cut) -> None:
-    tokens = cut.decompose(numbered(cut.shape))
-    assert tokens.shape == (1, cut.count, cut.volume, 1)
+def test_every_cell_stands_in_exactly_one_cuboid(partition: CuboidPartition) -> None:
+    tokens = partition.decompose(numbered(partition.shape))
+    assert tokens.shape == (1, partition.count, partition.volume, 1)
     found = tokens.flatten().sort().values
-    cells = numbered(cut.shape).flatten()
-    if cut.padding_type == "nearest":
+    cells = numbered(partition.shape).flatten()
+    if partition.padding_type == "nearest":
         assert set(found.tolist()) <= set(cells.tolist())
     else:
         torch.testing.assert_close(found[found > 0], cells, rtol=0, atol=0)
 
 
-@given(cut=cuts())
+@given(partition=partitions())
 @settings(max_examples=100, deadline=None)
-def test_labels_name_the_cuboid_of_each_cell(cut: Cut) -> None:
-    labels = torch.from_numpy(cuboid_labels(cut.shape, cut.cuboid, cut.strategy, cut.shift, cut.padding_type))
-    cuboids = torch.arange(cut.count).reshape(1, -1, 1, 1).expand(1, -1, cut.volume, 1)
-    torch.testing.assert_close(cut.merge(cuboids.double())[0, ..., 0].long(), labels, rtol=0, atol=0)
+def test_labels_name_the_cuboid_of_each_cell(partition: CuboidPartition) -> None:
+    labels = torch.from_numpy(
+        cuboid_labels(partition.shape, partition.cuboid, partition.strategy, partition.shift, partition.padding_type)
+    )
+    cuboids = torch.arange(partition.count).reshape(1, -1, 1, 1).expand(1, -1, partition.volume, 1)
+    torch.testing.assert_close(partition.merge(cuboids.double())[0, ..., 0].long(), labels, rtol=0, atol=0)
 
 
-@given(cut=cuts())
+@given(partition=partitions())
 @settings(max_examples=50, deadline=None)
-def test_heads_are_split_like_tokens(cut: Cut) -> None:
-    x = torch.randn(2, *cut.shape, 12)
-    ready = cut.roll(cut.pad(x))
-    heads = cut.split_heads(ready, 2, 3)
-    tokens = cut.split(ready)
-    assert heads.shape == (2, 2, 2, cut.count, cut.volume, 3)
+def test_heads_are_split_like_tokens(partition: CuboidPartition) -> None:
+    x = torch.randn(2, *partition.shape, 12)
+    ready = partition.roll(partition.pad(x))
+    heads = partition.split_heads(ready, 2, 3)
+    tokens = partition.split(ready)
+    assert heads.shape == (2, 2, 2, partition.count, partition.volume, 3)
     torch.testing.assert_close(heads.permute(1, 3, 4, 0, 2, 5).reshape(tokens.shape), tokens, rtol=0, atol=0)
-    torch.testing.assert_close(cut.join_heads(heads[1]), ready[..., 6:], rtol=0, atol=0)
+    torch.testing.assert_close(partition.join_heads(heads[1]), ready[..., 6:], rtol=0, atol=0)
 
 
-@given(cut=cuts())
+@given(partition=partitions())
 @settings(max_examples=100, deadline=None)
-def test_masks_are_symmetric_and_let_every_real_token_see_itself(cut: Cut) -> None:
-    mask = self_attention_mask(cut)
-    assert mask.shape == (cut.count, cut.volume, cut.volume)
+def test_masks_are_symmetric_and_let_every_real_token_see_itself(partition: CuboidPartition) -> None:
+    mask = self_attention_mask(partition)
+    assert mask.shape == (partition.count, partition.volume, partition.volume)
     assert torch.equal(mask, mask.transpose(1, 2))
     seen = mask.diagonal(dim1=1, dim2=2)
-    expected = cut.valid_tokens() if cut.padding_type == "ignore" else torch.ones_like(seen)
+    expected = partition.valid_tokens() if partition.padding_type == "ignore" else torch.ones_like(seen)
     assert torch.equal(seen, expected)
-    if not cut.is_shifted and not (cut.padding_type == "ignore" and cut.is_padded):
+    if not partition.is_shifted and not (partition.padding_type == "ignore" and partition.is_padded):
         assert mask.all()
 
 
+def test_the_old_name_of_the_partition_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="CuboidPartition"):
+        from earthformer.cuboids import Cut
+    assert Cut is CuboidPartition
+
+
 def test_shifted_border_cuboids_keep_both_ends_of_an_axis_apart() -> None:
-    mask = self_attention_mask(Cut((1, 1, 4), (1, 1, 2), ("l", "l", "l"), (0, 0, 1)))
+    mask = self_attention_mask(CuboidPartition((1, 1, 4), (1, 1, 2), ("l", "l", "l"), (0, 0, 1)))
     assert mask[0].all()
     assert mask[1].tolist() == [[True, False], [False, True]]
 
 
 def test_memory_is_padded_before_its_first_frame_and_queries_after_the_last() -> None:
-    queries = Cut((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore")
-    memory = Cut((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore", t_pad_left=True)
+    queries = CuboidPartition((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore")
+    memory = CuboidPartition((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore", t_pad_left=True)
     mask = cross_attention_mask(queries, memory)
     assert mask[0].tolist() == [[False, True], [False, True]]
     assert mask[1].tolist() == [[True, True], [False, False]]

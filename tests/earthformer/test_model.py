@@ -259,17 +259,15 @@ def test_model_is_captured_whole_by_the_compiler() -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
     assert len(graphs) == 1
-    # The compiler has no lowering for this operator with weights that may change.
-    assert "_linear_pointwise" not in graphs[0].code
 
 
 def test_reference_context_ends_and_nests() -> None:
     model = Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **SMALL)
     with model.reference():
         with model.reference():
-            assert model.plain and model.decoder.upsample_layers[0].plain
-        assert model.plain
-    assert not any(getattr(module, "plain", False) for module in model.modules())
+            assert model.plain and "forward" in vars(model.decoder.upsample_layers[0])
+        assert model.plain and "forward" in vars(model.decoder.upsample_layers[0])
+    assert not model.plain and not any("forward" in vars(module) for module in model.modules())
 
 
 def test_initialisation_reaches_what_the_authors_reach() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from earthformer import patterns, pictures
-from earthformer.cuboids import Cut, self_attention_mask
+from earthformer.cuboids import CuboidPartition, self_attention_mask
 from earthformer.pictures import CuboidPatterns
 
 SIZE = st.tuples(*(st.integers(1, 6) for _ in range(3)))
@@ -25,10 +25,10 @@ def test_cells_of_one_colour_are_those_that_the_mask_lets_attend(name: str, size
     pattern = patterns.self_pattern(name, size)
     for (_, groups), cuboid, strategy, shift in zip(pictures._layers(name, size), *pattern, strict=True):
         used, step = patterns.clip_cuboid(size, cuboid, shift, strategy)
-        cut = Cut(size, used, strategy, step, "ignore")
-        allowed = self_attention_mask(cut)
+        partition = CuboidPartition(size, used, strategy, step, "ignore")
+        allowed = self_attention_mask(partition)
         number = torch.arange(np.prod(size)).view(1, *size, 1) + 1
-        cells = cut.decompose(number)[0, :, :, 0]  # 0 where padded
+        cells = partition.decompose(number)[0, :, :, 0]  # 0 where padded
         attends = np.zeros((groups.size + 1,) * 2, dtype=bool)
         for row, mask in zip(cells.numpy(), allowed.numpy(), strict=True):
             attends[np.ix_(row, row)] |= mask

@@ -1,11 +1,11 @@
-"""Time Earthformer's fast path against the plain one: same weights, interleaved in one run.
+"""Time Earthformer against the plain formulation (`earthformer.reference`): same weights, interleaved in one run.
 
     python tests/speed/earthformer.py icar_enso sevir_lr --threads 2 --repeats 10
     python tests/speed/earthformer.py sevir --repeats 3 --memory
     python tests/speed/earthformer.py icar_enso --compile
 
-Prints the least and the median time of each path and the ratio of the least ones; with ``--memory`` the peak of the
-resident memory of each path, each measured in a process of its own.
+Prints the least and the median time of each and the ratio of the least ones; with ``--memory`` the peak of the
+resident memory of each, each measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def report(what: str, plain: list[float], fast: list[float]) -> None:
-    """Print both paths' times and their ratio."""
+def report(what: str, plain: list[float], ours: list[float]) -> None:
+    """Print both times and their ratio."""
     print(
-        f"{what:38s} plain {min(plain):.4f} / {statistics.median(plain):.4f} s   fast {min(fast):.4f} / "
-        f"{statistics.median(fast):.4f} s   ratio {min(plain) / min(fast):.2f}",
+        f"{what:38s} plain {min(plain):.4f} / {statistics.median(plain):.4f} s   ours {min(ours):.4f} / "
+        f"{statistics.median(ours):.4f} s   ratio {min(plain) / min(ours):.2f}",
         flush=True,
     )
 
 
 def compare(task: str, model: str, repeats: int, *, train: bool, compiled: bool) -> None:
-    """Time both paths in turn and report."""
+    """Time both in turn and report."""
     built, context, target = build(task, model)
     built.train(train)
-    fast_forward = torch.compile(built) if compiled else built
+    own_forward = torch.compile(built) if compiled else built
 
     def step(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if not train:
@@ -75,15 +75,15 @@ def compare(task: str, model: str, repeats: int, *, train: bool, compiled: bool)
         torch.nn.functional.mse_loss(forward(context), target).backward()
 
     plain: list[float] = []
-    fast: list[float] = []
+    ours: list[float] = []
     for index in range(repeats + 1):
         with built.reference():
             plain_s = seconds(lambda: step(built))
-        fast_s = seconds(lambda: step(fast_forward))
+        own_s = seconds(lambda: step(own_forward))
         if index:
             plain.append(plain_s)
-            fast.append(fast_s)
-    report(f"{task} {model} {'train' if train else 'eval'}{' compiled' if compiled else ''}", plain, fast)
+            ours.append(own_s)
+    report(f"{task} {model} {'train' if train else 'eval'}{' compiled' if compiled else ''}", plain, ours)
 
 
 def peak(task: str, model: str, path: str, *, train: bool) -> None:
@@ -108,10 +108,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--mode", choices=["eval", "train", "both"], default="both")
     parser.add_argument(
-        "--compile", action="store_true", help="time torch.compile of the fast path against the plain one"
+        "--compile", action="store_true", help="time torch.compile of the model against the plain formulation"
     )
     parser.add_argument("--memory", action="store_true", help="report peak memory too")
-    parser.add_argument("--peak-of", choices=["plain", "fast"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=["plain", "ours"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     modes = [False, True] if arguments.mode == "both" else [arguments.mode == "train"]
@@ -130,9 +130,9 @@ def main() -> None:
                         capture_output=True,
                         text=True,
                     ).stdout.strip()
-                    for path in ("plain", "fast")
+                    for path in ("plain", "ours")
                 }
-                print(f"{task} peak memory, MiB: plain {found['plain']}, fast {found['fast']}", flush=True)
+                print(f"{task} peak memory, MiB: plain {found['plain']}, ours {found['ours']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ class DivergenceMonitor(Callback):
         """
         assert isinstance(pl_module, Forecaster)
         norm = None if trainer.precision == "16-mixed" else _norm(optimizer)
-        rate = float(optimizer.param_groups[0]["lr"])
+        groups = optimizer.param_groups
+        stepped = (group for group in groups if any(one.grad is not None for one in group["params"]))
+        rate = float(next(stepped, groups[0])["lr"])
         pl_module.losses.add_step(norm, step=trainer.global_step, epoch=trainer.current_epoch, lr=rate)
 
     def on_train_batch_end(

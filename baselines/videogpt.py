@@ -1,0 +1,377 @@
+"""VideoGPT: a VQ-VAE turns frames into codes, and a transformer draws the codes of the future one by one.
+
+Yan, Zhang, Abbeel and Srinivas, "VideoGPT: Video Generation using VQ-VAE and Transformers", 2021, arXiv:2104.10157;
+sizes and settings of its release (github.com/wilson1yan/VideoGPT).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.code_transformer import CodeTransformer
+from baselines.masking import filled
+from baselines.members import row_seeds
+from baselines.rollout import HasReference
+from baselines.shapes import checked_shapes
+from baselines.vqvae import VQVAE, VQVAEStage, in_eval_mode, known_share, share_weighted_mean
+from baselines.weights import load_strictly
+
+Advance = Callable[[int, int], None]
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From frames `(B, T, H, W, C)` to their codes `(B, L)` and the vectors of these `(B, L, D)`."""
+
+# More would be days for an ensemble of one test set, and gigabytes of keys and values for a member.
+_MOST_CODES = 16_384
+# Rows (members of sequences) that are drawn together at most; half of them where they do not fit into memory.
+_MOST_ROWS = 64
+# And numbers that are kept of them on a CPU, which gains nothing by more: 1 GiB in double precision.
+_MOST_KEPT_ON_A_CPU = 1 << 27
+_FRAMES_DECODED = 64
+# A codebook of lower perplexity than this share of its codes has hardly learnt any: 16 of 512.
+_LEAST_SHARE_USED = 1 / 32
+
+
+class VideoGPT(HasReference):
+    """Draws forecasts code by code; made of a VQ-VAE and a transformer that are trained one after the other.
+
+    One thing differs from the release: there the transformer models the codes of context and future, and draws the
+    context again; here it models those of the future only, and sees the context through the ResNet alone.
+
+    A code is drawn by comparing one random number with the cumulated probabilities. These are computed in double
+    precision (where the device has it): in single precision, rounding that differs by batch or device would now and
+    then draw another code, and then other codes behind it.
+
+    Source: Yan et al. 2021 and its release.
+
+    Args:
+        input_shape: `(T_in, H, W, C)`, values from 0 to 1.
+        target_shape: `(T_out, H, W, C)`; H and W are multiples of `downsample`.
+        downsample: Pixels of a side that become one code: 2, 4 or 8.
+        codes: Vectors of the codebook.
+        code_width: Their length.
+        vqvae_width: Channels of the VQ-VAE's networks.
+        vqvae_layers: Attention residual blocks of encoder and decoder.
+        width: Of the transformer; divisible by 3 and by `heads`.
+        layers: Of the transformer.
+        heads: Of its attentions.
+        dropout: Behind attentions and feed-forward layers.
+        attention_dropout: Of self-attention's weights.
+        context_channels: Of the four groups of the ResNet that sees the context; the last is divisible as `width` is.
+        context_blocks: Residual blocks of each group.
+        members: Averaged by `forward`.
+        seed: Of its members.
+
+    Raises:
+        ValueError: shapes or sizes that do not fit.
+    """
+
+    evaluation_only: ClassVar[tuple[str, ...]] = ("members", "seed")
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "sevir_lr": {},
+        "nbody_mnist": {},
+        "moving_mnist": {},
+        "tiny": {
+            "codes": 32,
+            "code_width": 16,
+            "vqvae_width": 16,
+            "vqvae_layers": 1,
+            "width": 48,
+            "layers": 2,
+            "context_channels": [8, 16, 24, 24],
+            "context_blocks": [1, 1, 1, 1],
+            "members": 2,
+        },
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        target_shape: Sequence[int],
+        *,
+        downsample: int = 4,
+        codes: int = 512,
+        code_width: int = 256,
+        vqvae_width: int = 240,
+        vqvae_layers: int = 4,
+        width: int = 576,
+        layers: int = 8,
+        heads: int = 4,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.3,
+        context_channels: Sequence[int] = (64, 128, 256, 240),
+        context_blocks: Sequence[int] = (3, 4, 6, 3),
+        members: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        source, target = checked_shapes("VideoGPT", input_shape, target_shape, feeds_back=False)
+        self.input_shape, self.target_shape = source, target
+        self.members, self.seed = _checked_members(members), seed
+        of_vqvae: dict[str, Any] = {
+            "downsample": downsample, "codes": codes, "code_width": code_width, "width": vqvae_width,
+            "layers": vqvae_layers,
+        }  # fmt: skip
+        self.vqvae = VQVAE(target[3], **of_vqvae)
+        self.code_shape = self.vqvae.code_shape(target)
+        if math.prod(self.code_shape) > _MOST_CODES:
+            grid = " x ".join(map(str, self.code_shape))
+            raise ValueError(
+                f"VideoGPT: expected a target of at most {_MOST_CODES} codes, which are drawn one after the other, "
+                f"found {grid} = {math.prod(self.code_shape)}: raise downsample, or take smaller frames"
+            )
+        of_transformer: dict[str, Any] = {
+            "width": width, "layers": layers, "heads": heads, "dropout": dropout,
+            "attention_dropout": attention_dropout, "context_channels": list(context_channels),
+            "context_blocks": list(context_blocks),
+        }  # fmt: skip
+        self.transformer = CodeTransformer(
+            source, self.code_shape, codes=codes, code_width=code_width, **of_transformer
+        )
+        self._depends_on = {"vqvae": of_vqvae, "gpt": of_transformer}
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns the mean of `members` members `(B, T_out, H, W, C)`: the same for the same context in any batch.
+
+        Under `reference`, which is for counting, it is one pass of both networks for one member: every code given the
+        ones before it, which sampling computes one by one.
+
+        Raises:
+            ValueError: a context of another shape.
+        """
+        if self.plain:
+            return self._one_pass(context)
+        return self.sample(context, members=self.members).mean(dim=0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        context: Tensor,
+        *,
+        members: int,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        advance: Advance | None = None,
+    ) -> Tensor:
+        """Returns members `(M, B, T_out, H, W, C)` for contexts `(B, T_in, H, W, C)`, from 0 to 1.
+
+        A member depends on its context, its number and what it is seeded by, not on the device, the number of members
+        or what it is batched with.
+
+        Args:
+            context: From 0 to 1.
+            members: At least 1.
+            generator: Seeds all members, together with their contexts: one number is drawn from it. Without it, and
+                without `seeds`, they are those that `forward` averages.
+            seeds: Instead, a seed of each sequence `(B,)`, int64, from 0 to 2^63 - 1.
+            advance: Called with (done, total) after every code of every row.
+
+        Raises:
+            ValueError: no members, both a generator and seeds, another number of seeds, a context of another shape.
+        """
+        _checked_members(members)
+        self._check(context)
+        of_sequences = row_seeds(context, generator=generator, seeds=seeds, seed=self.seed)
+        numbers = _numbers(of_sequences, members, self.transformer.length).to(_real(context))
+        most = self._rows_at_once(context.device)
+        with in_eval_mode(self):
+            while True:
+                try:
+                    codes = self._codes(context, numbers.to(context.device), most, advance)
+                    break
+                except torch.OutOfMemoryError:
+                    if most == 1:
+                        raise
+                    most //= 2
+            grids = codes.flatten(0, 1).unflatten(1, self.code_shape)
+            frames = torch.cat([self.vqvae.decode(part) for part in grids.split(self._clips_decoded)])
+        return frames.unflatten(0, codes.shape[:2]).transpose(0, 1)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the transformer, where the longer training spends its time, as `nn.Module.compile`."""
+        self.transformer.compile(*args, **kwargs)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Returns the trainings of the model, in their order; see `Stage`."""
+        first, second = VQVAEStage(self.vqvae), TransformerStage(self.transformer, self._encoder())
+        return (
+            Stage("vqvae", first, self.vqvae, self._depends_on["vqvae"], first.prepare),
+            Stage("gpt", second, self.transformer, self._depends_on["gpt"], self._warn_of_collapse),
+        )
+
+    def _encoder(self) -> Encode:
+        # A closure: copies of a stage, such as running averages of its weights, do not copy the model through it.
+        def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+            codes = self.vqvae.to(frames.device).encode(frames).flatten(1)
+            return codes, self.vqvae.codebook.vectors[codes]
+
+        return encode
+
+    def _warn_of_collapse(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        found, codes = self.vqvae.codebook.perplexity, len(self.vqvae.codebook.counts)
+        if found < codes * _LEAST_SHARE_USED:
+            warnings.warn(
+                f"VideoGPT: the codebook has collapsed, or most of the data look alike: the perplexity of its {codes} "
+                f"codes is {found:.1f}. Train stage vqvae longer, or with a lower learning rate.",
+                stacklevel=2,
+            )
+
+    def _check(self, context: Tensor) -> None:
+        if tuple(context.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"VideoGPT: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
+                f"{tuple(context.shape)}"
+            )
+
+    def _one_pass(self, context: Tensor) -> Tensor:
+        vectors = self.vqvae.codebook.vectors[:1].expand(len(context), self.transformer.length, -1)
+        codes = self.transformer(vectors, self.transformer.encoded(context)).argmax(-1)
+        return self.vqvae.decode(codes.unflatten(1, self.code_shape))
+
+    def _rows_at_once(self, device: torch.device) -> int:
+        if device.type != "cpu":
+            return _MOST_ROWS
+        network = self.transformer
+        kept = 2 * len(network.layers) * network.length * network.width
+        return max(1, min(_MOST_ROWS, _MOST_KEPT_ON_A_CPU // kept))
+
+    @property
+    def _clips_decoded(self) -> int:
+        return max(1, _FRAMES_DECODED // self.target_shape[0])
+
+    def _codes(self, context: Tensor, numbers: Tensor, most: int, advance: Advance | None) -> Tensor:
+        """Returns codes `(B, M, L)`, drawn for at most so many rows at a time.
+
+        Args:
+            context: `(B, T_in, H, W, C)`.
+            numbers: From 0 to 1, `(B, M, L)`; the transformer computes in their precision.
+            most: Rows.
+            advance: Called after every code of every row.
+        """
+        network = copy.deepcopy(self.transformer).to(numbers.dtype)
+        vectors = self.vqvae.codebook.vectors.to(numbers.dtype)
+        batch, members, length = numbers.shape
+        done, total = 0, batch * members * length
+        found = torch.empty(numbers.shape, dtype=torch.long, device=numbers.device)
+        sequences, together = max(1, most // members), min(most, members)
+        for first in range(0, batch, sequences):
+            rows = slice(first, first + sequences)
+            encoded = network.encoded(context[rows].to(numbers.dtype))
+            for start in range(0, members, together):
+                part = numbers[rows, start : start + together]
+                drawn = found[rows, start : start + together]
+                decoder = network.decoder(encoded, part.shape[1])
+                last = None
+                for place in range(length):
+                    codes = _drawn(decoder.logits(last), part[:, :, place])
+                    drawn[:, :, place] = codes
+                    last = vectors[codes]
+                    done += codes.numel()
+                    if advance:
+                        advance(done, total)
+        return found
+
+
+def _drawn(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Returns the codes (...) at which the cumulated probabilities of logits (..., codes) pass numbers (...).
+
+    The sum is a product with a triangle of ones, which has a deterministic form on every device.
+    """
+    codes = logits.shape[-1]
+    cumulated = logits.softmax(-1) @ torch.ones(codes, codes, dtype=logits.dtype, device=logits.device).triu()
+    passed = cumulated <= numbers[..., None] * cumulated[..., -1:]
+    return passed.sum(-1).clamp(max=codes - 1)
+
+
+def _numbers(seeds: list[int], members: int, count: int) -> Tensor:
+    """Returns numbers from 0 to 1, float64 `(B, M, count)` on the CPU; those of a member do not depend on M.
+
+    Args:
+        seeds: Of the sequences.
+        members: M.
+        count: Of each member.
+    """
+    drawn = torch.empty(len(seeds), members, count, dtype=torch.float64)
+    for sequence, seed in zip(drawn, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for member in sequence:
+            member.uniform_(generator=generator)
+    return drawn
+
+
+def _checked_members(members: int) -> int:
+    if members < 1:
+        raise ValueError(f"members: expected at least 1, found {members}")
+    return members
+
+
+def _real(context: Tensor) -> torch.dtype:
+    return torch.float32 if context.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the model.
+
+    Attributes:
+        name: Of the stage.
+        module: What is trained; it shares its network with the model. It has
+            `training_loss(context, target, *, step, total_steps)` -> {name: summand} or loss, and
+            `validation_loss(context, target)`, which draws nothing at random.
+        part: The network that it trains.
+        depends_on: Hyperparameters that its weights depend on, besides those of earlier stages.
+        prepare: Called once, before the training, with contexts and targets of the whole training split.
+    """
+
+    name: str
+    module: nn.Module
+    part: nn.Module
+    depends_on: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None = None
+
+    def load(self, path: str | Path) -> None:
+        """Copies weights of the network into it, from a file that holds them alone or beside other parts of a model.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no weights, or such as do not fit; everything that differs is named.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path}: expected tensors saved by torch.save") from error
+        state = content.get("state_dict", content) if isinstance(content, dict) else {}
+        prefix = next((name + "." for name, part in self.module.named_children() if part is self.part), "")
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        load_strictly(self.part, own or state)
+
+
+class TransformerStage(nn.Module):
+    """Trains the transformer on the codes that the trained VQ-VAE gives target frames."""
+
+    def __init__(self, transformer: CodeTransformer, encode: Encode) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.encode = encode
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        """Returns the mean cross-entropy of the codes `()`, each weighted by its share of known pixels."""
+        codes, vectors = self.encode(filled(target))
+        logits = self.transformer(vectors, self.transformer.encoded(context))
+        entropy = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
+        share = known_share(target, self.transformer.code_shape)
+        return share_weighted_mean(entropy, share.flatten())
+
+    def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
+        """Returns the same of a module in evaluation mode."""
+        return self.training_loss(context, target, step=0, total_steps=1)

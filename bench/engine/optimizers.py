@@ -1,0 +1,79 @@
+"""Which parameters an optimiser steps, and at which learning rates: one for all, or groups that a model names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from bench.config import Train
+from bench.errors import ConfigError, ContractError
+
+TURNS = 10
+"""Steps within which each group of a model with `optimizers()` has its turn."""
+
+
+def takes_turns(model: nn.Module) -> bool:
+    """Returns whether a model names groups of parameters, some of which a step may leave alone."""
+    return callable(getattr(model, "optimizers", None))
+
+
+def refuse_settings(model: nn.Module, train: Train) -> None:
+    """Refuses settings of one optimiser for all parameters where the model has groups with settings of their own.
+
+    Raises:
+        ConfigError: names the setting and says where to change it.
+    """
+    if not takes_turns(model):
+        return
+    problem = None
+    if train.lr != Train.model_fields["lr"].default:
+        problem = f"train.lr={train.lr:g}"
+    elif train.betas is not None:
+        problem = f"train.betas={list(train.betas)}"
+    elif train.optimizer == "sgd":
+        problem = "train.optimizer=sgd"
+    if problem is None:
+        return
+    raise ConfigError(
+        f"{problem}: {type(model).__name__} has learning rates and betas of its own for Adam, one for each part of it; "
+        "they are hyperparameters (`earthbench show model NAME`), and the schedule of train.* multiplies each rate. "
+        "Leave train.lr and train.betas out; train.optimizer is adam or adamw"
+    )
+
+
+def parameter_groups(model: nn.Module, train: Train) -> tuple[nn.Module | list[dict[str, Any]], float]:
+    """Returns what an optimiser is made of, and the learning rate that its schedule starts from.
+
+    A group of a model's own has the factor `lr_scale`, by which timm's schedules multiply, as its learning rate; that
+    of the schedule then is 1. Weights of less than two dimensions are exempt from decay, as timm does it for a model.
+
+    Raises:
+        ContractError: the groups of a model do not name each of its trained parameters once.
+    """
+    if not takes_turns(model):
+        return model, train.lr
+    groups: list[dict[str, Any]] = []
+    named: list[nn.Parameter] = []
+    for parameters, lr, betas in model.optimizers():  # type: ignore[operator]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        named += trained
+        settings = {"lr": 1.0, "lr_scale": lr, "betas": tuple(betas)}
+        for decays in (True, False):
+            part = [parameter for parameter in trained if (parameter.ndim > 1) == decays]
+            if part:
+                groups.append({"params": part, **settings, "weight_decay": train.weight_decay if decays else 0.0})
+    _check_named_once(model, named)
+    return groups, 1.0
+
+
+def _check_named_once(model: nn.Module, named: Iterable[nn.Parameter]) -> None:
+    counts = Counter(id(parameter) for parameter in named)
+    wrong = [name for name, one in model.named_parameters() if counts[id(one)] != int(one.requires_grad)]
+    if wrong:
+        raise ContractError(
+            f"optimizers() of {type(model).__name__} must name every trained parameter once; it does not name "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} once"
+        )
