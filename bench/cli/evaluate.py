@@ -53,7 +53,7 @@ def print_outcome(outcome: Outcome) -> None:
             or name.startswith(("csi_", "c_nino34", "rmse_nino34", "crps", "bss_"))
             or "_" not in name
         ):
-            if name.endswith("_per_lead_mean"):
+            if "_per_lead_mean" in name:
                 continue
             print(f"  {name:<24} {'undefined: ' + record.undefined[name] if value is None else f'{value:.6g}'}")
     print(f"record: {outcome.record_path}")

@@ -27,6 +27,7 @@ def register_groups() -> None:
     # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
     open_group = OmegaConf.create({}, flags={"struct": False})
     store.store(group="train", name="stages", node=open_group, package="train.stages")
+    store.store(name="added_metrics", node=open_group, package="evaluate.metrics")  # which options, their metrics know
     for kind in ("task", "model"):
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ def evaluate_with_sample(
     processes: Processes = Processes(),  # noqa: B008 - frozen
     callbacks: Sequence[Callback] = (),
     ensemble: Ensemble | None = None,
+    added_metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
     """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`.
 
@@ -155,7 +156,7 @@ def evaluate_with_sample(
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
     events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
-    forecaster = Forecaster(model, task, ensemble=ensemble)
+    forecaster = Forecaster(model, task, ensemble=ensemble, added_metrics=added_metrics)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
         **where,

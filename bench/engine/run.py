@@ -18,7 +18,7 @@ from bench.data.plausibility import refuse_constant
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
 from bench.engine.checkpoints import fetched
-from bench.engine.ensembles import Ensemble
+from bench.engine.ensembles import Ensemble, check_added
 from bench.engine.evaluate import (
     evaluate_with_sample,
     failed_record,
@@ -123,6 +123,7 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
         model = load_model(config.model.name, test_task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
+    check_added(test_task, config.evaluate.metrics)
     refuse_empty(test_task, config.split)  # before hours of training
     refuse_constant(test_task.dataset(config.split))
     train = training and has_weights(model)
@@ -195,6 +196,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             **job.described,
             training=summary,
             ensemble=_ensemble(config),
+            added_metrics=config.evaluate.metrics,
         )
     except RunFailedError as error:
         try:

@@ -66,8 +66,10 @@ class Scorer(nn.ModuleDict):
             for name, metric in self.named():
                 own = labels if getattr(metric, "takes_labels", False) else ()
                 options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
+                channel = self.scorings[name].channel
+                of = slice(None) if channel is None else slice(channel, channel + 1)
                 for given in seen[self.scorings[name].sees]:
-                    metric.update(given, target, *own, **options)
+                    metric.update(given[..., of], target[..., of], *own, **options)
 
     def scored(self) -> Scored:
         """Returns all that was found; every process has to ask, while the group still takes the metrics' states."""

@@ -157,6 +157,11 @@ class Grid(Task):
         return {**(skill if self.thresholds else {}), **errors}
 
     @property
+    def further_channels(self) -> tuple[str, ...]:
+        """Returns the variables behind the first one: of them, there are errors."""
+        return self._variables[1:]
+
+    @property
     def _frame(self) -> tuple[int, int]:
         if self.data_root is None:
             return self.crop or (_NOMINAL_SIZE, _NOMINAL_SIZE)

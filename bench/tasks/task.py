@@ -160,6 +160,11 @@ class Task(BaseModel, ABC):
         """Returns the registered metrics of the task and their options, in its published table's convention."""
 
     @property
+    def further_channels(self) -> tuple[str, ...]:
+        """Returns the variables of the channels behind the first, which alone the task's metrics then are of."""
+        return ()
+
+    @property
     @abstractmethod
     def input_shape(self) -> Shape:
         """Returns `(T_in, H, W, C)` of a context."""
