@@ -231,6 +231,21 @@ def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False
     return found.sha256
 
 
+def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
+    """Returns the options that a task takes from its training data, as a checkpoint has them; none where it has not.
+
+    Args:
+        task: Its registered name.
+        path: The checkpoint, None for no weights.
+    """
+    wanted = getattr(registry.find("task", task).load(), "from_training", frozenset())
+    if path is None or not wanted or not Path(path).is_file():
+        return {}
+    identity = said_of(read_checkpoint(Path(path)), Path(path)).identity
+    fields = identity.task_fields if identity is not None and identity.task == task else {}
+    return {name: fields[name] for name in wanted if fields.get(name) is not None}
+
+
 def said_of(content: Any, path: Path) -> Trained:
     """Returns what a checkpoint says of its weights.
 

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints, writes or checks the table."""
-    table = load_table(options.name)
     root = results_root(options.results, may_be_made=options.write)
+    table = load_table(options.name, root)
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")

@@ -37,7 +37,7 @@ from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
-from bench.models import has_weights, load_model, load_weights, made_from
+from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
 from bench.paths import AnyPath, as_path, local_folder
 from bench.records.identity import newest_of_same_run
 from bench.records.learning_curves import write_learning_curve
@@ -269,10 +269,11 @@ def _tasks(config: Config) -> tuple[Task, Task]:
         raise ConfigError(
             "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
         )
-    task = load_task(config.task.name, config.data.root, **config.task.options)
+    options = options_of_weights(config.task.name, config.checkpoint) | config.task.options
+    task = load_task(config.task.name, config.data.root, **options)
     if config.data.test_root is None:
         return task, task
-    options = {**config.task.options, **task.taken_from_training()}
+    options |= task.taken_from_training()
     test_task = load_task(config.task.name, config.data.test_root, **options)
     if test_task.input_shape != task.input_shape:
         raise ConfigError(

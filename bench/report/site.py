@@ -22,6 +22,7 @@ from bench.tables.cells import NOT_RUN, Block, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.render import load_table
+from bench.tables.runs import tables_without_entry
 
 OWN = ("report.css", "report.js")
 
@@ -89,7 +90,7 @@ def build(root: Path, out: Path) -> Path:
     libraries = write_assets(out / "assets")
     records, unreadable = read_store(root)
     by_id = {record.run_id: record for record in records}
-    tables = [load_table(name) for name in registry.names("table")]
+    tables = [*map(load_table, registry.names("table")), *tables_without_entry(records)]
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
     filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}

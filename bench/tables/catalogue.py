@@ -11,7 +11,7 @@ _PARAMETERS = Column(key="parameters", label="Params M", group="Cost", scale=1e-
 _GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_percent=1.0)
 _COST = (_PARAMETERS, _GMACS)
 # Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
-_OWN_COST = (*_COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
+OWN_COST = (*_COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
 _LEVELS = {
     "m": "CSI-M", "219": "CSI-219", "181": "CSI-181", "160": "CSI-160", "133": "CSI-133", "74": "CSI-74",
     "16": "CSI-16",
@@ -202,7 +202,7 @@ SMALL_PATTERNS_NBODY_MNIST = Table(
         "MNIST sequences: one epoch, 128 steps of 4"
     ),
     task="nbody_mnist",
-    columns=(*_OWN_COST, *_FRAMES),
+    columns=(*OWN_COST, *_FRAMES),
     rows=_pattern_rows(**_SMALL),
     data_origin="generated N-body MNIST",
     sequence_counts=(128,),
@@ -257,7 +257,7 @@ PREDIFF_SEVIR_LR = Table(
 """SEVIR-LR results of the PreDiff paper: thirteen models, CSI at three pools, CRPS, FVD."""
 
 _OWN_COLUMNS = (
-    *_OWN_COST,
+    *OWN_COST,
     *_CSI,
     _MSE_1E3,
     _MAE_1E2,
@@ -296,7 +296,7 @@ RUNS_ICAR_ENSO = Table(
     title="Every complete run on data in ICAR-ENSO's format",
     task="icar_enso",
     columns=(
-        *_OWN_COST,
+        *OWN_COST,
         *_NINO,
         Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3),
         _MSE_1E4,
@@ -311,7 +311,7 @@ RUNS_NBODY_MNIST = Table(
     title="Every complete run on N-body MNIST",
     task="nbody_mnist",
     columns=(
-        *_OWN_COST,
+        *OWN_COST,
         *_FRAMES,
         Column(key="e_mse", label="E.MSE", digits=3),
         Column(key="e_mae", label="E.MAE", digits=3),
@@ -324,7 +324,7 @@ RUNS_MOVING_MNIST = Table(
     name="runs/moving_mnist",
     title="Every complete run on MovingMNIST",
     task="moving_mnist",
-    columns=(*_OWN_COST, *_FRAMES),
+    columns=(*OWN_COST, *_FRAMES),
     note=_OWN_NOTE,
 )
 """All complete runs of the task moving_mnist, generated or the authors' data: one block per data set."""
@@ -334,7 +334,7 @@ RUNS_ENSO_ERSST = Table(
     title="Every complete run on observed sea-surface temperature",
     task="enso_ersst",
     columns=(
-        *_OWN_COST,
+        *OWN_COST,
         *_NINO,
         Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3),
         Column(key="mse", label="MSE K^2", group="Error"),

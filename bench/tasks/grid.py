@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from bench.api import Palette, Shape, Split
+from bench.api import SPLITS, Palette, Shape, Split
 from bench.errors import ConfigError, DataError
 from bench.paths import expand_environment
 from bench.tasks.task import FrameCoordinates, Task
@@ -46,6 +45,7 @@ class Grid(Task):
         "make": "bench.data.grid.synthetic:MakeRain",
         "convert:radar_files": "bench.data.grid.radar_files:ConvertRadarFiles",
     }
+    from_training: ClassVar[frozenset[str]] = frozenset({"normalisation"})
     selection_fields: ClassVar[frozenset[str]] = frozenset(
         {"stride", "val_from", "test_from", "split_by", "box", "random_crop", "thresholds"}
     )
@@ -118,10 +118,9 @@ class Grid(Task):
         """Returns the data under the root.
 
         Raises:
-            DataError: they are no cube, are in other units than `task.data_units`, or are shorter than a window.
+            DataError: they are no cube, or in other units than `task.data_units`.
         """
         from bench.data.grid.cube import Cube
-        from bench.data.grid.dataset import refuse_short
 
         assert self.data_root is not None
         cube = Cube(self.data_root, self._variables, self.static)
@@ -130,7 +129,6 @@ class Grid(Task):
                 f"{self.data_root}: {cube.names[0]}: expected units {self.data_units!r} (task.data_units), found {cube.units[0]!r}. "
                 "Convert the values, or set the attribute `units` right"
             )
-        refuse_short(cube, self.t_in + self.t_out)
         return cube
 
     @property
@@ -210,8 +208,9 @@ class Grid(Task):
 
     def sequences(self, split: Split) -> GridWindows:
         """Returns the stored windows of a split."""
-        from bench.data.grid.dataset import GridWindows
+        from bench.data.grid.dataset import GridWindows, refuse_short
 
+        refuse_short(self.cube, self.t_in + self.t_out)
         dates = tuple(None if date is None else np.datetime64(date, "s") for date in (self.val_from, self.test_from))
         return GridWindows(self.cube, split, self._cut, by=self.split_by, dates=(dates[0], dates[1]))
 
@@ -350,13 +349,11 @@ class Grid(Task):
         from bench.data.grid.check import describe
 
         try:
-            cube = self.cube
+            windows = {split: self.sequences(split) for split in SPLITS}
         except DataError as error:
             from bench.data.report import Report
 
             return Report(problems=[str(error)])
-        splits: Sequence[Split] = ("train", "val", "test", "all")
         return describe(
-            cube, {split: self.sequences(split) for split in splits}, self.thresholds, self.scale,
-            read_everything=read_everything, advance=advance,
-        )  # fmt: skip
+            self.cube, windows, self.thresholds, self.scale, read_everything=read_everything, advance=advance
+        )

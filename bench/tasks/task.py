@@ -126,6 +126,8 @@ class Task(BaseModel, ABC):
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
     """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    from_training: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values come from the training data unless they are given: whoever has the weights has them."""
     selection_fields: ClassVar[frozenset[str]] = frozenset()
     """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
     data_root: Path | None = None
