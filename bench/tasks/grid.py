@@ -246,7 +246,8 @@ class Grid(Task):
 
     def fields(self) -> dict[str, Any]:
         """Returns the options as plain JSON types; the normalisation as it is used."""
-        return {**super().fields(), **self.taken_from_training()}
+        names = {"variable": self.cube.names[0] if self._channels == 1 else list(self.cube.names)} if self.data_root else {}
+        return {**super().fields(), **names, **self.taken_from_training()}
 
     def taken_from_training(self) -> dict[str, Any]:
         """Returns the numbers of the normalisation."""
