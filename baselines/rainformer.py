@@ -5,6 +5,7 @@ Nowcasting", IEEE Geoscience and Remote Sensing Letters 19, 2022 (doi.org/10.110
 attention is that of Z. Liu et al., "Swin Transformer", ICCV 2021 (arXiv:2103.14030).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate

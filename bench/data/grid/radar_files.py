@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timedelta
@@ -271,7 +272,10 @@ def _mapping(projection: str) -> dict[str, Any]:
     try:
         from pyproj import CRS
 
-        found |= {key: value for key, value in CRS.from_user_input(projection).to_cf().items() if key != "crs_wkt"}
+        with warnings.catch_warnings():  # what of it CF cannot say stands in proj4
+            warnings.simplefilter("ignore", UserWarning)
+            known = CRS.from_user_input(projection).to_cf()
+        found |= {key: value for key, value in known.items() if key != "crs_wkt"}
     except Exception:  # no pyproj, or a projection that CF has not
         pass
     return found
