@@ -120,7 +120,7 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     return model
 
 
-def _made(model_class: type[nn.Module], task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
     """Returns a model for a task's shapes, padded to sizes that it can have."""
     multiple = size_multiple(model_class, {**_defaults(model_class), **_plain(hyperparameters)})
     shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
@@ -128,7 +128,7 @@ def _made(model_class: type[nn.Module], task: Task, hyperparameters: Mapping[str
         return model_class(input_shape=task.input_shape, target_shape=task.target_shape, **hyperparameters)
     model: Any = padding_class(model_class)(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
     model.frame_size, model.padded_size = tuple(task.input_shape[1:3]), shapes[0][1:3]
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
         task: Its registered name.
         path: The checkpoint, None for no weights.
     """
-    wanted = getattr(registry.find("task", task).load(), "from_training", frozenset())
+    wanted: frozenset[str] = getattr(registry.find("task", task).load(), "from_training", frozenset())
     if path is None or not wanted or not Path(path).is_file():
         return {}
     identity = said_of(read_checkpoint(Path(path)), Path(path)).identity

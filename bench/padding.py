@@ -35,12 +35,15 @@ def padded_shape(shape: Shape, multiple: int) -> Shape:
 
 
 @functools.cache
-def padding_class(model_class: type[nn.Module]) -> type[nn.Module]:
-    """Returns a subclass whose instances pad what they are given to `padded_size`, and crop what they give.
+def padding_class(model_class: Any) -> type[nn.Module]:
+    """Returns a subclass of a model whose instances pad what they are given to `padded_size`, and crop what they give.
 
     Contexts are continued by their edges.  Padded pixels of a target are NaN, so that they are in no loss, and those of
     a context are not known.  What comes padded already, from a method of the model's own, is passed on.
     """
+
+    def original_of(name: str) -> Any:
+        return getattr(model_class, name)
 
     def outside(model: Any, frames: Tensor) -> bool:
         return tuple(frames.shape[-3:-1]) == model.frame_size
@@ -72,7 +75,7 @@ def padding_class(model_class: type[nn.Module]) -> type[nn.Module]:
         return cropped(self, found) if outside(self, context) else found
 
     def loss(name: str) -> Any:
-        original = getattr(model_class, name)
+        original = original_of(name)
 
         @functools.wraps(original)
         def of_padded(self: Any, context: Tensor, target: Tensor, **options: Any) -> Any:
@@ -83,14 +86,14 @@ def padding_class(model_class: type[nn.Module]) -> type[nn.Module]:
         return of_padded
 
     def sample(self: Any, context: Tensor, **options: Any) -> Any:
-        return cropped(self, model_class.sample(self, continued(self, context), **options))  # type: ignore[operator]
+        return cropped(self, original_of("sample")(self, continued(self, context), **options))
 
     def fit(self: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         def padded() -> Iterator[tuple[Tensor, Tensor]]:
             for context, target in batches:
                 yield continued(self, context), filled(self, target, math.nan)
 
-        model_class.fit(self, padded())  # type: ignore[operator]
+        original_of("fit")(self, padded())
 
     methods: dict[str, Any] = {"forward": functools.wraps(model_class.forward)(forward)}
     for name in ("training_loss", "validation_loss"):

@@ -26,7 +26,8 @@ class _Parser(argparse.ArgumentParser):
 def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summary: str) -> ModelT:
     """Returns the model whose fields the words give as flags; `--help` prints them and exits.
 
-    A field `events_per_file` is `--events-per-file`; one with an alias has that name.  Booleans take no value, sequences one with commas.
+    A field `events_per_file` is `--events-per-file`; one with an alias has that name.  Booleans take no value,
+    sequences one with commas.
 
     Args:
         model: Its fields are the flags.

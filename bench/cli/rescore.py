@@ -37,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
     names = [word for word in words if "=" not in word]
     wrong = [word for word in overrides if not word.startswith(_TAKES)]
     if wrong:
-        raise UsageError(f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}: all else is the record's")
+        raise UsageError(
+            f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}: all else is the record's"
+        )
     if not names:
         raise UsageError("earthbench rescore: expected the file of a record, or a run id")
     configs = [_config(_record(name, options.results), overrides) for name in names]
@@ -88,6 +90,6 @@ def _weights(record: RunRecord, config: Config) -> Path:
                 if hashlib.file_digest(file, "sha256").hexdigest() == record.checkpoint_sha256:
                     return path
     raise DataError(
-        f"record {record.run_id}: its weights ({record.checkpoint_sha256[:10] if record.checkpoint_sha256 else ''}) are not "
-        f"under {', '.join(map(str, roots))}: give work=DIR of the run"
+        f"record {record.run_id}: its weights ({str(record.checkpoint_sha256)[:10]}) are not under "
+        f"{', '.join(map(str, roots))}: give work=DIR of the run"
     )

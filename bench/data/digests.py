@@ -68,7 +68,9 @@ def _folder_state(folder: Path) -> FileState:
         folders.sort()
         for name in sorted(names):
             found = Path(parent, name).stat()
-            listing.update(f"{parent}/{name}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}".encode())
+            listing.update(
+                f"{parent}/{name}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}".encode()
+            )
             size, changed = size + found.st_size, max(changed, found.st_ctime_ns)
     return FileState(os.path.realpath(folder), size, listing.hexdigest(), changed)
 

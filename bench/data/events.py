@@ -36,9 +36,10 @@ def events_of(data: Sequences, *, window: int, used: int) -> Events:
     """Returns the events of the first sequences of a data set.
 
     Sequences lie event by event, as many of each.  A data set of long records (one id; more ids than windows: its
-    months; or a source that says `windows_per_record`, and `record_names` where its ids are not those of its records) has no events: its windows overlap, so blocks of `window`
-    consecutive windows of a record are resampled in their place (a block bootstrap, Kunsch 1989, Ann. Statist. 17,
-    1217-1241).  Where the numbers of events and sequences tell neither, each sequence is its own event.
+    months; or a source that says `windows_per_record`, and `record_names` where its ids are not those of its records)
+    has no events: its windows overlap, so blocks of `window` consecutive windows of a record are resampled in their
+    place (a block bootstrap, Kunsch 1989, Ann. Statist. 17, 1217-1241).  Where the numbers of events and sequences tell
+    neither, each sequence is its own event.
 
     Args:
         data: The data set.

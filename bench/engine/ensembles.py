@@ -58,10 +58,10 @@ def scorings_of(
         ensemble: What is scored, None for a single forecast.
         added: `evaluate.metrics`: further metrics, under names with an `@`.
     """
-    metrics = dict(task.metrics)
+    metrics: dict[str, dict[str, Any]] = dict(task.metrics)
     if ensemble is not None:
-        added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
-        metrics = metrics | added | metrics  # the task's own options stay
+        extra = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
+        metrics = metrics | extra | metrics  # the task's own options stay
     channel = 0 if task.further_channels else None
     found = {}
     for name, options in metrics.items():

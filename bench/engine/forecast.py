@@ -107,8 +107,8 @@ def case_from_file(task: Task, path: Path) -> Case:
     except (OSError, ValueError, EOFError, DataError) as error:
         said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.physical_units} or "
-            "a NetCDF file with a variable `context` of that shape."
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of "
+            f"{task.physical_units} or a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(
         path.name,
@@ -129,7 +129,9 @@ def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *
 
     unknown = np.argwhere(~np.isfinite(frames))
     if len(unknown) and not missing:
-        raise DataError(f"{what}: expected {task.physical_units}, found {len(unknown)} missing values, at {place(unknown[0])}")
+        raise DataError(
+            f"{what}: expected {task.physical_units}, found {len(unknown)} missing values, at {place(unknown[0])}"
+        )
     if task.plausible is not None:
         refuse_implausible(frames, task.plausible, what, place)
     return torch.from_numpy(np.ascontiguousarray(frames, np.float32))

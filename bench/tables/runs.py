@@ -48,7 +48,9 @@ def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
     """Returns the tables of the tasks that have records and no registered table `runs/TASK`."""
     records, known = list(records), registry.names("table")
     tasks = sorted({record.task.name for record in records})
-    return [runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known]
+    return [
+        runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known
+    ]
 
 
 def _label(key: str) -> str:

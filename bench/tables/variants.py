@@ -20,7 +20,9 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
     that the command line added.
     """
     assert record.data is not None
-    conventions = {name: how for name, how in record.conventions.items() if not of_ensembles(name) and ADDED not in name}
+    conventions = {
+        name: how for name, how in record.conventions.items() if not of_ensembles(name) and ADDED not in name
+    }
     task = canonical_json([record.task.fields, conventions])
     return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
 

@@ -99,7 +99,8 @@ class Grid(Task):
         root = Path(root).expanduser()
         if not ("*" in str(root) or "?" in str(root) or os.path.lexists(root)):
             raise DataError(
-                f"data root {str(root)!r} is not there: expected a NetCDF file, a Zarr store, a folder of them or a glob"
+                f"data root {str(root)!r} is not there: expected a NetCDF file, a Zarr store, a folder of them or a "
+                "glob"
             )
         return root
 
@@ -126,8 +127,8 @@ class Grid(Task):
         cube = Cube(self.data_root, self._variables, self.static)
         if self.data_units is not None and cube.units[0] != self.data_units:
             raise DataError(
-                f"{self.data_root}: {cube.names[0]}: expected units {self.data_units!r} (task.data_units), found {cube.units[0]!r}. "
-                "Convert the values, or set the attribute `units` right"
+                f"{self.data_root}: {cube.names[0]}: expected units {self.data_units!r} (task.data_units), found "
+                f"{cube.units[0]!r}. Convert the values, or set the attribute `units` right"
             )
         return cube
 
@@ -246,7 +247,9 @@ class Grid(Task):
 
     def fields(self) -> dict[str, Any]:
         """Returns the options as plain JSON types; the normalisation as it is used."""
-        names = {"variable": self.cube.names[0] if self._channels == 1 else list(self.cube.names)} if self.data_root else {}
+        names = (
+            {"variable": self.cube.names[0] if self._channels == 1 else list(self.cube.names)} if self.data_root else {}
+        )
         return {**super().fields(), **names, **self.taken_from_training()}
 
     def taken_from_training(self) -> dict[str, Any]:
@@ -320,8 +323,8 @@ class Grid(Task):
         start = self.cube.axis.stretches(0, end)[-1][0]
         if end - start < self.t_in:
             raise DataError(
-                f"{self.data_root}: the newest frames begin at {self.cube.axis.times[start]}, after a gap: {end - start} of "
-                f"the {self.t_in} that a context needs"
+                f"{self.data_root}: the newest frames begin at {self.cube.axis.times[start]}, after a gap: "
+                f"{end - start} of the {self.t_in} that a context needs"
             )
         place, (height, width) = self._cut.places(self.cube.grid.size)[0], self._frame
         rows, columns = slice(place.row, place.row + height), slice(place.column, place.column + width)

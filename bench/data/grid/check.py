@@ -56,8 +56,8 @@ def describe(
     size = "x".join(map(str, grid.size))
     report.lines = [
         f"{cube.root}  ({len(cube.parts)} file{'s' * (len(cube.parts) > 1)})",
-        f"  {', '.join(f'{n} [{u}]' for n, u in zip(cube.names, cube.units, strict=True))} on (time, {', '.join(grid.names)})"
-        f": {len(cube)} frames of {size}, every {axis.cadence_minutes:g} min",
+        f"  {', '.join(map('{} [{}]'.format, cube.names, cube.units))} on (time, {', '.join(grid.names)}): "
+        f"{len(cube)} frames of {size}, every {axis.cadence_minutes:g} min",
         f"  time: {times[0]} to {times[-1]}, {len(axis.breaks)} gaps"
         + (f": {'; '.join(axis.gaps[:_SHOWN])}{' ...' if len(axis.gaps) > _SHOWN else ''}" if axis.gaps else ""),
     ]
@@ -113,9 +113,7 @@ def _look_at(
             continue
         share = float(missing[number] / len(chosen))
         report.facts["ranges"][name] = {"low": float(low[number]), "high": float(high[number]), "missing": share}
-        report.lines.append(
-            f"  {name}: {low[number]:.4g} to {high[number]:.4g} {units}, {share:.1%} NaN (of {looked})"
-        )
+        report.lines.append(f"  {name}: {low[number]:.4g} to {high[number]:.4g} {units}, {share:.1%} NaN (of {looked})")
         if low[number] == high[number]:
             report.problems.append(f"{cube.root}: {name}: {low[number]:g} everywhere in {looked}: nothing to forecast")
         if scale == "log1p" and low[number] < 0:
@@ -135,4 +133,3 @@ def _look_at(
     if empty and len(empty) < len(chosen):
         some = ", ".join(str(cube.axis.times[at]) for at in empty[:_SHOWN])
         report.remarks.append(f"{len(empty)} frames have no known value: {some}")
-

@@ -241,10 +241,11 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
     """Returns the variables of one part as they are stored."""
     local = isinstance(path, Path)
     try:
-        if local and path.is_dir() or not local and not str(path).endswith(_NETCDF_ENDINGS):
+        if path.is_dir() if local else not str(path).endswith(_NETCDF_ENDINGS):
             import xarray
 
-            options: dict[str, Any] = {} if local else {"storage_options": dict(path.storage_options)}
+            remote: Any = path
+            options: dict[str, Any] = {} if local else {"storage_options": dict(remote.storage_options)}
             with warnings.catch_warnings():  # that metadata are not consolidated
                 warnings.filterwarnings("ignore", ".*consolidated", RuntimeWarning)
                 dataset = xarray.open_dataset(
@@ -260,15 +261,16 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
 
         source: Any = path
         source = path if local else stack.enter_context(source.open("rb"))
-        engine = {} if local else {"engine": "h5netcdf"}
-        return stack.enter_context(xarray.open_dataset(source, decode_cf=False, cache=False, **engine)).variables  # type: ignore[call-overload,no-any-return]
+        engine: dict[str, Any] = {} if local else {"engine": "h5netcdf"}
+        dataset = stack.enter_context(xarray.open_dataset(source, decode_cf=False, cache=False, **engine))
+        return dataset.variables  # type: ignore[return-value]
     except EarthbenchError:
         raise
     except Exception as error:  # each engine and protocol has errors of its own
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
-            f"{path}: xarray cannot open it: {said}. Expected NetCDF or Zarr; `earthbench data convert radar_files grid` "
-            "reads radar formats"
+            f"{path}: xarray cannot open it: {said}. Expected NetCDF or Zarr; `earthbench data convert radar_files "
+            "grid` reads radar formats"
         ) from error
 
 
@@ -305,8 +307,8 @@ def _dimensions(variables: Variables, name: str, source: str) -> tuple[str, str,
     if len(space) > 2:
         extra = next((dim for dim in space if role[dim] is None), space[0])
         raise DataError(
-            f"{source}: {name} has {len(space) + 1} dimensions {tuple(variable.dims)}; expected (time, y, x). Choose one "
-            f"{extra}; in xarray: data.isel({extra}=0)"
+            f"{source}: {name} has {len(space) + 1} dimensions {tuple(variable.dims)}; expected (time, y, x). Choose "
+            f"one {extra}; in xarray: data.isel({extra}=0)"
         )
     if len(space) < 2:
         raise DataError(f"{source}: {name} has the dimensions {tuple(variable.dims)}; expected (time, y, x)")

@@ -56,11 +56,13 @@ class Cut:
         box = self.box or (0, size[0], 0, size[1])
         if not (0 <= box[0] < box[1] <= size[0] and 0 <= box[2] < box[3] <= size[1]):
             raise ConfigError(
-                f"task.box={list(box)}: expected [ROW, END_ROW, COLUMN, END_COLUMN] within frames of {size[0]}x{size[1]}"
+                f"task.box={list(box)}: expected [ROW, END_ROW, COLUMN, END_COLUMN] within frames of "
+                f"{size[0]}x{size[1]}"
             )
         if self.crop and (self.crop[0] > box[1] - box[0] or self.crop[1] > box[3] - box[2]):
             raise ConfigError(
-                f"task.crop={list(self.crop)}: expected at most the {box[1] - box[0]}x{box[3] - box[2]} pixels that are used"
+                f"task.crop={list(self.crop)}: expected at most the {box[1] - box[0]}x{box[3] - box[2]} pixels "
+                "that are used"
             )
         return box
 
@@ -141,8 +143,8 @@ class GridWindows:
         columns = sorted({place.column for place in self.places})
         if len(columns) < 3:
             raise ConfigError(
-                f"task.split_by=place needs at least 3 crops side by side, found {len(columns)}: set task.crop=[H,W] to "
-                f"at most a third of the {self.cube.grid.size[1]} columns"
+                f"task.split_by=place needs at least 3 crops side by side, found {len(columns)}: set task.crop=[H,W] "
+                f"to at most a third of the {self.cube.grid.size[1]} columns"
             )
         test = max(1, round(len(columns) * (1 - sum(_SHARES))))
         val = max(1, round(len(columns) * _SHARES[1]))
@@ -172,7 +174,7 @@ class GridWindows:
 
     @property
     def windows_per_record(self) -> tuple[int, ...]:
-        """Returns the sequences of each stretch without a gap at each place: scores are resampled in blocks of these."""
+        """Returns the sequences of each stretch without a gap at each place; scores are resampled in blocks of them."""
         return tuple(count for _ in self.places for _, count in self.stretches)
 
     @property
@@ -194,8 +196,8 @@ class GridWindows:
         longest = max((b - a for a, b in self.cube.axis.stretches(first, last)), default=0)
         times = self.cube.axis.times
         return (
-            f"of its {last - first} frames (the data have {len(times)}, {times[0]} to {times[-1]}) at most {longest} follow "
-            f"each other without a gap, and a window needs {self.cut.window}: set task.val_from and task.test_from, or "
+            f"of its {last - first} frames (the data have {len(times)}, {times[0]} to {times[-1]}) at most {longest} "
+            f"follow each other without a gap, and a window needs {self.cut.window}: set task.val_from and task.test_from, or "
             "task.t_in and task.t_out."
         )
 
@@ -237,7 +239,8 @@ class GridWindows:
             box = self.cut.extent(self.cube.grid.size)
             draw = np.random.default_rng([index, 0x6C72])
             place = Place(
-                int(draw.integers(box[0], box[1] - self.size[0] + 1)), int(draw.integers(box[2], box[3] - self.size[1] + 1))
+                int(draw.integers(box[0], box[1] - self.size[0] + 1)),
+                int(draw.integers(box[2], box[3] - self.size[1] + 1)),
             )
         return place, int(self.starts[window])
 
@@ -301,6 +304,6 @@ def refuse_short(cube: Cube, window: int) -> None:
     if longest < window:
         gaps = f", the longest stretch without a gap {longest}" if longest < len(cube) else ""
         raise DataError(
-            f"{cube.root}: {len(cube)} frames{gaps}; a window needs {window}. Set task.t_in and task.t_out to fewer, or "
-            "bring more frames"
+            f"{cube.root}: {len(cube)} frames{gaps}; a window needs {window}. Set task.t_in and task.t_out to fewer, "
+            "or bring more frames"
         )

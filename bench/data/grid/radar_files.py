@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import itertools
 import json
 import re
 import shlex
@@ -95,7 +96,8 @@ class ConvertRadarFiles(DataVerb):
         part.replace(self.out)
         root = shlex.quote(str(self.out))
         return [
-            f"{len(files)} frames of {first.rates.shape[0]}x{first.rates.shape[1]}, {times[0]} to {times[-1]}, in {self.out}",
+            f"{len(files)} frames of {first.rates.shape[0]}x{first.rates.shape[1]}, {times[0]} to {times[-1]}, in "
+            f"{self.out}",
             f"try: earthbench data info grid --root {root} 'task.thresholds=[0.5,2,5,10]'",
         ]
 
@@ -141,7 +143,7 @@ def dated_files(pattern: str) -> list[tuple[np.datetime64, Path]]:
     dated = sorted((time, path) for time, path in found if time is not None)
     twice = [
         f"{time}: {path.name} and {other.name}"
-        for (time, path), (again, other) in zip(dated, dated[1:], strict=False)
+        for (time, path), (again, other) in itertools.pairwise(dated)
         if time == again
     ]
     if twice:
@@ -150,7 +152,7 @@ def dated_files(pattern: str) -> list[tuple[np.datetime64, Path]]:
 
 
 def time_in_name(name: str) -> np.datetime64 | None:
-    """Returns the time in the name of a radar file: its last, as `YYYYMMDDhhmm[ss]`, or MeteoSwiss's day of the year."""
+    """Returns the time in the name of a radar file: the last `YYYYMMDDhhmm[ss]`, or MeteoSwiss's day of the year."""
     if match := _DAY_OF_YEAR.match(name):
         year, day, hour, minute = map(int, match.groups())
         if 1 <= day <= 366 and hour < 24 and minute < 60:
@@ -162,9 +164,7 @@ def time_in_name(name: str) -> np.datetime64 | None:
     return None
 
 
-def read_frame(
-    path: Path, reader: Reader, *, extent: Sequence[float] | None = None, accutime: float = 5.0
-) -> Frame:
+def read_frame(path: Path, reader: Reader, *, extent: Sequence[float] | None = None, accutime: float = 5.0) -> Frame:
     """Returns the rain rates of one file, float32 `(H,W)` in mm/h, NaN where the radar saw nothing.
 
     Args:
@@ -217,7 +217,8 @@ def _framed(rates: np.ndarray, metadata: dict[str, Any], extent: Sequence[float]
         rows, columns = np.flatnonzero((y >= y1) & (y <= y2)), np.flatnonzero((x >= x1) & (x <= x2))
         if not len(rows) or not len(columns):
             raise ConfigError(
-                f"--extent {','.join(map(str, extent))}: no pixel; the data have x {x[0]:g}..{x[-1]:g}, y {y[-1]:g}..{y[0]:g}"
+                f"--extent {','.join(map(str, extent))}: no pixel; the data have x {x[0]:g}..{x[-1]:g}, "
+                f"y {y[-1]:g}..{y[0]:g}"
             )
         rates, y, x = rates[np.ix_(rows, columns)], y[rows], x[columns]
     units = "degree" if str(metadata.get("cartesian_unit", "m")).startswith("degree") else metadata["cartesian_unit"]

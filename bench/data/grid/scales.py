@@ -39,12 +39,14 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
     for units in cube.units if scale == "dbz" else ():
         if units.strip().lower() not in (*_RATES, *_REFLECTIVITY):
             raise ConfigError(
-                f"task.scale=dbz: expected units mm/h or dBZ, found {units!r}. Set the attribute `units` of the variable, "
-                "or take task.scale=log1p or zscore"
+                f"task.scale=dbz: expected units mm/h or dBZ, found {units!r}. Set the attribute `units` of the "
+                "variable, or take task.scale=log1p or zscore"
             )
     frames = train.frames
     if not len(frames):
-        raise DataError(f"task.scale={scale} takes its numbers from the training split, which is empty: {train.why_empty}")
+        raise DataError(
+            f"task.scale={scale} takes its numbers from the training split, which is empty: {train.why_empty}"
+        )
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).round().astype(int))]
     rows, columns = _extent(train)
     count, total, square = (np.zeros(len(cube.names)) for _ in range(3))
@@ -61,7 +63,9 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
     found = []
     for number, name in enumerate(cube.names):
         if not count[number]:
-            raise DataError(f"{cube.root}: {name}: no known value in the {len(chosen)} training frames looked at: all are NaN")
+            raise DataError(
+                f"{cube.root}: {name}: no known value in the {len(chosen)} training frames looked at: all are NaN"
+            )
         mean = total[number] / count[number]
         spread = np.sqrt(max(square[number] / count[number] - mean**2, 0.0))
         found.append(_normalisation(scale, low[number], high[number], mean, spread, f"{cube.root}: {name}"))

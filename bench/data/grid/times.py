@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ class TimeAxis:
         """Returns the stretches `(first, last + 1)` of frames without a gap within a range of frames."""
         inside = [int(at) for at in self.breaks if first < at < last]
         edges = [first, *inside, last]
-        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def decoded_times(variable: Variable, source: str) -> np.ndarray:
@@ -90,7 +91,9 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
         DataError: one frame, times that descend or repeat, or no common cadence.
     """
     if len(times) < 2:
-        raise DataError(f"{source}: expected at least 2 frames, found {len(times)}: no cadence, and nothing to forecast")
+        raise DataError(
+            f"{source}: expected at least 2 frames, found {len(times)}: no cadence, and nothing to forecast"
+        )
     steps = np.diff(times).astype(np.int64)
     name = source.rpartition(": ")[2]
     if (steps < 0).all():

@@ -127,7 +127,7 @@ def test_an_undeclared_fill_value_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_units_are_refused(tmp_path: Path) -> None:
     small = write(cube(units="kg m-2 s-1"), tmp_path / "rain.nc")
-    with pytest.raises(DataError, match="expected units 'mm/h'.*found 'kg m-2 s-1'"):
+    with pytest.raises(DataError, match=r"expected units 'mm/h'.*found 'kg m-2 s-1'"):
         load_task("grid", small, data_units="mm/h", t_in=2, t_out=2).dataset("train")
     with pytest.raises(ConfigError, match="expected units mm/h or dBZ, found 'kg m-2 s-1'"):
         _ = load_task("grid", small, scale="dbz", t_in=2, t_out=2).normalisations
@@ -135,7 +135,9 @@ def test_wrong_units_are_refused(tmp_path: Path) -> None:
     decibels = write(cube(values=reflectivity, units="dBZ"), tmp_path / "dbz.nc")
     with pytest.raises(DataError, match="log1p takes values >= 0"):
         _ = load_task("grid", decibels, scale="log1p", t_in=2, t_out=2).normalisations
-    rates = write(cube(values=np.full((24, 8, 10), 1e-4, np.float32) * np.arange(24)[:, None, None]), tmp_path / "si.nc")
+    rates = write(
+        cube(values=np.full((24, 8, 10), 1e-4, np.float32) * np.arange(24)[:, None, None]), tmp_path / "si.nc"
+    )
     found = load_task("grid", rates, thresholds=[0.5, 2], t_in=2, t_out=2).inspect_data()
     assert any("no value of all frames reaches a threshold" in problem for problem in found.problems)
 

@@ -78,7 +78,9 @@ def test_windows_are_the_cube_however_it_is_stored(
 
 
 def test_fingerprints_do_not_depend_on_the_file_format(cube: xarray.Dataset, tmp_path: Path) -> None:
-    paths = [form(cube, made) for form in (zarr, netcdf, glob_of_files) if (made := tmp_path / form.__name__).mkdir() is None]
+    paths = [
+        form(cube, made) for form in (zarr, netcdf, glob_of_files) if (made := tmp_path / form.__name__).mkdir() is None
+    ]
     tasks = [load_task("grid", path, t_in=3, t_out=4) for path in paths]
     assert len({task.data_fingerprint("test") for task in tasks}) == 1
     assert len({task.data_fingerprint(split) for task in tasks[:1] for split in ("train", "val", "test", "all")}) == 4
@@ -152,7 +154,9 @@ def test_monthly_data_have_the_cadence_of_a_month(tmp_path: Path) -> None:
 def test_variables_are_channels_and_static_fields_stand_behind_them(cube: xarray.Dataset, tmp_path: Path) -> None:
     height = np.arange(SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
     data = cube.assign(warmth=cube["rain_rate"] * 2 + 280, height=(("y", "x"), height))
-    task = load_task("grid", netcdf(data, tmp_path), t_in=2, t_out=1, variable=["rain_rate", "warmth"], static=["height"])
+    task = load_task(
+        "grid", netcdf(data, tmp_path), t_in=2, t_out=1, variable=["rain_rate", "warmth"], static=["height"]
+    )
     assert task.input_shape == (2, *SIZE, 3)
     assert task.target_shape == (1, *SIZE, 2)
     context, target = task.dataset("train").stored(0)
@@ -213,7 +217,7 @@ def test_a_file_that_was_cut_off_is_named(cube: xarray.Dataset, tmp_path: Path) 
     task = load_task("grid", path, t_in=2, t_out=2)
     chunk = next(file for file in sorted(path.glob("rain_rate/c/**/*")) if file.is_file())
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(DataError, match="rain_rate: frames .* cannot be read"):
+    with pytest.raises(DataError, match=r"rain_rate: frames .* cannot be read"):
         task.dataset("train").stored(0)
 
 
@@ -226,7 +230,9 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     facts = report.facts
     assert facts["ranges"]["rain_rate"]["missing"] == pytest.approx(np.isnan(values).mean())
     assert facts["share_at_or_above"] == pytest.approx({"0.5": np.mean(known >= 0.5), "10": np.mean(known >= 10)})
-    assert facts["gaps"] == [f"{cube.time.values[29].astype('datetime64[s]')} to {cube.time.values[30].astype('datetime64[s]')}"]
+    assert facts["gaps"] == [
+        f"{cube.time.values[29].astype('datetime64[s]')} to {cube.time.values[30].astype('datetime64[s]')}"
+    ]
     assert {split: count["sequences"] for split, count in facts["splits"].items()} == {
         split: len(task.dataset(split)) for split in ("train", "val", "test", "all")
     }
