@@ -197,8 +197,8 @@ class GridWindows:
         times = self.cube.axis.times
         return (
             f"of its {last - first} frames (the data have {len(times)}, {times[0]} to {times[-1]}) at most {longest} "
-            f"follow each other without a gap, and a window needs {self.cut.window}: set task.val_from and task.test_from, or "
-            "task.t_in and task.t_out."
+            f"follow each other without a gap, and a window needs {self.cut.window}: set task.val_from and "
+            "task.test_from, or task.t_in and task.t_out."
         )
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ class ConvertRadarFiles(DataVerb):
     inputs: str = Field(alias="in", description="glob of the files, one per time: 'dir/*'")
     out: Folder = Field(description="store to make: NAME.zarr")
     extent: tuple[float, float, float, float] | None = Field(
-        None, description="X1,X2,Y1,Y2 to keep, in the units of the projection"
+        None, description="X1,X2,Y1,Y2 to keep, in the units of the projection, as in --extent=-5,5,50,60"
     )
     workers: int = Field(1, ge=1, description="processes that read")
     accutime: float = Field(5.0, gt=0, description="minutes that mch_gif files accumulate over; others say it")

@@ -236,3 +236,44 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     assert {split: count["sequences"] for split, count in facts["splits"].items()} == {
         split: len(task.dataset(split)) for split in ("train", "val", "test", "all")
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"split_by": "place", "crop": [8, 5]}, {"crop": [8, 8], "random_crop": True}])
+def test_the_task_keeps_its_contract(options: dict[str, Any], cube: xarray.Dataset, tmp_path: Path) -> None:
+    from bench.tasks.grid import Grid
+    from bench.testing import check_task
+
+    check_task(Grid, data_root=netcdf(cube, tmp_path), t_in=2, t_out=3, **options)
+
+
+def test_storms_as_a_cube_have_the_scores_of_task_sevir(storms: Path, tmp_path: Path) -> None:
+    """Events are stretches with gaps between them; codes are scored by the rules that the cube's task has."""
+    import bench
+    from bench.data.sevir.dataset import SevirSequences
+    from bench.engine.evaluate import evaluate_with_sample
+    from bench.engine.trainer import trainer_device
+
+    source = SevirSequences(storms, t_in=25, t_out=24, stride=49)
+    frames = [torch.cat(source.stored(at)).numpy()[..., 0] for at in range(len(source))]
+    times = [np.datetime64("2020-01-01", "ns") + np.timedelta64(day, "D") for day in range(len(frames))]
+    steps = np.arange(49) * np.timedelta64(300, "s")
+    data = xarray.Dataset(
+        {"vil": (("time", "y", "x"), np.concatenate(frames).astype(np.float32))},
+        {"time": np.concatenate([time + steps for time in times])},
+    )
+    data.to_netcdf(tmp_path / "vil.nc", engine="h5netcdf")
+    thresholds = [16.0, 74.0, 133.0]
+    grid = load_task("grid", tmp_path / "vil.nc", t_in=13, t_out=12, stride=12, thresholds=thresholds)
+    sevir = load_task("sevir", storms)
+    ours = bench.evaluate("persistence", grid, "all").scores
+    rules = {"skill": {"convention": "correct", "thresholds": thresholds, "missing_value": None}}
+    rules["mse"] = {"convention": "correct", "scale": 1.0}
+    theirs, _ = evaluate_with_sample(
+        bench.load_model("persistence", sevir), sevir, "all", None, batch_size=4, num_workers=0, progress=False,
+        where=trainer_device("cpu"), seed=0, config={}, config_fingerprint="0" * 64, added_metrics=rules,
+    )  # fmt: skip
+    assert theirs.data.sequence_count == len(grid.dataset("all"))
+    for key in ("csi_m", "csi_16", "csi_74", "csi_133", "hss_m"):
+        assert theirs.scores[f"{key}_own"] == ours[key]
+    # differences of codes that were divided by 255 and multiplied again
+    assert theirs.scores["mse_own"] == pytest.approx(ours["mse"], rel=1e-5)
