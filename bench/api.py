@@ -5,13 +5,26 @@ Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised u
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from bench.errors import ContractError, one_message
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float, Real
     from torch import Tensor, nn
+
+_Traits = TypeVar("_Traits", "ModelTraits", "MetricTraits")
+_NEARLY = 0.85
+"""Ratio of `difflib` from which a name is taken for a misspelling of another."""
 
 Shape = tuple[int, int, int, int]
 """`(T, H, W, C)` of one context or target."""
@@ -35,51 +48,326 @@ class Palette:
     """Where a frame's first row is drawn: maps begin in the south, images at the top."""
 
 
-@runtime_checkable
 class Model(Protocol):
     """A forecasting model: `Model(input_shape, target_shape, **hyperparameters)`, an `nn.Module`.
 
-    Optional members, used where they exist:
-        `training_loss(context, target, *, step, total_steps)` -> loss or `{name: summand}`; default: squared error.
-            A target is NaN where it is missing: the loss is the sum over known pixels over their number.
-        `verifies_context`: class attribute; if true, the loss takes `context_known` too: `(B,T_in,H,W,C)`, false where
-            a missing pixel of the context was filled.
-        `loss_reduction`: `"mean"` (default) or `"sum"`, what `training_loss` makes of the sequences of a batch: how
-            those of micro-batches add up to that of an optimiser step.
-        `uses_batch_statistics`: whether a sequence's loss depends on the others of its micro-batch; default: whether
-            there is a module of batch normalisation. The micro-batch then is part of what a training is.
-        `optimizers()` -> `[(parameters, lr, betas), ...]`: what Adam does to each group of parameters, which together
-            name every trained parameter once; by default all have `train.lr`. The schedule of `train` multiplies each
-            learning rate. Groups may take turns: those that the loss of a step does not reach stay as they are, and
-            every group has its turn within the first ten steps.
-        `fit(batches)`: learns from `(context, target)` batches in one pass, in closed form, instead of by gradients.
-            Both are NaN where they are missing.
-        `sample(context, *, members, generator)` -> `(M,B,T_out,H,W,C)`: members of a probabilistic forecast. Called
-            for one sequence at a time with a `torch.Generator` of its own on the CPU, from which it draws there
-            (`device=generator.device`), so that the members are the same on every device. If it takes `seeds`, it is
-            called with `seeds`, int64 `(B,)`, instead of the generator, for whole batches: what it draws for a sequence
-            must follow from its seed alone.
-        `stages()` -> the trainings of a model that is trained in stages, in their order; see `Stage`.
-        `fitted_on`: class attribute, `"val"` where `fit` gets the validation split; without one, it gets the training
-            split as every other `fit` does.
-        `trivial`: class attribute, true for a forecast that takes no skill: tables measure skill against the best one.
-        `of_task`: class attribute, `{hyperparameter: attribute of the task}`: what a model takes from the task, such as
-            the time between frames, unless it is given.
-        `degraded`: a `collections.Counter` of forecasts that it could not make as it should, by reason: an evaluation
-            warns once and records them.
-        `reference()` -> context manager under which `forward` runs the plain formulation that FLOPs are counted on.
-        `parameters_without_gradient`: class attribute, glob patterns of parameters that no loss reaches.
-        `uncountable`: class attribute, why its multiply-adds cannot be counted: the work is done outside of torch.
-        `options_class`: class attribute, `"module:Class"`, the dataclass whose fields `**kwargs` are.
-        `presets`: class attribute, `{task name: hyperparameters}`, applied before the caller's own.
-        `size_multiple`: class attribute or static method of the hyperparameters, a number that the height and width of
-            frames must be divisible by: others are padded before the model, and its forecasts cropped.
-        `evaluation_only`: class attribute, names of hyperparameters that trained weights do not depend on.
+    It may have any of the methods of `MODEL_CAPABILITIES` and any of the attributes of `ModelTraits`.
     """
 
-    def __call__(self, context: Tensor) -> Tensor:
-        """Returns the forecast `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, both normalised."""
+    def __call__(self, context: Float[Tensor, "b t_in h w c_in"]) -> Float[Tensor, "b t_out h w c_out"]:
+        """Returns the forecast for a context, both normalised."""
         ...
+
+
+class _Methods(type(Protocol)):  # type: ignore[misc]
+    """Makes `isinstance` ask for what can be called: layers called `stages` are no `HasStages`, nor is a number."""
+
+    def __instancecheck__(cls, thing: object) -> bool:
+        found = {name: getattr(thing, name, None) for name in _methods_of(cls)}
+        # A loss may be a layer of its own.
+        return all(callable(v) and (n.endswith("_loss") or not hasattr(v, "named_modules")) for n, v in found.items())
+
+
+def _methods_of(capability: type) -> list[str]:
+    return [name for name, member in vars(capability).items() if not name.startswith("_") and inspect.isroutine(member)]
+
+
+@runtime_checkable
+class TrainsWithOwnLoss(Protocol, metaclass=_Methods):
+    """A model with another loss than the mean squared error."""
+
+    def training_loss(
+        self,
+        context: Float[Tensor, "b t_in h w c_in"],
+        target: Float[Tensor, "b t_out h w c_out"],
+        *,
+        step: int,
+        total_steps: int,
+        **options: Any,
+    ) -> Float[Tensor, ""] | Mapping[str, Float[Tensor, ""]]:
+        """Returns the loss of a batch, or its summands by name.
+
+        Args:
+            context: Normalised.
+            target: Normalised; NaN where it is missing: the loss is the sum over known pixels over their number.
+            step: Optimiser steps done before.
+            total_steps: Of the whole training.
+            **options: `context_known`, bool `(B,T_in,H,W,C)`, false where a missing pixel of the context was filled,
+                with `verifies_context`; the data's `labels` with `takes_labels`.
+        """
+        ...
+
+
+@runtime_checkable
+class ValidatesWithOwnLoss(Protocol, metaclass=_Methods):
+    """A stage that is validated by a loss, because it gives no forecast."""
+
+    def validation_loss(
+        self,
+        context: Float[Tensor, "b t_in h w c_in"],
+        target: Float[Tensor, "b t_out h w c_out"],
+        **options: Any,
+    ) -> Float[Tensor, ""]:
+        """Returns the loss of a batch; arguments are those of `training_loss`."""
+        ...
+
+
+@runtime_checkable
+class HasOptimizers(Protocol, metaclass=_Methods):
+    """A model whose parts have learning rates of their own."""
+
+    def optimizers(self) -> Iterable[tuple[Iterable[nn.Parameter], float, tuple[float, float]]]:
+        """Returns `(parameters, lr, betas)`: what Adam does to each group; together they name each parameter once.
+
+        The schedule of `train` multiplies each learning rate.  Groups may take turns: those that the loss of a step
+        does not reach stay as they are, and every group has its turn within the first ten steps.
+        """
+        ...
+
+
+@runtime_checkable
+class FitsInOnePass(Protocol, metaclass=_Methods):
+    """A model that learns in closed form instead of by gradients."""
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Learns from `(context, target)` batches, each read once; both are NaN where they are missing."""
+        ...
+
+
+@runtime_checkable
+class Samples(Protocol, metaclass=_Methods):
+    """A model that draws the members of a probabilistic forecast."""
+
+    def sample(
+        self, context: Float[Tensor, "b t_in h w c_in"], *, members: int, **options: Any
+    ) -> Float[Tensor, "m b t_out h w c_out"]:
+        """Returns `members` members.
+
+        Args:
+            context: Normalised.
+            members: How many.
+            **options: `generator`, a `torch.Generator` on the CPU from which it draws there
+                (`device=generator.device`), so that the members are the same on every device; it is then called for
+                one sequence at a time. A model that takes `seeds` gets these instead, int64 `(B,)`, for whole batches:
+                what it draws for a sequence must follow from its seed alone. `advance(done, total)`, called after each
+                step, and `control`, the strength of the knowledge control, for models that take them.
+        """
+        ...
+
+
+@runtime_checkable
+class HasStages(Protocol, metaclass=_Methods):
+    """A model that is trained in stages."""
+
+    def stages(self) -> Sequence[Stage]:
+        """Returns its trainings in their order."""
+        ...
+
+
+@runtime_checkable
+class HasReference(Protocol, metaclass=_Methods):
+    """A model with a faster formulation than the published one."""
+
+    def reference(self) -> AbstractContextManager[Any]:
+        """Returns a context in which `forward` runs the plain formulation, on which FLOPs are counted."""
+        ...
+
+
+MODEL_CAPABILITIES: tuple[type, ...] = (
+    TrainsWithOwnLoss, ValidatesWithOwnLoss, HasOptimizers, FitsInOnePass, Samples, HasStages, HasReference,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelTraits:
+    """What a model, or the module of a stage, declares by attributes of these names."""
+
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
+    of_task: Mapping[str, str] = field(default_factory=dict)
+    """What it takes from the task unless it is given, such as its cadence: `{hyperparameter: attribute}`."""
+    options_class: str | None = None
+    """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
+    size_multiple: int | Callable[[Mapping[str, Any]], int] = 1
+    """What the height and width of frames must be divisible by, a number or a static method of the hyperparameters:
+    other frames are padded before the model, and its forecasts cropped. Not for models in stages."""
+    evaluation_only: tuple[str, ...] = ()
+    """Hyperparameters that trained weights do not depend on."""
+    fitted_on: Literal["train", "val"] = "train"
+    """The split that `fit` gets; without a validation split, it is the training split."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """What `training_loss` makes of the sequences of a batch: how micro-batches add up to an optimiser step."""
+    verifies_context: bool = False
+    """Whether its losses take `context_known`."""
+    takes_labels: bool = False
+    """Whether its losses take `labels`."""
+    uses_batch_statistics: bool | None = None
+    """Whether a sequence's loss depends on the others of its micro-batch, which then is part of what a training is;
+    None: where there is a module of batch normalisation."""
+    parameters_without_gradient: tuple[str, ...] = ()
+    """Glob patterns of parameters that no loss reaches."""
+    uncountable: str = ""
+    """Why its multiply-adds cannot be counted: the work is done outside of torch."""
+    degraded: Counter[str] = field(default_factory=Counter)
+    """Forecasts that it could not make as it should, by reason: an evaluation warns once and records them."""
+    trivial: bool = False
+    """Whether its forecast takes no skill: tables measure skill against the best such one."""
+    members: int = 1
+    """How many members `forward` is the mean of."""
+
+
+class Metric(Protocol):
+    """A score: a `torchmetrics.Metric` that adds up int64 counts or float64 sums, in physical units.
+
+    It may have any of the methods of `METRIC_CAPABILITIES` and any of the attributes of `MetricTraits`.
+    """
+
+    def update(
+        self, forecast: Real[Tensor, "*m b t h w c"], target: Real[Tensor, "b t h w c"], *labels: Tensor, **options: Any
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            forecast: Of a deterministic forecast without `m`; with `takes_members`, all members.
+            target: NaN where it is missing, which counts nowhere.
+            *labels: The data's, with `takes_labels`.
+            **options: `events`, int64 `(B,)`, with `takes_events`.
+        """
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Returns the scores by name; undefined ones are NaN."""
+        ...
+
+
+@runtime_checkable
+class HasCurves(Protocol, metaclass=_Methods):
+    """A metric with curves for plots beside its scores."""
+
+    def curves(self) -> dict[str, dict[str, list[float | None]]]:
+        """Returns reliability curves and rank histograms by name."""
+        ...
+
+
+@runtime_checkable
+class HasCounts(Protocol, metaclass=_Methods):
+    """A metric of contingency counts."""
+
+    def counts(self) -> dict[str, list[list[int]]] | None:
+        """Returns them by name, `[lead][threshold]`."""
+        ...
+
+
+@runtime_checkable
+class TracksEvents(Protocol, metaclass=_Methods):
+    """A metric that keeps its statistics per event, and says so by `takes_events = True`."""
+
+    family: str
+    """Which of `bench.metrics.families.FAMILIES` its scores are of the statistics."""
+
+    def track_events(self, count: int) -> None:
+        """Keeps the statistics of each of `count` events from now on; `update` then takes `events`, int64 `(B,)`."""
+        ...
+
+    def event_statistics(self) -> dict[str, np.ndarray]:
+        """Returns the statistics of each event, `(events, ...)`, by name."""
+        ...
+
+    def score_options(self) -> dict[str, Any]:
+        """Returns what the scores depend on besides the statistics, as JSON types."""
+        ...
+
+
+METRIC_CAPABILITIES: tuple[type, ...] = (HasCurves, HasCounts, TracksEvents)
+
+
+@dataclass(frozen=True)
+class MetricTraits:
+    """What a metric declares by attributes of these names."""
+
+    takes_events: bool = False
+    """Whether `update` takes `events`; see `TracksEvents`."""
+    takes_labels: bool = False
+    """Whether `update` takes the data's labels behind forecast and target."""
+    takes_members: bool = False
+    """Whether a forecast has all members of an ensemble, `(M,B,T,H,W,C)`."""
+    better: Mapping[str, Any] | None = None
+    """Which way scores are better, by what their names begin with; None: torchmetrics' `higher_is_better`."""
+
+
+def samples_with(model: object, option: str) -> bool:
+    """Returns whether a model draws members by a `sample` that takes an option, such as `seeds`."""
+    return isinstance(model, Samples) and option in inspect.signature(model.sample).parameters
+
+
+def model_traits(model: object) -> ModelTraits:
+    """Returns what a model, or its class, declares by attributes, and the default of what it does not."""
+    return _declared(model, ModelTraits)
+
+
+def metric_traits(metric: object) -> MetricTraits:
+    """Returns what a metric, or its class, declares by attributes, and the default of what it does not."""
+    return _declared(metric, MetricTraits)
+
+
+def _declared(thing: object, traits: type[_Traits]) -> _Traits:
+    found = {one.name: getattr(thing, one.name, None) for one in fields(traits)}  # a class's property has no value yet
+    return traits(**{name: value for name, value in found.items() if not isinstance(value, NoneType | property)})
+
+
+def check_model_members(model: object) -> None:
+    """Refuses a model, or a stage's module, that has part of the contract under a wrong name.
+
+    Raises:
+        ContractError: lists all such members.
+    """
+    problems = _wrong_members(model, ModelTraits, MODEL_CAPABILITIES)
+    declared = model_traits(model)
+    if declared.loss_reduction not in ("mean", "sum"):
+        problems.append(f"loss_reduction: expected 'mean' or 'sum', found {declared.loss_reduction!r}")
+    for name in ("evaluation_only", "parameters_without_gradient"):
+        if isinstance(found := getattr(declared, name), str):  # whose characters would be taken for names
+            problems.append(f"{name}: expected a tuple of texts, found {found!r}")
+    _refuse(model, problems)
+
+
+def check_metric_members(metric: object) -> None:
+    """Refuses a metric that has part of the contract under a wrong name.
+
+    Raises:
+        ContractError: lists all such members.
+    """
+    problems = _wrong_members(metric, MetricTraits, METRIC_CAPABILITIES)
+    if metric_traits(metric).takes_events and not isinstance(metric, TracksEvents):
+        problems.append("takes_events: expected family, track_events(), event_statistics() and score_options(), too")
+    _refuse(metric, problems)
+
+
+def _refuse(thing: object, problems: list[str]) -> None:
+    if problems:
+        raise ContractError(one_message(f"{type(thing).__name__} does not keep the contract (bench.api):", problems))
+
+
+def _wrong_members(thing: object, traits: type, capabilities: tuple[type, ...]) -> list[str]:
+    """Returns what is wrong with the public members that an object has from its own package and not from a library.
+
+    A contract that is found by name takes a misspelt member for one that is not there.  What the constructor takes is
+    a hyperparameter, and no misspelling.
+    """
+    attributes = [one.name for one in fields(traits)]
+    methods = [name for one in capabilities for name in _methods_of(one)]
+    package = type(thing).__module__.partition(".")[0]
+    classes = [one for one in type(thing).__mro__ if one.__module__.partition(".")[0] == package]
+    own = {name: member for one in classes for name, member in vars(one).items()} | vars(thing)
+    allowed = {*methods, *attributes, *inspect.signature(type(thing)).parameters}
+    problems = []
+    for name in sorted(own):
+        if name.startswith("_") or name in allowed:
+            continue
+        meant = get_close_matches(name, methods if callable(own[name]) else attributes, n=1, cutoff=_NEARLY)
+        if meant and meant[0] not in own:
+            problems.append(f"{name}: no member of the contract. Did you mean {meant[0]}? If not, choose another name")
+    return problems
 
 
 class Stage(Protocol):
@@ -87,8 +375,7 @@ class Stage(Protocol):
 
     name: str
     module: nn.Module
-    """What is trained: `training_loss` as of a model, and `validation_loss(context, target)` -> loss.  If it has a true
-    `takes_labels`, both take the data's `labels` too, and `context_known` with a true `verifies_context`."""
+    """What is trained: it has `training_loss` as a model has, `validation_loss`, and may have `ModelTraits`."""
     depends_on: Mapping[str, Any]
     """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None
@@ -96,32 +383,6 @@ class Stage(Protocol):
 
     def load(self, path: str | Path) -> None:
         """Takes weights from a file instead of the training; raises OSError or ValueError."""
-        ...
-
-
-class Dataset(Protocol):
-    """A map-style data set of one split: `dataset[i]` -> `(context, target)`, float32 `(T,H,W,C)`, normalised."""
-
-    ids: tuple[str, ...]
-    """One identifier per independent event (not per sequence): splits must not share any."""
-
-    def __len__(self) -> int:
-        """Returns the number of sequences."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns sequence `index` in normalised units."""
-        ...
-
-    def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns sequence `index` in the units and dtype it is stored in, `(T,H,W,C)`.
-
-        Behind context and target there may be labels, of any shape: metrics with `takes_labels = True` get them.
-        """
-        ...
-
-    def identity(self) -> Mapping[str, Any]:
-        """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
         ...
 
 

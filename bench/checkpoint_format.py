@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.errors import DataError
+from bench.errors import DataError, first_line
 from bench.paths import AnyPath
 
 _SEAL = b"earthbench sha256 "
@@ -59,7 +59,7 @@ def damage(path: Path) -> str | None:
             digest.update(b"\0\0")  # what stood where the comment's length stands
             end = file.read()
     except OSError as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     if not end.startswith(_COMMENT_LENGTH + _SEAL):
         return "it is cut short, or has no checksum of ours"
     return None if end.endswith(digest.hexdigest().encode()) else "its content does not have the checksum it carries"

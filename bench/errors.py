@@ -79,6 +79,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return "Known: " + (", ".join(known) if known else "none") + "."
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the name of its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def one_message(headline: str, problems: list[str], *, most: int = 10) -> str:
     """Returns a headline and its problems as one message, cut after `most` lines with a count of the rest."""
     shown = [f"  - {problem}" for problem in problems[:most]]

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bench import registry
+from bench.api import FitsInOnePass, check_model_members, model_traits
 from bench.checkpoint_format import OURS, read_checkpoint
-from bench.errors import BrokenPluginError, ConfigError, DataError, did_you_mean, one_message
+from bench.config import check_hyperparameters
+from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
 from bench.padding import padded_shape, padding_class, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
@@ -73,10 +76,6 @@ class TrainedEvents:
 _SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
 
 
-def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
 def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     """Returns a freshly initialised model for a task's shapes.
 
@@ -89,6 +88,7 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
         UnknownNameError: no model has this name.
         ConfigError: an unknown hyperparameter, or values that the model refuses.
         BrokenPluginError: the registered object cannot be imported or is no `nn.Module` class.
+        ContractError: a member of the model is nearly, but not, one of `bench.api`.
     """
     from torch import nn
 
@@ -96,24 +96,22 @@ def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
     model_class = entry.load()
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise BrokenPluginError(f"model {name!r} from {entry.origin} is not a torch.nn.Module class")
-    known = inspect.signature(model_class).parameters
-    if not _takes_any(known):
-        unknown = [key for key in hyperparameters if key not in known]
-        if unknown:
-            own = [key for key in known if key not in ("input_shape", "target_shape")]
-            lines = [f"{key}: {did_you_mean(key, own)}" for key in unknown]
-            raise ConfigError(one_message(f"model {name!r} has no such hyperparameter:", lines))
-    presets: Mapping[str, Mapping[str, Any]] = getattr(model_class, "presets", {})
+    presets = model_traits(model_class).presets
     of_task = _of_task(name, model_class, task, hyperparameters)
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
         model = _made(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
+        with suppress(BrokenPluginError):  # a class made at run time has no source to look into
+            check_hyperparameters(name, hyperparameters)
+        known = inspect.signature(model_class).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         raise ConfigError(
             f"model {name!r} cannot be made for {task.input_shape} -> {task.target_shape}: {error}"
-            + ("" if {"input_shape", "target_shape"} <= set(known) or _takes_any(known) else _SIGNATURE)
+            + ("" if {"input_shape", "target_shape"} <= set(known) or takes_any else _SIGNATURE)
         ) from error
+    check_model_members(model)
     is_preset = _plain(chosen) == _plain(dict(preset))
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
@@ -137,9 +135,8 @@ def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any])
     Raises:
         ConfigError: the task has no such value.
     """
-    wanted: Mapping[str, str] = getattr(model_class, "of_task", {})
     found = {}
-    for key, attribute in wanted.items():
+    for key, attribute in model_traits(model_class).of_task.items():
         if key in given:
             continue
         if hasattr(task, attribute):
@@ -166,7 +163,7 @@ def _defaults(model_class: type) -> dict[str, Any]:
     """Returns the defaults of a model's hyperparameters; of its `options_class`, too."""
     parameters = inspect.signature(model_class).parameters.values()
     found = {p.name: p.default for p in parameters if p.default is not p.empty}
-    if options := getattr(model_class, "options_class", None):
+    if options := model_traits(model_class).options_class:
         module, _, name = options.partition(":")
         for one in dataclasses.fields(getattr(importlib.import_module(module), name)):
             if one.default is not dataclasses.MISSING:
@@ -179,7 +176,7 @@ def _defaults(model_class: type) -> dict[str, Any]:
 def trained_hyperparameters(model: nn.Module) -> dict[str, Any]:
     """Returns the hyperparameters that trained weights depend on, given or default."""
     made = made_from(model)
-    not_trained = getattr(model, "evaluation_only", ())
+    not_trained = model_traits(model).evaluation_only
     return {key: value for key, value in {**made.defaults, **made.hyperparameters}.items() if key not in not_trained}
 
 
@@ -193,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 def is_fitted(model: nn.Module) -> bool:
     """Returns whether a model learns by `fit(batches)`, in closed form, instead of by gradients."""
-    return callable(getattr(model, "fit", None))
+    return isinstance(model, FitsInOnePass)
 
 
 def has_weights(model: nn.Module) -> bool:
@@ -307,9 +304,9 @@ def _load_strictly(model: nn.Module, content: Any, path: Path) -> None:
     problems = [f"unexpected: {key}" for key in state if key not in own]
     problems += [f"missing: {key}" for key in own if key not in state]
     problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        f"shape of {key}: {'none' if found is None else tuple(found)} in the file, {tuple(own[key].shape)} in the model"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and (found := getattr(state[key], "shape", None)) != own[key].shape
     ]
     if problems:
         raise ConfigError(one_message(f"checkpoint {path} is not of this model ({made_from(model).name}):", problems))

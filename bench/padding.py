@@ -20,6 +20,8 @@ def size_multiple(model_class: type, hyperparameters: Mapping[str, Any]) -> int:
         model_class: With `size_multiple`, a number or a static method of the hyperparameters, or without.
         hyperparameters: All of them, defaults included.  Of wrong ones the constructor says more: then 1.
     """
+    if callable(getattr(model_class, "stages", None)):
+        return 1  # its stages see the frames as they are
     found = getattr(model_class, "size_multiple", 1)
     try:
         multiple = found(hyperparameters) if callable(found) else found

@@ -11,14 +11,12 @@ from typing import Any
 
 from bench.config.overrides import literal
 from bench.errors import UnknownNameError, did_you_mean
-from bench.metrics.skill.formulas import Convention, skill_scores
+from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
 from bench.tables.cells import Cell, table_data, value_of
 from bench.tables.definitions import COSTS, Table, load_published
 
-_THRESHOLDS = (16, 74, 133, 160, 181, 219)
-_COUNTED = ("csi", "pod", "sucr", "far", "bias", "hss")
 _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
 
 
@@ -119,7 +117,7 @@ def metric_of(record: RunRecord, key: str) -> str:
     """Returns the metric that a score comes from, as far as its name tells."""
     if key in record.conventions:
         return key
-    if key.startswith(_COUNTED) and "skill" in record.conventions:
+    if key.startswith(SCORES) and "skill" in record.conventions:
         return "skill"
     family = next((name for name in record.conventions if name in key), None)
     return family or "/".join(sorted(record.conventions))
@@ -127,7 +125,7 @@ def metric_of(record: RunRecord, key: str) -> str:
 
 def alternative_values(record: RunRecord, key: str) -> list[AlternativeValue]:
     """Returns a record's score under every convention that can be had from what the record stores."""
-    if key.split("_")[0] in _COUNTED and record.counts is not None:
+    if key.split("_")[0] in SCORES and record.counts is not None:
         return _from_counts(record, key)
     if key in _PAIR_COUNTS:
         return _scales(record, key)
@@ -139,7 +137,7 @@ def alternative_values(record: RunRecord, key: str) -> list[AlternativeValue]:
 def _from_counts(record: RunRecord, key: str) -> list[AlternativeValue]:
     assert record.counts is not None
     options = record.conventions.get("skill", {})
-    thresholds, pools = options.get("thresholds", _THRESHOLDS), options.get("pools", (1,))
+    thresholds, pools = options.get("thresholds", VIL_THRESHOLDS), options.get("pools", (1,))
     counted = options.get("convention", "upstream")
     base = key.removesuffix("_per_lead_mean")
     found = []

@@ -21,6 +21,7 @@ POSITION_TYPES = ("t+h+w", "t+hw")
 LINEAR_MODES = ("0", "1")
 ONLY_MODE = ("0",)
 EMBEDDING_STD = 0.02
+CACHED_ELEMENTS = 2**20  # hidden channels of some tokens, in float32: 4 MiB
 # Slope of the leaky rectifier that fan-out initialisation assumes.
 LEAKY_SLOPE = 0.1
 
@@ -182,6 +183,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` (..., C) plus its transformation."""
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.transform(x)
+        # Forecasts on a CPU: some tokens at a time, so that their hidden channels stay in the cache.
+        tokens = max(1, CACHED_ELEMENTS // self.ffn_1.out_features)
+        return torch.cat([self.transform(part) for part in x.reshape(-1, x.shape[-1]).split(tokens)]).view(x.shape)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Returns `forward(x)` of all tokens at a time."""
         u = self.layer_norm(x) if self.pre_norm else x
         if self.ffn_1_gate is None:
             hidden = self.activation(self.ffn_1(u))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from earthformer.prediff.alignment import KnowledgeAlignment
+from earthformer.prediff.alignment import KnowledgeAlignment, NoisyEncoder
 from earthformer.prediff.constraints import make_constraint
 from earthformer.prediff.denoiser import CuboidUNet
-from earthformer.prediff.noisy_encoder import NoisyEncoder
 
 SHAPE = (2, 4, 4, 3)
 """T, h, w, channels."""

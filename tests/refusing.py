@@ -18,7 +18,7 @@ from bench.engine.run import run
 from bench.engine.runfolder import run_lock
 
 
-def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None]) -> Any:
+def run_refusing(overrides: list[str], training: bool) -> Any:
     """Runs a config where collectives refuse CPU tensors after the teardown, as a group made for GPUs does."""
     down, teardown, setup = [False], Strategy.teardown, Strategy.setup_environment
 
@@ -42,17 +42,17 @@ def run_refusing(overrides: list[str], training: bool, say: Callable[[str], None
     Strategy.teardown, Strategy.setup_environment = torn_down, set_up  # type: ignore[method-assign]
     for name in ("all_gather", "all_reduce", "broadcast"):
         setattr(torch.distributed, name, refusing(getattr(torch.distributed, name)))
-    record = run(compose(overrides), training=training, say=say).record
+    record = run(compose(overrides), training=training).record
     return record.model_dump(mode="json")
 
 
-def wait_for_lock(folder: str, limit_s: float, held_s: float, say: Callable[[str], None]) -> float:
+def wait_for_lock(folder: str, limit_s: float, held_s: float) -> float:
     """Joins a group with a limit of time, and takes a lock that another process holds for longer."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
     if rank == 0:  # somebody else's run
         if os.fork() == 0:
-            with run_lock(Path(folder), "another", lambda line: None):
+            with run_lock(Path(folder), "another"):
                 (Path(folder) / "taken").touch()
                 time.sleep(held_s)
             os._exit(0)
@@ -60,7 +60,7 @@ def wait_for_lock(folder: str, limit_s: float, held_s: float, say: Callable[[str
             time.sleep(0.1)
     torch.distributed.barrier()
     started = time.monotonic()
-    with main_process_lock(Processes(rank, world), lambda: run_lock(Path(folder), "ours", say, wait=True)):
+    with main_process_lock(Processes(rank, world), lambda: run_lock(Path(folder), "ours", wait=True)):
         took = time.monotonic() - started
         torch.distributed.barrier()
     return took

@@ -12,6 +12,7 @@ from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, sweep
 from bench.config import to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
+from bench.logs import log, shown_on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +49,12 @@ def run(options: argparse.Namespace) -> int:
         records = [finished_record(run.config) for run in runs]
     from bench.ablation.table import costs, lines, render
 
-    measured = costs(runs, _say)
+    measured = costs(runs, log.info)
     table = lines(ablation, runs, measured, records)
     print(render(ablation, runs[0].config.task.name, table, measured, options.format), end="")
     if failures:
         raise failures[0]
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @job_of_a_sweep
@@ -67,7 +64,8 @@ def job(composed: Any) -> None:
 
     config = validate(to_plain(composed))
     record = finished_record(config)
-    if record is not None:
-        _say(f"already there: {record.run_id}")
-        return
-    _say(f"record: {run_pipeline(config, training=True, say=_say).record_path}")
+    with shown_on("stderr"):  # launchers call this in processes of their own
+        if record is not None:
+            log.info(f"already there: {record.run_id}")
+        else:
+            log.info(f"record: {run_pipeline(config, training=True).record_path}")

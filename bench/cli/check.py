@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
+from bench.api import model_traits
 from bench.cli.printing import print
 from bench.errors import ContractError, EarthbenchError, UnknownNameError, did_you_mean
 
@@ -49,7 +50,7 @@ def _model(thing: Any, options: argparse.Namespace) -> None:
     from bench.tasks import load_task
     from bench.testing import check_model
 
-    presets = getattr(thing, "presets", {})
+    presets = model_traits(thing).presets
     if options.task is None:
         check_model(thing, **presets.get("tiny", {}))
         return

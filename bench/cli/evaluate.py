@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from bench.cli.printing import print
 from bench.config import compose
+from bench.logs import shown_on
 
 if TYPE_CHECKING:
     from bench.engine.run import Outcome
@@ -29,11 +29,12 @@ def run(options: argparse.Namespace) -> int:
     config = compose(options.overrides)
     from bench.engine.run import run as run_pipeline
 
+    with shown_on("stderr" if options.format == "json" else "stdout"):
+        outcome = run_pipeline(config, training=False)
     if options.format == "json":
-        outcome = run_pipeline(config, training=False, say=lambda line: print(line, file=sys.stderr))
         print(outcome.record.model_dump_json(indent=1))
     else:
-        print_outcome(run_pipeline(config, training=False, say=print))
+        print_outcome(outcome)
     return 0
 
 

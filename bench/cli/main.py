@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import registry
 from bench.cli.printing import print
 from bench.errors import EarthbenchError, RunFailedError, UsageError, did_you_mean
+from bench.logs import LEVEL, log, shown_on
 from bench.plugins import use_plugin_files
 
 # Verb -> module and help.  Only the module of the verb that was asked for is imported.
@@ -47,6 +48,7 @@ VERBS = {
 }
 _READING = {"list", "show", "table", "explain", "status", "count"}
 """Verbs that only print: nothing is lost when nobody reads on."""
+_LOG_LEVELS = {"--verbose": "DEBUG", "--quiet": "WARNING"}
 _HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
 
 
@@ -60,8 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # timm decorates functions with it when imported; users can do nothing about it
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        return _dispatch(use_plugin_files(arguments))
+        arguments = _set_log_level(use_plugin_files(arguments))
+        with shown_on("stderr"):
+            return _dispatch(arguments)
     except EarthbenchError as error:
+        with shown_on("stderr"):
+            log.debug("where this came from:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -82,6 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"error: {type(error).__name__} in {where}, which is a plugin's code, not earthbench's", file=sys.stderr)
         return RunFailedError.exit_code
+
+
+def _set_log_level(arguments: list[str]) -> list[str]:
+    """Returns the arguments without `--verbose` and `--quiet`, which this process and those it starts obey.
+
+    Raises:
+        UsageError: both are given.
+    """
+    given = {flag for flag in _LOG_LEVELS if flag in arguments}
+    if len(given) > 1:
+        raise UsageError("--verbose and --quiet exclude each other: give one of them")
+    for flag in given:
+        os.environ[LEVEL] = _LOG_LEVELS[flag]
+    return [word for word in arguments if word not in given]
 
 
 def _open_closed_streams() -> None:
@@ -111,12 +131,15 @@ def _our_fault() -> int:
 def _dispatch(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="earthbench",
+        allow_abbrev=False,
         description="Benchmark and reproducibility harness for Earth-system forecasting.",
         epilog="Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    # taken out before parsing, so that it may stand anywhere
+    # taken out before parsing, so that they may stand anywhere
     parser.add_argument("--plugin", metavar="FILE.py", help="use a file's models, tasks, metrics and tables")
+    parser.add_argument("--verbose", action="store_true", help="also show details, and where an error came from")
+    parser.add_argument("--quiet", action="store_true", help="show results, warnings and errors only")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     if wanted is not None and wanted not in VERBS:
@@ -138,7 +161,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"earthbench {__version__}")
         return 0
     if module is None and rest:
-        known = ["--help", "--version", "--plugin"]
+        known = ["--help", "--version", "--plugin", *_LOG_LEVELS]
         print(f"error: earthbench: unknown flag {rest[0]}. {did_you_mean(rest[0], known)}", file=sys.stderr)
         return 2
     if module is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.cli.printing import print
 from bench.errors import DataError, RunFailedError
+from bench.logs import shown_on
 
 _EVENTS = {"train": 64, "val": 8, "test": 12}
 _SIZE = 64
@@ -57,9 +58,11 @@ def run(options: argparse.Namespace) -> int:
         "picture=false",
     ]  # fmt: skip
     print("[2/4] persistence")
-    persistence = run_pipeline(compose(["model=persistence", "progress=false", *common]), training=False)
+    with shown_on("stdout"):
+        persistence = run_pipeline(compose(["model=persistence", "progress=false", *common]), training=False)
     print("[3/4] UNet: training and evaluation (the second time, the trained weights are found)")
-    unet = run_pipeline(compose(["model=unet", *_TRAINING, *common]), training=True)
+    with shown_on("stdout"):
+        unet = run_pipeline(compose(["model=unet", *_TRAINING, *common]), training=True)
     picture = draw_forecasts(
         out / "quickstart.png",
         context=unet.sample["context"],

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TextIO
 
 from bench.cli.printing import print
 from bench.errors import RunFailedError, UsageError
+from bench.logs import shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
 
 
@@ -68,16 +70,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not any(one.status != "cannot run" for one in plans):
         raise UsageError(f"nothing of {options.name} can be run: {plans[0].reason}")
-    say = (lambda line: print(line, file=sys.stderr)) if options.format == "json" else print
-    results = run_rows(plans, say)
-    return _report(results, say)
+    to_stderr = options.format == "json"
+    with shown_on("stderr" if to_stderr else "stdout"):
+        results = run_rows(plans)
+    return _report(results, sys.stderr if to_stderr else sys.stdout)
 
 
-def _report(results: Sequence[RowResult], say: object) -> int:
-    assert callable(say)
-    say("")
+def _report(results: Sequence[RowResult], stream: TextIO) -> int:
+    print(file=stream)
     for result in results:
-        say(f"{result.status:<8} {result.row} seed {result.seed}: {result.message.splitlines()[0]}")
+        print(f"{result.status:<8} {result.row} seed {result.seed}: {result.message.splitlines()[0]}", file=stream)
     failed = [result for result in results if result.exit_code]
     if any(result.status == "failed" for result in failed):
         names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)

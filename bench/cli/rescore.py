@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bench.cli.evaluate import print_outcome
 from bench.cli.flags import RESULTS, results_root
-from bench.cli.printing import print
 from bench.config import Config, validate
 from bench.config.hydra import composed_by_hydra, to_plain
 from bench.errors import DataError, UsageError
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("earthbench rescore: expected the file of a record, or a run id")
     configs = [_config(_record(name, options.results), overrides) for name in names]
     for config in configs:
-        print_outcome(run_pipeline(config, training=False, say=print))
+        print_outcome(run_pipeline(config, training=False))
     return 0
 
 

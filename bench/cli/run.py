@@ -25,6 +25,7 @@ from bench.config import (
 from bench.config.overrides import is_sweep, quoted
 from bench.errors import ConfigError, InterruptedRunError, did_you_mean
 from bench.files import replacing
+from bench.logs import shown_on
 from bench.safe_text import without_secrets
 
 TAKES_HYDRA_FLAGS = True
@@ -116,7 +117,9 @@ def execute(config: Any, *, again: bool) -> None:
     from bench.cli.evaluate import print_outcome
     from bench.engine.run import run as run_pipeline
 
-    print_outcome(run_pipeline(config, training=True, again=again, say=print))
+    with shown_on("stdout"):  # launchers call this in processes of their own
+        outcome = run_pipeline(config, training=True, again=again)
+    print_outcome(outcome)
 
 
 class _SweepStopped(KeyboardInterrupt):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from pydantic import BaseModel
 
 from bench import registry
 from bench.config.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
@@ -19,19 +21,28 @@ from bench.errors import ConfigError
 
 
 def register_groups() -> None:
-    """Tells Hydra of every registered task and model, so that `model=NAME` works alike for built-ins and plugins."""
+    """Tells Hydra the schema's defaults, and every registered task and model: `model=NAME` works for plugins, too."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    fields = ((name, field.default) for name, field in Config.model_fields.items() if not field.is_required())
+    defaults = OmegaConf.create(_plain(fields))
+    train = defaults.pop("train")
     # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
-    open_group = OmegaConf.create({}, flags={"struct": False})
-    store.store(group="train", name="stages", node=open_group, package="train.stages")
-    store.store(name="added_metrics", node=open_group, package="evaluate.metrics")  # which options, their metrics know
+    train.stages = OmegaConf.create({}, flags={"struct": False})
+    defaults.evaluate.metrics = OmegaConf.create({}, flags={"struct": False})  # which options, their metrics know
+    store.store(name="earthbench_schema", node=defaults)
+    store.store(group="train", name="default", node=train)
     for kind in ("task", "model"):
         for name in registry.names(kind):
             # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
             store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
+
+
+def _plain(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns all fields of a section, which its serializer may leave out, and those of the sections in it."""
+    return {name: _plain(value) if isinstance(value, BaseModel) else value for name, value in fields}
 
 
 def compose(overrides: Sequence[str]) -> Config:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.errors import ConfigError, one_message
+from bench.errors import ConfigError, first_line, one_message
 
 LAUNCHER_GROUP = "hydra/launcher"
 INSTALL_LAUNCHERS = "pip install 'earthbench[sweep]' brings joblib and submitit, 'earthbench[ray]' Ray."
@@ -88,7 +88,7 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
     except HydraException as error:
         raise ConfigError(
             f"{LAUNCHER_GROUP}={launcher}: no launcher of this name is installed; a config folder cannot add one. "
-            f"{INSTALL_LAUNCHERS} {_first_line(error)}"
+            f"{INSTALL_LAUNCHERS} {first_line(error)}"
         ) from error
     found = dict(_leaves(OmegaConf.to_container(section, resolve=False)))
     changed = [key for key in {**expected, **found} if _at(expected, key) != _at(found, key)]
@@ -144,7 +144,3 @@ _NOTHING = object()
 
 def _at(leaves: dict[str, Any], key: str) -> Any:
     return leaves.get(key, _NOTHING)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, first_line
 from bench.paths import FROM_ENVIRONMENT
 from bench.safe_text import remember_secret
 
@@ -37,7 +37,7 @@ def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[st
         if written:
             plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"config: {first_line(error)}") from error
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     return {str(key): _as_written(value, written) for key, value in plain.items()}

@@ -96,6 +96,7 @@ class Data(Section):
     """Where the data lies and how it is fed."""
 
     root: str | None = None
+    """Folder of the data set."""
     test_root: str | None = None
     """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
@@ -113,27 +114,35 @@ class EarlyStopping(Section):
     """When to stop, and which checkpoint counts as best."""
 
     monitor: str = "val/loss"
+    """Any score of the task too: `val/csi_m`."""
     mode: Literal["auto", "min", "max"] = "auto"
     """`auto`: what the score itself says; the others override it."""
     patience: Count = Field(20, ge=1)
 
 
 class Train(Section):
-    """The optimiser and its schedule; defaults are those that the Earthformer paper's released configs share."""
+    """The optimiser and its schedule; defaults are those that the Earthformer paper's released configs share.
+
+    Their specs of the six data sets differ in `lr`, `weight_decay` and patience.
+    """
 
     max_epochs: Count = Field(100, ge=1)
     max_steps: Count | None = Field(None, ge=1)
+    """Stop earlier; the schedule then ends there."""
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
+    """Of weights with two and more dimensions, never of norms and biases."""
     warmup_fraction: Finite = Field(0.2, ge=0, lt=1)
     min_lr_ratio: Finite = Field(1e-3, ge=0, le=1)
+    """Cosine down to this share of `lr`."""
     clip_norm: Finite | None = Field(1.0, gt=0)
     warmup_start_ratio: Finite = Field(0.0, ge=0, le=1)
     """Where the warm-up starts, as a share of `lr`."""
     ema_decay: Finite | None = Field(None, gt=0, lt=1)
+    """E.g. 0.999: evaluate the running average of the weights."""
     ema_warmup: bool = False
     """The decay of the n-th update is at most (1 + n) / (10 + n)."""
     betas: tuple[Finite, Finite] | None = None
@@ -157,6 +166,7 @@ class Train(Section):
     """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
     `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
+    """`wandb` and `mlflow` need the extras of the same name."""
     resume: bool | Literal["anyway"] = True
     """Continue a stopped run; `anyway` also after the code or the libraries changed."""
     checkpoints: str | None = None
@@ -213,6 +223,7 @@ class Results(Section):
     """Where records are written."""
 
     root: str = "results"
+    """Records go to ROOT/runs; a folder or an fsspec URL (s3://...)."""
 
 
 class Config(Section):
@@ -235,9 +246,13 @@ class Config(Section):
     devices: Count = Field(1, ge=1)
     """Processes per node, each on a device of its own."""
     nodes: Count = Field(1, ge=1)
+    """Machines; a cluster's launcher starts the processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """`auto`: DDP for several devices; `fsdp`: weights in shards."""
     work: str = "outputs"
+    """Checkpoints, logs and pictures: WORK/TASK/MODEL/FINGERPRINT."""
     picture: bool = True
+    """Draw context, target and forecast of the first sequence."""
     progress: bool = True
 
     @property

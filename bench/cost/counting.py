@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.api import Shape
+from bench.api import HasReference, Shape, model_traits
 from bench.cost.shapes_only import shapes_only
 from bench.errors import ContractError, NotCountableError, did_you_mean, one_message
 
@@ -81,7 +81,7 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
         NotCountableError: the model's `uncountable` says why it cannot be counted.
         ContractError: the model does not trace, or uses an operation that nobody knows how to count.
     """
-    if why := getattr(model, "uncountable", ""):
+    if why := model_traits(model).uncountable:
         raise NotCountableError(f"{type(model).__name__} cannot be counted: {why}")
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
@@ -122,8 +122,7 @@ def _analyses(model: nn.Module, context: Tensor) -> tuple[FlopCountAnalysis, flo
 
 
 def _plain_formulation(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    reference = getattr(model, "reference", None)
-    return reference() if callable(reference) else contextlib.nullcontext()
+    return model.reference() if isinstance(model, HasReference) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

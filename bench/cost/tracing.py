@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.api import Shape
+from bench.api import Shape, samples_with
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From context and target, `(B,T,H,W,C)`, to the loss `()`."""
@@ -120,8 +119,7 @@ def traced_sampling(model: nn.Module, context_shape: Shape) -> int | None:
 
 def samples_by_steps(model: nn.Module) -> bool:
     """Returns whether a model draws members step by step and tells of each step."""
-    sample = getattr(model, "sample", None)
-    return callable(sample) and "advance" in inspect.signature(sample).parameters
+    return samples_with(model, "advance")
 
 
 def first_steps(model: nn.Module, context: Tensor, note: Callable[[], bool]) -> int:

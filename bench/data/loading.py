@@ -5,59 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from bench.data.sequences import Reader, as_sequences
 from bench.errors import ConfigError
 
 _MOST_WORKERS = 8
 """As the authors of Earthformer and PreDiff use."""
-
-
-class Stored(Protocol):
-    """Whatever gives sequences in the units and dtype they are stored in."""
-
-    def __len__(self) -> int:
-        """Returns the number of sequences."""
-        ...
-
-    def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target of one sequence, and its labels where there are any."""
-        ...
-
-
-class Numbered:
-    """Sequences with the index of each behind what is stored of it, whatever order or process they are read in."""
-
-    def __init__(self, source: Stored) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        """Returns the number of sequences."""
-        return len(self.source)
-
-    def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns what the source does, and the index as int64 `()`."""
-        return (*self.source.stored(index), torch.tensor(index))
-
-
-class StoredView(Dataset):
-    """The stored sequences of a data set: compact types travel between processes and to the device."""
-
-    def __init__(self, source: Stored) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        """Returns the number of sequences."""
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target as stored, `(T,H,W,C)`, and the labels where there are any."""
-        return self.source.stored(index)
 
 
 class EpochOrder(Sampler[int]):
@@ -206,7 +164,7 @@ def _one_thread(_: int) -> None:
 
 
 def training_loader(
-    source: Stored,
+    source: Reader,
     *,
     batch_size: int,
     micro_batch: int,
@@ -221,7 +179,7 @@ def training_loader(
     """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept.
 
     Args:
-        source: The sequences.
+        source: The sequences; compact types travel between processes and to the device, each batch an `Example`.
         batch_size: Of an optimiser step, over all processes.
         micro_batch: What one process takes at a time.
         seed: Of the order.
@@ -234,8 +192,9 @@ def training_loader(
     """
     order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed)
     batches = MicroBatches(order, batch_size, micro_batch, rank, world)
+    sequences: Any = as_sequences(source)  # map-style, though no subclass of torch's `Dataset`
     loader = TrainingLoader(
-        StoredView(source),
+        sequences,
         batch_sampler=batches,
         generator=torch.Generator().manual_seed(seed),
         **_feed(num_workers, timeout_s, pinned),
@@ -245,7 +204,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    source: Stored,
+    source: Reader,
     *,
     batch_size: int,
     limit: int | None,
@@ -271,7 +230,8 @@ def evaluation_loader(
         )
     draws_from = torch.Generator()  # of its own: a validation must not move the random numbers of the training
     feed = _feed(num_workers, timeout_s, pinned)
-    return DataLoader(StoredView(source), batch_sampler=batches, generator=draws_from, **feed)
+    sequences: Any = as_sequences(source)
+    return DataLoader(sequences, batch_sampler=batches, generator=draws_from, **feed)
 
 
 def workers(asked: int | Literal["auto"], *, on_gpu: bool, devices: int) -> int:

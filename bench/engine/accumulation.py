@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,23 +10,28 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bench.api import model_traits
 from bench.data.loading import MicroBatches
+from bench.data.sequences import Example
 from bench.tasks.task import Task
 
 
-def labels_of(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
-    """Returns the argument `labels` of losses that take it: what a batch has behind context and target."""
-    return {"labels": batch[2:]} if getattr(model, "takes_labels", False) else {}
+def loss_options(model: nn.Module, task: Task, batch: Example) -> dict[str, Any]:
+    """Returns the arguments that a model's losses take besides context, target and steps: see `ModelTraits`."""
+    traits = model_traits(model)
+    labels = {"labels": batch.labels} if traits.takes_labels else {}
+    return labels | ({"context_known": task.context_known(batch.context)} if traits.verifies_context else {})
 
 
-def context_known_of(model: nn.Module, task: Task, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Returns the argument `context_known` of losses that take it, `(B,T,H,W,C)`."""
-    return {"context_known": task.context_known(batch[0])} if getattr(model, "verifies_context", False) else {}
+def total_loss(losses: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Returns what a training loss is in all, `()`."""
+    return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
 
 
-def known_pixels(target: Tensor, of_context: dict[str, Tensor]) -> Tensor:
+def known_pixels(target: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Returns how many pixels a loss is a mean over `()`: those of the target, and of a context that it judges too."""
-    return (~torch.isnan(target)).sum() + sum(part.sum() for part in of_context.values())
+    known = (~torch.isnan(target)).sum()
+    return known + options["context_known"].sum() if "context_known" in options else known
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -34,7 +39,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 
     A model may say so itself by a class attribute of this name.
     """
-    said = getattr(model, "uses_batch_statistics", None)
+    said = model_traits(model).uses_batch_statistics
     return any(isinstance(module, _BatchNorm) for module in model.modules()) if said is None else bool(said)
 
 
@@ -52,7 +57,7 @@ class Accumulation:
 
     def __init__(self, model: nn.Module, batches: MicroBatches) -> None:
         self.batches = batches
-        self.sums = getattr(model, "loss_reduction", "mean") == "sum"
+        self.sums = model_traits(model).loss_reduction == "sum"
         self._known: Tensor | None = None
         self._expected = 1.0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
-from bench.errors import DataError, RunFailedError, one_message
+from bench.errors import DataError, RunFailedError, first_line, one_message
 from bench.files import replacing, sync_folder
+from bench.logs import log
 from bench.paths import AnyPath, as_path, is_url
 from bench.safe_text import without_secrets
 
@@ -84,7 +84,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         part.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise RunFailedError(f"checkpoint {path} cannot be written: {_first_line(error)}. {_space(path)}") from error
+        raise RunFailedError(f"checkpoint {path} cannot be written: {first_line(error)}. {_space(path)}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -99,11 +99,7 @@ def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
             url.fs.copy(url.path, url.with_name(PREVIOUS).path)
         url.fs.pipe_file(url.path, buffer.getvalue())  # object stores publish an object whole
     except Exception as error:  # each backend has errors of its own
-        raise RunFailedError(f"checkpoint {url} cannot be written: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFailedError(f"checkpoint {url} cannot be written: {first_line(error)}") from error
 
 
 def _space(path: Path) -> str:
@@ -131,13 +127,12 @@ def fetched(source: AnyPath, folder: Path) -> Path:
     return copy
 
 
-def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) -> Path | None:
+def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
     """Returns the newest checkpoint to continue from as a local file, or None where there is none.
 
     Args:
         folder: Where checkpoints lie.
         scratch: A local folder, for copies of remote ones.
-        say: Takes a line about each damaged checkpoint that was passed over.
 
     Raises:
         DataError: there are checkpoints, and all are damaged.
@@ -151,7 +146,7 @@ def newest_intact(folder: AnyPath, scratch: Path, say: Callable[[str], None]) ->
         if problem is None:
             return path
         problems.append(f"{folder / name}: {problem}")
-        say(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
+        log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
     if problems:
         raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
     return None

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from bench.api import model_traits
+
 
 class Degraded:
     """Counts by reason, of a model that keeps such counts in its `degraded`; the model's own are taken from it."""
@@ -20,7 +22,7 @@ class Degraded:
     @contextmanager
     def counted(self, model: nn.Module) -> Iterator[None]:
         """Adds what the model counts within."""
-        own = getattr(model, "degraded", Counter())
+        own = model_traits(model).degraded
         own.clear()
         yield
         self.counts.update(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
-from bench.api import Shape
+from bench.api import Samples, Shape, metric_traits, samples_with
 from bench.errors import ConfigError, ContractError, RunFailedError, UsageError
 from bench.metrics.names import ADDED, MEMBERS, OWN
 from bench.tasks.task import Task
@@ -109,7 +108,7 @@ def check_added(task: Task, added: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _takes_members(metric: str) -> bool:
-    return bool(getattr(registry.find("metric", metric).load(), "takes_members", False))
+    return metric_traits(registry.find("metric", metric).load()).takes_members
 
 
 def _probabilistic_options(task: Task) -> dict[str, Any]:
@@ -140,12 +139,7 @@ def check_can_draw(model: nn.Module, ensemble: Ensemble) -> None:
 
 def can_draw(model: nn.Module) -> bool:
     """Returns whether a model draws members."""
-    return callable(getattr(model, "sample", None))
-
-
-def takes_seeds(model: Any) -> bool:
-    """Returns whether a model's `sample` draws whole batches, from a seed for each sequence."""
-    return "seeds" in inspect.signature(model.sample).parameters
+    return isinstance(model, Samples)
 
 
 def member_seed(seed: int, index: int) -> int:
@@ -179,7 +173,7 @@ def draw(
         ContractError: what the model returned are no members, or it draws on another device than its generator's.
     """
     name = type(model).__name__
-    if takes_seeds(model):
+    if samples_with(model, "seeds"):
         on_device = torch.tensor(seeds, dtype=torch.long).to(context.device, non_blocking=True)
         drawn = model.sample(context, members=members, seeds=on_device, **options)
         return _checked(drawn, (members, len(context), *target_shape), context.device, name)

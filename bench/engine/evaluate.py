@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,30 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from torch import Tensor, nn
 
-    from bench.data.events import Events
+    from bench.data.sequences import Events
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated, how it is fed, and where it is computed."""
+
+    where: Mapping[str, Any]
+    """Lightning's arguments, see `trainer_device`."""
+    split: Split = "test"
+    limit: int | None = None
+    """The first so many sequences only; None for all."""
+    batch_size: int = 8
+    """Sequences per forward pass in one process."""
+    num_workers: int = 0
+    timeout_s: int = 0
+    """After which a loader's process that gives nothing ends the evaluation; 0 waits for ever."""
+    compile: bool = False
+    progress: bool = False
+    """Show a bar."""
+    ensemble: Ensemble | None = None
+    added_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`evaluate.metrics`, see `scorings_of`."""
+    processes: Processes = field(default_factory=Processes)
 
 
 def evaluate(
@@ -93,61 +117,54 @@ def evaluate(
     }
     if members is not None and members < 1:
         raise ConfigError(f"members={members}: expected a number >= 1, or None for a single forecast")
-    record, _ = evaluate_with_sample(
-        model,
-        task,
-        split,
-        limit,
+    settings = EvaluationSettings(
+        where=trainer_device(device),
+        split=split,
+        limit=limit,
         batch_size=batch_size,
         num_workers=num_workers,
-        where=trainer_device(device),
         progress=progress,
-        seed=seed,
-        config=config,
-        config_fingerprint=fingerprint(config),
-        training=None if (weights := trained(model)) is None else summary_beside(weights.path, model),
         ensemble=None if members is None else Ensemble(members, member_seed),
     )
-    return record
+    described = {"config": config, "config_fingerprint": fingerprint(config), "seed": seed}
+    training = None if (weights := trained(model)) is None else summary_beside(weights.path, model)
+    return evaluate_with_sample(model, task, settings, described, training=training)[0]
 
 
 def evaluate_with_sample(
     model: nn.Module,
     task: Task,
-    split: Split,
-    limit: int | None,
+    settings: EvaluationSettings,
+    described: Mapping[str, Any],
     *,
-    batch_size: int,
-    num_workers: int,
-    where: dict[str, Any],
-    progress: bool,
-    seed: int,
-    config: dict[str, Any],
-    config_fingerprint: str,
     training: TrainingSummary | None = None,
-    timeout_s: int = 0,
-    compile: bool = False,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
     callbacks: Sequence[Callback] = (),
-    ensemble: Ensemble | None = None,
-    added_metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[RunRecord, dict[str, Tensor]]:
     """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`.
 
-    `where` is what `trainer_device` gives.  Of several processes, each returns the record of the whole split, and the
-    first one the first sequence.
+    Of several processes, each returns the record of the whole split, and the first one the first sequence.
+
+    Args:
+        model: For the task's shapes.
+        task: With a data root.
+        settings: Of the evaluation.
+        described: What the record repeats: `config`, `config_fingerprint` and `seed`.
+        training: How the weights came about.
+        callbacks: Of Lightning's trainer.
     """
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
-    from bench.data.events import events_of
-    from bench.data.loading import Numbered, evaluation_loader
+    from bench.data.loading import evaluation_loader
     from bench.data.plausibility import refuse_constant
+    from bench.data.sequences import events_of
     from bench.engine.compiling import compiled
     from bench.engine.forecaster import Forecaster
     from bench.engine.trainer import quiet_lightning, translated_errors
 
     quiet_lightning()
+    split, limit, processes, ensemble = settings.split, settings.limit, settings.processes, settings.ensemble
+    bar = settings.progress and processes.main
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
     refuse_empty(task, split)
@@ -155,31 +172,31 @@ def evaluate_with_sample(
     refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
-    events = events_of(data, window=task.input_shape[0] + task.target_shape[0], used=used)
-    forecaster = Forecaster(model, task, ensemble=ensemble, added_metrics=added_metrics)
+    events = events_of(data.source.units, window=task.input_shape[0] + task.target_shape[0], used=used)
+    forecaster = Forecaster(model, task, ensemble=ensemble, added_metrics=settings.added_metrics)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
-        **where,
+        **settings.where,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=progress and processes.main,
-        callbacks=[*callbacks, *([RichProgressBar(leave=True)] if progress and processes.main else [])],
+        enable_progress_bar=bar,
+        callbacks=[*callbacks, *([RichProgressBar(leave=True)] if bar else [])],
         inference_mode=True,
     )
     loader = evaluation_loader(
-        Numbered(data),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pinned=where["accelerator"] == "gpu",
+        data.source,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        pinned=settings.where["accelerator"] == "gpu",
         limit=limit,
-        timeout_s=timeout_s,
+        timeout_s=settings.timeout_s,
         rank=processes.rank,
         world=processes.world,
     )
     started = time.perf_counter()
-    at = f"evaluation at micro-batch {batch_size}"
-    with compiled(*([model] if compile else [])), translated_errors(at, model=made_from(model).name):
+    at = f"evaluation at micro-batch {settings.batch_size}"
+    with compiled(*([model] if settings.compile else [])), translated_errors(at, model=made_from(model).name):
         trainer.test(forecaster, loader, verbose=False)
     took = time.perf_counter() - started
     assert forecaster.scored is not None
@@ -192,17 +209,15 @@ def evaluate_with_sample(
     record = _record(
         model,
         task,
-        config,
-        config_fingerprint,
-        seed,
-        training,
-        weights.sha256 if (weights := trained(model)) else None,
+        described,
+        training=training,
+        checkpoint_sha256=weights.sha256 if (weights := trained(model)) else None,
         status="ok",
         scope="partial" if because else "full",
         scope_because=because,
         data=describe_data(task, split, used),
-        hardware=describe_hardware(trainer.strategy.root_device, processes.world, compiled=compile),
-        micro_batch=batch_size,
+        hardware=describe_hardware(trainer.strategy.root_device, processes.world, compiled=settings.compile),
+        micro_batch=settings.batch_size,
         time=TimePart(evaluation_s=took, training_s=training.wall_s if training else None),
         conventions=forecaster.scores.conventions(),
         scores=scores,
@@ -306,25 +321,13 @@ def describe_data(task: Task, split: Split, used: int) -> DataPart:
     )
 
 
-def failed_record(
-    model: nn.Module,
-    task: Task,
-    *,
-    config: dict[str, Any],
-    config_fingerprint: str,
-    seed: int,
-    phase: str,
-    message: str,
-) -> RunRecord:
+def failed_record(model: nn.Module, task: Task, described: Mapping[str, Any], *, phase: str, message: str) -> RunRecord:
     """Returns the record of a run that started and failed: no scores, and why."""
     return _record(
         model,
         task,
-        config,
-        config_fingerprint,
-        seed,
-        None,
-        None,
+        described,
+        training=None,
         status="failed",
         scope="partial",
         data=None,
@@ -338,21 +341,12 @@ def failed_record(
     )
 
 
-def _record(
-    model: nn.Module,
-    task: Task,
-    config: dict[str, Any],
-    config_fingerprint: str,
-    seed: int,
-    training: TrainingSummary | None,
-    checkpoint_sha256: str | None,
-    **outcome: Any,
-) -> RunRecord:
+def _record(model: nn.Module, task: Task, described: Mapping[str, Any], **outcome: Any) -> RunRecord:
     """Returns what every record says, with the outcome of this run: one record, formed and validated whole."""
     from bench.cost import count_model
 
     made = made_from(model)
-    run_id, created = new_run_id(config_fingerprint)
+    run_id, created = new_run_id(described["config_fingerprint"])
     gmacs, missing = None, None
     try:
         gmacs = count_model(model, task.input_shape).gmacs
@@ -376,16 +370,12 @@ def _record(
             gmacs=gmacs,
             gmacs_missing_because=missing,
         ),
-        training=training,
-        checkpoint_sha256=checkpoint_sha256,
-        seed=seed,
-        config=config,
-        config_fingerprint=config_fingerprint,
         code=CodePart(
             **code_state().model_dump(exclude={"sources"}), sources=sources_of(type(model), type(task), task.metrics)
         ),
         versions=versions(),
         environment=differences_or_none(),
+        **described,
         **outcome,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.api import Split
+from bench.api import Samples, Split, samples_with
 from bench.data.netcdf import decoded, open_netcdf
 from bench.data.plausibility import refuse_implausible
 from bench.engine.ensembles import draw, member_seed
@@ -168,17 +167,16 @@ def forecast(
         RunFailedError: the forecast is not finite, or memory ran out.
     """
     name = made_from(model).name
-    sample = getattr(model, "sample", None)
     if members < 1:
         raise ConfigError(f"members={members}: expected at least 1")
-    if sample is None and members > 1:
+    if members > 1 and not isinstance(model, Samples):
         raise ConfigError(f"model {name!r} is deterministic: it has one member, {members} were asked for")
-    if control is not None and (sample is None or "control" not in inspect.signature(sample).parameters):
+    if control is not None and not samples_with(model, "control"):
         raise ConfigError(f"model {name!r} takes no control")
     model = model.to(device).eval()
     batch = task.to_context(context)[None].to(device)
     with torch.inference_mode(), translated_errors(f"a forecast of {members} members"):
-        if sample is None:
+        if not isinstance(model, Samples):
             drawn = model(batch)[None]
         else:
             options = {} if control is None else {"control": control}

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from bench.api import Shape
+from bench.api import Shape, TrainsWithOwnLoss, ValidatesWithOwnLoss, check_model_members, model_traits
 from bench.config import Train
-from bench.engine.accumulation import Accumulation, context_known_of, known_pixels, labels_of, scale_gradients
-from bench.engine.averaging import RunningAverage
+from bench.data.sequences import Example
+from bench.engine.accumulation import Accumulation, known_pixels, loss_options, scale_gradients, total_loss
 from bench.engine.compiling import FullBatches
 from bench.engine.degraded import Degraded
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
@@ -26,7 +27,7 @@ from bench.engine.losses import Losses, WeightedMean
 from bench.engine.optimizers import parameter_groups, takes_turns
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
-from bench.engine.sharding import number_as_in_module, shard
+from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.names import Better
@@ -35,9 +36,6 @@ from bench.tasks.task import Task
 # With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
 _WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
 _WARMUP_LAG = 2
-
-Batch = Sequence[Tensor]
-"""Stored context and target, `(B,T,H,W,C)`, and labels where the data have them, as the loaders carry them."""
 
 
 class Forecaster(ScoresWithFloat64):
@@ -64,6 +62,7 @@ class Forecaster(ScoresWithFloat64):
         added_metrics: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        check_model_members(model)
         self.accumulation = accumulation
         self._full_batches = FullBatches()
         self.model = model
@@ -121,31 +120,34 @@ class Forecaster(ScoresWithFloat64):
 
     # Training
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Example, batch_index: int) -> Tensor:
         """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
-        context = self.task.to_context(batch[0])
-        target = self.task.normalise(self.task.to_target(batch[1]))
-        own = getattr(self.model, "training_loss", None)
-        if callable(own):
-            options = labels_of(self.model, batch) | context_known_of(self.model, self.task, batch)
-            losses = own(context, target, step=self.global_step, total_steps=self.total_steps, **options)
+        context = self.task.to_context(batch.context)
+        target = self.task.normalise(self.task.to_target(batch.target))
+        own = isinstance(self.model, TrainsWithOwnLoss)
+        losses: Tensor | Mapping[str, Tensor]
+        if isinstance(self.model, TrainsWithOwnLoss):
+            options = loss_options(self.model, self.task, batch)
+            losses = self.model.training_loss(
+                context, target, step=self.global_step, total_steps=self.total_steps, **options
+            )
         else:
             forecast = self._full_batches(self.model, context)
             check_forecast(forecast, context, self.task.target_shape, type(self.model).__name__)
             losses = masked_mse(forecast, target)
-        parts = losses if isinstance(losses, dict) else {}
-        loss = (torch.stack(list(parts.values())).sum() if parts else losses).float()
+        parts = {} if isinstance(losses, Tensor) else losses
+        loss = total_loss(losses).float()
         self.losses.add(
             loss,
             parts,
             step=self.global_step,
             epoch=self.current_epoch,
             batch=batch_index,
-            missing=(torch.isnan(context).any(), torch.isnan(target).any() if callable(own) else None),
+            missing=(torch.isnan(context).any(), torch.isnan(target).any() if own else None),
         )
         if self.accumulation is None or not self.accumulation.needed:
             return loss
-        known = known_pixels(target, context_known_of(self.model, self.task, batch))
+        known = known_pixels(target, loss_options(self.model, self.task, batch))
         return self.accumulation.weighted(loss, batch_index, known, self._pixels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -157,7 +159,7 @@ class Forecaster(ScoresWithFloat64):
     @property
     def _pixels(self) -> int:
         """Returns the pixels of a sequence that a loss is a mean over, were all known."""
-        context = self.task.input_shape if getattr(self.model, "verifies_context", False) else (0,)
+        context = self.task.input_shape if model_traits(self.model).verifies_context else (0,)
         return math.prod(context) + math.prod(self.task.target_shape)
 
     def update_average(self) -> None:
@@ -166,7 +168,7 @@ class Forecaster(ScoresWithFloat64):
             self.average.update(self.model, step=self.global_step + self._average_lag)
         self._updates_seen = self.global_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Returns AdamW (or what the config names) with its schedule per optimiser step.
 
         The schedule multiplies the learning rates of a model with groups of its own, and leaves their betas alone.
@@ -217,7 +219,7 @@ class Forecaster(ScoresWithFloat64):
     # Validation and test
 
     def track_events(self, of_sequence: Sequence[int], count: int) -> None:
-        """Keeps statistics per event in tests, whose batches then have the index of each sequence last.
+        """Keeps statistics per event in tests.
 
         Args:
             of_sequence: The number of each sequence's event.
@@ -231,34 +233,34 @@ class Forecaster(ScoresWithFloat64):
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
-    def _score(self, batch: Batch, indices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
 
         Args:
-            batch: Context, target and labels as stored.
-            indices: Of the sequences, `(B,)`.
+            batch: As stored.
+            test: Of an ensemble, draw members; a validation has the forecast of `forward`.
         """
-        context = self.task.to_context(batch[0])
-        target = self.task.to_target(batch[1])
-        events = None if self._event_of_sequence is None or indices is None else self._event_of_sequence[indices.cpu()]
-        if self.ensemble is None or indices is None or not can_draw(self.evaluated):
+        context = self.task.to_context(batch.context)
+        target = self.task.to_target(batch.target)
+        events = None if self._event_of_sequence is None else self._event_of_sequence[batch.index.cpu()]
+        if not test or self.ensemble is None or not can_draw(self.evaluated):
             forecast = self.forecast(context)
             physical = self.task.denormalise(forecast)
             seen: dict[Sees, Iterable[Tensor]] = {"forecast": [physical], "ensemble": [physical[None]]}
         else:
-            drawn = draw_members(self.evaluated, context, indices, self.ensemble, self.task.target_shape)
+            drawn = draw_members(self.evaluated, context, batch.index, self.ensemble, self.task.target_shape)
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
-        self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch[2:])], events)
+        self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
         return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the validation scores, in float32 whatever the precision of the training.
 
         The test is in float32, and what selects the weights has to be what is reported of them: in bfloat16 a forecast
@@ -267,13 +269,13 @@ class Forecaster(ScoresWithFloat64):
         with torch.autocast(self.device.type, enabled=False):
             self._validate(batch)
 
-    def _validate(self, batch: Batch) -> None:
-        own = getattr(self.evaluated, "validation_loss", None)
-        if callable(own):
-            context, target = self.task.to_context(batch[0]), self.task.normalise(self.task.to_target(batch[1]))
-            of_context = context_known_of(self.evaluated, self.task, batch)
-            known = known_pixels(target, of_context)
-            self._log_validation(own(context, target, **labels_of(self.evaluated, batch), **of_context), known)
+    def _validate(self, batch: Example) -> None:
+        if isinstance(self.evaluated, ValidatesWithOwnLoss):
+            context = self.task.to_context(batch.context)
+            target = self.task.normalise(self.task.to_target(batch.target))
+            options = loss_options(self.evaluated, self.task, batch)
+            loss = self.evaluated.validation_loss(context, target, **options)
+            self._log_validation(loss, known_pixels(target, options))
             return
         forecast, _, target = self._score(batch)
         target = self.task.normalise(target)
@@ -281,7 +283,7 @@ class Forecaster(ScoresWithFloat64):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
-        if callable(getattr(self.evaluated, "validation_loss", None)):
+        if isinstance(self.evaluated, ValidatesWithOwnLoss):
             return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
@@ -291,19 +293,18 @@ class Forecaster(ScoresWithFloat64):
         self.scores.reset()
         self.first = None
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
+    def test_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
-        numbered = self._event_of_sequence is not None
         with self.degraded.counted(self.evaluated):
-            forecast, physical, target = self._score(batch[:-1], batch[-1]) if numbered else self._score(batch)
+            forecast, physical, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
             raise RunFailedError(
                 f"the forecast of {type(self.model).__name__} has NaN or infinite values in test batch {batch_index}"
             )
         if batch_index == 0 and len(target):
-            self._check_independence(self.task.to_context(batch[0]), forecast, batch[-1])
+            self._check_independence(self.task.to_context(batch.context), forecast, batch.index)
         if self.first is None and len(target):
-            context = self.task.denormalise(self.task.to_context(batch[0][:1]))
+            context = self.task.denormalise(self.task.to_context(batch.context[:1]))
             parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
             self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
 
@@ -314,7 +315,7 @@ class Forecaster(ScoresWithFloat64):
     def _check_independence(self, context: Tensor, forecast: Tensor, indices: Tensor) -> None:
         """Refuses a model whose scores would change with the batch size or the order of the data."""
         ensemble = self.ensemble
-        if ensemble is not None and self._event_of_sequence is not None and can_draw(self.evaluated):
+        if ensemble is not None and can_draw(self.evaluated):
 
             def drawn(one: Tensor) -> Tensor:  # each sequence is drawn by itself: it has no batch mates
                 return draw_members(self.evaluated, one, indices[-1:], ensemble, self.task.target_shape).mean(0)
@@ -374,6 +375,15 @@ def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
     missing = torch.isnan(target)
     error = (forecast.float() - target).masked_fill(missing, 0)
     return error.square().sum() / (~missing).sum().clamp(min=1)
+
+
+def training_loss(
+    model: nn.Module, context: Tensor, target: Tensor, *, step: int = 0, total_steps: int, **options: Any
+) -> Tensor:
+    """Returns the loss of a batch `()`: the model's own, else the mean squared error; see `TrainsWithOwnLoss`."""
+    if not isinstance(model, TrainsWithOwnLoss):
+        return masked_mse(model(context), target)
+    return total_loss(model.training_loss(context, target, step=step, total_steps=total_steps, **options))
 
 
 def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:

@@ -192,12 +192,12 @@ def refuse_another_training(
 def seen_events(seen: TrainedEvents, data: NormalisedSequences) -> list[str]:
     """Returns the events of a data set that a training saw: under the same id, or the same values under another."""
     shared = seen.ids.intersection(data.ids)
-    if seen.contents and data.contents:
-        contents = zip(data.ids, data.contents, strict=True)
+    if seen.contents and data.source.contents:
+        contents = zip(data.ids, data.source.contents, strict=True)
         shared |= {name for name, content in contents if content in seen.contents}
     return sorted(shared)
 
 
 def events_of(data: NormalisedSequences) -> TrainedEvents:
     """Returns the events of a split, as a training that sees it keeps them."""
-    return TrainedEvents(frozenset(data.ids), frozenset(data.contents or ()))
+    return TrainedEvents(frozenset(data.ids), frozenset(data.source.contents or ()))

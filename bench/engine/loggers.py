@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from bench.config import Config
 from bench.errors import ConfigError
 from bench.records.learning_curves import LearningCurve, Points
 
@@ -26,22 +25,22 @@ def part_folder(logs: Path) -> Path:
     return logs / f"{_PART}{len(list(logs.glob(f'{_PART}*')))}"
 
 
-def make_loggers(config: Config, folder: Path) -> list[Logger]:
-    """Returns the loggers of a config, which write to a folder.
+def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]:
+    """Returns the loggers of `train.loggers`, which write to a folder; W&B names its run by the model.
 
     Raises:
         ConfigError: a logger's package is not installed.
     """
     place: dict[str, Any] = {"save_dir": str(folder.parent), "name": None, "version": folder.name}
     made: list[Logger] = []
-    for name in config.train.loggers:
+    for name in names:
         try:
             if name == "csv":
                 made.append(CSVLogger(**place))
             elif name == "tensorboard":
                 made.append(TensorBoardLogger(**place))
             elif name == "wandb":
-                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=config.model.name))
+                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=model))
             else:
                 # Newer versions of MLflow write to a folder only when told so; a server needs nothing of the kind.
                 server = os.environ.get("MLFLOW_TRACKING_URI")

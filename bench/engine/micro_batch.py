@@ -5,25 +5,28 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import default_collate
 
 from bench.config import Config
 from bench.data.loading import TrainingLoader
-from bench.engine.accumulation import context_known_of, labels_of, uses_batch_statistics
-from bench.engine.forecaster import Forecaster, masked_mse
+from bench.data.sequences import Example
+from bench.engine.accumulation import loss_options, uses_batch_statistics
+from bench.engine.forecaster import Forecaster, training_loss
 from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
-from bench.engine.session import Session
 from bench.files import replacing
+from bench.logs import log
 from bench.tasks.task import Task
 
 PIXELS_ON_CPU = 2**23
@@ -93,30 +96,30 @@ class FindMicroBatch(Callback):
 
     Args:
         loader: Gets it.
-        config: Of the run.
+        most: Sequences that a device may take at a time.
         file: Of the run's folder, where it is remembered for the same kind of device.
-        session: Whom to tell, and who works.
+        processes: Of the run.
     """
 
-    def __init__(self, loader: TrainingLoader, config: Config, file: Path, session: Session) -> None:
-        self.loader, self.config, self.file, self.session = loader, config, file, session
+    def __init__(self, loader: TrainingLoader, most: int, file: Path, processes: Processes) -> None:
+        self.loader, self.most, self.file, self.processes = loader, most, file, processes
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Sets the micro-batch of the loader, and how many of them make a step."""
         assert isinstance(pl_module, Forecaster)
-        device, most = trainer.strategy.root_device, self.config.micro_batch_limit
-        kind = f"{torch.cuda.get_device_name(device)}, world {self.session.processes.world}, at most {most}"
+        device, most = trainer.strategy.root_device, self.most
+        kind = f"{torch.cuda.get_device_name(device)}, world {self.processes.world}, at most {most}"
         found = _remembered(self.file, kind)
         if found is None:
             found = largest_that_fits(_trial(pl_module, self.loader, device, trainer.precision_plugin), most)
-        found = _smallest(found, self.session.processes.world)
+        found = _smallest(found, self.processes.world)
         self.loader.batches.micro_batch = found
         trainer.accumulate_grad_batches = self.loader.batches.per_step
-        if self.session.processes.main:
+        if self.processes.main:
             with replacing(self.file) as part:
                 part.write_text(json.dumps({"device": kind, "micro_batch": found}) + "\n", encoding="utf-8")
-        whole = self.config.data.batch_size
-        self.session.say(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
+        whole = self.loader.batches.batch_size
+        log.info(f"micro-batch {found} of {whole} sequences an optimiser step (data.micro_batch=auto)")
 
 
 def _remembered(file: Path, kind: str) -> int | None:
@@ -150,7 +153,7 @@ def _trial(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            batch = [part.to(device) for part in default_collate([sequence] * size)]
+            batch = move_data_to_device(default_collate([sequence] * size), device)
             with autocast():
                 model = copy.deepcopy(forecaster.model).to(device)
                 for step in range(TURNS if takes_turns(model) else 1):
@@ -166,16 +169,10 @@ def _trial(
     return fits
 
 
-def _one_step(model: nn.Module, forecaster: Forecaster, batch: Sequence[Tensor], step: int) -> None:
+def _one_step(model: nn.Module, forecaster: Forecaster, batch: Example, step: int = 0) -> None:
     task = forecaster.task
-    context, target = task.to_context(batch[0]), task.normalise(task.to_target(batch[1]))
-    own = getattr(model, "training_loss", None)
-    if callable(own):
-        options = labels_of(model, batch) | context_known_of(model, task, batch)
-        losses = own(context, target, step=step, total_steps=forecaster.total_steps, **options)
-        loss = torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
-    else:
-        loss = masked_mse(model(context), target)
-    loss.backward()
+    context, target = task.to_context(batch.context), task.normalise(task.to_target(batch.target))
+    options = loss_options(model, task, batch)
+    training_loss(model, context, target, step=step, total_steps=forecaster.total_steps, **options).backward()
     torch.optim.AdamW(model.parameters()).step()
     model.zero_grad()

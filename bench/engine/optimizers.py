@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from bench.api import HasOptimizers
 from bench.config import Train
 from bench.errors import ConfigError, ContractError
 
@@ -17,7 +18,7 @@ TURNS = 10
 
 def takes_turns(model: nn.Module) -> bool:
     """Returns whether a model names groups of parameters, some of which a step may leave alone."""
-    return callable(getattr(model, "optimizers", None))
+    return isinstance(model, HasOptimizers)
 
 
 def refuse_settings(model: nn.Module, train: Train) -> None:
@@ -53,11 +54,11 @@ def parameter_groups(model: nn.Module, train: Train) -> tuple[nn.Module | list[d
     Raises:
         ContractError: the groups of a model do not name each of its trained parameters once.
     """
-    if not takes_turns(model):
+    if not isinstance(model, HasOptimizers):
         return model, train.lr
     groups: list[dict[str, Any]] = []
     named: list[nn.Parameter] = []
-    for parameters, lr, betas in model.optimizers():  # type: ignore[operator]
+    for parameters, lr, betas in model.optimizers():
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         named += trained
         settings = {"lr": 1.0, "lr_scale": lr, "betas": tuple(betas)}

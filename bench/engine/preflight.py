@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.api import HasStages
 from bench.config import Config
-from bench.errors import EarthbenchError, RunFailedError, UsageError
+from bench.errors import EarthbenchError, RunFailedError, UsageError, first_line
 from bench.files import check_writable
 from bench.paths import as_path
 from bench.records import provenance
@@ -90,8 +91,9 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
         # Our messages say themselves what to do.
         return Check(name, "wrong", str(error), exit_code=2 if isinstance(error, UsageError) else 3)
     except Exception as error:  # a driver, a file system, a plugin: whatever breaks here would break a run
-        text = (str(error).splitlines() or [""])[0]
-        return Check(name, "wrong", f"{type(error).__name__}: {text}", "a run would end with this error, too", 3)
+        return Check(
+            name, "wrong", f"{type(error).__name__}: {first_line(error)}", "a run would end with this error, too", 3
+        )
 
 
 def _versions() -> Check:
@@ -228,7 +230,7 @@ def _data(config: Config, opened: dict[str, Any]) -> Check:
     processes = workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices)
     size = min(micro_batch(config), len(data))
     loader = training_loader(
-        data, batch_size=size, micro_batch=size, seed=config.seed, limit=None, num_workers=processes,
+        data.source, batch_size=size, micro_batch=size, seed=config.seed, limit=None, num_workers=processes,
         timeout_s=config.data.timeout_s,
     )  # fmt: skip
     started, batches, sequences = time.monotonic(), 0, 0
@@ -306,7 +308,7 @@ def _steps(config: Config, opened: dict[str, Any]) -> Check:
 
 
 def _modules(model: Any) -> list[tuple[str, Any, Any]]:
-    if not callable(getattr(model, "stages", None)):
+    if not isinstance(model, HasStages):
         return [("", model, None)]
     return [(stage.name, stage.module, stage.prepare) for stage in model.stages()]
 
@@ -315,8 +317,8 @@ def _some_batch(task: Task, config: Config) -> list[Any]:
     from bench.data.loading import evaluation_loader
 
     data, size = task.dataset("train"), micro_batch(config)
-    loader = evaluation_loader(data, batch_size=size, limit=size, num_workers=0)
-    return [(task.to_context(b[0]), task.normalise(task.to_target(b[1])), *b[2:]) for b in loader]
+    loader = evaluation_loader(data.source, batch_size=size, limit=size, num_workers=0)
+    return [(task.to_context(b.context), task.normalise(task.to_target(b.target)), *b.labels) for b in loader]
 
 
 def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
@@ -342,7 +344,9 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
     quiet_lightning()
     data = task.dataset("train")
     size = min(micro_batch(config), len(data))
-    loader = training_loader(data, batch_size=size, micro_batch=size, seed=config.seed, limit=2 * size, num_workers=0)
+    loader = training_loader(
+        data.source, batch_size=size, micro_batch=size, seed=config.seed, limit=2 * size, num_workers=0
+    )
     forecaster = Forecaster(module, task, config.train, total_steps=100)
     with tempfile.TemporaryDirectory() as folder, translated_errors(f"a training step at batch size {size}"):
         trainer = lightning.Trainer(

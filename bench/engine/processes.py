@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import errors
 from bench.errors import ConfigError, EarthbenchError, RunFailedError
+from bench.logs import LOGGED, forward_to, log
 
 _POLL_S = 0.5
 _GRACE_S = 20
@@ -113,10 +114,10 @@ def has_to_launch(devices: int, nodes: int) -> bool:
     return True
 
 
-def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None], **arguments: Any) -> Any:
-    """Calls `function(**arguments, say=...)` in new processes of this machine and returns what the first returned.
+def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
+    """Calls `function(**arguments)` in new processes of this machine and returns what the first returned.
 
-    What they say is said here.  Signals go on to the processes; one that fails ends the others.
+    What they log is logged here.  Signals go on to the processes; one that fails ends the others.
 
     Raises:
         EarthbenchError: the first one that a process ended with, of the same kind.
@@ -126,7 +127,7 @@ def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None
     ends = [processes.get_context("spawn").Pipe(duplex=False) for _ in range(devices)]
     context = processes.start_processes(
         _process,
-        args=(devices, _free_port(), [sender for _, sender in ends], function, arguments),
+        args=(devices, _free_port(), [sender for _, sender in ends], log.level, function, arguments),
         nprocs=devices,
         join=False,
         start_method="spawn",
@@ -138,9 +139,9 @@ def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None
     with _forwarded(context.processes):
         while not _all_ended(context):
             for rank, (receiver, _) in enumerate(ends):
-                _receive(receiver, rank, told, say)
+                _receive(receiver, rank, told)
     for rank, (receiver, _) in enumerate(ends):
-        _receive(receiver, rank, told, say)
+        _receive(receiver, rank, told)
     for _, (kind, content) in sorted(told.items()):
         if kind != "returned":
             found = getattr(errors, kind, None)
@@ -150,12 +151,12 @@ def launch(function: Callable[..., Any], devices: int, say: Callable[[str], None
     return told[0][1]
 
 
-def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]], say: Callable[[str], None]) -> None:
+def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]]) -> None:
     with suppress(EOFError):  # it ended without a word
         while rank not in told and receiver.poll():
             kind, content = receiver.recv()
-            if kind == "said":
-                say(content)
+            if kind == LOGGED:
+                log.handle(content)
             else:
                 told[rank] = (kind, content)
 
@@ -192,6 +193,7 @@ def _process(
     world: int,
     port: int,
     senders: list[Connection],
+    log_level: int,
     function: Callable[..., Any],
     arguments: dict[str, Any],
 ) -> None:
@@ -204,8 +206,9 @@ def _process(
         "MASTER_PORT": str(port),
     }
     sender = senders[rank]
+    forward_to(sender, log_level)
     try:
-        found = function(**arguments, say=lambda line: sender.send(("said", line)))
+        found = function(**arguments)
         sender.send(("returned", found if rank == 0 else None))
     except EarthbenchError as error:
         sender.send((type(error).__name__, str(error)))

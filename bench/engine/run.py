@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bench.api import HasStages, model_traits
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
@@ -20,6 +23,7 @@ from bench.engine.callbacks.signals import SignalWatch, TakeSignals
 from bench.engine.checkpoints import fetched
 from bench.engine.ensembles import Ensemble, check_added
 from bench.engine.evaluate import (
+    EvaluationSettings,
     evaluate_with_sample,
     failed_record,
     refuse_empty,
@@ -29,14 +33,14 @@ from bench.engine.evaluate import (
 from bench.engine.identity import events_of, expected_run, identify, seen_events
 from bench.engine.loggers import LOGS, logged_curve
 from bench.engine.micro_batch import evaluation_batch
-from bench.engine.processes import has_to_launch, launch, main_process_lock, process_rank
+from bench.engine.processes import Processes, has_to_launch, launch, main_process_lock, process_rank
 from bench.engine.runfolder import checkpoint_lock, run_lock
-from bench.engine.session import Say, Session
 from bench.engine.summaries import summary_beside
 from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
+from bench.logs import console_level, log, only_in_files, run_log, said_to
 from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
 from bench.paths import AnyPath, as_path, local_folder
 from bench.records.identity import newest_of_same_run
@@ -60,30 +64,28 @@ class Outcome:
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
 
 
-def run(config: Config, *, training: bool, say: Say = print, again: bool = True) -> Outcome:
+def run(config: Config, *, training: bool, again: bool = True, say: Callable[[str], None] | None = None) -> Outcome:
     """Runs a config to its record; where it asks for several devices, in as many processes.
 
     Args:
         config: The checked config.
         training: Train a model that has weights; without, evaluate `config.checkpoint` or the fresh weights.
-        say: Takes one line of progress.
         again: Also where a record of this config on this data exists; False returns that one.
+        say: Deprecated: what it was told is logged by the logger `earthbench`.
 
     Raises:
         EarthbenchError: of the kind that says what went wrong; a run that had started leaves a failure record.
     """
+    if say is not None:
+        with said_to(say):
+            return run(config, training=training, again=again)
     if has_to_launch(config.devices, config.nodes):
         trainer_device(config.device, config.devices, config.nodes, config.strategy)  # refuses before anything starts
-        found: Outcome = launch(run, config.devices, say, config=config, training=training, again=again)
+        found: Outcome = launch(run, config.devices, config=config, training=training, again=again)
         return found
     processes = process_rank(config.devices, config.nodes)
-    with SignalWatch() as watch:
-        session = Session(say if processes.main else _say_nothing, watch, processes)
-        return _run(config, session, training=training, again=again)
-
-
-def _say_nothing(line: str) -> None:
-    """Only the first of several processes speaks."""
+    with SignalWatch() as watch, nullcontext() if processes.main else only_in_files():
+        return _run(config, watch, processes, training=training, again=again)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class _Job:
     test_task: Task
     """The task on the data to evaluate on."""
     results: AnyPath
-    session: Session
+    watch: SignalWatch
+    processes: Processes
     train: bool
     """Whether there is something to train."""
     identity: TrainingIdentity | None
@@ -104,13 +107,13 @@ class _Job:
     """What every record of it says."""
 
 
-def _run(config: Config, session: Session, *, training: bool, again: bool) -> Outcome:
+def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: bool, again: bool) -> Outcome:
     import lightning
 
     # refuses a device that is not there before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     if config.device == "mps":
-        session.say("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
+        log.info("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
     results, work = as_path(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")
@@ -129,17 +132,17 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     train = training and has_weights(model)
     if train:  # an evaluation starts again
         without = "" if config.train.resume else " without train.resume=false"
-        session.watch.then = f"The same command{without} continues."
+        watch.then = f"The same command{without} continues."
     if train and config.checkpoint is not None:
         raise ConfigError("checkpoint=... is for `earthbench evaluate`; `earthbench run` trains from fresh weights")
     if train:
         refuse_shared_events(task, test_task, config)
     identity = identify(model, task, config) if train else None
-    job = _Job(config, task, test_task, results, session, train, identity, described)
+    job = _Job(config, task, test_task, results, watch, processes, train, identity, described)
     if not again:
         done = _find_done(job, type(model))
         if done is not None:
-            session.say(f"done before: {done.record_path}")
+            log.info(f"done before: {done.record_path}")
             return done
     names_folder = named if identity is None else identity.name
     folder = work_folder(work, task.name, config.model.name, names_folder)
@@ -147,21 +150,27 @@ def _run(config: Config, session: Session, *, training: bool, again: bool) -> Ou
     @contextmanager
     def locked() -> Iterator[None]:
         with ExitStack() as locks:
-            locks.enter_context(run_lock(folder, named, session.say, wait=not again))
+            locks.enter_context(run_lock(folder, named, wait=not again))
             checkpoints = checkpoints_of(config, folder)
             if train and config.train.checkpoints is not None and isinstance(checkpoints, Path):
-                locks.enter_context(checkpoint_lock(checkpoints, session.say, wait=not again))
+                locks.enter_context(checkpoint_lock(checkpoints, wait=not again))
             yield
 
     form_group(config.device, config.devices, config.nodes)
-    with main_process_lock(session.processes, locked), arithmetic(config.train.matmul_precision):
+    with (
+        main_process_lock(processes, locked),
+        run_log(folder, processes.rank),
+        arithmetic(config.train.matmul_precision),
+    ):
         return _in_folder(job, model, folder)
 
 
 def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
-    config, task, test_task, processes = job.config, job.task, job.test_task, job.session.processes
+    config, task, test_task, processes = job.config, job.task, job.test_task, job.processes
     summary = None
     phase = "training"
+    named = job.described["config_fingerprint"]
+    log.debug("process %d of %d (%d), config %s", processes.rank + 1, processes.world, os.getpid(), named)
     try:
         if job.train:
             model, summary = _train(job, model, folder)
@@ -171,36 +180,34 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             load_weights(model, local, other_code=config.train.resume == "anyway")
             summary = summary_beside(given, model)
         elif has_weights(model):
-            job.session.say("no checkpoint given: these are the scores of untrained weights")
+            log.info("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
-        _say_how_it_forecasts(model, config, job.session.say)
-        where = trainer_device(config.device, config.devices, config.nodes, _evaluation_strategy(config))
+        _log_how_it_forecasts(model, config.model.options)
+        strategy = "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
+        where = trainer_device(config.device, config.devices, config.nodes, strategy)
         on_gpu = where["accelerator"] == "gpu"
         count = min(config.limit or math.inf, len(test_task.dataset(config.split)))
-        record, sample = evaluate_with_sample(
-            model,
-            test_task,
-            config.split,
-            config.limit,
+        asked = config.evaluate
+        settings = EvaluationSettings(
+            where=where,
+            split=config.split,
+            limit=config.limit,
             batch_size=evaluation_batch(test_task, config, int(count), on_gpu=on_gpu, world=processes.world),
             num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
             timeout_s=config.data.timeout_s,
-            where=where,
             compile=config.train.compile,
+            progress=config.progress and console_level() <= logging.INFO,
+            ensemble=None if asked.members is None else Ensemble(asked.members, asked.member_seed),
+            added_metrics=asked.metrics,
             processes=processes,
-            callbacks=[
-                TakeSignals(job.session.watch),
-                *([evaluation_meter(folder, job.session.say, wanted=config.progress)] if processes.main else []),
-            ],
-            progress=config.progress,
-            **job.described,
-            training=summary,
-            ensemble=_ensemble(config),
-            added_metrics=config.evaluate.metrics,
+        )
+        meter = [evaluation_meter(folder, wanted=config.progress)] if processes.main else []
+        record, sample = evaluate_with_sample(
+            model, test_task, settings, job.described, training=summary, callbacks=[TakeSignals(job.watch), *meter]
         )
     except RunFailedError as error:
         try:
-            failed = failed_record(model, task, **job.described, phase=phase, message=str(error))
+            failed = failed_record(model, task, job.described, phase=phase, message=str(error))
             path = write_record(failed, job.results)
         except RunFailedError as unwritten:
             raise RunFailedError(f"{error}\nThe failure record could not be written either: {unwritten}") from error
@@ -242,25 +249,20 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
         try:
             write()
         except (DataError, OSError) as error:
-            job.session.say(f"warning: {error}; the record is whole without it")
+            log.warning(f"warning: {error}; the record is whole without it")
     return drawn if drawn.is_file() else None
 
 
-def _say_how_it_forecasts(model: nn.Module, config: Config, say: Say) -> None:
+def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
     """Tells what of the model's forecasts the config sets otherwise, such as fewer steps of a sampler in a trial."""
-    made, options = made_from(model), config.model.options
+    made = made_from(model)
     changed = [
         f"{key}={options[key]} (default {made.defaults.get(key)})"
-        for key in getattr(model, "evaluation_only", ())
+        for key in model_traits(model).evaluation_only
         if key in options and options[key] != made.defaults.get(key)
     ]
     if changed:
-        say(f"{made.name} forecasts with {', '.join(changed)}")
-
-
-def _ensemble(config: Config) -> Ensemble | None:
-    asked = config.evaluate
-    return None if asked.members is None else Ensemble(asked.members, asked.member_seed)
+        log.info(f"{made.name} forecasts with {', '.join(changed)}")
 
 
 def _tasks(config: Config) -> tuple[Task, Task]:
@@ -289,24 +291,22 @@ def _find_done(job: _Job, model: type) -> Outcome | None:
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
 
-def _evaluation_strategy(config: Config) -> str:
-    return "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
-
-
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
     """Returns the model with the trained weights, and how they came about."""
-    from bench.engine.stages import has_stages, train_stages
+    from bench.engine.stages import train_stages
     from bench.engine.train import train
 
-    config, task, session = job.config, job.task, job.session
-    session.say(f"run folder: {folder}")
+    config, task = job.config, job.task
+    log.info(f"run folder: {folder}")
     checkpoints = checkpoints_of(config, folder)
-    one_or_all = train_stages if has_stages(model) else train
+    one_or_all = train_stages if isinstance(model, HasStages) else train
     assert job.identity is not None
-    summary = one_or_all(model, task, config, session, folder=folder, checkpoints=checkpoints, identity=job.identity)
+    summary = one_or_all(
+        model, task, config, job.watch, job.processes, folder=folder, checkpoints=checkpoints, identity=job.identity
+    )
     if config.strategy == "fsdp":  # the trained one is in pieces
         model = load_model(config.model.name, task, **config.model.options)
-    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(session.processes.rank))
+    best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(job.processes.rank))
     load_weights(model, best)
     return model, summary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError
+from bench.errors import ConfigError, DataError, InterruptedRunError, UsageError, first_line
 from bench.files import replacing
+from bench.logs import log
 from bench.safe_text import without_secrets
 
 State = Literal["running", "done", "failed", "stopped", "killed"]
@@ -108,15 +109,12 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 @contextmanager
-def run_lock(
-    folder: Path, config_fingerprint: str, say: Callable[[str], None], *, wait: bool = False
-) -> Iterator[None]:
+def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a run's folder; the operating system lets go of it when the process ends, however it ends.
 
     Args:
         folder: Made if it is not there.
         config_fingerprint: Of the run.
-        say: Takes a line where a run that was killed is taken over, or waited for.
         wait: Until another process that holds it has ended, such as a job of the same sweep that trains for both.
 
     Raises:
@@ -127,11 +125,11 @@ def run_lock(
     try:
         lock.acquire(timeout=_WAIT_S)
     except Timeout:
-        _acquire_from_another(lock, folder, say, wait)
+        _acquire_from_another(lock, folder, wait)
     try:
         before = read_owner(folder)
         if before is not None and before.ended is None:
-            say(f"takes over from process {before.pid} on {before.host}, which ended without a word")
+            log.info(f"takes over from process {before.pid} on {before.host}, which ended without a word")
         owner = Owner(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -146,12 +144,12 @@ def run_lock(
             if before is None:
                 _leave_no_trace(folder)  # refused before it did anything
             else:
-                _write(folder, owner.model_copy(update={"ended": "failed", "why": _first_line(error)}))
+                _write(folder, owner.model_copy(update={"ended": "failed", "why": without_secrets(first_line(error))}))
             raise
         except BaseException as error:
             ended = "stopped" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "failed"
             with suppress(DataError):  # a full disk must not hide what happened
-                _write(folder, owner.model_copy(update={"ended": ended, "why": _first_line(error)}))
+                _write(folder, owner.model_copy(update={"ended": ended, "why": without_secrets(first_line(error))}))
             raise
         _write(folder, owner.model_copy(update={"ended": "done"}))
     finally:
@@ -159,7 +157,7 @@ def run_lock(
 
 
 @contextmanager
-def checkpoint_lock(folder: Path, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
+def checkpoint_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a run's local folder of checkpoints that lies apart from its own (`train.checkpoints`).
 
     Two runs with different `work` find the same one there.
@@ -177,7 +175,7 @@ def checkpoint_lock(folder: Path, say: Callable[[str], None], *, wait: bool = Fa
                 f"the checkpoints in {folder} are in use: the same training is under way with another work=DIR. Wait "
                 "for it, or change train.checkpoints=DIR."
             ) from error
-        say(f"waits for another process, which holds the checkpoints in {folder}")
+        log.info(f"waits for another process, which holds the checkpoints in {folder}")
         lock.acquire()
     try:
         yield
@@ -185,7 +183,7 @@ def checkpoint_lock(folder: Path, say: Callable[[str], None], *, wait: bool = Fa
         lock.release()
 
 
-def _acquire_from_another(lock: FileLock, folder: Path, say: Callable[[str], None], wait: bool) -> None:
+def _acquire_from_another(lock: FileLock, folder: Path, wait: bool) -> None:
     owner = read_owner(folder)
     try:
         lock.acquire(timeout=_ORPHANS_S if owner is not None and _is_gone(owner) else 0)
@@ -196,7 +194,7 @@ def _acquire_from_another(lock: FileLock, folder: Path, say: Callable[[str], Non
                 f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
                 "config, the seed or work=DIR."
             ) from error
-        say(f"waits for {who}, which holds {folder}")
+        log.info(f"waits for {who}, which holds {folder}")
         lock.acquire()
 
 
@@ -212,13 +210,9 @@ def _is_gone(owner: Owner) -> bool:
     return False
 
 
-def _first_line(error: BaseException) -> str:
-    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
-
-
 def _leave_no_trace(folder: Path) -> None:
-    for name in (_OWNER, _LOCK, _PROGRESS):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / _OWNER, folder / _LOCK, folder / _PROGRESS, *folder.glob("run*.log")):
+        path.unlink(missing_ok=True)
     with suppress(OSError):  # there is something else in it
         folder.rmdir()
 

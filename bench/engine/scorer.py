@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torchmetrics import Metric
 
+from bench.api import HasCounts, HasCurves, metric_traits
 from bench.engine.ensembles import Scoring, Sees
 from bench.metrics.names import Better, better_of, with_ending
 from bench.metrics.pairs import shared_work
@@ -32,19 +34,22 @@ class Scorer(nn.ModuleDict):
         metrics: By the same names.
     """
 
-    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, nn.Module]) -> None:
+    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, Metric]) -> None:
         self.scorings = dict(scorings)
         super().__init__(metrics)
 
-    def named(self) -> list[tuple[str, Any]]:
+    def named(self) -> list[tuple[str, Metric]]:
         """Returns the metrics with their names."""
-        return list(self.items())
+        return [(name, metric) for name, metric in self.items() if isinstance(metric, Metric)]
 
     def track_events(self, count: int) -> None:
         """Keeps statistics of each of `count` events from now on, in the metrics that can."""
-        for _, metric in self.named():
-            if getattr(metric, "takes_events", False):
-                metric.track_events(count)
+        for metric in self._tracking().values():
+            metric.track_events(count)
+
+    def _tracking(self) -> dict[str, Any]:
+        """Returns the metrics that keep statistics per event."""
+        return {name: metric for name, metric in self.named() if metric_traits(metric).takes_events}
 
     def reset(self) -> None:
         """Starts the scores afresh."""
@@ -64,8 +69,9 @@ class Scorer(nn.ModuleDict):
         """
         with shared_work():
             for name, metric in self.named():
-                own = labels if getattr(metric, "takes_labels", False) else ()
-                options = {"events": events} if events is not None and getattr(metric, "takes_events", False) else {}
+                takes = metric_traits(metric)
+                own = labels if takes.takes_labels else ()
+                options = {"events": events} if events is not None and takes.takes_events else {}
                 channel = self.scorings[name].channel
                 of = slice(None) if channel is None else slice(channel, channel + 1)
                 for given in seen[self.scorings[name].sees]:
@@ -92,7 +98,7 @@ class Scorer(nn.ModuleDict):
         found: dict[str, Better | None] = {}
         for name, metric in self.named():
             scores = list(metric.compute())
-            known = getattr(metric, "better", None)
+            known = metric_traits(metric).better
             if known is None and metric.higher_is_better is not None:
                 known = dict.fromkeys(scores, "higher" if metric.higher_is_better else "lower")
             ending = self.scorings[name].ending
@@ -106,9 +112,7 @@ class Scorer(nn.ModuleDict):
     def statistics(self) -> dict[str, tuple[MetricStatistics, dict[str, Any]]]:
         """Returns, of the metrics that keep any, the statistics per event and how they become scores."""
         found = {}
-        for name, metric in self.named():
-            if not getattr(metric, "takes_events", False):
-                continue
+        for name, metric in self._tracking().items():
             with metric.sync_context():  # over all processes
                 arrays = metric.event_statistics()
                 options = metric.score_options()
@@ -123,7 +127,7 @@ class Scorer(nn.ModuleDict):
         """Returns reliability curves and rank histograms, where a metric has them."""
         found: dict[str, dict[str, list[float | None]]] = {}
         for _, metric in self.named():
-            if callable(getattr(metric, "curves", None)):
+            if isinstance(metric, HasCurves):
                 with metric.sync_context():
                     found |= metric.curves()
         return found
@@ -131,8 +135,7 @@ class Scorer(nn.ModuleDict):
     def counts(self) -> dict[str, list[list[int]]] | None:
         """Returns the contingency counts, where a metric of the task keeps them."""
         for _, metric in self.named():
-            if callable(getattr(metric, "counts", None)):
+            if isinstance(metric, HasCounts):
                 with metric.sync_context():  # over all processes
-                    found: dict[str, list[list[int]]] | None = metric.counts()
-                return found
+                    return metric.counts()
         return None

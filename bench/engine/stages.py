@@ -15,14 +15,15 @@ from bench.api import Stage
 from bench.checkpoint_format import read_checkpoint
 from bench.config import Config, Data, Train, explain
 from bench.data.loading import evaluation_loader, workers
+from bench.engine.callbacks.signals import SignalWatch
 from bench.engine.checkpoints import LAST, fetched
 from bench.engine.identity import identify_stage, stored_identity
-from bench.engine.processes import main_process_lock
+from bench.engine.processes import Processes, main_process_lock
 from bench.engine.runfolder import run_lock
-from bench.engine.session import Session
 from bench.engine.summaries import settings_and_data
 from bench.engine.train import checkpoints_of, publish_weights, train
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
+from bench.logs import log
 from bench.models import Trained, load_weights, said_of
 from bench.paths import AnyPath, local_folder
 from bench.records.identity import model_differences, source_differences, task_differences
@@ -35,16 +36,12 @@ _OF_DATA = ("batch_size", "micro_batch")
 _NO_NUMBERS = {"loggers", "resume", "stages"}
 
 
-def has_stages(model: nn.Module) -> bool:
-    """Returns whether a model is trained in stages."""
-    return callable(getattr(model, "stages", None))
-
-
 def train_stages(
     model: nn.Module,
     task: Task,
     config: Config,
-    session: Session,
+    watch: SignalWatch,
+    processes: Processes,
     *,
     folder: Path,
     checkpoints: AnyPath,
@@ -60,7 +57,8 @@ def train_stages(
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config; `train.stages` holds what differs by stage.
-        session: Whom to tell, what may end it, and who works.
+        watch: Signals, which may end it.
+        processes: This one among those that train together.
         folder: The run's own folder.
         checkpoints: Where the weights of the whole model and the summary go.
         identity: Of the training of the whole model.
@@ -71,7 +69,6 @@ def train_stages(
         RunFailedError: the loss is not finite, or memory ran out.
         InterruptedRunError: a signal came; the checkpoint of the stage is written.
     """
-    say, processes = session.say, session.processes
     stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
     settings = {stage.name: _settings(config, stage.name) for stage in stages}
     _refuse_unknown(config.train, list(settings))
@@ -89,26 +86,26 @@ def train_stages(
         if checkpoint is not None:
             given.append(_load(stage, checkpoint, own_identity, task, anyway=config.train.resume == "anyway"))
             before.append(given[-1].sha256)
-            say(f"stage {stage.name}: weights of {checkpoint}")
+            log.info(f"stage {stage.name}: weights of {checkpoint}")
             summaries[stage.name] = None
             _prepare(stage, task, config)
             continue
         before.append(own_identity.name)
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
         stage_checkpoints = checkpoints_of(stage_config, own)
-        say(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
+        log.info(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
         # A stage starts alike whether the one before it was trained just now or long ago.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if not (config.train.resume and (stage_checkpoints / LAST).exists()):
             _prepare(stage, task, config)
-        with main_process_lock(processes, partial(run_lock, own, before[-1], say, wait=True)):
+        with main_process_lock(processes, partial(run_lock, own, before[-1], wait=True)):
             done = train(
-                stage.module, task, stage_config, session,
+                stage.module, task, stage_config, watch, processes,
                 folder=own, checkpoints=stage_checkpoints, identity=own_identity,
             )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
-    summary = _together(summaries, task, config, identity)
+    summary = _together(summaries, task, config.train, identity)
     if processes.main:
         stored = stored_identity(identity, task, [weights.events for weights in given])
         summary = publish_weights({"state_dict": model.state_dict(), **stored}, summary, checkpoints)
@@ -185,13 +182,15 @@ def _prepare(stage: Stage, task: Task, config: Config) -> None:
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
     """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
     data, processes = task.dataset("train"), workers(config.data.num_workers, on_gpu=False, devices=1)
-    loader = evaluation_loader(data, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit)
+    loader = evaluation_loader(
+        data.source, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit
+    )
     for batch in loader:
-        yield task.to_context(batch[0]), task.normalise(task.to_target(batch[1])), *batch[2:]
+        yield task.to_context(batch.context), task.normalise(task.to_target(batch.target)), *batch.labels
 
 
 def _together(
-    summaries: dict[str, TrainingSummary | None], task: Task, config: Config, identity: TrainingIdentity
+    summaries: dict[str, TrainingSummary | None], task: Task, train: Train, identity: TrainingIdentity
 ) -> TrainingSummary:
     """Returns one summary of all stages: sums of what adds up, and the last stage's loss."""
     trained = {name: summary for name, summary in summaries.items() if summary is not None}
@@ -200,7 +199,7 @@ def _together(
     ]
     last = next(reversed(trained.values()), None)
     return TrainingSummary(
-        **settings_and_data(task, config, identity),
+        **settings_and_data(task, train, identity),
         sequence_count=max((summary.sequence_count for summary in trained.values()), default=0),
         validation_sequence_count=max((summary.validation_sequence_count for summary in trained.values()), default=0),
         epochs=sum(summary.epochs for summary in trained.values()),

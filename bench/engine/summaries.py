@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bench.checkpoint_format import seal_of
-from bench.config import Config
+from bench.config import Train
 from bench.errors import DataError
 from bench.files import replacing
 from bench.models import trained
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 SUMMARY = "training.json"
 
 
-def settings_and_data(task: Task, config: Config, identity: TrainingIdentity) -> dict[str, Any]:
+def settings_and_data(task: Task, train: Train, identity: TrainingIdentity) -> dict[str, Any]:
     """Returns what every summary of a run says of its settings and its training data."""
     return {
         "identity": identity,
-        "settings": content_without_secrets(config.train.model_dump(mode="json")),
+        "settings": content_without_secrets(train.model_dump(mode="json")),
         "data_fingerprint": task.data_fingerprint("train"),
         "data_origin": str(task.dataset("train").identity().get("origin", "files")),
     }

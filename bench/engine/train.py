@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import nn
+from torch import Tensor, nn
 
+from bench.api import FitsInOnePass, model_traits
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
@@ -19,7 +23,7 @@ from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.callbacks.progress import shown_progress
 from bench.engine.callbacks.resume import Resume
 from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
-from bench.engine.callbacks.signals import StopAndSave
+from bench.engine.callbacks.signals import SignalWatch, StopAndSave
 from bench.engine.checkpoints import (
     BEST,
     LAST,
@@ -31,17 +35,16 @@ from bench.engine.checkpoints import (
     seals,
 )
 from bench.engine.compiling import compiled
-from bench.engine.fitting import fit_model
 from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training, stored_identity
 from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
 from bench.engine.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
 from bench.engine.optimizers import refuse_settings, takes_turns
 from bench.engine.processes import Processes
-from bench.engine.session import Session
 from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
 from bench.errors import ConfigError, DataError
+from bench.logs import log
 from bench.models import is_fitted
 from bench.paths import AnyPath, as_path
 from bench.records.schema import TrainingIdentity, TrainingSummary
@@ -52,7 +55,8 @@ def train(
     model: nn.Module,
     task: Task,
     config: Config,
-    session: Session,
+    watch: SignalWatch,
+    processes: Processes,
     *,
     folder: Path,
     checkpoints: AnyPath,
@@ -66,7 +70,8 @@ def train(
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config.
-        session: Whom to tell, what may end it, and who works.
+        watch: Signals, which may end it.
+        processes: This one among those that train together.
         folder: The run's own local folder, for logs.
         checkpoints: Where checkpoints and, when it has ended, the summary go.
         identity: Of the training; weights of another one that lie there are refused.
@@ -78,35 +83,38 @@ def train(
         RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
         InterruptedRunError: a signal came; the checkpoint is written.
     """
-    done = _done(config, session, checkpoints, identity)
+    done = _done(config, checkpoints, identity)
     if done is not None:
-        session.say(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
+        log.info(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
         return done
     if is_fitted(model):
-        return _fitted(model, task, config, checkpoints, session.processes, identity)
+        return _fitted(model, task, config, checkpoints, processes, identity)
     refuse_strategy(config, model)
     refuse_settings(model, config.train)
     where = _devices(config, model)
     on_gpu = where["accelerator"] == "gpu"
     micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
-    loader, val_loader = _loaders(task, config, session.processes, micro_batch, on_gpu=on_gpu)
+    loader, val_loader = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
     stop = config.train.early_stopping
-    monitor = choose_monitor(model, task, stop, session.say) if val_loader is not None else None
+    monitor = choose_monitor(model, task, stop) if val_loader is not None else None
     if monitor is None:
-        session.say("no validation data: no early stopping, the last weights are used")
-    resume_from = _resume_from(config, session, folder=folder, checkpoints=checkpoints)
+        log.info("no validation data: no early stopping, the last weights are used")
+    resume_from = _resume_from(config, processes, folder=folder, checkpoints=checkpoints)
 
     quiet_lightning()
     steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
-    loggers = make_loggers(config, part_folder(folder / LOGS)) if session.processes.main else []
-    resume = Resume(loader, config, session.processes, identity, stored_identity(identity, task), session.say)
-    watching = _watching(config, session, resume, monitor, checkpoints)
-    found = [] if micro_batch else [FindMicroBatch(loader, config, folder / REMEMBERED, session)]
+    loggers = (
+        make_loggers(config.train.loggers, config.model.name, part_folder(folder / LOGS)) if processes.main else []
+    )
+    anyway = config.train.resume == "anyway"
+    resume = Resume(loader, processes, identity, stored_identity(identity, task), seed=config.seed, anyway=anyway)
+    watching = _watching(config, watch, resume, monitor, checkpoints)
+    found = [] if micro_batch else [FindMicroBatch(loader, config.micro_batch_limit, folder / REMEMBERED, processes)]
     shown: list[Callback] = []
-    if session.processes.main:
+    if processes.main:
         score = monitor.name if monitor is not None else None
-        shown += shown_progress(folder, session.say, wanted=config.progress, score=score)
+        shown += shown_progress(folder, wanted=config.progress, score=score)
     trainer = lightning.Trainer(
         **where,
         max_epochs=config.train.max_epochs,
@@ -126,17 +134,17 @@ def train(
     )
     models = {id(one): one for one in (model, forecaster.evaluated)}.values() if config.train.compile else ()
     phase = f"training at micro-batch {micro_batch or config.data.micro_batch} of {config.data.batch_size} sequences"
-    ends = translated_errors(phase, session.watch.then, config.model.name)
+    ends = translated_errors(phase, watch.then, config.model.name)
     with compiled(*models), ends, finished(loggers):
         trainer.fit(forecaster, loader, val_loader, ckpt_path=resume_from, weights_only=True)
         if not (checkpoints / LAST).exists():  # max_steps inside the first epoch
             trainer.save_checkpoint(str(checkpoints / LAST))
         trainer.strategy.barrier()
-    session.watch.deferring = False
+    watch.deferring = False
     if watching.found_none:
-        session.say(f"no validation gave a finite {stop.monitor}: the last weights are used")
+        log.info(f"no validation gave a finite {stop.monitor}: the last weights are used")
     summary = TrainingSummary(
-        **settings_and_data(task, config, identity),
+        **settings_and_data(task, config.train, identity),
         checkpoints=seals(checkpoints),
         sequence_count=loader.order.count,
         validation_sequence_count=len(val_loader.dataset) if val_loader is not None else 0,
@@ -152,11 +160,11 @@ def train(
         wall_s=forecaster.trained_s,
         micro_batch=loader.batches.micro_batch,
     )
-    if session.processes.main:
+    if processes.main:
         write_summary(summary, checkpoints / SUMMARY)
-    session.say(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
-    if session.watch.received:
-        session.watch.leave(f"training had ended and is saved in {checkpoints}")
+    log.info(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
+    if watch.received:
+        watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
 
 
@@ -183,15 +191,15 @@ class _Watching:
 
 
 def _watching(
-    config: Config, session: Session, resume: Resume, monitor: Monitor | None, checkpoints: AnyPath
+    config: Config, watch: SignalWatch, resume: Resume, monitor: Monitor | None, checkpoints: AnyPath
 ) -> _Watching:
     patience, best = config.train.early_stopping.patience, None
     if monitor is not None:
-        best = KeepBest(monitor, str(checkpoints / BEST), patience, session.say)
+        best = KeepBest(monitor, str(checkpoints / BEST), patience)
     callbacks = [
         resume,
         DivergenceMonitor(),
-        StopAndSave(session.watch, str(checkpoints / LAST), config.train.save_every_minutes),
+        StopAndSave(watch, str(checkpoints / LAST), config.train.save_every_minutes),
         best,
         # After the above, whose state is in this one.
         KeptCheckpoints(
@@ -203,7 +211,7 @@ def _watching(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    unused = bool(getattr(model, "parameters_without_gradient", ())) or takes_turns(model)
+    unused = bool(model_traits(model).parameters_without_gradient) or takes_turns(model)
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
@@ -218,10 +226,57 @@ def checkpoints_of(config: Config, folder: Path) -> AnyPath:
 def _fitted(
     model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
 ) -> TrainingSummary:
-    """Fits a model in closed form, and leaves its weights and the summary where a training would."""
+    """Fits a model in closed form, in one pass over a split; its weights lie where a training's would.
+
+    It is the training split, or the validation split for a model that is `fitted_on` it, where that has sequences. Of
+    the training settings, only the limit matters.
+
+    Raises:
+        ConfigError: several processes.
+        DataError: the model refuses the data (by a ValueError).
+    """
     if processes.world > 1:
         raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
-    summary = fit_model(model, task, config, identity)
+    assert isinstance(model, FitsInOnePass)
+    started = time.perf_counter()
+    on_validation = model_traits(model).fitted_on == "val" and len(task.dataset("val")) > 0
+    data, what = (task.dataset("val"), "validation") if on_validation else (task.dataset("train"), "training")
+    refuse_constant(data)
+    used = len(data) if config.train.limit is None else min(config.train.limit, len(data))
+    loader = evaluation_loader(
+        data.source,
+        batch_size=config.data.batch_size,
+        num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
+        limit=config.train.limit,
+    )
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            context = task.to_context(batch.context).masked_fill(~task.context_known(batch.context), torch.nan)
+            yield context, task.normalise(task.to_target(batch.target))
+
+    with torch.no_grad():
+        try:
+            model.fit(batches())
+        except ValueError as error:
+            raise DataError(
+                f"{type(model).__name__} cannot be fitted to the {what} data of {task.name}: {error}"
+            ) from error
+    summary = TrainingSummary(
+        **settings_and_data(task, config.train, identity),
+        sequence_count=0 if on_validation else used,
+        validation_sequence_count=used if on_validation else 0,
+        epochs=1,
+        steps=0,
+        resumed_count=0,
+        stopped_because="fitted in closed form" + (" on the validation split" if on_validation else ""),
+        monitor=None,
+        best_score=None,
+        weights="last",
+        averaged=False,
+        final_loss=None,
+        wall_s=time.perf_counter() - started,
+    )
     content = {"state_dict": model.state_dict(), **stored_identity(identity, task)}
     return publish_weights(content, summary, checkpoints)
 
@@ -235,7 +290,7 @@ def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoin
     return summary
 
 
-def _done(config: Config, session: Session, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
+def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
     """Returns how the training ended, where it has: of the very weights that lie there.
 
     Raises:
@@ -246,7 +301,7 @@ def _done(config: Config, session: Session, checkpoints: AnyPath, identity: Trai
         return None
     weights = checkpoints / f"{done.weights}.ckpt"
     if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
-        session.say(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
+        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
         return None
     anyway = config.train.resume == "anyway"
     refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)
@@ -270,18 +325,18 @@ def refuse_strategy(config: Config, model: nn.Module) -> None:
         raise ConfigError("strategy=fsdp keeps no running average of weights in shards: set train.ema_decay=null")
 
 
-def _resume_from(config: Config, session: Session, *, folder: Path, checkpoints: AnyPath) -> Path | None:
-    if isinstance(checkpoints, Path) and session.processes.main:
+def _resume_from(config: Config, processes: Processes, *, folder: Path, checkpoints: AnyPath) -> Path | None:
+    if isinstance(checkpoints, Path) and processes.main:
         remove_parts(checkpoints)
     if not config.train.resume:
-        if session.processes.main:
+        if processes.main:
             (checkpoints / SUMMARY).unlink(missing_ok=True)  # first: it speaks of weights that go next
             remove_all(checkpoints)
         return None
-    scratch = folder / "fetched" / str(session.processes.rank)
-    resume_from = newest_intact(checkpoints, scratch, session.say)
+    scratch = folder / "fetched" / str(processes.rank)
+    resume_from = newest_intact(checkpoints, scratch)
     if resume_from:
-        session.say(f"continues from {resume_from}")
+        log.info(f"continues from {resume_from}")
     return resume_from
 
 
@@ -314,7 +369,7 @@ def _loaders(
         "world": processes.world,
     }
     loader = training_loader(
-        data,
+        data.source,
         batch_size=config.data.batch_size,
         micro_batch=micro_batch or 1,  # until it is found
         seed=config.seed,
@@ -324,4 +379,4 @@ def _loaders(
     if not len(val):
         return loader, None
     size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
-    return loader, evaluation_loader(val, batch_size=size, limit=None, **feed)
+    return loader, evaluation_loader(val.source, batch_size=size, limit=None, **feed)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError
+from bench.errors import ConfigError, InterruptedRunError, RunFailedError, UsageError, first_line
 
 # Lightning's own group for GPUs, plain "nccl", refuses every tensor on the CPU.
 _CPU_GROUP, _GPU_GROUP = "gloo", "cpu:gloo,cuda:nccl"
@@ -29,7 +29,7 @@ def form_group(device: str, devices: int, nodes: int) -> None:
     if devices * nodes > 1 and not torch.distributed.is_initialized():
         quiet_lightning()
         where = trainer_device(device, devices, nodes, "ddp")
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         lightning.Trainer(**where, **quiet).strategy.setup_environment()
 
 
@@ -92,7 +92,7 @@ def _several(strategy: str, devices: int, nodes: int, group: str, unused_paramet
             devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=group
         )
     else:
-        options = {"find_unused_parameters": True} if unused_parameters else {}
+        options: dict[str, Any] = {"find_unused_parameters": True} if unused_parameters else {}
         how = DDPStrategy(process_group_backend=group, **options)
     return {
         "num_nodes": nodes,
@@ -177,7 +177,7 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
         yield
     except torch.OutOfMemoryError as error:
         raise RunFailedError(
-            f"out of memory in {phase}: {str(error).splitlines()[0]} "
+            f"out of memory in {phase}: {first_line(error)} "
             "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step stays as it is."
         ) from error
     except UsageError as error:  # from a loader's process it comes with the traceback there
@@ -206,7 +206,7 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
         if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
             raise
         raise RunFailedError(
-            f"{phase}: {str(error).splitlines()[0]} A process that reads data died or gave nothing within "
+            f"{phase}: {first_line(error)} A process that reads data died or gave nothing within "
             f"data.timeout_s; data.num_workers=0 reads in this process and shows why. {then}".rstrip()
         ) from error
     except SystemExit as error:

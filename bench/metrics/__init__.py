@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
+from bench.api import check_metric_members
 from bench.cards import Card
 from bench.errors import BrokenPluginError, ConfigError, did_you_mean
 
@@ -17,12 +18,13 @@ __all__ = ["load_metric"]
 def load_metric(name: str, **options: Any) -> Metric:
     """Returns the metric registered as `name`: a `torchmetrics.Metric`.
 
-    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.  A class
-    with `takes_labels = True` is given the labels of the data, where there are any, as a third argument.
+    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.  What
+    else it may take and have is in `bench.api.MetricTraits` and `METRIC_CAPABILITIES`.
 
     Raises:
         UnknownNameError: no metric has this name.
         ConfigError: an option that the metric does not have, or a value that it refuses.
+        ContractError: a member of the metric is nearly, but not, one of `bench.api`.
     """
     from torchmetrics import Metric
 
@@ -40,6 +42,7 @@ def load_metric(name: str, **options: Any) -> Metric:
         metric: Metric = metric_class(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}") from error
+    check_metric_members(metric)
     if SETTINGS not in metric._defaults:
         tell_apart(metric, **options)
     return metric

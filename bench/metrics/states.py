@@ -63,8 +63,8 @@ class ExactMetric(Metric):
             found = fn(state)
             return found if found.dtype == state.dtype else state.to(found.device)
 
-        done: Metric = super()._apply(moved, exclude_state)
-        return done
+        super()._apply(moved, exclude_state)
+        return self
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Adds the state of another metric of the same class and settings, or what its `metric_state` gives."""
@@ -152,6 +152,7 @@ class EventMetric(ExactMetric):
         self.event_count = count
         for name in self._statistics:
             total = self._defaults[name]
+            assert isinstance(total, Tensor)
             self.add_state(_by_event(name), total.new_zeros((count, *total.shape)), dist_reduce_fx="sum")
 
     def add(self, found: Mapping[str, Tensor], events: Tensor | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from bench.config import Config, explain, fingerprint, numbers_only
-from bench.metrics.skill.formulas import COUNTS, skill_scores
+from bench.metrics.skill.formulas import COUNTS, VIL_THRESHOLDS, skill_scores
 from bench.records.rescoring import allowed, counted, scores_of, sequence_counts, undetermined
 from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays
@@ -21,8 +21,6 @@ from bench.records.statistics import Arrays
 Broken = Iterator[tuple[str, str]]
 """Fields, and what is wrong with each."""
 Rule = Callable[[RunRecord], Broken]
-
-_THRESHOLDS = (16, 74, 133, 160, 181, 219)
 
 
 def fingerprints(record: RunRecord) -> Broken:
@@ -116,7 +114,7 @@ def counts(record: RunRecord) -> Broken:
         yield "counts", f"expected {', '.join(COUNTS)}, found {', '.join(sorted(found))}"
         return
     options = record.conventions.get("skill", {})
-    thresholds = options.get("thresholds", _THRESHOLDS)
+    thresholds = options.get("thresholds", VIL_THRESHOLDS)
     leads = len(found["hits"])
     for state in COUNTS:
         if {len(row) for row in found[state]} - {len(thresholds)} or len(found[state]) != leads:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
 from bench.tables.definitions import Column, Table
@@ -15,7 +16,6 @@ from bench.tables.intervals import interval
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
 
-_LEVEL = ("219", "181", "160", "133", "74", "16")
 _MOST_LEAD_SCORES = 12
 
 
@@ -158,7 +158,7 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[
     for score in ("csi", "pod", "far", "bias", "hss"):
         curves = []
         for label, records in runs:
-            levels = [level for level in reversed(_LEVEL) if f"{score}_{level}" in records[-1].scores]
+            levels = [level for level in VIL_THRESHOLDS if f"{score}_{level}" in records[-1].scores]
             if not levels:
                 continue
             names = [f"{score}_{level}" for level in levels]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from bench import registry
 from bench.api import Palette
 from bench.errors import DataError, EarthbenchError
+from bench.logs import log
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
 from bench.tables.durations import duration
@@ -54,7 +54,7 @@ def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord,
     try:
         return read(record, root)
     except DataError as error:
-        logging.getLogger(__name__).warning("left out: %s", error)
+        log.warning("left out: %s", error)
         return None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.config import compose
 from bench.errors import EarthbenchError, InterruptedRunError, UsageError
+from bench.logs import log
 from bench.reproduction.plans import RowPlan
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,11 @@ class RowResult:
     exit_code: int = 0
 
 
-def run_rows(plans: Sequence[RowPlan], say: Say) -> list[RowResult]:
+def run_rows(plans: Sequence[RowPlan]) -> list[RowResult]:
     """Runs what is planned, one row after another; a row that fails does not stop the others.
 
     Args:
         plans: As `plan` gives them; those that are done or cannot run are passed over.
-        say: Takes one line of progress.
 
     Raises:
         InterruptedRunError: a signal; the same command continues.
@@ -44,16 +42,16 @@ def run_rows(plans: Sequence[RowPlan], say: Say) -> list[RowResult]:
             code = 0 if one.status == "done" else UsageError.exit_code
             results.append(RowResult(one.row, one.seed, "skipped", f"{one.status}: {one.reason}", code))
             continue
-        say(f"[{number}/{len(plans)}] {name}")
+        log.info(f"[{number}/{len(plans)}] {name}")
         try:
-            outcome = run_pipeline(compose(one.overrides), training=True, say=say)
+            outcome = run_pipeline(compose(one.overrides), training=True)
         except InterruptedRunError:
             raise
         except EarthbenchError as error:
-            say(f"failed: {error}")
+            log.error(f"failed: {error}")
             results.append(RowResult(one.row, one.seed, "failed", str(error), error.exit_code))
         except Exception as error:  # a plugin's own fault must not cost the other rows their turn
-            say(traceback.format_exc())
+            log.error(traceback.format_exc())
             results.append(RowResult(one.row, one.seed, "failed", f"{type(error).__name__}: {error}", 1))
         else:
             results.append(RowResult(one.row, one.seed, "done", str(outcome.record_path)))

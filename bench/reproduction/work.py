@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from bench.api import HasStages, model_traits
 from bench.config import Config, Train
 from bench.errors import NotCountableError
 from bench.tables.settings import stage_settings, total_batch
@@ -13,7 +15,6 @@ from bench.tables.settings import stage_settings, total_batch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.api import Stage
     from bench.tasks import Task
 
 
@@ -61,11 +62,10 @@ class TrainingWork:
 
 def trainings_of(model: nn.Module, config: Config) -> list[Training]:
     """Returns the trainings of a model with anything to train, in their order."""
-    if not callable(getattr(model, "stages", None)):
+    if not isinstance(model, HasStages):
         return [Training("", model, config.train, None)]
     settings = stage_settings(config)
-    stages: tuple[Stage, ...] = model.stages()  # type: ignore[operator]
-    return [Training(s.name, s.module, settings.get(s.name, config.train), s.prepare) for s in stages]
+    return [Training(s.name, s.module, settings.get(s.name, config.train), s.prepare) for s in model.stages()]
 
 
 def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str = "") -> float:
@@ -76,19 +76,9 @@ def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str =
 
 def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns what gives a module's loss `()` for context and target: its own, else the mean squared error."""
-    import torch
+    from bench.engine.forecaster import training_loss
 
-    from bench.engine.forecaster import masked_mse
-
-    own = getattr(module, "training_loss", None)
-
-    def loss(context: Tensor, target: Tensor) -> Tensor:
-        if not callable(own):
-            return masked_mse(module(context), target)
-        losses = own(context, target, step=0, total_steps=100)
-        return torch.stack(list(losses.values())).sum() if isinstance(losses, dict) else losses
-
-    return loss
+    return partial(training_loss, module, total_steps=100)
 
 
 def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int]) -> list[TrainingWork]:
@@ -152,5 +142,4 @@ def forecast_flops_of(model: nn.Module, task: Task, config: Config) -> int | Non
 
 def members_of(model: nn.Module, config: Config) -> int:
     """Returns how many members an evaluation draws per sequence."""
-    own: int = getattr(model, "members", 1)
-    return config.evaluate.members or own
+    return config.evaluate.members or model_traits(model).members

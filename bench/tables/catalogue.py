@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.tables.definitions import Column, Row, Table
 
 # Cost has no better side: persistence, which has none, would always win.
@@ -12,10 +13,7 @@ _GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_pe
 _COST = (_PARAMETERS, _GMACS)
 # Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
 OWN_COST = (*_COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
-_LEVELS = {
-    "m": "CSI-M", "219": "CSI-219", "181": "CSI-181", "160": "CSI-160", "133": "CSI-133", "74": "CSI-74",
-    "16": "CSI-16",
-}  # fmt: skip
+_LEVELS = {"m": "CSI-M", **{str(level): f"CSI-{level}" for level in reversed(VIL_THRESHOLDS)}}
 _CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI") for level, label in _LEVELS.items())
 _MSE_1E3 = Column(key="mse", label="MSE 1e-3", group="Error", scale=1e3)
 _MAE_1E2 = Column(key="mae", label="MAE 1e-2", group="Error", scale=1e2)
@@ -238,7 +236,7 @@ PREDIFF_SEVIR_LR = Table(
         *(Row(model=model, label=label) for model, label in _LABELS.items() if model != "earthformer_no_global"),
         Row(model="dgmr", label="DGMR", experiment=("train=dgmr_sevir_lr", "data.batch_size=16")),
         Row(model="videogpt", label="VideoGPT", experiment=("train=videogpt_sevir_lr", "data.batch_size=32")),
-        Row(model="ldm", label="LDM"),
+        Row(model="ldm", label="LDM", experiment=("train=ldm_sevir_lr", "data.batch_size=32")),
         Row(model="prediff", label="PreDiff", experiment=("train=prediff_sevir_lr", "data.batch_size=32")),
         Row(model="prediff_ka", label="PreDiff-KA", experiment=("train=prediff_ka_sevir_lr", "data.batch_size=32")),
     ),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
 from bench.errors import DataError
+from bench.logs import log
 from bench.records import interval as over_events
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import why_no_interval
@@ -36,4 +36,4 @@ def why_none(record: RunRecord, score: str) -> str:
 @cache
 def _warn_once(reason: str) -> None:
     """Warns once, however many cells ask."""
-    logging.getLogger(__name__).warning("left out: intervals: %s", reason)
+    log.warning("left out: intervals: %s", reason)

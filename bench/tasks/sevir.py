@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.data.leaks import SplitEvents
-    from bench.data.loading import Stored
     from bench.data.report import Advance, Report
+    from bench.data.sequences import SequenceDataset
     from bench.data.sevir.dataset import SevirSequences
 
 # The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
@@ -128,7 +128,7 @@ class Sevir(Task):
         """Returns per split the dates that an event's centre is after, and up to and including."""
         return split_dates(self.val_from, self.test_from)
 
-    def sequences(self, split: Split) -> Stored:
+    def sequences(self, split: Split) -> SequenceDataset:
         """Returns the stored windows of a split, which is decided by the date of an event's centre."""
         return self._between(*self.split_dates()[split])
 
@@ -158,11 +158,11 @@ class Sevir(Task):
         storage = storage_of(self.data_root, chosen)
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 
-    def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
+    def item(self, source: SequenceDataset, index: int) -> tuple[Tensor, Tensor]:
         """Returns one window on the 0-1 scale."""
         if self.mask_missing:
             return super().item(source, index)
-        return source.scaled(index, _SCALE)  # type: ignore[attr-defined]
+        return source.scaled(index, _SCALE)
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
         """Returns what is under the data root and what is wrong with it."""
@@ -235,7 +235,7 @@ class SevirLR(Sevir):
         found = super().metrics
         return {**found, "skill": {**found["skill"], "pool": pools}}
 
-    def sequences(self, split: Split) -> Stored:
+    def sequences(self, split: Split) -> SequenceDataset:
         """Returns the stored windows of a split, by date or, in training and validation, by the authors' lot."""
         if self.split_by == "date" or split not in ("train", "val"):
             return super().sequences(split)

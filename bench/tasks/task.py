@@ -19,11 +19,12 @@ from bench.errors import ConfigError, DataError, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Real
     from torch import Tensor
 
     from bench.data.leaks import Leak, SplitEvents
-    from bench.data.loading import Stored
     from bench.data.report import Advance, Report
+    from bench.data.sequences import SequenceDataset
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,16 @@ class FrameCoordinates:
 class NormalisedSequences:
     """A split as users see it: `dataset[i]` is `(context, target)` in the task's normalised units.
 
-    `dataset.stored(i)` is the same sequence as it lies on disk, which is what loaders carry.
+    `dataset.source` has the same sequences as they lie on disk, which is what loaders carry.
     """
 
-    def __init__(self, task: Task, source: Stored, split: Split) -> None:
+    def __init__(self, task: Task, source: SequenceDataset, split: Split) -> None:
         self.task, self.source, self.split = task, source, split
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Returns one identifier per independent event."""
-        return tuple(getattr(self.source, "ids", ()))
+        return self.source.ids
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
@@ -72,30 +73,20 @@ class NormalisedSequences:
         return self.source.stored(index)
 
     @property
-    def times(self) -> tuple[tuple[Any, Any], ...] | None:
-        """Returns the first and last time of each event, or None where the data have no times."""
-        return getattr(self.source, "times", None)
-
-    @property
-    def contents(self) -> tuple[str, ...] | None:
-        """Returns a digest of each event's values, or None where ids are all that tells events apart."""
-        return getattr(self.source, "contents", None)
-
-    @property
     def why_empty(self) -> str:
         """Returns why there are no sequences, as a sentence with a space after it where the data can tell."""
-        reason = getattr(self.source, "why_empty", None)
+        reason = self.source.why_empty
         return f"{reason[0].upper()}{reason[1:]}. " if reason else ""
 
     @property
     def incomplete(self) -> str | None:
         """Returns why this is not all of the split, or None where it is."""
-        skipped = getattr(self.source, "skipped_ids", ())
+        skipped = self.source.skipped_ids
         return f"{len(skipped)} events skipped: {', '.join(skipped[:5])}" if skipped else None
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies the data of this split, and what it shares with others where it shares anything."""
-        identity: dict[str, Any] = self.source.identity()  # type: ignore[attr-defined]
+        identity = self.source.identity()
         leaks = [leak.facts() for leak in self.task.leaks if self.split in leak.splits]
         return {**identity, "leaks": leaks} if leaks else identity
 
@@ -208,15 +199,18 @@ class Task(BaseModel, ABC):
         raise ConfigError(f"task {self.name!r} has events, none of which is the latest; task=grid has one record")
 
     @abstractmethod
-    def sequences(self, split: Split) -> Stored:
-        """Returns the stored sequences of a split; called once per split."""
+    def sequences(self, split: Split) -> SequenceDataset:
+        """Returns the stored sequences of a split; called once per split.
+
+        Any object with `__len__`, `ids`, `stored` and `identity` will do: see `bench.data.sequences.PlainSequences`.
+        """
 
     @abstractmethod
-    def normalise(self, physical: Tensor) -> Tensor:
+    def normalise(self, physical: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns normalised units, float32, for physical ones of any dtype."""
 
     @abstractmethod
-    def denormalise(self, normalised: Tensor) -> Tensor:
+    def denormalise(self, normalised: Float[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns physical units, float32, for normalised ones."""
 
     @property
@@ -226,21 +220,23 @@ class Task(BaseModel, ABC):
 
         return float(self.normalise(torch.zeros(())))
 
-    def to_context(self, stored: Tensor) -> Tensor:
+    def to_context(self, stored: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
         """Returns what the model sees of a stored context: float32, normalised, no missing values."""
         return self.normalise(stored)
 
-    def context_known(self, stored: Tensor) -> Tensor:
+    def context_known(self, stored: Real[Tensor, "*b t h w c"]) -> Bool[Tensor, "*b t h w c"]:
         """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
         import torch
 
         return ~torch.isnan(self.to_context(stored))
 
-    def to_target(self, stored: Tensor) -> Tensor:
+    def to_target(self, stored: Real[Tensor, "*b t h w c"]) -> Real[Tensor, "*b t h w c"]:
         """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
         return stored
 
-    def item(self, source: Stored, index: int) -> tuple[Tensor, Tensor]:
+    def item(
+        self, source: SequenceDataset, index: int
+    ) -> tuple[Float[Tensor, "t_in h w c_in"], Float[Tensor, "t_out h w c_out"]]:
         """Returns one sequence as users see it: normalised context and target."""
         context, target = source.stored(index)[:2]
         return self.to_context(context), self.normalise(self.to_target(target))
@@ -257,7 +253,9 @@ class Task(BaseModel, ABC):
         if self.data_root is None:
             raise ConfigError(f"task {self.name!r} has no data: give data.root=DIR (data_root=... in Python)")
         if split not in self._datasets:
-            self._datasets[split] = NormalisedSequences(self, self.sequences(split), split)
+            from bench.data.sequences import as_sequences
+
+            self._datasets[split] = NormalisedSequences(self, as_sequences(self.sequences(split)), split)
         return self._datasets[split]
 
     @cached_property
@@ -295,7 +293,7 @@ class Task(BaseModel, ABC):
         from bench.data.leaks import SplitEvents
 
         data = self.dataset(split)
-        return SplitEvents(data.ids, data.times)
+        return SplitEvents(data.ids, data.source.times)
 
     @cached_property
     def leaks(self) -> list[Leak]:

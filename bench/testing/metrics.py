@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from bench.api import check_metric_members, metric_traits
 from bench.errors import ContractError, one_message
 
 Batch = tuple[Tensor, ...]
@@ -46,7 +47,8 @@ def check_metric(
     if not isinstance(made, Metric):
         raise ContractError(f"{metric_class!r} makes {type(made).__name__}, expected a torchmetrics.Metric")
     generator = torch.Generator().manual_seed(0)
-    members = (4,) if getattr(made, "takes_members", False) else ()
+    check_metric_members(made)
+    members = (4,) if metric_traits(made).takes_members else ()
     forecast, target = (torch.rand((*lead, 6, *shape), generator=generator) * scale for lead in (members, ()))
     problems: list[str] = []
     everything = (forecast, target, *labels)
@@ -106,7 +108,7 @@ def _joined(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
         states: list[Any] = [getattr(part, name) for part in parts]
         if isinstance(states[0], list):
             setattr(joined, name, [item for state in states for item in state])
-        elif reduce is not None:
+        elif callable(reduce):
             setattr(joined, name, reduce(torch.stack(states)))
     joined._computed = None
     found = joined.compute()

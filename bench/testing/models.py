@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.api import Shape
+from bench.api import FitsInOnePass, HasStages, Shape, check_model_members, model_traits
 from bench.config import Train
 from bench.cost import count_model
-from bench.engine.averaging import RunningAverage
-from bench.engine.forecaster import check_forecast, masked_mse
+from bench.engine.forecaster import check_forecast, training_loss
 from bench.engine.independence import dependence
 from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
+from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message
 
 # One forecast by two models of the same weights: they may differ by their choice of kernels.
@@ -40,10 +40,11 @@ def check_model(
 ) -> nn.Module:
     """Returns a model that passed every check of the contract.
 
-    Checked: making it leaves torch's defaults alone; shape, dtype and finiteness of the forecast; the context is left
-    unchanged; evaluation is deterministic and each row of a batch is what it is alone; every parameter gets a gradient
-    that is finite and not all zeros (but those that match its `parameters_without_gradient`, a tuple of glob patterns),
-    and with `optimizers()` within the first ten steps, where each is named once;
+    Checked: making it leaves torch's defaults alone; no member is a misspelt one of `bench.api`; shape, dtype and
+    finiteness of the forecast; the context is left unchanged; evaluation is deterministic and each row of a batch is
+    what it is alone; every parameter gets a gradient that is finite and not all zeros (but those that match its
+    `parameters_without_gradient`, a tuple of glob patterns), and with `optimizers()` within the first ten steps, where
+    each is named once;
     a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
     with no unknown operation, or says in `uncountable` why not; a running average of weights that stay as they are
     gives the same forecast.
@@ -77,6 +78,11 @@ def check_model(
         for (key, value), now in zip(defaults.items(), _global_state().values(), strict=True)
         if value != now
     ]
+    for module in [model, *([stage.module for stage in model.stages()] if isinstance(model, HasStages) else [])]:
+        try:
+            check_model_members(module)
+        except ContractError as error:
+            problems.append(str(error))
     _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
     gradients, round_trip = (functools.partial(check, build=build) for check in (_gradients, _round_trip))
     for check in (_independence, gradients, round_trip, _average, _countable):
@@ -133,8 +139,7 @@ def _gradients(
 
 def _gradient_problems(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
     _move_off_zero(model)
-    stages = getattr(model, "stages", None)
-    modules = [stage.module for stage in stages()] if callable(stages) else [model]
+    modules = [stage.module for stage in model.stages()] if isinstance(model, HasStages) else [model]
     return [problem for module in modules for problem in _gradient_problems_of(module, context, target)]
 
 
@@ -150,7 +155,7 @@ def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> 
         if not loss.requires_grad:
             return ["the training loss depends on no parameter"]
         loss.backward()
-    allowed = getattr(model, "parameters_without_gradient", ())
+    allowed = model_traits(model).parameters_without_gradient
     found = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or any(fnmatch.fnmatch(name, pattern) for pattern in allowed):
@@ -165,10 +170,7 @@ def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> 
 
 
 def _training_loss(model: nn.Module, context: Tensor, target: Tensor, step: int = 0) -> Tensor:
-    model.train()
-    own = getattr(model, "training_loss", None)
-    loss = own(context, target, step=step, total_steps=TURNS) if callable(own) else masked_mse(model(context), target)
-    return torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
+    return training_loss(model.train(), context, target, step=step, total_steps=TURNS)
 
 
 def _move_off_zero(model: nn.Module) -> None:
@@ -203,12 +205,11 @@ def _round_trip(
 
 def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
     """Changes what training changes: parameters, and what a pass in training mode or a fit leaves in the model."""
-    fit = getattr(model, "fit", None)
-    if callable(fit):
-        fit(iter([(context, target)]))
+    if isinstance(model, FitsInOnePass):
+        model.fit(iter([(context, target)]))
         return
     _move_off_zero(model)
-    if not callable(getattr(model, "stages", None)):
+    if not isinstance(model, HasStages):
         with torch.no_grad():
             _training_loss(model, context, target)
 

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from earthformer.prediff.alignment import NORMS, SCALINGS, Guidance, KnowledgeAlignment
+from earthformer.prediff.alignment import NORMS, SCALINGS, Guidance, KnowledgeAlignment, NoisyEncoder
 from earthformer.prediff.constraints import Control, make_constraint
+from earthformer.prediff.diffusion import NoiseSchedule
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.noise import RowNoise
-from earthformer.prediff.noisy_encoder import NoisyEncoder
 from earthformer.prediff.sampling import Guide
-from earthformer.prediff.schedule import NoiseSchedule
 from earthformer.prediff.stages import AlignmentStage, Stage
 
 
@@ -103,15 +102,14 @@ class PreDiffKA(PreDiff):
         network = {**self._levels, "base_units": alignment_units, "depth": list(alignment_depth)}
         self.alignment = KnowledgeAlignment(NoisyEncoder(self.latent_shape, out_channels=rule.values, **network), rule)
         noise = {key: self._depends_on["denoiser"][key] for key in ("beta_schedule", "timesteps", "linear")}
-        self._depends_on["alignment"] = {
-            **network, **noise, "constraint": constraint, "scale_factor": self.scale_factor, "augment": self.augment
-        }  # fmt: skip
+        scale: dict[str, Any] = {"scale_factor": self.diffusion.scale_factor, "augment": self.augment}
+        self._depends_on["alignment"] = {**network, **noise, "constraint": constraint, **scale}
 
     def stages(self) -> tuple[Stage, ...]:
         """Returns the trainings of the model, in their order; see `Stage`."""
-        options: dict[str, Any] = {"scale_factor": self.scale_factor, "augment": self.augment}
-        module = AlignmentStage(self.alignment, self.schedule, self._encoder(), **options)
         depends_on = self._depends_on["alignment"]
+        options: dict[str, Any] = {"scale_factor": self.diffusion.scale_factor, "augment": self.augment}
+        module = AlignmentStage(self.alignment, self.schedule, self._encoder(), **options)
         return (*super().stages(), Stage("alignment", module, self.alignment.network, depends_on, module.prepare))
 
     @property
@@ -119,8 +117,6 @@ class PreDiffKA(PreDiff):
         return self.guidance["norm"] == "batch"
 
     def _targets(self, cond: Tensor, noise: RowNoise, control: Control | None) -> Tensor | None:
-        if self.plain:
-            return None
         members = len(noise) // len(cond)
         if control is None and self.control_range is not None:  # each member has its own
             low, high = self.control_range
@@ -129,7 +125,7 @@ class PreDiffKA(PreDiff):
         return self.alignment.target(control, cond).repeat_interleave(members, dim=0)
 
     def _guide(self, targets: Tensor | None) -> Guide:
-        if targets is None:
+        if targets is None:  # for counters
             return _CountedGuide(self.alignment.network)
         return Guidance(self.alignment, targets, **self.guidance)  # type: ignore[arg-type]
 

@@ -1,5 +1,7 @@
 """From noise to latents, with or without guidance, for many rows at once and without waiting for the device.
 
+`in_parts` draws as many rows at once as the device's memory holds.
+
 Source: Ho et al. 2020 (``ddpm``, the authors' sampler at 1000 steps), Song et al. 2021 (``ddim``), Lu et al. 2022
 (``dpm_solver++``, second order, multi-step, by diffusers).
 """
@@ -18,8 +20,8 @@ try:
 except ImportError as error:
     raise ImportError("PreDiff needs diffusers: pip install 'earthbench[prediff]'") from error
 
+from earthformer.prediff.diffusion import NoiseSchedule
 from earthformer.prediff.noise import RowNoise
-from earthformer.prediff.schedule import NoiseSchedule
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver++")
 # Steps between two looks at whether the latents are finite: each waits for the device.
@@ -192,3 +194,38 @@ def _check_finite(sums: Tensor, solver: Solver, *, guided: bool) -> None:
     cause = "the guidance is too strong: lower guide_scale" if guided else "the denoiser's output is not finite"
     step, steps = solver.timesteps[first], len(solver.timesteps)
     raise DivergedError(f"sampling diverged at diffusion step {step} ({first + 1} of {steps}): {cause}")
+
+
+def in_parts(
+    compute: Callable[[slice], Tensor], total: int, most: int, *, divisible: bool = True
+) -> tuple[Tensor, int]:
+    """Returns what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and how many do.
+
+    Args:
+        compute: from some rows to what there is of each (N, ...).
+        total: number of rows.
+        most: rows of a part; where they do not fit into the device's memory, half of them are tried.
+        divisible: whether parts may be smaller than `most`.
+
+    Raises:
+        torch.OutOfMemoryError: not even the smallest part fits.
+    """
+    done: list[Tensor] = []
+    start, size = 0, _even(total, most) if divisible else most
+    fitting = most
+    while start < total:
+        try:
+            done.append(compute(slice(start, min(start + size, total))))
+        except torch.OutOfMemoryError:
+            if size == 1 or not divisible:
+                raise
+            fitting = size // 2
+            size = _even(total - start, fitting)
+            continue
+        start += size
+    return torch.cat(done), fitting
+
+
+def _even(total: int, most: int) -> int:
+    """Returns the size of as few parts as there can be, all alike but the last: a compiled network has few sizes."""
+    return -(-total // -(-total // most))

@@ -1,30 +1,40 @@
-"""The three trainings of PreDiff, one after the other: autoencoder, denoiser, alignment network.
+"""The trainings of PreDiff and LDM, one after the other: autoencoder, denoiser and, in PreDiff, alignment network.
 
 Each stage is a module with a loss of its own for contexts and targets (B, T, H, W, C), and can be trained by any loop.
-What an earlier stage trained is used and not changed. Missing pixels of targets are NaN; see `masking`.
+What an earlier stage trained is used and not changed. Missing pixels of targets are NaN; see `losses`.
 
-Source: PreDiff, section 3 and the authors' released settings.
+Source: PreDiff, section 3 and the authors' released settings: quarter turns and flips of sequences ("2"), any angle for
+single frames ("1").
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.alignment import KnowledgeAlignment
-from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import FrameAutoencoder
-from earthformer.prediff.diffusion import LatentDiffusion
-from earthformer.prediff.masking import filled, joined_truth, known_share, latent_share
+from earthformer.prediff.diffusion import LatentDiffusion, NoiseSchedule
+from earthformer.prediff.losses import (
+    AdversarialLoss,
+    PatchDiscriminator,
+    filled,
+    joined_truth,
+    known_share,
+    latent_share,
+)
 from earthformer.prediff.noise import content_seeds, members_of
-from earthformer.prediff.schedule import NoiseSchedule
 from earthformer.prediff.upstream import load_part
+
+# The scale of the latents is measured on at least so many sequences, a batch of the authors' settings, or on all.
+_SCALE_SEQUENCES = 64
 
 Encode = Callable[[Tensor, bool], Tensor]
 """From frames (B, T, H, W, C) to latents (B, T, h, w, C): a draw from the posterior if True, else its mean."""
@@ -53,7 +63,7 @@ class Stage:
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None = None
 
     def load(self, path: str | Path) -> None:
-        """Copy a checkpoint of the network, ours or the authors', into it instead of training it.
+        """Copies a checkpoint of the network, ours or the authors', into it instead of training it.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -70,7 +80,7 @@ class AutoencoderStage(nn.Module):
     verifies_context = True
 
     def __init__(self, autoencoder: FrameAutoencoder, loss: AdversarialLoss, *, augment: bool = True) -> None:
-        """Join the autoencoder with a fresh discriminator."""
+        """Joins the autoencoder with a fresh discriminator."""
         super().__init__()
         self.autoencoder = autoencoder
         self.discriminator = PatchDiscriminator(autoencoder.config.in_channels)
@@ -80,7 +90,7 @@ class AutoencoderStage(nn.Module):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
+        """Returns the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
         frames = _as_images(joined_truth(context, target, context_known))
         truth = frames
         if self.augment:  # what a turn leaves free is 0, which nothing is to be learnt from where no pixel is known
@@ -102,7 +112,7 @@ class AutoencoderStage(nn.Module):
         return losses
 
     def validation_loss(self, context: Tensor, target: Tensor, *, context_known: Tensor | None = None) -> Tensor:
-        """Return reconstruction and divergence of all frames, decoded from the posterior's mean."""
+        """Returns reconstruction and divergence of all frames, decoded from the posterior's mean."""
         truth = _as_images(joined_truth(context, target, context_known))
         posterior = self.autoencoder.posterior_of_images(filled(truth))
         reconstructed = self.autoencoder.decode(posterior.mean).sample.float()
@@ -112,32 +122,49 @@ class AutoencoderStage(nn.Module):
 class DenoiserStage(nn.Module):
     """Trains the denoiser, and the log-variance of every step's loss, on latents of the frozen autoencoder."""
 
-    def __init__(self, diffusion: LatentDiffusion, encode: Encode, *, scale_factor: float, augment: bool) -> None:
-        """Join them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+    def __init__(self, diffusion: LatentDiffusion, encode: Encode, *, augment: bool) -> None:
+        """Joins them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
         super().__init__()
         self.diffusion = diffusion
         self.encode = encode
-        self.scale_factor = scale_factor
         self.augment = augment
 
+    def prepare(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Measures the scale of the latents on targets spread evenly over `batches`, unless a checkpoint gave it.
+
+        Raises:
+            ValueError: latents that do not vary, or are not finite.
+        """
+        if self.diffusion.has_scale:
+            return
+        targets: list[Tensor] = []
+        every = 1
+        for number, row in enumerate(row for _, target, *_ in batches for row in target):
+            if number % every == 0:
+                targets.append(row)
+            if len(targets) == 2 * _SCALE_SEQUENCES:
+                targets, every = targets[::2], 2 * every
+        if targets:
+            self.diffusion.set_scale(torch.cat([self.encode(filled(row[None]), True) for row in targets]))
+
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
-        """Return the weighted loss of the denoiser at one random step per sequence."""
+        """Returns the weighted loss of the denoiser at one random step per sequence."""
         if self.augment:
             both = random_symmetry(torch.cat((context, target), dim=1))
             context, target = both[:, : context.shape[1]], both[:, context.shape[1] :]
-        latents = self.encode(filled(target), True) * self.scale_factor
+        latents = self.diffusion.scaled(self.encode(filled(target), True))
         t = torch.randint(self.diffusion.schedule.timesteps, (len(latents),), device=latents.device)
         noise, share = torch.randn_like(latents), latent_share(target, latents)
-        # As in the authors' code the context's latents are not scaled.
-        weighted, _ = self.diffusion.losses(latents, self.encode(context, False), t, noise, share)
+        cond = self.diffusion.conditioned(self.encode(context, False))
+        weighted, _ = self.diffusion.losses(latents, cond, t, noise, share)
         return {"denoising": weighted}
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
-        """Return the plain loss, at steps and with noise that follow from the context."""
-        latents = self.encode(filled(target), False) * self.scale_factor
+        """Returns the plain loss, at steps and with noise that follow from the context."""
+        latents = self.diffusion.scaled(self.encode(filled(target), False))
         t, noise = _reproducible(context, latents, self.diffusion.schedule.timesteps)
-        share = latent_share(target, latents)
-        return self.diffusion.losses(latents, self.encode(context, False), t, noise, share)[1]
+        cond = self.diffusion.conditioned(self.encode(context, False))
+        return self.diffusion.losses(latents, cond, t, noise, latent_share(target, latents))[1]
 
 
 class AlignmentStage(nn.Module):
@@ -152,7 +179,7 @@ class AlignmentStage(nn.Module):
         scale_factor: float,
         augment: bool,
     ) -> None:
-        """Join them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+        """Joins them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
         super().__init__()
         self.alignment = alignment
         self.schedule = schedule
@@ -162,17 +189,17 @@ class AlignmentStage(nn.Module):
 
     @property
     def takes_labels(self) -> bool:
-        """Return whether the constraint needs what the data know beyond the pixels."""
+        """Returns whether the constraint needs what the data know beyond the pixels."""
         return self.alignment.constraint.takes_labels
 
     def prepare(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Set mean and standard deviation of the measure from all contexts, targets and labels."""
+        """Sets mean and standard deviation of the measure from all contexts, targets and labels."""
         self.alignment.fit(self.alignment.constraint.measure(target, labels) for _, target, *labels in batches)
 
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, labels: Sequence[Tensor] = ()
     ) -> dict[str, Tensor]:
-        """Return the mean squared error of the estimates at one random step per sequence."""
+        """Returns the mean squared error of the estimates at one random step per sequence."""
         if self.augment:
             target = random_symmetry(target)
         latents = self.encode(filled(target), True) * self.scale_factor
@@ -180,7 +207,7 @@ class AlignmentStage(nn.Module):
         return {"alignment": self._loss(latents, t, torch.randn_like(latents), target, labels)}
 
     def validation_loss(self, context: Tensor, target: Tensor, *, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Return the error at steps and with noise that follow from the context."""
+        """Returns the error at steps and with noise that follow from the context."""
         latents = self.encode(filled(target), False) * self.scale_factor
         return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target, labels)
 
@@ -190,12 +217,39 @@ class AlignmentStage(nn.Module):
         return self.alignment.loss(noised, t, self.alignment.constraint.measure(target, labels), share)
 
 
+def random_symmetry(sequences: Tensor) -> Tensor:
+    """Returns sequences (B, T, H, W, C), each flipped and turned by one of the symmetries of its frame, at random.
+
+    Frames that are not square are turned by half turns only.
+    """
+    square = sequences.shape[2] == sequences.shape[3]
+    turned = []
+    for sequence, draw in zip(sequences, torch.randint(8, (len(sequences),)).tolist(), strict=True):
+        if draw & 4:
+            sequence = sequence.flip(1)
+        turned.append(sequence.rot90((draw & 3) if square else 2 * (draw & 1), (1, 2)))
+    return torch.stack(turned)
+
+
+def random_turn(frames: Tensor) -> Tensor:
+    """Returns frames (N, C, H, W), each flipped at random and turned by a random angle, zero where nothing was."""
+    count, _, height, width = frames.shape
+    angle = (torch.rand(count) * 2 - 1) * math.pi
+    flip = torch.randint(2, (2, count)).float() * 2 - 1
+    cos, sin = angle.cos(), angle.sin()
+    # In the grid's units a pixel is 2/W wide and 2/H high: a turn must not stretch the frame.
+    rows = (cos * flip[0], -sin * (height / width) * flip[0]), (sin * (width / height) * flip[1], cos * flip[1])
+    turn = torch.stack([torch.stack((*row, torch.zeros(count)), dim=1) for row in rows], dim=1).to(frames)
+    grid = F.affine_grid(turn, list(frames.shape), align_corners=False)
+    return F.grid_sample(frames, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
 def _as_images(frames: Tensor) -> Tensor:
-    """Return frames (B, T, H, W, C) as images (B*T, C, H, W)."""
+    """Returns frames (B, T, H, W, C) as images (B*T, C, H, W)."""
     return frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
 
 
 def _reproducible(context: Tensor, latents: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
-    """Return a step and noise per sequence that follow from its context alone."""
+    """Returns a step and noise per sequence that follow from its context alone."""
     noise = members_of(content_seeds(context), 1)
     return noise.integers(timesteps), noise.normal(tuple(latents.shape[1:]), 0)

@@ -1,4 +1,4 @@
-"""Read the authors' configs and checkpoints of PreDiff's three networks, and write checkpoints that their code reads.
+"""The authors' configs and checkpoints of PreDiff's three networks, read, and checkpoints that their code reads.
 
 Configs are the sections of the authors' YAML files or the keyword arguments of their constructors. Checkpoints are
 plain state_dicts, bare or inside one of their Lightning modules.
@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from earthformer.prediff.alignment import NoisyEncoder
 from earthformer.prediff.autoencoder import FrameAutoencoder, make_autoencoder
 from earthformer.prediff.denoiser import CuboidUNet
 from earthformer.prediff.down_path import Levels
-from earthformer.prediff.noisy_encoder import NoisyEncoder
 from earthformer.upstream import LIGHTNING_PREFIX, load_state_dict_file, load_strictly
 
 # In the authors' Lightning modules the autoencoder of a diffusion model stands under another name.

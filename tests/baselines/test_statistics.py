@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from logged import logged
 
 from baselines.climatology import Climatology
 from baselines.damped_persistence import DampedPersistence
@@ -121,15 +122,15 @@ def test_linear_inverse_refuses_what_it_cannot_fit() -> None:
 
 @pytest.mark.slow
 def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
     options = ["task=sevir", "model=climatology", f"data.root={storms}", f"results.root={tmp_path / 'results'}",
                f"work={tmp_path / 'work'}", "device=cpu", "progress=false", "picture=false"]  # fmt: skip
-    records = [run(compose(options), training=True, say=lines.append).record for _ in range(2)]
+    with logged() as lines:
+        records = [run(compose(options), training=True).record for _ in range(2)]
     assert records[0].training is not None and records[0].training.stopped_because == "fitted in closed form"
     assert records[0].scope == "full" and records[0].scores["mse"] == records[1].scores["mse"]
     assert records[0].checkpoint_sha256 == records[1].checkpoint_sha256 is not None
     assert any("its weights are used" in line for line in lines)
-    untrained = run(compose(options), training=False, say=lines.append).record
+    untrained = run(compose(options), training=False).record
     assert untrained.scope == "partial" and untrained.scope_because == "untrained weights"
 
 
@@ -141,4 +142,4 @@ def test_data_that_a_model_refuses_are_one_error(storms: Path, tmp_path: Path, m
     options = ["task=sevir", "model=climatology", f"data.root={storms}", f"results.root={tmp_path / 'results'}",
                f"work={tmp_path / 'work'}", "device=cpu", "progress=false", "picture=false"]  # fmt: skip
     with pytest.raises(DataError, match=r"Climatology cannot be fitted to the training data of sevir: nothing but NaN"):
-        run(compose(options), training=True, say=lambda _: None)
+        run(compose(options), training=True)

@@ -21,7 +21,7 @@ ROWS = 3
 STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
-    "convlstm", "dgmr", "e3d_lstm", "earthformer", "earthformer_no_global", "phydnet", "prediff", "prediff_ka",
+    "convlstm", "dgmr", "e3d_lstm", "earthformer", "earthformer_no_global", "ldm", "phydnet", "prediff", "prediff_ka",
     "predrnn", "rainformer", "simvp", "tau", "unet", "videogpt",
 ]  # fmt: skip
 _FITTED = ["blurred_persistence", "climatology", "damped_persistence", "linear_inverse", "optical_flow_blurred"]
@@ -144,10 +144,10 @@ class _LooksAtNothing(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [case for case in CASES if not case[0].startswith(("phydnet", "prediff"))]
+    ("name", "options"), [case for case in CASES if not case[0].startswith(("ldm", "phydnet", "prediff"))]
 )
 def test_no_loss_waits_for_the_device(name: str, options: dict[str, object]) -> None:
-    """PhyDNet and PreDiff draw numbers on the CPU, which waits for nothing, but looks the same here."""
+    """PhyDNet, PreDiff and LDM draw numbers on the CPU, which waits for nothing, but looks the same here."""
     batch = _batch(share=0.3)
     for module in _modules(name, options):
         with _LooksAtNothing():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
+import bench
+from bench import api, registry
+from bench.engine.forecaster import Forecaster
 from bench.errors import ContractError
 from bench.testing import check_model
 
 # Samplers of many steps: twenty seconds and more.
-_SLOW = {"prediff", "prediff_ka"}
+_SLOW = {"ldm", "prediff", "prediff_ka"}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,72 @@ def test_a_good_model_passes(model_class: type[nn.Module]) -> None:
 def test_each_breach_is_found(model_class: type[nn.Module], words: str) -> None:
     with pytest.raises(ContractError, match=words):
         check_model(model_class)
+
+
+class _LossIsMisspelt(_Good):
+    def traning_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return self(context).sub(target).abs().mean()
+
+
+class _PresetsAreMisspelt(_Good):
+    preset: ClassVar[dict] = {"tiny": {}}
+
+
+class _ReductionIsMisspelt(_Good):
+    def __init__(self, input_shape, target_shape) -> None:
+        super().__init__(input_shape, target_shape)
+        self.loss_reducton = "sum"
+
+
+class _ReductionIsUnknown(_Good):
+    loss_reduction = "average"
+
+
+class _PatternsAreText(_Good):
+    parameters_without_gradient = "idle"
+
+
+_MISSPELT = [
+    (_LossIsMisspelt, r"traning_loss: .* Did you mean training_loss\?"),
+    (_PresetsAreMisspelt, r"preset: .* Did you mean presets\?"),
+    (_ReductionIsMisspelt, r"loss_reducton: .* Did you mean loss_reduction\?"),
+    (_ReductionIsUnknown, "loss_reduction: expected 'mean' or 'sum', found 'average'"),
+    (_PatternsAreText, "parameters_without_gradient: expected a tuple of texts, found 'idle'"),
+]
+
+
+@pytest.mark.parametrize(("model_class", "words"), _MISSPELT)
+def test_a_misspelt_member_is_refused_wherever_a_model_comes_from(
+    model_class: type[nn.Module], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = bench.load_task("sevir")
+    with pytest.raises(ContractError, match=words):
+        check_model(model_class)
+    with pytest.raises(ContractError, match=words):
+        Forecaster(model_class((4, 32, 32, 1), (3, 32, 32, 1)), task)
+    entry = SimpleNamespace(load=lambda: model_class, origin="here")
+    monkeypatch.setattr(registry, "find", lambda kind, name: entry)
+    with pytest.raises(ContractError, match=words):
+        bench.load_model("misspelt", task)
+
+
+class _NamesOfItsOwn(_Good):
+    """Sound: layers, numbers and hyperparameters under names of the contract or near them are none of it."""
+
+    def __init__(self, input_shape, target_shape, *, preset: str = "a", member: int = 2) -> None:
+        super().__init__(input_shape, target_shape)
+        self.stages, self.sample, self.fit = nn.ModuleList([nn.Identity()]), 5, False
+        self.preset, self.member = preset, member
+
+    def sample_rate(self) -> int:
+        return self.sample
+
+
+def test_names_that_are_no_methods_are_no_capabilities() -> None:
+    model = check_model(_NamesOfItsOwn)
+    for capability in api.MODEL_CAPABILITIES:
+        assert not isinstance(model, capability)
+    assert api.model_traits(model) == api.ModelTraits()
 
 
 def test_parameters_without_gradient_can_be_declared() -> None:

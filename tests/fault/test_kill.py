@@ -20,7 +20,7 @@ from bench.records.store import read_records, write_record
 
 
 def _train(storms: Path, out: Path, num_workers: int) -> int:
-    run(tiny(storms, out, f"data.num_workers={num_workers}"), training=True, say=print)
+    run(tiny(storms, out, f"data.num_workers={num_workers}"), training=True)
     return 0
 
 
@@ -53,7 +53,7 @@ def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroke
             process.join()
             kills += 1
             for folder in out.glob("work/*/*/*/checkpoints"):
-                found = newest_intact(folder, out, say=pytest.fail)
+                found = newest_intact(folder, out)
                 resumed += found is not None
             assert not read_records(out / "results")[1], "no half-written record"
         assert ended(child(_train, storms, out, number % 2, log=tmp_path / "log")) == 0, (tmp_path / "log").read_text()[
@@ -103,7 +103,7 @@ def _save_and_die(folder: Path, where: str) -> None:
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_loaded(tmp_path: Path, where: str) -> None:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_and_die, tmp_path, where, log=tmp_path / "log")) == -9
-    assert torch.load(newest_intact(tmp_path, tmp_path, say=pytest.fail)) == {"step": 1}
+    assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -112,7 +112,7 @@ def test_killed_around_a_rename_one_of_the_two_is_loaded(tmp_path: Path, rename:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_and_die, tmp_path, f"rename {rename} {when}", log=tmp_path / "log")) == -9
     complete = (rename, when) == (2, "after")
-    assert torch.load(newest_intact(tmp_path, tmp_path, say=pytest.fail)) == {"step": 1 + complete}
+    assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1 + complete}
 
 
 def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
@@ -122,15 +122,17 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
-def test_a_torn_last_checkpoint_is_named_and_an_older_one_used(tmp_path: Path) -> None:
+def test_a_torn_last_checkpoint_is_named_and_an_older_one_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (1, 2):
         CheckpointFiles().save_checkpoint({"step": step}, str(tmp_path / LAST))
     content = (tmp_path / LAST).read_bytes()
-    lines: list[str] = []
     for keep in (0, 1, len(content) // 2, len(content) - 1):
         (tmp_path / LAST).write_bytes(content[:keep])
         assert damage(tmp_path / LAST) is not None
-        assert newest_intact(tmp_path, tmp_path, lines.append) == tmp_path / PREVIOUS
+        assert newest_intact(tmp_path, tmp_path) == tmp_path / PREVIOUS
+    lines = caplog.messages
     assert len(lines) == 4 and all("WARNING" in line and str(tmp_path / LAST) in line for line in lines)
     assert (tmp_path / LAST).exists(), "what is damaged is not silently deleted"
 

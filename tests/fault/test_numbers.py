@@ -28,7 +28,7 @@ from bench.records.store import read_records, write_record
 
 
 def _run(storms: Path, out: Path, *overrides: str) -> Any:
-    return run(tiny(storms, out, *overrides), training=True, say=lambda line: None)
+    return run(tiny(storms, out, *overrides), training=True)
 
 
 def _with_model(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> None:

@@ -212,7 +212,7 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: P
     run(tiny(storms, tmp_path / "a", shared, "train.max_epochs=1"), training=True)
     (folder,) = (tmp_path / "shared/sevir/unet").iterdir()
     with (
-        checkpoint_lock(folder, pytest.fail),
+        checkpoint_lock(folder),
         pytest.raises(ConfigError, match=f"checkpoints in {folder} are in use.*train.checkpoints=DIR"),
     ):
         run(tiny(storms, tmp_path / "b", shared, "train.max_epochs=1"), training=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from faults import child, ended, tiny
+from logged import logged
 
 import bench
 from bench.cli.main import main
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("small_model")
 
 
 def _run(storms: Path, out: Path, *overrides: str) -> Any:
-    return run(tiny(storms, out, *overrides), training=True, say=lambda line: None)
+    return run(tiny(storms, out, *overrides), training=True)
 
 
 def _last(out: Path) -> Path:
@@ -120,8 +121,8 @@ def test_a_signal_in_the_very_last_validation_is_obeyed_before_the_evaluation(
         patch.setattr(Forecaster, "test_step", lambda *_: pytest.fail("evaluation began"))
         with pytest.raises(InterruptedRunError, match="training had ended and is saved"):
             _run(storms, tmp_path, "train.max_epochs=1")
-    lines: list[str] = []
-    run(tiny(storms, tmp_path, "train.max_epochs=1"), training=True, say=lines.append)
+    with logged() as lines:
+        run(tiny(storms, tmp_path, "train.max_epochs=1"), training=True)
     assert any("training had ended" in line for line in lines)
 
 
@@ -168,7 +169,7 @@ def _command(config: Config, slow_s: float = 0.0) -> int:
 
     Resume.on_train_batch_end = slowly
     try:
-        run(config, training=True, say=print)
+        run(config, training=True)
     except InterruptedRunError as error:
         return error.exit_code
     return 0
@@ -219,7 +220,7 @@ def _save_limited(folder: Path, limit: int) -> int:
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, limit: int) -> None:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_limited, tmp_path, limit, log=tmp_path / "log")) == 3
-    assert torch.load(newest_intact(tmp_path, tmp_path, say=pytest.fail)) == {"step": 1}
+    assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1}
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -271,7 +272,7 @@ def test_a_real_disk_that_fills_up(storms: Path, tmp_path: Path) -> None:
         CheckpointFiles().save_checkpoint({"step": 1}, str(disk / LAST))
         with pytest.raises(RunFailedError, match="cannot be written"):
             CheckpointFiles().save_checkpoint({"weights": torch.ones(100_000)}, str(disk / LAST))
-        assert torch.load(newest_intact(disk, disk, say=pytest.fail)) == {"step": 1}
+        assert torch.load(newest_intact(disk, disk)) == {"step": 1}
         (disk / "filler").write_bytes(bytes(50_000))
         with pytest.raises(RunFailedError, match=r"best\.ckpt cannot be written|last\.ckpt cannot be written"):
             _run(storms, tmp_path / "out", f"train.checkpoints={disk}")
@@ -329,7 +330,7 @@ def test_the_work_folder_is_local(storms: Path, tmp_path: Path, capsys) -> None:
 
 
 def _hold(folder: Path) -> None:
-    with run_lock(folder, "f", print):
+    with run_lock(folder, "f"):
         time.sleep(60)
 
 
@@ -337,19 +338,18 @@ def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over
     process = child(_hold, tmp_path, log=tmp_path / "log")
     _until(lambda: read_owner(tmp_path) is not None)
     assert state(tmp_path, read_owner(tmp_path)) == "running"
-    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on "), run_lock(tmp_path, "f", pytest.fail):
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on "), run_lock(tmp_path, "f"):
         pass
     process.kill()
     process.join()
     assert state(tmp_path, read_owner(tmp_path)) == "killed"
-    lines: list[str] = []
-    with run_lock(tmp_path, "f", lines.append):
+    with logged() as lines, run_lock(tmp_path, "f"):
         pass
     assert f"takes over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
 
 
 def _hold_with_a_loader(folder: Path) -> None:
-    with run_lock(folder, "f", print):
+    with run_lock(folder, "f"):
         if os.fork() == 0:
             time.sleep(4)
             os._exit(0)
@@ -361,8 +361,7 @@ def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> N
     _until(lambda: read_owner(tmp_path) is not None and _children(process.pid))
     process.kill()
     process.join()
-    lines: list[str] = []
-    with run_lock(tmp_path, "f", lines.append):
+    with logged() as lines, run_lock(tmp_path, "f"):
         pass
     assert f"takes over from process {process.pid}" in lines[0]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from logged import logged
 
 import bench
 from bench.cli.main import main
@@ -246,8 +247,6 @@ def test_a_damaged_sample_or_curve_is_a_finding(record: RunRecord, tmp_path: Pat
 def test_a_full_disk_after_the_record_is_a_warning(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-
     def no_space(*args: object, **options: object) -> None:
         raise DataError("samples/x.npz cannot be written: [Errno 28] No space left on device")
 
@@ -258,7 +257,8 @@ def test_a_full_disk_after_the_record_is_a_warning(
     monkeypatch.setattr(pipeline, "draw_forecasts", no_space_on_disk)
     words = ["task=sevir", "model=persistence", "device=cpu", "progress=false", f"data.root={storms}", "picture=true"]
     config = compose([*words, f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"])
-    outcome = pipeline.run(config, training=False, say=said.append)
+    with logged() as said:
+        outcome = pipeline.run(config, training=False)
     assert outcome.picture_path is None and read_record(outcome.record_path) == outcome.record
     assert sum("No space left on device" in line and line.startswith("warning: ") for line in said) == 2
     assert verify_records(tmp_path / "results") == (1, [])
@@ -274,4 +274,4 @@ def test_a_full_disk_before_the_record_is_a_failure(
     words = ["task=sevir", "model=persistence", "device=cpu", "progress=false", f"data.root={storms}"]
     config = compose([*words, f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"])
     with pytest.raises(RunFailedError, match="No space left"):
-        pipeline.run(config, training=False, say=lambda line: None)
+        pipeline.run(config, training=False)

@@ -43,5 +43,5 @@ def test_a_run_in_mixed_precision_ends_with_a_record(storms: Path, tmp_path: Pat
         "train.precision=bf16-mixed", "progress=false", "picture=false", f"data.root={storms}",
         f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}",
     ]  # fmt: skip
-    record = run(compose(overrides), training=True, say=lambda line: None).record
+    record = run(compose(overrides), training=True).record
     assert record.status == "ok" and record.hardware["accelerator"]

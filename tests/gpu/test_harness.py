@@ -35,7 +35,7 @@ def test_a_group_of_one_scores_what_one_process_does(task: str, device: str, tmp
     assert main(["data", "make", task, *words]) == 0
     given = [f"task={task}", "model=persistence", f"device={device}", f"data.root={tmp_path}/data", *_QUIET]
     found = [
-        run(compose([*given, f"strategy={strategy}", *_places(tmp_path / strategy)]), training=False, say=print).record
+        run(compose([*given, f"strategy={strategy}", *_places(tmp_path / strategy)]), training=False).record
         for strategy in ("auto", "ddp")
     ]
     assert found[0].scores == found[1].scores and found[0].status == "ok"
@@ -46,7 +46,7 @@ def test_a_training_that_was_stopped_goes_on(
 ) -> None:
     given = ["task=sevir", "model=unet", "model.channels=[8]", "model.center_channels=16", "data.batch_size=2"]
     given += [f"data.root={storms}", f"device={device}", "train.max_epochs=2", *_QUIET]
-    run(compose([*given, *_places(tmp_path / "unbroken")]), training=True, say=print)
+    run(compose([*given, *_places(tmp_path / "unbroken")]), training=True)
     step = Forecaster.training_step
 
     def signalled(self: Forecaster, batch: Any, batch_index: int) -> Any:
@@ -57,8 +57,8 @@ def test_a_training_that_was_stopped_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Forecaster, "training_step", signalled)
         with pytest.raises(InterruptedRunError, match="saved after step 3"):
-            run(compose([*given, *_places(tmp_path / "broken")]), training=True, say=print)
-    record = run(compose([*given, *_places(tmp_path / "broken")]), training=True, say=print).record
+            run(compose([*given, *_places(tmp_path / "broken")]), training=True)
+    record = run(compose([*given, *_places(tmp_path / "broken")]), training=True).record
     assert record.training is not None and record.training.resumed_count == 1
     weights = []
     for name in ("unbroken", "broken"):
@@ -91,12 +91,12 @@ def test_where_the_time_of_an_evaluation_goes(
     loader = evaluation_loader(task.dataset("test"), batch_size=8, limit=None, num_workers=0 if small else workers)
     with torch.inference_mode():
         for batch in loader:
-            moved = [part.to(device, non_blocking=True) for part in batch]
+            context, target = (part.to(device, non_blocking=True) for part in batch[:2])
             passed("loader")
-            physical = task.denormalise(forecaster.forecast(task.to_context(moved[0])))
+            physical = task.denormalise(forecaster.forecast(task.to_context(context)))
             passed("forward")
             forecaster.scores.add(
-                {"forecast": [physical], "ensemble": [physical[None]]}, task.to_target(moved[1]), (), None
+                {"forecast": [physical], "ensemble": [physical[None]]}, task.to_target(target), (), None
             )
             passed("metrics")
             sequences += len(physical)

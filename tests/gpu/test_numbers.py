@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import bench
 from bench import registry
 from bench.config import Train
+from bench.data.sequences import Example
 from bench.engine.ensembles import Ensemble, draw_members
 from bench.engine.forecaster import Forecaster
 
@@ -123,7 +124,7 @@ def test_bfloat16_ends_before_losses_and_scores(name: str, device: str) -> None:
     logged: list[torch.dtype] = []
     forecaster.scores.add = lambda found, *_: seen.extend(part.dtype for part in found["forecast"])  # type: ignore[method-assign]
     forecaster._log_validation = lambda loss, known: logged.append(loss.dtype)  # type: ignore[method-assign]
-    batch = [(part * 255).to(device) for part in _batch(task)]
+    batch = Example(*((part * 255).to(device) for part in _batch(task)), [], torch.arange(2))
     with torch.autocast(device, torch.bfloat16):
         layer = nn.Linear(2, 2, device=device)
         assert layer(torch.zeros(1, 2, device=device)).dtype == torch.bfloat16, "it is on"
@@ -139,7 +140,7 @@ def test_waits_of_a_training_micro_batch(name: str, device: str, small: bool, re
     task = bench.load_task("nbody_mnist")
     model = bench.load_model(name, task, **getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {}))
     forecaster = Forecaster(model, task, Train(), total_steps=5).to(device)
-    batch = [(part * 255).to(device) for part in _batch(task)]
+    batch = Example(*((part * 255).to(device) for part in _batch(task)), [], torch.arange(2))
     forecaster.training_step(batch, 0).backward()
     if small:
         return  # a CPU does not count them: tests/bench/engine/test_waits.py does

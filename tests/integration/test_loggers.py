@@ -15,14 +15,14 @@ pytestmark = [pytest.mark.scaleout, pytest.mark.usefixtures("small_model")]
 def test_weights_and_biases_offline(storms: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run(tiny(storms, tmp_path, "train.loggers=[wandb]", "train.max_epochs=1"), training=True, say=print)
+    run(tiny(storms, tmp_path, "train.loggers=[wandb]", "train.max_epochs=1"), training=True)
     (written,) = tmp_path.glob("work/*/*/*/logs/part_0/wandb/offline-run-*/*.wandb")
     content = written.read_bytes()
     assert b"train/loss" in content and b"val/csi_m" in content
 
 
 def test_mlflow_in_a_local_store(storms: Path, tmp_path: Path) -> None:
-    outcome = run(tiny(storms, tmp_path, "train.loggers=[mlflow]", "train.max_epochs=1"), training=True, say=print)
+    outcome = run(tiny(storms, tmp_path, "train.loggers=[mlflow]", "train.max_epochs=1"), training=True)
     (losses,) = tmp_path.glob("work/*/*/*/logs/part_0/mlruns/*/*/metrics/train/loss")
     lines = losses.read_text().splitlines()
     assert len(lines) == outcome.record.training.steps

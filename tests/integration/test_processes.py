@@ -40,8 +40,8 @@ def _weights(out: Path) -> dict[str, torch.Tensor]:
 
 def test_evaluation_by_two_processes_has_the_counts_of_one(storms: Path, tmp_path: Path) -> None:
     """9 sequences in batches of 2: shares of 3 and 2 batches, the last batch short."""
-    one = run(tiny(storms, tmp_path / "one", *_MODEL), training=False, say=print)
-    two = run(tiny(storms, tmp_path / "two", *_MODEL, "devices=2"), training=False, say=print)
+    one = run(tiny(storms, tmp_path / "one", *_MODEL), training=False)
+    two = run(tiny(storms, tmp_path / "two", *_MODEL, "devices=2"), training=False)
     assert two.record.counts == one.record.counts
     assert two.record.scores.keys() == one.record.scores.keys()
     for name, score in one.record.scores.items():
@@ -55,7 +55,7 @@ def test_evaluation_by_two_processes_has_the_counts_of_one(storms: Path, tmp_pat
 def unbroken(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights after a training by one process."""
     out = tmp_path_factory.mktemp("one")
-    run(tiny(storms, out, *_MODEL, *_TRAIN), training=True, say=print)
+    run(tiny(storms, out, *_MODEL, *_TRAIN), training=True)
     return _weights(out)
 
 
@@ -77,9 +77,9 @@ def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_on
         with monkeypatch.context() as patch:
             patch.setattr(Forecaster, "training_step", signalled)
             with pytest.raises(InterruptedRunError, match="saved after step 2"):
-                run(tiny(storms, tmp_path, *_MODEL, *_TRAIN), training=True, say=print)
+                run(tiny(storms, tmp_path, *_MODEL, *_TRAIN), training=True)
     two = ["devices=2", f"strategy={strategy}"]
-    record = run(tiny(storms, tmp_path, *_MODEL, *_TRAIN, *two), training=True, say=print).record
+    record = run(tiny(storms, tmp_path, *_MODEL, *_TRAIN, *two), training=True).record
     assert record.training.resumed_count == stopped
     found = _weights(tmp_path)
     assert found.keys() == unbroken.keys()
@@ -93,7 +93,7 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
 ) -> None:
     """The signal goes to the command, which hands it on."""
     long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
-    run(tiny(storms, tmp_path / "unbroken", *long), training=True, say=print)
+    run(tiny(storms, tmp_path / "unbroken", *long), training=True)
     places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]
     given = [
         word
@@ -113,7 +113,7 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     told = (tmp_path / "log").read_text()
     assert code == 130 and "stopped by SIGTERM; saved after step" in told and "Traceback" not in told, told[-3000:]
     again = [f"devices={then}", *([f"strategy={strategy}"] if then > 1 else [])]
-    record = run(tiny(storms, tmp_path / "broken", *long, *again), training=True, say=print).record
+    record = run(tiny(storms, tmp_path / "broken", *long, *again), training=True).record
     assert record.training is not None and record.training.resumed_count == 1
     found, expected = _weights(tmp_path / "broken"), _weights(tmp_path / "unbroken")
     assert all(torch.allclose(found[key], expected[key], rtol=1e-3, atol=1e-5) for key in expected)
@@ -124,22 +124,21 @@ def test_what_one_of_two_processes_ends_with_reaches_the_command(storms: Path, t
         run(
             tiny(storms, tmp_path, *_MODEL, "data.batch_size=4", "devices=2", "train.lr=1e30", "train.clip_norm=null"),
             training=True,
-            say=print,
         )
     assert {record.status for record in read_records(tmp_path / "results")[0]} == {"failed"}
 
 
 def test_batches_that_cannot_be_shared_are_refused(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be shared by 2 processes.*at least 2"):
-        run(tiny(storms, tmp_path, *_MODEL, "data.batch_size=1", "devices=2"), training=True, say=print)
+        run(tiny(storms, tmp_path, *_MODEL, "data.batch_size=1", "devices=2"), training=True)
 
 
 def test_a_batch_that_two_processes_share_unequally_is_that_of_one(storms: Path, tmp_path: Path) -> None:
     """Steps of 5 in micro-batches of 2: three for two processes; the last step of an epoch of 12 is smaller."""
     rest = [word for word in _TRAIN if "batch_size" not in word]
-    run(tiny(storms, tmp_path / "one", *_MODEL, *rest, "data.batch_size=5"), training=True, say=print)
+    run(tiny(storms, tmp_path / "one", *_MODEL, *rest, "data.batch_size=5"), training=True)
     shared = ["data.batch_size=5", "data.micro_batch=2", "devices=2"]
-    record = run(tiny(storms, tmp_path / "two", *_MODEL, *rest, *shared), training=True, say=print).record
+    record = run(tiny(storms, tmp_path / "two", *_MODEL, *rest, *shared), training=True).record
     assert record.training is not None and record.training.micro_batch == 2
     assert record.hardware["devices"] == ["cpu", "cpu"]
     found, expected = _weights(tmp_path / "two"), _weights(tmp_path / "one")

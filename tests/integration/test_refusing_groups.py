@@ -44,8 +44,8 @@ def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_me
     places = {
         name: [f"results.root={tmp_path / name}/results", f"work={tmp_path / name}/work"] for name in ("one", "two")
     }
-    one = run(compose([*given, *places["one"]]), training=False, say=print).record.model_dump(mode="json")
-    two = launch(run_refusing, 2, print, overrides=[*given, *places["two"], "devices=2"], training=False)
+    one = run(compose([*given, *places["one"]]), training=False).record.model_dump(mode="json")
+    two = launch(run_refusing, 2, overrides=[*given, *places["two"], "devices=2"], training=False)
     assert two["counts"] == one["counts"] and two["scores"].keys() == one["scores"].keys()
     near = 1e-9 if words == ["model=persistence"] else 1e-5  # a network rounds otherwise in another batch
     for name, score in one["scores"].items():
@@ -54,10 +54,10 @@ def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_me
 
 def test_two_processes_train_and_score_though_the_group_refuses(storms: Path, tmp_path: Path) -> None:
     places = [f"data.root={storms}", f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
-    record = launch(run_refusing, 2, print, overrides=[*TINY, *places, "devices=2"], training=True)
+    record = launch(run_refusing, 2, overrides=[*TINY, *places, "devices=2"], training=True)
     assert record["status"] == "ok" and record["training"]["epochs"] > 0
 
 
 def test_a_lock_is_waited_for_longer_than_the_group_would_wait(tmp_path: Path) -> None:
-    took = launch(wait_for_lock, 2, print, folder=str(tmp_path / "run"), limit_s=4, held_s=12)
+    took = launch(wait_for_lock, 2, folder=str(tmp_path / "run"), limit_s=4, held_s=12)
     assert took > 5, "it was held for longer than the group's limit, and both went on"

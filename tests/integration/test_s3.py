@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faults import tiny
+from logged import logged
 
 import bench
 from bench.engine.run import run
@@ -41,9 +42,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.usefixtures("small_model")
 def test_a_run_with_records_and_checkpoints_in_a_bucket(bucket: str, storms: Path, tmp_path: Path) -> None:
     remote = [f"results.root={bucket}/results", f"train.checkpoints={bucket}/checkpoints"]
-    first = run(tiny(storms, tmp_path / "a", *remote), training=True, say=print).record
-    lines: list[str] = []
-    again = run(tiny(storms, tmp_path / "b", *remote), training=True, say=lines.append).record
+    first = run(tiny(storms, tmp_path / "a", *remote), training=True).record
+    with logged() as lines:
+        again = run(tiny(storms, tmp_path / "b", *remote), training=True).record
     assert any("training had ended" in line for line in lines), "another machine finds the weights in the bucket"
     assert again.counts == first.counts and again.checkpoint_sha256 == first.checkpoint_sha256
     assert len(read_records(f"{bucket}/results")[0]) == 2

@@ -95,7 +95,7 @@ def test_a_sweep_of_six_survives_a_kill_and_is_completed_by_the_same_command(
         folder, owner = until(one_with_a_checkpoint, "a run with a checkpoint")
         os.kill(owner.pid, signal.SIGKILL)
         process.wait(900)
-    assert newest_intact(folder / "checkpoints", tmp_path, say=pytest.fail) is not None
+    assert newest_intact(folder / "checkpoints", tmp_path) is not None
     status = json.loads(earthbench("status", *sweep, "--format", "json").stdout)
     assert len(status["runs"]) == 6 and status["counts"].get("killed", 0) >= 1, status
     recorded = {record.run_id for record in read_records(tmp_path / "results")[0]}

@@ -105,7 +105,7 @@ def overrides(out: Path, model: str, options: dict[str, Any]) -> list[str]:
 def trained(out: Path, model: str, options: dict[str, Any], train: list[str], members: int) -> RunRecord:
     """Returns the record of a run: trained, unless its stages lie there, and evaluated with members."""
     asked = [*overrides(out, model, options), *train, f"evaluate.members={members}", "progress=false", "picture=false"]
-    return run(compose(asked), training=True, say=lambda line: print(line, flush=True)).record
+    return run(compose(asked), training=True).record
 
 
 def newest(folder: Path) -> Path:

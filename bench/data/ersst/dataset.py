@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.data.ersst.files import Anomalies, Box, cropped, read_anomalies, record_files
 from bench.data.icar_enso.dataset import FRAME_SIZE
 from bench.data.report import Advance, Report
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import check_manifest, origin
 from bench.errors import DataError
 
@@ -22,7 +23,7 @@ INDEX_MONTHS = 3
 """A label is the mean of the index over so many months, as in ICAR-ENSO."""
 
 
-class ErsstWindows:
+class ErsstWindows(SequenceDataset):
     """Windows within a stretch of time: context and target `(T,24,48,1)` float32 K, and the labels of the target.
 
     A window belongs to a split only if all of its months do, those of its context too: no month is in two splits.
@@ -69,6 +70,11 @@ class ErsstWindows:
     def ids(self) -> tuple[str, ...]:
         """Returns the months: windows overlap, and what splits must not share is any month."""
         return tuple(str(month) for month in self.months)
+
+    @property
+    def units(self) -> Units:
+        """Returns the one record of all months."""
+        return Units("record", (f"{self.ids[0]}..{self.ids[-1]}",), (len(self),))
 
     def __len__(self) -> int:
         """Returns the number of windows."""

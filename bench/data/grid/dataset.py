@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.api import Split
 from bench.data.digests import event_digests
 from bench.data.grid.cube import Cube
+from bench.data.sequences import SequenceDataset, Units
 from bench.errors import ConfigError, DataError
 
 _SHARES = (0.7, 0.15)
@@ -102,7 +103,7 @@ def split_ranges(
     return {"train": (0, val), "val": (val, test), "test": (test, count), "all": (0, count)}
 
 
-class GridWindows:
+class GridWindows(SequenceDataset):
     """Windows of consecutive frames of a cube, float32 `(T,H,W,C)` in physical units, NaN where missing.
 
     A window lies within one split and one stretch without a gap.  Static fields are the last channels of contexts.
@@ -173,19 +174,15 @@ class GridWindows:
         return np.flatnonzero(used)
 
     @property
-    def windows_per_record(self) -> tuple[int, ...]:
-        """Returns the sequences of each stretch without a gap at each place; scores are resampled in blocks of them."""
-        return tuple(count for _ in self.places for _, count in self.stretches)
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """Returns a name for each of these."""
+    def units(self) -> Units:
+        """Returns the stretches without a gap at each place: long records, whose windows overlap."""
         many = len(self.places) > 1
-        return tuple(
+        names = tuple(
             f"{self.cube.axis.times[first]}" + (f" row {place.row} column {place.column}" if many else "")
             for place in self.places
             for first, _ in self.stretches
         )
+        return Units("record", names, tuple(count for _ in self.places for _, count in self.stretches))
 
     @property
     def why_empty(self) -> str | None:

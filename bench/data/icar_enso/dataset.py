@@ -23,6 +23,7 @@ from torch import Tensor
 from bench.api import Split
 from bench.data.netcdf import Variables, decoded, open_netcdf
 from bench.data.plausibility import SST_ANOMALY, implausible
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
 from bench.errors import ConfigError, DataError, one_message
 
@@ -90,7 +91,7 @@ def members_of_split(members: list[Member], split: Split) -> list[Member]:
     return {"train": members[:-2], "val": members[-2:-1], "test": members[-1:], "all": members}[split]
 
 
-class IcarEnsoWindows:
+class IcarEnsoWindows(SequenceDataset):
     """Windows of consecutive months: context and target `(T,24,48,1)` float32 K, and the labels of the target.
 
     Window k of a record starts at month `k*gap`; all windows of a model come before those of the next.
@@ -150,9 +151,9 @@ class IcarEnsoWindows:
         return tuple(hashlib.sha256(part.data).hexdigest() for part in self.sst)
 
     @property
-    def windows_per_record(self) -> tuple[int, ...]:
-        """Returns the number of windows of every record."""
-        return tuple(np.diff(self._ends, prepend=0).tolist())
+    def units(self) -> Units:
+        """Returns the records, whose windows overlap."""
+        return Units("record", self.ids, tuple(np.diff(self._ends, prepend=0).tolist()))
 
     def __len__(self) -> int:
         """Returns the number of windows."""

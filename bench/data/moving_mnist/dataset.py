@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.api import Split
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
 from bench.errors import DataError
 
@@ -26,7 +27,7 @@ _SAMPLE, _NOT_TIME = 10, 1.3
 _VAL_SHARE, _VAL_SEED = 0.1, 123
 
 
-class MovingMnistSequences:
+class MovingMnistSequences(SequenceDataset):
     """Sequences of two moving digits: context and target `(T,H,W,1)`, uint8.
 
     Args:
@@ -65,6 +66,11 @@ class MovingMnistSequences:
     def ids(self) -> tuple[str, ...]:
         """Returns file and number of each sequence."""
         return tuple(f"{path.stem}-{number:05d}" for path, number in self.places)
+
+    @property
+    def units(self) -> Units:
+        """Returns the sequences: each is an event."""
+        return Units.events(self.ids)
 
     def __len__(self) -> int:
         """Returns the number of sequences."""

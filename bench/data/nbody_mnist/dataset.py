@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.api import Split
 from bench.data.nbody_mnist.draws import Draws, read_digits, read_draws
 from bench.data.nbody_mnist.simulation import FRAME, FRAMES, Motion, cropped, render, simulate
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
 from bench.errors import DataError
 
@@ -22,7 +23,7 @@ _FILES: dict[Split, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-class NBodySequences:
+class NBodySequences(SequenceDataset):
     """Sequences of digits that attract one another: context and target `(T,64,64,1)` float32, 0..255, and labels.
 
     Frames are drawn from the simulated state each time that they are asked for: they are never rounded to bytes, and
@@ -73,6 +74,11 @@ class NBodySequences:
             hashlib.sha256(b"".join(row[number].tobytes() for row in rows)).hexdigest()[:16]
             for number in range(len(self))
         )
+
+    @property
+    def units(self) -> Units:
+        """Returns the sequences: each is an event."""
+        return Units.events(self.ids)
 
     def __len__(self) -> int:
         """Returns the number of sequences."""

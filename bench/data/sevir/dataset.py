@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.data.digests import event_digests
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.sevir.catalogue import (
     MISSING,
     check_vil,
@@ -49,7 +50,7 @@ class _OpenFile:
     offset: int
 
 
-class SevirSequences:
+class SevirSequences(SequenceDataset):
     """Windows of consecutive frames of SEVIR events, `(T,H,W,1)` uint8; window k of event e has index e*n + k.
 
     Args:
@@ -67,6 +68,11 @@ class SevirSequences:
         ConfigError: the events are shorter than one window.
     """
 
+    why_empty: str | None = None
+    """Which condition no row of the catalogue meets, or None where there are events."""
+    skipped_ids: tuple[str, ...] = ()
+    """Events of the catalogue that `skip_missing` left out."""
+
     def __init__(
         self,
         root: Path,
@@ -83,7 +89,6 @@ class SevirSequences:
         catalogue = read_catalogue(root)
         self.events = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
         self.why_empty = why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing)
-        """Which condition no row of the catalogue meets, or None where there are events."""
         headers, problems = read_headers(root, self.events)
         chosen = self.events
         if problems and skip_missing:
@@ -93,7 +98,6 @@ class SevirSequences:
             self.why_empty = f"all {len(chosen)} events are left out by task.skip_missing"
         kept = {event.id for event in self.events}
         self.skipped_ids = tuple(event.id for event in chosen if event.id not in kept)
-        """Events of the catalogue that `skip_missing` left out."""
         if problems:
             advice = (
                 f"run `earthbench data check sevir --root {root}` for everything, or set task.skip_missing=true for a "
@@ -124,6 +128,11 @@ class SevirSequences:
     def times(self) -> tuple[tuple[datetime, datetime], ...]:
         """Returns the times of the first and the last frame of every event."""
         return tuple(event.span for event in self.events)
+
+    @property
+    def units(self) -> Units:
+        """Returns the events, whose windows are as many."""
+        return Units.events(self.ids, self.windows_per_event)
 
     def __len__(self) -> int:
         """Returns the number of windows."""

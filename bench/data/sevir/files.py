@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from bench.data.transfer.paths import as_os_errors, open_hdf5
-from bench.errors import DataError
+from bench.errors import DataError, first_line
 
 _USUAL_FRAMES = (25, 49)
 """SEVIR-LR's and SEVIR's; the last resort where the catalogue tells nothing."""
@@ -120,7 +120,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
             with open_hdf5(path) as file:
                 return header_of(path, file, img_type)
     except HDF5_ERRORS as error:
-        why = _first_sentence(error)
+        why = first_line(error)
         if "unable to lock" in why:
             cure = "HDF5_USE_FILE_LOCKING asks for locks, which this reader needs none of: unset that variable"
             raise FileInUseError(f"{path}: cannot be locked ({why}). {cure}") from error
@@ -248,7 +248,3 @@ def _ids(path: Path, file: h5py.File, count: int) -> tuple[str, ...] | None:
 def _text(value: Any) -> str:
     # HDF5 pads fixed-length text with zeros, as C does, or with spaces, as Fortran does.
     return value.decode("utf-8", "replace").rstrip("\x00 ") if isinstance(value, bytes) else str(value)
-
-
-def _first_sentence(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, random_split
 
+from bench.data.sequences import SequenceDataset, Units
 from bench.data.sevir.dataset import SevirSequences
 
 FRACTIONS = (0.9, 0.1)
 SEED = 0
 
 
-class RandomPart:
+class RandomPart(SequenceDataset):
     """The sequences of one side of a random split, in the order in which it drew them.
 
     Args:
@@ -59,6 +60,11 @@ class RandomPart:
     def skipped_ids(self) -> tuple[str, ...]:
         """Returns the events that the source left out."""
         return self.source.skipped_ids
+
+    @property
+    def units(self) -> Units:
+        """Returns the sequences: each counts by itself, in the order in which they were drawn."""
+        return Units.ungrouped(len(self))
 
     def __len__(self) -> int:
         """Returns the number of sequences."""

@@ -14,10 +14,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from bench.data.transfer.http import (
     Remote,
@@ -209,21 +211,17 @@ def _read_state(path: Path, url: str) -> Remote | None:
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     """Keeps a second process off the same part; the lock is gone when this one is, however it ends."""
+    lock = FileLock(part.with_name(part.name + ".lock"))
     try:
-        import fcntl
-    except ImportError:  # not on Windows
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(f"{part}: another process is downloading this file") from error
+    try:
         yield
-        return
-    lock = part.with_name(part.name + ".lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{part}: another process is downloading this file") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import requests
 import urllib3.exceptions
 
-from bench.errors import DataError, UsageError
+from bench.errors import DataError, UsageError, first_line
+from bench.logs import log
 
 _CHUNK = 1 << 18
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -247,6 +248,7 @@ def retry(
                     "The same command goes on where it stopped; or download it by hand from that address."
                 ) from error
             wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
+            log.debug("%s: %s; tries again in %.3g s", url, error, wait)
             if stop is None:
                 time.sleep(wait)
             else:
@@ -278,4 +280,4 @@ def _plainly(error: BaseException) -> str:
         return "the host's name is not known (no network?)"
     if "refused" in text:
         return "the connection was refused"
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return first_line(error)[:200]

@@ -90,6 +90,7 @@ class DivergenceMonitor(Callback):
         Raises:
             RunFailedError: it is not finite.
         """
+        assert isinstance(pl_module, Forecaster)
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not bool(torch.isfinite(loss)):
             raise RunFailedError(

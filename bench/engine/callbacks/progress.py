@@ -5,6 +5,7 @@ Wall time alone is looked at: nothing waits for the device.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from bench.engine.runfolder import Progress, duration, write_progress
+from bench.logs import console_level, log
 
 _LINE_EVERY_S = 60.0
 _FILE_EVERY_S = 10.0
@@ -30,7 +32,7 @@ class ProgressMeter(Callback):
 
     Args:
         folder: Of the run, for `progress.json`; None to write none.
-        say: Takes a line every minute and at the end of each epoch; None for none.
+        lines: Log a line every minute and at the end of each epoch.
         score: The validation score that checkpoints are selected by.
         clock: Seconds.
     """
@@ -38,11 +40,12 @@ class ProgressMeter(Callback):
     def __init__(
         self,
         folder: Path | None,
-        say: Callable[[str], None] | None,
         score: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        lines: bool = True,
     ) -> None:
-        self.folder, self.say, self.score_name, self.clock = folder, say, score, clock
+        self.folder, self.score_name, self.clock, self.lines = folder, score, clock, lines
         self.progress: Progress | None = None
         """As of the last batch."""
         self._score: float | None = None
@@ -177,8 +180,8 @@ class ProgressMeter(Callback):
 
     def _tell(self, now: float, *, now_or_never: bool = False) -> None:
         assert self.progress is not None
-        if self.say is not None and (now_or_never or now - self._line_at >= _LINE_EVERY_S):
-            self.say(str(self.progress))
+        if self.lines and (now_or_never or now - self._line_at >= _LINE_EVERY_S):
+            log.info(str(self.progress))
             self._line_at = now
         if self.folder is not None and (now_or_never or now - self._file_at >= _FILE_EVERY_S):
             write_progress(self.folder, self.progress)
@@ -216,23 +219,23 @@ class RunProgressBar(RichProgressBar):
         return shown
 
 
-def shown_progress(folder: Path, say: Callable[[str], None], *, wanted: bool, score: str | None) -> list[Callback]:
+def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> list[Callback]:
     """Returns the callbacks that tell of a training: a bar on a terminal, lines elsewhere, and always the file.
 
     Args:
         folder: Of the run.
-        say: Takes a line.
         wanted: `progress` of the config.
         score: The validation score that checkpoints are selected by.
     """
     terminal = sys.stdout.isatty()
-    meter = ProgressMeter(folder, say if wanted and not terminal else None, score)
-    return [meter, *([RunProgressBar(meter)] if wanted and terminal else [])]
+    meter = ProgressMeter(folder, score, lines=wanted and not terminal)
+    bar = wanted and terminal and console_level() <= logging.INFO
+    return [meter, *([RunProgressBar(meter)] if bar else [])]
 
 
-def evaluation_meter(folder: Path, say: Callable[[str], None], *, wanted: bool) -> Callback:
+def evaluation_meter(folder: Path, *, wanted: bool) -> Callback:
     """Returns the callback that tells of an evaluation: by lines where there is no terminal, and always by the file."""
-    return ProgressMeter(folder, say if wanted and not sys.stdout.isatty() else None)
+    return ProgressMeter(folder, lines=wanted and not sys.stdout.isatty())
 
 
 def _last_loss(module: lightning.LightningModule) -> float | None:

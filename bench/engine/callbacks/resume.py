@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -11,12 +10,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from bench.checkpoint_format import OURS
-from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states, seed_all
+from bench.logs import log
 from bench.records.schema import TrainingIdentity
 
 
@@ -25,24 +24,25 @@ class Resume(Callback):
 
     Args:
         loader: Told how far in the epoch training is.
-        config: Says whether other code may continue.
         processes: Each has a stream of random numbers of its own.
         identity: Of the training.
         stored: What every checkpoint says of it, see `stored_identity`.
-        say: Takes a line where the training goes on with other random numbers.
+        seed: Of the run.
+        anyway: Whether other code may continue.
     """
 
     def __init__(
         self,
         loader: TrainingLoader,
-        config: Config,
         processes: Processes,
         identity: TrainingIdentity,
         stored: dict[str, Any],
-        say: Callable[[str], None],
+        *,
+        seed: int,
+        anyway: bool,
     ) -> None:
-        self.loader, self.config, self.processes = loader, config, processes
-        self.identity, self.stored, self.say = identity, stored, say
+        self.loader, self.processes = loader, processes
+        self.identity, self.stored, self.seed, self.anyway = identity, stored, seed, anyway
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -83,7 +83,7 @@ class Resume(Callback):
             None if said is None else TrainingIdentity.model_validate(said["identity"]),
             self.identity,
             "the checkpoint to continue from",
-            anyway=self.config.train.resume == "anyway",
+            anyway=self.anyway,
             continued=True,
         )
         self.count = checkpoint.get("resumed_count", 0) + 1
@@ -98,13 +98,13 @@ class Resume(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """All processes drew the same initial weights; what they draw in training has to differ."""
         if self.processes.rank:
-            seed_all(self.config.seed, self.processes.rank, trainer.global_step)
+            seed_all(self.seed, self.processes.rank, trainer.global_step)
         assert isinstance(module, Forecaster)
         other = module.other_numbers
         if self.own_states is not None:
             other = restore_random_states(self.own_states, trainer.strategy.root_device)
         if self.count and other is not None:
-            self.say(f"WARNING: the bits will not be those of an unbroken training: {other}")
+            log.warning(f"WARNING: the bits will not be those of an unbroken training: {other}")
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:

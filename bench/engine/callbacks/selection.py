@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,11 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
+from bench.api import ValidatesWithOwnLoss
 from bench.config import EarlyStopping
 from bench.engine.forecaster import Forecaster
 from bench.errors import ConfigError, did_you_mean
+from bench.logs import log
 from bench.metrics.names import Better
 from bench.tasks.task import Task
 
@@ -36,20 +37,19 @@ class Monitor:
         return value if self.better == "lower" else -value
 
 
-def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping, say: Callable[[str], None]) -> Monitor:
+def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Monitor:
     """Returns the monitor that a config names; which way it is better is the score's own matter, unless `mode` is set.
 
     Args:
         model: One with a validation loss of its own has no other score.
         task: Names the metrics.
         settings: Of the config.
-        say: Takes a line where `mode` is against the score's direction.
 
     Raises:
         ConfigError: no such score, or one without a direction and no `mode`.
     """
     own: dict[str, Better | None] = {_LOSS: "lower"}
-    if not callable(getattr(model, "validation_loss", None)):
+    if not isinstance(model, ValidatesWithOwnLoss):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update(): only names are wanted
             found = Forecaster(nn.Identity(), task).directions()
@@ -65,7 +65,9 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping, say: C
         )
     if own[name] not in (None, better):
         best = f"best at {own[name]:.3g}" if isinstance(own[name], float) else f"better when it is {own[name]}"
-        say(f"WARNING: {name} is {best}; train.early_stopping.mode={mode} keeps the weights where it is {mode}imal")
+        log.warning(
+            f"WARNING: {name} is {best}; train.early_stopping.mode={mode} keeps the weights where it is {mode}imal"
+        )
     return Monitor(name, better)
 
 
@@ -81,11 +83,10 @@ class KeepBest(Checkpoint):
         monitor: What decides.
         path: Of the checkpoint.
         patience: Validations without a better one that end the training.
-        say: Takes a line about each score that is undefined or infinite.
     """
 
-    def __init__(self, monitor: Monitor, path: str, patience: int, say: Callable[[str], None]) -> None:
-        self.monitor, self.path, self.patience, self.say = monitor, path, patience, say
+    def __init__(self, monitor: Monitor, path: str, patience: int) -> None:
+        self.monitor, self.path, self.patience = monitor, path, patience
         self.best: float | None = None
         """The score of the best validation, always finite."""
         self.waited = 0
@@ -114,7 +115,7 @@ class KeepBest(Checkpoint):
         score = float(trainer.callback_metrics.get(self.monitor.name, math.nan))
         finite = math.isfinite(score)
         if not finite:
-            self.say(
+            log.info(
                 f"{self.monitor.name} is {score} after step {trainer.global_step}: this validation is not the best"
             )
         if finite and (self.best is None or self.monitor.badness(score) < self.monitor.badness(self.best)):

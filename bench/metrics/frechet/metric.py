@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, first_line
 from bench.metrics.names import BETTER
 from bench.metrics.pairs import check_members
+from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.metrics.states import ExactMetric, tell_apart
 
 Features = Callable[[Tensor], Tensor]
 """Of clips `(N,T,H,W)` on the 0-1 scale: float64 `(N,D)`."""
 
-_LEVELS = (0.0627, 0.2902, 0.5216, 0.6275, 0.7098, 0.8588)
-# VIL codes 16, 74, 133, 160, 181, 219 of 255
+_LEVELS = tuple(round(level / 255, 4) for level in VIL_THRESHOLDS)
 _SPECTRUM_BINS = 8
 _SMALLEST = 1e-6
 _LEAST_FRAMES = 9  # of I3D
@@ -201,8 +201,7 @@ def i3d_features(weights: Path) -> tuple[Features, int]:
             "classes); features=storm needs no file, and is another score."
         ) from error
     except Exception as error:  # whatever a file that is none makes torch say
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"weights={str(weights)!r} is no state dict of I3D: {first}") from error
+        raise ConfigError(f"weights={str(weights)!r} is no state dict of I3D: {first_line(error)}") from error
     return _I3DFeatures(network.eval().requires_grad_(False)), classes
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from bench.metrics.means import geometric_mean_of_positive, mean_of_defined, quotient
 
+VIL_THRESHOLDS = (16, 74, 133, 160, 181, 219)
+"""Of the Earthformer release's `SEVIRSkillScore`; codes of vertically integrated liquid, 0 to 255."""
 SCORES = ("csi", "pod", "sucr", "far", "bias", "hss")
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
 FSS_SUMS = ("fss_error", "fss_reference")

@@ -17,11 +17,9 @@ from torch import Tensor
 from bench.metrics.names import BETTER, BETTER_UPSTREAM, Better
 from bench.metrics.pairs import check_pair, widen
 from bench.metrics.skill.contingency import INTEGER_TOLERANCE, count_events
-from bench.metrics.skill.formulas import COUNTS, FSS_SUMS, SCORES, Convention, skill_scores
+from bench.metrics.skill.formulas import COUNTS, FSS_SUMS, SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.metrics.skill.neighbourhood import fraction_sums, max_pool
 from bench.metrics.states import EventMetric, tell_apart
-
-VIL_THRESHOLDS = (16, 74, 133, 160, 181, 219)
 
 __all__ = ["SCORES", "VIL_THRESHOLDS", "Skill", "skill_scores"]
 

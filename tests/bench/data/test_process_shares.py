@@ -23,7 +23,7 @@ class _Numbers:
         return self.count
 
     def stored(self, index: int) -> tuple[torch.Tensor, ...]:
-        return (torch.tensor(index),)
+        return torch.tensor(index), torch.tensor(index)
 
 
 @given(counts, sizes, worlds)

@@ -109,7 +109,7 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _trained(storms: Path, out: Path, *overrides: str) -> tuple[Any, dict[str, Tensor]]:
     words = ["data.batch_size=5", "train.max_epochs=2", "train.lr=1e-3", *overrides]
-    record = run(tiny(storms, out, *words), training=True, say=print).record
+    record = run(tiny(storms, out, *words), training=True).record
     (path,) = out.glob("work/*/*/*/checkpoints/last.ckpt")
     return record, torch.load(path)["state_dict"]
 
@@ -131,7 +131,6 @@ def test_of_a_model_with_batch_statistics_it_is_part_of_what_was_trained(storms:
     split = run(
         tiny(storms, tmp_path, *model, "data.batch_size=5", "data.micro_batch=2", "train.max_epochs=2"),
         training=True,
-        say=print,
         again=False,
     ).record
     assert whole.training.identity.settings["data"]["micro_batch"] == 5 == whole.training.micro_batch

@@ -10,8 +10,8 @@ from torch import nn
 
 import bench
 from bench.config import Train
-from bench.engine.averaging import RunningAverage
 from bench.engine.forecaster import Forecaster
+from bench.engine.weights import RunningAverage
 from bench.errors import ContractError
 from bench.testing import check_model
 

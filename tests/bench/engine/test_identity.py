@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from logged import logged
 from torch import nn
 
 import bench
@@ -58,10 +59,10 @@ LOSS = "def loss(forecast, target):\n    return ((forecast - target) ** 2).mean(
 def _run(
     root: Path, out: Path, *overrides: str, training: bool = True, again: bool = True
 ) -> tuple[Outcome, list[str]]:
-    said: list[str] = []
     where = [f"data.root={root}", f"results.root={out / 'results'}", f"work={out / 'work'}"]
     config = compose([*TINY, *where, *overrides])
-    return run(config, training=training, say=said.append, again=again), said
+    with logged() as said:
+        return run(config, training=training, again=again), said
 
 
 def _best(out: Path, name: str = "best") -> Path:
@@ -110,9 +111,9 @@ def test_edited_code_of_a_plugin_is_another_run_for_run_and_sweep(
     config = [word for word in TINY if not word.startswith(("task=", "model"))]
 
     def go(again: bool) -> tuple[Outcome, list[str]]:
-        said: list[str] = []
         where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
-        return run(compose([*base, *config, *where]), training=True, say=said.append, again=again), said
+        with logged() as said:
+            return run(compose([*base, *config, *where]), training=True, again=again), said
 
     first, _ = go(True)
     same, said = go(False)
@@ -131,14 +132,14 @@ def test_weights_of_edited_code_are_refused_and_with_anyway_partial(plugin: Any,
     plugin("mine_evaluated")
     words = [word for word in TINY if not word.startswith("model")] + ["model=mine_evaluated"]
     where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
-    run(compose([*words, *where]), training=True, say=lambda line: None)
+    run(compose([*words, *where]), training=True)
     plugin("mine_evaluated", LOSS + "# edited\n")
     evaluate = compose([*words, *where, f"checkpoint={_best(tmp_path)}"])
     with pytest.raises(ConfigError, match=r"trained by other code.*train\.resume=anyway"):
-        run(evaluate, training=False, say=lambda line: None)
+        run(evaluate, training=False)
     assert main(["forecast", *words, *where, f"checkpoint={_best(tmp_path)}", "--out", str(tmp_path / "f.nc")]) == 2
     anyway = compose([*words, *where, f"checkpoint={_best(tmp_path)}", "train.resume=anyway"])
-    record = run(anyway, training=False, say=lambda line: None).record
+    record = run(anyway, training=False).record
     assert record.scope == "partial" and "other code" in record.scope_because
 
 
@@ -538,8 +539,8 @@ def test_stages_are_checked_alike(storms: Path, tmp_path: Path, monkeypatch) -> 
     where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
 
     def go(*overrides: str) -> list[str]:
-        said: list[str] = []
-        run(compose([*words, *where, *overrides]), training=True, say=said.append)
+        with logged() as said:
+            run(compose([*words, *where, *overrides]), training=True)
         return said
 
     go()

@@ -16,6 +16,7 @@ import bench
 import bench.engine.losses
 from bench import registry
 from bench.config import Train
+from bench.data.sequences import Example
 from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.forecaster import Forecaster
 from bench.engine.losses import Losses
@@ -122,12 +123,12 @@ def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it
 
     def astray(self: Forecaster, batch: Any, batch_index: int) -> torch.Tensor:
         if self.global_step == 2:
-            batch = [batch[0], batch[1].float() * math.inf, *batch[2:]]
+            batch = batch._replace(target=batch.target.float() * math.inf)
         return step(self, batch, batch_index)
 
     monkeypatch.setattr(Forecaster, "training_step", astray)
     with pytest.raises(RunFailedError, match=r"the training loss is .* at step 2 \(epoch 0, batch 2\)"):
-        run(tiny(storms, tmp_path, "train.save_every_minutes=null"), training=True, say=print)
+        run(tiny(storms, tmp_path, "train.save_every_minutes=null"), training=True)
     assert not list(tmp_path.glob("work/*/*/*/checkpoints/*.ckpt"))
 
 
@@ -186,8 +187,9 @@ def test_bfloat16_trains_and_float32_decides(name: str, stage: str, monkeypatch:
     module = {one.name: one.module for one in model.stages()}[stage] if stage else model
     forecaster = Forecaster(module, task, Train(precision="bf16-mixed"), total_steps=5)
     generator = torch.Generator().manual_seed(0)
-    batch = [torch.rand((2, *s), generator=generator) * 255 for s in (task.input_shape, task.target_shape)]
-    batch += [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20, torch.rand(2, 10).double()]
+    frames = [torch.rand((2, *s), generator=generator) * 255 for s in (task.input_shape, task.target_shape)]
+    labels = [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20, torch.rand(2, 10).double()]
+    batch = Example(*frames, labels, torch.arange(2))
     scored: list[torch.dtype] = []
     layers: list[tuple[bool, torch.dtype]] = []
     levels: list[torch.dtype] = []

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from faults import tiny
+from logged import logged
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from bench.config import compose, fingerprint, numbers_only
 from bench.data.loading import evaluation_loader, training_loader, workers
@@ -92,7 +94,7 @@ def test_arithmetic_is_put_back_whatever_happens() -> None:
 def test_a_record_says_what_it_was_computed_with(storms: Path, tmp_path: Path) -> None:
     before = torch.get_float32_matmul_precision()
     words = [*CONVLSTM, "train.max_epochs=1", "train.matmul_precision=high", "train.deterministic=true"]
-    record = run(tiny(storms, tmp_path, *words), training=True, say=print).record
+    record = run(tiny(storms, tmp_path, *words), training=True).record
     assert record.hardware["matmul_precision"] == "high" and record.hardware["devices"] == ["cpu"]
     assert record.hardware["cuda"] is record.hardware["driver"] is None and record.hardware["compiled"] is False
     assert torch.get_float32_matmul_precision() == before
@@ -109,7 +111,7 @@ def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: P
 
     def trial(forecaster: Forecaster, loader: Any, device: torch.device, precision: Any) -> Any:
         def fits(size: int) -> bool:
-            batch = [torch.stack([part] * size) for part in loader.dataset[0]]
+            batch = default_collate([loader.dataset[0]] * size)
             module._one_step(forecaster.model, forecaster, batch)
             forecaster.model.zero_grad()
             sizes.append(size)
@@ -133,11 +135,11 @@ def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: P
     with monkeypatch.context() as patch:
         patch.setattr(Forecaster, "training_step", stop)
         with pytest.raises(InterruptedRunError):
-            run(tiny(storms, tmp_path, *words), training=True, say=print)
+            run(tiny(storms, tmp_path, *words), training=True)
     (file,) = tmp_path.glob("work/**/micro_batch.json")
     assert json.loads(file.read_text())["micro_batch"] == 2 and sizes == [2, 4]
-    said: list[str] = []
-    record = run(tiny(storms, tmp_path, *words), training=True, say=said.append).record
+    with logged() as said:
+        record = run(tiny(storms, tmp_path, *words), training=True).record
     assert sizes == [2, 4], "remembered" and any("micro-batch 2 of 5" in line for line in said)
     assert record.training is not None and record.training.micro_batch == 2 and record.training.resumed_count == 1
     assert isinstance(FindMicroBatch, type)
@@ -147,7 +149,7 @@ def test_another_micro_batch_continues_a_training(storms: Path, tmp_path: Path, 
     import signal
 
     words = [*CONVLSTM, "data.batch_size=5", "train.max_epochs=2", "train.lr=1e-3"]
-    run(tiny(storms, tmp_path / "unbroken", *words), training=True, say=print)
+    run(tiny(storms, tmp_path / "unbroken", *words), training=True)
     step = Forecaster.training_step
 
     def stop(self: Forecaster, batch: Any, number: int) -> Tensor:
@@ -158,8 +160,8 @@ def test_another_micro_batch_continues_a_training(storms: Path, tmp_path: Path, 
     with monkeypatch.context() as patch:
         patch.setattr(Forecaster, "training_step", stop)
         with pytest.raises(InterruptedRunError, match="saved after step 2"):
-            run(tiny(storms, tmp_path / "broken", *words, "data.micro_batch=2"), training=True, say=print)
-    record = run(tiny(storms, tmp_path / "broken", *words, "data.micro_batch=1"), training=True, say=print).record
+            run(tiny(storms, tmp_path / "broken", *words, "data.micro_batch=2"), training=True)
+    record = run(tiny(storms, tmp_path / "broken", *words, "data.micro_batch=1"), training=True).record
     assert record.training is not None and record.training.resumed_count == 1
     assert record.training.steps == 2 * -(-record.training.sequence_count // 5)
     found, expected = (
@@ -204,7 +206,7 @@ def test_a_compiled_training_is_another_one_with_the_same_weights_by_name(storms
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     words = ["model=unet", "model.channels=[4]", "model.center_channels=8", "data.batch_size=5", "train.max_epochs=1"]
     plain, fast = (
-        run(tiny(storms, tmp_path / name, *words, f"train.compile={name}"), training=True, say=print).record
+        run(tiny(storms, tmp_path / name, *words, f"train.compile={name}"), training=True).record
         for name in ("false", "true")
     )
     assert fast.hardware["compiled"] and fast.model.gmacs == plain.model.gmacs

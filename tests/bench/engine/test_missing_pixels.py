@@ -45,7 +45,7 @@ def gaps(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(root: Path, out: Path, *overrides: str, training: bool = True) -> RunRecord:
     fixed = ["task=sevir", "task.mask_missing=true", "train.max_epochs=1", "train.loggers=[]", "progress=false"]
     fixed += ["picture=false", "device=cpu", f"data.root={root}", f"results.root={out / 'results'}", f"work={out}"]
-    return run(compose([*fixed, *SHORT, *overrides]), training=training, say=lambda line: None).record
+    return run(compose([*fixed, *SHORT, *overrides]), training=training).record
 
 
 def test_the_loss_is_the_sum_over_known_pixels_over_their_number() -> None:

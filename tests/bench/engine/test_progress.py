@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,9 +53,10 @@ def _trained(
         meter.on_train_batch_end(trainer, _MODULE, None, _BATCH, number)
 
 
-def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path) -> None:
-    clock, said = _Clock(), []
-    meter, trainer = ProgressMeter(tmp_path, said.append, "val/csi_m", clock), _trainer(world_size=2)
+def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock = _Clock()
+    meter, trainer = ProgressMeter(tmp_path, "val/csi_m", clock), _trainer(world_size=2)
     meter.on_train_start(trainer, _MODULE)
     meter.on_train_epoch_start(trainer, _MODULE)
     _trained(meter, clock, trainer, 4)
@@ -69,7 +71,7 @@ def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path) -> None
     meter.on_validation_end(trainer, _MODULE)
     meter.on_train_epoch_end(trainer, _MODULE)
     assert meter.progress is not None and meter.progress.left_s == pytest.approx(36 * 4 + 9 * 20)
-    assert said == [
+    assert caplog.messages == [
         "epoch 1 of 10, step 4 of 40, loss 0.5, val/csi_m 0.3, 4 sequences/s, 25% waiting for data, 5.4 min left"
     ]
     trainer.current_epoch = 1
@@ -80,21 +82,22 @@ def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path) -> None
 
 
 def test_a_line_comes_every_minute_and_the_file_every_ten_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, said, written = _Clock(), [], []
+    caplog.set_level(logging.INFO)
+    clock, written = _Clock(), []
     monkeypatch.setattr("bench.engine.callbacks.progress.write_progress", lambda folder, now: written.append(now.done))
-    meter, trainer = ProgressMeter(tmp_path, said.append, None, clock), _trainer()
+    meter, trainer = ProgressMeter(tmp_path, None, clock), _trainer()
     meter.on_train_start(trainer, _MODULE)
     meter.on_train_epoch_start(trainer, _MODULE)
     _trained(meter, clock, trainer, 31)  # of 4 s
-    assert len(said) == 2 and said[0].startswith("epoch 1 of 10, step 15 of 40")
+    assert len(caplog.messages) == 2 and caplog.messages[0].startswith("epoch 1 of 10, step 15 of 40")
     assert written == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31]
 
 
 def test_speed_is_that_of_the_last_minute() -> None:
     clock = _Clock()
-    meter, trainer = ProgressMeter(None, None, None, clock), _trainer()
+    meter, trainer = ProgressMeter(None, None, clock, lines=False), _trainer()
     meter.on_train_start(trainer, _MODULE)
     meter.on_train_epoch_start(trainer, _MODULE)
     _trained(meter, clock, trainer, 3, work=99)
@@ -104,7 +107,7 @@ def test_speed_is_that_of_the_last_minute() -> None:
 
 def test_steps_that_end_before_the_epochs_end_the_validations_too() -> None:
     clock = _Clock()
-    meter, trainer = ProgressMeter(None, None, None, clock), _trainer(max_epochs=100, max_steps=40)
+    meter, trainer = ProgressMeter(None, None, clock, lines=False), _trainer(max_epochs=100, max_steps=40)
     meter.on_train_start(trainer, _MODULE)
     meter.on_train_epoch_start(trainer, _MODULE)
     _trained(meter, clock, trainer, 10)
@@ -115,14 +118,15 @@ def test_steps_that_end_before_the_epochs_end_the_validations_too() -> None:
     assert meter.progress is not None and meter.progress.left_s == pytest.approx(30 * 4 + 3 * 20)
 
 
-def test_an_evaluation_says_how_far_it_is(tmp_path: Path) -> None:
-    clock, said = _Clock(), []
-    meter, trainer = ProgressMeter(tmp_path, said.append, None, clock), _trainer(num_test_batches=[100])
+def test_an_evaluation_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock = _Clock()
+    meter, trainer = ProgressMeter(tmp_path, None, clock), _trainer(num_test_batches=[100])
     meter.on_test_start(trainer, _MODULE)
     for number in range(20):
         clock.now += 4
         meter.on_test_batch_end(trainer, _MODULE, None, _BATCH, number)
-    assert said == ["evaluation, batch 15 of 100, 2 sequences/s, 5.7 min left"]
+    assert caplog.messages == ["evaluation, batch 15 of 100, 2 sequences/s, 5.7 min left"]
     found = read_progress(tmp_path)
     assert found is not None and found.phase == "evaluation" and found.done == 19 and found.updated_utc
 
@@ -133,7 +137,7 @@ def test_nothing_waits_for_the_device() -> None:
             raise AssertionError(f"{name} of the loss was asked for")
 
     clock = _Clock()
-    meter, trainer = ProgressMeter(None, None, None, clock), _trainer()
+    meter, trainer = ProgressMeter(None, None, clock, lines=False), _trainer()
     meter.on_train_start(trainer, _MODULE)
     meter.on_train_epoch_start(trainer, _MODULE)
     meter.on_train_batch_start(trainer, _MODULE, _BATCH, 0)
@@ -150,18 +154,18 @@ def test_a_disk_that_refuses_does_not_end_the_run(tmp_path: Path) -> None:
 
 def test_a_bar_is_for_a_terminal_and_lines_are_for_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    meter, bar = shown_progress(tmp_path, print, wanted=True, score=None)
-    assert isinstance(meter, ProgressMeter) and meter.say is None and isinstance(bar, RunProgressBar)
-    (meter,) = shown_progress(tmp_path, print, wanted=False, score=None)
-    assert isinstance(meter, ProgressMeter) and meter.say is None and meter.folder == tmp_path
+    meter, bar = shown_progress(tmp_path, wanted=True, score=None)
+    assert isinstance(meter, ProgressMeter) and not meter.lines and isinstance(bar, RunProgressBar)
+    (meter,) = shown_progress(tmp_path, wanted=False, score=None)
+    assert isinstance(meter, ProgressMeter) and not meter.lines and meter.folder == tmp_path
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
-    (meter,) = shown_progress(tmp_path, print, wanted=True, score=None)
-    assert isinstance(meter, ProgressMeter) and meter.say is print
-    assert evaluation_meter(tmp_path, print, wanted=False).say is None  # type: ignore[attr-defined]
+    (meter,) = shown_progress(tmp_path, wanted=True, score=None)
+    assert isinstance(meter, ProgressMeter) and meter.lines
+    assert evaluation_meter(tmp_path, wanted=False).lines is False  # type: ignore[attr-defined]
 
 
 def test_the_bar_has_the_time_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = ProgressMeter(None, None)
+    meter = ProgressMeter(None, lines=False)
     meter.progress = Progress(
         phase="training", done=1, total=2, sequences_per_s=12.345, waiting_share=0.5, device_gb=3.21, left_s=7200
     )
@@ -185,7 +189,7 @@ def test_status_says_epoch_loss_and_time_left(
     folder = tmp_path / "work" / "sevir" / "unet" / "abc"
     progress = Progress(phase="training", epoch=3, epochs=9, done=5, total=10, loss=0.25, left_s=600)
     words = ["status", f"work={tmp_path / 'work'}"]
-    with run_lock(folder, "f", print):
+    with run_lock(folder, "f"):
         write_progress(folder, progress)
         capsys.readouterr()
         assert main(words) == 0

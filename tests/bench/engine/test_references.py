@@ -41,7 +41,7 @@ class _Fitted(nn.Module):
 
 def _run(root: Path, out: Path, *overrides: str) -> RunRecord:
     options = [f"data.root={root}", f"results.root={out}", f"work={out / 'work'}", "device=cpu", "progress=false"]
-    return run(compose([*options, "picture=false", *overrides]), training=True, say=lambda _: None).record
+    return run(compose([*options, "picture=false", *overrides]), training=True).record
 
 
 @pytest.mark.parametrize(("val_from", "split"), [("2019-01-01", "val"), ("2019-06-01", "train")])

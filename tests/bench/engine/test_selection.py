@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from torch import Tensor, nn
 
 import bench
@@ -31,9 +32,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def _run(storms: Path, out: Path, *overrides: str, said: list[str] | None = None) -> Outcome:
+def _run(storms: Path, out: Path, *overrides: str) -> Outcome:
     chosen = [*TINY, f"data.root={storms}", f"results.root={out / 'results'}", f"work={out / 'work'}", *overrides]
-    return run(compose(chosen), training=True, say=(said if said is not None else []).append)
+    return run(compose(chosen), training=True)
 
 
 # Directions
@@ -97,8 +98,8 @@ def test_a_column_of_a_table_takes_the_direction_of_its_score() -> None:
 
 def _choose(monitor: str, mode: Any = "auto", task: str = "sevir", model: nn.Module | None = None) -> Monitor:
     settings = EarlyStopping(monitor=monitor, mode=mode)
-    said: list[str] = []
-    chosen = choose_monitor(model or nn.Identity(), bench.load_task(task), settings, said.append)
+    with logged() as said:
+        chosen = choose_monitor(model or nn.Identity(), bench.load_task(task), settings)
     assert not said
     return chosen
 
@@ -124,9 +125,9 @@ def test_an_agreeing_mode_says_nothing_and_a_contrary_one_overrides_with_a_line(
         ("val/csi_m", "min", "lower", "better when it is higher"),
         ("val/bias_m", "max", "higher", "is best at 2.08"),
     ):
-        said: list[str] = []
         settings = EarlyStopping(monitor=monitor, mode=mode)
-        assert choose_monitor(nn.Identity(), bench.load_task("sevir"), settings, said.append).better == better
+        with logged() as said:
+            assert choose_monitor(nn.Identity(), bench.load_task("sevir"), settings).better == better
         assert len(said) == 1 and words in said[0] and f"mode={mode}" in said[0]
 
 
@@ -197,12 +198,12 @@ class _Trainer(SimpleNamespace):
 
 
 def _validated(better: Better, scores: list[float], patience: int = 2) -> tuple[KeepBest, _Trainer, list[str]]:
-    said: list[str] = []
-    trainer, keep = _Trainer(), KeepBest(Monitor("val/own", better), "best.ckpt", patience, said.append)
-    for step, score in enumerate(scores):
-        trainer.global_step, trainer.callback_metrics = step, {"val/own": torch.tensor(score)}
-        keep.on_validation_end(trainer, None)
-        keep.on_train_epoch_end(trainer, None)
+    trainer, keep = _Trainer(), KeepBest(Monitor("val/own", better), "best.ckpt", patience)
+    with logged() as said:
+        for step, score in enumerate(scores):
+            trainer.global_step, trainer.callback_metrics = step, {"val/own": torch.tensor(score)}
+            keep.on_validation_end(trainer, None)
+            keep.on_train_epoch_end(trainer, None)
     return keep, trainer, said
 
 
@@ -264,16 +265,15 @@ def test_a_training_that_stopped_early_ends_the_same_when_its_summary_was_lost(s
 
 
 def test_a_score_that_is_never_defined_leaves_the_last_weights_and_says_so(storms: Path, tmp_path: Path) -> None:
-    said: list[str] = []
     compute = Forecaster.computed
 
     def undefined(self: Forecaster) -> dict[str, float]:
         return {name: math.nan if name == "csi_m" else value for name, value in compute(self).items()}
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, logged() as said:
         patch.setattr(Forecaster, "computed", undefined)
         options = ["train.max_epochs=3", "train.early_stopping.patience=1", "train.early_stopping.monitor=val/csi_m"]
-        training = _run(storms, tmp_path, *options, said=said).record.training
+        training = _run(storms, tmp_path, *options).record.training
     assert training is not None and (training.epochs, training.weights, training.best_score) == (3, "last", None)
     assert training.stopped_because == "max_epochs" and not list(tmp_path.rglob("best.ckpt"))
     assert sum("val/csi_m is nan" in line for line in said) == 3

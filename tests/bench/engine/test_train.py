@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import logged
 from torch import Tensor, nn
 
 import bench
@@ -31,7 +32,7 @@ def _config(storms: Path, out: Path, *overrides: str) -> Config:
 
 
 def _run(storms: Path, out: Path, *overrides: str) -> Outcome:
-    return run(_config(storms, out, *overrides), training=True, say=lambda line: None)
+    return run(_config(storms, out, *overrides), training=True)
 
 
 def _weights(out: Path, name: str = "last") -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     assert rates[0] == 0 and max(rates) == pytest.approx(1e-3) and rates[-1] < max(rates), "warm-up, then cosine"
     # the same checkpoint through `evaluate` gives the same scores
     (best,) = tmp_path.glob("work/*/*/*/checkpoints/best.ckpt")
-    again = run(_config(storms, tmp_path, f"checkpoint={best}"), training=False, say=lambda line: None).record
+    again = run(_config(storms, tmp_path, f"checkpoint={best}"), training=False).record
     assert again.counts == record.counts and again.checkpoint_sha256 == record.checkpoint_sha256
     assert again.training == record.training, "a checkpoint of ours knows how it came about"
 
@@ -111,8 +112,8 @@ def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Pa
 
 def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> None:
     first = _run(storms, tmp_path)
-    lines: list[str] = []
-    second = run(_config(storms, tmp_path), training=True, say=lines.append)
+    with logged() as lines:
+        second = run(_config(storms, tmp_path), training=True)
     assert any("training had ended" in line for line in lines)
     assert first.record.scores == second.record.scores and first.record_path != second.record_path
     assert _curve(first, tmp_path) == _curve(second, tmp_path) is not None
@@ -265,7 +266,7 @@ def test_wrong_input_is_refused_before_training_and_leaves_nothing(
 ) -> None:
     training = not overrides[0].startswith("checkpoint")
     with pytest.raises((ConfigError, DataError), match=words):
-        run(_config(storms, tmp_path, *overrides), training=training, say=lambda line: None)
+        run(_config(storms, tmp_path, *overrides), training=training)
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -280,6 +281,10 @@ def test_checkpoints_with_code_or_of_another_model_are_refused(storms: Path, tmp
     torch.save({"state_dict": {"model.x": torch.ones(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match="unexpected: x"):
         load_weights(model, tmp_path / "other.ckpt")
+    name = next(iter(model.state_dict()))
+    torch.save({"state_dict": {**model.state_dict(), name: 3}}, tmp_path / "number.ckpt")
+    with pytest.raises(ConfigError, match=f"shape of {name}: none in the file"):
+        bench.load_weights(model, tmp_path / "number.ckpt")
 
     class Payload:
         def __reduce__(self):
@@ -297,7 +302,6 @@ def test_persistence_has_nothing_to_train(storms: Path, tmp_path: Path) -> None:
             storms, tmp_path, "model=persistence", "~model.channels", "~model.center_channels", "~model.norm_momentum"
         ),
         training=True,
-        say=print,
     ).record
     assert record.training is None and record.scope == "full"
     assert not has_weights(bench.load_model("persistence", bench.load_task("sevir")))
@@ -327,5 +331,5 @@ def test_ctrl_c_outside_a_training_step_is_an_interruption(
 
 
 def test_evaluating_untrained_weights_is_a_partial_run(storms: Path, tmp_path: Path) -> None:
-    record = run(_config(storms, tmp_path), training=False, say=lambda line: None).record
+    record = run(_config(storms, tmp_path), training=False).record
     assert record.scope == "partial" and record.scope_because == "untrained weights"

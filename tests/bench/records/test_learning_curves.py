@@ -99,7 +99,7 @@ def _trained(storms: Path, out: Path, *settings: str) -> Outcome:
     words = ["task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=8", "model.norm_momentum=0.1"]
     words += ["data.batch_size=4", "train.max_epochs=2", "progress=false", "picture=false", "device=cpu"]
     words += [f"data.root={storms}", f"results.root={out / 'results'}", f"work={out / 'work'}", *settings]
-    return run(compose(words), training=True, say=lambda line: None)
+    return run(compose(words), training=True)
 
 
 def test_a_trained_run_keeps_its_curve_and_a_table_draws_it(storms: Path, tmp_path: Path) -> None:

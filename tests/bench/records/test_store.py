@@ -146,7 +146,9 @@ def test_a_record_is_formed_at_once_and_refuses_what_no_record_may_say(record: R
 def test_a_failed_run_has_a_record_without_scores(storms: Path) -> None:
     task = bench.load_task("sevir", storms)
     model = bench.load_model("persistence", task)
-    failed = failed_record(model, task, config={}, config_fingerprint="0" * 64, seed=0, phase="training", message="no")
+    failed = failed_record(
+        model, task, {"config": {}, "config_fingerprint": "0" * 64, "seed": 0}, phase="training", message="no"
+    )
     assert failed.status == "failed" and failed.failure is not None and failed.failure.message == "no"
     assert failed.scope == "partial" and failed.data is None and not failed.scores and failed.statistics is None
     assert RunRecord.model_validate(failed.model_dump()) == failed

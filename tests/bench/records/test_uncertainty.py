@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import bench
-from bench.data.events import events_of
+from bench.data.sequences import PlainSequences, Units, events_of
 from bench.data.sevir.synthetic import make_sevir
 from bench.engine.ensembles import Ensemble, draw_members, member_seed, scorings_of
 from bench.errors import ConfigError, ContractError, DataError
@@ -310,7 +310,24 @@ def test_a_record_of_the_first_schema_is_read(plain: RunRecord, tmp_path: Path) 
         read_record(path)
 
 
-class _Data:
+def test_events_of_sequences() -> None:
+    several = events_of(Units.events(("a", "b"), 3), window=25, used=6)
+    assert several.kind == "event" and several.of_sequence.tolist() == [0, 0, 0, 1, 1, 1]
+    assert events_of(Units.events(("a", "b"), 3), window=25, used=2).ids == ("a",)
+    record = events_of(Units("record", ("model",), (60,)), window=26, used=60)
+    assert record.kind == "block" and len(record.ids) == 3 and np.bincount(record.of_sequence).tolist() == [26, 26, 8]
+    only = events_of(Units.events(("a",), 60), window=26, used=60)
+    assert only.ids == ("a[0]", "a[1]", "a[2]") and events_of(Units.events(("a",)), window=2, used=1).ids == ("a",)
+    uneven = Units("record", ("a", "b"), (3, 2))
+    blocks = events_of(uneven, window=2, used=5)
+    assert blocks.kind == "block" and blocks.ids == ("a[0]", "a[1]", "b[0]")
+    assert blocks.of_sequence.tolist() == [0, 0, 1, 2, 2]
+    assert events_of(uneven, window=2, used=2).ids == ("a[0]",)
+
+
+class _Reader:
+    """As a plugin may have one, that declares nothing."""
+
     def __init__(self, ids: tuple[str, ...], count: int) -> None:
         self.ids, self.count = ids, count
 
@@ -318,19 +335,18 @@ class _Data:
         return self.count
 
 
-def test_events_of_sequences() -> None:
-    several = events_of(_Data(("a", "b"), 6), window=25, used=6)
-    assert several.kind == "event" and several.of_sequence.tolist() == [0, 0, 0, 1, 1, 1]
-    assert events_of(_Data(("a", "b"), 6), window=25, used=2).ids == ("a",)
-    record = events_of(_Data(("model",), 60), window=26, used=60)
-    assert record.kind == "block" and len(record.ids) == 3 and np.bincount(record.of_sequence).tolist() == [26, 26, 8]
-    assert len(events_of(_Data(("a", "b"), 5), window=2, used=5).ids) == 5
-    uneven = _Data(("a", "b"), 5)
-    uneven.windows_per_record = (3, 2)
-    blocks = events_of(uneven, window=2, used=5)
-    assert blocks.kind == "block" and blocks.ids == ("a[0]", "a[1]", "b[0]")
-    assert blocks.of_sequence.tolist() == [0, 0, 1, 2, 2]
-    assert events_of(uneven, window=2, used=2).ids == ("a[0]",)
+@pytest.mark.parametrize(
+    ("ids", "count", "expected"),
+    [
+        (("a", "b"), 6, Units("event", ("a", "b"), (3, 3))),
+        (("a", "b"), 5, Units("event", tuple(f"sequence {n}" for n in range(5)), (1,) * 5)),
+        (("a",), 5, Units("event", ("a",), (5,))),
+        (("1950-01", "1950-02", "1950-03"), 2, Units("record", ("1950-01..1950-03",), (2,))),
+        ((), 2, Units("event", ("sequence 0", "sequence 1"), (1, 1))),
+    ],
+)
+def test_a_reader_that_declares_no_units_has_those_of_its_numbers(ids, count, expected) -> None:
+    assert PlainSequences(_Reader(ids, count)).units == expected
 
 
 def test_intervals_need_no_torch() -> None:

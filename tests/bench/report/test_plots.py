@@ -39,7 +39,7 @@ def test_stored_forecasts_of_a_tables_rows_are_drawn(storms: Path, tmp_path: Pat
     for limit in ("null", "1"):
         options = [f"data.root={storms}", f"results.root={root}", f"work={tmp_path}", f"limit={limit}"]
         settings = ["task=sevir", "model=persistence", "device=cpu", "progress=false", "picture=false"]
-        run(compose([*settings, *options]), training=False, say=lambda _: None)
+        run(compose([*settings, *options]), training=False)
     words = ["table", "runs/sevir", "--results", str(root), "--samples"]
     assert main([*words, str(tmp_path / "forecasts.png")]) == 0
     assert (tmp_path / "forecasts.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from logged import logged
 
 from bench.cli.main import main
 from bench.errors import ConfigError, UnknownNameError, UsageError
@@ -92,8 +93,8 @@ def test_rows_are_made_once_and_a_failure_does_not_stop_the_others(storms: Path,
     good, bad = table.row("unet"), [*given, "train.lr=1e30", "train.clip_norm=null"]
     plans = [plan(table, good, chosen, seed, throughput=_throughput) for chosen, seed in ((bad, 0), (given, 1))]
     assert [one.status for one in plans] == ["to run", "to run"] and "kept out of" in plans[0].data
-    said: list[str] = []
-    results = run_rows(plans, said.append)
+    with logged() as said:
+        results = run_rows(plans)
     assert [result.status for result in results] == ["failed", "done"], said
     assert results[0].exit_code == 3 and results[1].exit_code == 0
     again = [plan(table, good, chosen, seed, throughput=_throughput) for chosen, seed in ((bad, 0), (given, 1))]

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from earthformer.prediff.alignment import Guidance
 from earthformer.prediff.constraints import Control, make_constraint
-from earthformer.prediff.diffusion import LatentDiffusion
+from earthformer.prediff.diffusion import LatentDiffusion, NoiseSchedule, make_betas
 from earthformer.prediff.noise import RowNoise, members_of
 from earthformer.prediff.sampling import DivergedError, Sampler, make_solver, sample_latents
-from earthformer.prediff.schedule import NoiseSchedule, make_betas
 
 
 @pytest.fixture(scope="module")

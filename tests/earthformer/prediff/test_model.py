@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,16 +20,15 @@ from bench.engine.run import Outcome, run
 from bench.engine.stages import _prepare
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.tasks import load_task
-from earthformer.prediff.adversarial import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.alignment import Guidance
-from earthformer.prediff.augmentation import random_symmetry, random_turn
 from earthformer.prediff.autoencoder import make_autoencoder
 from earthformer.prediff.constraints import Control, total_energy
+from earthformer.prediff.diffusion import NoiseSchedule
+from earthformer.prediff.losses import AdversarialLoss, PatchDiscriminator
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.noise import members_of
-from earthformer.prediff.schedule import NoiseSchedule
-from earthformer.prediff.stages import AutoencoderStage
+from earthformer.prediff.stages import AutoencoderStage, random_symmetry, random_turn
 from earthformer.prediff.upstream import to_upstream_state_dict
 
 NBODY = {"constraint": "energy", "control": None}
@@ -360,8 +360,8 @@ def config(storms: Path, out: Path, *overrides: str) -> Config:
 
 
 def start(storms: Path, out: Path, *overrides: str) -> tuple[Outcome, list[str]]:
-    lines: list[str] = []
-    return run(config(storms, out, *overrides), training=True, say=lines.append), lines
+    with logged() as lines:
+        return run(config(storms, out, *overrides), training=True), lines
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_one_command_trains_all_stages_and_evaluates(trained: tuple[Path, Outcom
     assert summary.stopped_because == "autoencoder: max_epochs; denoiser: max_epochs"
     assert sum("stage autoencoder (1 of 2)" in line for line in lines) == 1
     (whole,) = out.glob("work/sevir_lr/prediff/*/checkpoints/last.ckpt")
-    again = run(config(storms, out, "model=prediff", f"checkpoint={whole}"), training=False, say=lines.append).record
+    again = run(config(storms, out, "model=prediff", f"checkpoint={whole}"), training=False).record
     assert again.scores == outcome.record.scores and again.training == summary
     # the average, not the last weights, is what forecasts
     state = torch.load(whole, weights_only=True)["state_dict"]

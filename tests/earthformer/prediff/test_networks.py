@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from earthformer.prediff.alignment import NoisyEncoder
 from earthformer.prediff.autoencoder import PAPER, make_autoencoder
 from earthformer.prediff.denoiser import CuboidUNet
-from earthformer.prediff.noisy_encoder import NoisyEncoder
-from earthformer.prediff.residual import step_sinusoids
+from earthformer.prediff.down_path import step_sinusoids
 
 SMALL = {"base_units": 16, "num_heads": 4}
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import xarray
 
-from bench.data.events import events_of
 from bench.data.grid.synthetic import rain_cube, write_cube
+from bench.data.sequences import events_of
 from bench.errors import DataError
 from bench.tasks import load_task
 
@@ -135,7 +135,7 @@ def test_crops_are_side_by_side_and_random_ones_are_not(cube: xarray.Dataset, tm
 def test_scores_are_resampled_in_blocks_that_share_no_frame(cube: xarray.Dataset, tmp_path: Path) -> None:
     task = load_task("grid", netcdf(cube, tmp_path), t_in=3, t_out=2)
     data = task.dataset("all")
-    events = events_of(data, window=5, used=len(data))
+    events = events_of(data.source.units, window=5, used=len(data))
     assert events.kind == "block"
     per_half = FRAMES // 2 - 4
     assert events.of_sequence.tolist() == [at // 5 for at in range(per_half)] + [6 + at // 5 for at in range(per_half)]
@@ -250,7 +250,7 @@ def test_storms_as_a_cube_have_the_scores_of_task_sevir(storms: Path, tmp_path: 
     """Events are stretches with gaps between them; codes are scored by the rules that the cube's task has."""
     import bench
     from bench.data.sevir.dataset import SevirSequences
-    from bench.engine.evaluate import evaluate_with_sample
+    from bench.engine.evaluate import EvaluationSettings, evaluate_with_sample
     from bench.engine.trainer import trainer_device
 
     source = SevirSequences(storms, t_in=25, t_out=24, stride=49)
@@ -268,10 +268,9 @@ def test_storms_as_a_cube_have_the_scores_of_task_sevir(storms: Path, tmp_path: 
     ours = bench.evaluate("persistence", grid, "all").scores
     rules = {"skill": {"convention": "correct", "thresholds": thresholds, "missing_value": None}}
     rules["mse"] = {"convention": "correct", "scale": 1.0}
-    theirs, _ = evaluate_with_sample(
-        bench.load_model("persistence", sevir), sevir, "all", None, batch_size=4, num_workers=0, progress=False,
-        where=trainer_device("cpu"), seed=0, config={}, config_fingerprint="0" * 64, added_metrics=rules,
-    )  # fmt: skip
+    settings = EvaluationSettings(where=trainer_device("cpu"), split="all", added_metrics=rules)
+    described = {"config": {}, "config_fingerprint": "0" * 64, "seed": 0}
+    theirs, _ = evaluate_with_sample(bench.load_model("persistence", sevir), sevir, settings, described)
     assert theirs.data.sequence_count == len(grid.dataset("all"))
     for key in ("csi_m", "csi_16", "csi_74", "csi_133", "hss_m"):
         assert theirs.scores[f"{key}_own"] == ours[key]

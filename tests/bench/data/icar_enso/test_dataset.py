@@ -120,8 +120,9 @@ def test_loaders_carry_the_labels_and_no_item_is_a_view_of_the_record(cmip) -> N
     data = small_task(cmip[0]).dataset("test")
     for workers in (0, 2):
         batch = next(iter(evaluation_loader(data, batch_size=4, num_workers=workers, limit=None)))
-        assert [tuple(part.shape) for part in batch] == [(4, 12, 24, 48, 1), (4, 14, 24, 48, 1), (4, 12)]
-        assert torch.equal(batch[2][1], data.stored(1)[2])
+        shapes = [tuple(part.shape) for part in (batch.context, batch.target, *batch.labels)]
+        assert shapes == [(4, 12, 24, 48, 1), (4, 14, 24, 48, 1), (4, 12)] and batch.index.tolist() == [0, 1, 2, 3]
+        assert torch.equal(batch.labels[0][1], data.stored(1)[2])
     before = data.stored(0)[0].clone()
     for part in data.stored(0):
         part.fill_(9)
@@ -167,7 +168,7 @@ def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> 
         "train.early_stopping.monitor=val/c_nino34_m", "train.early_stopping.mode=max", "progress=false", "device=cpu",
         f"data.root={cmip[0]}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}",
     ])  # fmt: skip
-    outcome = run(config, training=True, say=lambda line: None)
+    outcome = run(config, training=True)
     assert outcome.record.training is not None and outcome.record.training.monitor == "val/c_nino34_m"
     assert outcome.record.conventions["enso"]["convention"] == "upstream"
     assert outcome.picture_path is not None and outcome.picture_path.stat().st_size > 10_000

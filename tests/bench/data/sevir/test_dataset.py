@@ -212,7 +212,9 @@ def test_workers_and_forks_read_the_same(storms: Path) -> None:
     alone = list(evaluation_loader(data, batch_size=4, num_workers=0, limit=None))
     together = list(evaluation_loader(data, batch_size=4, num_workers=2, limit=None))
     assert len(alone) == len(together) == 7
-    assert all(torch.equal(a, b) for x, y in zip(alone, together, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b) for x, y in zip(alone, together, strict=True) for a, b in zip(x[:2], y[:2], strict=True)
+    )
 
 
 def test_a_data_set_pickles_without_its_open_files(storms: Path) -> None:

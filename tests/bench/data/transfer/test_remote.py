@@ -56,20 +56,21 @@ def test_a_backend_without_conditional_writes_replaces_nothing_either(record: Ru
         write_record(record, url)
 
 
-def test_checkpoints_behind_a_url_keep_the_one_before_and_fall_back_to_it(url: str, tmp_path: Path) -> None:
+def test_checkpoints_behind_a_url_keep_the_one_before_and_fall_back_to_it(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = as_path(url, "train.checkpoints")
-    assert newest_intact(folder, tmp_path, say=pytest.fail) is None
+    assert newest_intact(folder, tmp_path) is None and not caplog.messages
     for step in (1, 2):
         CheckpointFiles().save_checkpoint({"step": step}, f"{url}/{LAST}")
-    assert torch.load(newest_intact(folder, tmp_path, say=pytest.fail)) == {"step": 2}
+    assert torch.load(newest_intact(folder, tmp_path)) == {"step": 2}
     (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-1])
-    lines: list[str] = []
-    assert torch.load(newest_intact(folder, tmp_path, lines.append)) == {"step": 1} and "damaged" in lines[0]
+    assert torch.load(newest_intact(folder, tmp_path)) == {"step": 1} and "damaged" in caplog.messages[0]
     (folder / PREVIOUS).write_bytes(b"")
     with pytest.raises(DataError, match="every checkpoint is damaged"):
-        newest_intact(folder, tmp_path, lines.append)
+        newest_intact(folder, tmp_path)
     remove_all(folder)
-    assert newest_intact(folder, tmp_path, say=pytest.fail) is None
+    assert newest_intact(folder, tmp_path) is None
 
 
 @pytest.mark.usefixtures("small_model")
@@ -94,18 +95,18 @@ def test_a_run_with_everything_remote_resumes_to_the_same_bits(
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_index)
 
-    unbroken = run(tiny(storms, tmp_path / "a", *remote("unbroken")), training=True, say=print).record
+    unbroken = run(tiny(storms, tmp_path / "a", *remote("unbroken")), training=True).record
     with monkeypatch.context() as patch:
         patch.setattr(Forecaster, "training_step", signalled)
         with pytest.raises(InterruptedRunError, match="saved after step 4"):
-            run(tiny(storms, tmp_path / "b", *remote("broken")), training=True, say=print)
+            run(tiny(storms, tmp_path / "b", *remote("broken")), training=True)
     # on another machine: nothing local is left
-    again = run(tiny(storms, tmp_path / "c", *remote("broken")), training=True, say=print)
+    again = run(tiny(storms, tmp_path / "c", *remote("broken")), training=True)
     assert again.record.counts == unbroken.counts and again.record.scores == unbroken.scores
     assert read_records(f"{url}/broken/results")[0] == [again.record]
     (best,) = as_path(f"{url}/broken/checkpoints", "x").rglob("best.ckpt")
     given = tiny(storms, tmp_path / "d", f"checkpoint={best}")
-    assert run(given, training=False, say=print).record.training == again.record.training
+    assert run(given, training=False).record.training == again.record.training
 
 
 @pytest.mark.parametrize(

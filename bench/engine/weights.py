@@ -1,0 +1,79 @@
+"""Weights beside the plain ones: their running average, and their shards over processes (`strategy=fsdp`).
+
+Shards are torch's `fully_shard`; checkpoints are those of whole models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
+
+from bench.api import TrainsWithOwnLoss, ValidatesWithOwnLoss
+
+
+class RunningAverage(ModelEmaV3):
+    """timm's running average, of what an optimiser changes; all else is as the model has it.
+
+    timm averages every number that a state_dict holds, or every parameter: a frozen one may be a mask of minus
+    infinity, whose difference from itself is not a number, or an integer, which has no average. Buffers are the model's
+    too: a running variance or a count is no weight.
+    """
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int | None = None) -> None:
+        """Moves the average towards the model's weights; weights that stayed as they were give an average as they are.
+
+        Args:
+            model: The one that was given first.
+            step: Optimiser steps so far; with a warm-up, the decay grows with them.
+        """
+        new_weight = 1 - self.get_decay(step)
+        averages, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        for name, weight in model.named_parameters():
+            if name not in averages:
+                continue  # made after the first forecast, which the contract of models does not allow
+            if weight.requires_grad:
+                average = torch.lerp(averages[name], weight, new_weight)
+                averages[name].copy_(torch.where(torch.isfinite(average), average, weight))
+            else:
+                averages[name].copy_(weight)
+        for name, buffer in model.named_buffers():
+            if name in buffers:
+                buffers[name].copy_(buffer)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards a model's weights over processes in place; they are gathered where it computes.
+
+    Args:
+        model: Whole and alike in all processes.
+        mesh: The processes.
+    """
+    if isinstance(model, FSDPModule):
+        return
+    fully_shard(model, mesh=mesh)
+    for capability, name in ((TrainsWithOwnLoss, "training_loss"), (ValidatesWithOwnLoss, "validation_loss")):
+        if isinstance(model, capability):
+            register_fsdp_forward_method(model, name)  # gathers the weights, too
+
+
+def number_as_in_module(states: list[dict[str, Any]], optimizers: Sequence[Optimizer], module: nn.Module) -> None:
+    """Numbers the parameters of whole optimisers' states in the order in which the module has them, in place.
+
+    torch counts them group by group; Lightning takes the numbers of a checkpoint that it reads into shards for the
+    module's own order. Read into a whole model, the numbers do not matter.
+    """
+    place = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    for state, optimizer in zip(states, optimizers, strict=True):
+        known = [place[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        state["state"] = {known[number]: content for number, content in state["state"].items()}
+        state["param_groups"] = [
+            {**group, "params": [known[number] for number in group["params"]]} for group in state["param_groups"]
+        ]
