@@ -20,6 +20,10 @@ from bench.tasks import load_task
 SIZE = (21, 13)
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [4, 4], "center_channels": 4},
+    "dgmr": {
+        "channels": [8, 16], "context_channels": [4, 8], "latent_widths": [8, 16], "grid_samples": 2, "members": 2,
+        "discriminator_channels": [8, 16, 32],
+    },
     "convlstm": {"hidden": [8, 8, 8], "head_channels": 4},
     "phydnet": {"conv_hidden": [16, 64]},
     "predrnn": {"hidden": [8, 8], "patch_size": 4},
@@ -27,9 +31,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "rainformer": {"hidden": 16, "downscale": [2, 2, 2, 1], "heads": [2, 2, 4, 4], "window": 2},
     "simvp": {"hid_s": 4, "hid_t": 16, "n_s": 4, "n_t": 2},
     "tau": {"hid_s": 4, "hid_t": 16, "n_s": 4, "n_t": 2},
-}
+}  # fmt: skip
 MULTIPLES = {
-    "unet": 4, "convlstm": 8, "phydnet": 4, "predrnn": 4, "e3d_lstm": 4, "rainformer": 16, "simvp": 4, "tau": 4,
+    "unet": 4, "dgmr": 32, "convlstm": 8, "phydnet": 4, "predrnn": 4, "e3d_lstm": 4, "rainformer": 16, "simvp": 4, "tau": 4,
 }  # fmt: skip
 
 
