@@ -33,7 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "tau": {"hid_s": 4, "hid_t": 16, "n_s": 4, "n_t": 2},
 }  # fmt: skip
 MULTIPLES = {
-    "unet": 4, "dgmr": 32, "convlstm": 8, "phydnet": 4, "predrnn": 4, "e3d_lstm": 4, "rainformer": 16, "simvp": 4, "tau": 4,
+    "unet": 4, "dgmr": 32, "convlstm": 8, "phydnet": 4, "predrnn": 4, "e3d_lstm": 4, "rainformer": 16, "simvp": 4,
+    "tau": 4,
 }  # fmt: skip
 
 

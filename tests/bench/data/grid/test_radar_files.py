@@ -11,6 +11,7 @@ import xarray
 
 from bench.cli.main import main
 from bench.data.grid import radar_files
+from bench.data.grid.radar_events import vil_codes
 from bench.data.grid.radar_files import ConvertRadarFiles, read_frame, time_in_name
 from bench.errors import DataError
 from bench.tasks import load_task
@@ -165,3 +166,38 @@ def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
         assert np.isnan(found["rain_rate"].values[:, 0, :2]).all()
         assert not np.isnan(found["rain_rate"].values[:, 1:]).any()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "code"),
+    # by hand: 38.9 ln(VIL) + 83.9 with VIL = 3.44e-6 (200 R^1.6)^(4/7) 4500, below code 18 the line 90.66 VIL + 2
+    [(0.0, 0), (0.1, 6), (1.0, 40), (10.0, 121), (100.0, 203), (1e4, 254), (np.nan, 255)],
+)
+def test_rates_are_coded_as_vil(rate: float, code: int) -> None:
+    assert vil_codes(np.array([[rate]])).tolist() == [[code]]
+
+
+@pytest.mark.parametrize(
+    ("reflectivity", "code"), [(17.3, 16), (29.7, 74), (41.2, 133), (46.5, 160), (50.6, 181), (58.0, 219)]
+)
+def test_thresholds_of_sevir_are_near_the_usual_levels_of_reflectivity(reflectivity: float, code: int) -> None:
+    rate = (10 ** (reflectivity / 10) / 200) ** (1 / 1.6)
+    assert abs(int(vil_codes(np.array([[rate]]))[0, 0]) - code) <= 1
+
+
+def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path: Path) -> None:
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "tree")]
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 0
+    fields = {"t_in": 4, "t_out": 4, "admit_missing": True, "mask_missing": True}
+    task = load_task("radar", tmp_path / "tree", **fields)
+    report = task.inspect_data(read_everything=True)
+    assert not report.problems
+    assert report.facts["events"] == 2  # 10 frames before the gap, 10 behind it
+    assert (task.cadence_minutes, task.pixel_kilometres) == (15, pytest.approx(2, rel=0.01))
+    context = task.dataset("all").stored(1)[0][..., 0].numpy()
+    expected = vil_codes(np.where(codes_of(10) == 255, np.nan, codes_of(10) / 10))[::-1, 1:7]
+    np.testing.assert_array_equal(context[0], expected)
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 2
+    (tmp_path / "tree").rename(tmp_path / "old")
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "11", "--size", "6"]) == 2
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "7"]) == 2
