@@ -75,8 +75,8 @@ class ConvertRadarEvents(ConvertRadarFiles):
             writer.writerows(rows)
         root, missing = shlex.quote(str(self.out)), sum(row["pct_missing"] > 0 for row in rows)
         return [
-            f"{len(rows)} events of {self.frames} frames of {self.size}x{self.size} in {self.out}, {missing} with missing "
-            "pixels",
+            f"{len(rows)} events of {self.frames} frames of {self.size}x{self.size} in {self.out}, {missing} of them "
+            "with missing pixels",
             f"try: earthbench data info radar --root {root}"
             + " task.admit_missing=true task.mask_missing=true" * (missing > 0),
         ]
