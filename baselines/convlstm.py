@@ -33,7 +33,7 @@ class ConvLSTMCell(nn.Module):
     """
 
     def __init__(self, in_channels: int, hidden: int, kernel_size: int = 3) -> None:
-        """Build a cell whose gates are one convolution over input and hidden state."""
+        """Builds a cell whose gates are one convolution over input and hidden state."""
         super().__init__()
         self.in_channels = in_channels
         self.hidden = hidden
@@ -41,17 +41,17 @@ class ConvLSTMCell(nn.Module):
         self.conv = nn.Conv2d(in_channels + hidden, 4 * hidden, kernel_size, padding=self.padding)
 
     def zeros(self, like: Tensor) -> State:
-        """Return zeros (B, hidden, H, W) as both states, on the batch and grid of `like` (B, any, H, W)."""
+        """Returns zeros (B, hidden, H, W) as both states, on the batch and grid of `like` (B, any, H, W)."""
         empty = like.new_zeros(like.shape[0], self.hidden, *like.shape[2:])
         return empty, empty
 
     def forward(self, x: Tensor | None, state: State) -> State:
-        """Return the state after one step on input (B, C, H, W), or on None without input channels."""
+        """Returns the state after one step on input (B, C, H, W), or on None without input channels."""
         h, c = state
         return self._gate(self.conv(h if x is None else torch.cat((x, h), dim=1)), c)
 
     def run(self, inputs: Tensor | None, state: State | None, steps: int) -> tuple[Tensor, State]:
-        """Return the hidden states (T, B, hidden, H, W) of several steps, and the last state.
+        """Returns the hidden states (T, B, hidden, H, W) of several steps, and the last state.
 
         The convolution is split: the part over inputs (T, B, C, H, W) that are all known is taken for all
         steps at once, and the part over a zero state (None) is left out.
@@ -96,7 +96,7 @@ class ConvLSTMCell(nn.Module):
 
 
 def _upsampling(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
-    """Return a transposed convolution that multiplies the grid by exactly its stride, with its activation."""
+    """Returns a transposed convolution that multiplies the grid by exactly its stride, with its activation."""
     excess = kernel_size - stride
     padding = math.ceil(excess / 2)
     return nn.Sequential(
@@ -135,7 +135,7 @@ class ConvLSTM(HasReference):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Return what height and width must be divisible by."""
+        """Returns what height and width must be divisible by."""
         return math.prod(hyperparameters["strides"])
 
     def __init__(
@@ -149,7 +149,7 @@ class ConvLSTM(HasReference):
         deconv_kernels: Sequence[int] = (6, 4, 4),
         head_channels: int = 16,
     ) -> None:
-        """Build the model; sequences go from the finest level to the coarsest.
+        """Builds the model; sequences go from the finest level to the coarsest.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
@@ -216,13 +216,13 @@ class ConvLSTM(HasReference):
         )
 
     def forward(self, context: Tensor) -> Tensor:
-        """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
+        """Returns the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
         frames = context.permute(1, 0, 4, 2, 3)  # T B C H W
         forecast = self._forward_plain(frames) if self.plain else self._forward_by_level(frames)
         return forecast.permute(1, 0, 3, 4, 2)
 
     def _forward_by_level(self, frames: Tensor) -> Tensor:
-        """Return the forecast, time first, with each level taken through many steps before the next one.
+        """Returns the forecast, time first, with each level taken through many steps before the next one.
 
         Nothing flows from a coarse level to a finer one within the encoder, nor back within the forecaster,
         so every layer but the recurrent convolution sees many frames at once.
@@ -244,7 +244,7 @@ class ConvLSTM(HasReference):
         return torch.cat(forecast)
 
     def _forward_plain(self, frames: Tensor) -> Tensor:
-        """Return the forecast, time first, with each step taken through all levels before the next one."""
+        """Returns the forecast, time first, with each step taken through all levels before the next one."""
         states: list[State] = []
         for t, x in enumerate(frames):
             for level, (convolution, cell) in enumerate(zip(self.downsampling, self.encoder, strict=True)):

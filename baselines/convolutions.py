@@ -16,14 +16,14 @@ class RepeatedConv:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Take the weights (C', C, k, k) and perhaps a bias (C',), k being odd."""
+        """Takes the weights (C', C, k, k) and perhaps a bias (C',), k being odd."""
         self.weight = weight
         self.bias = bias
         self.padding = weight.shape[-1] // 2
         self.ordered: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the convolved images (N, C', H, W) of images (N, C, H, W)."""
+        """Returns the convolved images (N, C', H, W) of images (N, C, H, W)."""
         if not _can_order(x, self.weight):
             return F.conv2d(x, self.weight, self.bias, padding=self.padding)
         padding, ones = [self.padding] * 2, [1, 1]
@@ -37,7 +37,7 @@ class RepeatedConv:
 
 
 def _can_order(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN may be called by its own operators, which know no gradients and no tracers."""
+    """Returns whether oneDNN may be called by its own operators, which know no gradients and no tracers."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

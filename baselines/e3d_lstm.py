@@ -36,7 +36,7 @@ class _Kernels(NamedTuple):
     last: RepeatedConv
 
     def convolve(self, volume: Tensor) -> Tensor:
-        """Return the convolved volume (B, C', 2, H, W) of a volume (B, C, 2, H, W)."""
+        """Returns the convolved volume (B, C', 2, H, W) of a volume (B, C, 2, H, W)."""
         return torch.stack((self.pair(volume.flatten(1, 2)), self.last(volume[:, :, 1])), dim=2)
 
 
@@ -47,7 +47,7 @@ class TwoFrameConv(nn.Conv3d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
-        """Build the convolution, initialised as TensorFlow does: Glorot-uniform weights and zero bias."""
+        """Builds the convolution, initialised as TensorFlow does: Glorot-uniform weights and zero bias."""
         super().__init__(
             in_channels,
             out_channels,
@@ -58,12 +58,12 @@ class TwoFrameConv(nn.Conv3d):
         _initialise(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the convolved volume (B, C', 2, H, W)."""
+        """Returns the convolved volume (B, C', 2, H, W)."""
         return super().forward(torch.cat((input, torch.zeros_like(input[:, :, 1:])), dim=2))
 
 
 def _kernels(*convolutions: TwoFrameConv) -> _Kernels:
-    """Return the kernels of the sum of convolutions, for inputs that are joined along the channels."""
+    """Returns the kernels of the sum of convolutions, for inputs that are joined along the channels."""
     weight = torch.cat([conv.weight for conv in convolutions], dim=1)
     biases = [conv.bias for conv in convolutions if conv.bias is not None]
     bias = sum(biases[1:], biases[0]) if biases else None
@@ -77,12 +77,12 @@ def _initialise(conv: nn.Conv3d) -> None:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Return a norm over all axes but the batch, with a gain and a shift per channel."""
+    """Returns a norm over all axes but the batch, with a gain and a shift per channel."""
     return nn.GroupNorm(1, channels, eps=NORM_EPS)
 
 
 def _tokens(volume: Tensor) -> Tensor:
-    """Return the positions of a volume (B, C, 2, h, w) as tokens (B, 2 h w, C)."""
+    """Returns the positions of a volume (B, C, 2, h, w) as tokens (B, 2 h w, C)."""
     return volume.flatten(2).transpose(1, 2)
 
 
@@ -92,7 +92,7 @@ def _recall_plain(queries: Tensor, history: Tensor) -> Tensor:
 
 
 def _recall(queries: Tensor, history: Tensor) -> Tensor:
-    """Return what `_recall_plain` does, without holding the weights (B, Q, K)."""
+    """Returns what `_recall_plain` does, without holding the weights (B, Q, K)."""
     # Fused kernels want the channels of a token side by side; otherwise the weights are held after all.
     queries, keys = queries.contiguous().unsqueeze(1), history.contiguous().unsqueeze(1)
     return F.scaled_dot_product_attention(queries, keys, keys, scale=1.0).squeeze(1)
@@ -110,7 +110,7 @@ class EideticLSTMCell(nn.Module):
     """
 
     def __init__(self, in_channels: int, hidden: int, kernel_size: int) -> None:
-        """Build a cell for states (B, hidden, 2, h, w)."""
+        """Builds a cell for states (B, hidden, 2, h, w)."""
         super().__init__()
         self.hidden = hidden
         self.conv_x = TwoFrameConv(in_channels, 7 * hidden, kernel_size, bias=False)
@@ -126,7 +126,7 @@ class EideticLSTMCell(nn.Module):
         _initialise(self.conv_last)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, m: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next hidden state, cell state and memory (B, n, 2, h, w).
+        """Returns the next hidden state, cell state and memory (B, n, 2, h, w).
 
         Args:
             x: Input (B, C, 2, h, w).
@@ -156,7 +156,7 @@ class EideticLSTMCell(nn.Module):
         recall: Callable[[Tensor, Tensor], Tensor],
         output: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next hidden state, cell state and memory, given the normalised convolutions.
+        """Returns the next hidden state, cell state and memory, given the normalised convolutions.
 
         Args:
             from_x: Made of the input, (B, 7n, 2, h, w).
@@ -217,7 +217,7 @@ class E3DLSTM(NextFrameModel):
         time_reversed: bool = False,
         l1_weight: float = 1.0,
     ) -> None:
-        """Build the model.
+        """Builds the model.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
@@ -268,7 +268,7 @@ class E3DLSTM(NextFrameModel):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of one roll-out's loss: "l2", half the squared errors, and "l1".
+        """Returns the summands of one roll-out's loss: "l2", half the squared errors, and "l1".
 
         Both are sums over all steps, samples and known pixels, "l1" that of absolute errors times `l1_weight`.
         Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
@@ -281,11 +281,11 @@ class E3DLSTM(NextFrameModel):
         return clip.new_zeros(clip.shape[1], self.hidden, WINDOW, *self.codec.grid)
 
     def _emit(self, hidden: Tensor) -> Tensor:
-        """Return the frames of top hidden states (N, n, 2, h, w)."""
+        """Returns the frames of top hidden states (N, n, 2, h, w)."""
         return self.codec.decode(self.head(hidden).squeeze(2))
 
     def _roll(self, clip: Tensor, mask: Tensor | None, *, first_output: int = 0) -> Tensor:
-        """Return the predictions, time first, from step `first_output` (at most T_in - 1) on.
+        """Returns the predictions, time first, from step `first_output` (at most T_in - 1) on.
 
         Each frame is convolved once for the two windows it is in, frames known to be read as they are in one
         batch; products with padding are left out; a memory that is always zero is convolved once. Predictions
@@ -334,7 +334,7 @@ class E3DLSTM(NextFrameModel):
         return torch.cat((made[:-1], torch.stack(fed_back), made[-1:])) if fed_back else made
 
     def _roll_plain(self, clip: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the predictions of all steps, time first, one window through all layers at a time."""
+        """Returns the predictions of all steps, time first, one window through all layers at a time."""
         known, flags = (self.t_in, None) if mask is None else truths_by_step(mask, self.t_in, self.t_out)
         empty = self._zeros(clip)
         hidden, cell_states, memory = [empty] * len(self.cells), [empty] * len(self.cells), empty
@@ -378,7 +378,7 @@ class _WindowReader:
         return first, second
 
     def known(self, patches: Tensor) -> Tensor:
-        """Return what the first layer makes (T, B, 7n, 2, h, w) of the leading frames (T, B, F, h, w)."""
+        """Returns what the first layer makes (T, B, 7n, 2, h, w) of the leading frames (T, B, F, h, w)."""
         first, second = (
             part.reshape(*patches.shape[:2], *part.shape[1:]) for part in self._taps(patches.flatten(0, 1))
         )
@@ -387,7 +387,7 @@ class _WindowReader:
         return each_frame(self.norm, torch.stack((earlier + second, first), dim=3))
 
     def next(self, patches: Tensor) -> Tensor:
-        """Return what the first layer makes (B, 7n, 2, h, w) of the next frame (B, F, h, w)."""
+        """Returns what the first layer makes (B, 7n, 2, h, w) of the next frame (B, F, h, w)."""
         first, second = self._taps(patches)
         volume = torch.stack((self.first_tap + second, first), dim=2)
         self.first_tap = first

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def filled(frames: Tensor) -> Tensor:
-    """Return frames that a network can read: 0 where they are missing, as in the contexts of radar tasks."""
+    """Returns frames that a network can read: 0 where they are missing, as in the contexts of radar tasks."""
     return frames.masked_fill(torch.isnan(frames), 0)
 
 
 def joined_truth(context: Tensor, target: Tensor, context_known: Tensor | None) -> Tensor:
-    """Return the truth (B, T_in + T_out, H, W, C) of all steps, NaN where it is missing.
+    """Returns the truth (B, T_in + T_out, H, W, C) of all steps, NaN where it is missing.
 
     Args:
         context: Context (B, T_in, H, W, C), filled where it was missing.
@@ -27,10 +27,10 @@ def joined_truth(context: Tensor, target: Tensor, context_known: Tensor | None) 
 
 
 def known_error(forecast: Tensor, truth: Tensor) -> Tensor:
-    """Return forecast - truth, with 0 and no gradient where the truth is missing."""
+    """Returns forecast - truth, with 0 and no gradient where the truth is missing."""
     return (forecast - truth).masked_fill(torch.isnan(truth), 0)
 
 
 def known_mse(forecast: Tensor, truth: Tensor) -> Tensor:
-    """Return the mean squared error over the known pixels of a batch; 0 if there are none."""
+    """Returns the mean squared error over the known pixels of a batch; 0 if there are none."""
     return known_error(forecast, truth).square().sum() / (~torch.isnan(truth)).sum().clamp(min=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def k2m(kernel: Tensor) -> Tensor:
-    """Return the moments (..., k, k) of square kernels (..., k, k) of odd size, taken in float64.
+    """Returns the moments (..., k, k) of square kernels (..., k, k) of odd size, taken in float64.
 
     Moment (i, j) is the sum over offsets (u, v) from the centre of u^i/i! v^j/j! kernel[u, v], u being the
     row. It is the weight with which convolution by the kernel takes the derivative of order i down the rows

@@ -16,7 +16,7 @@ LEAKY_SLOPE = 0.2
 
 
 def patchify(clip: Tensor, patch_size: int) -> Tensor:
-    """Return a clip (B, T, H, W, C) as patches (T, B, F, h, w) with F = C p^2, h = H/p, w = W/p.
+    """Returns a clip (B, T, H, W, C) as patches (T, B, F, h, w) with F = C p^2, h = H/p, w = W/p.
 
     Pixel (dy, dx) of a patch, channel c, becomes channel (dy p + dx) C + c. The reordering is a strided view;
     elements are moved once, where the channels are merged.
@@ -28,7 +28,7 @@ def patchify(clip: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """Return patches (T, B, F, h, w) as the clip (B, T, H, W, C) that `patchify` would cut into them."""
+    """Returns patches (T, B, F, h, w) as the clip (B, T, H, W, C) that `patchify` would cut into them."""
     p = patch_size
     t, b, channels, h, w = patches.shape
     cut = patches.reshape(t, b, p, p, channels // p**2, h, w)
@@ -47,7 +47,7 @@ class PatchCodec(nn.Module):
     """
 
     def __init__(self, family: str, frame_shape: tuple[int, int, int], *, patch_size: int, stem_channels: int) -> None:
-        """Build a codec for frames of shape (H, W, C); no stem if `stem_channels` is 0.
+        """Builds a codec for frames of shape (H, W, C); no stem if `stem_channels` is 0.
 
         Raises:
             ValueError: A grid size is not divisible by the patch (times the stride of the stem).
@@ -83,21 +83,21 @@ class PatchCodec(nn.Module):
             )
 
     def open(self, clip: Tensor) -> Tensor:
-        """Return a clip (B, T, H, W, C), time first, in the space that steps read from and emit to."""
+        """Returns a clip (B, T, H, W, C), time first, in the space that steps read from and emit to."""
         return patchify(clip, self.patch_size if self.stem is None else 1)
 
     def close(self, frames: Tensor) -> Tensor:
-        """Return what steps emitted, time first, as a clip (B, T, H, W, C)."""
+        """Returns what steps emitted, time first, as a clip (B, T, H, W, C)."""
         return unpatchify(frames, self.patch_size if self.stem is None else 1)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Return the patches (N, F, h, w) of N opened frames."""
+        """Returns the patches (N, F, h, w) of N opened frames."""
         if self.stem is None:
             return frames
         return patchify(self.stem(frames).permute(0, 2, 3, 1).unsqueeze(1), self.patch_size).squeeze(0)
 
     def decode(self, patches: Tensor) -> Tensor:
-        """Return the N opened frames of patches (N, F, h, w)."""
+        """Returns the N opened frames of patches (N, F, h, w)."""
         if self.head is None:
             return patches
         return self.head(unpatchify(patches.unsqueeze(0), self.patch_size).squeeze(1).permute(0, 3, 1, 2))

@@ -36,17 +36,17 @@ Cell = TypeVar("Cell", bound=nn.Module)
 
 
 def _chain(prefix: str, *layers: nn.Module) -> nn.Sequential:
-    """Return the layers in a row, under the authors' names: the prefix and a number from 1."""
+    """Returns the layers in a row, under the authors' names: the prefix and a number from 1."""
     return nn.Sequential(OrderedDict((f"{prefix}{number}", layer) for number, layer in enumerate(layers, 1)))
 
 
 def _down(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Return a convolution that divides the grid by its stride, with group norm and activation."""
+    """Returns a convolution that divides the grid by its stride, with group norm and activation."""
     return _normed(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), out_channels)
 
 
 def _up(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Return a transposed convolution that multiplies the grid by its stride, with norm and activation."""
+    """Returns a transposed convolution that multiplies the grid by its stride, with norm and activation."""
     return _normed(_transposed(in_channels, out_channels, stride), out_channels)
 
 
@@ -80,17 +80,17 @@ class PhyCell(nn.Module):
     """
 
     def __init__(self, hidden: int, kernel_size: int) -> None:
-        """Build a cell of 64 channels with `hidden` filters."""
+        """Builds a cell of 64 channels with `hidden` filters."""
         super().__init__()
         self.F = _Derivatives(hidden, kernel_size)
         self.convgate = nn.Conv2d(2 * CODE_CHANNELS, CODE_CHANNELS, 3, padding=1)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Return the state (B, 64, h, w) after one step on an input (B, 64, h, w)."""
+        """Returns the state (B, 64, h, w) after one step on an input (B, 64, h, w)."""
         return self._correct(x, h, self.convgate(torch.cat((x, h), dim=1)))
 
     def run(self, inputs: Tensor, h: Tensor) -> Tensor:
-        """Return the states (T, B, 64, h, w) of steps on inputs (T, B, 64, h, w) that are all known.
+        """Returns the states (T, B, 64, h, w) of steps on inputs (T, B, 64, h, w) that are all known.
 
         The gain's convolution is split, and the part over the inputs is taken for all steps at once.
         """
@@ -147,7 +147,7 @@ class PhyDNet(HasReference):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Return what height and width must be divisible by."""
+        """Returns what height and width must be divisible by."""
         return math.prod(hyperparameters["strides"])
 
     def __init__(
@@ -161,7 +161,7 @@ class PhyDNet(HasReference):
         conv_hidden: Sequence[int] = (128, 128, 64),
         teacher_forcing_share: float = TEACHER_FORCING_SHARE,
     ) -> None:
-        """Build the model.
+        """Builds the model.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
@@ -219,7 +219,7 @@ class PhyDNet(HasReference):
         self.convcell = _Cells(ConvLSTMCell(c_in, c) for c_in, c in pairwise((code, *conv_hidden)))
 
     def forward(self, context: Tensor) -> Tensor:
-        """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
+        """Returns the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
         if self.plain:
             # A slice of the stack of all images: a tracing counter then counts the warm-up images too, as the
             # published figures do.
@@ -227,7 +227,7 @@ class PhyDNet(HasReference):
         return self._roll(_time_first(context), first_output=self.t_in - 1).permute(1, 0, 3, 4, 2)
 
     def step_outputs(self, context: Tensor, target: Tensor | None = None, *, teacher_forcing: bool = False) -> Tensor:
-        """Return the images (B, T_in + T_out - 1, H, W, C) of all steps; step t predicts frame t + 1.
+        """Returns the images (B, T_in + T_out - 1, H, W, C) of all steps; step t predicts frame t + 1.
 
         Args:
             context: Context (B, T_in, H, W, C), read by the first T_in steps.
@@ -249,7 +249,7 @@ class PhyDNet(HasReference):
         return images.permute(1, 0, 3, 4, 2)
 
     def moment_loss(self) -> Tensor:
-        """Return how far the first PhyCell's filters are from being one derivative each.
+        """Returns how far the first PhyCell's filters are from being one derivative each.
 
         Filter k of every input channel should have the single moment (k // 7, k % 7), for 7 x 7 filters. The
         squared differences are averaged over filters and moments, and summed over the 64 input channels.
@@ -264,13 +264,13 @@ class PhyDNet(HasReference):
     def losses(
         self, context: Tensor, target: Tensor, *, teacher_forcing: bool, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss: "mse", over known pixels, times all steps (warm-up too), and "moments"."""
+        """Returns the summands of the loss: "mse", over known pixels, times all steps (warm-up too), and "moments"."""
         images = self.step_outputs(context, target, teacher_forcing=teacher_forcing)
         truth = joined_truth(context, target, context_known)[:, 1:]
         return {"mse": known_mse(images, truth) * truth.shape[1], "moments": self.moment_loss()}
 
     def teacher_forcing_probability(self, step: int, total_steps: int) -> float:
-        """Return the probability that a batch at a step (from 0) reads the truth at all steps.
+        """Returns the probability that a batch at a step (from 0) reads the truth at all steps.
 
         Source: the authors' code lets it fall by 0.003 per epoch, that is over the first third of its 1001
         epochs. We let it fall per step, over the same share of the run at hand.
@@ -281,17 +281,17 @@ class PhyDNet(HasReference):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss; a draw from torch's generator decides on teacher forcing."""
+        """Returns the summands of the loss; a draw from torch's generator decides on teacher forcing."""
         forced = torch.rand(()).item() < self.teacher_forcing_probability(step, total_steps)
         return self.losses(context, target, teacher_forcing=forced, context_known=context_known)
 
     def _zeros(self, code: Tensor) -> _States:
-        """Return the initial states on the batch and grid of a code (B, 64, h, w)."""
+        """Returns the initial states on the batch and grid of a code (B, 64, h, w)."""
         cells = self.phycell.cell_list, self.convcell.cell_list
         return _States([torch.zeros_like(code) for _ in cells[0]], [cell.zeros(code) for cell in cells[1]])
 
     def _roll(self, frames: Tensor, *, first_output: int) -> Tensor:
-        """Return the images from step `first_output` on, time first; frames (T, B, C, H, W) are read first.
+        """Returns the images from step `first_output` on, time first; frames (T, B, C, H, W) are read first.
 
         Many frames are taken through a layer in one batch, but for the recurrent convolutions.
         """
@@ -309,7 +309,7 @@ class PhyDNet(HasReference):
         return torch.cat(images)
 
     def _read(self, frames: Tensor, states: _States | None) -> tuple[_States, tuple[Tensor, Tensor]]:
-        """Return the states after known frames (T, B, C, H, W), and both branches' codes (T, B, 64, h, w)."""
+        """Returns the states after known frames (T, B, C, H, W), and both branches' codes (T, B, 64, h, w)."""
         shared = each_frame(self.encoder_E, frames)
         phy, conv = each_frame(self.encoder_Ep, shared), each_frame(self.encoder_Er, shared)
         if states is None:
@@ -322,12 +322,12 @@ class PhyDNet(HasReference):
         return states, (phy, conv)
 
     def _decode(self, phy: Tensor, conv: Tensor) -> Tensor:
-        """Return the images (T, B, C, H, W) of both branches' codes (T, B, 64, h, w)."""
+        """Returns the images (T, B, C, H, W) of both branches' codes (T, B, 64, h, w)."""
         shared = each_frame(self.decoder_Dp, phy) + each_frame(self.decoder_Dr, conv)
         return torch.sigmoid(each_frame(self.decoder_D, shared))
 
     def _roll_plain(self, frames: Tensor, *, feeds_back: bool) -> Tensor:
-        """Return the images of all steps, time first, one frame through the whole model at a time."""
+        """Returns the images of all steps, time first, one frame through the whole model at a time."""
         states: _States | None = None
         images: list[Tensor] = []
         for t in range(self.t_in + self.t_out - 1):
@@ -345,7 +345,7 @@ class PhyDNet(HasReference):
 
 
 def _time_first(frames: Tensor) -> Tensor:
-    """Return frames (B, T, H, W, C) as (T, B, C, H, W)."""
+    """Returns frames (B, T, H, W, C) as (T, B, C, H, W)."""
     return frames.permute(1, 0, 4, 2, 3)
 
 
@@ -361,7 +361,7 @@ def load_upstream(
     input_shape: Sequence[int],
     target_shape: Sequence[int],
 ) -> PhyDNet:
-    """Return a PhyDNet with the weights of the authors' implementation.
+    """Returns a PhyDNet with the weights of the authors' implementation.
 
     Args:
         config: Hyperparameters under the names of github.com/vincent-leguen/PhyDNet: `F_hidden`,

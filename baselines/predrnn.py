@@ -54,7 +54,7 @@ class SpatioTemporalLSTMCell(nn.Module):
     def __init__(
         self, in_channels: int, hidden: int, grid: tuple[int, int], *, kernel_size: int, layer_norm: bool
     ) -> None:
-        """Build a cell for states of `hidden` channels on a grid (h, w)."""
+        """Builds a cell for states of `hidden` channels on a grid (h, w)."""
         super().__init__()
         self.hidden = hidden
 
@@ -69,12 +69,12 @@ class SpatioTemporalLSTMCell(nn.Module):
         self.conv_last = nn.Conv2d(2 * hidden, hidden, 1, bias=False)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
-        """Return one step on input (B, C, h, w) and states (B, n, h, w)."""
+        """Returns one step on input (B, C, h, w) and states (B, n, h, w)."""
         layers = _Layers(self.conv_x, self.conv_h, self.conv_m, self.conv_o, self.conv_last)
         return self.step(layers, layers.conv_x(x), h, c, m)
 
     def repeated(self) -> _Layers:
-        """Return the convolutions for many steps with the same weights."""
+        """Returns the convolutions for many steps with the same weights."""
 
         def repeated(convolution: nn.Sequential) -> Callable[[Tensor], Tensor]:
             conv = RepeatedConv(convolution[0].weight)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ class SpatioTemporalLSTMCell(nn.Module):
         return _Layers(conv_x, conv_h, conv_m, conv_o, self.conv_last)
 
     def step(self, layers: _Layers, from_x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
-        """Return one step, given what the input convolution made of the input (B, 7n, h, w)."""
+        """Returns one step, given what the input convolution made of the input (B, 7n, h, w)."""
         n = self.hidden
         temporal_x, spatial_x, output_x = from_x.split((3 * n, 3 * n, n), dim=1)
         temporal_h, output_h = layers.conv_h(h).split((3 * n, n), dim=1)
@@ -136,7 +136,7 @@ class PredRNN(NextFrameModel):
         schedule_iterations: int | None = 80_000,
         time_reversed: bool = False,
     ) -> None:
-        """Build the model.
+        """Builds the model.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
@@ -194,7 +194,7 @@ class PredRNN(NextFrameModel):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of one roll-out's loss: "mse" over all steps, and weighted "decoupling" if on.
+        """Returns the summands of one roll-out's loss: "mse" over all steps, and weighted "decoupling" if on.
 
         Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
         """
@@ -212,7 +212,7 @@ class PredRNN(NextFrameModel):
         return losses
 
     def decoupling_loss(self, delta_cell: Tensor, delta_memory: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the mean absolute cosine between increments (N, n, h, w) of the two memories.
+        """Returns the mean absolute cosine between increments (N, n, h, w) of the two memories.
 
         Args:
             delta_cell: Increments of the cells' own memories; N is the steps and layers times the batch.
@@ -236,7 +236,7 @@ class PredRNN(NextFrameModel):
         return (cosine.unflatten(0, (-1, len(weight))).mean(0) * weight).sum() / total.masked_fill(total == 0, 1)
 
     def _zeros(self, clip: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Return the initial hidden states and cell states of all layers, and the initial memory."""
+        """Returns the initial hidden states and cell states of all layers, and the initial memory."""
         empty = clip.new_zeros(clip.shape[1], self.hidden, *self.codec.grid)
         return [empty] * len(self.cell_list), [empty] * len(self.cell_list), empty
 
@@ -248,7 +248,7 @@ class PredRNN(NextFrameModel):
         first_output: int = 0,
         steps: list[CellStep] | None = None,
     ) -> Tensor:
-        """Return the predictions of an opened clip, time first, from step `first_output` < T_in on.
+        """Returns the predictions of an opened clip, time first, from step `first_output` < T_in on.
 
         Leading frames that are known to be read as they are pass the codec and the first layer's input
         convolution in one batch. Predictions that are not read again are made in one batch, and those not
@@ -284,7 +284,7 @@ class PredRNN(NextFrameModel):
         return torch.cat((made_last[:-1], torch.stack(fed_back), made_last[-1:]))
 
     def _roll_plain(self, clip: Tensor, mask: Tensor | None, *, steps: list[CellStep] | None = None) -> Tensor:
-        """Return the predictions of all steps, time first, one frame through all layers at a time."""
+        """Returns the predictions of all steps, time first, one frame through all layers at a time."""
         known, flags = (self.t_in, None) if mask is None else truths_by_step(mask, self.t_in, self.t_out)
         hidden, cell, memory = self._zeros(clip)
         predictions: list[Tensor] = []
@@ -310,7 +310,7 @@ def load_upstream(
     input_shape: Sequence[int],
     target_shape: Sequence[int],
 ) -> PredRNN:
-    """Return a PredRNN with the weights of the authors' implementation.
+    """Returns a PredRNN with the weights of the authors' implementation.
 
     Args:
         config: Hyperparameters under the names of github.com/thuml/predrnn-pytorch: `num_hidden`,

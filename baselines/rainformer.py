@@ -36,7 +36,7 @@ def balanced_mae(
     weights: Sequence[float] = BALANCE_WEIGHTS,
     ignores_last_threshold: bool = True,
 ) -> Tensor:
-    """Return the sum of absolute errors over known pixels, each weighted by the class of its target.
+    """Returns the sum of absolute errors over known pixels, each weighted by the class of its target.
 
     Args:
         forecast: Forecast of any shape.
@@ -63,7 +63,7 @@ def balanced_mae(
 
 
 class _SharedChannelAttention(nn.Module):
-    """Scale channels by what their mean and maximum say, both through one perceptron."""
+    """Scales channels by what their mean and maximum say, both through one perceptron."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _SharedChannelAttention(nn.Module):
 
 
 class _SpatialAttention(nn.Module):
-    """Scale positions by what the mean and maximum over their channels say."""
+    """Scales positions by what the mean and maximum over their channels say."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _DoubleConv(nn.Module):
 
 
 class _Gate(nn.Module):
-    """Weigh global and local features, position by position and channel by channel.
+    """Weighs global and local features, position by position and channel by channel.
 
     The authors declare two further convolutions that nothing uses. They are kept, because their norms over
     whole images make up most of the published number of parameters; they never get a gradient.
@@ -136,7 +136,7 @@ class _Gate(nn.Module):
 
 
 class _Regrid(nn.Module):
-    """Fold pixels into channels (a factor d) or unfold channels into pixels, then mix the channels.
+    """Folds pixels into channels (a factor d) or unfold channels into pixels, then mix the channels.
 
     Takes images (N, C, H, W) and returns them channels-last, (N, H', W', C').
     """
@@ -225,7 +225,7 @@ class Rainformer(nn.Module):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Return what height and width must be divisible by."""
+        """Returns what height and width must be divisible by."""
         return math.prod(hyperparameters["downscale"]) * hyperparameters["window"]
 
     def __init__(
@@ -242,7 +242,7 @@ class Rainformer(nn.Module):
         loss: Loss = "mse",
         balance_thresholds: Sequence[float] = BALANCE_THRESHOLDS,
     ) -> None:
-        """Build the model; sequences go from the finest of four stages to the coarsest, down as up.
+        """Builds the model; sequences go from the finest of four stages to the coarsest, down as up.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
@@ -313,7 +313,7 @@ class Rainformer(nn.Module):
         self.final = stage(0, _Regrid(channels, frames, downscale[0], unfolds=True), frames, 1, 4 * frames)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
+        """Returns the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C)."""
         x = context.permute(0, 1, 4, 2, 3).flatten(1, 2)
         skips = []
         for stage in self.down:
@@ -327,11 +327,11 @@ class Rainformer(nn.Module):
 
     @property
     def loss_reduction(self) -> str:
-        """Return what the loss makes of the sequences of a batch."""
+        """Returns what the loss makes of the sequences of a batch."""
         return "sum" if self.loss == "balanced_mae" else "mean"
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
-        """Return the chosen loss of the forecast; the balanced one is a sum over batch and pixels."""
+        """Returns the chosen loss of the forecast; the balanced one is a sum over batch and pixels."""
         forecast = self(context)
         if self.loss == "balanced_mae":
             return balanced_mae(forecast, target, thresholds=self.balance_thresholds)
@@ -353,7 +353,7 @@ def load_upstream(
     input_shape: Sequence[int],
     target_shape: Sequence[int],
 ) -> Rainformer:
-    """Return a Rainformer with the weights of the authors' implementation.
+    """Returns a Rainformer with the weights of the authors' implementation.
 
     Args:
         config: Hyperparameters `hid`, `ds`, `layers`, `heads`, `hd`, `ws` (width, downscaling, window blocks,

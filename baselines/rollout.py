@@ -33,7 +33,7 @@ class HasReference(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[Self]:
-        """Return a context in which the model runs its plain formulation."""
+        """Returns a context in which the model runs its plain formulation."""
         before, self.plain = self.plain, True
         try:
             yield self
@@ -52,7 +52,7 @@ class NextFrameModel(HasReference):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Return what height and width must be divisible by."""
+        """Returns what height and width must be divisible by."""
         return hyperparameters["patch_size"] * (STEM_STRIDE if hyperparameters["stem_channels"] else 1)
 
     def __init__(
@@ -65,7 +65,7 @@ class NextFrameModel(HasReference):
         schedule: SamplingSchedule,
         time_reversed: bool,
     ) -> None:
-        """Build what stands around the recurrent core; arguments are those of the families.
+        """Builds what stands around the recurrent core; arguments are those of the families.
 
         Raises:
             ValueError: The shapes do not fit together, or a grid size is not divisible by the patch.
@@ -82,7 +82,7 @@ class NextFrameModel(HasReference):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss of one roll-out; shapes and errors are those of `step_outputs`.
+        """Returns the summands of the loss of one roll-out; shapes and errors are those of `step_outputs`.
 
         Args:
             context: See `step_outputs`.
@@ -94,21 +94,21 @@ class NextFrameModel(HasReference):
 
     @abstractmethod
     def _roll(self, clip: Tensor, mask: Tensor | None, *, first_output: int = 0) -> Tensor:
-        """Return the predictions of an opened clip, time first, from step `first_output` < T_in on."""
+        """Returns the predictions of an opened clip, time first, from step `first_output` < T_in on."""
 
     @abstractmethod
     def _roll_plain(self, clip: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the predictions of all steps, time first, one frame through all layers at a time."""
+        """Returns the predictions of all steps, time first, one frame through all layers at a time."""
 
     def forward(self, context: Tensor) -> Tensor:
-        """Return the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C), by free roll-out."""
+        """Returns the forecast (B, T_out, H, W, C) of a context (B, T_in, H, W, C), by free roll-out."""
         clip = self.codec.open(context)
         if self.plain:
             return self.codec.close(self._roll_plain(clip, None)[self.t_in - 1 :])
         return self.codec.close(self._roll(clip, None, first_output=self.t_in - 1))
 
     def step_outputs(self, context: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return the predictions (B, T_in + T_out - 1, H, W, C) of all steps; step t predicts frame t + 1.
+        """Returns the predictions (B, T_in + T_out - 1, H, W, C) of all steps; step t predicts frame t + 1.
 
         Args:
             context: Context (B, T_in, H, W, C).
@@ -128,7 +128,7 @@ class NextFrameModel(HasReference):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the summands of the loss over known pixels; the schedule says what this step (from 0) reads.
+        """Returns the summands of the loss over known pixels; the schedule says what this step (from 0) reads.
 
         Source: `reverse_input` in the trainers of github.com/thuml/predrnn-pytorch and
         github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, after that of the
@@ -144,13 +144,13 @@ class NextFrameModel(HasReference):
 
 
 def each_frame(layer: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """Return a layer's outputs (T, B, ...) for frames (T, B, C, H, W), taken as one batch of T B."""
+    """Returns a layer's outputs (T, B, ...) for frames (T, B, C, H, W), taken as one batch of T B."""
     outputs = layer(frames.flatten(0, 1))
     return outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
 
 
 def frames_at_once(frames: Tensor, elements: int) -> int:
-    """Return how many of the frames (T, B, ...) to take at once: on a CPU not so many that tensors get large.
+    """Returns how many of the frames (T, B, ...) to take at once: on a CPU not so many that tensors get large.
 
     Args:
         frames: Frames that are all known.

@@ -20,7 +20,7 @@ Sampling: TypeAlias = Literal["scheduled", "reverse_scheduled", "none"]
 
 
 def scheduled_probability(iteration: float, *, rate: float = 2e-5, stop: float = 50_000) -> float:
-    """Return the probability that a forecasting step reads the truth at an iteration counted from 1.
+    """Returns the probability that a forecasting step reads the truth at an iteration counted from 1.
 
     Source: trainer of github.com/thuml/predrnn-pytorch: 1 - rate * iteration, and 0 from `stop` on.
     """
@@ -30,7 +30,7 @@ def scheduled_probability(iteration: float, *, rate: float = 2e-5, stop: float =
 def reverse_scheduled_probabilities(
     iteration: float, *, first: float = 25_000, second: float = 50_000, alpha: float = 2_500
 ) -> tuple[float, float]:
-    """Return the probabilities that a step reads the truth within the context, and after it.
+    """Returns the probabilities that a step reads the truth within the context, and after it.
 
     Both are 1/2 before iteration `first`; then the first one rises exponentially and the second one falls
     linearly, to reach 1 and 0 at iteration `second`.
@@ -74,11 +74,11 @@ class SamplingSchedule:
             raise ValueError(f"reverse_steps must be two rising iterations, got {tuple(self.reverse_steps)}")
 
     def iteration(self, step: int, total_steps: int) -> float:
-        """Return the iteration (from 1) of the schedule at a step (from 0) of a run."""
+        """Returns the iteration (from 1) of the schedule at a step (from 0) of a run."""
         return step + 1 if self.iterations is None else (step + 1) * self.iterations / total_steps
 
     def draw(self, batch: int, t_in: int, t_out: int, *, step: int, total_steps: int) -> Tensor | None:
-        """Return flags (B, T_out - 1) or (B, T_in + T_out - 2) of zeros and ones on the CPU; None for "none".
+        """Returns flags (B, T_out - 1) or (B, T_in + T_out - 2) of zeros and ones on the CPU; None for "none".
 
         Numbers come from torch's global generator of the CPU whatever the model runs on, so that a resumed
         run, or a run on another device, draws the same flags.
@@ -97,7 +97,7 @@ class SamplingSchedule:
 
 
 def truths_by_step(mask: Tensor, t_in: int, t_out: int) -> tuple[int, Tensor]:
-    """Return how many leading steps always read the truth, and the flags (B, K) of the K steps after them.
+    """Returns how many leading steps always read the truth, and the flags (B, K) of the K steps after them.
 
     Args:
         mask: Flags (B, T_out - 1) of scheduled or (B, T_in + T_out - 2) of reverse scheduled sampling.
@@ -118,6 +118,6 @@ def truths_by_step(mask: Tensor, t_in: int, t_out: int) -> tuple[int, Tensor]:
 
 
 def mixed(flag: Tensor, truth: Tensor, prediction: Tensor) -> Tensor:
-    """Return the truth (B, C, H, W) where the flag (B,) is 1 and the prediction where it is 0."""
+    """Returns the truth (B, C, H, W) where the flag (B,) is 1 and the prediction where it is 0."""
     flag = flag.to(truth.dtype).view(-1, 1, 1, 1)
     return flag * truth + (1 - flag) * prediction

@@ -9,7 +9,7 @@ Shape: TypeAlias = tuple[int, int, int, int]
 def checked_shapes(
     family: str, input_shape: Sequence[int], target_shape: Sequence[int], *, feeds_back: bool
 ) -> tuple[Shape, Shape]:
-    """Return both shapes as tuples of four positive integers that a forecast can be made between.
+    """Returns both shapes as tuples of four positive integers that a forecast can be made between.
 
     Args:
         family: Name of the model family, for the error message.
@@ -38,7 +38,7 @@ def checked_shapes(
 
 
 def checked_sizes(family: str, what: str, sizes: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:
-    """Return the sizes as a tuple of positive integers (of `count` entries, if that is given).
+    """Returns the sizes as a tuple of positive integers (of `count` entries, if that is given).
 
     Raises:
         ValueError: There are no sizes, one is not positive, or their number is not `count`.
@@ -51,7 +51,7 @@ def checked_sizes(family: str, what: str, sizes: Sequence[int], *, count: int | 
 
 
 def checked_stack(family: str, hidden: Sequence[int], kernel_size: int) -> tuple[int, ...]:
-    """Return the widths of layers that share a memory, whose convolutions keep the grid.
+    """Returns the widths of layers that share a memory, whose convolutions keep the grid.
 
     Raises:
         ValueError: The widths are not positive and equal, or the kernel is not odd.
@@ -65,7 +65,7 @@ def checked_stack(family: str, hidden: Sequence[int], kernel_size: int) -> tuple
 
 
 def require_divisible(family: str, what: str, size: int, divisor: int) -> None:
-    """Return nothing if `divisor` divides `size`.
+    """Returns nothing if `divisor` divides `size`.
 
     Raises:
         ValueError: It does not; the message says what must be divisible by what, and what was found.

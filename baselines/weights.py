@@ -10,7 +10,7 @@ Config: TypeAlias = Mapping[str, Any] | Namespace
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Return nothing, after every entry of `state_dict` was loaded and every entry of the model was set.
+    """Returns nothing, after every entry of `state_dict` was loaded and every entry of the model was set.
 
     Raises:
         ValueError: Keys are missing, left over or of another shape; the message lists all of them. The model
@@ -31,12 +31,12 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def as_mapping(config: Config) -> Mapping[str, Any]:
-    """Return hyperparameters by name, given as a mapping or as what a command line was parsed to."""
+    """Returns hyperparameters by name, given as a mapping or as what a command line was parsed to."""
     return config if isinstance(config, Mapping) else vars(config)
 
 
 def check_config(config: Mapping[str, object], required: Sequence[str], implied: Mapping[str, object]) -> None:
-    """Return nothing if a configuration has all required keys and does not contradict the implied values.
+    """Returns nothing if a configuration has all required keys and does not contradict the implied values.
 
     Raises:
         ValueError: Keys are missing, or present keys have other values than implied; all are listed.

@@ -17,15 +17,15 @@ LEAST_SQUEEZED = 10
 
 
 def squeezing(channels: int, squeezed: int) -> nn.Sequential:
-    """Return the two-layer perceptron of a channel attention, over pooled channels (N, C, 1, 1)."""
+    """Returns the two-layer perceptron of a channel attention, over pooled channels (N, C, 1, 1)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels, squeezed), nn.ReLU(), nn.Linear(squeezed, channels))
 
 
 class ChannelAttention(nn.Module):
-    """Scale channels by what their mean and maximum say, each through a perceptron of its own."""
+    """Scales channels by what their mean and maximum say, each through a perceptron of its own."""
 
     def __init__(self, channels: int) -> None:
-        """Build the attention for images (N, C, H, W)."""
+        """Builds the attention for images (N, C, H, W)."""
         super().__init__()
         squeezed = channels // SQUEEZE
         squeezed = squeezed if squeezed >= LEAST_SQUEEZED else channels
@@ -33,7 +33,7 @@ class ChannelAttention(nn.Module):
         self.MLP2 = squeezing(channels, squeezed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scaled images (N, C, H, W)."""
+        """Returns the scaled images (N, C, H, W)."""
         logits = self.MLP1(F.adaptive_avg_pool2d(x, 1)) + self.MLP2(F.adaptive_max_pool2d(x, 1))
         return x * torch.sigmoid(logits)[:, :, None, None]
 
@@ -47,7 +47,7 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(self, channels: int, *, heads: int, head_dim: int, window: int, shifted: bool) -> None:
-        """Build the attention for channels-last images (N, H, W, C)."""
+        """Builds the attention for channels-last images (N, H, W, C)."""
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim
@@ -72,7 +72,7 @@ class WindowAttention(nn.Module):
         self.ca = ChannelAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the attended images (N, H, W, C)."""
+        """Returns the attended images (N, H, W, C)."""
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
         n, height, width, _ = x.shape
@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
 
 
 def _separation(late: Tensor) -> Tensor:
-    """Return a mask of -inf between tokens of which one is late and one is not, and 0 elsewhere."""
+    """Returns a mask of -inf between tokens of which one is late and one is not, and 0 elsewhere."""
     return torch.zeros(len(late), len(late)).masked_fill(late[:, None] != late[None, :], -math.inf)
 
 
@@ -138,11 +138,11 @@ class SwinBlock(nn.Module):
     """
 
     def __init__(self, channels: int, attention: WindowAttention, mlp_hidden: int) -> None:
-        """Build the block for channels-last images (N, H, W, C)."""
+        """Builds the block for channels-last images (N, H, W, C)."""
         super().__init__()
         self.attention_block = _Residual(_PreNorm(channels, attention))
         self.mlp_block = _Residual(_PreNorm(channels, _FeedForward(channels, mlp_hidden)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return images (N, H, W, C) of the same shape."""
+        """Returns images (N, H, W, C) of the same shape."""
         return self.mlp_block(self.attention_block(x))

@@ -1,4 +1,4 @@
-"""Read the authors' configs and checkpoints, and write checkpoints that their code reads.
+"""Reads the authors' configs and checkpoints, and write checkpoints that their code reads.
 
 Configs are the ``model`` section of the authors' YAML files, or the keyword arguments of their constructors;
 keys that are absent take the defaults of their code, not ours. Checkpoints are plain state_dicts, bare or

@@ -89,7 +89,7 @@ class DGMR(HasReference):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Return what height and width must be divisible by, in the generator and in the discriminators."""
+        """Returns what height and width must be divisible by, in the generator and in the discriminators."""
         halvings = hyperparameters["discriminator_halvings"]
         halvings = len(hyperparameters["discriminator_channels"]) if halvings is None else halvings
         return int(2 ** max(len(hyperparameters["channels"]) + 1, halvings + 2))

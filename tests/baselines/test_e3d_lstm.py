@@ -51,7 +51,7 @@ def attend(queries: Tensor, states: list[Tensor]) -> Tensor:
 
 
 def brute_force(model: E3DLSTM, clip: Tensor, truth: list[list[float]]) -> Tensor:
-    """Return the frames of all steps (B, T, H, W, 1); `truth[b][t]` says whether sample b reads the truth."""
+    """Returns the frames of all steps (B, T, H, W, 1); `truth[b][t]` says whether sample b reads the truth."""
     empty = clip.new_zeros(B, N, 2, HEIGHT // PATCH, WIDTH // PATCH)
     layers = len(model.cells)
     h, c, m = [empty] * layers, [empty] * layers, empty

@@ -67,7 +67,7 @@ def test_moment_loss_vanishes_for_filters_with_one_moment_each() -> None:
 
 
 def brute_force(model: PhyDNet, clip: Tensor, strides: tuple[int, int, int], *, forced: bool) -> Tensor:
-    """Return the images of all steps (B, T, H, W, C), from the weights by name, operation by operation."""
+    """Returns the images of all steps (B, T, H, W, C), from the weights by name, operation by operation."""
     w = model.state_dict()
     first, second, third = strides
 

@@ -23,7 +23,7 @@ def fold(frame: Tensor) -> Tensor:
 
 
 def gates(weights: dict[str, Tensor], name: str, x: Tensor, labels: str) -> dict[str, Tensor]:
-    """Return a cell convolution's output by gate, each from its own slice of the weights."""
+    """Returns a cell convolution's output by gate, each from its own slice of the weights."""
     weight = weights[f"{name}.0.weight"]
     out = torch.cat([F.conv2d(x, part, padding=weight.shape[-1] // 2) for part in weight.split(N)], dim=1)
     if f"{name}.1.weight" in weights:
@@ -34,7 +34,7 @@ def gates(weights: dict[str, Tensor], name: str, x: Tensor, labels: str) -> dict
 
 
 def brute_force(model: PredRNN, clip: Tensor, truth: list[list[float]]) -> tuple[Tensor, Tensor, float]:
-    """Return the patches predicted at each step (T, B, F, h, w), their MSE, and the decoupling loss.
+    """Returns the patches predicted at each step (T, B, F, h, w), their MSE, and the decoupling loss.
 
     `truth[b][t]` says how much of the truth sample b reads at step t.
     """

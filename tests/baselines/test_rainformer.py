@@ -70,7 +70,7 @@ def batch_norm(layer: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def stage_output(stage: torch.nn.Module, x: Tensor, factor: int, skip: Tensor | None, *, up: bool) -> Tensor:
-    """Return what a stage makes of images (N, C, H, W)."""
+    """Returns what a stage makes of images (N, C, H, W)."""
     n, c, height, width = x.shape
     if up:
         cut = x.reshape(n, c // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)

@@ -121,7 +121,7 @@ def test_cross_attention_is_what_the_definition_says(case: dict[str, Any], globa
 
 
 def gradients(layer: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """Return the results of the layer and the gradients of all inputs and parameters, in float64."""
+    """Returns the results of the layer and the gradients of all inputs and parameters, in float64."""
     inputs = [value.clone().requires_grad_() for value in inputs]
     layer.zero_grad()
     result = layer(*inputs)

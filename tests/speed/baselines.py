@@ -26,7 +26,7 @@ SHAPES = {
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long the work takes once, in seconds: of the processor, or on a GPU by the clock."""
+    """Returns how long the work takes once, in seconds: of the processor, or on a GPU by the clock."""
     if device.type != "cuda":
         start = time.process_time()
         work()
@@ -39,7 +39,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def forecast(model: nn.Module, context: Tensor, *, plain: bool) -> Tensor:
-    """Return a forecast by one of the two formulations."""
+    """Returns a forecast by one of the two formulations."""
     with model.reference() if plain else contextlib.nullcontext(), torch.no_grad():  # type: ignore[operator]
         return model(context)
 

@@ -37,7 +37,7 @@ KIB_PER_MIB = 1024
 
 
 def build(task: str, model: str) -> tuple[Earthformer, torch.Tensor, torch.Tensor]:
-    """Return a model with fixed weights, a context and a target, batch 1."""
+    """Returns a model with fixed weights, a context and a target, batch 1."""
     torch.manual_seed(0)
     cls = MODELS[model]
     built = cls(*SHAPES[task], **cls.presets[task])
@@ -45,7 +45,7 @@ def build(task: str, model: str) -> tuple[Earthformer, torch.Tensor, torch.Tenso
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Return how long one call takes."""
+    """Returns how long one call takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -56,7 +56,7 @@ class ConvertRadarFiles(DataVerb):
     accutime: float = Field(5.0, gt=0, description="minutes that mch_gif files accumulate over; others say it")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts, going on where a stopped conversion of the same files was, and returns what was made."""
+        """Converts the files, resumes a stopped conversion of the same ones, and returns what was made."""
         if self.out.suffix != ".zarr":
             raise ConfigError(f"--out {self.out}: expected a name that ends in .zarr")
         if self.out.exists():

@@ -1,4 +1,4 @@
-"""The figures that README and `docs/leaderboards.md` print by hand are those of the rendered tables."""
+"""The values that `docs/leaderboards.md` prints by hand are those of the rendered tables."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ def _label(column: str) -> str:
 @pytest.mark.parametrize(
     ("page", "header", "table"),
     [
-        ("README.md", "| model | C-Nino3.4-M", "runs_enso_ersst"),
         ("docs/leaderboards.md", "| model | C-Nino3.4-M", "runs_enso_ersst"),
         ("docs/leaderboards.md", "| model | CSI-M", "runs_radar"),
         ("docs/leaderboards.md", "| model | MSE | MAE", "runs_nbody_mnist"),

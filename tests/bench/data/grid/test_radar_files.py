@@ -94,7 +94,7 @@ def test_an_archive_becomes_a_cube_with_its_gap(archive: Path, tmp_path: Path, w
     assert "laea" in task.cube.grid.mapping["proj4"]
 
 
-def test_a_stopped_conversion_goes_on(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_conversion_resumes(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "rain.zarr"
     verb = ConvertRadarFiles(reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=out)
     broken = sorted(archive.glob("*.hdf"))[17]
