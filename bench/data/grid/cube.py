@@ -39,6 +39,8 @@ _STANDARD_NAMES = {
 _ZARR_FILES = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
 _NETCDF_ENDINGS = (".nc", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
 _MOST_OPEN = 32
+_BLOCK_BYTES = 128 << 20
+"""Memory for the frames that are hashed together."""
 _LARGEST = 1e20
 """No field has such values; fill values do."""
 
@@ -107,7 +109,8 @@ class Cube:
         self.static_names = tuple(static)
         self.static = np.stack([self._field(first, name, paths[0]) for name in static]) if static else None
         self.parts, self.axis = self._timeline(paths)
-        self.chunk = max(1, self._chunk_of_time(first))
+        frame_bytes = 4 * self.grid.size[0] * self.grid.size[1] * len(self.names)
+        self.chunk = max(1, min(self._chunk_of_time(first), _BLOCK_BYTES // frame_bytes))
 
     def __len__(self) -> int:
         """Returns the number of frames."""
