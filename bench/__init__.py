@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bench.engine.evaluate import evaluate
     from bench.metrics import load_metric
     from bench.models import count, load_model, load_weights
+    from bench.pretrained import PretrainedModel, as_pretrained
     from bench.records import compare, interval, read_records, write_record
     from bench.tables import load_table
     from bench.tasks import load_task
@@ -22,6 +23,8 @@ if sys.platform == "darwin":
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [
+    "PretrainedModel",
+    "as_pretrained",
     "compare",
     "count",
     "evaluate",
@@ -37,6 +40,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "PretrainedModel": "bench.pretrained",
+    "as_pretrained": "bench.pretrained",
     "compare": "bench.records",
     "count": "bench.models",
     "evaluate": "bench.engine.evaluate",

@@ -30,6 +30,8 @@ class Card:
     path: Path | None = None
     trivial: bool = False
     """Of a model: whether its forecast takes no skill, so that others are measured against it."""
+    methods: frozenset[str] = frozenset()
+    """Of a class, its own or inherited from one whose source can be read."""
 
 
 class UnreadableSourceError(Exception):
@@ -211,7 +213,14 @@ def read_card(value: str) -> Card:
         doc, parameters, anything, presets = _string_after(tree, node), {}, False, {}
     summary = doc.strip().splitlines()[0] if doc.strip() else "(no description)"
     trivial = isinstance(node, ast.ClassDef) and _literal(node, home, "trivial") is True
-    return Card(summary, doc, parameters, anything, presets, path, trivial)
+    methods = _methods(node, home) if isinstance(node, ast.ClassDef) else frozenset()
+    return Card(summary, doc, parameters, anything, presets, path, trivial, methods)
+
+
+def _methods(node: ast.ClassDef, module: str, hops: int = 0) -> frozenset[str]:
+    own = frozenset(item.name for item in node.body if isinstance(item, ast.FunctionDef))
+    parents = _parents(node, module) if hops < _MOST_HOPS else ()
+    return own.union(*(_methods(parent, home, hops + 1) for parent, home in parents))
 
 
 def _string_after(tree: ast.Module, node: ast.AST) -> str:

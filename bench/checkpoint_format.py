@@ -1,18 +1,21 @@
 """The file format of checkpoints: `torch.save`'s archive with the SHA-256 of itself as the archive's comment.
 
-`torch.load` does not look at the checksums that `torch.save` wrote.  Any program still reads such a file.
+`torch.load` does not look at the checksums that `torch.save` wrote.  Any program still reads such a file.  Weights that
+were shared (`bench.pretrained`) are a safetensors file beside a `config.json`, which has the checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import DataError, first_line
-from bench.paths import AnyPath
+from bench.files import replacing
+from bench.paths import AnyPath, as_path
 
 _SEAL = b"earthbench sha256 "
 _SEAL_BYTES = len(_SEAL) + 64
@@ -21,6 +24,83 @@ _COMMENT_LENGTH = struct.pack("<H", _SEAL_BYTES)
 
 OURS = "trained"
 """Key under which a checkpoint says what its weights are, see `bench.models.Trained`."""
+
+SHARED, SHARED_CONFIG = "model.safetensors", "config.json"
+"""The files of shared weights, by the names that `huggingface_hub` has for them."""
+_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+
+
+def local_weights(address: str, key: str, folder: Path) -> Path:
+    """Returns the local file of weights: a checkpoint, or the file in a folder of shared weights.
+
+    Args:
+        address: A file, a folder that `save_pretrained` wrote, or an fsspec URL of either, e.g. `hf://owner/name`.
+        key: Of the config, for messages.
+        folder: Takes copies of remote files.
+
+    Raises:
+        ConfigError: the protocol cannot be used.
+        DataError: it is not there, or its server does not give it.
+    """
+    path = as_path(address, key)
+    if isinstance(path, Path):
+        return path / SHARED if path.is_dir() else path
+    if path.suffix not in _FILES:
+        path = path / SHARED
+    if path.name == SHARED:
+        fetched(path.parent / SHARED_CONFIG, folder)
+    return fetched(path, folder)
+
+
+def fetched(source: AnyPath, folder: Path) -> Path:
+    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
+
+    Raises:
+        DataError: it is not there, or its server does not give it.
+    """
+    if isinstance(source, Path):
+        return source
+    copy = folder / source.name
+    with replacing(copy) as part:
+        try:
+            source.fs.get_file(source.path, str(part))
+        except Exception as error:  # each remote backend has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"checkpoint {source} cannot be read: {said}") from error
+    return copy
+
+
+def shared_config(path: Path) -> dict[str, Any]:
+    """Returns what the `config.json` beside shared weights says; nothing where it is not one of ours.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    config = path.parent / SHARED_CONFIG
+    if path.name != SHARED or not config.is_file():
+        return {}
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{config} cannot be read: {error}") from error
+    return found if isinstance(found, dict) and OURS in found else {}
+
+
+def _read_shared(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = shared_config(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if config and config.get("sha256") != sha256:
+        raise DataError(f"weights {path} are damaged: they do not have the checksum in {SHARED_CONFIG}")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"weights {path} cannot be read: {error}") from error
+    said = {OURS: config[OURS]} if config.get(OURS) else {}
+    return {"state_dict": state, **said}
 
 
 def seal(file: BinaryIO) -> str:
@@ -79,6 +159,8 @@ def read_checkpoint(path: Path, *, sealed: bool = False) -> Any:
 
     if not path.is_file():
         raise DataError(f"checkpoint {str(path)!r} is not a file")
+    if path.suffix == ".safetensors" and not sealed:
+        return _read_shared(path)
     problem = damage(path) if sealed or seal_of(path) is not None else None
     if problem:
         raise DataError(f"checkpoint {path} is damaged: {problem}")

@@ -90,3 +90,8 @@ def one_message(headline: str, problems: list[str], *, most: int = 10) -> str:
     if len(problems) > most:
         shown.append(f"  ... and {len(problems) - most} more")
     return "\n".join([headline, *shown])
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun: `1 run`, `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.api import FitsInOnePass, check_model_members, model_traits
-from bench.checkpoint_format import OURS, read_checkpoint
+from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
 from bench.padding import padded_shape, padding_class, size_multiple
@@ -76,20 +76,25 @@ class TrainedEvents:
 _SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
 
 
-def load_model(name: str, task: Task, **hyperparameters: Any) -> nn.Module:
-    """Returns a freshly initialised model for a task's shapes.
+def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hyperparameters: Any) -> nn.Module:
+    """Returns a model for a task's shapes, freshly initialised or with trained weights.
 
     Args:
         name: A registered model, e.g. `unet`.
         task: Gives the shapes, and the name under which the model may have a preset.
+        weights: A checkpoint of a run, a folder of shared weights, or an fsspec URL of either (`hf://owner/name`); the
+            model then has the hyperparameters that they were trained with, but for those that are given.
         **hyperparameters: Override the preset (`earthbench show model NAME` lists them).
 
     Raises:
         UnknownNameError: no model has this name.
-        ConfigError: an unknown hyperparameter, or values that the model refuses.
+        ConfigError: an unknown hyperparameter, values that the model refuses, or weights of another model.
+        DataError: the weights cannot be read.
         BrokenPluginError: the registered object cannot be imported or is no `nn.Module` class.
         ContractError: a member of the model is nearly, but not, one of `bench.api`.
     """
+    if weights is not None:
+        return _with_weights(name, task, weights, hyperparameters)
     from torch import nn
 
     entry = registry.find("model", name)
@@ -126,6 +131,26 @@ def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> n
         return model_class(input_shape=task.input_shape, target_shape=task.target_shape, **hyperparameters)
     model: Any = padding_class(model_class)(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
     model.frame_size, model.padded_size = tuple(task.input_shape[1:3]), shapes[0][1:3]
+    return model
+
+
+def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, Any]) -> nn.Module:
+    import platformdirs
+
+    cache = (
+        Path(platformdirs.user_cache_dir("earthbench")) / "shared" / hashlib.sha256(str(weights).encode()).hexdigest()
+    )
+    path = local_weights(str(weights), "weights", cache)
+    identity = said_of(read_checkpoint(path), path).identity
+    if identity is not None and identity.model != name:
+        raise ConfigError(f"weights {path} are of model {identity.model!r}, not of {name!r}")
+    model = load_model(name, task, **given)
+    if identity is not None:
+        own = trained_hyperparameters(model)
+        other = {key: value for key, value in identity.hyperparameters.items() if own.get(key) != value}
+        if other.keys() - given.keys():
+            model = load_model(name, task, **{**other, **given})
+    load_weights(model, path)
     return model
 
 

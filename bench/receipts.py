@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config import compose
 from bench.config.overrides import literal
-from bench.errors import UnknownNameError, did_you_mean
+from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
 from bench.tables.cells import Cell, table_data, value_of
-from bench.tables.definitions import COSTS, Table, load_published
+from bench.tables.definitions import COSTS, Row, Table, load_published
+from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 
 _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
 
@@ -44,6 +46,8 @@ class Receipt:
     convention: str
     alternative_values: tuple[AlternativeValue, ...]
     commands: tuple[str, ...]
+    settings: tuple[SourcedSetting, ...] = ()
+    """How a row that nobody ran would be trained and scored, and who says so."""
 
 
 def receipts_of(
@@ -90,19 +94,36 @@ def receipts_of(
                     records=mine,
                     paths=tuple(root / "runs" / r.task.name / r.model.name / f"{r.run_id}.json" for r in mine),
                     published_sources=tuple(
-                        f"{name}: {source.title} ({source.by}; {source.kind}){' ' + source.url if source.url else ''}"
+                        f"{name}: {source.title} ({source.by}; {source.kind}) {source.url}"
                         for name, source in (published.sources.items() if published else ())
                         if name in cell.sources
                     ),
-                    deviations=tuple(sorted({d for record in mine for d in deviations(table, record)})),
+                    deviations=tuple(
+                        sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
+                    ),
                     convention=_convention(mine[0], key) if mine else "",
                     alternative_values=tuple(alternative_values(mine[-1], key)) if mine else (),
                     commands=_commands(table, cell, mine),
+                    settings=() if mine else _settings(table, cell),
                 )
             )
     if not found:
         raise UnknownNameError(f"table {table.name!r} has no row {row!r}. {did_you_mean(row, set(rows))}")
     return found
+
+
+def _settings(table: Table, cell: Cell) -> tuple[SourcedSetting, ...]:
+    row = _row_of(table, cell)
+    if row is None:
+        return ()
+    try:
+        return tuple(sourced_settings(table, row.key, compose(overrides_of(table, row, (), seed=0))))
+    except EarthbenchError:  # no such model here: `earthbench reproduce` says so
+        return ()
+
+
+def _row_of(table: Table, cell: Cell) -> Row | None:
+    return table.row(cell.row_key) if table.rows else None
 
 
 def _convention(record: RunRecord, key: str) -> str:

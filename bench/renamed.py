@@ -38,7 +38,7 @@ MODULES = {
     "data.sevir_axes": "data.sevir.files",
     "data.sevir_catalogue": "data.sevir.catalogue",
     "data.sevir_convert": "data.sevir.convert",
-    "data.sevir_dates": "data.sevir.times",
+    "data.sevir_dates": "data.sevir.splits",
     "data.sevir_fetch": "data.sevir.download",
     "data.sevir_files": "data.sevir.files",
     "data.sevir_join": "data.sevir.join",

@@ -248,6 +248,8 @@ class CuboidSelfAttention(CuboidAttention):
             raise ValueError("self-attention: expected global vectors (use_global_vector is set), found none")
         partition, mask = self.partition(x)
         x = self.norm(x)
+        if not self.use_global_vector and self._has_partial_cuboids(partition) and not has_fused_attention(x.device):
+            return self._attend_partial_apart(x, partition)
         local = Projected(*self._heads(self.qkv, x, partition))
         if not self.use_global_vector or global_vectors is None:
             return self._output(self._attend(local, None, self._bias(partition), mask), partition)
@@ -285,9 +287,42 @@ class CuboidSelfAttention(CuboidAttention):
     def _bias(self, partition: CuboidPartition) -> Tensor | None:
         return self.position_bias(partition.volume, partition.volume)
 
+    def _has_partial_cuboids(self, partition: CuboidPartition) -> bool:
+        """Returns whether cuboids hold tokens only or, those behind the last full one along time, the first frames."""
+        only_time = partition.padding[0] > 0 and not any(partition.padding[1:]) and self.strategy[0] == "l"
+        adds_zeros = self.qkv.bias is None and partition.padding_type != "nearest"
+        return only_time and adds_zeros and not partition.is_shifted
+
+    def _attend_partial_apart(self, x: Tensor, partition: CuboidPartition) -> Tensor:
+        """Returns the output for normalised `x`; partial cuboids, which share nothing with full ones, attend apart.
+
+        They have fewer queries, as what padded tokens would read is discarded, and fewer keys: padded ones score their
+        bias and have no value, so that one zero key with the bias log(sum(exp(bias))) does for all of them.
+        """
+        (frames, height, width), (length, *area) = partition.shape, partition.cuboid
+        full = frames // length * length
+        parts = []
+        for tokens in self.qkv(x).split((full, frames - full), dim=1):
+            count = int(tokens.shape[1])
+            part = CuboidPartition((count, height, width), (min(length, count), area[0], area[1]), self.strategy)
+            query, key, value = part.split_heads(tokens, self.options.num_heads, self.head_size).unbind(0)
+            if part.volume == partition.volume or partition.padding_type == "ignore":
+                bias = self.position_bias(part.volume, part.volume)
+            else:
+                key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+                bias = self.position_bias(part.volume, partition.volume)
+                bias = x.new_zeros(1, 1, part.volume, partition.volume) if bias is None else bias
+                bias, padded = bias.split((part.volume, partition.volume - part.volume), dim=-1)
+                bias = torch.cat((bias, padded.logsumexp(dim=-1, keepdim=True)), dim=-1)
+            parts.append(part.join_heads(self._attend(Projected(query, key, value), None, bias, None)))
+        return self._project(torch.cat(parts, dim=1))
+
     def _output(self, attended: Tensor, partition: CuboidPartition) -> Tensor:
         """Returns the grid (B, T, H, W, C) of attended values (B, h, N, V, d), without padding, then projected."""
-        x = partition.unpad(partition.unroll(partition.join_heads(attended)))
+        return self._project(partition.unpad(partition.unroll(partition.join_heads(attended))))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Returns attended values (B, T, H, W, C) behind the projection, if the layer has one."""
         return self.proj_drop(self.proj(x)) if self.options.self_attn_use_final_proj else x
 
     def separate_update(self, g: Tensor, key: Tensor, value: Tensor, partition: CuboidPartition) -> Tensor:

@@ -126,8 +126,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Returns `x` with each element zeroed with probability `p` in training, and the others scaled by 1 / (1 - p)."""
     if not training or p == 0 or p == 1 or x.device.type != "cpu":
         return F.dropout(x, p, training)
-    # On CPUs a uniform draw takes half the time of torch's Bernoulli draw.
-    return x * (torch.rand(x.shape) >= p) * (1 / (1 - p))
+    # On CPUs a uniform draw takes half the time of a Bernoulli draw, and a product with numbers less than one with
+    # booleans, forward and backward.
+    return x * torch.rand(x.shape).ge_(p).to(x.dtype).mul_(1 / (1 - p))
 
 
 class Dropout(nn.Dropout):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from earthformer.attention import CuboidAttention, CuboidSelfAttention, Projected, masked_score
 from earthformer.cross_attention import CuboidCrossAttention
 from earthformer.cuboids import cross_attention_mask, self_attention_mask
-from earthformer.layers import FeedForward, HasReference
+from earthformer.layers import Dropout, FeedForward, HasReference
 from earthformer.resampling import Upsample
 
 
@@ -114,6 +114,7 @@ def _not_composed(layer: Upsample, x: Tensor, conv: nn.Conv2d) -> None:
 _PLAIN: dict[type[nn.Module], dict[str, Callable[..., Any]]] = {
     CuboidSelfAttention: {"forward": _self_attention},
     CuboidCrossAttention: {"forward": _cross_attention},
+    Dropout: {"forward": nn.Dropout.forward},
     FeedForward: {"forward": FeedForward.transform},
     Upsample: {"forward": _upsample, "followed_by": _not_composed},
 }

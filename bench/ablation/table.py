@@ -1,4 +1,4 @@
-"""The table of an ablation: one line per variant with its cost, its speed here and its scores."""
+"""The table of an ablation: one line per variant with its cost, its speed here, its scores and their skill."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from bench import registry
-from bench.ablation.variants import Ablation, Variant, varied_keys
+from bench.ablation.variants import Ablation, Variant, seeds_together, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
-from bench.tables.definitions import COSTS, Column
+from bench.tables.cells import Cell, table_data
+from bench.tables.definitions import COSTS, Column, Table
 
 FORMATS = ("md", "csv", "json")
 _MIB = 1 << 20
@@ -88,41 +90,122 @@ def score_columns(task: str, records: Sequence[RunRecord | None]) -> list[Column
     return [Column(key=key, label=key) for key in keys]
 
 
+@dataclass(frozen=True)
+class Results:
+    """The scores of an ablation's variants beside the trivial references on the same data."""
+
+    columns: list[Column]
+    cells: dict[str, list[Cell]]
+    """Of a line of the table of runs, by the id of each of its runs."""
+    remarks: list[str]
+
+
+def results_of(task: str, records: Sequence[RunRecord | None], references: Sequence[RunRecord] = ()) -> Results:
+    """Returns the scores of complete runs as a table of runs has them: over seeds, with skill, ranked if there is any.
+
+    Args:
+        task: The task's name.
+        records: Of the variants.
+        references: Of the trivial references.
+    """
+    columns = score_columns(task, records)
+    known = {record.run_id: record for record in [*records, *references] if record is not None}
+    board = Table(name="ablation", title="", task=task, columns=tuple(columns))
+    mine = {record.run_id for record in records if record is not None}
+    cells: dict[str, list[Cell]] = {}
+    remarks: list[str] = []
+    for block in table_data(board, None, list(known.values())).blocks:
+        for line in block.rows:
+            cells |= {run_id: line for run_id in line[0].run_ids if run_id in mine}
+        about = ("skill in ", "no skill")
+        remarks += [*(remark for remark in block.remarks if remark.startswith(about)), *block.absences]
+    return Results(columns, cells, remarks)
+
+
 def lines(
     ablation: Ablation,
     runs: Sequence[Variant],
     measured: Sequence[dict[str, Any]],
     records: Sequence[RunRecord | None] | None,
+    references: Sequence[RunRecord] = (),
 ) -> list[dict[str, Any]]:
-    """Returns one dict per run: what is varied, costs, and scores unless `records` is None, all in printed units."""
-    scores = [] if records is None else score_columns(runs[0].config.task.name, records)
-    keys = varied_keys(runs)
+    """Returns one dict per variant: what is varied, costs, and scores unless `records` is None, all in printed units.
+
+    Args:
+        ablation: Names the columns.
+        runs: Every variant and seed.
+        measured: Cost of each variant, see `seeds_together`.
+        records: Of each run.
+        references: Of the trivial references on the same data.
+    """
+    results = None if records is None else results_of(runs[0].config.task.name, records, references)
+    keys = [key for key in varied_keys(runs) if key != "seed"]
     table = []
-    for index, run in enumerate(runs):
+    for seeds, cost in zip(seeds_together(runs), measured, strict=True):
+        run = runs[seeds[0]]
         line: dict[str, Any] = {ablation.labels.get(key, key): run.settings.get(key) for key in keys}
-        line |= {column.label: _printed(measured[index].get(column.key), column) for column in _COST_COLUMNS}
-        if records is not None:
-            record = records[index]
-            line |= {c.label: _printed(record.scores.get(c.key) if record else None, c) for c in scores}
-            line["run"] = "not run" if record is None else f"{record.run_id} ({record.scope})"
-        if "problem" in measured[index]:
-            line["problem"] = " ".join(str(measured[index]["problem"]).split())
+        line |= {column.label: _printed(cost.get(column.key), column) for column in _COST_COLUMNS}
+        if results is not None and records is not None:
+            line |= _scores(results, [records[index] for index in seeds])
+        if "problem" in cost:
+            line["problem"] = " ".join(str(cost["problem"]).split())
         table.append(line)
     return table
+
+
+def _scores(results: Results, records: Sequence[RunRecord | None]) -> dict[str, Any]:
+    """Returns the scores of the runs of a variant, one per seed, and which they are."""
+    found = [record for record in records if record is not None]
+    cells = {cell.column: cell for cell in results.cells.get(found[-1].run_id, ())} if found else {}
+    line: dict[str, Any] = {}
+    for column in results.columns:
+        cell = cells.get(column.key)
+        if cell is None:  # not run, or in part: nothing that may be compared
+            line[column.label] = _printed(found[-1].scores.get(column.key) if found else None, column)
+            continue
+        line[column.label] = None if cell.ours is None else round(cell.ours, column.digits)
+        if cell.spread is not None:
+            line[f"{column.label} spread"] = round(cell.spread, column.digits)
+        if cell.interval is not None:
+            line[f"{column.label} interval"] = [round(bound, column.digits) for bound in cell.interval]
+        if cell.mark is not None:
+            line[f"{column.label} mark"] = cell.mark
+    if len(records) > 1:
+        line["seeds"] = f"{len(found)} of {len(records)}"
+    line["run"] = ", ".join(f"{record.run_id} ({record.scope})" for record in found) or "not run"
+    return line
 
 
 def _printed(value: float | None, column: Column) -> float | None:
     return None if value is None else round(value * column.scale, column.digits)
 
 
-def _cell(value: Any, digits: int | None) -> Any:
+_PARTS = (" spread", " interval", " mark")
+
+
+def _cell(line: dict[str, Any], key: str, digits: int | None) -> Any:
+    """Returns a value with its digits and what is known of its chance, bold or in italics where it is marked."""
+    value = line.get(key)
     if isinstance(value, str):
         return for_markdown(value)
-    return f"{value:.{digits}f}" if isinstance(value, float) and digits is not None else value
+    if not isinstance(value, float) or digits is None:
+        return value
+    text = f"{value:.{digits}f}"
+    if (spread := line.get(f"{key} spread")) is not None:
+        text += f" ± {spread:.{digits}f}"
+    elif (interval := line.get(f"{key} interval")) is not None:
+        text += f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    around = {1: "**", 2: "*"}.get(line.get(f"{key} mark", 0), "")
+    return f"{around}{text}{around}"
 
 
 def render(
-    ablation: Ablation, task: str, table: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], form: str
+    ablation: Ablation,
+    task: str,
+    table: Sequence[dict[str, Any]],
+    measured: Sequence[dict[str, Any]],
+    form: str,
+    remarks: Sequence[str] = (),
 ) -> str:
     """Returns the text of the table in one of `FORMATS`, ending in a newline."""
     data = pd.DataFrame(table, dtype=object)
@@ -133,12 +216,9 @@ def render(
     if form == "json":
         return data.to_json(orient="records", indent=1, force_ascii=False) + "\n"
     digits = {column.label: column.digits for column in [*_COST_COLUMNS, *score_columns(task, [])]}
-    shown = [
-        [_cell(value, digits.get(str(key))) for key, value in line.items()]
-        for line in data.astype(object).where(data.notna(), None).to_dict("records")
-    ]
-    body = tabulate(
-        shown, [for_markdown(str(key)) for key in data.columns], tablefmt="pipe", missingval="-", disable_numparse=True
-    )
+    head = [key for key in dict.fromkeys(key for line in table for key in line) if not key.endswith(_PARTS)]
+    shown = [[_cell(line, key, digits.get(key)) for key in head] for line in table]
+    body = tabulate(shown, [for_markdown(key) for key in head], tablefmt="pipe", missingval="-", disable_numparse=True)
+    said = "".join(f"- {for_markdown(remark)}\n" for remark in remarks) + ("\n" if remarks else "")
     where = sorted({f"{m['device']} ({m['threads']} threads)" for m in measured if "device" in m}) or ["nothing"]
-    return f"# {ablation.title}: {task}\n\n{body}\n\n{_NOTE.format(where=', '.join(where))}\n"
+    return f"# {ablation.title}: {task}\n\n{body}\n\n{said}{_NOTE.format(where=', '.join(where))}\n"

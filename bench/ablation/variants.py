@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only
+from bench import registry
+from bench.config import Config, canonical_json, compose, expand_sweep, fingerprint, numbers_only, validate
 from bench.engine.identity import expected_run
 from bench.errors import ConfigError, UnknownNameError, did_you_mean
 from bench.records.identity import newest_of_same_run
@@ -103,6 +104,24 @@ def varied_keys(runs: Sequence[Variant]) -> list[str]:
     """Returns the overridden keys that do not have one value in all runs, in the order of their first use."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def seeds_together(runs: Sequence[Variant]) -> list[list[int]]:
+    """Returns the indexes of the runs that differ by their seed alone, variant by variant."""
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        key = tuple(sorted((name, value) for name, value in run.settings.items() if name != "seed"))
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def reference_configs(config: Config) -> list[Config]:
+    """Returns the configs of the trivial references on the data of a run, none for a run on part of them."""
+    if config.limit is not None or config.train.limit is not None:
+        return []
+    plain = config.model_dump(mode="json")
+    names = [name for name in registry.names("model") if registry.find("model", name).card().trivial]
+    return [validate({**plain, "model": {"name": name}, "seed": 0}) for name in names if name != config.model.name]
 
 
 def finished_record(config: Config) -> RunRecord | None:

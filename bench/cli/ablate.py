@@ -7,12 +7,25 @@ import contextlib
 import sys
 from typing import Any
 
-from bench.ablation.variants import ablation_names, finished_record, load_ablation, variants
+from bench.ablation.variants import (
+    ablation_names,
+    finished_record,
+    load_ablation,
+    reference_configs,
+    seeds_together,
+    variants,
+)
 from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, sweep
-from bench.config import to_plain, validate
+from bench.config import Config, to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
 from bench.logs import log, shown_on
+from bench.records.schema import RunRecord
+
+EXAMPLES = (
+    "earthbench ablate patterns --count-only",
+    "earthbench ablate patterns task=sevir data.root=DIR seed=0,1",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     ablation = load_ablation(options.name)
     runs = variants(ablation, options.overrides)
     failures: list[EarthbenchError] = []
-    records = None
+    records, references = None, []
     if not options.count_only:
         for config in (run.config for run in runs):
             finished_record(config)  # data that cannot be used is told before the first run starts
@@ -47,25 +60,49 @@ def run(options: argparse.Namespace) -> int:
             except EarthbenchError as error:  # the other runs of the sweep have been made all the same
                 failures.append(error)
         records = [finished_record(run.config) for run in runs]
-    from bench.ablation.table import costs, lines, render
+        references = _references(runs[0].config)
+    from bench.ablation.table import costs, lines, render, results_of
 
-    measured = costs(runs, log.info)
-    table = lines(ablation, runs, measured, records)
-    print(render(ablation, runs[0].config.task.name, table, measured, options.format), end="")
+    task = runs[0].config.task.name
+    measured = costs([runs[seeds[0]] for seeds in seeds_together(runs)], log.info)
+    table = lines(ablation, runs, measured, records, references)
+    remarks = results_of(task, records, references).remarks if records is not None else ()
+    print(render(ablation, task, table, measured, options.format, remarks), end="")
     if failures:
         raise failures[0]
     return 0
 
 
+def _references(config: Config) -> list[RunRecord]:
+    """Returns the records of the trivial references on an ablation's data, after running those that are missing."""
+    found = []
+    for reference in reference_configs(config):
+        try:
+            if finished_record(reference) is None:
+                _run(reference)
+            record = finished_record(reference)
+        except InterruptedRunError:
+            raise
+        except EarthbenchError as error:  # one that the task has nothing for
+            log.info(f"no reference {reference.model.name}: {error}")
+        else:
+            found += [record] if record is not None else []
+    return found
+
+
+def _run(config: Config) -> None:
+    from bench.engine.run import run as run_pipeline
+
+    log.info(f"record: {run_pipeline(config, training=True).record_path}")
+
+
 @job_of_a_sweep
 def job(composed: Any) -> None:
     """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
-    from bench.engine.run import run as run_pipeline
-
     config = validate(to_plain(composed))
     record = finished_record(config)
     with shown_on("stderr"):  # launchers call this in processes of their own
         if record is not None:
             log.info(f"already there: {record.run_id}")
         else:
-            log.info(f"record: {run_pipeline(config, training=True).record_path}")
+            _run(config)

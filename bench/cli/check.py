@@ -13,6 +13,11 @@ from bench.cli.printing import print
 from bench.errors import ContractError, EarthbenchError, UnknownNameError, did_you_mean
 
 _KINDS = ("model", "task", "metric")
+EXAMPLES = (
+    "earthbench check unet",
+    "earthbench check unet --task sevir",
+    "earthbench check sevir --root DIR",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,10 @@ from bench.errors import EarthbenchError, NotCountableError, RunFailedError, Unk
 _COST_COLUMNS = ("parameters", "gmacs")
 _MOST_PROCESSES = 4
 """Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
+EXAMPLES = (
+    "earthbench count --model unet --task sevir",
+    "earthbench count --table earthformer/sevir",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +43,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from tabulate import tabulate
 
-    shown = [
-        {key: value for key, value in line.items() if key not in ("by_operator", "uncounted", "note")} for line in lines
-    ]
-    print(tabulate(shown, headers="keys", floatfmt=".3f", intfmt=",", missingval="-"))
+    left_out = {"by_operator", "uncounted", "note", "gflops", "torch_gmacs", "trainable_parameters"}
+    left_out |= {"task"} if options.table else set()
+    shown = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
+    heads = {key: key.replace("_", "\n") for line in shown for key in line}  # of two lines: it fits a terminal
+    print(tabulate(shown, headers=heads, floatfmt=".3f", intfmt=",", missingval="-"))
     for line in lines:
         if line.get("note"):
             print(f"{line['model']}: {line['note']}")
     print("GMACs: fvcore, batch 1, multiply-add = 1 (what the papers print as GFLOPS). GFLOPs = 2 x GMACs.")
+    print("--format json has more: trainable parameters, PyTorch's own count, what each operator takes.")
     return 0
 
 
@@ -54,11 +60,12 @@ def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     registry.find("task", options.task)
     for name in options.model or []:
         registry.find("model", name)
-    return list(_counted(options.model or registry.names("model"), options.task, options.speed))
+    models = options.model or registry.names("model")
+    return list(_counted([(model, {}) for model in models], options.task, options.speed))
 
 
-def _counted(models: Sequence[str], task: str, speed: bool) -> Iterator[dict[str, Any]]:
-    """Yields a line per model, in order, and tells of each on stderr as soon as it is there.
+def _counted(models: Sequence[tuple[str, dict[str, Any]]], task: str, speed: bool) -> Iterator[dict[str, Any]]:
+    """Yields a line per model (name, hyperparameters), in order, and tells of each on stderr as soon as it is there.
 
     Where there are several cores, models are counted side by side in processes of one share of them each: most of the
     work is Python's, which more threads do not hasten. Speed is measured by one process that has the machine to itself.
@@ -69,7 +76,7 @@ def _counted(models: Sequence[str], task: str, speed: bool) -> Iterator[dict[str
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
     if processes <= 1:
-        lines = (_count(model, task, speed) for model in models)
+        lines = (_count(model, options, task, speed) for model, options in models)
         yield from _told(lines, len(models))
         return
     # Not forked: torch's threads do not survive that.
@@ -78,7 +85,9 @@ def _counted(models: Sequence[str], task: str, speed: bool) -> Iterator[dict[str
     )
     with started as pool:
         try:
-            yield from _told(pool.map(_count, models, [task] * len(models), [speed] * len(models)), len(models))
+            names, options = zip(*models, strict=True)
+            counts = pool.map(_count, names, options, [task] * len(models), [speed] * len(models))
+            yield from _told(counts, len(models))
         except BrokenProcessPool as error:
             raise RunFailedError("a process that counted was killed, perhaps for want of memory") from error
         finally:
@@ -98,7 +107,7 @@ def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any
         yield line
 
 
-def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
+def _count(model: str, options: dict[str, Any], task_name: str, speed: bool) -> dict[str, Any]:
     from bench.cost import count_model, measure_speed
     from bench.models import load_model
     from bench.tasks import load_task
@@ -106,7 +115,7 @@ def _count(model: str, task_name: str, speed: bool) -> dict[str, Any]:
     line: dict[str, Any] = {"model": model, "task": task_name}
     try:
         task = load_task(task_name)
-        made = load_model(model, task)
+        made = load_model(model, task, **options)
         cost = count_model(made, task.input_shape)
     except UnknownNameError as error:
         return {**line, "status": "not available", "note": str(error)}
@@ -139,11 +148,13 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     published = load_published(table.published) if table.published else None
     columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
     lines = []
-    counted = _counted([row.model for row in table.rows], table.task, options.speed)
+    rows = [(row.model, row.options) for row in table.rows]
+    counted = _counted(rows, table.task, options.speed)
     for row, line in zip(table.rows, counted, strict=True):
+        line = {"row": row.key, **line} if row.key != row.model else line
         verdicts, notes = [], [line.get("note"), *(row.notes.get(key) for key in columns)]
         for key, column in columns.items():
-            figure = published.rows.get(row.model, {}).get(key) if published else None
+            figure = published.rows.get(row.key, {}).get(key) if published else None
             line[f"published_{key}"] = figure.value if figure else None
             if figure and key in line:
                 verdicts.append(compare(row, column, figure, line[key] * column.scale)[1])

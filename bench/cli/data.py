@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import registry
 from bench.cli.flags import parse_flags
 from bench.cli.printing import print
-from bench.errors import DataError, UsageError, one_message
+from bench.errors import DataError, UsageError, counted, one_message
 
 if TYPE_CHECKING:
     from bench.data.verbs import DataVerb
@@ -23,6 +23,12 @@ _WAYS = {
     "fetch": "download published data or weights",
     "convert": "make the data of one task from those of another",
 }
+EXAMPLES = (
+    "earthbench data fetch sevir --help",
+    "earthbench data make sevir --out storms",
+    "earthbench data info sevir --root storms",
+    "earthbench data check sevir --root storms",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,9 +113,9 @@ def _check(options: argparse.Namespace) -> int:
     for remark in report.remarks:
         print(f"note: {remark}")
     if report.problems:
-        headline = f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)} under {options.root}:"
+        headline = f"{counted(len(report.problems), 'problem')} under {options.root}:"
         raise DataError(one_message(headline, report.problems, most=len(report.problems)))
-    print(f"no problems: {report.facts['events']} events {'declared' if options.quick else 'read'}")
+    print(f"no problems: {counted(report.facts['events'], 'event')} {'declared' if options.quick else 'read'}")
     return 0
 
 

@@ -14,6 +14,10 @@ from bench.errors import UsageError
 
 TAKES_HYDRA_FLAGS = True
 _MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
+EXAMPLES = (
+    "earthbench doctor",
+    "earthbench doctor model=earthformer data.root=DIR device=cuda",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

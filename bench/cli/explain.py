@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.config import compose
-from bench.errors import UsageError
+from bench.errors import UsageError, counted
 from bench.receipts import Receipt, receipts_of, seed_values
 from bench.tables.admission import read_store
 from bench.tables.definitions import Table
@@ -18,6 +18,11 @@ from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
+
+EXAMPLES = (
+    "earthbench explain earthformer/sevir convlstm csi_m",
+    "earthbench explain earthformer/sevir convlstm",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +62,7 @@ def _print_settings(table: Table, options: argparse.Namespace) -> int:
         return 0
     print(f"{table.name}, {row.label}: " + ("how it is trained" if settings else "nothing to train"))
     print("\n".join(f"  {line}" for line in setting_lines(settings)))
+    print("\n".join(f"  note: {note}" for note in (row.note, table.note) if note))
     return 0
 
 
@@ -70,6 +76,7 @@ def _as_json(receipt: Receipt) -> dict[str, object]:
         "deviations": receipt.deviations,
         "convention": receipt.convention,
         "readings": [asdict(reading) for reading in receipt.alternative_values],
+        "settings": [{**asdict(one), "kind": one.kind} for one in receipt.settings],
         "commands": receipt.commands,
     }
 
@@ -110,12 +117,15 @@ def _lines(receipt: Receipt) -> list[str]:
         if record.training is not None:
             training = record.training
             lines.append(
-                f"    trained   on {training.sequence_count} sequences, fingerprint {training.data_fingerprint[:16]}, "
-                f"{training.epochs} epochs, {training.steps} steps, {training.weights} weights"
+                f"    trained   on {counted(training.sequence_count, 'sequence')}, fingerprint "
+                f"{training.data_fingerprint[:16]}, {counted(training.epochs, 'epoch')}, "
+                f"{counted(training.steps, 'step')}, {training.weights} weights"
             )
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
         lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
+    if receipt.settings:
+        lines += ["", "  settings", *(f"    {line}" for line in setting_lines(list(receipt.settings)))]
     if receipt.alternative_values:
         lines.append(
             "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")

@@ -18,9 +18,42 @@ RESULTS = Path("results")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one message, with the nearest word that would have been right."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, and remembers the words: an unknown flag among them is the better message of an error."""
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}")
+        """Raises a `UsageError`."""
+        for word in self._given:
+            if word.startswith("--") and word.partition("=")[0] not in {"--", *self._option_string_actions}:
+                raise UsageError(f"{self.prog}: unknown argument {word}. {self.suggestion(word)}")
+        raise UsageError(f"{self.prog}: {message}. `{self.prog} --help` shows examples".replace(".. ", ". "))
+
+    def add_examples(self, examples: Sequence[str]) -> None:
+        """Shows commands at the end of the help; that of a sub-command shows its own."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.epilog = "\n  ".join(["examples:", *examples])
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    parser.add_examples([one for one in examples if one.startswith(parser.prog)])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {did_you_mean(str(value), known)}")
+
+    def suggestion(self, word: str) -> str:
+        """Returns the nearest flag to an unknown one, or where the flags are listed."""
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        near = did_you_mean(word.partition("=")[0], flags) if word.startswith("-") else ""
+        return near if near.startswith("Did") else f"`{self.prog} --help` lists what it takes."
 
 
 def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summary: str) -> ModelT:
@@ -39,9 +72,11 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
         UsageError: unknown, missing or wrong flags, all in one message.
         SystemExit: after `--help`.
     """
-    parser = _Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name, field in model.model_fields.items():
         _add(parser, name, field)
+    required = [f"{flag(name)} {name.upper()}" for name, field in model.model_fields.items() if field.is_required()]
+    parser.add_examples([" ".join([command, *required])])
     options, unknown = parser.parse_known_args(list(words))
     if unknown:
         known = [flag(field.alias or name) for name, field in model.model_fields.items()]

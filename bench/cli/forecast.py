@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
-from bench.paths import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.engine.forecast import Case
+    from bench.tables.pictures import Look
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
+EXAMPLES = (
+    "earthbench forecast task=sevir model=persistence data.root=DIR --picture forecast.png",
+    "earthbench forecast task=sevir model=unet checkpoint=FILE data.root=DIR --sequence 3 --out forecast.nc",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,22 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", help="strengths of the knowledge control, e.g. --control=-4,-2,0,2,4")
     parser.add_argument("--threshold", type=float, help="draw the share of members at or above this value")
     parser.add_argument("--out", type=Path, help="NetCDF file (default forecast.nc); with --all a folder (forecasts)")
-    parser.add_argument("--picture", type=Path, help="a .png, .gif or .mp4 beside it")
+    parser.add_argument("--picture", type=Path, help="a .png, .svg, .pdf, .gif or .mp4 beside it")
+    parser.add_argument("--colours", help="colour map of matplotlib for --picture, e.g. cividis (default: the task's)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
-    from bench.engine.checkpoints import fetched
+    from bench.checkpoint_format import local_weights
     from bench.engine.forecast import case_from_file, case_from_split, case_of_latest
     from bench.engine.trainer import torch_device
     from bench.models import has_weights, load_model, load_weights, options_of_weights
-    from bench.tables.pictures import FORMATS
+    from bench.tables.pictures import FORMATS, Look
     from bench.tasks import load_task
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")
     if options.picture is not None and options.all:
         raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
+    if options.colours is not None and options.picture is None:
+        raise UsageError("--colours is for the picture: give --picture FILE, too")
     controls = _numbers(options.control)
     config = compose(options.overrides)
     device = torch_device(config.device)
@@ -68,11 +75,12 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("nothing to forecast from: give data.root=DIR, or --input FILE")
     options_of_task = options_of_weights(config.task.name, config.checkpoint) | config.task.options
     task = load_task(config.task.name, config.data.root, **options_of_task)
+    look = Look.of(task, options.colours)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
-        given = as_path(config.checkpoint, "checkpoint")
         with TemporaryDirectory() as scratch:
-            load_weights(model, fetched(given, Path(scratch)), other_code=config.train.resume == "anyway")
+            local = local_weights(config.checkpoint, "checkpoint", Path(scratch))
+            load_weights(model, local, other_code=config.train.resume == "anyway")
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
     if options.all:
@@ -89,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     forecasts = _forecast(model, task, case, path, options.members, controls, config, device)
     print(f"forecast: {path}")
     if options.picture is not None:
-        _draw(options.picture, case, forecasts, task, config.model.name, controls, options.threshold)
+        _draw(options.picture, case, forecasts, task, config.model.name, controls, options.threshold, look)
         print(f"picture: {options.picture}")
     return 0
 
@@ -146,7 +154,14 @@ def _forecast_all(
 
 
 def _draw(
-    path: Path, case: Case, forecasts: Tensor, task: Task, model: str, controls: Controls, threshold: float | None
+    path: Path,
+    case: Case,
+    forecasts: Tensor,
+    task: Task,
+    model: str,
+    controls: Controls,
+    threshold: float | None,
+    look: Look,
 ) -> None:
     from bench.tables.pictures import draw, panels_of
 
@@ -160,8 +175,7 @@ def _draw(
     draw(
         path,
         panels,
-        palette=task.picture_palette,
-        units=task.physical_units,
+        look=look,
         cadence_minutes=case.cadence_minutes,
         title=f"{model} on {task.name}, {case.name}",
     )

@@ -6,8 +6,13 @@ import argparse
 import json
 
 from bench import registry
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import BrokenPluginError
+
+EXAMPLES = (
+    "earthbench list models",
+    "earthbench list --format json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
         print(heading)
         width = max((len(line["name"]) for line in lines), default=0)
         for line in lines:
-            print(f"  {line['name']:<{width}}  {(line['problem'] and 'BROKEN: ' + line['problem']) or line['summary']}")
+            text = f"  {line['name']:<{width}}  {(line['problem'] and 'BROKEN: ' + line['problem']) or line['summary']}"
+            print(wrapped(text, width + 4))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import os
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import registry
+from bench.cli.flags import Parser
 from bench.cli.printing import print
 from bench.errors import EarthbenchError, RunFailedError, UsageError, did_you_mean
 from bench.logs import LEVEL, log, shown_on
@@ -41,12 +41,15 @@ VERBS = {
     "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
+    "compare": ("bench.cli.compare", "whether two runs differ beyond chance: a paired test over events"),
     "explain": ("bench.cli.explain", "the receipt of one figure of a table"),
     "reproduce": ("bench.cli.reproduce", "train and evaluate the rows of a published table"),
     "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
+    "completion": ("bench.cli.completion", "completion of verbs, flags and names for a shell"),
+    "help": ("bench.cli.help", "the help of a verb"),
 }
-_READING = {"list", "show", "table", "explain", "status", "count"}
+_READING = {"list", "show", "table", "explain", "status", "count", "compare", "completion", "help"}
 """Verbs that only print: nothing is lost when nobody reads on."""
 _LOG_LEVELS = {"--verbose": "DEBUG", "--quiet": "WARNING"}
 _HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
@@ -129,11 +132,12 @@ def _our_fault() -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="earthbench",
         allow_abbrev=False,
         description="Benchmark and reproducibility harness for Earth-system forecasting.",
-        epilog="Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
+        epilog="`earthbench help VERB` shows what a verb takes, with examples. "
+        "Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     # taken out before parsing, so that they may stand anywhere
@@ -145,12 +149,13 @@ def _dispatch(arguments: list[str]) -> int:
     if wanted is not None and wanted not in VERBS:
         print(f"error: unknown verb {wanted!r}. {did_you_mean(wanted, VERBS)}", file=sys.stderr)
         return 2
-    module = None
+    module, of_verb = None, parser
     for verb, (module_name, summary) in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, description=summary, allow_abbrev=False)
         if verb == wanted:
-            module = importlib.import_module(module_name)
+            module, of_verb = importlib.import_module(module_name), sub
             module.add_arguments(sub)
+            sub.add_examples(module.EXAMPLES)
     try:
         options, rest = parser.parse_known_args(arguments)
     except SystemExit as exit_:  # argparse has printed its message
@@ -172,6 +177,7 @@ def _dispatch(arguments: list[str]) -> int:
         rest = [word for word in rest if "=" not in word or word.startswith("-")]
     if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):
         hint = " Hydra's flags are for `earthbench run` and `status`." if _HYDRA_FLAGS & set(rest) else ""
+        hint = hint or f" {of_verb.suggestion(rest[0])}"
         print(f"error: earthbench {wanted}: unknown arguments: {' '.join(rest)}.{hint}", file=sys.stderr)
         return 2
     if rest:

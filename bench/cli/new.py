@@ -31,6 +31,10 @@ _OWN = {
     },
     "metric": {"metric/metric.py.txt": "src/$package/metric.py", "metric/test_metric.py.txt": "tests/test_$name.py"},
 }
+EXAMPLES = (
+    "earthbench new model my_model",
+    "earthbench new task my_task --out my_task",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import shutil
+import sys
+import textwrap
 from typing import TextIO
 
 from bench.safe_text import for_terminal
+
+
+def wrapped(text: str, indent: int) -> str:
+    """Returns a line as long as it is, or in a terminal as lines that fit, all but the first indented."""
+    if not sys.stdout.isatty():
+        return text
+    return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" " * indent,
+                         break_long_words=False, break_on_hyphens=False, replace_whitespace=False)  # fmt: skip
 
 
 def print(*words: object, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:

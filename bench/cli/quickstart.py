@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _TRAINING = (
     "model.channels=[16,32,64]", "model.center_channels=128", "model.norm_momentum=0.1", "data.batch_size=8",
     "train.max_epochs=8", "train.lr=2e-3", "train.early_stopping.monitor=val/mse",
 )  # fmt: skip
+EXAMPLES = ("earthbench quickstart --out quickstart",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +32,16 @@ def run(options: argparse.Namespace) -> int:
     import platformdirs
     from rich.progress import Progress
 
+    from bench.cli.table import print_table
     from bench.config import compose
     from bench.data.sevir.synthetic import make_sevir
     from bench.data.transfer.manifest import origin
     from bench.engine.run import run as run_pipeline
     from bench.records.store import read_records
     from bench.tables import load_table
-    from bench.tables.pictures import draw_forecasts
-    from bench.tables.render import render
+    from bench.tables.cells import table_data
+    from bench.tables.pictures import Look, draw_forecasts
+    from bench.tables.render import text_of
     from bench.tasks.sevir import Sevir
 
     started = time.perf_counter()
@@ -68,8 +72,7 @@ def run(options: argparse.Namespace) -> int:
         context=unet.sample["context"],
         target=unet.sample["target"],
         forecasts={"UNet": unet.sample["forecast"], "persistence": persistence.sample["forecast"]},
-        palette=Sevir.palette,
-        units=Sevir.units,
+        look=Look.of(Sevir),
         cadence_minutes=5,
         title="Synthetic storm: context, target and two forecasts",
     )
@@ -77,7 +80,12 @@ def run(options: argparse.Namespace) -> int:
     table = load_table("runs/sevir")
     fresh = {persistence.record.run_id, unet.record.run_id}
     records = [r for r in read_records(out / "results", "sevir")[0] if r.run_id in fresh]
-    print(render(table, records))
+    contents = table_data(table, None, records)
+    if sys.stdout.isatty():
+        print_table(table, contents, records)
+        print()
+    else:
+        print(text_of(table, None, contents, "md"))
     print(f"records: {persistence.record_path}\n         {unet.record_path}\npicture: {picture}")
     errors = [outcome.record.scores["mse"] or float("inf") for outcome in (unet, persistence)]
     if not errors[0] < errors[1]:

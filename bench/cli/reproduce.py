@@ -10,9 +10,14 @@ from functools import lru_cache
 from typing import TextIO
 
 from bench.cli.printing import print
-from bench.errors import RunFailedError, UsageError
+from bench.errors import RunFailedError, UsageError, counted
 from bench.logs import shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
+
+EXAMPLES = (
+    "earthbench reproduce earthformer/sevir --dry-run",
+    "earthbench reproduce earthformer/sevir/convlstm data.root=DIR --seeds 0,1,2",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +89,7 @@ def _report(results: Sequence[RowResult], stream: TextIO) -> int:
     if any(result.status == "failed" for result in failed):
         names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)
         raise RunFailedError(
-            f"{len(failed)} of {len(results)} rows were not made: {names}. The same command tries again"
+            f"{len(failed)} of {counted(len(results), 'row')} not made: {names}. The same command tries again"
         )
     return UsageError.exit_code if failed else 0
 

@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cli.evaluate import print_outcome
 from bench.cli.flags import RESULTS, results_root
+from bench.cli.outcome import print_outcome
 from bench.config import Config, validate
 from bench.config.hydra import composed_by_hydra, to_plain
 from bench.errors import DataError, UsageError

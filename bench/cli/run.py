@@ -38,6 +38,11 @@ _EITHER = {*_SWEEP, *_SHOW, "--run"}
 # config (--config-name, --config-path), a pickled one (--experimental-rerun): nobody has looked at them.
 _WITH_VALUE = {"-c", "--cfg", *_CONFIG_DIR, "-p", "--package"}
 _FLAGS = {*_SWEEP, *_WITH_VALUE, "--hydra-help", "-i", "--info", "-r", "--resolve", "--run"}
+EXAMPLES = (
+    "earthbench run task=sevir model=unet data.root=DIR",
+    "earthbench run -m model=unet,convlstm seed=0,1,2 data.root=DIR",
+    "earthbench run --cfg job model=unet",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +119,7 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
 
 def execute(config: Any, *, again: bool) -> None:
     """Runs a checked config and prints what came of it."""
-    from bench.cli.evaluate import print_outcome
+    from bench.cli.outcome import print_outcome
     from bench.engine.run import run as run_pipeline
 
     with shown_on("stdout"):  # launchers call this in processes of their own

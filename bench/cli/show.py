@@ -13,6 +13,12 @@ from bench.cli.printing import print
 from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
 
+EXAMPLES = (
+    "earthbench show model unet",
+    "earthbench show table earthformer/sevir",
+    "earthbench show pattern axial --size 6,4,4 --out axial.png",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

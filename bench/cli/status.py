@@ -16,7 +16,7 @@ from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
 from bench.config.overrides import is_sweep, quoted
 from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
-from bench.errors import ConfigError, UsageError
+from bench.errors import ConfigError, UsageError, counted
 from bench.paths import as_path, local_folder
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
@@ -43,6 +43,13 @@ class Line:
         """Returns the line that is printed."""
         far = f"  {self.progress}" if self.progress is not None else ""
         return f"{self.state:<9} {self.run}{far}" + (f"  ({self.where})" if self.where else "")
+
+
+EXAMPLES = (
+    "earthbench status",
+    "earthbench status --watch",
+    "earthbench status model=unet,convlstm seed=0,1,2 data.root=DIR",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +92,7 @@ def _found(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
 
 def _text(lines: list[Line]) -> str:
     counts = sorted(Counter(line.state for line in lines).items())
-    ending = f"{len(lines)} runs: " + (", ".join(f"{count} {name}" for name, count in counts) or "none")
+    ending = f"{counted(len(lines), 'run')}: " + (", ".join(f"{count} {name}" for name, count in counts) or "none")
     return "\n".join([*map(str, lines), ending])
 
 

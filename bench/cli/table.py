@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import builtins
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
+from bench.errors import UsageError
+from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
-from bench.tables.cells import table_data
-from bench.tables.definitions import load_published
-from bench.tables.render import FORMATS, check_renderings, load_table, render, write_renderings
+from bench.tables.cells import TableData, table_data
+from bench.tables.definitions import Table, load_published
+from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
+from bench.tables.terminal import main_column, narrowed, terminal
+
+EXAMPLES = (
+    "earthbench table earthformer/sevir",
+    "earthbench table runs/radar --sort mse --columns csi_m,mse",
+    "earthbench table runs/radar --format latex",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="a registered table, e.g. earthformer/sevir")
-    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument(
+        "--format", choices=("text", *FORMATS), help="default: text in a terminal, fitted to its width; else md"
+    )
+    parser.add_argument("--columns", metavar="KEY,...", help="these columns only, by key or label, e.g. csi_m,mse")
+    parser.add_argument(
+        "--sort",
+        metavar="KEY",
+        help="sort rows by this column, the best first (default: a table of runs in a terminal by its first score)",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="write RESULTS/tables/NAME.md and .json")
     action.add_argument("--picture", type=Path, help="draw scores by lead time to FILE (.png, .svg, .pdf)")
-    action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .gif, .mp4)")
+    action.add_argument("--samples", type=Path, help="draw each row's stored forecast to FILE (.png, .svg, .gif, ...)")
     action.add_argument("--curves", type=Path, help="draw each row's training and validation loss to FILE (.png, ...)")
+    parser.add_argument("--colours", help="colour map of matplotlib for --samples, e.g. cividis (default: the task's)")
     action.add_argument("--check", action="store_true", help="fail (exit 4) when the committed rendering is stale")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints, writes or checks the table."""
+    """Prints, writes, draws or checks the table."""
+    if options.colours is not None and options.samples is None:
+        raise UsageError("--colours is for forecasts: give --samples FILE, too")
     root = results_root(options.results, may_be_made=options.write)
     table = load_table(options.name, root)
+    if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
+                                              or options.curves):  # fmt: skip
+        raise UsageError("--columns and --sort are for a table that is printed")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")
@@ -40,19 +66,37 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
+    published = load_published(table.published) if table.published else None
+    contents = table_data(table, published, records, unreadable)
     if options.picture or options.samples or options.curves:
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
 
-        published = load_published(table.published) if table.published else None
-        contents = table_data(table, published, records, unreadable)
         if options.picture:
             print(draw_table(options.picture.expanduser(), table, contents, records))
         elif options.curves:
             print(draw_learning_curves(options.curves.expanduser(), table, contents, records, root))
         else:
-            print(*draw_samples(options.samples.expanduser(), table, contents, records, root), sep="\n")
+            drawn = draw_samples(options.samples.expanduser(), table, contents, records, root, options.colours)
+            print(*drawn, sep="\n")
         return 0
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)
-    print(render(table, records, options.format, unreadable=unreadable), end="")
+    form = options.format or ("text" if sys.stdout.isatty() else "md")
+    columns = [name for name in (options.columns or "").split(",") if name]
+    by = options.sort
+    if by is None and form == "text" and not table.rows and (first := main_column(table)) is not None:
+        by = first.key
+    if form == "text":
+        print_table(*narrowed(table, contents, columns, by), records)
+    else:
+        shown, contents = narrowed(table, contents, columns, by)
+        print(text_of(shown, published, contents, form), end="")
     return 0
+
+
+def print_table(table: Table, contents: TableData, records: Sequence[RunRecord]) -> None:
+    """Prints a table fitted to the terminal; to a file or a pipe without escape sequences."""
+    width = shutil.get_terminal_size().columns
+    by_id = {record.run_id: record for record in records}
+    # What comes from outside is made safe cell by cell: the escape sequences of the styles have to stay.
+    builtins.print(terminal(table, contents, by_id, width=width, styled=sys.stdout.isatty()), end="")

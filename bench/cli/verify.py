@@ -8,11 +8,16 @@ from pathlib import Path
 
 from bench import registry
 from bench.cli.printing import print
-from bench.errors import DataError, EarthbenchError, VerificationError, one_message
+from bench.errors import DataError, EarthbenchError, VerificationError, counted, one_message
 from bench.records.verify import Finding, verify_records
 from bench.tables.definitions import Table, load_published, published_folder
 from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
 from bench.tables.settings import load_settings
+
+EXAMPLES = (
+    "earthbench verify",
+    "earthbench verify --results quickstart/results",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +50,14 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"checked": checked, "findings": lines}, indent=1))
         return VerificationError.exit_code if findings else 0
     if findings:
-        found = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
-        raise VerificationError(one_message(f"{root} does not verify: {found}", [str(f) for f in findings], most=50))
+        raise VerificationError(
+            one_message(
+                f"{root} does not verify: {counted(len(findings), 'finding')}", [str(f) for f in findings], most=50
+            )
+        )
     print(
-        f"{root} verifies: {record_count} records, {published_count} published tables, "
-        f"{table_count} tables equal to a fresh rendering"
+        f"{root} verifies: {counted(record_count, 'record')}, {counted(published_count, 'published table')}, "
+        f"{counted(table_count, 'table')} equal to a fresh rendering"
     )
     return 0
 

@@ -147,10 +147,13 @@ class Train(Section):
     """The decay of the n-th update is at most (1 + n) / (10 + n)."""
     betas: tuple[Finite, Finite] | None = None
     """Of Adam and AdamW; None for their defaults."""
-    schedule: Literal["cosine", "onecycle"] = "cosine"
+    schedule: Literal["cosine", "onecycle", "plateau"] = "cosine"
     """`cosine`: linear warm-up, then cosine decay; `onecycle`: `torch.optim.lr_scheduler.OneCycleLR` with its defaults,
     over all steps. From `lr` / 25 up to `lr` for 30 % of them, then down to `lr` / 250,000, and momentum (Adam's first
-    beta) the other way between 0.95 and 0.85."""
+    beta) the other way between 0.95 and 0.85. `plateau`: no warm-up, and a tenth of the rate after more than
+    `plateau_patience` validations without a lower loss (`torch.optim.lr_scheduler.ReduceLROnPlateau`)."""
+    plateau_patience: Count = Field(10, ge=0)
+    """Validations without a lower loss that the schedule `plateau` lets pass."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as with Earthformer's
@@ -179,11 +182,11 @@ class Train(Section):
     @field_validator("schedule")
     @classmethod
     def _sets_all_of_it(cls, schedule: str, info: ValidationInfo) -> str:
-        """Refuses settings that OneCycle would ignore."""
-        keys = ("warmup_fraction", "warmup_start_ratio", "min_lr_ratio", "betas")
+        """Refuses settings that the schedule would ignore."""
+        keys = ["warmup_fraction", "warmup_start_ratio", "min_lr_ratio", *(["betas"] if schedule == "onecycle" else [])]
         default = {key: cls.model_fields[key].default for key in keys}
         given = [f"{key}={info.data[key]}" for key in keys if info.data.get(key, default[key]) != default[key]]
-        if schedule == "onecycle" and given:
+        if schedule != "cosine" and given:
             ways = ", ".join(f"{key}={'null' if value is None else value}" for key, value in default.items())
             raise ValueError(
                 f"has its own warm-up, last rate and momentum, found {', '.join(given)}; expected the defaults ({ways})"
@@ -194,6 +197,8 @@ class Train(Section):
     def _without_the_first_schedule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves the cosine out: it had no key when older records and checkpoints were named by their settings."""
         plain: dict[str, Any] = handler(self)
+        if plain.get("schedule") != "plateau":
+            plain.pop("plateau_patience", None)
         if plain.get("schedule") == "cosine":
             del plain["schedule"]
         return plain

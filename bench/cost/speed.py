@@ -64,6 +64,11 @@ def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, 
     )
 
 
+def peak_memory_bytes(*, on_gpu: bool) -> int:
+    """Returns how many bytes this process had in use at most: of the present GPU, or of the machine's memory."""
+    return int(torch.cuda.max_memory_allocated()) if on_gpu else _resident_peak_bytes()
+
+
 def _resident_peak_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -19,7 +19,7 @@ from pydantic import Field
 from bench.data.moving_mnist.synthetic import render_moving
 from bench.data.nbody_mnist.draws import DIGITS_FILE, random_draws, write_arrays, write_draws
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import ConfigError, DataError
+from bench.errors import ConfigError, DataError, counted
 from bench.files import replacing
 
 SIZE = 28
@@ -162,7 +162,8 @@ class MakeDigits(DataVerb):
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
         return [
-            f"made {sum(counts.values())} sequences of {len(images)} digits in {self.out}, no digit in two splits",
+            f"made {counted(sum(counts.values()), 'sequence')} of {counted(len(images), 'digit')} in "
+            f"{self.out}, no digit in two splits",
             f"try: earthbench run task={self.task} model=unet {root}",
         ]
 

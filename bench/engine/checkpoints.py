@@ -16,9 +16,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bench.checkpoint_format import damage, read_checkpoint, seal, seal_of
+from bench.checkpoint_format import damage, fetched, read_checkpoint, seal, seal_of
 from bench.errors import DataError, RunFailedError, first_line, one_message
-from bench.files import replacing, sync_folder
+from bench.files import sync_folder
 from bench.logs import log
 from bench.paths import AnyPath, as_path, is_url
 from bench.safe_text import without_secrets
@@ -107,24 +107,6 @@ def _space(path: Path) -> str:
         return f"{shutil.disk_usage(path.parent).free} bytes are free there; earlier checkpoints are intact."
     except OSError:
         return "Earlier checkpoints are intact."
-
-
-def fetched(source: AnyPath, folder: Path) -> Path:
-    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
-
-    Raises:
-        DataError: it is not there, or its server does not give it.
-    """
-    if isinstance(source, Path):
-        return source
-    copy = folder / source.name
-    with replacing(copy) as part:
-        try:
-            source.fs.get_file(source.path, str(part))
-        except Exception as error:  # each remote backend has errors of its own
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"checkpoint {source} cannot be read: {said}") from error
-    return copy
 
 
 def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:

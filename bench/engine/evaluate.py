@@ -140,9 +140,9 @@ def evaluate_with_sample(
     training: TrainingSummary | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[RunRecord, dict[str, Tensor]]:
-    """Returns the record as `evaluate` does, and the first sequence: physical context, target, forecast `(T,H,W,C)`.
+    """Returns the record as `evaluate` does, and what pictures show, `Pictured.sample`.
 
-    Of several processes, each returns the record of the whole split, and the first one the first sequence.
+    Of several processes, each returns the record of the whole split, and its own sequences.
 
     Args:
         model: For the task's shapes.
@@ -229,7 +229,7 @@ def evaluate_with_sample(
         statistics=statistics,
         degraded=forecaster.degraded.told(made_from(model).name, used, speaks=processes.main),
     )
-    return record.with_arrays(arrays).sealed(), forecaster.first or {}
+    return record.with_arrays(arrays).sealed(), forecaster.pictured.sample()
 
 
 def refuse_empty(task: Task, split: Split) -> None:
@@ -381,7 +381,7 @@ def _record(model: nn.Module, task: Task, described: Mapping[str, Any], **outcom
 
 
 def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:
-    """Returns a sample's tensors as numpy arrays `(T,H,W)` of the first channel, for drawing."""
+    """A sample's tensors as numpy arrays `(N,T,H,W)` of the first channel, for drawing."""
     return {name: part[..., 0].numpy() for name, part in sample.items()}
 
 

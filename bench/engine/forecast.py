@@ -224,9 +224,13 @@ def as_dataset(
         array = values.numpy() if channels > 1 else values[..., 0].numpy()
         return (*leading, *tail), array, field
 
+    after: dict[str, str] = {"standard_name": "forecast_period", "units": "minutes"}
+    before = {"long_name": "time before the start", "units": "minutes"}
+    if task.timeless:
+        after, before = ({"long_name": f"frames {way} the start", "units": "1"} for way in ("after", "before"))
     coordinates: dict[str, Any] = {
-        "lead_time": ("lead_time", leads, {"standard_name": "forecast_period", "units": "minutes"}),
-        "context_time": ("context_time", ages, {"long_name": "time before the start", "units": "minutes"}),
+        "lead_time": ("lead_time", leads, after),
+        "context_time": ("context_time", ages, before),
         "member": ("member", np.arange(forecasts.shape[-5]), {"standard_name": "realization", "units": "1"}),
         "y": ("y", np.arange(height), {"long_name": "row, from the south", "units": "1", "axis": "Y"}),
         "x": ("x", np.arange(width), {"long_name": "column, from the west", "units": "1", "axis": "X"}),

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from bench.api import Shape, TrainsWithOwnLoss, ValidatesWithOwnLoss, check_model_members, model_traits
 from bench.config import Train
@@ -25,6 +25,7 @@ from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean
 from bench.engine.optimizers import parameter_groups, takes_turns
+from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.weights import RunningAverage, number_as_in_module, shard
@@ -82,7 +83,7 @@ class Forecaster(ScoresWithFloat64):
         self.scored: Scored | None = None
         """What a test found."""
         self.first: dict[str, Tensor] | None = None
-        """The first evaluated sequence in physical units `(T,H,W,C)`, for the picture."""
+        """The first sequence of a validation in physical units `(T,H,W,C)`, for pictures."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
@@ -190,6 +191,10 @@ class Forecaster(ScoresWithFloat64):
                 optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
+        if config.schedule == "plateau":
+            scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
+            how: Any = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler, "strict": False}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
@@ -213,6 +218,8 @@ class Forecaster(ScoresWithFloat64):
         """Sets the learning rate of the next optimiser step."""
         if isinstance(scheduler, OneCycleLR):
             scheduler.step()
+        elif isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(metric)
         else:
             scheduler.step_update(num_updates=self.global_step)
 
@@ -234,7 +241,7 @@ class Forecaster(ScoresWithFloat64):
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
     def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds a batch to the scores; returns forecast (of an ensemble, the mean), the same in physical units, target.
+        """Adds a batch to the scores; returns forecast (an ensemble's mean), the same in physical units, and target.
 
         Args:
             batch: As stored.
@@ -252,13 +259,18 @@ class Forecaster(ScoresWithFloat64):
             members = torch.stack([self.task.denormalise(member) for member in drawn])
             forecast, physical = drawn.mean(0), members.mean(0)
             seen = {"forecast": [physical], "ensemble": [members], "each member": members}
+            self.pictured.see_members(members)
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
+        if self.first is None and len(target) and not test:
+            parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
+            self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
         return forecast, physical, target
 
     def on_validation_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
+        self.first = None
 
     def validation_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the validation scores, in float32 whatever the precision of the training.
@@ -291,10 +303,11 @@ class Forecaster(ScoresWithFloat64):
     def on_test_epoch_start(self) -> None:
         """Starts the scores afresh."""
         self.scores.reset()
-        self.first = None
+        events = self._event_of_sequence if self.trainer.world_size == 1 else None
+        self.pictured = Pictured(self.task, None if events is None else len(events))
 
     def test_step(self, batch: Example, batch_index: int) -> None:
-        """Adds a batch to the scores; nothing else is kept but the first sequence, for the picture."""
+        """Adds a batch to the scores; nothing else is kept but three sequences, for pictures."""
         with self.degraded.counted(self.evaluated):
             forecast, physical, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
@@ -303,10 +316,7 @@ class Forecaster(ScoresWithFloat64):
             )
         if batch_index == 0 and len(target):
             self._check_independence(self.task.to_context(batch.context), forecast, batch.index)
-        if self.first is None and len(target):
-            context = self.task.denormalise(self.task.to_context(batch.context[:1]))
-            parts = {"context": context[0], "target": target[0].float(), "forecast": physical[0]}
-            self.first = {name: part.detach().cpu().clone() for name, part in parts.items()}
+        self.pictured.add(batch, target, physical)
 
     def on_test_epoch_end(self) -> None:
         """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""

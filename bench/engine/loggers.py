@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from bench.errors import ConfigError
@@ -51,6 +52,21 @@ def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
             ) from error
     return made
+
+
+def takes_pictures(logger: Logger) -> bool:
+    """Returns whether `log_picture` gives a logger anything."""
+    return isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger)
+
+
+def log_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
+    """Logs an image `(H,W,3)` of bytes, with the logger's own function for it."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}/step_{step:08d}.png")
 
 
 @contextmanager

@@ -15,12 +15,13 @@ import numpy as np
 from torch import nn
 
 from bench.api import HasStages, model_traits
+from bench.checkpoint_format import SHARED, fetched, local_weights
 from bench.config import Config, fingerprint, numbers_only, stored
+from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
-from bench.engine.checkpoints import fetched
 from bench.engine.ensembles import Ensemble, check_added
 from bench.engine.evaluate import (
     EvaluationSettings,
@@ -49,7 +50,7 @@ from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
 from bench.safe_text import without_secrets
-from bench.tables.pictures import draw_forecasts
+from bench.tables.pictures import Look, draw_forecasts
 from bench.tasks import Task, load_task
 
 
@@ -62,6 +63,10 @@ class Outcome:
     picture_path: Path | None
     sample: dict[str, np.ndarray]
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
+    folder: Path | None = None
+    """Of the run: checkpoints, logs, pictures; None for a record that was there before."""
+    peak_memory_bytes: int | None = None
+    """At most in use of the GPU's memory, or of the machine's where there is no GPU."""
 
 
 def run(config: Config, *, training: bool, again: bool = True, say: Callable[[str], None] | None = None) -> Outcome:
@@ -176,9 +181,9 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             model, summary = _train(job, model, folder)
         elif config.checkpoint is not None:
             given = as_path(config.checkpoint, "checkpoint")
-            local = fetched(given, folder / "fetched" / str(processes.rank))
+            local = local_weights(config.checkpoint, "checkpoint", folder / "fetched" / str(processes.rank))
             load_weights(model, local, other_code=config.train.resume == "anyway")
-            summary = summary_beside(given, model)
+            summary = summary_beside(local if local.name == SHARED else given, model)
         elif has_weights(model):
             log.info("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
@@ -215,12 +220,19 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
     if not processes.main:
         return Outcome(record, record_path(job.results, record), None, {})
     path = write_record(record, job.results)
-    parts = sample_arrays(sample)
-    picture = _keep_for_pictures(job, record, parts, folder)
-    return Outcome(record, path, picture, parts)
+    sequences = sample_arrays(sample)
+    picture = _keep_for_pictures(job, record, sequences, folder)
+    return Outcome(
+        record,
+        path,
+        picture,
+        {name: frames[0] for name, frames in sequences.items()},
+        folder,
+        peak_memory_bytes(on_gpu=on_gpu),
+    )
 
 
-def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray], folder: Path) -> Path | None:
+def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.ndarray], folder: Path) -> Path | None:
     """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
 
     The record is published: whatever of these cannot be written is said, and the run is done all the same.
@@ -235,17 +247,16 @@ def _keep_for_pictures(job: _Job, record: RunRecord, parts: dict[str, np.ndarray
         if config.picture:
             draw_forecasts(
                 drawn,
-                context=parts["context"],
-                target=parts["target"],
-                forecasts={config.model.name: parts["forecast"]},
-                palette=task.picture_palette,
-                units=task.physical_units,
+                context=sequences["context"][0],
+                target=sequences["target"][0],
+                forecasts={config.model.name: sequences["forecast"][0]},
+                look=Look.of(task),
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),
             )
 
-    for write in (lambda: write_sample(parts, record, job.results), curve, picture):
+    for write in (lambda: write_sample(sequences, record, job.results), curve, picture):
         try:
             write()
         except (DataError, OSError) as error:

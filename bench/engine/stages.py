@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bench.api import Stage
-from bench.checkpoint_format import read_checkpoint
+from bench.checkpoint_format import fetched, read_checkpoint
 from bench.config import Config, Data, Train, explain
 from bench.data.loading import evaluation_loader, workers
 from bench.engine.callbacks.signals import SignalWatch
-from bench.engine.checkpoints import LAST, fetched
+from bench.engine.checkpoints import LAST
 from bench.engine.identity import identify_stage, stored_identity
 from bench.engine.processes import Processes, main_process_lock
 from bench.engine.runfolder import run_lock

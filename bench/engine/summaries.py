@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bench.checkpoint_format import seal_of
+from bench.checkpoint_format import SHARED, seal_of, shared_config
 from bench.config import Train
 from bench.errors import DataError
 from bench.files import replacing
@@ -56,6 +56,8 @@ def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | N
         model: Has its weights.
     """
     stem, weights = checkpoint.stem, trained(model)
+    if weights is not None and weights.path is not None and weights.path.name == SHARED:
+        return _shared_summary(weights.path, weights.identity)
     path = checkpoint.parent / SUMMARY
     summary = read_summary(path) if stem in ("best", "last") else None
     if summary is None or weights is None or weights.identity is None:
@@ -63,6 +65,20 @@ def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | N
     if summary.identity != weights.identity or summary.checkpoints.get(stem) != seal_of(checkpoint):
         return None  # of a training that began there since, or of weights that lay there before
     return summary.model_copy(update={"weights": stem})
+
+
+def _shared_summary(path: Path, identity: TrainingIdentity | None) -> TrainingSummary | None:
+    """Returns how shared weights came about, as the `config.json` beside them says; its checksum was compared."""
+    said = shared_config(path).get("training")
+    if said is None or identity is None:
+        return None
+    try:
+        summary = TrainingSummary.model_validate(said)
+    except ValidationError as error:
+        raise DataError(
+            f"{path.parent} does not say how its weights were trained in a way this earthbench reads"
+        ) from error
+    return summary if summary.identity == identity else None
 
 
 def write_summary(summary: TrainingSummary, path: AnyPath) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.api import FitsInOnePass, model_traits
 from bench.checkpoint_format import seal_of
-from bench.config import Config, Train
+from bench.config import Config, Train, stored
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.accumulation import Accumulation
@@ -24,6 +24,7 @@ from bench.engine.callbacks.progress import shown_progress
 from bench.engine.callbacks.resume import Resume
 from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
 from bench.engine.callbacks.signals import SignalWatch, StopAndSave
+from bench.engine.callbacks.training_log import TrainingLog
 from bench.engine.checkpoints import (
     BEST,
     LAST,
@@ -43,7 +44,7 @@ from bench.engine.optimizers import refuse_settings, takes_turns
 from bench.engine.processes import Processes
 from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
-from bench.errors import ConfigError, DataError
+from bench.errors import ConfigError, DataError, counted
 from bench.logs import log
 from bench.models import is_fitted
 from bench.paths import AnyPath, as_path
@@ -114,7 +115,8 @@ def train(
     shown: list[Callback] = []
     if processes.main:
         score = monitor.name if monitor is not None else None
-        shown += shown_progress(folder, wanted=config.progress, score=score)
+        meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
+        shown = [meter, *shown, TrainingLog(stored(config), task.palette, meter, lambda: watching.best_score)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=config.train.max_epochs,
@@ -162,7 +164,10 @@ def train(
     )
     if processes.main:
         write_summary(summary, checkpoints / SUMMARY)
-    log.info(f"training ended ({summary.stopped_because}): {summary.epochs} epochs, {summary.steps} steps")
+    log.info(
+        f"training ended ({summary.stopped_because}): {counted(summary.epochs, 'epoch')}, "
+        f"{counted(summary.steps, 'step')}"
+    )
     if watch.received:
         watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary

@@ -1,9 +1,9 @@
-"""The first forecast of a run, small enough to keep beside the records: for pictures, never for scores."""
+"""The first forecasts of a run, small enough to keep beside the records: for pictures, never for scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,17 +15,30 @@ from bench.records.statistics import packed
 from bench.records.store import publish_beside
 
 PARTS = ("context", "target", "forecast")
+_PROBABILITY = "probability"
 _LARGEST_SIDE = 192  # pixels; means of blocks above it
 _LARGEST = 256 << 20  # bytes: 3,600 frames of that side
 
 
 @dataclass(frozen=True)
 class Sample:
-    """First sequence of a run in physical units, `(T,H,W)` each; NaN where missing."""
+    """A sequence of a run in physical units, `(T,H,W)` each; NaN where missing.  The first, and those behind it."""
 
     context: np.ndarray
     target: np.ndarray
     forecast: np.ndarray
+    probability: np.ndarray | None = None
+    """Of an ensemble: the share of members at or above the task's `event_threshold`, in each pixel."""
+    others: tuple[Sample, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of sequences."""
+        return 1 + len(self.others)
+
+    def sequence(self, index: int) -> Sample:
+        """One of the sequences; the first is number 0."""
+        return (self, *self.others)[index]
 
 
 def sample_path(record: RunRecord, root: AnyPath) -> AnyPath:
@@ -34,17 +47,19 @@ def sample_path(record: RunRecord, root: AnyPath) -> AnyPath:
 
 
 def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPath) -> AnyPath:
-    """Writes context, target and forecast of a run's first sequence, reduced to at most 192 pixels and half precision.
+    """Writes context, target and forecast of a run's first sequences, reduced to at most 192 pixels, half precision.
 
     Args:
-        parts: `context`, `target` and `forecast`, physical units `(T,H,W)`.
+        parts: `context`, `target` and `forecast`, physical units `(T,H,W)` of one sequence or `(N,T,H,W)` of several;
+            of an ensemble also `probability`.
         record: The run.
         root: Results root.
 
     Raises:
         DataError: the disk refused; names the path.
     """
-    reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in PARTS}
+    names = (*PARTS, *(name for name in parts if name == _PROBABILITY))
+    reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in names}
     return publish_beside(packed(reduced), sample_path(record, root))
 
 
@@ -69,17 +84,19 @@ def sample_at(path: AnyPath) -> Sample | None:
         return None
     if missing := [name for name in PARTS if name not in found]:
         raise DataError(f"{path}: not a sample of a forecast: {', '.join(missing)} missing")
-    parts = {name: found[name].astype(np.float32) for name in PARTS}
-    if any(part.ndim != 3 or not part.size for part in parts.values()):
-        raise DataError(f"{path}: expected arrays (T,H,W), found {[part.shape for part in parts.values()]}")
-    return Sample(**parts)
+    parts = {name: found[name].astype(np.float32) for name in (*PARTS, _PROBABILITY) if name in found}
+    several = {name: part if part.ndim == 4 else part[None] for name, part in parts.items()}
+    if any(part.ndim != 4 or not part.size for part in several.values()) or len({*map(len, several.values())}) > 1:
+        raise DataError(f"{path}: expected arrays (T,H,W) or (N,T,H,W), found {[p.shape for p in parts.values()]}")
+    first, *others = (Sample(*frames) for frames in zip(*several.values(), strict=True))
+    return replace(first, others=tuple(others))
 
 
 def _reduced(frames: np.ndarray) -> np.ndarray:
     """Returns means of blocks that bring the larger side to at most 192; rows and columns that fill none are cut."""
-    factor = -(-max(frames.shape[1:]) // _LARGEST_SIDE)
+    *leading, height, width = frames.shape
+    factor = -(-max(height, width) // _LARGEST_SIDE)
     if factor == 1:
         return frames
-    t, height, width = frames.shape
-    cut = frames[:, : height // factor * factor, : width // factor * factor]
-    return cut.reshape(t, height // factor, factor, width // factor, factor).mean((2, 4))
+    cut = frames[..., : height // factor * factor, : width // factor * factor]
+    return cut.reshape(*leading, height // factor, factor, width // factor, factor).mean((-3, -1))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from bench import registry
+from bench.errors import EarthbenchError
 from bench.metrics.skill.formulas import VIL_THRESHOLDS
+from bench.records.learning_curves import LearningCurve
 from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
-from bench.tables.definitions import Column, Table
+from bench.tables.definitions import COSTS, Column, Table
+from bench.tables.durations import UNITS_IN_FULL, TimeAxis
 from bench.tables.intervals import interval
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
 
 _MOST_LEAD_SCORES = 12
+_SIDES: tuple[Literal["ours"], Literal["published"]] = ("ours", "published")
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,127 @@ class ShownRow:
 
     label: str
     model: str
+    rank: str
+    """By the main score: a number, with `=` where rows share it; empty for references and rows without a value."""
+    reference: bool
     plugin: bool
     changed_code: bool
     has_record: bool
     cells: tuple[ShownCell, ...]
+    """In the order of `shown_columns`."""
+
+
+def shown_columns(table: Table) -> list[Column]:
+    """Columns in the order of a page: scores, the main one first, then costs."""
+    return sorted(table.columns, key=lambda column: column.key in COSTS)
+
+
+def main_column(table: Table) -> Column | None:
+    """The column that rows are ranked by: the first score that has a better side."""
+    return next((column for column in shown_columns(table) if column.better), None)
+
+
+def is_reference(model: str) -> bool:
+    """Whether a model's forecast takes no skill; unknown models are taken to have some."""
+    try:
+        return registry.find("model", model).card().trivial
+    except EarthbenchError:
+        return False
+
+
+def shown_side(block: Block, column: Column | None) -> Literal["ours", "published"]:
+    """Which values a block opens with: ours, or the published ones where nothing of ours was scored."""
+    values = [cell for cell in block.cells if column is not None and cell.column == column.key]
+    any_of_ours = any(cell.ours is not None for cell in values) or all(cell.published is None for cell in values)
+    return "ours" if any_of_ours else "published"
 
 
 def shown_rows(table: Table, block: Block) -> list[ShownRow]:
-    """Returns the rows of a block."""
-    return [
-        ShownRow(
+    """The rows of a block from best to worst by the main score, and below them those without a value."""
+    column = main_column(table)
+    ranks = _ranks(block, column)
+    rows = []
+    for cells in block.rows:
+        by_key = {cell.column: cell for cell in cells}
+        rank, place = ranks[cells[0].row_key]
+        shown = ShownRow(
             label=cells[0].row,
             model=cells[0].model,
+            rank=rank,
+            reference=is_reference(cells[0].model),
             plugin="plugin" in cells[0].marks,
             changed_code="changed code" in cells[0].marks,
             has_record=any(cell.run_ids for cell in cells),
-            cells=tuple(_shown(cell, table.column(cell.column)) for cell in cells),
+            cells=tuple(_shown(by_key[column.key], column) for column in shown_columns(table)),
         )
-        for cells in block.rows
-    ]
+        rows.append((place, shown))
+    return [shown for _, shown in sorted(rows, key=lambda row: row[0])]
+
+
+def _ranks(block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
+    """The printed rank of each row, and its place on the page.
+
+    Rows that are not worse than the best beyond chance share the first rank, and rows that are printed alike share one.
+    References take no rank, but stand where their score puts them.
+    """
+    side = shown_side(block, column)
+    sign = -1 if column is not None and column.better == "higher" else 1
+    known: list[tuple[float, str]] = []
+    best: set[str] = set()
+    for cells in block.rows:
+        cell = next((cell for cell in cells if column is not None and cell.column == column.key), None)
+        value = getattr(cell, side) if cell is not None else None
+        if column is not None and cell is not None and value is not None:
+            known.append((sign * value, cell.row_key))
+            best |= {cell.row_key} if side == "ours" and cell.mark == 1 else set()
+    known.sort(key=lambda one: one[0])
+    digits = column.digits if column is not None else 0
+    models = {cells[0].row_key: cells[0].model for cells in block.rows}
+    competing = [(value, key) for value, key in known if not is_reference(models[key])]
+    shared: dict[str, float] = {key: (-math.inf if key in best else round(value, digits)) for value, key in competing}
+    ranked = {
+        key: f"{1 + sum(other < mine for other in shared.values())}"
+        + ("=" if [*shared.values()].count(mine) > 1 else "")
+        for key, mine in shared.items()
+    }
+    places = {key: place for place, (_, key) in enumerate(known)}
+    return {key: (ranked.get(key, ""), places.get(key, len(models))) for key in models}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the lines of a row are drawn: no two of a block alike."""
+
+    colour: str
+    symbol: str
+    dash: str
+    reference: bool
+
+
+# Okabe and Ito's colours but for black and yellow, which one of the two grounds hides, and a brown.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+_GREYS = ("#6e7781", "#8c959f", "#57606a", "#a3acb5")
+_DASHES = ("dash", "dot", "dashdot", "longdash")
+
+
+def styles(rows: Sequence[tuple[str, bool]]) -> dict[str, Style]:
+    """A style for each row: grey and dashed for references; for models, colours that repeat with another symbol.
+
+    Args:
+        rows: Label, and whether it is a reference, the best first.
+    """
+    found: dict[str, Style] = {}
+    counts = {True: 0, False: 0}
+    for label, reference in rows:
+        number = counts[reference]
+        counts[reference] += 1
+        around, at = divmod(number, len(_GREYS) if reference else len(_COLOURS))
+        symbol = _SYMBOLS[around % len(_SYMBOLS)]
+        found[label] = (
+            Style(_GREYS[at], symbol, _DASHES[at], True) if reference else Style(_COLOURS[at], symbol, "solid", False)
+        )
+    return found
 
 
 def _shown(cell: Cell, column: Column) -> ShownCell:
@@ -78,9 +185,9 @@ def _shown(cell: Cell, column: Column) -> ShownCell:
 
 
 def column_groups(table: Table) -> list[tuple[str, list[Column]]]:
-    """Returns the columns under their common headings, in the order of the table."""
+    """The columns under their common headings, in the order of the page."""
     groups: list[tuple[str, list[Column]]] = []
-    for column in table.columns:
+    for column in shown_columns(table):
         if groups and groups[-1][0] == column.group:
             groups[-1][1].append(column)
         else:
@@ -88,26 +195,58 @@ def column_groups(table: Table) -> list[tuple[str, list[Column]]]:
     return groups
 
 
-def charts(table: Table, block: Block, records: dict[str, RunRecord]) -> dict[str, Any]:
-    """Returns the data of a block's charts as JSON types; what nothing was recorded for is an empty list."""
+def charts(
+    table: Table, block: Block, records: dict[str, RunRecord], losses: Mapping[str, LearningCurve] | None = None
+) -> dict[str, Any]:
+    """The data of a block's charts as JSON types; what nothing was recorded for is an empty list.
+
+    Args:
+        table: The definition.
+        block: Of its contents.
+        records: By run id.
+        losses: Learning curves by run id.
+    """
+    rows = {cells[0].row: cells[0] for cells in block.rows}
+    order = [(row.label, row.reference) for row in shown_rows(table, block)]
     runs = []
-    for cells in block.rows:
-        mine = [records[run_id] for run_id in cells[0].run_ids if run_id in records]
+    for label, _ in order:
+        mine = [records[run_id] for run_id in rows[label].run_ids if run_id in records]
         if mine:
-            runs.append((cells[0].row, mine))
+            runs.append((label, mine))
     return {
+        "styles": {label: asdict(style) for label, style in styles(order).items()},
         "lead": _lead_curves(table, runs),
         "threshold": _threshold_curves(runs),
         "pareto": _pareto(table, block, dict(runs)),
         "reliability": _recorded_curves(runs, "reliability_"),
         "rank": _recorded_curves(runs, "rank_histogram"),
+        "losses": _loss_curves(runs, losses or {}),
     }
+
+
+def _loss_curves(
+    runs: Sequence[tuple[str, list[RunRecord]]], losses: Mapping[str, LearningCurve]
+) -> list[dict[str, Any]]:
+    """Training and validation losses of each row's runs."""
+    return [
+        {
+            "key": label,
+            "label": label,
+            "runs": [
+                {"seed": record.seed, "train": losses[record.run_id].train, "val": losses[record.run_id].val}
+                for record in mine
+                if record.run_id in losses
+            ],
+        }
+        for label, mine in runs
+        if any(record.run_id in losses for record in mine)
+    ]
 
 
 def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
     """One chart per score of the table: a curve over lead times per row."""
     found = []
-    for column in table.columns[: _MOST_LEAD_SCORES + 2]:
+    for column in shown_columns(table)[: _MOST_LEAD_SCORES + 2]:
         curves = []
         for label, records in runs:
             base = column.key.removesuffix("_per_lead_mean")
@@ -117,10 +256,15 @@ def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> l
             seeds = [(record.scores_per_lead.get(key) or [None] * count) for record in records]
             curve = _curve(label, seeds, [_bounds(records, lead) for lead in leads], column.scale)
             if any(value is not None for value in curve["y"]):  # scored per lead time, and defined at one of them
-                minutes = [(lead + 1) * _cadence(records[-1]) for lead in range(count)]
-                curves.append({**curve, "minutes": minutes})
+                times = TimeAxis.of_record(records[-1])
+                curves.append({**curve, "x": times.values(count), "unit": UNITS_IN_FULL[times.unit]})
         if curves:
-            found.append({"key": column.key, "label": column.label, "curves": curves})
+            # a score at one lead time is not its mean over lead times
+            of_mean = column.key.endswith("_m") and not any(
+                column.key in r.scores_per_lead for _, rs in runs for r in rs
+            )
+            label = column.label.removesuffix("-M") if of_mean else column.label
+            found.append({"key": column.key, "label": label, "curves": curves})
     return found
 
 
@@ -148,10 +292,6 @@ def _bounds(records: Sequence[RunRecord], score: str) -> tuple[float, float] | N
     return interval(records[0], score) if len(records) == 1 else None
 
 
-def _cadence(record: RunRecord) -> float:
-    return record.data.cadence_minutes if record.data else 1.0
-
-
 def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
     """One chart per categorical score: a curve over thresholds per row."""
     found = []
@@ -171,32 +311,42 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[
 
 
 def _pareto(table: Table, block: Block, runs: dict[str, list[RunRecord]]) -> list[dict[str, Any]]:
-    """One chart per score that has a better side: score against what a forecast costs, measured and published."""
-    costs = {
-        cells[0].row: {
-            side: {cell.column: getattr(cell, side) for cell in cells if cell.column in ("parameters", "gmacs")}
-            for side in ("ours", "published")
-        }
-        for cells in block.rows
-    }
+    """One chart per score that has a better side: score against what a forecast costs, measured and published.
+
+    A point has its costs, and `why` says of each cost that cannot be drawn why not.
+    """
+    costs = {(cells[0].row, side): _costs(table, cells, side, runs) for cells in block.rows for side in _SIDES}
     found = []
-    for column in table.columns:
+    for column in shown_columns(table):
         if column.better is None:
             continue
-        points = []
-        for cell in block.cells:
-            if cell.column != column.key:
-                continue
-            for side, value in (("ours", cell.ours), ("published", cell.published)):
-                if value is None:
-                    continue
-                latency = _seconds_per_sequence(runs.get(cell.row, [])) if side == "ours" else None
-                points.append(
-                    {"label": cell.row, "side": side, "y": value, "latency": latency, **costs[cell.row][side]}
-                )
+        points = [
+            {"label": cell.row, "side": side, "y": value, **costs[cell.row, side]}
+            for cell in block.cells
+            if cell.column == column.key
+            for side in _SIDES
+            if (value := getattr(cell, side)) is not None
+        ]
         if points:
             found.append({"key": column.key, "label": column.label, "better": column.better, "points": points})
     return found
+
+
+def _costs(
+    table: Table, cells: Sequence[Cell], side: Literal["ours", "published"], runs: dict[str, list[RunRecord]]
+) -> dict[str, Any]:
+    by_key = {cell.column: cell for cell in cells}
+    factors = next((row.published_factors for row in table.rows if row.key == cells[0].row_key), {})
+    mine = runs.get(cells[0].row, []) if side == "ours" else []
+    found: dict[str, float | None] = {key: getattr(by_key.get(key), side, None) for key in ("gmacs", "parameters")}
+    found["latency"] = _seconds_per_sequence(mine)
+    why = {key: "measured runs only" if key == "latency" and side == "published" else "not known" for key in found}
+    if side == "ours" and mine and mine[-1].model.gmacs is None:
+        why["gmacs"] = mine[-1].model.gmacs_missing_because or "not counted"
+    for key, factor in factors.items():
+        if side == "published" and found.get(key) is not None:
+            found[key], why[key] = None, f"printed at {factor:g} times our count"
+    return {**found, "why": why}
 
 
 def _seconds_per_sequence(records: Sequence[RunRecord]) -> float | None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bench import registry
 from bench.api import Palette
-from bench.errors import DataError, EarthbenchError
+from bench.errors import DataError
 from bench.logs import log
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
-from bench.tables.durations import duration
-from bench.tables.pictures import colouring, levels_of
+from bench.tables.durations import TimeAxis
+from bench.tables.pictures import Look, colouring, levels_of
 from bench.tables.variants import comparable_key, variant_labels
 
 Kept = TypeVar("Kept")
+_SHARES = tuple(n / 10 for n in range(11))
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,32 @@ class Strip:
     """Relative to the site."""
     frames: tuple[str, ...]
     """Time of each frame against the start."""
+    difference: str = ""
+    """The picture of forecast minus target; empty for context and target."""
+    scores: tuple[str, ...] = ()
+    """Root mean squared error of each frame, over the pixels of the sample."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region that is outlined on every frame, in percent of its width and height."""
+
+    name: str
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One sequence: what was known, what came, and what every model said."""
+    """One sequence: context, target and the forecast of every model."""
 
-    title: str
+    anchor: str
+    group: str
+    """Task, data and split."""
+    name: str
+    """Which sequence of these."""
     task: str
     units: str
     height: int
@@ -45,12 +65,16 @@ class Scene:
     context: Strip
     target: Strip
     forecasts: tuple[Strip, ...]
+    probabilities: tuple[Strip, ...]
+    """Of ensembles: the share of members in an event."""
+    boxes: tuple[Box, ...]
     colours: tuple[tuple[str, str], ...]
-    """Colour and level, ascending: the legend."""
+    """Colour and the interval of values that it stands for, ascending: the legend."""
+    difference_colours: tuple[tuple[str, str], ...]
 
 
 def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord, root: Path) -> Kept | None:
-    """Returns what is kept beside a record for pictures; None, with a warning where it is damaged, if there is none."""
+    """What is kept beside a record for pictures; None, with a warning where it is damaged, if there is none."""
     try:
         return read(record, root)
     except DataError as error:
@@ -58,58 +82,107 @@ def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord,
         return None
 
 
-def scenes(records: Sequence[RunRecord], root: Path, site: Path) -> list[Scene]:
-    """Returns a scene per data set and split that has samples, and writes its pictures under `SITE/pictures`."""
+def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | None = None) -> list[Scene]:
+    """Writes the pictures of all samples under `SITE/pictures`; a scene for each sequence of a data set and split.
+
+    Args:
+        records: All records.
+        root: Results root.
+        site: Folder of the site.
+        colours: A colour map of matplotlib's instead of the tasks' own.
+
+    Raises:
+        ConfigError: no colour map has this name.
+    """
     groups: dict[Any, list[tuple[RunRecord, Sample]]] = {}
     for record in sorted(records, key=lambda r: r.run_id):
         sample = read_kept(read_sample, record, root) if record.data is not None else None
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
-    return [_scene(number, group, site) for number, group in enumerate(groups.values(), start=1)]
+    found: list[Scene] = []
+    for group in groups.values():
+        count = min(sample.count for _, sample in group)
+        look = Look.of_record(group[0][0], colours)
+        found += [_scene(len(found) + index + 1, index, count, group, look, site) for index in range(count)]
+    return found
 
 
-def _scene(number: int, group: list[tuple[RunRecord, Sample]], site: Path) -> Scene:
+def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path) -> Scene:
     records = [record for record, _ in group]
-    first, shown = group[0]
-    palette, units = look_of(first)
+    first, shown = group[0][0], group[0][1].sequence(index)
     # one forecast per model and variant: the newest
-    newest = dict(zip(variant_labels(records), (sample.forecast for _, sample in group), strict=True))
-    levels = palette.levels or levels_of([shown.context, shown.target, *newest.values()])
+    newest = dict(zip(variant_labels(records), (sample.sequence(index) for _, sample in group), strict=True))
+    drawn = [one.forecast for one in newest.values()]
+    levels = look.palette.levels or levels_of([shown.context, shown.target, *drawn])
+    apart = [frames - shown.target for frames in drawn]
+    symmetric = Palette("RdBu_r", _symmetric(apart, levels), look.palette.first_row)
     data = first.data
     assert data is not None
-    cadence = data.cadence_minutes
-    before = tuple(duration((1 + i - len(shown.context)) * cadence, sign=True) for i in range(len(shown.context)))
-    after = tuple(duration((1 + i) * cadence, sign=True) for i in range(len(shown.target)))
+    times = TimeAxis.of_record(first)
+    before = times.leads(1 - len(shown.context), len(shown.context))
+    after = times.leads(1, len(shown.target))
 
-    def strip(label: str, frames: np.ndarray, name: str, times: tuple[str, ...]) -> Strip:
+    def picture(frames: np.ndarray, name: str, palette: Palette, levels: tuple[float, ...]) -> str:
         relative = f"pictures/scene{number}-{name}.png"
         _write(site / relative, frames, palette, levels)
-        return Strip(label, relative, times)
+        return relative
 
+    def forecast(position: int, label: str, frames: np.ndarray) -> Strip:
+        error = frames - shown.target
+        return Strip(
+            label=label,
+            picture=picture(frames, f"forecast{position}", look.palette, levels),
+            frames=after,
+            difference=picture(error, f"difference{position}", symmetric, symmetric.levels),
+            scores=tuple(f"RMSE {np.sqrt(np.nanmean(frame**2)):.3g}" for frame in error),
+        )
+
+    height, width = shown.target.shape[1:]
     return Scene(
-        title=f"{first.task.name}: {data.origin}, {data.split} split, first sequence, data {data.fingerprint[:10]}",
+        anchor=f"{first.task.name}-{data.fingerprint[:10]}-{data.split}-{index + 1}",
+        group=f"{first.task.name}: {data.origin}, {data.split} split, data {data.fingerprint[:10]}",
+        name=f"sequence {index + 1} of {count}" if count > 1 else "first sequence",
         task=first.task.name,
-        units=units,
-        height=shown.target.shape[1],
-        width=shown.target.shape[2],
-        context=strip("context", shown.context, "context", before),
-        target=strip("target", shown.target, "target", after),
-        forecasts=tuple(
-            strip(label, frames, f"forecast{index}", after)
-            for index, (label, frames) in enumerate(sorted(newest.items()))
+        units=look.units,
+        height=height,
+        width=width,
+        context=Strip("context", picture(shown.context, "context", look.palette, levels), before),
+        target=Strip("target", picture(shown.target, "target", look.palette, levels), after),
+        forecasts=tuple(forecast(k, label, newest[label].forecast) for k, label in enumerate(sorted(newest))),
+        probabilities=tuple(
+            Strip(
+                f"{label}: P(>= {look.event_threshold:g})",
+                picture(chance, f"chance{k}", replace(look.palette, colours="Blues"), _SHARES),
+                after,
+            )
+            for k, label in enumerate(sorted(newest))
+            if (chance := newest[label].probability) is not None and look.event_threshold is not None
         ),
-        colours=_legend(palette, levels),
+        boxes=tuple(_box(name, cells, (height, width), look.palette) for name, cells in (look.regions or {}).items()),
+        colours=_legend(look.palette, levels),
+        difference_colours=_legend(symmetric, symmetric.levels),
     )
 
 
-def look_of(record: RunRecord) -> tuple[Palette, str]:
-    """Returns the colours and the units of a record's frames: of its data, where these have units of their own."""
-    own = record.data.identity.get("units") if record.data is not None else None
-    try:
-        found = registry.find("task", record.task.name).load()
-    except EarthbenchError:
-        return Palette(), ""  # its distribution is not installed here; the records still stand
-    return found.palette, str(own[0]) if own else found.units
+def _symmetric(errors: Sequence[np.ndarray], levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Levels around 0 that span the 99th percentile of some errors."""
+    known = np.concatenate([np.abs(error[np.isfinite(error)]) for error in errors])
+    most = float(np.percentile(known, 99)) if known.size else 0.0
+    most = float(f"{most:.1g}") or (levels[-1] - levels[0]) / 10
+    return tuple(float(f"{most * part / 10:.3g}") for part in range(-9, 10, 2))
+
+
+def _box(name: str, cells: tuple[float, float, float, float], size: tuple[int, int], palette: Palette) -> Box:
+    (top, bottom, left, right), (height, width) = cells, size
+    if palette.first_row == "lower":
+        top, bottom = height - 1 - bottom, height - 1 - top
+    return Box(
+        name,
+        left=100 * (left + 0.5) / width,
+        top=100 * (top + 0.5) / height,
+        width=100 * (right - left) / width,
+        height=100 * (bottom - top) / height,
+    )
 
 
 def _write(path: Path, frames: np.ndarray, palette: Palette, levels: tuple[float, ...]) -> None:
@@ -126,4 +199,8 @@ def _legend(palette: Palette, levels: tuple[float, ...]) -> tuple[tuple[str, str
     from matplotlib.colors import to_hex
 
     colours, norm = colouring(palette, levels)
-    return tuple((to_hex(colours(norm(level))), f"{level:g}") for level in levels)
+    between = [((low + high) / 2, f"{low:g} to {high:g}") for low, high in pairwise(levels)]
+    span = levels[-1] - levels[0]
+    ends = [(levels[0] - span, f"below {levels[0]:g}"), (levels[-1] + span, f"{levels[-1]:g} and above")]
+    shown = [*([ends[0]] if isinstance(palette.colours, str) else []), *between, ends[1]]
+    return tuple((to_hex(colours(norm(value))), text) for value, text in shown)

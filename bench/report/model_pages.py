@@ -1,17 +1,22 @@
-"""What the page of a model says: what it is, what it costs, how it deviates, and its records."""
+"""What the page of a model says: what it is, what it costs, how it deviates from the papers, and its records."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench import registry
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
+from bench.report.boards import main_column
+from bench.report.downloads import RunFiles
+from bench.report.overview import page_of_table
 from bench.tables.admission import deviations
+from bench.tables.cells import TableData, value_of
 from bench.tables.definitions import Table
+from bench.tables.variants import listed
 
 _PAGE = re.compile(r"[^a-z0-9_]+")
 
@@ -21,10 +26,22 @@ class Cost:
     """Size of a model on a task, as its records have it, beside what was published."""
 
     task: str
+    page: str
     parameters: int | None
     gmacs: float | None
     published_parameters: str
     published_gmacs: str
+
+
+@dataclass(frozen=True)
+class ShownRecord:
+    """A record on a model's page."""
+
+    record: RunRecord
+    files: RunFiles
+    page: str
+    """Of the table that it stands in; empty if none."""
+    score: str
 
 
 @dataclass(frozen=True)
@@ -38,35 +55,53 @@ class ModelPage:
     summary: str
     doc: str
     problem: str
+    reference: bool
     costs: tuple[Cost, ...]
     deviations: tuple[str, ...]
     notes: tuple[str, ...]
     presets: dict[str, dict[str, Any]]
-    records: tuple[RunRecord, ...]
+    records: tuple[ShownRecord, ...]
 
 
 def page_of(model: str) -> str:
-    """Returns the file of a model's page; names in records are not trusted to be file names."""
+    """The file of a model's page; names in records are not trusted to be file names."""
     return f"model-{_PAGE.sub('-', model.lower())}.html"
 
 
 def model_pages(
-    tables: Sequence[tuple[Table, dict[str, dict[str, str]]]], records: Sequence[RunRecord]
+    tables: Sequence[tuple[Table, dict[str, dict[str, str]], TableData]],
+    records: Sequence[RunRecord],
+    files: Mapping[str, RunFiles],
 ) -> list[ModelPage]:
-    """Returns a page for each model that has a row or a record.
+    """A page for each model that has a row or a record.
 
     Args:
-        tables: Tables with their published figures as printed, by row and column.
+        tables: Tables with their published values as printed, by row and column, and their contents.
         records: All records.
+        files: Of each, by run id.
     """
-    names = {row.model for table, _ in tables for row in table.rows} | {record.model.name for record in records}
-    return [_page(name, tables, [r for r in records if r.model.name == name]) for name in sorted(names)]
+    names = {row.model for table, _, _ in tables for row in table.rows} | {record.model.name for record in records}
+    standing = {
+        run_id: table
+        for table, _, contents in tables
+        for block in contents.blocks
+        for cell in block.cells
+        for run_id in cell.run_ids
+    }
+    return [
+        _page(name, tables, [r for r in records if r.model.name == name], files, standing) for name in sorted(names)
+    ]
 
 
-def _page(name: str, tables: Sequence[tuple[Table, dict[str, dict[str, str]]]], records: list[RunRecord]) -> ModelPage:
-    origin, summary, doc, problem, presets = _card(name)
-    costs, found, notes, labels = [], [], [], []
-    for table, figures in tables:
+def _page(
+    name: str,
+    tables: Sequence[tuple[Table, dict[str, dict[str, str]], TableData]],
+    records: list[RunRecord],
+    files: Mapping[str, RunFiles],
+    standing: Mapping[str, Table],
+) -> ModelPage:
+    costs, notes, labels = [], [], []
+    for table, printed_values, _ in tables:
         mine = [record for record in records if record.task.name == table.task and record.model.is_preset]
         for row in table.rows:
             if row.model != name:
@@ -75,29 +110,78 @@ def _page(name: str, tables: Sequence[tuple[Table, dict[str, dict[str, str]]]], 
             notes += [f"{table.name}, {key}: {note}" for key, note in row.notes.items()]
             if row.options:
                 continue
-            printed = figures.get(row.key, {})
+            printed = printed_values.get(row.key, {})
             costs.append(
                 Cost(
                     task=table.name,
+                    page=page_of_table(table),
                     parameters=mine[-1].model.parameters if mine else None,
                     gmacs=mine[-1].model.gmacs if mine else None,
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )
             )
-        if table.rows:
-            found += [f"{table.name}, {r.run_id}: {d}" for r in mine for d in deviations(table, r)]
+    try:
+        entry = registry.find("model", name)
+        card, origin, problem = entry.card(), entry.origin, ""
+    except EarthbenchError:
+        card, origin, problem = None, "", "No model of this name is installed: the table has its published values only."
     return ModelPage(
-        name=name, page=page_of(name), labels=tuple(dict.fromkeys(labels)), origin=origin, summary=summary, doc=doc,
-        problem=problem, costs=tuple(costs), deviations=tuple(dict.fromkeys(found)), notes=tuple(dict.fromkeys(notes)),
-        presets=presets, records=tuple(reversed(records)),
+        name=name, page=page_of(name), labels=tuple(dict.fromkeys(labels)), origin=origin,
+        summary=card.summary if card else "", doc=card.doc if card else "", problem=problem,
+        reference=bool(card and card.trivial), costs=tuple(costs),
+        deviations=_deviations([table for table, _, _ in tables], records), notes=tuple(dict.fromkeys(notes)),
+        presets=card.presets if card else {},
+        records=tuple(_shown(record, files[record.run_id], standing) for record in reversed(records)),
     )  # fmt: skip
 
 
-def _card(name: str) -> tuple[str, str, str, str, dict[str, dict[str, Any]]]:
-    try:
-        entry = registry.find("model", name)
-        card = entry.card()
-    except EarthbenchError as error:
-        return "", "", "", str(error), {}
-    return entry.origin, card.summary, card.doc, "", card.presets
+def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) -> ShownRecord:
+    table = standing.get(record.run_id)
+    column = main_column(table) if table else None
+    value = value_of(record, column.key) if column else None
+    score = f"{column.label} {value * column.scale:.{column.digits}f}" if column and value is not None else ""
+    return ShownRecord(record, files, page_of_table(table) if table else "", score)
+
+
+def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """How the model's records differ from the papers' models and trainings: a line per task and training.
+
+    A record of the preset that is trained as a published table of its task asks, on its data, adds no line.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        given = {} if record.model.is_preset else record.model.hyperparameters
+        training = _training_deviations(tables, record)
+        if given or training:
+            groups.setdefault((record.task.name, training), []).append(given)
+    lines = []
+    for (task, training), several in groups.items():
+        values: dict[str, dict[str, None]] = {}
+        for given in several:
+            for key, value in given.items():
+                values.setdefault(key, {})[f"{value}"] = None
+        model = listed({key: " | ".join(found) for key, found in values.items()})
+        runs = f"{len(several)} run{'s' if len(several) > 1 else ''}"
+        lines.append(f"{task}, {runs}: {'; '.join(filter(None, (model, training)))}")
+    return tuple(lines)
+
+
+def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
+    training = record.training
+    if training is None:
+        return ""
+    rows = [
+        (table, row)
+        for table in tables
+        if table.published and table.task == record.task.name
+        for row in table.rows
+        if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
+    ]
+    if rows:
+        return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
+    epochs = f"{training.epochs} epoch{'s' if training.epochs != 1 else ''}"
+    return (
+        f"trained on {training.sequence_count} sequences ({training.data_origin}) for {epochs}, "
+        f"{training.steps} steps, which is the training of no published table"
+    )

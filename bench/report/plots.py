@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.api import MONTH_MINUTES
 from bench.errors import ConfigError
 from bench.files import replacing
 from bench.records.learning_curves import LearningCurve, read_learning_curve
@@ -16,15 +18,29 @@ from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.report.boards import charts
-from bench.report.gallery import look_of, read_kept
+from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
-from bench.tables.pictures import draw_forecasts
+from bench.tables.pictures import PRINT_DPI, Look, draw_forecasts
 
 _LEAD_SCORES = 2
 _CHARTS_ABREAST = 4
 _FAR_APART = 3  # losses that far above all validations are of another kind: sums, or with a term that forecasts lack
-_MANY = "0.6"  # grey: of more than twenty rows, nobody could tell the colours apart
+_BANDS_OF_ALL = 6  # of more rows, only the first three have their bands: they would hide the lines
+INPUTS = "earthbench-inputs"
+"""Names the entry of a PNG's metadata that has the digest of what it was drawn from."""
+_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X", "star": "*"}
+_LINES: Mapping[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
+
+
+def inputs_digest(blocks: Sequence[Any]) -> str:
+    """A digest of a table's blocks as its JSON rendering has them: a picture with another one is stale."""
+    return hashlib.sha256(json.dumps(blocks).encode()).hexdigest()[:16]
+
+
+def digest_of(contents: TableData) -> str:
+    """The same digest of contents that are not rendered yet."""
+    return inputs_digest([asdict(block) for block in contents.blocks])
 
 
 def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[RunRecord]) -> Path:
@@ -50,18 +66,24 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
         len(drawn), columns, figsize=(4.6 * columns, 3.9 * len(drawn)), squeeze=False, layout="constrained"
     )
     labels = dict.fromkeys(curve["label"] for _, shown in drawn for chart in shown for curve in chart["curves"])
-    colours = dict(zip(labels, plt.get_cmap("tab20" if len(labels) > 10 else "tab10").colors, strict=False))
+    looks = {label: _line(style) for _, shown in reversed(drawn) for label, style in shown[0]["styles"].items()}
     for row, (block, shown) in zip(axes, drawn, strict=True):
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         for axis, chart in zip(row, shown, strict=False):
-            _draw(axis, chart, colours)
+            _draw(axis, chart, looks)
         row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 60)), fontsize=9, loc="left")
-    handles = [plt.Line2D([], [], color=colours.get(label, _MANY), marker="o", markersize=3) for label in labels]
+    handles = [plt.Line2D([], [], **looks[label]) for label in labels]
     figure.legend(
         handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_bands(drawn, records), title_fontsize=8
     )
-    return _save(figure, path)
+    return _save(figure, path, digest_of(contents))
+
+
+def _line(style: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's style on the page as matplotlib's keywords."""
+    shape = {"marker": _MARKERS[style["symbol"]], "linestyle": _LINES[style["dash"]]}
+    return {"color": style["colour"], "markersize": 3.5, "linewidth": 1.4, **shape}
 
 
 def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequence[RunRecord]) -> str:
@@ -72,20 +94,31 @@ def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequenc
     kinds = ["the range over seeds"] if any(len(run_ids) > 1 for run_ids in rows) else []
     if any(not too_few(record) for record in single):
         kinds.append("the 95 % interval over events of one run")
-    bands = [f"Bands: {', or '.join(kinds)}."] if kinds and any(low is not None for low in lows) else []
+    most = max(len(chart["curves"]) for _, shown in drawn for chart in shown)
+    of_which = "Bands" if most <= _BANDS_OF_ALL else "Bands of the first three rows"
+    bands = [f"{of_which}: {', or '.join(kinds)}."] if kinds and any(low is not None for low in lows) else []
     reasons = sorted({reason for record in single if (reason := too_few(record))})
     return " ".join([*bands, *(f"No interval of one run: {reason}." for reason in reasons)])
 
 
-def draw_samples(path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], root: Path) -> list[Path]:
+def draw_samples(
+    path: Path,
+    table: Table,
+    contents: TableData,
+    records: Sequence[RunRecord],
+    root: Path,
+    colours: str | None = None,
+) -> list[Path]:
     """Draws the stored forecast of each row's first run beside what was observed; returns the paths, one per block.
 
     Args:
-        path: Where to: `.png`, or `.gif` and `.mp4`, which move; further blocks add `-2`, `-3` to the name.
+        path: Where to: `.png`, `.svg`, `.pdf`, or `.gif` and `.mp4`, which move; further blocks add `-2`, `-3`
+            to the name.
         table: The definition.
         contents: Its blocks.
         records: The runs that they were made from.
         root: Results root, where the samples are.
+        colours: A colour map of matplotlib's instead of the task's own.
 
     Raises:
         ConfigError: no run of the table has a readable sample, or the name's ending is not known.
@@ -99,7 +132,6 @@ def draw_samples(path: Path, table: Table, contents: TableData, records: Sequenc
             continue
         first, observed = next((runs[label], sample) for label, sample in samples.items())
         assert first.data is not None
-        palette, units = look_of(first)
         file = path if not drawn else path.with_stem(f"{path.stem}-{len(drawn) + 1}")
         drawn.append(
             draw_forecasts(
@@ -107,14 +139,16 @@ def draw_samples(path: Path, table: Table, contents: TableData, records: Sequenc
                 context=observed.context,
                 target=observed.target,
                 forecasts={label: sample.forecast for label, sample in samples.items()},
-                palette=palette,
-                units=units,
+                look=Look.of_record(first, colours),
                 cadence_minutes=first.data.cadence_minutes,
                 title=f"{block.title or table.title}\nfirst sequence",
             )
         )
     if not drawn:
-        raise ConfigError(f"table {table.name}: no complete run with a stored forecast, so there is nothing to draw")
+        raise ConfigError(
+            f"table {table.name}: no complete run with a stored forecast, so there is nothing to draw: "
+            f"`earthbench run` and `evaluate` keep them under {root / 'samples'}, on the machine where they ran"
+        )
     return drawn
 
 
@@ -146,15 +180,27 @@ def draw_learning_curves(
     _check_ending(path)
     columns = min(len(drawn), _CHARTS_ABREAST)
     rows = -(-len(drawn) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
+    size = max(4.6, 3.1 * columns), 2.5 * rows + 0.9
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     for axis, (label, curves) in zip(axes.flat, drawn, strict=False):
         _draw_losses(axis, label, curves)
-    figure.suptitle(table.title, fontsize=9)
-    figure.supxlabel("optimiser steps", fontsize=8)
-    figure.supylabel("loss: training (thin), validation (dots); a colour per run", fontsize=8)
-    return _save(figure, path)
+    figure.suptitle(textwrap.fill(table.title, int(size[0] * 13)), fontsize=9)
+    figure.supylabel("loss", fontsize=8)
+    handles = [
+        plt.Line2D([], [], color="0.3", linewidth=0.8, alpha=0.6, label="training"),
+        plt.Line2D([], [], color="0.3", linewidth=1.4, marker="o", markersize=2.5, label="validation"),
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        title="By optimiser step; a colour per run",
+        title_fontsize=8,
+    )
+    return _save(figure, path, digest_of(contents))
 
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
@@ -199,9 +245,12 @@ def _check_ending(path: Path) -> None:
         raise ConfigError(f"picture {path.name!r}: expected a name that ends in .{', .'.join(sorted(known))}")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Any, path: Path, digest: str) -> Path:
+    """Saves a figure at 300 dots per inch, with the digest of its inputs where the format has a place for it."""
+    ending = path.suffix.lstrip(".")
+    told = {"png": {INPUTS: digest}, "svg": {"Keywords": digest}, "pdf": {"Keywords": digest}}
     with replacing(path) as part:
-        figure.savefig(part, dpi=130, format=path.suffix.lstrip("."))
+        figure.savefig(part, dpi=PRINT_DPI, format=ending, metadata=told.get(ending))
     _pyplot().close(figure)
     return path
 
@@ -210,37 +259,29 @@ def _charts(table: Table, block: Block, records: dict[str, RunRecord]) -> list[d
     """Returns what is drawn of a block: the first scores that have a better side by lead time, and CSI by threshold."""
     found = charts(table, block, records)
     better = {column.key: column.better for column in table.columns}
+    common = {"styles": found["styles"]}
     chosen = [
-        {**chart, "axis": "lead", "better": better[chart["key"]]} for chart in found["lead"] if better[chart["key"]]
+        {**chart, **common, "axis": f"lead time, {chart['curves'][0]['unit']}", "better": better[chart["key"]]}
+        for chart in found["lead"]
+        if better[chart["key"]]
     ][:_LEAD_SCORES]
     by_threshold = [
-        {**chart, "axis": "threshold", "better": "higher"} for chart in found["threshold"] if chart["key"] == "csi"
+        {**chart, **common, "axis": "threshold, VIL code", "better": "higher"}
+        for chart in found["threshold"]
+        if chart["key"] == "csi"
     ]
     return [*chosen[: _LEAD_SCORES - len(by_threshold)], *by_threshold]
 
 
-def _draw(axis: Any, chart: dict[str, Any], colours: dict[str, Any]) -> None:
-    for curve in chart["curves"]:
-        colour = colours.get(curve["label"], _MANY)
-        x, unit = (curve["x"], "") if chart["axis"] == "threshold" else _leads(curve["minutes"])
-        y = [float("nan") if value is None else value for value in curve["y"]]
-        axis.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.4)
-        known = [k for k, low in enumerate(curve["low"]) if low is not None]
-        axis.fill_between(
-            [x[k] for k in known],
-            [curve["low"][k] for k in known],
-            [curve["high"][k] for k in known],
-            color=colour,
-            alpha=min(0.15, 0.5 / len(chart["curves"])),
-            linewidth=0,
-        )
-        axis.set_xlabel("threshold, VIL code" if chart["axis"] == "threshold" else f"lead time, {unit}", fontsize=9)
+def _draw(axis: Any, chart: dict[str, Any], looks: Mapping[str, dict[str, Any]]) -> None:
+    with_band = len(chart["curves"]) if len(chart["curves"]) <= _BANDS_OF_ALL else 3
+    for number, curve in enumerate(chart["curves"]):
+        look, x = looks[curve["label"]], curve["x"]
+        axis.plot(x, [math.nan if value is None else value for value in curve["y"]], **look)
+        known = [k for k, low in enumerate(curve["low"]) if low is not None and number < with_band]
+        low, high = ([curve[side][k] for k in known] for side in ("low", "high"))
+        axis.fill_between([x[k] for k in known], low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axis.set_xlabel(chart["axis"], fontsize=9)
     axis.set_ylabel(f"{chart['label']} ({chart['better']} is better)", fontsize=9)
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
-
-
-def _leads(minutes: Sequence[float]) -> tuple[list[float], str]:
-    if minutes and minutes[0] >= MONTH_MINUTES:
-        return [value / MONTH_MINUTES for value in minutes], "months"
-    return list(minutes), "minutes"

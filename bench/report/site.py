@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
+import os
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.errors import ConfigError, DataError
+from bench.errors import DataError
+from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
-from bench.report.boards import ShownRow, charts, column_groups, shown_rows
-from bench.report.gallery import scenes
+from bench.report.boards import charts, column_groups, main_column, shown_rows, shown_side
+from bench.report.downloads import RunFiles, copy_runs, write_downloads
+from bench.report.gallery import read_kept, scenes
 from bench.report.model_pages import model_pages, page_of
+from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
-from bench.tables.cells import NOT_RUN, Block, TableData, table_data
+from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
+from bench.tables.pictures import Look
 from bench.tables.render import load_table
 from bench.tables.runs import tables_without_entry
 
@@ -31,11 +36,8 @@ def write_assets(folder: Path) -> dict[str, str]:
     """Writes scripts and styles into a folder and returns the versions of the libraries among them.
 
     DataTables comes as an ES module, which browsers refuse to load from the disk; as a data URL they take it.
-
-    Raises:
-        ConfigError: the extra `report` is not installed.
     """
-    tables, charts = _package("itables"), _package("plotly")
+    tables, charts = files("itables"), files("plotly")
     folder.mkdir(parents=True, exist_ok=True)
     own = files("bench.report") / "static"
     for name in OWN:
@@ -49,68 +51,65 @@ def write_assets(folder: Path) -> dict[str, str]:
     return {name: version(name) for name in ("itables", "plotly")}
 
 
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"`earthbench report` needs {name}: pip install 'earthbench[report]'")
-    return Path(spec.origin).parent
-
-
 _MARK = ".earthbench-report"
 
 
-@dataclass(frozen=True)
-class Overview:
-    """A table on the first page."""
-
-    table: Table
-    page: str
-    row_count: int
-    run_count: int
-    statuses: dict[str, int]
-    best: str
-
-
-def build(root: Path, out: Path) -> Path:
+def build(root: Path, out: Path, colours: str | None = None) -> Path:
     """Writes the site and returns the path of its first page.
 
     Args:
         root: Results root.
         out: Folder of the site; made if it is not there, must hold nothing but an older report.
+        colours: A colour map of matplotlib's for forecasts, instead of the tasks' own.
 
     Raises:
-        ConfigError: the extra `report` is not installed.
+        ConfigError: no colour map has this name.
         DataError: the folder holds something else.
     """
     environment = _environment()
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
         raise DataError(f"{out} holds something else than a report; give another folder with --out")
+    Look().coloured(colours)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("", encoding="utf-8")
     libraries = write_assets(out / "assets")
     records, unreadable = read_store(root)
-    by_id = {record.run_id: record for record in records}
+    losses = {r.run_id: curve for r in records if (curve := read_kept(read_learning_curve, r, root)) is not None}
+    store = Store({record.run_id: record for record in records}, losses, copy_runs(records, root, out, losses))
     tables = [*map(load_table, registry.names("table")), *tables_without_entry(records)]
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
     filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}
+    overviews = [overview(table, filled[table.name]) for table in tables]
+    gallery = scenes(records, root, out, colours)
+    printed = [(table, _printed(published[table.name]), filled[table.name]) for table in tables]
+    models = model_pages(printed, records, store.files)
+    measured = [one for one in overviews if one.podiums]
     common = {
         "version": version("earthbench"),
         "libraries": libraries,
         "record_count": len(records),
+        "built": _built(),
+        "newest": max((record.created_utc for record in records), default="")[:10],
         "page_of": page_of,
-        "tables": [_overview(table, filled[table.name]) for table in tables],
     }
-    gallery = scenes(records, root, out)
-    printed = [(table, _printed(published[table.name])) for table in tables]
-    models = model_pages(printed, records)
+    front = {
+        "measured": sorted(measured, key=lambda one: -one.run_count),
+        "published": [one for one in overviews if one.table.published and one not in measured],
+        "empty": [one for one in overviews if not one.table.published and one not in measured],
+        "unreadable": unreadable,
+        "scenes": gallery,
+    }
     pages: dict[str, tuple[str, dict[str, Any]]] = {
-        "index.html": ("index.html", {"unreadable": unreadable, "models": models, "scenes": gallery}),
+        "index.html": ("index.html", front),
         "gallery.html": ("gallery.html", {"scenes": gallery, "data": _json([asdict(scene) for scene in gallery])}),
         "models.html": ("models.html", {"models": models}),
+        "submit.html": ("submit.html", {}),
     }
     for table in tables:
-        pages[_page(table)] = ("table.html", _table(table, published[table.name], filled[table.name], by_id))
+        files = write_downloads(table, published[table.name], filled[table.name], out)
+        shown = _table(table, published[table.name], filled[table.name], store, files)
+        pages[page_of_table(table)] = ("table.html", shown)
     for model in models:
         pages[model.page] = ("model.html", {"model": model})
     for page, (template, values) in pages.items():
@@ -119,43 +118,30 @@ def build(root: Path, out: Path) -> Path:
     return out / "index.html"
 
 
+@dataclass(frozen=True)
+class Store:
+    """What is behind the tables, by run id."""
+
+    records: dict[str, RunRecord]
+    losses: dict[str, LearningCurve]
+    files: dict[str, RunFiles]
+
+
+def _built() -> str:
+    """The date of the build, or of `$SOURCE_DATE_EPOCH` (seconds), which makes builds repeatable."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+    return f"{moment:%Y-%m-%d}"
+
+
 def _environment() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ConfigError("`earthbench report` needs jinja2: pip install 'earthbench[report]'") from error
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Everything is escaped: names come from records and plugins.
     return Environment(
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-
-
-def _page(table: Table) -> str:
-    return f"table-{table.file_stem}.html"
-
-
-def _overview(table: Table, contents: TableData) -> Overview:
-    cells = [cell for block in contents.blocks for cell in block.cells]
-    rows = {(number, cell.row_key) for number, block in enumerate(contents.blocks) for cell in block.cells}
-    statuses: dict[str, int] = {}
-    for cell in cells:
-        status = cell.status.partition(",")[0]
-        statuses[status] = statuses.get(status, 0) + 1
-    marked = ((block, column) for column in table.columns for block in contents.blocks if _best(block, column.key))
-    block, column = next(marked, (None, None))
-    return Overview(
-        table=table,
-        page=_page(table),
-        row_count=len(rows),
-        run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
-        statuses={key: statuses[key] for key in sorted(statuses) if key != NOT_RUN},
-        best=f"{', '.join(_best(block, column.key))} ({column.label})" if block and column else "",
-    )
-
-
-def _best(block: Block, key: str) -> list[str]:
-    return [cell.row for cell in block.cells if cell.column == key and cell.mark == 1]
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:
@@ -165,25 +151,45 @@ def _printed(published: Published | None) -> dict[str, dict[str, str]]:
 
 
 def _table(
-    table: Table,
-    published: Published | None,
-    contents: TableData,
-    records: dict[str, RunRecord],
+    table: Table, published: Published | None, contents: TableData, store: Store, downloads: dict[str, str]
 ) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     data = []
+    column = main_column(table)
     for block in contents.blocks:
-        rows: list[ShownRow] = shown_rows(table, block)
-        blocks.append({"title": block.title, "rows": rows, "remarks": block.remarks, "absences": block.absences})
-        data.append(charts(table, block, records))
+        fingerprints = {
+            r.data.fingerprint[:10]
+            for cell in block.cells
+            for run_id in cell.run_ids
+            if (r := store.records.get(run_id)) is not None and r.data is not None
+        }
+        blocks.append(
+            {
+                "anchor": f"data-{fingerprints.pop()}" if len(fingerprints) == 1 else f"board-{len(blocks)}",
+                "title": block.title,
+                "rows": shown_rows(table, block),
+                "side": shown_side(block, column),
+                "remarks": block.remarks,
+                "absences": block.absences,
+                "runs": [
+                    (cells[0].row, cells[0].row_key, [(id_, store.files[id_]) for id_ in cells[0].run_ids])
+                    for cells in block.rows
+                    if cells[0].run_ids
+                ],
+            }
+        )
+        data.append(charts(table, block, store.records, store.losses))
     left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,
+        "heading": heading(table),
+        "main": column,
         "published": published,
         "groups": column_groups(table),
         "blocks": blocks,
         "legend": legend(contents.blocks),
         "left_out": left_out,
+        "downloads": downloads,
         "data": _json(data),
     }
 

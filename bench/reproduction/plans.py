@@ -105,7 +105,7 @@ def plan(
         return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput, on)
     except EarthbenchError as error:
         return RowPlan(
-            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table),
+            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table, row),
             parameters=None, estimate=None, projection=None, settings=(), writes=(), comparable=False,
         )  # fmt: skip
 
@@ -134,7 +134,7 @@ def _plan(
     model = load_model(row.model, task, **config.model.options)
     parameters = sum(p.numel() for p in model.parameters())
     trained = has_weights(model)
-    counts, comparable, data = _data(table, task, trained)
+    counts, comparable, data = _data(table, row, task, trained)
     done = None if again else find_done(table, row, config, task, trained=trained)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
@@ -173,31 +173,28 @@ def _lacking(config: Config) -> str:
     return ""
 
 
-def _needed(table: Table) -> str:
-    training = " or ".join(f"{count:,}" for count in table.training_sequence_counts)
+def _needed(table: Table, row: Row) -> str:
+    training = " or ".join(f"{count:,}" for count in table.training_counts_of(row))
     test = " or ".join(f"{count:,}" for count in table.sequence_counts)
     return f"needs {table.task}: {training} training and {test} test sequences"
 
 
-def _data(table: Table, task: Task, trained: bool) -> tuple[dict[str, int], bool, str]:
+def _data(table: Table, row: Row, task: Task, trained: bool) -> tuple[dict[str, int], bool, str]:
     """Returns sequences per split (the official ones without data), whether they are the paper's, and it in words."""
+    needed, wanted = _needed(table, row), table.training_counts_of(row)
     if task.data_root is None:
         official = {
-            "train": table.training_sequence_counts[0] if table.training_sequence_counts else 0,
+            "train": wanted[0] if wanted else 0,
             "val": task.published_sequences.get("val", 0),
             "test": table.sequence_counts[0] if table.sequence_counts else 0,
         }
-        return official, False, f"not there: {_needed(table)}"
+        return official, False, f"not there: {needed}"
     splits: tuple[Split, ...] = ("train", "val", "test")
     counts = {str(split): len(task.dataset(split)) for split in splits}
     synthetic = str(task.dataset("test").identity().get("origin", "files")) != "files"
-    same = (
-        not synthetic
-        and counts["test"] in table.sequence_counts
-        and (not trained or counts["train"] in table.training_sequence_counts)
-    )
+    same = not synthetic and counts["test"] in table.sequence_counts and (not trained or counts["train"] in wanted)
     found = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    verdict = "the paper's" if same else f"other data than the paper's ({_needed(table)}): kept out of {table.name}"
+    verdict = "the paper's" if same else f"other data than the paper's ({needed}): kept out of {table.name}"
     return counts, same, f"{task.data_root}: {found} sequences; {verdict}"
 
 

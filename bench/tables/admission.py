@@ -17,9 +17,14 @@ from bench.records.store import read_records
 from bench.tables.definitions import Row, Table
 
 PARTIAL = "partial runs"
+OTHER_DATA = "other data"
+OTHER_TRAINING_DATA = "trained on other data"
+OTHER_OPTIONS = "other task options"
 OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
+_LENGTH = {"max_epochs", "max_steps", "limit"}
+"""Settings that say how long a training is."""
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
@@ -33,6 +38,8 @@ class Excluded:
     task: str
     model: str
     reason: str
+    detail: str = ""
+    """Of this record: what is other than the row's."""
 
 
 def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[Excluded]]:
@@ -59,34 +66,34 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
     left_out = []
     of_task = [record for record in records if record.task.name == table.task]
     newest = max((record.task.version for record in of_task), default=0)
-    conventions = _conventions(table.task) if of_task else {}
+    tasks = _Tasks(table) if of_task else None
     for record in of_task:
-        reason = _why_not(table, record, newest, conventions)
-        row = next((row for row in table.rows if _is_row(record, row, wanted.get(row.key))), None)
-        if reason is None and row is None:
+        assert tasks is not None
+        rows = [row for row in table.rows if _is_row(record, row, wanted.get(row.key))]
+        row = next((row for row in rows if not tasks.other_options(row, record)), rows[0] if rows else None)
+        reasons = _why_not(table, row, record, newest, tasks)
+        if not reasons and row is None:
             same_model = any(row.model == record.model.name for row in table.rows)
-            reason = "other hyperparameters" if same_model else "models without a row"
-        if reason is None and row is not None:
+            reasons = ["other hyperparameters" if same_model else "models without a row"]
+        if not reasons and row is not None:
             by_row[row.key].append(record)
         else:
-            left_out.append(Excluded(record.run_id, record.task.name, record.model.name, str(reason)))
-    for mine in by_row.values():
-        kept = [record for record in mine if not deviations(table, record)]
+            left_out.append(_excluded(record, "; ".join(reasons), _detail(table, row, record, reasons, tasks)))
+    for row in table.rows:
+        mine = by_row[row.key]
+        kept = [record for record in mine if not deviations(table, record, row)]
         if kept:  # a longer trial of a row takes the place of nothing
-            left_out += [
-                Excluded(r.run_id, r.task.name, r.model.name, OTHER_CONFIG) for r in mine if deviations(table, r)
-            ]
+            left_out += [_excluded(record, OTHER_CONFIG) for record in mine if deviations(table, record, row)]
             mine[:] = kept
         if mine:
             newest_run = max(mine, key=lambda record: record.run_id)
-            alike = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
-            left_out += [
-                Excluded(r.run_id, r.task.name, r.model.name, OTHER_ENSEMBLES)
-                for r in mine
-                if _ensemble(r) != _ensemble(newest_run)
-            ]
-            mine[:] = alike
+            left_out += [_excluded(r, OTHER_ENSEMBLES) for r in mine if _ensemble(r) != _ensemble(newest_run)]
+            mine[:] = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
     return by_row, left_out
+
+
+def _excluded(record: RunRecord, reason: str, detail: str = "") -> Excluded:
+    return Excluded(record.run_id, record.task.name, record.model.name, reason, detail)
 
 
 def of_ensembles(metric: str) -> bool:
@@ -106,24 +113,34 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
     for record in records:
         if record.task.name != table.task:
             continue
-        reason = _incomplete(record)
+        reason = _failed(record) or _partial(record)
         if reason is None:
             good.append(record)
         else:
-            left_out.append(Excluded(record.run_id, record.task.name, record.model.name, reason))
+            left_out.append(_excluded(record, reason))
     return good, left_out
 
 
-def deviations(table: Table, record: RunRecord) -> list[str]:
-    """Returns how a record's training differs from the table's, as `train.KEY=VALUE (table: VALUE)`."""
+def deviations(table: Table, record: RunRecord, row: Row | None = None) -> list[str]:
+    """Returns how a record's training differs from the row's, as `train.KEY=VALUE (table: VALUE)`."""
+    return list(_deviations(table, record, row).values())
+
+
+def _deviations(table: Table, record: RunRecord, row: Row | None) -> dict[str, str]:
     if record.training is None:
-        return []
+        return {}
     used = record.training.settings
-    return [
-        f"train.{key}={used.get(key)!r} (table: {value!r})"
-        for key, value in table.training.items()
-        if used.get(key) != value
-    ]
+    wanted = table.training if row is None else table.training_of(row)
+    return {
+        key: f"train.{key}={_setting(used, key)!r} (table: {value!r})"
+        for key, value in wanted.items()
+        if _setting(used, key) != value
+    }
+
+
+def _setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Returns a setting of a training; the cosine schedule is not written down."""
+    return settings.get(key, "cosine" if key == "schedule" else None)
 
 
 def training_seed(record: RunRecord) -> int:
@@ -151,7 +168,8 @@ def summary(left_out: Sequence[Excluded]) -> list[str]:
     """Returns one line per reason, with how many records it concerns and which."""
     by_reason: dict[str, list[str]] = {}
     for one in left_out:
-        by_reason.setdefault(one.reason, []).append(f"{one.model}/{one.run_id}")
+        detail = f" ({one.detail})" if one.detail else ""
+        by_reason.setdefault(one.reason, []).append(f"{one.model}/{one.run_id}{detail}")
     lines = []
     for reason, names in sorted(by_reason.items()):
         named = ", ".join(sorted(names)[:_NAMED_MOST])
@@ -160,48 +178,108 @@ def summary(left_out: Sequence[Excluded]) -> list[str]:
     return lines
 
 
-def _incomplete(record: RunRecord) -> str | None:
-    if record.status != "ok" or record.data is None:
-        return "failed runs"
+def _failed(record: RunRecord) -> str | None:
+    return "failed runs" if record.status != "ok" or record.data is None else None
+
+
+def _partial(record: RunRecord) -> str | None:
     return PARTIAL if record.scope != "full" else None
 
 
-def _why_not(
-    table: Table, record: RunRecord, newest_version: int, conventions: Mapping[str, Mapping[str, Any]]
-) -> str | None:
-    """Returns why a record may not stand in a published table, or None."""
-    reason = _incomplete(record)
-    if reason is not None:
-        return reason
+class _Tasks:
+    """The task of each row of a table: its options and its metrics."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._made: dict[str, Any] = {}
+
+    def _task(self, row: Row | None) -> Any:
+        """Returns the task of a row; None for one of a plugin that is not installed or broken."""
+        options = self.table.task_options if row is None else self.table.task_options_of(row)
+        key = canonical_json(options)
+        if key not in self._made:
+            try:
+                self._made[key] = registry.find("task", self.table.task).load()(**options)
+            except Exception:
+                self._made[key] = None
+        return self._made[key]
+
+    def metrics(self, row: Row | None) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the metrics of a row's task: the conventions that its records must have."""
+        try:
+            return dict(self._task(row).metrics)
+        except Exception:  # nothing to compare with
+            return {}
+
+    def other_options(self, row: Row | None, record: RunRecord) -> list[str]:
+        """Returns the task's options in which a record differs from a row, as `task.KEY=VALUE (table: VALUE)`."""
+        options = self.table.task_options if row is None else self.table.task_options_of(row)
+        if not options and record.task.is_default:
+            return []
+        task = None if record.task.is_default else self._task(row)  # all others then have their defaults
+        wanted = options if task is None else task.fields()
+        used = record.task.fields
+        differ = [
+            f"task.{key}={used[key]!r} (table: {value!r})"
+            for key, value in wanted.items()
+            if key in used and canonical_json(used[key]) != canonical_json(value)
+        ]
+        return differ or ([] if options else [OTHER_OPTIONS])
+
+
+def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
+    """Returns every reason why a record may not stand in a published table."""
+    failed = _failed(record)
+    if failed is not None:
+        return [failed]
     assert record.data is not None
-    if record.data.split != table.split:
-        return "other splits"
-    if record.data.origin != table.data_origin or record.data.sequence_count not in table.sequence_counts:
-        return "other data"
-    if not record.task.is_default:
-        return "other task options"
-    if record.task.version != newest_version:
-        return f"version {record.task.version} of the task"
-    given = record.conventions
-    if any(canonical_json(given[name]) != canonical_json(own) for name, own in conventions.items() if name in given):
-        return OTHER_CONVENTIONS
-    if record.model.parameters and record.training is None:
-        return "weights of unknown training"
-    if record.training is not None and (
-        record.training.data_origin != table.data_origin
-        or record.training.sequence_count not in table.training_sequence_counts
-    ):
-        return "trained on other data"
-    return None
+    given, conventions = record.conventions, tasks.metrics(row)
+    training = record.training
+    other_training = training is not None and (
+        training.data_origin != table.data_origin
+        or training.sequence_count not in (table.training_counts_of(row) if row else table.training_sequence_counts)
+    )
+    found = {
+        PARTIAL: record.scope != "full",
+        "other splits": record.data.split != table.split,
+        OTHER_DATA: record.data.origin != table.data_origin or record.data.sequence_count not in table.sequence_counts,
+        OTHER_OPTIONS: bool(tasks.other_options(row, record)),
+        f"version {record.task.version} of the task": record.task.version != newest_version,
+        OTHER_CONVENTIONS: any(
+            canonical_json(given[name]) != canonical_json(own) for name, own in conventions.items() if name in given
+        ),
+        "weights of unknown training": bool(record.model.parameters) and training is None,
+        OTHER_TRAINING_DATA: other_training,
+    }
+    return [reason for reason, applies in found.items() if applies]
 
 
-def _conventions(task: str) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the metrics of a task with its default options, which are those of a published table."""
-    try:
-        found: Mapping[str, Mapping[str, Any]] = registry.find("task", task).load()().metrics
-    except Exception:  # of a plugin that is not installed or broken: nothing to compare with
-        return {}
-    return found
+def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[str], tasks: _Tasks) -> str:
+    """Returns what is other than the row's: its options, or nothing but how much it was trained and tested on."""
+    if row is None or record.data is None:
+        return ""
+    if OTHER_OPTIONS in reasons:
+        return ", ".join(one for one in tasks.other_options(row, record) if one != OTHER_OPTIONS)
+    if not set(reasons) <= {PARTIAL, OTHER_DATA, OTHER_TRAINING_DATA}:
+        return ""
+    deviating = _deviations(table, record, row)
+    if set(deviating) - _LENGTH:
+        return ", ".join(deviating.values())
+    found = [_of(record.data.sequence_count, table.sequence_counts, "test", record.data.origin, table)]
+    if record.training is not None:
+        training = record.training
+        counts = table.training_counts_of(row)
+        found.append(_of(training.sequence_count, counts, "training", training.data_origin, table))
+    length = ", ".join([*filter(None, found), *deviating.values()]) or record.scope_because or ""
+    return f"settings as the row's, left out for its length only: {length}" if length else ""
+
+
+def _of(count: int, wanted: tuple[int, ...], split: str, origin: str, table: Table) -> str:
+    """Returns how many of the wanted sequences there are; an empty text where they are all there."""
+    if count in wanted and origin == table.data_origin:
+        return ""
+    from_where = f" ({origin})" if origin != table.data_origin else ""
+    return f"{count:,} {split} sequences{from_where} for {' or '.join(f'{one:,}' for one in wanted)}"
 
 
 def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bool:

@@ -20,8 +20,9 @@ from bench.tables.admission import (
 )
 from bench.tables.captions import captions
 from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
-from bench.tables.durations import duration
+from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
+from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
 
@@ -58,6 +59,8 @@ class Cell:
     marks: tuple[str, ...]
     """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
+    beats_reference: bool | None = None
+    """Whether ours is better than the best trivial reference, or is that; None where none is asked for or there."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,17 @@ def table_data(
 def _judged(table: Table, block: Block, records: Sequence[RunRecord]) -> Block:
     """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
     by_id = {record.run_id: record for record in records}
+    mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in block.cells for run_id in cell.run_ids)]
+    best, remarks = {}, block.remarks
+    if any(column.skill_of for column in table.columns):
+        best = references(table, mine, records)
+        block = replace(block, cells=with_skill(table, block.cells, best))
+        remarks = (*remarks, *skill_remarks(table, block.cells, best))
     cells = marked(table, ranked(table, block.cells), by_id)
-    mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in cells for run_id in cell.run_ids)]
     absences = [why_no_mark(cells, mine)]
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
-    return replace(block, cells=cells, absences=tuple(filter(None, absences)))
+    return replace(block, cells=cells, remarks=remarks, absences=tuple(filter(None, absences)))
 
 
 def _published_block(
@@ -139,7 +147,7 @@ def _published_block(
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
     for row in table.rows:
         mine = run.get(row.key, [])
-        deviating = sorted({d for record in mine for d in deviations(table, record)})
+        deviating = sorted({d for record in mine for d in deviations(table, record, row)})
         if deviating:
             remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
@@ -148,6 +156,7 @@ def _published_block(
             _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
             for column in table.columns
         ]
+        remarks += [f"{row.label}: {row.note}"] if row.note else []
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
         remarks += _incomparable(table, row, figures)
     told = [(row.label, run[row.key]) for row in table.rows if row.key in run]
@@ -167,7 +176,7 @@ def _absent(row: Row, left_out: Sequence[Excluded]) -> str:
     reasons = [one.reason for one in left_out if one.model == row.model]
     for status, is_it in (
         ("tampered", lambda reason: reason.startswith("tampered")),
-        ("partial", lambda reason: reason == PARTIAL),
+        ("partial", lambda reason: PARTIAL in reason.split("; ")),
         ("unreadable", lambda reason: reason.startswith(("not a", "written by a newer"))),
     ):
         if not row.options and any(is_it(reason) for reason in reasons):
@@ -211,7 +220,7 @@ def _block_title(record: RunRecord) -> str:
     events = f", events of {shape}" if shape else ""
     return (
         f"{data.origin}, {data.split} split, {data.sequence_count} sequences{events}, "
-        f"every {duration(data.cadence_minutes)}, data {data.fingerprint[:10]}"
+        f"every {TimeAxis.of_record(record).text()}, data {data.fingerprint[:10]}"
     )
 
 

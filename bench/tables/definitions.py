@@ -39,6 +39,9 @@ class Column(StrictModel):
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
     """Left out: what `bench.metrics.names` says of the score."""
+    skill_of: str | None = None
+    """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
+    column, a row that does not beat that reference in a score is not ranked in it."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -62,6 +65,14 @@ class Row(StrictModel):
     """Hyperparameters in which the row differs from the model's preset for the task."""
     experiment: tuple[str, ...] = ()
     """Overrides that give the paper's training, for `earthbench reproduce`; else the table's."""
+    task_options: dict[str, Any] = {}
+    """Options of the task in which the row differs from the table's."""
+    training: dict[str, Any] = {}
+    """`train.*` settings in which the row differs from the table's."""
+    training_sequence_counts: tuple[int, ...] = ()
+    """What its complete training split has; empty: the table's."""
+    note: str = ""
+    """What a reader has to know of the row as a whole."""
     notes: dict[str, str] = {}
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
@@ -93,6 +104,8 @@ class Table(StrictModel):
     """What the complete split has; a record with another count is other data."""
     training_sequence_counts: tuple[int, ...] = ()
     """What the complete training split has."""
+    task_options: dict[str, Any] = {}
+    """Options of the task that differ from its defaults: a record with others is of another task."""
     training: dict[str, Any] = {}
     """The paper's settings, `train.*` keys of the config; a record that deviates is marked."""
     experiment: tuple[str, ...] = ()
@@ -103,6 +116,18 @@ class Table(StrictModel):
     def file_stem(self) -> str:
         """Returns the name of its files: published figures, renderings, a page of the report."""
         return self.name.replace("/", "_")
+
+    def task_options_of(self, row: Row) -> dict[str, Any]:
+        """Returns the task's options of a row, as far as they differ from the task's defaults."""
+        return {**self.task_options, **row.task_options}
+
+    def training_of(self, row: Row) -> dict[str, Any]:
+        """Returns the paper's `train.*` settings of a row."""
+        return {**self.training, **row.training}
+
+    def training_counts_of(self, row: Row) -> tuple[int, ...]:
+        """Returns how many training sequences a record of a row may have seen."""
+        return row.training_sequence_counts or self.training_sequence_counts
 
     def row(self, key: str) -> Row:
         """Returns the row of a key.
@@ -148,7 +173,7 @@ class Source(StrictModel):
     title: str
     by: str
     kind: Literal["authors", "transcribed"]
-    url: str | None = None
+    url: str
     note: str
 
 

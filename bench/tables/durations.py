@@ -1,15 +1,60 @@
-"""Times between frames as people say them."""
+"""Times of frames as people say them: minutes, months, or frames where these have no time of their own."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from bench import registry
 from bench.api import MONTH_MINUTES
+from bench.errors import EarthbenchError
+from bench.records.schema import RunRecord
+
+Unit = Literal["frame", "month", "min"]
+UNITS_IN_FULL: dict[Unit, str] = {"frame": "frames", "month": "months", "min": "minutes"}
 
 
-def duration(minutes: float, *, sign: bool = False) -> str:
-    """Returns e.g. `5 min` or `1 month`, with `sign` `+30 min` or `-11 months`; months where they are whole."""
-    months = minutes / MONTH_MINUTES
-    whole = round(months)
-    if whole and abs(months - whole) < 1e-6:
-        number, unit = whole, "month" if abs(whole) == 1 else "months"
-        return f"{number:+d} {unit}" if sign else f"{number} {unit}"
-    return f"{minutes:+g} min" if sign and minutes else f"{minutes:g} min"
+@dataclass(frozen=True)
+class TimeAxis:
+    """Time between two frames, in the unit in which their lead times are given."""
+
+    step: float
+    unit: Unit
+
+    @classmethod
+    def of(cls, cadence_minutes: float, *, timeless: bool = False) -> TimeAxis:
+        """The axis of a cadence: whole months, else minutes; frames where the task's frames are `timeless`."""
+        if timeless:
+            return cls(1, "frame")
+        months = cadence_minutes / MONTH_MINUTES
+        whole = round(months)
+        return cls(whole, "month") if whole and abs(months - whole) < 1e-6 else cls(cadence_minutes, "min")
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> TimeAxis:
+        """The axis of a record's data; that of its cadence where its task is not installed."""
+        cadence = record.data.cadence_minutes if record.data else 1.0
+        try:
+            timeless = bool(getattr(registry.find("task", record.task.name).load(), "timeless", False))
+        except EarthbenchError:  # its distribution is not installed here; the record still stands
+            timeless = False
+        return cls.of(cadence, timeless=timeless)
+
+    def values(self, count: int) -> list[float]:
+        """Lead times of the first `count` frames after the start."""
+        return [(1 + index) * self.step for index in range(count)]
+
+    def text(self, frames: int = 1) -> str:
+        """A time of so many frames, e.g. `5 min` or `1 month`."""
+        return self._with_unit(f"{frames * self.step:g}")
+
+    def lead(self, frames: int) -> str:
+        """The time of a frame against the last of the context, e.g. `+30 min`, `-11 months` or `0 frames`."""
+        return self._with_unit(f"{frames * self.step:+g}" if frames else "0")
+
+    def leads(self, first: int, count: int) -> tuple[str, ...]:
+        """The times of `count` frames from number `first` on; the last of the context is number 0."""
+        return tuple(self.lead(first + index) for index in range(count))
+
+    def _with_unit(self, number: str) -> str:
+        return f"{number} {self.unit}{'s' if self.unit != 'min' and number.lstrip('+-') != '1' else ''}"

@@ -111,7 +111,10 @@ def page(table: Table, published: Published | None, contents: TableData) -> str:
     parts += _list([*legend(contents.blocks), *contents.remarks])
     parts += [f"<p>{escape(table.note)}</p>"] if table.note else []
     if published:
-        parts += [f"<p>{escape(_citation(published))}</p>", *_list(_sources(published))]
+        parts += [
+            f"<p>{escape(_citation(published))}</p>",
+            *_list([line.replace(" https://", " ") for line in _sources(published)]),
+        ]
     return "\n".join([*parts, "</body>", "</html>"]) + "\n"
 
 
@@ -133,8 +136,7 @@ def _citation(published: Published) -> str:
 
 def _sources(published: Published) -> list[str]:
     return [
-        f"{key}: {source.title} ({source.by}; {source.kind})" + (f" {source.url}" if source.url else "")
-        for key, source in published.sources.items()
+        f"{key}: {source.title} ({source.by}; {source.kind}) {source.url}" for key, source in published.sources.items()
     ]
 
 

@@ -74,9 +74,18 @@ def _texts(
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
     published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable)
+    return texts_of(table, published, table_data(table, published, records, unreadable), forms)
+
+
+def texts_of(table: Table, published: Published | None, contents: TableData, forms: Sequence[str]) -> dict[str, str]:
+    """Returns the text of a table's contents by format."""
+    return {form: text_of(table, published, contents, form) for form in forms}
+
+
+def text_of(table: Table, published: Published | None, contents: TableData, form: str) -> str:
+    """Returns the text of a table whose contents are known, in one of `FORMATS`."""
     writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
-    return {form: writers[form](table, published, contents) for form in forms}
+    return writers[form](table, published, contents)
 
 
 def _csv(table: Table, published: Published | None, contents: TableData) -> str:

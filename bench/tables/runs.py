@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from bench import registry
 from bench.metrics.names import OWN
 from bench.records.schema import RunRecord
-from bench.tables.catalogue import OWN_COST
+from bench.tables.columns import OWN_COST
 from bench.tables.definitions import Column, Table
 
 _PREFIX = "runs/"
@@ -33,7 +33,7 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
     keys: dict[str, None] = {}
     for record in records:
         if record.task.name == task:
-            added = tuple(f"_{key}" for key in record.config.get("evaluate", {}).get("metrics", ()))
+            added = _added(record)
             keys |= {key: None for key in record.scores if not (_NOT_SHOWN.search(key) or key.endswith(added))}
     return Table(
         name=f"{_PREFIX}{task}",
@@ -51,6 +51,18 @@ def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
     return [
         runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known
     ]
+
+
+def added_columns(record: RunRecord) -> list[Column]:
+    """Returns the scores of metrics that the command line added to a run."""
+    added = (*_added(record), f"_{OWN}") if _added(record) else ()
+    keys = [key for key in record.scores if key.endswith(added) and not _NOT_SHOWN.search(key.removesuffix(f"_{OWN}"))]
+    return [Column(key=key, label=_label(key)) for key in keys]
+
+
+def _added(record: RunRecord) -> tuple[str, ...]:
+    given = record.config.get("evaluate") or {}
+    return tuple(f"_{key}" for key in given.get("metrics", ()))
 
 
 def _label(key: str) -> str:

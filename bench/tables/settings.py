@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from bench import registry
 from bench.config import Config, Train, explain
 from bench.config.overrides import literal
 from bench.errors import DataError, one_message
@@ -24,6 +26,9 @@ _NO_SETTING = {
 }  # fmt: skip
 
 
+_OF_COSINE = {"warmup_fraction", "warmup_start_ratio", "min_lr_ratio"}
+_SAMPLING = ("sampler", "steps", "eta", "members")
+"""Hyperparameters of models that sample: `members` are averaged into the forecast that CSI scores."""
 _NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
 """What a stage has besides the settings of a training."""
 
@@ -108,9 +113,33 @@ def load_settings(table: Table) -> Settings | None:
 def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
     """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
     options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
+    options += tuple(f"task.{key}={literal(value)}" for key, value in table.task_options_of(row).items())
     paper = row.experiment or table.experiment
     own = tuple(word for word in given if not word.startswith("seed="))
     return (f"task={table.task}", f"model={row.model}", *options, *paper, *own, f"seed={seed}")
+
+
+def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yields key and value of what decides how a run forecasts and is scored, and its loss: no keys of `train`."""
+    card = registry.find("model", config.model.name).card()
+    for key, value in config.task.options.items():
+        yield f"task.{key}", value
+    own = {"stages": "of each stage", "training_loss": "of the model"}
+    yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
+    given = {**card.presets.get(config.task.name, {}), **config.model.options}
+    for key in _SAMPLING if "sample" in card.methods else ():
+        if key in card.parameters:
+            yield f"model.{key}", given.get(key, _literal_or_text(card.parameters[key]))
+    if config.evaluate.members is not None:
+        yield "evaluate.members", config.evaluate.members
+
+
+def _literal_or_text(source: str) -> Any:
+    """Returns the value of a default as its source text gives it; the text where it is no literal."""
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return source
 
 
 def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSetting]:
@@ -127,7 +156,7 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
     given = {one.key: one for one in known.settings if row in one.rows} if known else {}
     why = known.assumed if known and not given else ("no source gives it" if known else "no source was looked for")
     found = []
-    for key, value in training_settings(config):
+    for key, value in (*training_settings(config), *forecast_settings(config)):
         if key not in given:
             found.append(SourcedSetting(key, value, (), why))
             continue
@@ -168,10 +197,14 @@ def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
         for key, value in train.model_dump(mode="json").items():
             if key in _NO_SETTING or (key == "max_steps" and value is None):
                 continue
+            if key in _OF_COSINE and train.schedule != "cosine":
+                continue
             if isinstance(value, dict):
                 yield from ((f"{prefix}{key}.{part}", own) for part, own in value.items())
             else:
                 yield f"{prefix}{key}", value
+        if train.schedule == "cosine":  # which is not written down
+            yield f"{prefix}schedule", "cosine"
     yield "seed", config.seed
 
 

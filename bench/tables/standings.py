@@ -34,7 +34,8 @@ _SEEDS_ALONE = 2
 def ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Returns the cells with the best two of each column ranked: ties as printed share a rank.
 
-    A column needs a better side and two different values; runs that deviate from the paper's config take no part.
+    A column needs a better side and two different values; runs that deviate from the paper's config, and those that do
+    not beat the best trivial reference, take no part.
     """
     ranks: dict[tuple[str, str], int] = {}
     for column in table.columns:
@@ -48,7 +49,11 @@ def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
     if not column.better:
         return []
     sign = -1 if column.better == "higher" else 1
-    takes_part = [cell for cell in cells if cell.column == column.key and DEVIATES not in cell.status]
+    takes_part = [
+        cell
+        for cell in cells
+        if cell.column == column.key and DEVIATES not in cell.status and cell.beats_reference is not False
+    ]
     by_printed: dict[float, list[Cell]] = {}
     for cell in takes_part:
         if cell.ours is not None:

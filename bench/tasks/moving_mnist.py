@@ -33,6 +33,7 @@ class MovingMnist(Task):
     name: ClassVar[str] = "moving_mnist"
     units: ClassVar[str] = "brightness 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 8_100, "val": 900, "test": 1_000}
+    timeless: ClassVar[bool] = True
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
     data_verbs: ClassVar[dict[str, str]] = {"make": "bench.data.mnist:MakeMoving"}
     selection_fields: ClassVar[frozenset[str]] = frozenset({"test_count"})

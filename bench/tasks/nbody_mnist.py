@@ -34,6 +34,7 @@ class NBodyMnist(Task):
     name: ClassVar[str] = "nbody_mnist"
     units: ClassVar[str] = "brightness 0..255"
     published_sequences: ClassVar[dict[str, int]] = {"train": 20_000, "val": 1_000, "test": 1_000}
+    timeless: ClassVar[bool] = True
     palette: ClassVar[Palette] = Palette(colours="gray", levels=tuple(range(0, 256, 15)), first_row="upper")
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.mnist:MakeNBody",

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bench.api import Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
-from bench.data.sevir.times import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Sevir(Task):
     )
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
+    event_threshold: ClassVar[float | None] = 74.0
 
     t_in: int = Field(13, ge=1, description="frames of the context")
     t_out: int = Field(12, ge=1, description="frames of the target")

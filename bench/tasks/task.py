@@ -108,6 +108,12 @@ class Task(BaseModel, ABC):
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
     """How its frames are drawn, in physical units."""
+    timeless: ClassVar[bool] = False
+    """Whether frames have no time of their own: lead times are given in frames."""
+    event_threshold: ClassVar[float | None] = None
+    """In physical units: of ensembles, pictures show the share of members at or above it."""
+    regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {}
+    """Boxes that pictures outline: name to first row, last row, first column, last column, in cells of a frame."""
     plausible: ClassVar[Plausible | None] = None
     """What values its frames can have, in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}

@@ -26,6 +26,9 @@ class TropicalPacific(Task):
     palette: ClassVar[Palette] = Palette(
         colours="RdBu_r", levels=(-2.75, -2.25, -1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
     )
+    event_threshold: ClassVar[float | None] = 0.5  # K: El Nino
+    # 5 S..5 N, 190..240 E: from the middle of one 5 degree cell to that of another
+    regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {"Nino3.4": (10, 12, 19, 29)}
     plausible: ClassVar[Plausible | None] = SST_ANOMALY
 
     t_in: int = Field(12, ge=1, description="months of the context")

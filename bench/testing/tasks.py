@@ -12,7 +12,7 @@ import torch
 
 from bench.api import SPLITS
 from bench.config import fingerprint
-from bench.errors import ContractError, EarthbenchError, one_message
+from bench.errors import ContractError, EarthbenchError, counted, one_message
 from bench.metrics import load_metric
 from bench.tasks import Task
 
@@ -121,7 +121,7 @@ def _data(task: Task, problems: list[str]) -> None:
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = sorted(ids[a] & ids[b])
         if shared:
-            problems.append(f"{a} and {b} share {len(shared)} events: {', '.join(shared[:5])}")
+            problems.append(f"{a} and {b} share {counted(len(shared), 'event')}: {', '.join(shared[:5])}")
 
 
 def _given(task: Task) -> dict[str, Any]:

@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
-
-try:
-    from diffusers import AutoencoderKL
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-except ImportError as error:
-    raise ImportError("PreDiff needs diffusers: pip install 'earthbench[prediff]'") from error
 
 RELEASED: dict[str, Any] = {"latent_channels": 64}
 """The released autoencoder, 84,499,393 parameters."""

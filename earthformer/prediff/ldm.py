@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
-
-try:
-    from diffusers import UNet2DModel
-except ImportError as error:
-    raise ImportError("LDM needs diffusers: pip install 'earthbench[prediff]'") from error
 
 from earthformer.prediff.down_path import checked_shape
 from earthformer.prediff.forecaster import LatentForecaster

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
-
-try:
-    from diffusers import DPMSolverMultistepScheduler
-except ImportError as error:
-    raise ImportError("PreDiff needs diffusers: pip install 'earthbench[prediff]'") from error
 
 from earthformer.prediff.diffusion import NoiseSchedule
 from earthformer.prediff.noise import RowNoise

@@ -110,7 +110,8 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_record(record, root)
         if "<" not in name:
             forecast = np.clip(frames[1] + noise.normal(0, 20 * (0.5 - csi), frames[1].shape), 0, 254)
-            write_sample({"context": frames[0], "target": frames[1], "forecast": forecast}, record, root)
+            parts = {"context": frames[0], "target": frames[1], "forecast": forecast}
+            write_sample({name: np.stack([part, part[:, ::-1]]) for name, part in parts.items()}, record, root)
     write_record(
         measured.model_copy(update={"run_id": "partial", "scope": "partial", "scope_because": "limit=2"}), root
     )
@@ -125,6 +126,12 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("bench.tables.cells.interval", interval)
         patch.setattr("bench.report.boards.interval", interval)
         return build(root, out)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first page of the report on the committed results."""
+    return build(Path(__file__).parents[2] / "results", tmp_path_factory.mktemp("committed"))
 
 
 @pytest.fixture(scope="session")

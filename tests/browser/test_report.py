@@ -43,8 +43,17 @@ def watched(browser: Any, site: Path, request: pytest.FixtureRequest) -> Iterato
     assert watched.complaints == []
 
 
+@pytest.fixture(params=[1440, 390], ids=["desktop", "phone"])
+def real(browser: Any, committed: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    """The same of the committed results."""
+    watched = Watched(browser, committed, request.param)
+    yield watched
+    watched.page.close()
+    assert watched.complaints == []
+
+
 def _labels(page: Any) -> list[str]:
-    return [text.split("\n")[0].strip() for text in page.locator(".leaderboard tbody tr:visible th").all_inner_texts()]
+    return [text.strip() for text in page.locator(".leaderboard tbody tr:visible th a").all_inner_texts()]
 
 
 def _expect(page: Any, first: list[str]) -> None:
@@ -56,14 +65,133 @@ def _expect(page: Any, first: list[str]) -> None:
     assert _labels(page)[: len(first)] == first
 
 
-def test_every_page_opens_without_a_word_and_fits_its_width(watched: Watched, site: Path) -> None:
-    for path in sorted(site.parent.glob("*.html")):
+def _check_pages(watched: Watched) -> None:
+    for path in sorted(watched.site.glob("*.html")):
         page = watched.open(path.name)
         assert page.title() and page.locator("h1").count() == 1
         sideways = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert sideways <= 0, f"{path.name} is {sideways} pixels too wide"
-        for link in page.locator("a[href$='.html']").all():
-            assert (site.parent / str(link.get_attribute("href"))).is_file()
+        hrefs = page.evaluate("[...document.links].map((link) => link.getAttribute('href'))")
+        for href in {one for one in hrefs if not one.startswith(("#", "https:"))}:
+            assert (watched.site / href).is_file(), f"{path.name}: {href}"
+        anchors = [one for one in hrefs if one.startswith("#")]
+        assert page.evaluate("(all) => all.every((one) => document.getElementById(one.slice(1)))", anchors)
+
+
+def test_every_page_opens_without_a_word_and_fits_its_width(watched: Watched) -> None:
+    _check_pages(watched)
+
+
+def test_every_page_of_the_committed_results_does(real: Watched) -> None:
+    _check_pages(real)
+
+
+def _choose_each_side(page: Any) -> None:
+    """Every value of a switch can be chosen, in any order; one is chosen at a time, and the table shows it."""
+    for board in page.locator(".board:has(.switch)").all():
+        for side in ("difference", "ours", "published", "difference", "published", "ours"):
+            board.get_by_label(side, exact=True).check()
+            assert board.locator(".switch input:checked").count() == 1
+            assert board.locator("table.leaderboard").get_attribute("data-side") == side
+            shown = {one: board.locator(f".leaderboard td > .{one}:visible").count() for one in ("difference", "ours")}
+            assert bool(shown["difference"]) == (side == "difference") and bool(shown["ours"]) == (side == "ours")
+
+
+def _use_every_control(page: Any) -> None:
+    for details in page.locator("details").all():
+        details.locator("summary").click()
+        assert details.get_attribute("open") is not None
+    for board in page.locator(".board").all():
+        heads = board.locator(".leaderboard thead tr").nth(1)
+        for box in board.locator(".group").all():
+            before = heads.locator("th:visible").count()
+            box.uncheck()
+            assert heads.locator("th:visible").count() < before
+            box.check()
+            assert heads.locator("th:visible").count() == before
+        rows = board.locator(".leaderboard tbody tr")
+        count = rows.count()
+        board.get_by_role("searchbox").fill("unet | persist")
+        assert 0 <= rows.count() <= count
+        board.get_by_role("searchbox").fill("")
+        assert rows.count() == count
+        for head in heads.locator("th:visible").all():
+            head.click()
+        for select in board.locator(".chart select").all():
+            plot = select.locator("xpath=ancestor::article").locator(".plot")
+            told = set()
+            values = select.locator("option").evaluate_all("(all) => all.map((one) => one.value)")
+            for value in values:
+                select.select_option(value)
+                told.add(plot.get_attribute("aria-label"))
+            assert len(told) == len(values), "each choice draws something else"
+    page.get_by_role("button", name="Switch between light and dark").click()
+    page.get_by_role("button", name="Switch between light and dark").click()
+
+
+@pytest.mark.parametrize(
+    "name", ["table-earthformer_sevir.html", "table-prediff_sevir_lr.html", "table-runs_enso_ersst.html",
+             "table-runs_radar.html", "table-ablations_patterns_nbody_mnist.html", "index.html"]
+)  # fmt: skip
+def test_every_control_of_the_committed_results_does_something(real: Watched, name: str) -> None:
+    page = real.open(name)
+    _choose_each_side(page)
+    _use_every_control(page)
+
+
+def test_every_control_of_a_filled_table_does_something(watched: Watched) -> None:
+    page = watched.open(TABLE)
+    _choose_each_side(page)
+    _use_every_control(page)
+
+
+def test_names_of_points_and_lines_do_not_overprint(real: Watched) -> None:
+    overlaps = """(selector) => [...document.querySelectorAll('.plot')].flatMap((plot) => {
+        const boxes = [...plot.querySelectorAll(selector)].map((e) => e.getBoundingClientRect()).filter((b) => b.width);
+        const card = plot.getBoundingClientRect();
+        return boxes.flatMap((a, i) => [
+            ...(a.right > card.right + 1 || a.left < card.left - 1 ? [`outside: ${a.left} ${a.right}`] : []),
+            ...boxes.slice(i + 1).filter((b) => a.left < b.right - 1 && b.left < a.right - 1 &&
+                Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 5).map((b) => `${a.top} ${b.top}`)]);
+    })"""
+    for name in ("table-runs_radar.html", "table-runs_enso_ersst.html", "table-runs_nbody_mnist.html", TABLE):
+        page = real.open(name)
+        page.wait_for_selector(".chart .textpoint text, .chart .annotation-text", state="attached")
+        page.wait_for_timeout(500)
+        for selector in (".textpoint text", ".annotation-text"):
+            assert page.evaluate(overlaps, selector) == [], f"{name}: {selector}"
+
+
+def test_the_score_is_on_the_first_screen_of_a_phone(real: Watched) -> None:
+    page = real.open("table-runs_radar.html")
+    head = page.locator("th[data-key=csi_m]")
+    box = head.bounding_box()
+    assert box and box["x"] + box["width"] <= page.viewport_size["width"]
+
+
+def test_the_address_keeps_what_was_set(real: Watched) -> None:
+    page = real.open("table-runs_radar.html")
+    page.get_by_role("searchbox").fill("unet | rainformer")
+    page.get_by_label("Cost", exact=True).uncheck()
+    page.locator("th[data-key=mse]").click()
+    _expect(page, ["rainformer", "unet"])
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector(".board[data-ready]")
+    _expect(page, ["rainformer", "unet"])
+    assert len(_labels(page)) == 2 and not page.get_by_label("Cost", exact=True).is_checked()
+    assert page.get_by_role("searchbox").input_value() == "unet | rainformer"
+
+
+def test_a_row_brings_out_its_line(real: Watched) -> None:
+    page = real.open("table-runs_radar.html")
+    page.wait_for_selector(".chart .scatterlayer .trace", state="attached")
+    page.wait_for_timeout(300)
+    dimmed = """document.querySelectorAll('.chart')[0].querySelectorAll(".trace[style*='0.15']").length"""
+    assert page.evaluate(dimmed) == 0
+    page.locator(".leaderboard tbody tr", has_text="rainformer").hover()
+    assert page.evaluate(dimmed) == 10, "of eleven lines"
 
 
 def test_a_heading_sorts_and_rows_without_a_figure_stay_below(watched: Watched) -> None:
@@ -111,21 +239,23 @@ def test_charts_are_drawn_and_change_with_their_choice(watched: Watched) -> None
 def test_the_best_beyond_chance_is_bold_and_the_next_underlined(watched: Watched) -> None:
     page = watched.open(TABLE)
     column = page.locator(".leaderboard tbody tr")
-    best = [row.locator("th").inner_text() for row in column.all() if row.locator("td:nth-child(4) .best").count()]
-    second = [row.locator("th").inner_text() for row in column.all() if row.locator("td:nth-child(4) .second").count()]
+    best = [row.locator("th a").inner_text() for row in column.all() if row.locator("td:nth-child(2) .best").count()]
+    second = [
+        row.locator("th a").inner_text() for row in column.all() if row.locator("td:nth-child(2) .second").count()
+    ]
     assert best == ["Earthformer"] and second == ["ConvLSTM"]
 
 
 def test_the_slider_moves_every_picture(watched: Watched) -> None:
     page = watched.open("gallery.html")
-    assert page.locator(".scene").count() == 1 and page.locator(".frame").count() == 7
+    assert page.locator(".scene").count() == 2 and page.locator(".frame").count() == 2 * 7
     frame = page.locator(".frame").nth(2)
     before = frame.evaluate("e => e.style.backgroundPosition")
-    slider = page.get_by_role("slider")
+    slider = page.get_by_role("slider").first
     slider.focus()
     for _ in range(4):
         page.keyboard.press("ArrowRight")
-    assert page.locator(".when").inner_text() == "+25 min"
+    assert page.locator(".when").first.inner_text() == "+25 min"
     assert frame.evaluate("e => e.style.backgroundPosition") != before
     assert "+25 min" in str(frame.get_attribute("aria-label"))
     assert slider.get_attribute("aria-valuetext") == "+25 min"
@@ -135,6 +265,14 @@ def test_the_slider_moves_every_picture(watched: Watched) -> None:
         " i.src = e.style.backgroundImage.slice(5, -2); })))"
     )
     assert min(loaded) > 0
+    errors, values = page.locator(".scale.errors").first, frame.evaluate("e => e.style.backgroundImage")
+    assert not errors.is_visible() and "RMSE" in page.locator(".score").nth(2).inner_text()
+    page.get_by_label("Forecast minus target").first.check()
+    assert errors.is_visible() and "difference" in frame.evaluate("e => e.style.backgroundImage")
+    page.get_by_label("Forecast minus target").first.uncheck()
+    assert frame.evaluate("e => e.style.backgroundImage") == values
+    page.get_by_role("button", name="Play").first.click()
+    page.get_by_role("button", name="Pause").first.click()
 
 
 def test_names_from_records_are_text(watched: Watched) -> None:

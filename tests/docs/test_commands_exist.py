@@ -63,6 +63,14 @@ def test_python_and_toml_of_a_page_parse(page: Path) -> None:
             tomllib.loads(block.text)
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("help", "completion")])
+def test_every_example_of_a_help_exists(verb: str) -> None:
+    examples = importlib.import_module(VERBS[verb][0]).EXAMPLES
+    assert all(example.startswith(f"earthbench {verb}") for example in examples)
+    for example in examples:
+        check(example.split(), REPO)
+
+
 def check(words: list[str], where: Path) -> None:
     """Fails where a command is not one."""
     while "=" in words[0]:  # VARIABLE=value before the program

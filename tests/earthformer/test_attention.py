@@ -250,6 +250,22 @@ def test_padding_after_the_projection_changes_nothing(
         torch.testing.assert_close(out if separate is None else out[0], expected[0])
 
 
+@pytest.mark.parametrize("padding_type", ["zeros", "ignore"])
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("cuboid", [(3, 1, 1), (4, 2, 3)])
+@pytest.mark.parametrize("strategy", [("l", "l", "l"), ("l", "d", "d")])
+@pytest.mark.parametrize("frames", [7, 10])
+def test_partial_cuboids_at_the_end_of_the_sequence_are_what_padding_gives(
+    padding_type: str, relative: bool, cuboid: tuple[int, int, int], strategy: tuple[str, str, str], frames: int
+) -> None:
+    options = {"cuboid_size": cuboid, "strategy": strategy, "padding_type": padding_type, "use_relative_pos": relative}
+    layer = make_self(options)
+    inputs = [random(2, frames, 4, 3, DIM)]
+    apart = gradients(layer, inputs)
+    with plain_formulation(layer):
+        torch.testing.assert_close(apart, gradients(layer, inputs), rtol=1e-8, atol=1e-8)
+
+
 def test_zeros_padding_takes_part_in_the_softmax() -> None:
     ignored = make_self({"cuboid_size": (2, 3, 2), "padding_type": "ignore"})
     padded = make_self({"cuboid_size": (2, 3, 2), "padding_type": "zeros"})

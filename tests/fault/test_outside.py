@@ -235,8 +235,8 @@ def test_the_same_command_continues_only_where_it_does(
     from bench.errors import InterruptedRunError
 
     def stop(job: pipeline._Job, model: object, folder: Path) -> None:
-        job.session.watch.received = "SIGTERM"
-        job.session.watch.leave("saved")
+        job.watch.received = "SIGTERM"
+        job.watch.leave("saved")
 
     monkeypatch.setattr(pipeline, "_in_folder", stop)
     with pytest.raises(InterruptedRunError) as caught:

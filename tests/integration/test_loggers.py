@@ -18,7 +18,9 @@ def test_weights_and_biases_offline(storms: Path, tmp_path: Path, monkeypatch) -
     run(tiny(storms, tmp_path, "train.loggers=[wandb]", "train.max_epochs=1"), training=True)
     (written,) = tmp_path.glob("work/*/*/*/logs/part_0/wandb/offline-run-*/*.wandb")
     content = written.read_bytes()
-    assert b"train/loss" in content and b"val/csi_m" in content
+    for name in (b"train/loss", b"val/csi_m", b"perf/sequences_per_s", b"max_epochs"):
+        assert name in content
+    assert list(written.parent.glob("files/media/images/val/forecast_*.png"))
 
 
 def test_mlflow_in_a_local_store(storms: Path, tmp_path: Path) -> None:
@@ -27,3 +29,7 @@ def test_mlflow_in_a_local_store(storms: Path, tmp_path: Path) -> None:
     lines = losses.read_text().splitlines()
     assert len(lines) == outcome.record.training.steps
     assert float(lines[-1].split()[1]) == pytest.approx(outcome.record.training.final_loss)
+    run_folder = losses.parents[2]
+    assert (run_folder / "metrics/perf/sequences_per_s").is_file() and (run_folder / "params/train").is_dir()
+    (picture,) = run_folder.glob("artifacts/val/forecast/step_*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -19,7 +19,7 @@ from bench.data.area_means import area_means, cell_edges
 from bench.data.icar_enso.dataset import CROP, LATITUDES, LONGITUDES
 from bench.data.netcdf import Variables, decoded, find, months_of, open_netcdf, text
 from bench.data.plausibility import SST, SST_ANOMALY, Plausible, refuse_implausible
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 
 if TYPE_CHECKING:
     from xarray import Variable
@@ -161,7 +161,7 @@ def read_record(root: Path) -> Record:
         if part.kind != first.kind
     ]
     if problems:
-        raise DataError(one_message(f"the data under {root} has {len(problems)} problems:", problems))
+        raise DataError(one_message(f"the data under {root} has {counted(len(problems), 'problem')}:", problems))
     months = np.concatenate([part.months for part in parts])
     order = np.argsort(months, kind="stable")
     months = months[order]

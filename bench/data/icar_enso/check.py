@@ -20,6 +20,7 @@ from bench.data.icar_enso.dataset import (
 from bench.data.netcdf import open_netcdf
 from bench.data.report import Advance, Report
 from bench.data.transfer.manifest import origin
+from bench.errors import counted
 
 if TYPE_CHECKING:
     from xarray import Variable
@@ -67,10 +68,9 @@ def describe(
             count = sum(max(0, 1 + (member.months - window) // gap) for member in chosen)
             report.facts["splits"][split] = {"events": len(chosen), "sequences": count}
         lengths = " and ".join(map(str, sorted({member.months for member in members})))
-        records = "1 record" if len(members) == 1 else f"{len(members)} records"
         report.lines = [
             f"{root}  ({report.facts['origin']}, {train.name})",
-            f"  {records} of {lengths} months, 24x48 of 24x72 cells",
+            f"  {counted(len(members), 'record')} of {lengths} months, 24x48 of 24x72 cells",
         ]
         report.add_split_lines()
         if not expected:

@@ -25,7 +25,7 @@ from bench.data.netcdf import Variables, decoded, open_netcdf
 from bench.data.plausibility import SST_ANOMALY, implausible
 from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
-from bench.errors import ConfigError, DataError, one_message
+from bench.errors import ConfigError, DataError, counted, one_message
 
 if TYPE_CHECKING:
     from xarray import Variable
@@ -207,7 +207,7 @@ def _read(
         rows = expected[-1].last_row if expected else None
         problems = check_layout(train, fields, label, labels, rows)
         if problems:
-            raise DataError(one_message(f"the data under {root} has {len(problems)} problems:", problems))
+            raise DataError(one_message(f"the data under {root} has {counted(len(problems), 'problem')}:", problems))
         members = members_of_split(expected or [Member("SODA", 0, fields["sst"].shape[0])], split)
         parts = ((train, "sst", fields, CROP), (label, "nino", labels, slice(None)))
         records = [
@@ -224,7 +224,7 @@ def _read(
         for problem in wrong_values(path, name, values, member, ("month",), CROP)
     ]
     if wrong:
-        raise DataError(one_message(f"the data under {root} has {len(wrong)} problems:", wrong))
+        raise DataError(one_message(f"the data under {root} has {counted(len(wrong), 'problem')}:", wrong))
     sst, nino = records
     return sst, nino, members
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.data.nbody_mnist.simulation import CANVAS, DIGITS, MAX_SPEED
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import replacing
 
 DIGITS_FILE = "mnist.npz"
@@ -125,7 +125,7 @@ def read_draws(path: Path) -> Draws:
     if _DISTRACTORS in found and found[_DISTRACTORS].size:
         problems.append(f"{_DISTRACTORS}: expected none, as in the paper's set, found {found[_DISTRACTORS].shape}")
     if problems:
-        raise DataError(one_message(f"{path} has {len(problems)} problems:", problems))
+        raise DataError(one_message(f"{path} has {counted(len(problems), 'problem')}:", problems))
     return draws
 
 

@@ -29,6 +29,7 @@ from bench.data.sevir.catalogue import (
     select_events,
 )
 from bench.data.sevir.files import read_header
+from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.data.sevir.subset import (
     SENSOR,
     EventFile,
@@ -39,7 +40,6 @@ from bench.data.sevir.subset import (
     subset_name,
     write_catalogue,
 )
-from bench.data.sevir.times import TEST_FROM, VAL_FROM, split_dates
 from bench.data.transfer.download import Downloaded, download, run_parallel
 from bench.data.transfer.http import Remote, RetryPolicy, head, https, read_range
 from bench.data.transfer.manifest import digest, read_manifest, write_manifest

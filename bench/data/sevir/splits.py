@@ -1,23 +1,35 @@
-"""A random part of the sequences of a data set: the authors' training and validation of SEVIR-LR.
+"""How SEVIR is cut into train, validation and test: by date, or a random part of the sequences for SEVIR-LR.
 
-Source: Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0.  The windows of an
-event overlap, and may come to lie on both sides: validation scores are optimistic.
+Nothing here imports torch before it is used: listings import this module.
+
+Source: Gao et al. 2022, Earthformer: `(-inf, 2019-01-01]`, `(2019-01-01, 2019-06-01]`, `(2019-06-01, inf)`, by the time
+of an event's centre. Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0; the
+windows of an event overlap and may lie on both sides, so its validation scores are optimistic.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-from torch.utils.data import Subset, random_split
-
+from bench.api import Split
 from bench.data.sequences import SequenceDataset, Units
-from bench.data.sevir.dataset import SevirSequences
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Subset
+
+    from bench.data.sevir.dataset import SevirSequences
+
+VAL_FROM = datetime(2019, 1, 1)
+TEST_FROM = datetime(2019, 6, 1)
 FRACTIONS = (0.9, 0.1)
 SEED = 0
+
+
+def split_dates(val_from: datetime, test_from: datetime) -> dict[Split, tuple[datetime | None, datetime | None]]:
+    """Returns per split the dates that an event's centre is after, and up to and including."""
+    return {"train": (None, val_from), "val": (val_from, test_from), "test": (test_from, None), "all": (None, None)}
 
 
 class RandomPart(SequenceDataset):
@@ -29,6 +41,9 @@ class RandomPart(SequenceDataset):
     """
 
     def __init__(self, source: SevirSequences, side: Literal["train", "val"]) -> None:
+        import torch
+        from torch.utils.data import random_split
+
         generator = torch.Generator().manual_seed(SEED)
         parts: list[Subset] = random_split(range(len(source)), FRACTIONS, generator)  # type: ignore[arg-type]
         self.source, self.side = source, side

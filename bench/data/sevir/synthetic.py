@@ -17,7 +17,7 @@ from pydantic import Field
 
 from bench.data.sevir.catalogue import COLUMNS
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import ConfigError, DataError
+from bench.errors import ConfigError, DataError, counted
 from bench.files import replacing
 
 # One file per split, named and dated so that SEVIR's own split dates tell them apart.
@@ -54,7 +54,8 @@ class MakeStorms(DataVerb):
         )  # fmt: skip
         root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
         return [
-            f"made {sum(events.values())} storms of {self.frames} frames of {self.size}x{self.size} in {self.out}",
+            f"made {counted(sum(events.values()), 'storm')} of {counted(self.frames, 'frame')} of "
+            f"{self.size}x{self.size} in {self.out}",
             f"try: earthbench run task={self.task} model=unet {root}",
         ]
 

@@ -1,26 +1,13 @@
-"""The dates that cut SEVIR into train, validation and test; a module of its own, for listings import it.
+"""Times of a catalogue: ISO 8601, or day and month in an order that the whole column gives away.
 
-Source: Gao et al. 2022, Earthformer: `(-inf, 2019-01-01]`, `(2019-01-01, 2019-06-01]`, `(2019-06-01, inf)`, by the time
-of an event's centre.
+A spreadsheet that saves `2019-06-02` as `02/06/2019` moves events into another split wherever it is read as 6 February.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import pandas as pd
 
-from bench.api import Split
 from bench.errors import one_message
-
-VAL_FROM = datetime(2019, 1, 1)
-TEST_FROM = datetime(2019, 6, 1)
-
-
-def split_dates(val_from: datetime, test_from: datetime) -> dict[Split, tuple[datetime | None, datetime | None]]:
-    """Returns per split the dates that an event's centre is after, and up to and including."""
-    return {"train": (None, val_from), "val": (val_from, test_from), "test": (test_from, None), "all": (None, None)}
-
 
 _EARLIEST, _LATEST = 1900, 2099
 _ISO = r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?!\d)|\d{8}(?!\d)"

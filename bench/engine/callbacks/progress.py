@@ -219,8 +219,8 @@ class RunProgressBar(RichProgressBar):
         return shown
 
 
-def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> list[Callback]:
-    """Returns the callbacks that tell of a training: a bar on a terminal, lines elsewhere, and always the file.
+def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> tuple[ProgressMeter, *tuple[Callback, ...]]:
+    """Returns the callbacks that tell of a training: the meter, and a bar on a terminal or lines, and the file.
 
     Args:
         folder: Of the run.
@@ -230,7 +230,7 @@ def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> list[Cal
     terminal = sys.stdout.isatty()
     meter = ProgressMeter(folder, score, lines=wanted and not terminal)
     bar = wanted and terminal and console_level() <= logging.INFO
-    return [meter, *([RunProgressBar(meter)] if bar else [])]
+    return (meter, RunProgressBar(meter)) if bar else (meter,)
 
 
 def evaluation_meter(folder: Path, *, wanted: bool) -> Callback:

@@ -19,15 +19,30 @@ document.getElementById("theme").addEventListener("click", () => {
 
 // Leaderboards
 
+// The address keeps what a reader has set: ANCHOR.find, .side, .sort (COLUMN:asc) and .hide (numbers of groups).
+const state = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+
+function remember(section, key, value) {
+  if (value) state.set(`${section.id}.${key}`, value);
+  else state.delete(`${section.id}.${key}`);
+  history.replaceState(null, "", state.size ? `#${state}` : `#${section.id}`);
+}
+
+// "a b": both words; "a | b": either.
+function matches(text, query) {
+  const low = text.toLowerCase();
+  return query.toLowerCase().split("|").some((part) => part.trim().split(/\s+/).every((word) => low.includes(word)));
+}
+
 async function boards() {
   if (!window.dataTables) return;
   const { jQuery: $ } = await window.dataTables;
-  // What a column is ordered by is read from its cells anew: it depends on the figures that are shown.
+  // What a column is ordered by is read from its cells anew: it depends on the side that is shown.
   $.fn.dataTable.ext.order["shown-side"] = function (settings, index) {
     const side = settings.nTable.dataset.side;
     return this.api().column(index, { order: "index" }).nodes().map((cell) => cell.dataset[side] ?? "");
   };
-  // Rows without a figure stay below, whichever way the others are ordered.
+  // Rows without a value stay below, whichever way the others are ordered.
   const known = (direction) => (a, b) => {
     if (a === "" || b === "") return (a === "") - (b === "");
     return direction * (parseFloat(a) - parseFloat(b));
@@ -35,48 +50,85 @@ async function boards() {
   $.fn.dataTable.ext.type.order["figure-pre"] = (value) => String(value);
   $.fn.dataTable.ext.type.order["figure-asc"] = known(1);
   $.fn.dataTable.ext.type.order["figure-desc"] = known(-1);
-  for (const section of document.querySelectorAll(".board")) {
-    const element = section.querySelector("table.leaderboard");
-    const columns = [...element.tHead.rows[1].cells].map((head) => ({
+  for (const section of document.querySelectorAll(".board")) board($, section);
+  const first = [...state.keys()][0]?.split(".")[0];
+  if (first) document.getElementById(first)?.scrollIntoView();
+}
+
+function board($, section) {
+  const element = section.querySelector("table.leaderboard"), given = (key) => state.get(`${section.id}.${key}`) || "";
+  const heads = [...element.tHead.rows[1].cells], filter = section.querySelector(".filter");
+  const names = [...element.tBodies[0].rows].map((row) => row.dataset.label);
+  const radio = given("side") && section.querySelector(`.switch input[value="${CSS.escape(given("side"))}"]`);
+  if (radio) {
+    radio.checked = true;
+    element.dataset.side = radio.value;
+  }
+  const [key, direction] = given("sort").split(":"), at = ["", ...heads.map((head) => head.dataset.key)].indexOf(key || null);
+  const table = $(element).DataTable({
+    paging: false, info: false, autoWidth: false, order: at >= 0 ? [[at, direction === "asc" ? "asc" : "desc"]] : [],
+    columns: [{ type: "string", orderSequence: ["asc", "desc", ""] }, ...heads.map((head) => ({
       type: "figure", orderDataType: "shown-side",
       orderSequence: head.classList.contains("lower") ? ["asc", "desc", ""] : ["desc", "asc", ""],
-    }));
-    const table = $(element).DataTable({
-      paging: false, info: false, order: [], autoWidth: false,
-      columns: [{ type: "string", orderSequence: ["asc", "desc", ""] }, ...columns],
-      layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
-    });
-    section.querySelector(".filter").addEventListener("input", (event) => table.column(0).search(event.target.value).draw());
-    for (const radio of section.querySelectorAll(".switch input")) {
-      radio.addEventListener("change", () => {
-        element.dataset.side = radio.value;
-        table.draw();
-      });
-    }
-    for (const box of section.querySelectorAll(".group")) {
-      box.addEventListener("change", () => table.columns(`.group-${box.value}`).visible(box.checked));
-    }
-    section.dataset.ready = "true";
+    }))],
+    layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
+  });
+  // Headings of groups sort nothing.
+  for (const heading of element.querySelectorAll(".heading, .heading [tabindex]")) {
+    for (const name of ["tabindex", "role", "aria-label"]) heading.removeAttribute(name);
   }
+  table.search.fixed("rows", (_, __, index) => matches(names[index], filter.value));
+  filter.value = given("find");
+  table.draw();
+  filter.addEventListener("input", () => { table.draw(); remember(section, "find", filter.value); });
+  table.on("order", () => {
+    const [column, way] = table.order()[0] || [];
+    remember(section, "sort", way ? `${["", ...heads.map((head) => head.dataset.key)][column]}:${way}` : "");
+  });
+  for (const choice of section.querySelectorAll(".switch input")) {
+    choice.addEventListener("change", () => {
+      element.dataset.side = choice.value;
+      table.draw();
+      remember(section, "side", choice.value);
+    });
+  }
+  const boxes = [...section.querySelectorAll(".group")], hidden = given("hide").split(",");
+  const show = (box) => table.columns(`.group-${box.value}`).visible(box.checked);
+  for (const box of boxes) {
+    if (hidden.includes(box.value)) { box.checked = false; show(box); }
+    box.addEventListener("change", () => {
+      show(box);
+      remember(section, "hide", boxes.filter((one) => !one.checked).map((one) => one.value).join(","));
+    });
+  }
+  for (const row of element.tBodies[0].rows) {
+    for (const [name, label] of [["mouseenter", row.dataset.label], ["mouseleave", null], ["focusin", row.dataset.label], ["focusout", null]]) {
+      row.addEventListener(name, () => light(section, label));
+    }
+  }
+  section.dataset.ready = "true";
 }
 
 // Charts
 
-const PALETTE = ["#0b5cad", "#c8553d", "#2a9d5c", "#8e44ad", "#b8860b", "#00838f", "#c2185b", "#5d6d7e", "#7cb342", "#3f51b5"];
 // Plotly takes some markup in names; what records call themselves is text.
-const short = (label) => (label.length > 26 ? label.slice(0, 25) + "…" : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
+// Of long names the middle goes: settings at the end tell runs of a model apart.
+const short = (label, most = 30) => (label.length > most ? `${label.slice(0, most / 3)}…${label.slice(1 - Math.ceil((most * 2) / 3))}` : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const MARGIN = { l: 58, r: 12, t: 10, b: 48 };
+const inner = (plot, margin) => [plot.clientWidth - margin.l - margin.r, plot.clientHeight - margin.t - margin.b];
 
 function layout(extra) {
-  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), automargin: true };
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line") };
   const { xaxis = {}, yaxis = {}, ...rest } = extra;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), size: 12 },
-    margin: { l: 55, r: 10, t: 10, b: 45 }, hovermode: "closest", legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+    margin: MARGIN, hovermode: "closest", showlegend: false, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
 }
 
+// A card with a chart: `draw(plot, ...choices)` gives its traces, layout, words for who does not see it, and a note.
 function chart(parent, title, choices, draw) {
   if (!choices.length) return;
   const card = document.createElement("article");
@@ -92,71 +144,144 @@ function chart(parent, title, choices, draw) {
     head.append(select);
     return select;
   });
-  const plot = document.createElement("div");
+  const plot = document.createElement("div"), note = document.createElement("p");
   plot.className = "plot";
   plot.setAttribute("role", "img");
-  card.append(head, plot);
+  note.className = "note";
+  card.append(head, plot, note);
   parent.append(card);
+  const section = parent.closest(".board");
+  let listens = false;
   const redraw = () => {
-    const { traces, extra, words } = draw(...selects.map((select) => select.value));
+    const { traces, extra, words, remark = "" } = draw(plot, ...selects.map((select) => select.value));
     plot.setAttribute("aria-label", `${title}. ${words}`);
-    Plotly.react(plot, traces, layout(extra), { displayModeBar: false, responsive: true });
+    note.textContent = remark;
+    Plotly.react(plot, traces, layout(extra), { displayModeBar: false, responsive: true }).then(() => light(section, null));
+    if (listens) return;
+    listens = true;
+    plot.on("plotly_hover", (event) => light(section, event.points[0].data.meta || null));
+    plot.on("plotly_unhover", () => light(section, null));
   };
   selects.forEach((select) => select.addEventListener("change", redraw));
   plots.push(redraw); // drawn when every card has its place: a chart takes the width it finds
 }
 
-function curves(list, xOf, xTitle, yTitle, extra = {}) {
-  const traces = [];
-  list.forEach((curve, index) => {
-    const colour = PALETTE[index % PALETTE.length], x = xOf(curve);
-    if ((curve.low || []).some((value) => value !== null)) {
-      traces.push({ x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself",
-        fillcolor: colour + "26", line: { width: 0 }, hoverinfo: "skip", showlegend: false, name: short(curve.label), mode: "lines" });
+// Brings out a row's lines and their bands, in all charts of its board and in its table.
+function light(section, label) {
+  for (const group of section.querySelectorAll(".scatterlayer .trace")) {
+    const { meta, fill } = group.__data__?.[0]?.trace ?? {};
+    const mine = meta && meta === label;
+    group.style.opacity = fill === "toself" ? (mine ? 1 : 0) : !label || !meta || mine ? 1 : 0.15;
+  }
+  for (const row of section.querySelectorAll(".leaderboard tbody tr")) row.classList.toggle("lit", row.dataset.label === label);
+}
+
+const finite = (values) => values.filter((value) => value !== null && value !== undefined && Number.isFinite(value));
+function padded(values, share = 0.06) {
+  const low = Math.min(...values), high = Math.max(...values), space = (high - low || Math.abs(high) || 1) * share;
+  return [low - space, high + space];
+}
+
+// Lines with their names at their ends; where there is no room for all, the best rows and the references have theirs.
+function curves(plot, list, styles, { x: xOf, xTitle, yTitle, xaxis = {}, yrange }) {
+  const traces = [], narrow = plot.clientWidth < 480, most = narrow ? 15 : 24;
+  for (const curve of list) {
+    const { colour, symbol, dash } = styles[curve.label], x = xOf(curve);
+    const at = x.map((_, k) => k).filter((k) => (curve.low || [])[k] !== null && (curve.low || [])[k] !== undefined);
+    if (at.length) {
+      traces.push({ x: [...at.map((k) => x[k]), ...at.map((k) => x[k]).reverse()], y: [...at.map((k) => curve.high[k]), ...at.map((k) => curve.low[k]).reverse()],
+        fill: "toself", fillcolor: colour + "33", line: { width: 0 }, hoverinfo: "skip", mode: "lines", meta: curve.label });
     }
-    traces.push({ x, y: curve.y, name: short(curve.label), mode: "lines+markers", line: { color: colour }, marker: { size: 6 } });
-  });
+    traces.push({ x, y: curve.y, name: short(curve.label, 90), meta: curve.label, mode: "lines+markers", line: { color: colour, dash, width: dash === "solid" ? 2 : 1.5 },
+      marker: { size: 6, symbol }, hovertemplate: "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>" });
+  }
+  const range = yrange || padded(list.flatMap((curve) => finite(curve.y)));
+  const margin = { ...MARGIN, r: 14 + 7.2 * Math.min(most, Math.max(...list.map((curve) => curve.label.length))) };
+  const [, height] = inner(plot, margin), gap = 13;
+  const order = [...list.filter((c) => styles[c.label].reference), ...list.filter((c) => !styles[c.label].reference)];
+  const ends = order.slice(0, Math.max(1, Math.floor(height / gap)))
+    .map((curve) => ({ curve, end: finite(curve.y).at(-1) })).filter(({ end }) => end !== undefined)
+    .map((one) => ({ ...one, at: (height * (range[1] - one.end)) / (range[1] - range[0]) })).sort((a, b) => a.at - b.at);
+  ends.forEach((one, k) => { one.at = Math.max(one.at, k ? ends[k - 1].at + gap : gap / 2); });
+  for (let k = ends.length - 1, limit = height - gap / 2; k >= 0; k -= 1, limit = ends[k + 1].at - gap) ends[k].at = Math.min(ends[k].at, limit);
+  const annotations = ends.map(({ curve, at }) => ({
+    xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: 1 - at / height, yanchor: "middle", showarrow: false,
+    text: short(curve.label, most), font: { size: 11, color: styles[curve.label].colour },
+  }));
   const words = list.map((c) => `${c.label}: ${c.y.map((v) => (v === null ? "undefined" : +v.toPrecision(4))).join(", ")}`).join(". ");
-  return { traces, words, extra: { xaxis: { title: { text: xTitle } }, yaxis: { title: { text: yTitle } }, ...extra } };
+  const bands = list.some((curve) => finite(curve.low || []).length) ? "A row's band, the range over seeds or the interval of one run, shows when it is pointed at." : "";
+  const left = list.length - ends.length;
+  return { traces, words, remark: [bands, left > 0 ? `${left} row${left > 1 ? "s" : ""} without a name here: point at a line.` : ""].filter(Boolean).join(" "),
+    extra: { margin, annotations, xaxis: { title: { text: xTitle }, ...xaxis }, yaxis: { title: { text: yTitle }, range } } };
 }
 
 const named = (list) => list.map((one) => [one.key, one.label]);
 const pick = (list, key) => list.find((one) => one.key === key);
-const MONTH = 43829.1;
 
-function leadCharts(parent, list) {
+function curveChart(parent, title, list, styles, options) {
   if (!list.length) return;
-  const months = list[0].curves[0].minutes[0] >= MONTH / 2;
-  chart(parent, "By lead time", [["score", named(list)]], (key) => {
+  chart(parent, title, [["score", named(list)]], (plot, key) => {
     const chosen = pick(list, key);
-    return curves(chosen.curves, (c) => c.minutes.map((m) => (months ? Math.round(m / MONTH) : m)),
-      months ? "lead time, months" : "lead time, minutes", chosen.label);
+    return curves(plot, chosen.curves, styles, { x: (c) => c.x, yTitle: chosen.label, ...options(chosen) });
   });
 }
 
-function paretoChart(parent, list) {
+// Where names go: the first side of a point on which its name meets no other name or point, or none at all.
+const SIDES = { "middle right": [1, 0], "middle left": [-1, 0], "top center": [0, -1], "bottom center": [0, 1],
+  "top right": [1, -1], "bottom right": [1, 1], "top left": [-1, -1], "bottom left": [-1, 1] };
+// Beside a point of the front, these first: the line leaves it to the right and comes from below, or from above.
+const BESIDE_FRONT = { higher: ["top left", "middle left", "bottom right"], lower: ["bottom left", "middle left", "top right"] };
+function place(points, width, height) {
+  const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+  const taken = points.map(({ px, py }) => [px - 6, py - 6, px + 6, py + 6]);
+  return points.map(({ px, py, text, first }, own) => {
+    const long = 6 * text.length;
+    for (const side of [...first, ...Object.keys(SIDES)]) {
+      const [across, down] = SIDES[side];
+      const x = across ? px + across * 7 - (across < 0 ? long : 0) : px - long / 2, y = py + down * (across ? 8 : 13) - 7;
+      const box = [x, y, x + long, y + 14];
+      if (box[0] < 0 || box[2] > width || box[1] < 0 || box[3] > height) continue;
+      if (taken.some((other, k) => k !== own && meets(box, other))) continue;
+      taken.push(box);
+      return side;
+    }
+    return null;
+  });
+}
+
+function paretoChart(parent, list, styles) {
   if (!list.length) return;
   const costs = [["gmacs", "GMACs"], ["parameters", "parameters, M"], ["latency", "evaluation, s per sequence"]]
-    .filter(([cost]) => list.some((one) => new Set(one.points.map((p) => p[cost] ?? null).filter((v) => v !== null)).size > 1));
+    .filter(([cost]) => list.some((one) => new Set(one.points.map((p) => p[cost]).filter((v) => v > 0)).size > 1));
   if (!costs.length) return;
-  chart(parent, "Score against cost", [["score", named(list)], ["cost", costs]], (key, cost) => {
-    const { points, label, better } = pick(list, key);
-    const known = points.filter((p) => p[cost] !== null && p[cost] !== undefined);
-    const traces = ["ours", "published"].map((side) => {
-      const mine = known.filter((p) => p.side === side).sort((a, b) => a[cost] - b[cost] || a.y - b.y);
-      // Names of neighbours take turns above and below their points.
-      return { x: mine.map((p) => p[cost]), y: mine.map((p) => p.y), text: mine.map((p) => short(p.label)), mode: "markers+text",
-        textposition: mine.map((_, at) => (at % 2 ? "bottom center" : "top center")), cliponaxis: false, textfont: { size: 10 }, name: side,
-        marker: { size: 10, color: PALETTE[side === "ours" ? 0 : 1], symbol: side === "ours" ? "circle" : "circle-open" } };
-    }).filter((trace) => trace.x.length);
-    const front = frontOf(known.filter((p) => p.side === (traces[0] || {}).name), cost, better);
-    if (front.length > 1) {
-      traces.push({ x: front.map((p) => p[cost]), y: front.map((p) => p.y), mode: "lines", name: `best for its cost (${traces[0].name})`,
-        line: { color: css("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" });
+  chart(parent, "Score against cost", [["score", named(list)], ["cost", costs]], (plot, key, cost) => {
+    const { points, label, better } = pick(list, key), drawn = points.filter((p) => p[cost] > 0);
+    const unit = costs.find(([c]) => c === cost)[1], side = points.some((p) => p.side === "ours") ? "ours" : "published";
+    const front = frontOf(points.filter((p) => p.side === side && p[cost] !== null), cost, better);
+    const xrange = padded(drawn.map((p) => Math.log10(p[cost])), 0.1), yrange = padded([...drawn, ...front].map((p) => p.y), 0.12);
+    const [width, height] = inner(plot, MARGIN);
+    const ordered = [...drawn].sort((a, b) => front.includes(b) - front.includes(a));
+    const at = ordered.map((p) => ({ text: short(p.label, 24), first: front.includes(p) ? BESIDE_FRONT[better] : [], px: (width * (Math.log10(p[cost]) - xrange[0])) / (xrange[1] - xrange[0]),
+      py: (height * (yrange[1] - p.y)) / (yrange[1] - yrange[0]) }));
+    const sides = place(at, width, height);
+    const traces = ordered.map((p, k) => ({
+      x: [p[cost]], y: [p.y], text: [sides[k] ? at[k].text : ""], textposition: sides[k] || "top center", mode: "markers+text", textfont: { size: 10 },
+      meta: p.label, name: short(`${p.label}, ${p.side}`, 60), hovertemplate: "%{fullData.name}<br>%{x:.4g}: %{y:.4g}<extra></extra>",
+      marker: { size: 10, color: styles[p.label].colour, symbol: styles[p.label].symbol + (p.side === "ours" ? "" : "-open") },
+    }));
+    const line = front.map((p) => [p[cost] > 0 ? p[cost] : 10 ** xrange[0], p.y]);
+    if (line.length) {
+      line.push([10 ** xrange[1], line.at(-1)[1]]);
+      traces.unshift({ x: line.map(([x]) => x), y: line.map(([, y]) => y), mode: "lines", name: `Pareto front (${side})`, line: { color: css("--soft"), dash: "dot", shape: "hv" }, hoverinfo: "skip" });
     }
-    return { traces, extra: { margin: { l: 55, r: 60, t: 10, b: 45 }, xaxis: { title: { text: costs.find(([c]) => c === cost)[1] } },
-      yaxis: { title: { text: `${label} (${better} is better)` } } },
-      words: known.map((p) => `${p.label}, ${p.side}: ${p.y} at ${p[cost]}`).join(". ") };
+    const why = (p) => (p[cost] === 0 ? `0 ${unit}` : p.why[cost]);
+    const missing = points.filter((p) => !(p[cost] > 0)).map((p) => `${p.label}${p.side === "ours" ? "" : " (published)"} ${+p.y.toPrecision(4)}: ${why(p)}`);
+    const bare = sides.filter((one) => !one).length, open = new Set(drawn.map((p) => p.side)).size > 1 || side === "published";
+    return { traces,
+      remark: [line.length ? `Dotted: Pareto front (${side}).` : "", open ? "Open symbols: published." : "", bare ? `${bare} point${bare > 1 ? "s" : ""} without a name: point at it.` : "",
+        missing.length ? `Not drawn on the logarithmic axis: ${missing.join("; ")}.` : ""].filter(Boolean).join(" "),
+      extra: { xaxis: { type: "log", range: xrange, dtick: xrange[1] - xrange[0] > 2.5 ? 1 : "D2", tickformat: "~g", title: { text: `${unit} (logarithmic)` } }, yaxis: { range: yrange, title: { text: `${label} (${better} is better)` } } },
+      words: points.map((p) => `${p.label}, ${p.side}: ${p.y} at ${p[cost] ?? p.why[cost]}`).join(". ") };
   });
 }
 
@@ -170,35 +295,48 @@ function frontOf(points, cost, better) {
   });
 }
 
+function lossChart(parent, list) {
+  if (!list.length) return;
+  chart(parent, "Learning curves", [["row", named(list)]], (plot, key) => {
+    const { runs } = pick(list, key), colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+    // Losses far above all validations are of another kind, such as sums: they have an axis of their own.
+    const highest = Math.max(...runs.flatMap((run) => run.val.map(([, loss]) => loss)));
+    const apart = Math.min(...runs.flatMap((run) => run.train.map(([, loss]) => loss))) > 3 * highest;
+    const traces = runs.flatMap((run, k) => [["training", run.train, { yaxis: apart ? "y2" : "y", mode: "lines", opacity: 0.55, line: { width: 1, color: colours[k % 6] } }],
+      ["validation", run.val, { mode: "lines+markers", line: { width: 2, color: colours[k % 6] }, marker: { size: 5 } }]]
+      .filter(([, points]) => points.length)
+      .map(([name, points, how]) => ({ x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: `seed ${run.seed}, ${name}`, ...how })));
+    const words = runs.map((run) => `seed ${run.seed}: last validation loss ${run.val.at(-1)?.[1] ?? "none"}`).join(". ");
+    return { traces, words, remark: `Thin: training loss, in the model's own terms${apart ? " (axis on the right)" : ""}; dots: validation.`,
+      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { type: "log", tickformat: "~g", title: { text: apart ? "validation loss" : "loss" } },
+        ...(apart ? { margin: { ...MARGIN, r: 60 }, yaxis2: { type: "log", tickformat: "~g", overlaying: "y", side: "right", showgrid: false, title: { text: "training loss" } } } : {}) } };
+  });
+}
+
 function drawCharts() {
   if (!window.Plotly) return;
   document.querySelectorAll(".board").forEach((section) => {
-    const parent = section.querySelector(".charts"), mine = data[+section.dataset.block];
-    leadCharts(parent, mine.lead);
-    if (mine.threshold.length) {
-      chart(parent, "By threshold", [["score", named(mine.threshold)]], (key) => {
-        const chosen = pick(mine.threshold, key);
-        return curves(chosen.curves, (c) => c.x.map(String), "threshold, VIL code", chosen.label, { xaxis: { type: "category", title: { text: "threshold, VIL code" } } });
-      });
-    }
-    paretoChart(parent, mine.pareto);
+    const parent = section.querySelector(".charts"), mine = data[+section.dataset.block], { styles } = mine;
+    curveChart(parent, "By lead time", mine.lead, styles, (chosen) => ({ xTitle: `lead time, ${chosen.curves[0].unit}` }));
+    curveChart(parent, "By threshold", mine.threshold, styles, () => ({ x: (c) => c.x.map(String), xTitle: "threshold, VIL code", xaxis: { type: "category" } }));
+    paretoChart(parent, mine.pareto, styles);
     if (mine.reliability.length) {
-      chart(parent, "Reliability", [["threshold", named(mine.reliability)]], (key) => {
+      chart(parent, "Reliability", [["threshold", named(mine.reliability)]], (plot, key) => {
         const list = pick(mine.reliability, key).curves.map((c) => ({ label: c.label, x: c.probability, y: c.frequency }));
-        const found = curves(list, (c) => c.x, "forecast probability", "observed frequency",
-          { xaxis: { range: [-0.02, 1.02], title: { text: "forecast probability" } }, yaxis: { range: [-0.02, 1.02], title: { text: "observed frequency" } } });
+        const found = curves(plot, list, styles, { x: (c) => c.x, xTitle: "forecast probability", yTitle: "observed frequency", xaxis: { range: [-0.02, 1.02] }, yrange: [-0.02, 1.02] });
         found.traces.push({ x: [0, 1], y: [0, 1], mode: "lines", name: "perfectly reliable", line: { color: css("--soft"), dash: "dot" } });
         return found;
       });
     }
     if (mine.rank.length) {
-      chart(parent, "Rank histogram", [["", named(mine.rank)]], (key) => {
+      chart(parent, "Rank histogram", [["", named(mine.rank)]], (plot, key) => {
         const list = pick(mine.rank, key).curves;
-        const traces = list.map((c, index) => ({ type: "bar", x: c.rank, y: c.frequency, name: short(c.label), marker: { color: PALETTE[index % PALETTE.length] } }));
+        const traces = list.map((c) => ({ type: "bar", x: c.rank, y: c.frequency, name: short(c.label), marker: { color: styles[c.label].colour } }));
         const words = list.map((c) => `${c.label}: ${c.frequency.join(", ")}`).join(". ");
-        return { traces, words, extra: { barmode: "group", xaxis: { title: { text: "members below the truth" } }, yaxis: { title: { text: "share" } } } };
+        return { traces, words, extra: { showlegend: true, barmode: "group", xaxis: { title: { text: "members below the truth" } }, yaxis: { title: { text: "share" } } } };
       });
     }
+    lossChart(parent, mine.losses);
   });
   plots.forEach((draw) => draw());
 }
@@ -208,19 +346,26 @@ function drawCharts() {
 function gallery() {
   document.querySelectorAll(".scene").forEach((section) => {
     const scene = data[+section.dataset.scene], slider = section.querySelector(".slider");
-    const when = section.querySelector(".when"), play = section.querySelector(".play");
-    const strips = [scene.context, scene.target, ...scene.forecasts];
+    const when = section.querySelector(".when"), play = section.querySelector(".play"), differences = section.querySelector(".differences");
+    const strips = [scene.context, scene.target, ...scene.forecasts, ...scene.probabilities];
     const show = () => {
-      const lead = +slider.value;
+      const lead = +slider.value, last = scene.target.frames.length - 1;
       section.querySelectorAll(".frame").forEach((frame, index) => {
-        const count = +frame.dataset.count, own = frame.dataset.kind === "context" ? Math.max(0, count - 1 - (scene.target.frames.length - 1 - lead)) : lead;
+        const strip = strips[index], count = strip.frames.length;
+        // the context ends when the target begins: it shows the frame as far before its own end
+        const own = frame.dataset.kind === "context" ? Math.max(0, count - 1 - (last - lead)) : lead;
+        const picture = differences.checked && strip.difference ? strip.difference : strip.picture;
+        frame.style.backgroundImage = `url("${picture}")`;
         frame.style.backgroundPosition = count > 1 ? `${(own * 100) / (count - 1)}% 0` : "0 0";
-        frame.setAttribute("aria-label", `${frame.dataset.label}, ${strips[index].frames[own]}`);
-        frame.parentElement.querySelector(".stamp").textContent = strips[index].frames[own];
+        frame.setAttribute("aria-label", [strip.label, strip.frames[own], strip.scores[own]].filter(Boolean).join(", "));
+        frame.parentElement.querySelector(".stamp").textContent = strip.frames[own];
+        frame.parentElement.querySelector(".score").textContent = strip.scores[own] || "";
       });
+      section.querySelector(".scale.errors").hidden = !differences.checked;
       when.textContent = scene.target.frames[lead];
       slider.setAttribute("aria-valuetext", scene.target.frames[lead]);
     };
+    differences.addEventListener("change", show);
     let timer = null;
     const stop = () => {
       clearInterval(timer);

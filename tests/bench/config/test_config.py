@@ -77,6 +77,14 @@ def test_one_cycle_refuses_what_it_sets_itself(more: str) -> None:
     assert compose(["train.schedule=onecycle"]).train.schedule == "onecycle"
 
 
+def test_plateau_has_a_patience_and_no_warm_up() -> None:
+    train = compose(["train.schedule=plateau", "train.plateau_patience=2"]).train
+    assert train.model_dump()["plateau_patience"] == 2 and Train.model_validate(train.model_dump()) == train
+    assert "plateau_patience" not in compose([]).train.model_dump()
+    with pytest.raises(ConfigError, match=r"train\.schedule.*found warmup_fraction=0\.1"):
+        compose(["train.schedule=plateau", "train.warmup_fraction=0.1"])
+
+
 def test_the_cosine_has_no_key_in_what_names_a_run() -> None:
     assert "schedule" not in compose([]).model_dump()["train"]
     train = compose(["train.schedule=onecycle"]).train

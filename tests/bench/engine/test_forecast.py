@@ -16,7 +16,7 @@ from bench.cli.main import main
 from bench.engine.ensembles import Ensemble, draw_members
 from bench.engine.forecast import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
-from bench.tables.pictures import draw, panels_of
+from bench.tables.pictures import Look, draw, panels_of
 
 
 class Sampler(nn.Module):
@@ -134,9 +134,7 @@ def test_rows_of_a_picture() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
 def test_pictures_are_what_their_name_says(tmp_path: Path, suffix: str) -> None:
     rows = panels_of(np.zeros((2, 8, 8)), None, np.random.default_rng(0).random((2, 3, 8, 8)), threshold=0.5)
-    from bench.api import Palette
-
-    path = draw(tmp_path / f"p{suffix}", rows, palette=Palette(), units="1", cadence_minutes=5, title="t")
+    path = draw(tmp_path / f"p{suffix}", rows, look=Look(units="1"), cadence_minutes=5, title="t")
     with Image.open(path) as image:
         assert image.format == suffix[1:].upper()
         assert getattr(image, "n_frames", 1) == (3 if suffix == ".gif" else 1)
@@ -156,6 +154,8 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
         ([*base, "--control", "a"], "expected numbers"),
         ([*base, "--members", "0"], "members=0: expected at least 1"),
         ([*base, "--all", "--picture", "a.png"], "--all makes many"),
+        ([*base, "--colours", "cividis"], "give --picture"),
+        ([*base, "--picture", "a.png", "--colours", "civdis"], "cividis"),
         (["forecast", "model=unet", f"data.root={storms}"], "checkpoint=FILE"),
         (["forecast", "model=persistence"], "nothing to forecast from"),
         ([*base, "--input", "nowhere.npy"], "cannot be read"),

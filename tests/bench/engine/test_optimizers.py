@@ -207,3 +207,18 @@ def test_learning_rates_are_part_of_what_a_training_is(storms: Path, tmp_path: P
 def test_a_rate_for_all_is_refused_before_anything_is_trained(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.lr=0\.01: DGMR has learning rates and betas of its own"):
         _run(storms, tmp_path, "train.lr=0.01")
+
+
+def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_loss() -> None:
+    shape = (4, 8, 8, 1)
+    task = SimpleNamespace(name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None)
+    settings = Train(schedule="plateau", plateau_patience=1, val_every_epochs=2, lr=1e-2)
+    forecaster = Forecaster(nn.Linear(1, 1), task, settings, total_steps=10)
+    made = forecaster.configure_optimizers()
+    how = made["lr_scheduler"]
+    assert (how["interval"], how["frequency"], how["monitor"]) == ("epoch", 2, "val/loss")
+    rates = []
+    for loss in (1.0, 0.5, 0.6, 0.7, 0.4, 0.4, 0.4):
+        forecaster.lr_scheduler_step(how["scheduler"], loss)
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -95,3 +97,13 @@ def test_environments_are_installed_with_it_but_for_the_latest(environment: str)
 def test_the_readme_installs_with_it() -> None:
     commands = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2 and all("pip install -c constraints.txt " in command for command in commands)
+
+
+def test_one_installation_makes_every_command_and_imports_stay_lazy() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    light = {"diffusers", "itables", "jinja2", "plotly"}
+    assert light <= {_name(word) for word in project["dependencies"]}
+    assert project["optional-dependencies"]["prediff"] == project["optional-dependencies"]["report"] == []
+    program = "import sys, bench.report, bench.cli.report, bench.cli.table, bench.cli.compare; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {*light, "torch", "matplotlib"} & set(loaded)

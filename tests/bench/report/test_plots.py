@@ -44,6 +44,10 @@ def test_stored_forecasts_of_a_tables_rows_are_drawn(storms: Path, tmp_path: Pat
     assert main([*words, str(tmp_path / "forecasts.png")]) == 0
     assert (tmp_path / "forecasts.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "forecasts-2.png").exists(), "a partial run is in no table"
+    assert main([*words, str(tmp_path / "forecasts.svg"), "--colours", "cividis"]) == 0
+    assert b"<svg" in (tmp_path / "forecasts.svg").read_bytes()
+    assert main([*words, str(tmp_path / "none.png"), "--colours", "no_such_map"]) == 2
+    assert main(["table", "runs/sevir", "--results", str(root), "--colours", "cividis"]) == 2
     for sample in (root / "samples").rglob("*.npz"):
         sample.unlink()
     assert main([*words, str(tmp_path / "none.png")]) == 2

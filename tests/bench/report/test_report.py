@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 import bench
-from bench.errors import ConfigError, DataError
+from bench.errors import DataError
 from bench.records.samples import read_sample, sample_path, write_sample
 from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.report import build
-from bench.report import site as assets
-
-for _library in ("itables", "jinja2", "plotly"):
-    pytest.importorskip(_library, reason="the extra `report` is not installed")
+from bench.report.gallery import _box, scenes
+from bench.tables.pictures import Look
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +44,59 @@ def test_a_sample_comes_back_reduced_to_what_a_picture_needs(measured: RunRecord
     sample_path(measured, tmp_path).write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(DataError, match="not a sample"):
         read_sample(measured, tmp_path)
+
+
+def test_several_sequences_and_chances_come_back(measured: RunRecord, tmp_path: Path) -> None:
+    frames = np.arange(3 * 2 * 4 * 4.0).reshape(3, 2, 4, 4)
+    parts = {"context": frames, "target": frames + 1, "forecast": frames + 2, "probability": frames / 96}
+    write_sample(parts, measured, tmp_path)
+    sample = read_sample(measured, tmp_path)
+    assert sample is not None and sample.count == 3
+    for index in range(3):
+        assert np.array_equal(sample.sequence(index).forecast, frames[index] + 2)
+        assert sample.sequence(index).probability == pytest.approx(frames[index] / 96, abs=1e-3)
+
+
+def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRecord, tmp_path: Path) -> None:
+    write_record(measured, tmp_path)
+    frames = np.random.default_rng(0).uniform(0, 200, (2, 12, 8, 8))
+    chance = np.zeros_like(frames)
+    parts = {"context": frames, "target": frames, "forecast": frames + 4, "probability": chance}
+    write_sample(parts, measured, tmp_path)
+    first, second = scenes([measured], tmp_path, tmp_path / "site")
+    assert (first.name, second.name) == ("sequence 1 of 2", "sequence 2 of 2") and first.anchor != second.anchor
+    (forecast,) = first.forecasts
+    assert set(forecast.scores) == {"RMSE 4"} and forecast.frames[0] == "+5 min" and first.context.frames[-1] == "0 min"
+    assert first.probabilities[0].label.endswith("P(>= 74)")
+    for strip in (first.context, first.target, forecast, *first.probabilities):
+        assert (tmp_path / "site" / strip.picture).is_file()
+    assert (tmp_path / "site" / forecast.difference).is_file()
+    assert first.colours[0][1] == "0 to 16" and first.colours[-1][1].endswith("and above")
+
+
+def test_a_region_is_outlined_where_its_cells_are() -> None:
+    look = Look.of_name("enso_ersst")
+    assert look.regions is not None
+    box = _box("Nino3.4", look.regions["Nino3.4"], (24, 48), look.palette)
+    # 190..240 E of 92.5..332.5 E, 5 S..5 N of 57.5 S..62.5 N, north at the top
+    assert box.left == pytest.approx(100 * (190 - 92.5) / 240) and box.width == pytest.approx(100 * 50 / 240)
+    assert box.top == pytest.approx(100 * (62.5 - 5) / 120) and box.height == pytest.approx(100 * 10 / 120)
+
+
+def test_a_store_without_forecasts_says_how_to_make_them(measured: RunRecord, tmp_path: Path) -> None:
+    write_record(measured, tmp_path / "results")
+    text = (build(tmp_path / "results", tmp_path / "site").parent / "gallery.html").read_text(encoding="utf-8")
+    assert "no stored forecasts" in text and "earthbench run task=" in text
+
+
+def test_what_is_behind_a_table_can_be_downloaded(measured: RunRecord, root: Path, tmp_path: Path) -> None:
+    site = build(root, tmp_path / "site", colours="cividis").parent
+    record = site / f"records/sevir/persistence/{measured.run_id}.json"
+    assert json.loads(record.read_text(encoding="utf-8"))["run_id"] == measured.run_id
+    assert f"records/sevir/persistence/{measured.run_id}.json" in (site / "table-runs_sevir.html").read_text()
+    assert (site / "downloads/runs_sevir.csv").read_text().startswith("block,row,")
+    bib = (site / "downloads/earthformer_sevir.bib").read_text()
+    assert "@software{earthbench," in bib and "Z. Gao and X. Shi" in bib and "year = {2022}" in bib
 
 
 def _texts(site: Path) -> dict[str, bytes]:
@@ -87,7 +138,7 @@ def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_
     (block,) = json.loads(found[1])
     lead = next(chart for chart in block["lead"] if chart["key"] == "mse")["curves"][0]
     assert lead["y"] == pytest.approx([v * 1e3 for v in measured.scores_per_lead["mse"]])
-    assert lead["minutes"] == [5 * k for k in range(1, 13)]
+    assert lead["x"] == [5 * k for k in range(1, 13)] and lead["unit"] == "minutes"
     csi = next(chart for chart in block["threshold"] if chart["key"] == "csi")["curves"][0]
     assert csi["y"] == [measured.scores[f"csi_{level}"] for level in csi["x"]] and csi["x"] == sorted(csi["x"])
 
@@ -98,12 +149,6 @@ def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="holds something else"):
         build(root, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"earthbench\[report\]"):
-        assets.write_assets(tmp_path / "assets")
 
 
 def test_the_command_needs_no_torch(root: Path, tmp_path: Path) -> None:

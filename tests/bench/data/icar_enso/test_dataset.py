@@ -18,9 +18,8 @@ from bench.data.icar_enso.dataset import Member, cmip_members, merged
 from bench.data.loading import evaluation_loader
 from bench.engine.run import run
 from bench.errors import ConfigError
-from bench.tables.durations import duration
-from bench.tables.pictures import draw_forecasts
-from bench.tasks.task import Task
+from bench.tables.durations import TimeAxis
+from bench.tables.pictures import Look, draw_forecasts
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def test_shapes_and_metrics_need_no_data() -> None:
     task = bench.load_task("icar_enso")
     assert task.input_shape == (12, 24, 48, 1) and task.target_shape == (14, 24, 48, 1)
     assert bench.load_task("icar_enso", t_out=26).target_shape == (26, 24, 48, 1)
-    assert duration(task.cadence_minutes) == "1 month"
+    assert TimeAxis.of(task.cadence_minutes).text() == "1 month"
     assert set(task.metrics) == {"enso", "mse", "mae"}
     with pytest.raises(ConfigError, match="t_out"):
         bench.load_task("icar_enso", t_out=2)
@@ -177,16 +176,7 @@ def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> 
 def test_a_picture_without_levels_spans_what_is_drawn(tmp_path: Path) -> None:
     for frames in (np.zeros((2, 4, 4)), np.full((2, 4, 4), np.nan), np.random.default_rng(0).random((2, 4, 4))):
         path = draw_forecasts(
-            tmp_path / "x.png", context=frames, target=frames, forecasts={}, palette=Task.palette, units="K",
+            tmp_path / "x.png", context=frames, target=frames, forecasts={}, look=Look(units="K"),
             cadence_minutes=43_829.1, title="",
         )  # fmt: skip
         assert path.stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("minutes", "text", "signed"),
-    [(5, "5 min", "+5 min"), (0, "0 min", "0 min"), (43_829.1, "1 month", "+1 month"),
-     (-11 * 43_829.1, "-11 months", "-11 months"), (43_830, "43830 min", "+43830 min")],
-)  # fmt: skip
-def test_durations(minutes: float, text: str, signed: str) -> None:
-    assert duration(minutes) == text and duration(minutes, sign=True) == signed

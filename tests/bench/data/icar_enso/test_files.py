@@ -152,7 +152,7 @@ class TestReport:
         assert main(["data", "info", "icar_enso", "--root", str(tmp_path)]) == 0
         assert "1 record of 84 months" in capsys.readouterr().out
         assert main(["data", "check", "icar_enso", "--root", str(tmp_path)]) == 0
-        assert "no problems: 1 events read" in capsys.readouterr().out
+        assert "no problems: 1 event read" in capsys.readouterr().out
         assert main(["data", "check", "icar_enso", "--root", str(cmip[0])]) == 2
         assert "expected (4645, 36, 24, 72)" in capsys.readouterr().err
 

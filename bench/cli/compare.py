@@ -1,0 +1,115 @@
+"""`earthbench compare A B`: whether two runs differ beyond chance, by the paired test of `bench.compare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.cli.flags import RESULTS, results_root
+from bench.cli.printing import print
+from bench.errors import ConfigError, UnknownNameError, UsageError, counted, did_you_mean
+from bench.metrics.names import better_of
+from bench.records import Comparison, compare
+from bench.records.schema import RunRecord
+from bench.records.store import read_records
+from bench.tables.standings import CHANCE
+from bench.tables.terminal import main_columns
+from bench.tables.variants import comparable_key
+
+EXAMPLES = (
+    "earthbench compare unet persistence --task radar",
+    "earthbench compare unet persistence --task sevir --score csi_m --score mse --results quickstart/results",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("a", metavar="A", help="a run: the path of its record, the beginning of its id, or a model")
+    parser.add_argument("b", metavar="B", help="the run to compare it with")
+    parser.add_argument("--task", help="only runs of this task")
+    parser.add_argument(
+        "--score", action="append", help="this score, per lead time too (may be repeated; default: main)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
+    a, b = _pair(options)
+    scores = options.score or [column.key for column in main_columns(a)]
+    for score in scores:
+        for record in (a, b):
+            if score.partition("_lead_")[0] not in record.scores:
+                raise UnknownNameError(f"run {record.run_id} has no score {score!r}. "
+                                       + did_you_mean(score, record.scores))  # fmt: skip
+    found = [compare(a, b, score) for score in scores]
+    if options.format == "json":
+        runs = {name: {"run_id": r.run_id, "model": r.model.name, "seed": r.seed} for name, r in (("a", a), ("b", b))}
+        print(json.dumps({**runs, "scores": [asdict(one) for one in found]}, indent=1, allow_nan=False))
+        return 0
+    assert a.data is not None and a.statistics is not None
+    print(f"A  {a.model.name}, seed {a.seed}, {a.run_id}")
+    print(f"B  {b.model.name}, seed {b.seed}, {b.run_id}")
+    print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}\n")
+    print("\n".join(_lines(found)))
+    return 0
+
+
+def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord]:
+    """Returns the newest runs that two names stand for and that can be compared.
+
+    Raises:
+        UnknownNameError: no run has such a name.
+        ConfigError: none of the one can be compared with one of the other.
+    """
+    records = [
+        record
+        for record in read_records(results_root(options.results), options.task)[0]
+        if record.status == "ok" and record.data is not None
+    ]
+    of_a, of_b = (_named(name, records, options.results) for name in (options.a, options.b))
+    pairs = [(a, b) for b in of_b for a in of_a if a.run_id != b.run_id and comparable_key(a) == comparable_key(b)]
+    if not pairs:
+        raise ConfigError(
+            f"no run of {options.a!r} was scored on the same data as one of {options.b!r}: task, its options, data and "
+            f"split have to be equal ({counted(len(of_a), 'run')} and {counted(len(of_b), 'run')} under "
+            f"{options.results})"
+        )
+    if len({a.task.name for a, _ in pairs}) > 1:
+        tasks = ", ".join(sorted({a.task.name for a, _ in pairs}))
+        raise UsageError(f"{options.a!r} and {options.b!r} have runs on several tasks: give --task, one of {tasks}")
+    return max(pairs, key=lambda pair: (pair[0].run_id, pair[1].run_id))
+
+
+def _named(name: str, records: Sequence[RunRecord], root: Path) -> list[RunRecord]:
+    stem = Path(name).stem if name.endswith(".json") else name
+    found = [r for r in records if r.model.name == name] or [r for r in records if r.run_id.startswith(stem)]
+    if not found:
+        known = {record.model.name for record in records}
+        raise UnknownNameError(f"no run {name!r} under {root}. {did_you_mean(name, known)}")
+    return found
+
+
+def _lines(found: Sequence[Comparison]) -> list[str]:
+    from tabulate import tabulate
+
+    rows = []
+    for one in found:
+        better = better_of(one.score)
+        ahead = "A" if (one.difference > 0) == (better == "higher") else "B"
+        certain = one.p_value < CHANCE and one.difference and isinstance(better, str)
+        interval = f"[{one.low:+.4g}, {one.high:+.4g}]" if one.low is not None and one.high is not None else "-"
+        rows.append([one.score, f"{one.a:.4g}", f"{one.b:.4g}", f"{one.difference:+.4g}", interval,
+                     f"{one.p_value:.3g}", ahead if certain else "-"])  # fmt: skip
+    head = ["score", "A", "B", "A - B", "95 % interval", "p", "better"]
+    aligned = ("left", *["right"] * 5, "left")
+    text = tabulate(rows, head, tablefmt="simple", colalign=aligned, disable_numparse=True)
+    lines = [*text.splitlines(), ""]
+    lines += sorted({f"no interval: {one.why_no_interval}" for one in found if one.why_no_interval})
+    least = max(one.smallest_p for one in found)
+    lines.append(f"p: permutation test over events; the smallest that is possible here is {least:.3g}")
+    return lines

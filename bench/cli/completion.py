@@ -1,0 +1,119 @@
+"""`earthbench completion bash|zsh|fish`: a script that completes verbs, flags, names, and keys of the config."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+from collections.abc import Iterator
+
+from bench import registry
+from bench.cli.flags import Parser
+from bench.cli.printing import print
+
+SHELLS = ("bash", "zsh", "fish")
+EXAMPLES = (
+    'eval "$(earthbench completion bash)"   # in ~/.bashrc; zsh: in ~/.zshrc, after compinit',
+    "earthbench completion fish > ~/.config/fish/completions/earthbench.fish",
+)
+_KINDS = {"table": "table", "model": "model", "task": "task"}
+"""Arguments that take a registered name, and its kind."""
+_NAMES = {
+    "table": ("table",), "reproduce": ("table",), "check": ("model", "task", "metric"),
+    "show": ("model", "task", "metric", "table"), "compare": ("model",), "data": ("task",),
+}  # fmt: skip
+"""Verbs that take registered names in their place, and their kinds."""
+
+_BASH = r"""_earthbench() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} key= words=
+    [[ $word == = ]] && key=$before word=
+    [[ $before == = ]] && key=${COMP_WORDS[COMP_CWORD-2]}
+    if [[ -n $key ]]; then
+        case $key in
+KEYS
+        esac
+    elif [[ $COMP_CWORD == 1 ]]; then
+        words='VERBS'
+    else
+        case ${COMP_WORDS[1]} in
+WORDS
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    [[ -z $COMPREPLY ]] && COMPREPLY=($(compgen -f -- "$word"))
+    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+}
+complete -F _earthbench earthbench"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("shell", choices=SHELLS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the script; it knows the names that are registered now, those of installed plugins included."""
+    print(_fish() if options.shell == "fish" else _bash(zsh=options.shell == "zsh"))
+    return 0
+
+
+def words_of(verb: str, module: str) -> list[str]:
+    """Returns what may follow a verb: its flags, choices, registered names, and keys of the config."""
+    from bench.cli.main import VERBS
+
+    parser = Parser(add_help=False)
+    importlib.import_module(module).add_arguments(parser)
+    found = ["--help"]
+    for action in parser._actions:
+        found += [flag for flag in action.option_strings if flag.startswith("--")]
+        if not action.option_strings and action.choices is not None:
+            found += map(str, action.choices)
+        if action.dest == "overrides":
+            found += [f"{key}=" for key in _keys()]
+        elif action.option_strings and action.dest in _KINDS:
+            found += registry.names(action.dest)  # type: ignore[arg-type]
+    for kind in _NAMES.get(verb, ()):
+        found += registry.names(kind)  # type: ignore[arg-type]
+    return list(dict.fromkeys(found if verb != "help" else list(VERBS)))
+
+
+def _keys() -> Iterator[str]:
+    """Yields the keys of the config."""
+    from bench.config import Config
+
+    for name, field in Config.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        yield name
+        yield from (f"{name}.{key}" for key in inner or ())
+
+
+def _values() -> dict[str, list[str]]:
+    return {"model": registry.names("model"), "task": registry.names("task"), "device": ["auto", "cpu", "cuda", "mps"],
+            "split": ["train", "val", "test", "all"]}  # fmt: skip
+
+
+def _bash(*, zsh: bool) -> str:
+    from bench.cli.main import VERBS
+
+    keys = [f"            {key}) words={shlex.quote(' '.join(values))};;" for key, values in _values().items()]
+    words = [
+        f"            {verb}) words={shlex.quote(' '.join(words_of(verb, module)))};;"
+        for verb, (module, _) in VERBS.items()
+    ]
+    script = _BASH.replace("KEYS", "\n".join(keys)).replace("VERBS", " ".join([*VERBS, "--help", "--version"]))
+    script = script.replace("WORDS\n", "\n".join(words) + "\n")
+    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if zsh else script
+
+
+def _fish() -> str:
+    from bench.cli.main import VERBS
+
+    lines = ["complete -c earthbench -n __fish_use_subcommand -f"]
+    for verb, (module, summary) in VERBS.items():
+        lines.append(f"complete -c earthbench -n __fish_use_subcommand -f -a {verb} -d {shlex.quote(summary)}")
+        words = words_of(verb, module)
+        words += [f"{key}={value}" for key, values in _values().items() if f"{key}=" in words for value in values]
+        lines.append(
+            f"complete -c earthbench -n '__fish_seen_subcommand_from {verb}' -a {shlex.quote(' '.join(words))}"
+        )
+    return "\n".join(lines)

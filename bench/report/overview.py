@@ -1,0 +1,96 @@
+"""What the first page says of each table: how much of it is measured, and its best three rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.report.boards import main_column, shown_rows
+from bench.tables.cells import TableData
+from bench.tables.definitions import Table
+
+_RUNS = "Every complete run on "
+
+
+@dataclass(frozen=True)
+class Top:
+    """A row at the top of a board."""
+
+    rank: str
+    label: str
+    model: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Podium:
+    """The best rows of a block."""
+
+    title: str
+    score: str
+    better: str
+    rows: tuple[Top, ...]
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table on the first page."""
+
+    table: Table
+    heading: str
+    page: str
+    row_count: int
+    measured_count: int
+    """Rows that have a record."""
+    run_count: int
+    statuses: dict[str, int]
+    podiums: tuple[Podium, ...]
+    """One per block with a measured main score."""
+
+
+def page_of_table(table: Table) -> str:
+    """The file of a table's page."""
+    return f"table-{table.file_stem}.html"
+
+
+def heading(table: Table) -> str:
+    """A table's title as a heading: of a table of runs, what they are on."""
+    title = table.title.removeprefix(_RUNS) if not table.rows else table.title
+    return (title[:1].upper() + title[1:]).replace("->", "→")
+
+
+def overview(table: Table, contents: TableData) -> Overview:
+    """What the first page shows of a table."""
+    cells = [cell for block in contents.blocks for cell in block.cells]
+    rows = [row for block in contents.blocks for row in block.rows]
+    statuses: dict[str, int] = {}
+    for cell in cells:
+        status = cell.status.partition(",")[0]
+        statuses[status] = statuses.get(status, 0) + 1
+    return Overview(
+        table=table,
+        heading=heading(table),
+        page=page_of_table(table),
+        row_count=len(rows),
+        measured_count=sum(any(cell.run_ids for cell in row) for row in rows),
+        run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
+        statuses={key: statuses[key] for key in sorted(statuses) if key in ("match", "differs")},
+        podiums=_podiums(table, contents),
+    )
+
+
+def _podiums(table: Table, contents: TableData) -> tuple[Podium, ...]:
+    column = main_column(table)
+    if column is None:
+        return ()
+    found = []
+    for block in contents.blocks:
+        measured = [row for row in shown_rows(table, block) if row.cells[0].sort["ours"] is not None]
+        ranked = [row for row in measured if row.rank]
+        if ranked:
+            top = tuple(
+                Top(row.rank, row.label, row.model, f"{row.cells[0].ours} {row.cells[0].spread}".strip())
+                for row in ranked[:3]
+            )
+            found.append(Podium(block.title, column.label, column.better or "", top, len(measured)))
+    return tuple(found)

@@ -1,0 +1,106 @@
+"""Verbs that help a reader: compare, completion, help, report --open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.cli.main import VERBS, main
+from bench.errors import counted
+from bench.records import compare, read_records
+
+
+def _out(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    assert main(words) == code
+    found = capsys.readouterr()
+    return found.err if code else found.out
+
+
+def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results: Path) -> None:
+    given = ["compare", "optical_flow", "persistence", "--task", "radar", "--results", str(committed_results)]
+    found = json.loads(_out(capsys, *given, "--score", "csi_m", "--format", "json"))
+    records = {record.run_id: record for record in read_records(committed_results, "radar")[0]}
+    expected = compare(records[found["a"]["run_id"]], records[found["b"]["run_id"]], "csi_m")
+    (score,) = found["scores"]
+    assert score["difference"] == expected.difference > 0 and score["p_value"] == expected.p_value < 0.05
+    shown = _out(capsys, *given)
+    line = next(line.split() for line in shown.splitlines() if line.startswith("csi_m"))
+    assert line[1:3] == [f"{expected.a:.4g}", f"{expected.b:.4g}"] and line[-1] == "A"
+    assert next(line for line in shown.splitlines() if line.startswith("mse")).split()[-1] == "A"  # lower is better
+    by_id = _out(capsys, "compare", found["a"]["run_id"], f"x/{found['b']['run_id']}.json", *given[3:])
+    assert by_id == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["optical_flo", "persistence"], "Did you mean 'optical_flow'"),
+        (["optical_flow", "rainformer", "--score", "csi_n"], "Did you mean 'csi_m'"),
+        (["optical_flow", "climatology"], "was scored on the same data"),
+        (["unet", "persistence"], "give --task, one of enso_ersst, nbody_mnist, radar"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(capsys, committed_results: Path, words: list[str], cure: str) -> None:
+    assert cure in _out(capsys, "compare", *words, "--results", str(committed_results), code=2)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_examples_and_is_its_own(capsys, verb: str) -> None:
+    shown = _out(capsys, "help", verb)
+    assert shown == _out(capsys, verb, "--help")
+    assert f"\n  {'eval' if verb == 'completion' else 'earthbench ' + verb}" in shown.split("examples:")[1]
+
+
+@pytest.mark.parametrize("words", [["data", "info"], ["data", "check"], ["data", "make", "sevir"]])
+def test_help_of_a_verb_of_a_verb_has_examples(capsys, words: list[str]) -> None:
+    shown = _out(capsys, "help", *words)
+    assert "earthbench " + " ".join(words[:2]) in shown.split("examples:")[1]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tabl"], "table"),
+        (["table", "runs/rad"], "runs/radar"),
+        (["table", "--form"], "--format"),
+        (["run", "mod"], "model="),
+        (["run", "model", "=", "rainf"], "rainformer"),
+        (["run", "train.max_e"], "train.max_epochs="),
+        (["help", "expl"], "explain"),
+    ],
+)
+def test_bash_completes(capsys, tmp_path: Path, words: list[str], expected: str) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(_out(capsys, "completion", "bash"))
+    typed = " ".join(f"'{word}'" for word in ["earthbench", *words])
+    program = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _earthbench 2>/dev/null; "
+    program += 'echo "${COMPREPLY[@]}"'
+    found = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert expected in found.stdout.split(), found
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_given_verbs_and_names(capsys, shell: str) -> None:
+    script = _out(capsys, "completion", shell)
+    for word in (*VERBS, *registry.names("model"), *registry.names("table"), "--results", "data.root="):
+        assert word in script, word
+
+
+def test_a_report_is_opened_in_the_browser(capsys, monkeypatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+    (tmp_path / "results").mkdir()
+    given = ["report", "--out", str(tmp_path / "site"), "--results", str(tmp_path / "results")]
+    shown = _out(capsys, *given, "--open")
+    assert opened == [(tmp_path / "site/index.html").as_uri()] and "open " not in shown
+    assert "open " in _out(capsys, *given) and len(opened) == 1
+
+
+def test_one_of_something_is_singular() -> None:
+    assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]

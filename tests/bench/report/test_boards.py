@@ -1,0 +1,121 @@
+"""What a board says of its rows: ranks, references, styles, costs, deviations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from official import PAPER_SETTINGS, trained_with
+
+import bench
+from bench.records.schema import RunRecord
+from bench.report.boards import charts, column_groups, main_column, shown_rows, shown_side, styles
+from bench.report.model_pages import _deviations
+from bench.report.overview import heading, overview
+from bench.tables import load_table
+from bench.tables.admission import read_store
+from bench.tables.cells import Block, table_data
+from bench.tables.definitions import load_published
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def measured(storms: Path) -> RunRecord:
+    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def published() -> Block:
+    table = load_table("earthformer/sevir")
+    assert table.published
+    return table_data(table, load_published(table.published), []).blocks[0]
+
+
+def _with_ours(block: Block, values: dict[str, float], best: tuple[str, ...] = ()) -> Block:
+    cells = [
+        replace(cell, ours=values.get(cell.row_key), mark=1 if cell.row_key in best else None)
+        if cell.column == "csi_m"
+        else cell
+        for cell in block.cells
+    ]
+    return replace(block, cells=tuple(cells))
+
+
+def test_rows_are_ranked_by_the_main_score_with_ties_and_references_apart(published: Block) -> None:
+    table = load_table("earthformer/sevir")
+    values = {"unet": 0.36004, "predrnn": 0.36, "persistence": 0.4, "earthformer": 0.44, "convlstm": 0.30}
+    rows = shown_rows(table, _with_ours(published, values))
+    assert [(row.model, row.rank) for row in rows[:5]] == [
+        ("earthformer", "1"), ("persistence", ""), ("unet", "2="), ("predrnn", "2="), ("convlstm", "4"),
+    ]  # fmt: skip
+    assert [row.model for row in rows if row.reference] == ["persistence"]
+    assert {row.rank for row in rows[5:]} == {""}, "rows without a value have no rank"
+
+
+def test_rows_that_are_not_worse_beyond_chance_share_the_first_rank(published: Block) -> None:
+    values = {"unet": 0.36, "earthformer": 0.44, "convlstm": 0.43}
+    rows = shown_rows(load_table("earthformer/sevir"), _with_ours(published, values, ("earthformer", "convlstm")))
+    assert {row.model: row.rank for row in rows[:3]} == {"earthformer": "1=", "convlstm": "1=", "unet": "3"}
+
+
+def test_a_board_without_runs_opens_on_the_published_values(published: Block) -> None:
+    table = load_table("earthformer/sevir")
+    assert shown_side(published, main_column(table)) == "published"
+    assert shown_rows(table, published)[0].model == "earthformer"
+    assert shown_side(_with_ours(published, {"unet": 0.3}), main_column(table)) == "ours"
+
+
+def test_scores_come_before_costs() -> None:
+    for name in ("runs/radar", "earthformer/sevir", "runs/enso_ersst"):
+        table = load_table(name)
+        groups = column_groups(table)
+        assert groups[-1][0] == "Cost" and groups[0][1][0] == main_column(table)
+
+
+def test_no_two_rows_of_a_board_look_alike() -> None:
+    found = styles([(f"row {k}", k % 5 == 0) for k in range(50)])
+    drawn = [(one.colour, one.symbol, one.dash) for one in found.values()]
+    assert len(set(drawn)) == len(drawn)
+    assert all((one.dash == "solid") != one.reference for one in found.values())
+
+
+def test_costs_that_cannot_be_compared_are_said_not_drawn(published: Block) -> None:
+    chart = next(c for c in charts(load_table("earthformer/sevir"), published, {})["pareto"] if c["key"] == "csi_m")
+    points = {point["label"]: point for point in chart["points"]}
+    assert points["Earthformer"]["gmacs"] == 257
+    assert points["PredRNN"]["gmacs"] is None and points["PredRNN"]["why"]["gmacs"] == "printed at 2 times our count"
+    assert points["Persistence"]["gmacs"] is None and points["Persistence"]["why"]["gmacs"]
+    assert len(points) == 9, "none is left out"
+
+
+def test_the_first_page_has_the_top_three_of_the_committed_boards() -> None:
+    table = load_table("runs/radar")
+    records, _ = read_store(ROOT / "results", table.task)
+    shown = overview(table, table_data(table, None, records))
+    assert shown.heading == "Observed radar" and shown.run_count == 11
+    assert [row.rank for row in shown.podiums[0].rows] == ["1", "2", "3"]
+    assert shown.podiums[0].rows[0].label == "optical_flow"
+    assert "→" in heading(load_table("earthformer/sevir"))
+
+
+def test_reduced_models_and_short_trainings_are_deviations(measured: RunRecord) -> None:
+    tables = [load_table("earthformer/sevir"), load_table("runs/sevir")]
+    assert _deviations(tables, [measured]) == ()
+    small = measured.model.model_copy(update={"is_preset": False, "hyperparameters": {"base_units": 16}})
+    given = {"training": trained_with(PAPER_SETTINGS), "model": small}
+    (line,) = _deviations(tables, [measured.model_copy(update=given)] * 2)
+    assert line.startswith("sevir, 2 runs: base_units=16")
+    short = trained_with(PAPER_SETTINGS).model_copy(update={"sequence_count": 29, "epochs": 1})
+    (line,) = _deviations(tables, [measured.model_copy(update={"training": short})])
+    assert "29 sequences" in line and "1 epoch," in line and "no published table" in line
+
+
+@pytest.mark.parametrize("model", ["earthformer", "unet", "convlstm", "rainformer"])
+def test_committed_runs_are_not_said_to_be_the_papers(model: str) -> None:
+    tables = [
+        load_table(name) for name in ("earthformer/sevir", "earthformer/icar_enso", "earthformer/patterns_nbody_mnist")
+    ]
+    records = [record for record in read_store(ROOT / "results")[0] if record.model.name == model]
+    assert {line.split(",")[0] for line in _deviations(tables, records)} == {r.task.name for r in records}

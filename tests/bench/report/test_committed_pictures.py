@@ -1,0 +1,39 @@
+"""Pictures of results under `docs` are of the committed results; each is made again by the command beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench.report.plots import INPUTS, digest_of, inputs_digest
+from bench.tables import load_table
+from bench.tables.admission import read_store
+from bench.tables.cells import table_data
+
+ROOT = Path(__file__).parents[3]
+MADE_BY = {
+    "leaderboard.png": ("runs/enso_ersst", "python tests/browser/picture.py"),
+    "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
+    "leaderboards_enso_ersst_curves.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --curves"),
+    "leaderboards_radar.png": ("runs/radar", "earthbench table runs/radar --picture"),
+    "leaderboards_radar_curves.png": ("runs/radar", "earthbench table runs/radar --curves"),
+}
+
+
+@pytest.mark.parametrize("name", MADE_BY)
+def test_a_picture_is_as_new_as_its_table(name: str) -> None:
+    table, command = MADE_BY[name]
+    rendered = json.loads((ROOT / f"results/tables/{load_table(table).file_stem}.json").read_text(encoding="utf-8"))
+    with Image.open(ROOT / "docs" / name) as image:
+        found = image.info.get(INPUTS)
+    assert found == inputs_digest(rendered["blocks"]), f"docs/{name} is stale; make it again: {command} docs/{name}"
+
+
+def test_the_digest_of_a_rendering_is_that_of_its_contents() -> None:
+    table = load_table("runs/radar")
+    contents = table_data(table, None, read_store(ROOT / "results", table.task)[0])
+    rendered = json.loads((ROOT / "results/tables/runs_radar.json").read_text(encoding="utf-8"))
+    assert digest_of(contents) == inputs_digest(rendered["blocks"])

@@ -1,0 +1,71 @@
+"""Pictures of forecasts: times in the task's unit, formats, colours, and leads that are equally far apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import registry
+from bench.api import MONTH_MINUTES
+from bench.errors import ConfigError
+from bench.tables.durations import TimeAxis
+from bench.tables.pictures import PRINT_DPI, Look, Panel, _spread, draw
+
+
+@pytest.mark.parametrize(
+    ("axis", "step", "leads"),
+    [
+        (TimeAxis.of(5), "5 min", ("-5 min", "0 min", "+5 min", "+10 min")),
+        (TimeAxis.of(MONTH_MINUTES), "1 month", ("-1 month", "0 months", "+1 month", "+2 months")),
+        (TimeAxis.of(3 * MONTH_MINUTES), "3 months", ("-3 months", "0 months", "+3 months", "+6 months")),
+        (TimeAxis.of(1, timeless=True), "1 frame", ("-1 frame", "0 frames", "+1 frame", "+2 frames")),
+        (TimeAxis.of(43_830), "43830 min", ("-43830 min", "0 min", "+43830 min", "+87660 min")),
+        (TimeAxis.of(2.5), "2.5 min", ("-2.5 min", "0 min", "+2.5 min", "+5 min")),
+    ],
+)
+def test_times_are_in_the_unit_of_their_frames(axis: TimeAxis, step: str, leads: tuple[str, ...]) -> None:
+    assert axis.text() == step and axis.leads(-1, 4) == leads
+
+
+@pytest.mark.parametrize(
+    ("task", "unit"),
+    [("nbody_mnist", "frame"), ("moving_mnist", "frame"), ("icar_enso", "month"), ("enso_ersst", "month"),
+     ("sevir", "min")],
+)  # fmt: skip
+def test_every_task_has_the_unit_of_its_frames(task: str, unit: str) -> None:
+    found = registry.find("task", task).load()
+    made = found() if task != "sevir" else None
+    cadence = made.cadence_minutes if made else found.nominal_cadence
+    assert TimeAxis.of(cadence, timeless=found.timeless).unit == unit
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_shown_leads_are_equally_far_apart_and_end_with_the_last(count: int) -> None:
+    shown = _spread(count)
+    assert shown[-1] == count - 1 and len(shown) <= 6 and min(shown) >= 0
+    assert len(set(np.diff(shown).tolist())) <= 1
+
+
+@pytest.mark.parametrize(("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_stills_are_fit_for_print(tmp_path: Path, ending: str, begins: bytes) -> None:
+    rows = [Panel("context", np.zeros((2, 24, 48)), first=-1), Panel("forecast", np.ones((3, 24, 48)))]
+    look = Look.of_name("enso_ersst", "cividis")
+    path = draw(tmp_path / f"p.{ending}", rows, look=look, cadence_minutes=MONTH_MINUTES, title="t")
+    content = path.read_bytes()
+    assert content.startswith(begins)
+    if ending == "png":
+        from PIL import Image
+
+        with Image.open(path) as image:
+            assert round(image.info["dpi"][0]) == PRINT_DPI
+
+
+def test_named_colours_keep_the_levels_and_unknown_ones_are_named() -> None:
+    own = Look.of_name("sevir")
+    other = own.coloured("cividis")
+    assert other.palette.levels == own.palette.levels and other.palette.colours == "cividis"
+    with pytest.raises(ConfigError, match="cividis"):
+        own.coloured("cividiss")
+    assert Look.of_name("a_task_of_nobody").units == ""

@@ -1,0 +1,114 @@
+"""Tables in a terminal: fitted to the width, references apart, sorted; what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.cli.main import main
+from bench.errors import UnknownNameError
+from bench.tables import load_table
+from bench.tables.admission import read_store
+from bench.tables.cells import table_data
+from bench.tables.definitions import load_published
+from bench.tables.terminal import find_column, is_reference, main_column, narrowed, terminal
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+TABLES = ("runs/radar", "runs/enso_ersst", "earthformer/sevir", "prediff/sevir_lr", "runs/sevir")
+
+
+def _text(results: Path, name: str, *, columns: tuple[str, ...] = (), sort: str | None = None, **options) -> str:
+    table = load_table(name)
+    records, unreadable = read_store(results, table.task)
+    published = load_published(table.published) if table.published else None
+    shown = narrowed(table, table_data(table, published, records, unreadable), columns, sort)
+    return terminal(*shown, {record.run_id: record for record in records}, **options)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("name", TABLES)
+def test_no_line_is_wider_than_the_terminal(committed_results: Path, name: str, width: int) -> None:
+    for styled in (True, False):
+        text = _ESCAPES.sub("", _text(committed_results, name, width=width, styled=styled))
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_references_stand_apart_from_learned_models(committed_results: Path) -> None:
+    text = _text(committed_results, "runs/radar", width=200, styled=False)
+    references, learned = text.split("(learned models)")
+    assert "(references)" in references
+    for name in ("optical_flow ", "persistence "):
+        assert name in references and name not in learned
+    assert "unet" in learned and "unet" not in references
+    assert is_reference("persistence") and is_reference("climatology") and not is_reference("unet")
+    assert not is_reference("of_a_plugin_that_is_not_here")
+
+
+def test_columns_and_rows_are_those_asked_for_best_first(committed_results: Path) -> None:
+    text = _text(committed_results, "runs/radar", columns=("MSE 1e-3", "csi_m"), sort="mse", width=200, styled=False)
+    lines = [line.replace("*", "") for line in text.splitlines()]
+    (head,) = [line for line in lines if line.startswith("Model")]
+    assert head.split() == ["Model", "MSE", "1e-3", "CSI-M"]
+    start = lines.index(next(line for line in lines if line.startswith("(learned")))
+    values = [float(line.split()[-2]) for line in lines[start + 1 :] if re.search(r"\d\.\d{4}\s+\d\.\d{4}$", line)]
+    assert len(values) == 9 and values == sorted(values)
+    best = _text(committed_results, "runs/radar", sort="csi_m", width=200, styled=False)
+    order = [best.index(f"\n{name}") for name in ("unet", "rainformer", "convlstm", "predrnn")]
+    assert order == sorted(order)
+
+
+def test_what_does_not_fit_is_named_and_costs_go_first(committed_results: Path) -> None:
+    text = _text(committed_results, "runs/radar", width=80, styled=False)
+    (note,) = re.findall(r"too wide for 80 characters: (.*?) \(see", " ".join(text.split()))
+    assert note.split(", ")[:3] == ["Params M", "GMACs", "Training min"]
+    table = load_table("runs/radar")
+    shown = next(line for line in text.splitlines() if line.startswith("Model"))
+    for column in table.columns:
+        assert (column.label in note.split(", ")) != (
+            column.label in shown.split() or (column.label in shown and " " in column.label)
+        )
+    assert "too wide" not in _text(committed_results, "runs/radar", width=250, styled=False)
+    # an undefined score is last, and no reason for an error
+    assert "climatology" in _text(committed_results, "runs/enso_ersst", sort="c_nino34_m", width=80)
+
+
+def test_a_column_is_found_by_key_and_label_and_else_the_nearest_is_named() -> None:
+    table = load_table("runs/radar")
+    assert find_column(table, "csi_m") is find_column(table, "CSI-M") is main_column(table)
+    with pytest.raises(UnknownNameError, match="Did you mean 'csi_m'"):
+        find_column(table, "csim")
+
+
+def test_markdown_where_it_is_piped_and_a_fitted_table_in_a_terminal(capsys, monkeypatch, committed_results) -> None:
+    given = ["table", "runs/radar", "--results", str(committed_results)]
+    assert main(given) == 0
+    assert capsys.readouterr().out == (committed_results / "tables/runs_radar.md").read_text()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b[" in shown and max(len(line) for line in _ESCAPES.sub("", shown).splitlines()) <= 80
+    assert main([*given, "--format", "json", "--columns", "mse", "--sort", "mse"]) == 0
+    cells = json.loads(capsys.readouterr().out)["blocks"][0]["cells"]
+    values = [cell["ours"] for cell in cells]
+    assert {cell["column"] for cell in cells} == {"mse"} and values == sorted(values)
+
+
+def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
+    table = load_table("runs/radar")
+    records, _ = read_store(committed_results, table.task)
+    contents = table_data(table, None, records)
+    (block,) = contents.blocks
+    cells = tuple(replace(cell, row=f"{cell.row}\x1b[2J[red]x") for cell in block.cells)
+    hostile = replace(contents, blocks=(replace(block, cells=cells, title="\x1b]0;mine\x07"),))
+    text = terminal(table, hostile, {record.run_id: record for record in records}, width=200, styled=False)
+    assert "\x1b" not in text and "\x07" not in text and "[red]x" in text
+
+
+def test_columns_of_a_written_table_are_not_chosen(capsys, tmp_path: Path) -> None:
+    assert main(["table", "runs/radar", "--results", str(tmp_path), "--write", "--sort", "mse"]) == 2
+    assert "for a table that is printed" in capsys.readouterr().err and not list(tmp_path.iterdir())
