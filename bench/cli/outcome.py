@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -170,6 +170,8 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
         given = [f"task={record.task.name}", f"model={_BASELINE}"]
+        options = record.config.get("task", {})
+        given += [f"task.{key}={_word(value)}" for key, value in options.items() if key != "name"] if options else []
         data = record.config.get("data", {}).get("root")
         given += ([f"data.root={data}"] if data else []) + ([f"results.root={root}"] if results else [])
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
@@ -179,3 +181,10 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     yield f"earthbench table {table}{results}"
     if baseline is not None:
         yield f"earthbench compare {record.model.name} {_BASELINE} --task {record.task.name}{results}"
+
+
+def _word(value: Any) -> str:
+    """Returns a value as Hydra's override grammar writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_word, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

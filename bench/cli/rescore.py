@@ -15,6 +15,10 @@ from bench.errors import DataError, UsageError
 from bench.records.schema import RunRecord
 from bench.records.store import read_record, read_records
 
+EXAMPLES = (
+    "earthbench rescore 20260101T000000Z-0123456789-abcd 'evaluate.metrics.skill.thresholds=[1,3]'",
+    "earthbench rescore results/runs/sevir/unet/20260101T000000Z-0123456789-abcd.json evaluate.metrics.mse.scale=1",
+)
 _TAKES = ("evaluate.", "data.root", "data.test_root", "device", "work", "picture", "progress", "results.root")
 
 
