@@ -7,7 +7,7 @@ Shi et al., "Deep Learning for Precipitation Nowcasting: A Benchmark and A New M
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import Any, ClassVar, TypeAlias
@@ -132,6 +132,11 @@ class ConvLSTM(HasReference):
         "moving_mnist": {"strides": (2, 2, 2)},
         "tiny": {"hidden": (8, 8, 8), "head_channels": 4},
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return math.prod(hyperparameters["strides"])
 
     def __init__(
         self,

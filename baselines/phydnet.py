@@ -145,6 +145,11 @@ class PhyDNet(HasReference):
     }
     verifies_context = True  # the warm-up steps have a loss, too
 
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return math.prod(hyperparameters["strides"])
+
     def __init__(
         self,
         input_shape: Sequence[int],

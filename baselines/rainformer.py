@@ -5,6 +5,7 @@ Nowcasting", IEEE Geoscience and Remote Sensing Letters 19, 2022 (doi.org/10.110
 attention is that of Z. Liu et al., "Swin Transformer", ICCV 2021 (arXiv:2103.14030).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -221,6 +222,11 @@ class Rainformer(nn.Module):
         # Windows as large as a stage's grid, shifted and masked, would leave each pixel to itself.
         "tiny": {"hidden": 16, "downscale": (2, 2, 2, 1), "heads": (2, 2, 4, 4), "window": 2},
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return math.prod(hyperparameters["downscale"]) * hyperparameters["window"]
 
     def __init__(
         self,

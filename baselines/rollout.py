@@ -1,15 +1,15 @@
 """What the recurrent models share: two formulations of a roll-out, and what surrounds a recurrent core."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from baselines.masking import filled, joined_truth
-from baselines.patches import PatchCodec
+from baselines.patches import STEM_STRIDE, PatchCodec
 from baselines.sampling import SamplingSchedule
 from baselines.shapes import checked_shapes
 
@@ -49,6 +49,11 @@ class NextFrameModel(HasReference):
 
     # The steps within the context have a loss, too: it takes `context_known`.
     verifies_context = True
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return hyperparameters["patch_size"] * (STEM_STRIDE if hyperparameters["stem_channels"] else 1)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Spatiotemporal Predictive Learning", CVPR 2023 (arXiv:2206.12126).  Settings are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -139,6 +139,11 @@ class SimVP(nn.Module):
         "tiny": {"hid_s": 4, "hid_t": 16, "n_s": 2, "n_t": 2},
     }
     attention: ClassVar[type[nn.Module]] = GatedSpatiotemporalAttention
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns 2 to half of the layers of the encoder."""
+        return 2 ** (hyperparameters["n_s"] // 2)
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Satellite Meteorology", NeurIPS 2020, the nowcasting baseline of its code releas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +43,11 @@ class UNet(nn.Module):
         "nbody_mnist": {},
         "moving_mnist": {},
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns 2 to the number of levels."""
+        return 2 ** len(hyperparameters["channels"])
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from bench.api import FitsInOnePass, check_model_members, model_traits
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
+from bench.padding import padded_shape, padding_class, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
 from bench.records.sources import sources_of
@@ -105,7 +106,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
-        model = model_class(input_shape=task.input_shape, target_shape=task.target_shape, **chosen)
+        model = _made(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
         with suppress(BrokenPluginError):  # a class made at run time has no source to look into
             check_hyperparameters(name, hyperparameters)
@@ -119,6 +120,17 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     is_preset = _plain(chosen) == _plain(dict(preset))
     made = MadeFrom(name, _plain(chosen), is_preset, entry.origin, task, _defaults(model_class))
     object.__setattr__(model, _MADE_FROM, made)
+    return model
+
+
+def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+    """Returns a model for a task's shapes, padded to sizes that it can have."""
+    multiple = size_multiple(model_class, {**_defaults(model_class), **_plain(hyperparameters)})
+    shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
+    if shapes[0] == tuple(task.input_shape):
+        return model_class(input_shape=task.input_shape, target_shape=task.target_shape, **hyperparameters)
+    model: Any = padding_class(model_class)(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
+    model.frame_size, model.padded_size = tuple(task.input_shape[1:3]), shapes[0][1:3]
     return model
 
 
@@ -239,6 +251,21 @@ def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False
     _load_strictly(model, content, path)
     object.__setattr__(model, _TRAINED, dataclasses.replace(found, other_code=changed))
     return found.sha256
+
+
+def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
+    """Returns the options that a task takes from its training data, as a checkpoint has them; none where it has not.
+
+    Args:
+        task: Its registered name.
+        path: The checkpoint, None for no weights.
+    """
+    wanted: frozenset[str] = getattr(registry.find("task", task).load(), "from_training", frozenset())
+    if path is None or not wanted or not Path(path).is_file():
+        return {}
+    identity = said_of(read_checkpoint(Path(path)), Path(path)).identity
+    fields = identity.task_fields if identity is not None and identity.task == task else {}
+    return {name: fields[name] for name in wanted if fields.get(name) is not None}
 
 
 def said_of(content: Any, path: Path) -> Trained:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -87,6 +87,13 @@ class DGMR(HasReference):
             "members": 2,
         },
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by, in the generator and in the discriminators."""
+        halvings = hyperparameters["discriminator_halvings"]
+        halvings = len(hyperparameters["discriminator_channels"]) if halvings is None else halvings
+        return int(2 ** max(len(hyperparameters["channels"]) + 1, halvings + 2))
 
     def __init__(
         self,

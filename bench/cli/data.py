@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
@@ -201,11 +202,21 @@ def _value(way: str, names: list[str]) -> str:
     if key in verbs:
         return verbs[key]
     if way == "convert":
-        registry.find("task", names[0])
+        if names[0] not in _sources():
+            registry.find("task", names[0])
         sources = [name.partition(":")[2] for name in verbs if name.startswith("convert:")]
         known = f"it is made from: {', '.join(sources)}" if sources else "it is made from no other task's data"
         raise UsageError(f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {_offers(way)}")
     raise UsageError(f"task {task!r} has no `data {way}`. {_offers(way)}")
+
+
+def _sources() -> set[str]:
+    """Returns what data are converted from: tasks, and formats that are none."""
+    found = set()
+    for task in registry.names("task"):
+        with suppress(UsageError):  # a broken plugin harms only itself
+            found |= {key.partition(":")[2] for key in _verbs(task) if key.startswith("convert:")}
+    return found
 
 
 def _verbs(task: str) -> dict[str, str]:

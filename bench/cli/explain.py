@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints where a figure comes from, how it differs from the paper's, and what else it could have been."""
-    table = load_table(options.table)
+    root = results_root(options.results)
+    table = load_table(options.table, root)
     if options.column is None:
         return _print_settings(table, options)
-    root = results_root(options.results)
     records, unreadable = read_store(root, table.task)
     receipts = receipts_of(table, options.row, options.column, records, root, unreadable=unreadable)
     if options.format == "json":

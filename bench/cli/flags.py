@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
 def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summary: str) -> ModelT:
     """Returns the model whose fields the words give as flags; `--help` prints them and exits.
 
-    A field `events_per_file` is `--events-per-file`.  Booleans take no value, sequences one with commas.
+    A field `events_per_file` is `--events-per-file`; one with an alias has that name.  Booleans take no value,
+    sequences one with commas.
 
     Args:
         model: Its fields are the flags.
@@ -78,7 +79,7 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
     parser.add_examples([" ".join([command, *required])])
     options, unknown = parser.parse_known_args(list(words))
     if unknown:
-        known = [flag(name) for name in model.model_fields]
+        known = [flag(field.alias or name) for name, field in model.model_fields.items()]
         raise UsageError(f"{command}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
     try:
         return model(**vars(options))
@@ -112,16 +113,16 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     if not field.is_required() and field.default not in (None, (), False):
         words.append(f"(default {field.default})")
     settings: dict[str, Any] = {"dest": name, "help": " ".join(words).strip().replace("%", "%%")}
-    kind = _without_none(field.annotation)
+    kind, named = _without_none(field.annotation), flag(field.alias or name)
     if kind is bool:
         action = argparse.BooleanOptionalAction if field.default is True else "store_true"
-        parser.add_argument(flag(name), action=action, **settings)
+        parser.add_argument(named, action=action, **settings)
         return
     if get_origin(kind) in (tuple, list):
         settings |= {"type": lambda text: [part for part in text.split(",") if part], "metavar": f"{name.upper()},..."}
     else:
         settings["metavar"] = "N" if kind is int else name.upper()
-    parser.add_argument(flag(name), required=field.is_required(), **settings)
+    parser.add_argument(named, required=field.is_required(), **settings)
 
 
 def _without_none(annotation: Any) -> Any:

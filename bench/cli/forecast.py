@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--sequence", type=int, default=0, help="which sequence of the split (default 0)")
     start.add_argument("--input", type=Path, help="take the context from this .npy or NetCDF file instead")
     start.add_argument(
+        "--latest", action="store_true", help="forecast from the newest frames of the data, beyond their end"
+    )
+    start.add_argument(
         "--all",
         action="store_true",
         help="every sequence of the split (the first limit=N): a file each in folder --out",
@@ -53,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Forecasts, writes and draws."""
     from bench.checkpoint_format import local_weights
-    from bench.engine.forecast import case_from_file, case_from_split
+    from bench.engine.forecast import case_from_file, case_from_split, case_of_latest
     from bench.engine.trainer import torch_device
-    from bench.models import has_weights, load_model, load_weights
+    from bench.models import has_weights, load_model, load_weights, options_of_weights
     from bench.tables.pictures import FORMATS, Look
     from bench.tasks import load_task
 
@@ -70,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     device = torch_device(config.device)
     if options.input is None and config.data.root is None:
         raise ConfigError("nothing to forecast from: give data.root=DIR, or --input FILE")
-    task = load_task(config.task.name, config.data.root, **config.task.options)
+    options_of_task = options_of_weights(config.task.name, config.checkpoint) | config.task.options
+    task = load_task(config.task.name, config.data.root, **options_of_task)
     look = Look.of(task, options.colours)
     model = load_model(config.model.name, task, **config.model.options)
     if config.checkpoint is not None:
@@ -85,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.input is not None:
         case = case_from_file(task, options.input)
+    elif options.latest:
+        case = case_of_latest(task)
     else:
         case = case_from_split(task, config.split, options.sequence)
     path = options.out or Path("forecast.nc")

@@ -32,6 +32,7 @@ VERBS = {
         "bench.cli.evaluate",
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
+    "rescore": ("bench.cli.rescore", "score the weights of finished runs again, with further metrics"),
     "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
     "new": ("bench.cli.new", "write a package with a model, task or metric of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),

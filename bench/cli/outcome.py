@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
 from bench.tables.lines import number
+from bench.tables.runs import task_of_runs
 from bench.tables.terminal import is_reference, main_columns
 from bench.tables.variants import comparable_key
 
@@ -169,12 +170,21 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
         given = [f"task={record.task.name}", f"model={_BASELINE}"]
+        options = record.config.get("task", {})
+        given += [f"task.{key}={_word(value)}" for key, value in options.items() if key != "name"] if options else []
         data = record.config.get("data", {}).get("root")
         given += ([f"data.root={data}"] if data else []) + ([f"results.root={root}"] if results else [])
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
     table = f"runs/{record.task.name}"
-    if table not in registry.names("table") or record.scope != "full":
+    if task_of_runs(table) is None or record.scope != "full":
         return
     yield f"earthbench table {table}{results}"
     if baseline is not None:
         yield f"earthbench compare {record.model.name} {_BASELINE} --task {record.task.name}{results}"
+
+
+def _word(value: Any) -> str:
+    """Returns a value as Hydra's override grammar writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_word, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

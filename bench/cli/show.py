@@ -104,7 +104,7 @@ def _task(name: str) -> dict[str, Any]:
     task = load_task(name)
     return {
         "version": task.version,
-        "units": task.units,
+        "units": task.physical_units,
         "input_shape": list(task.input_shape),
         "target_shape": list(task.target_shape),
         "cadence_minutes": task.cadence_minutes,

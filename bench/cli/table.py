@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints, writes, draws or checks the table."""
-    table = load_table(options.name)
     if options.colours is not None and options.samples is None:
         raise UsageError("--colours is for forecasts: give --samples FILE, too")
     root = results_root(options.results, may_be_made=options.write)
+    table = load_table(options.name, root)
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort are for a table that is printed")

@@ -31,6 +31,7 @@ def register_groups() -> None:
     train = defaults.pop("train")
     # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
     train.stages = OmegaConf.create({}, flags={"struct": False})
+    defaults.evaluate.metrics = OmegaConf.create({}, flags={"struct": False})  # which options, their metrics know
     store.store(name="earthbench_schema", node=defaults)
     store.store(group="train", name="default", node=train)
     for kind in ("task", "model"):

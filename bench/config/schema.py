@@ -205,12 +205,23 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Ensembles in the evaluation."""
+    """Ensembles and further metrics in the evaluation."""
 
     members: Count | None = Field(None, ge=1)
     """Members that a model with `sample` draws per sequence; 1 scores a deterministic model as an ensemble of one."""
     member_seed: Count = Field(0, ge=0, lt=2**32)
     """With the index of a sequence, what its members are drawn from."""
+    metrics: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = {}
+    """Metrics besides the task's: options by registered name, or by any name with `metric: NAME` among them.  What is
+    not given is as in the task."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves them out where there are none: older records were named without."""
+        plain: dict[str, Any] = handler(self)
+        if not plain.get("metrics"):
+            plain.pop("metrics", None)
+        return plain
 
 
 class Results(Section):

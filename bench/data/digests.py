@@ -45,6 +45,8 @@ class FileState:
 
 def file_state(path: Path) -> FileState | None:
     """Returns the state of a file, or None where nothing tells one version of it from another."""
+    if isinstance(path, Path) and path.is_dir():
+        return _folder_state(path)
     if isinstance(path, Path):
         found = path.stat()  # follows links, as reading does
         version = f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}"
@@ -59,18 +61,35 @@ def file_state(path: Path) -> FileState | None:
     return FileState(address, int(details.get("size") or 0), version) if version else None
 
 
-def event_digests(path: Path, events: Iterable[int], read: Callable[[int], Iterable[Any]]) -> dict[int, str]:
+def _folder_state(folder: Path) -> FileState:
+    """Returns the state of a folder with all files in it, such as a Zarr store."""
+    listing, size, changed = hashlib.sha256(), 0, 0
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            found = Path(parent, name).stat()
+            listing.update(
+                f"{parent}/{name}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}".encode()
+            )
+            size, changed = size + found.st_size, max(changed, found.st_ctime_ns)
+    return FileState(os.path.realpath(folder), size, listing.hexdigest(), changed)
+
+
+def event_digests(
+    path: Path, events: Iterable[int], read: Callable[[int], Iterable[Any]], *, kind: str = ""
+) -> dict[int, str]:
     """Returns the SHA-256 of events of a file, by their index in it.
 
     Args:
-        path: The file, on disk or behind an address.
+        path: The file or Zarr store, on disk or behind an address.
         events: Indices of the events.
         read: Gives the content of an event as buffers, in the order in which they are hashed.
+        kind: What of the file they are of, such as a variable, where it has several kinds.
     """
     wanted = list(events)
     state = file_state(path)
     settled = state is not None and time.time_ns() - state.changed_ns > _SETTLED_NS
-    cached = _cache_path(state) if state is not None and settled else None
+    cached = _cache_path(state, kind) if state is not None and settled else None
     with _alone(cached):
         known = _remembered(cached, state)
         missing = [number for number in wanted if number not in known]
@@ -101,10 +120,10 @@ def _shown(events: list[int], path: Path) -> Iterator[int]:
             print(f"{title}: {done + 1} of {len(events)} events", file=sys.stderr)  # noqa: T201 - as a bar would
 
 
-def _cache_path(state: FileState) -> Path:
+def _cache_path(state: FileState, kind: str) -> Path:
     import platformdirs
 
-    name = hashlib.sha256(state.path.encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{state.path}{kind and '#' + kind}".encode()).hexdigest()[:32]
     return Path(platformdirs.user_cache_dir("earthbench")) / "digests" / f"{name}.json"
 
 

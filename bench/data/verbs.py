@@ -38,7 +38,7 @@ class DataVerb(BaseModel, ABC):
     Importing the module of a verb must not import torch.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     summary: ClassVar[str]
     """What it does, in one line for `--help`."""

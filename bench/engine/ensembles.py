@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.api import Samples, Shape, metric_traits, samples_with
-from bench.errors import ConfigError, ContractError, RunFailedError
-from bench.metrics.names import MEMBERS
+from bench.errors import ConfigError, ContractError, RunFailedError, UsageError
+from bench.metrics.names import ADDED, MEMBERS, OWN
 from bench.tasks.task import Task
 
 Sees = Literal["forecast", "ensemble", "each member"]
@@ -38,27 +38,73 @@ class Scoring:
     """The forecast (of an ensemble, its mean), all members at once, or each member as a forecast of its own."""
     ending: str = ""
     """What the names of its scores end in."""
+    channel: int | None = None
+    """The only channel that it sees; None for all."""
 
 
-def scorings_of(task: Task, ensemble: Ensemble | None) -> dict[str, Scoring]:
+def scorings_of(
+    task: Task, ensemble: Ensemble | None, added: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Scoring]:
     """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
 
     An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
     names none, and `frechet` where the task counts events (its hand-made features are of radar); by the task's other
     metrics as its mean; and by these again with every member counted as a forecast of its own, under names that end in
     `_members`, unless there is one only.
+
+    Args:
+        task: Names its metrics; of several channels, these are of the first, and errors of each other one follow.
+        ensemble: What is scored, None for a single forecast.
+        added: `evaluate.metrics`: further metrics, under names with an `@`.
     """
-    metrics = dict(task.metrics)
+    metrics: dict[str, dict[str, Any]] = dict(task.metrics)
     if ensemble is not None:
-        added = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
-        metrics = metrics | added | metrics  # the task's own options stay
+        extra = {"probabilistic": _probabilistic_options(task), **({"frechet": {}} if "skill" in metrics else {})}
+        metrics = metrics | extra | metrics  # the task's own options stay
+    channel = 0 if task.further_channels else None
     found = {}
     for name, options in metrics.items():
         whole = _takes_members(name)
-        found[name] = Scoring(name, options, "ensemble" if whole else "forecast")
+        found[name] = Scoring(name, options, "ensemble" if whole else "forecast", channel=channel)
         if ensemble is not None and ensemble.members > 1 and not whole:
-            found[name + MEMBERS] = Scoring(name, options, "each member", MEMBERS)
+            found[name + MEMBERS] = Scoring(name, options, "each member", MEMBERS, channel)
+    for number, variable in enumerate(task.further_channels, start=1):
+        for name in ("mse", "mae"):
+            found[f"{name}{ADDED}{variable}"] = Scoring(name, task.metrics[name], "forecast", f"_{variable}", number)
+    for key, given in (added or {}).items():
+        name, options = str(given.get("metric", key)), {k: v for k, v in given.items() if k != "metric"}
+        options = _options_like(task, name) | options
+        of = key if "metric" in given else OWN
+        sees: Sees = "ensemble" if _takes_members(name) else "forecast"
+        found[f"{name}{ADDED}{of}"] = Scoring(name, options, sees, f"_{of}", channel)
     return found
+
+
+def _options_like(task: Task, metric: str) -> dict[str, Any]:
+    """Returns the task's own options of a metric; of one that it has not, those that all its metrics share."""
+    if metric in task.metrics:
+        return dict(task.metrics[metric])
+    card = registry.find("metric", metric).card()
+    found: dict[str, Any] = {"t_out": task.target_shape[0]}
+    for options in task.metrics.values():
+        found |= {key: options[key] for key in ("convention", "missing_value", "scale") if key in options}
+    return {key: value for key, value in found.items() if key in card.parameters}
+
+
+def check_added(task: Task, added: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses added metrics that cannot be made, before hours of training.
+
+    Raises:
+        ConfigError: no such metric or option, or a value that the metric refuses; names the key.
+    """
+    from bench.metrics import load_metric
+
+    for key, given in added.items():
+        try:
+            for scoring in scorings_of(task, None, {key: given}).values():
+                load_metric(scoring.metric, **scoring.options)
+        except UsageError as error:
+            raise ConfigError(f"evaluate.metrics.{key}: {error}") from error
 
 
 def _takes_members(metric: str) -> bool:

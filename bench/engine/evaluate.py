@@ -62,6 +62,8 @@ class EvaluationSettings:
     progress: bool = False
     """Show a bar."""
     ensemble: Ensemble | None = None
+    added_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`evaluate.metrics`, see `scorings_of`."""
     processes: Processes = field(default_factory=Processes)
 
 
@@ -171,7 +173,7 @@ def evaluate_with_sample(
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
     events = events_of(data.source.units, window=task.input_shape[0] + task.target_shape[0], used=used)
-    forecaster = Forecaster(model, task, ensemble=ensemble)
+    forecaster = Forecaster(model, task, ensemble=ensemble, added_metrics=settings.added_metrics)
     forecaster.track_events(events.of_sequence.tolist(), len(events.ids))
     trainer = lightning.Trainer(
         **settings.where,

@@ -21,7 +21,7 @@ from bench.engine.trainer import translated_errors
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.files import replacing
 from bench.models import made_from
-from bench.tasks.task import Task
+from bench.tasks.task import FrameCoordinates, Task
 
 if TYPE_CHECKING:
     import xarray
@@ -43,6 +43,21 @@ class Case:
     target: Tensor | None
     """What was observed afterwards, `(T_out,H,W,C)` float32, where it is known."""
     cadence_minutes: float
+    coordinates: FrameCoordinates | None = None
+    """When and where it is, where the data say."""
+
+
+def case_of_latest(task: Task) -> Case:
+    """Returns the newest context of the data, after which nothing is known yet.
+
+    Raises:
+        ConfigError: the data are events.
+        DataError: the newest frames have a gap.
+    """
+    stored, coordinates = task.latest()
+    context = task.denormalise(task.to_context(stored))
+    name = f"{coordinates.start}"
+    return Case(name, 0, context, None, task.cadence_minutes, coordinates)
 
 
 def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
@@ -61,7 +76,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
     stored = data.stored(sequence)
     context = task.denormalise(task.to_context(stored[0]))
     name = f"{split} sequence {sequence}"
-    return Case(name, sequence, context, task.to_target(stored[1]).float(), task.cadence_minutes)
+    target, coordinates = task.to_target(stored[1]).float(), task.coordinates(split, sequence)
+    return Case(name, sequence, context, target, task.cadence_minutes, coordinates)
 
 
 def case_from_file(task: Task, path: Path) -> Case:
@@ -90,8 +106,8 @@ def case_from_file(task: Task, path: Path) -> Case:
     except (OSError, ValueError, EOFError, DataError) as error:
         said = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of {task.units} or "
-            "a NetCDF file with a variable `context` of that shape."
+            f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of "
+            f"{task.physical_units} or a NetCDF file with a variable `context` of that shape."
         ) from error
     return Case(
         path.name,
@@ -112,7 +128,9 @@ def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *
 
     unknown = np.argwhere(~np.isfinite(frames))
     if len(unknown) and not missing:
-        raise DataError(f"{what}: expected {task.units}, found {len(unknown)} missing values, at {place(unknown[0])}")
+        raise DataError(
+            f"{what}: expected {task.physical_units}, found {len(unknown)} missing values, at {place(unknown[0])}"
+        )
     if task.plausible is not None:
         refuse_implausible(frames, task.plausible, what, place)
     return torch.from_numpy(np.ascontiguousarray(frames, np.float32))
@@ -200,7 +218,7 @@ def as_dataset(
     ages = np.arange(1 - len(case.context), 1) * minutes
     _, height, width, channels = task.target_shape
     tail = ("y", "x", "channel")[: 2 + (channels > 1)]
-    field = {"long_name": task.units, "units": "1"}
+    field = {"long_name": task.physical_units, "units": "1"}
 
     def variable(values: Tensor, *leading: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
         array = values.numpy() if channels > 1 else values[..., 0].numpy()
@@ -217,14 +235,17 @@ def as_dataset(
         "y": ("y", np.arange(height), {"long_name": "row, from the south", "units": "1", "axis": "Y"}),
         "x": ("x", np.arange(width), {"long_name": "column, from the west", "units": "1", "axis": "X"}),
     }
+    if case.coordinates is not None:
+        coordinates |= _where_and_when(case.coordinates, leads, ages)
     leading = ["member", "lead_time"]
     if controls is not None:
         coordinates["control"] = ("control", np.asarray(controls, float), _CONTROL)
         leading.insert(0, "control")
-    variables = {"forecast": variable(forecasts, *leading), "context": variable(case.context, "context_time")}
+    context = case.context[..., :channels]  # without static fields
+    variables = {"forecast": variable(forecasts, *leading), "context": variable(context, "context_time")}
     if case.target is not None:
         variables["target"] = variable(case.target, "lead_time")
-    return xarray.Dataset(
+    found = xarray.Dataset(
         variables,
         coordinates,
         {
@@ -234,11 +255,41 @@ def as_dataset(
             "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} written by earthbench forecast",
         },
     )
+    return found if case.coordinates is None else _of_data(found, case.coordinates)
+
+
+def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
+    """Returns the data's own coordinates: times, places, and the names of several variables."""
+    start, minute = np.datetime64(data.start, "ns"), np.timedelta64(60_000_000_000, "ns")
+    found: dict[str, Any] = {
+        "forecast_reference_time": ((), start, {"standard_name": "forecast_reference_time"}),
+        "time": ("lead_time", start + (leads * minute).astype("timedelta64[ns]"), {"standard_name": "time"}),
+        "time_of_context": ("context_time", start + (ages * minute).astype("timedelta64[ns]"), {"long_name": "time"}),
+    }
+    for name, values, attributes in zip(("y", "x"), (data.y, data.x), data.attributes, strict=True):
+        if values is not None:
+            found[name] = (name, values, {**attributes, "axis": name.upper()})
+    if len(data.variables) > 1:
+        found["channel"] = ("channel", list(data.variables), {"long_name": "variable"})
+    return found
+
+
+def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:
+    """Returns a forecast with the data's units, projection and names of dimensions."""
+    one = len(data.variables) == 1
+    for name in dataset.data_vars:
+        long_name = data.variables[0] if one else ", ".join(map("{} [{}]".format, data.variables, data.units))
+        dataset[name].attrs |= {"long_name": long_name, "units": data.units[0] if one else "1"}
+        if data.mapping:
+            dataset[name].attrs["grid_mapping"] = "crs"
+    if data.mapping:
+        dataset["crs"] = ((), 0, data.mapping)
+    return dataset.rename({old: new for old, new in zip(("y", "x"), data.names, strict=True) if old != new})
 
 
 def write_netcdf(dataset: xarray.Dataset, path: Path) -> Path:
     """Writes a data set as compressed NetCDF 4, whole or not at all, and returns the path."""
-    packing = {str(name): {"zlib": True, "complevel": 4} for name in dataset.data_vars}
+    packing = {str(name): {"zlib": True, "complevel": 4} for name, found in dataset.data_vars.items() if found.ndim}
     with replacing(path) as part:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=packing)
     return path

@@ -49,6 +49,7 @@ class Forecaster(ScoresWithFloat64):
         total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
         accumulation: In training, how micro-batches add up; None where a step has one.
         ensemble: In tests, score an ensemble; None for the forecast of `forward`.
+        added_metrics: `evaluate.metrics`, see `scorings_of`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Forecaster(ScoresWithFloat64):
         total_steps: int = 1,
         ensemble: Ensemble | None = None,
         accumulation: Accumulation | None = None,
+        added_metrics: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         check_model_members(model)
@@ -75,7 +77,7 @@ class Forecaster(ScoresWithFloat64):
         if ensemble is not None:
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
-        scorings = scorings_of(task, ensemble)
+        scorings = scorings_of(task, ensemble, added_metrics)
         self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
         self.degraded = Degraded()
         self.scored: Scored | None = None

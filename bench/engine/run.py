@@ -22,7 +22,7 @@ from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
-from bench.engine.ensembles import Ensemble
+from bench.engine.ensembles import Ensemble, check_added
 from bench.engine.evaluate import (
     EvaluationSettings,
     evaluate_with_sample,
@@ -42,7 +42,7 @@ from bench.engine.trainer import arithmetic, form_group, trainer_device
 from bench.errors import ConfigError, DataError, RunFailedError, one_message
 from bench.files import check_writable
 from bench.logs import console_level, log, only_in_files, run_log, said_to
-from bench.models import has_weights, load_model, load_weights, made_from
+from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
 from bench.paths import AnyPath, as_path, local_folder
 from bench.records.identity import newest_of_same_run
 from bench.records.learning_curves import write_learning_curve
@@ -131,6 +131,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
         model = load_model(config.model.name, test_task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
+    check_added(test_task, config.evaluate.metrics)
     refuse_empty(test_task, config.split)  # before hours of training
     refuse_constant(test_task.dataset(config.split))
     train = training and has_weights(model)
@@ -202,6 +203,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             compile=config.train.compile,
             progress=config.progress and console_level() <= logging.INFO,
             ensemble=None if asked.members is None else Ensemble(asked.members, asked.member_seed),
+            added_metrics=asked.metrics,
             processes=processes,
         )
         meter = [evaluation_meter(folder, wanted=config.progress)] if processes.main else []
@@ -280,10 +282,12 @@ def _tasks(config: Config) -> tuple[Task, Task]:
         raise ConfigError(
             "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
         )
-    task = load_task(config.task.name, config.data.root, **config.task.options)
+    options = options_of_weights(config.task.name, config.checkpoint) | config.task.options
+    task = load_task(config.task.name, config.data.root, **options)
     if config.data.test_root is None:
         return task, task
-    test_task = load_task(config.task.name, config.data.test_root, **config.task.options)
+    options |= task.taken_from_training()
+    test_task = load_task(config.task.name, config.data.test_root, **options)
     if test_task.input_shape != task.input_shape:
         raise ConfigError(
             f"data.test_root has contexts of {test_task.input_shape}, data.root of {task.input_shape}: (T, H, W, C)"

@@ -72,8 +72,10 @@ class Scorer(nn.ModuleDict):
                 takes = metric_traits(metric)
                 own = labels if takes.takes_labels else ()
                 options = {"events": events} if events is not None and takes.takes_events else {}
+                channel = self.scorings[name].channel
+                of = slice(None) if channel is None else slice(channel, channel + 1)
                 for given in seen[self.scorings[name].sees]:
-                    metric.update(given, target, *own, **options)
+                    metric.update(given[..., of], target[..., of], *own, **options)
 
     def scored(self) -> Scored:
         """Returns all that was found; every process has to ask, while the group still takes the metrics' states."""

@@ -12,6 +12,17 @@ MEMBERS = "_members"
 """Ends the name of a deterministic score that was counted over all members, each as a forecast of its own."""
 
 
+ADDED = "@"
+"""Stands between a registered metric and what tells it from the task's own of that name: `skill@own`."""
+OWN = "own"
+"""What a metric is called that the command line added under its registered name."""
+
+
+def metric_of(name: str) -> str:
+    """Returns the registered metric of a name in `conventions`: `skill` of `skill_members` and of `skill@own`."""
+    return name.partition(ADDED)[0].removesuffix(MEMBERS)
+
+
 def with_ending(name: str, ending: str) -> str:
     """Returns a score's name with an ending, which stands before `_lead_L`."""
     match = PER_LEAD.match(name) if ending else None
@@ -46,7 +57,7 @@ BETTER_UPSTREAM: dict[str, Better] = {**BETTER, "bias": BIAS_UPSTREAM_PERFECT}
 """The same for skill in the upstream convention, whose `bias` is another quantity."""
 
 # Says how many, or something of the data alone: no forecast is better for it.
-_NO_SCORE = re.compile(rf"_(count|target)({MEMBERS})?(_lead_\d+)?$")
+_NO_SCORE = re.compile(rf"_(count|target)({MEMBERS}|_{OWN})?(_lead_\d+)?$")
 
 
 def better_of(score: str, known: Mapping[str, Better] = BETTER) -> Better | None:

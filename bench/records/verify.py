@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import explain
 from bench.errors import DataError, EarthbenchError
-from bench.metrics.names import MEMBERS
+from bench.metrics.names import metric_of
 from bench.records import rules
 from bench.records.learning_curves import learning_curve_at
 from bench.records.reading import read_json
@@ -170,7 +170,7 @@ def _place(record: RunRecord, path: Path) -> rules.Broken:
 def _registered(record: RunRecord, known: Registered) -> rules.Broken:
     """The metrics and the task are those that are registered now, as far as they are installed."""
     for name in record.conventions:
-        if name.removesuffix(MEMBERS) not in known.metrics:
+        if metric_of(name) not in known.metrics:
             yield f"conventions.{name}", "no registered metric; install its distribution, or leave the record out"
     task = record.task
     if task.name not in known.tasks:

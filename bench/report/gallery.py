@@ -102,7 +102,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
     found: list[Scene] = []
     for group in groups.values():
         count = min(sample.count for _, sample in group)
-        look = Look.of_name(group[0][0].task.name, colours)
+        look = Look.of_record(group[0][0], colours)
         found += [_scene(len(found) + index + 1, index, count, group, look, site) for index in range(count)]
     return found
 

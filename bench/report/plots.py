@@ -139,7 +139,7 @@ def draw_samples(
                 context=observed.context,
                 target=observed.target,
                 forecasts={label: sample.forecast for label, sample in samples.items()},
-                look=Look.of_name(first.task.name, colours),
+                look=Look.of_record(first, colours),
                 cadence_minutes=first.data.cadence_minutes,
                 title=f"{block.title or table.title}\nfirst sequence",
             )

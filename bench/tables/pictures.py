@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from bench.api import Palette
 from bench.errors import ConfigError, EarthbenchError, did_you_mean
 from bench.files import replacing
 from bench.tables.durations import TimeAxis
+
+if TYPE_CHECKING:
+    from bench.records.schema import RunRecord
 
 FORMATS = (".png", ".svg", ".pdf", ".gif", ".mp4")
 PRINT_DPI = 300
@@ -45,7 +48,9 @@ class Look:
         Raises:
             ConfigError: no colour map has this name.
         """
-        return cls(task.palette, task.units, task.timeless, task.regions, task.event_threshold).coloured(colours)
+        of_class = isinstance(task, type)
+        palette, units = (task.palette, task.units) if of_class else (task.picture_palette, task.physical_units)
+        return cls(palette, units, task.timeless, task.regions, task.event_threshold).coloured(colours)
 
     @classmethod
     def of_name(cls, task: str, colours: str | None = None) -> Look:
@@ -56,6 +61,13 @@ class Look:
             if isinstance(error, ConfigError):
                 raise
             return cls().coloured(colours)
+
+    @classmethod
+    def of_record(cls, record: RunRecord, colours: str | None = None) -> Look:
+        """The same for a record's task, in the units of its data where these have their own."""
+        look = cls.of_name(record.task.name, colours)
+        own = record.data.identity.get("units") if record.data is not None else None
+        return replace(look, units=str(own[0])) if own else look
 
     def coloured(self, colours: str | None) -> Look:
         """The look with a named colour map at the same levels."""

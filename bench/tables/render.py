@@ -12,25 +12,35 @@ from pathlib import Path
 from bench import registry
 from bench.errors import BrokenPluginError, VerificationError, one_message
 from bench.files import replacing
+from bench.paths import AnyPath
 from bench.records.schema import RunRecord
+from bench.records.store import read_records
 from bench.safe_text import for_csv
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
+from bench.tables.runs import runs_table, task_of_runs
 
 FORMATS = ("md", "csv", "latex", "html", "json")
 COMMITTED = ("md", "json")
 """What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
 
-def load_table(name: str) -> Table:
-    """Returns the table registered as `name`.
+def load_table(name: str, root: AnyPath | None = None) -> Table:
+    """Returns the table registered as `name`, or `runs/TASK` of a task without one.
+
+    Args:
+        name: Of the table.
+        root: Results root, whose records give the columns of a table that is not registered.
 
     Raises:
         UnknownNameError: no table has this name.
         BrokenPluginError: the registered object is no table.
     """
+    task = None if root is None or name in registry.names("table") else task_of_runs(name)
+    if task is not None:
+        return runs_table(task, read_records(root, task)[0])
     entry = registry.find("table", name)
     table = entry.load()
     if not isinstance(table, Table):

@@ -16,6 +16,7 @@ from bench.tables.cells import NOT_RUN, Block, Cell, TableData
 from bench.tables.definitions import COSTS, Column, Table
 from bench.tables.lines import header, legend, printed_lines
 from bench.tables.render import load_table
+from bench.tables.runs import added_columns, runs_table, task_of_runs
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -75,8 +76,11 @@ def main_column(table: Table) -> Column | None:
 def main_columns(record: RunRecord) -> list[Column]:
     """Returns the scores to show of a run: those of its task's table of runs, else some that have a better side."""
     tables = (load_table(name) for name in registry.names("table") if name == f"runs/{record.task.name}")
-    if (table := next(tables, None)) is not None:
-        return [column for column in table.columns if column.better and column.key in record.scores]
+    if (table := next(tables, None)) is None and task_of_runs(f"runs/{record.task.name}"):
+        table = runs_table(record.task.name, [record])
+    if table is not None:
+        shown = [column for column in table.columns if column.better and column.key in record.scores]
+        return [*shown, *added_columns(record)]
     columns = (Column(key=key, label=key) for key in record.scores)
     return [column for column in columns if column.better][:_MOST_SCORES]
 

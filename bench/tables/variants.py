@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.config import canonical_json
+from bench.metrics.names import ADDED
 from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
 
@@ -15,10 +16,13 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
     """Returns what two records must share for their scores to be compared.
 
     That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
-    ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.
+    ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
+    that the command line added.
     """
     assert record.data is not None
-    conventions = {name: how for name, how in record.conventions.items() if not of_ensembles(name)}
+    conventions = {
+        name: how for name, how in record.conventions.items() if not of_ensembles(name) and ADDED not in name
+    }
     task = canonical_json([record.task.fields, conventions])
     return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
 

@@ -22,4 +22,7 @@ class Radar(Sevir):
     name: ClassVar[str] = "radar"
     units: ClassVar[str] = "VIL code 0..255, from reflectivity or rain rate"
     published_sequences: ClassVar[dict[str, int]] = {}
-    data_verbs: ClassVar[dict[str, str]] = {"convert:sevir": "bench.data.sevir.join:JoinTrees"}
+    data_verbs: ClassVar[dict[str, str]] = {
+        "convert:sevir": "bench.data.sevir.join:JoinTrees",
+        "convert:radar_files": "bench.data.grid.radar_events:ConvertRadarEvents",
+    }

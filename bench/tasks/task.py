@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +25,25 @@ if TYPE_CHECKING:
     from bench.data.leaks import Leak, SplitEvents
     from bench.data.report import Advance, Report
     from bench.data.sequences import SequenceDataset
+
+
+@dataclass(frozen=True)
+class FrameCoordinates:
+    """When and where the frames of a forecast are, as the data say."""
+
+    start: Any
+    """datetime64 of the newest frame of the context."""
+    names: tuple[str, str]
+    """Of the dimensions y and x."""
+    y: Any
+    """float64 `(H,)`, or None where the data have none."""
+    x: Any
+    attributes: tuple[dict[str, Any], dict[str, Any]]
+    mapping: dict[str, Any]
+    """Attributes of the CF grid mapping, where there is one."""
+    variables: tuple[str, ...]
+    units: tuple[str, ...]
+    """Of each channel of the target."""
 
 
 class NormalisedSequences:
@@ -83,7 +103,7 @@ class Task(BaseModel, ABC):
     version: ClassVar[int] = 1
     """Raised whenever a score of the task may move."""
     units: ClassVar[str]
-    """Physical units that metrics see."""
+    """Physical units that metrics see, where all data have the same."""
     published_sequences: ClassVar[dict[str, int]] = {}
     """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
     palette: ClassVar[Palette] = Palette()
@@ -103,6 +123,8 @@ class Task(BaseModel, ABC):
     """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
     """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    from_training: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values come from the training data unless they are given: whoever has the weights has them."""
     selection_fields: ClassVar[frozenset[str]] = frozenset()
     """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
     data_root: Path | None = None
@@ -137,6 +159,11 @@ class Task(BaseModel, ABC):
         """Returns the registered metrics of the task and their options, in its published table's convention."""
 
     @property
+    def further_channels(self) -> tuple[str, ...]:
+        """Returns the variables of the channels behind the first, which alone the task's metrics then are of."""
+        return ()
+
+    @property
     @abstractmethod
     def input_shape(self) -> Shape:
         """Returns `(T_in, H, W, C)` of a context."""
@@ -150,6 +177,32 @@ class Task(BaseModel, ABC):
     @abstractmethod
     def cadence_minutes(self) -> float:
         """Returns the time between frames in minutes."""
+
+    @property
+    def physical_units(self) -> str:
+        """Returns the physical units that metrics see, of the data where these have their own."""
+        return self.units
+
+    @property
+    def picture_palette(self) -> Palette:
+        """Returns how frames are drawn."""
+        return self.palette
+
+    def taken_from_training(self) -> dict[str, Any]:
+        """Returns the options whose values come from the training data: other data are evaluated with the same."""
+        return {}
+
+    def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
+        """Returns times and places of a sequence's frames, where the data have them."""
+        return None
+
+    def latest(self) -> tuple[Tensor, FrameCoordinates]:
+        """Returns the newest context, as stored, and its coordinates.
+
+        Raises:
+            ConfigError: the data are events, none of which is the newest.
+        """
+        raise ConfigError(f"task {self.name!r} has events, none of which is the latest; task=grid has one record")
 
     @abstractmethod
     def sequences(self, split: Split) -> SequenceDataset:

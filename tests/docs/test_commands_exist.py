@@ -17,6 +17,7 @@ from bench import registry
 from bench.cli.main import VERBS
 from bench.config import compose, expand_sweep
 from bench.errors import UsageError
+from bench.tables.runs import task_of_runs
 from bench.tasks import load_task
 
 # What a reader puts in: a folder, a file, a name.
@@ -122,7 +123,7 @@ def _earthbench(words: list[str]) -> None:
         kinds = {"table": ["table"], "check": ["model", "task", "metric"]}.get(verb) or [options.kind]
         assert PLACEHOLDER.match(options.name) or any(
             options.name in registry.names(kind) for kind in kinds
-        ) or _of_the_page(options.name), options.name  # fmt: skip
+        ) or task_of_runs(options.name) or _of_the_page(options.name), options.name  # fmt: skip
     if verb == "reproduce":
         from bench.reproduction import find_rows
 
@@ -172,7 +173,8 @@ def _data_flags(way: str, names: list[str]) -> set[str]:
     from bench.cli.data import _load, _named
 
     _, value, _ = _named(way, [*names, "--help"])
-    return {f"--{name.replace('_', '-')}" for name in _load(value).model_fields} | {"--help"}
+    fields = _load(value).model_fields.items()
+    return {f"--{(field.alias or name).replace('_', '-')}" for name, field in fields} | {"--help"}
 
 
 def _flags(verb: str) -> set[str]:

@@ -1,0 +1,111 @@
+"""Models that need sizes divisible by a number, on frames of any size: padded before the model, cropped behind it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.api import Shape
+
+
+def size_multiple(model_class: type, hyperparameters: Mapping[str, Any]) -> int:
+    """Returns what a model says that the height and width of frames have to be divisible by; 1 where it says nothing.
+
+    Args:
+        model_class: With `size_multiple`, a number or a static method of the hyperparameters, or without.
+        hyperparameters: All of them, defaults included.  Of wrong ones the constructor says more: then 1.
+    """
+    if callable(getattr(model_class, "stages", None)):
+        return 1  # its stages see the frames as they are
+    found = getattr(model_class, "size_multiple", 1)
+    try:
+        multiple = found(hyperparameters) if callable(found) else found
+        return multiple if isinstance(multiple, int) and multiple > 0 else 1
+    except (TypeError, ValueError, KeyError, IndexError):
+        return 1
+
+
+def padded_shape(shape: Shape, multiple: int) -> Shape:
+    """Returns `(T, H, W, C)` with height and width rounded up to multiples."""
+    frames, height, width, channels = shape
+    return frames, math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple, channels
+
+
+@functools.cache
+def padding_class(model_class: Any) -> type[nn.Module]:
+    """Returns a subclass of a model whose instances pad what they are given to `padded_size`, and crop what they give.
+
+    Contexts are continued by their edges.  Padded pixels of a target are NaN, so that they are in no loss, and those of
+    a context are not known.  What comes padded already, from a method of the model's own, is passed on.
+    """
+
+    def original_of(name: str) -> Any:
+        return getattr(model_class, name)
+
+    def outside(model: Any, frames: Tensor) -> bool:
+        return tuple(frames.shape[-3:-1]) == model.frame_size
+
+    def continued(model: Any, frames: Tensor) -> Tensor:
+        import torch
+
+        if not outside(model, frames):
+            return frames
+        (height, width), (rows, columns) = model.frame_size, model.padded_size
+        down = torch.arange(rows, device=frames.device).clamp(max=height - 1)
+        across = torch.arange(columns, device=frames.device).clamp(max=width - 1)
+        return frames.index_select(-3, down).index_select(-2, across)
+
+    def filled(model: Any, frames: Tensor, value: float | bool) -> Tensor:
+        if not outside(model, frames):
+            return frames
+        (height, width), (rows, columns) = model.frame_size, model.padded_size
+        whole = frames.new_full((*frames.shape[:-3], rows, columns, frames.shape[-1]), value)
+        whole[..., :height, :width, :] = frames
+        return whole
+
+    def cropped(model: Any, frames: Any) -> Any:
+        height, width = model.frame_size
+        return frames[..., :height, :width, :]
+
+    def forward(self: Any, context: Tensor, *rest: Any, **options: Any) -> Any:
+        found = model_class.forward(self, continued(self, context), *rest, **options)
+        return cropped(self, found) if outside(self, context) else found
+
+    def loss(name: str) -> Any:
+        original = original_of(name)
+
+        @functools.wraps(original)
+        def of_padded(self: Any, context: Tensor, target: Tensor, **options: Any) -> Any:
+            if "context_known" in options:
+                options["context_known"] = filled(self, options["context_known"], False)
+            return original(self, continued(self, context), filled(self, target, math.nan), **options)
+
+        return of_padded
+
+    def sample(self: Any, context: Tensor, **options: Any) -> Any:
+        return cropped(self, original_of("sample")(self, continued(self, context), **options))
+
+    def fit(self: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        def padded() -> Iterator[tuple[Tensor, Tensor]]:
+            for context, target in batches:
+                yield continued(self, context), filled(self, target, math.nan)
+
+        original_of("fit")(self, padded())
+
+    methods: dict[str, Any] = {"forward": functools.wraps(model_class.forward)(forward)}
+    for name in ("training_loss", "validation_loss"):
+        if callable(getattr(model_class, name, None)):
+            methods[name] = loss(name)
+    for name, method in (("sample", sample), ("fit", fit)):
+        if callable(getattr(model_class, name, None)):
+            methods[name] = functools.wraps(getattr(model_class, name))(method)
+    found = type(model_class.__name__, (model_class,), methods)
+    # it is the same model to whoever asks for its name and its source
+    found.__module__, found.__qualname__ = model_class.__module__, model_class.__qualname__
+    found.__doc__ = model_class.__doc__
+    return found

@@ -1,0 +1,75 @@
+"""`runs/TASK` of a task without a table of its own: its columns are the scores of its records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from bench import registry
+from bench.metrics.names import OWN
+from bench.records.schema import RunRecord
+from bench.tables.columns import OWN_COST
+from bench.tables.definitions import Column, Table
+
+_PREFIX = "runs/"
+# Further scores of the contingency table, means of per-lead scores and counts: in the records, not in a table's width.
+_NOT_SHOWN = re.compile(rf"^(pod|sucr|far|bias|hss)_|_per_lead_mean|_count(_|$)|_{OWN}$")
+_UPPER = ("csi", "fss", "mse", "mae", "rmse", "crps", "ssim", "psnr", "bss")
+
+
+def task_of_runs(name: str) -> str | None:
+    """Returns the task that `runs/TASK` is of, or None where that is no registered task's."""
+    task = name.removeprefix(_PREFIX)
+    return task if name.startswith(_PREFIX) and task in registry.names("task") else None
+
+
+def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
+    """Returns the table of every complete run of a task, with the scores that its records have.
+
+    Args:
+        task: A registered name.
+        records: Of any task.
+    """
+    keys: dict[str, None] = {}
+    for record in records:
+        if record.task.name == task:
+            added = _added(record)
+            keys |= {key: None for key in record.scores if not (_NOT_SHOWN.search(key) or key.endswith(added))}
+    return Table(
+        name=f"{_PREFIX}{task}",
+        title=f"Every complete run of task {task}",
+        task=task,
+        columns=(*OWN_COST, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
+        note="Measured here; one block per data set, split and task options. Scores are in the data's units.",
+    )
+
+
+def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
+    """Returns the tables of the tasks that have records and no registered table `runs/TASK`."""
+    records, known = list(records), registry.names("table")
+    tasks = sorted({record.task.name for record in records})
+    return [
+        runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known
+    ]
+
+
+def added_columns(record: RunRecord) -> list[Column]:
+    """Returns the scores of metrics that the command line added to a run."""
+    added = (*_added(record), f"_{OWN}") if _added(record) else ()
+    keys = [key for key in record.scores if key.endswith(added) and not _NOT_SHOWN.search(key.removesuffix(f"_{OWN}"))]
+    return [Column(key=key, label=_label(key)) for key in keys]
+
+
+def _added(record: RunRecord) -> tuple[str, ...]:
+    given = record.config.get("evaluate") or {}
+    return tuple(f"_{key}" for key in given.get("metrics", ()))
+
+
+def _label(key: str) -> str:
+    first, _, rest = key.partition("_")
+    name = first.upper() if first in _UPPER else first
+    return f"{name}-{rest.upper() if rest == 'm' else rest}".replace("_", " ") if rest else name
+
+
+def _group(key: str) -> str:
+    return {"csi": "CSI", "fss": "FSS", "mse": "Error", "mae": "Error"}.get(key.partition("_")[0], "")

@@ -1,0 +1,203 @@
+"""Radar archives to a cube, by pySTEPS' importers: a made ODIM archive, and original files where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray
+
+from bench.cli.main import main
+from bench.data.grid import radar_files
+from bench.data.grid.radar_events import vil_codes
+from bench.data.grid.radar_files import ConvertRadarFiles, read_frame, time_in_name
+from bench.errors import DataError
+from bench.tasks import load_task
+
+SIZE = (6, 8)
+PROJECTION = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=0 +y_0=0 +units=m +ellps=WGS84"
+
+
+def write_odim(path: Path, codes: np.ndarray) -> None:
+    """Rain rates in ODIM_H5 2.2: code 0 is no rain, 255 nothing seen, else code / 10 mm/h."""
+    with h5py.File(path, "w") as file:
+        file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_2")
+        what = file.create_group("what")
+        what.attrs.update({"object": np.bytes_("COMP"), "date": np.bytes_("20180824"), "time": np.bytes_("180000"),
+                           "source": np.bytes_("ORG:247"), "version": np.bytes_("H5rad 2.2")})  # fmt: skip
+        corners = {"LL": (10.0, 55.0), "UL": (10.0, 55.108), "LR": (10.25, 55.0), "UR": (10.25, 55.108)}
+        places = {f"{c}_{k}": v for c, (lon, lat) in corners.items() for k, v in (("lon", lon), ("lat", lat))}
+        file.create_group("where").attrs.update(
+            {"projdef": np.bytes_(PROJECTION), "xsize": SIZE[1], "ysize": SIZE[0], "xscale": 2000.0, "yscale": 2000.0,
+             **places}
+        )  # fmt: skip
+        data = file.create_group("dataset1/data1")
+        data.create_dataset("data", data=codes)
+        data.create_group("what").attrs.update(
+            {"quantity": np.bytes_("RATE"), "gain": 0.1, "offset": 0.0, "nodata": 255.0, "undetect": 0.0}
+        )
+        start = {"startdate": np.bytes_("20180824"), "starttime": np.bytes_("180000"),
+                 "enddate": np.bytes_("20180824"), "endtime": np.bytes_("181500")}  # fmt: skip
+        file.create_group("dataset1/what").attrs.update(start)
+
+
+def codes_of(number: int) -> np.ndarray:
+    codes = np.random.default_rng(number).integers(0, 200, SIZE).astype(np.uint8)
+    codes[0, :2] = 255
+    return codes
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "odim"
+    folder.mkdir()
+    for number in range(20):
+        minutes = 15 * (number + (number >= 10))  # one file is missing
+        write_odim(folder / f"T_20180824{18 + minutes // 60 % 6:02d}{minutes % 60:02d}00.hdf", codes_of(number))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "time"),
+    [
+        ("RAD_NL25_RAP_5min_201008260155.h5", "2010-08-26T01:55"),
+        ("T_PAAH21_C_EUOC_20180824181500.hdf", "2018-08-24T18:15"),
+        ("201609281705_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz", "2016-09-28T17:05"),
+        ("AQC151351545F_00005.801.gif", "2015-05-15T15:45"),
+        ("PrecipRate_00.00_20190610-000200.grib2", "2019-06-10T00:02"),
+        ("310_20180616_120000.prcp-c5.nc", "2018-06-16T12:00"),
+        ("radar.h5", None),
+        ("radar_209913990000.h5", None),
+    ],
+)
+def test_times_are_in_names(name: str, time: str | None) -> None:
+    assert time_in_name(name) == (None if time is None else np.datetime64(time, "s"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_archive_becomes_a_cube_with_its_gap(archive: Path, tmp_path: Path, workers: int) -> None:
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "rain.zarr")]
+    assert main(["data", "convert", "radar_files", "grid", *words, "--workers", str(workers)]) == 0
+    task = load_task("grid", tmp_path / "rain.zarr", t_in=2, t_out=2, data_units="mm/h")
+    assert task.cadence_minutes == 15
+    assert len(task.cube) == 20
+    assert len(task.cube.axis.breaks) == 1
+    frames = task.cube.read(0, 20)[..., 0]
+    for number in (0, 9, 10, 19):
+        codes = codes_of(number)
+        np.testing.assert_allclose(frames[number], np.where(codes == 255, np.nan, codes / 10), atol=1e-5)
+    y, x = task.cube.grid.coordinates
+    assert y is not None and x is not None
+    assert y[0] > y[-1] and x[0] < x[-1]
+    assert "laea" in task.cube.grid.mapping["proj4"]
+
+
+def test_a_stopped_conversion_resumes(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "rain.zarr"
+    verb = ConvertRadarFiles(reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=out)
+    broken = sorted(archive.glob("*.hdf"))[17]
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(DataError, match="1 of 20 files cannot be used"):
+        verb.run(lambda *_: None)
+    assert not out.exists()
+    broken.write_bytes(content)
+    read: list[str] = []
+
+    def counted(path: Path, *rest: object, **options: object) -> object:
+        read.append(path.name)
+        return read_frame(path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(radar_files, "read_frame", counted)
+    verb.run(lambda *_: None)
+    assert len(read) == 1 + 4  # the first, for the grid, and the second block
+    np.testing.assert_allclose(load_task("grid", out).cube.read(17, 18)[0, 2:, :, 0], codes_of(17)[2:] / 10, atol=1e-5)
+    with pytest.raises(DataError, match="is there already"):
+        verb.run(lambda *_: None)
+
+
+def test_what_cannot_be_converted_is_said(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def refused(*words: str) -> str:
+        assert main(["data", "convert", "radar_files", "grid", *words]) == 2
+        return str(capsys.readouterr().err)
+
+    out = ["--out", str(tmp_path / "rain.zarr")]
+    assert "no file" in refused("--reader", "odim_hdf5", "--in", f"{archive}/*.nothing", *out)
+    assert "not a file that knmi_hdf5 reads" in refused("--reader", "knmi_hdf5", "--in", f"{archive}/*", *out)
+    assert "ends in .zarr" in refused("--reader", "odim_hdf5", "--in", f"{archive}/*", "--out", "rain.nc")
+    assert "no pixel" in refused("--reader", "odim_hdf5", "--in", f"{archive}/*", *out, "--extent=-9,-8,-9,-8")
+    assert "--reader" in refused("--in", f"{archive}/*", *out)
+    (archive / "radar.h5").touch()
+    assert "have no time" in refused("--reader", "odim_hdf5", "--in", f"{archive}/*", *out)
+    (archive / "radar.h5").unlink()
+    (archive / "Z_20180824180000.hdf").touch()
+    assert "1 times have two files" in refused("--reader", "odim_hdf5", "--in", f"{archive}/*", *out)
+    assert not (tmp_path / "rain.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("reader", "pattern", "size", "highest"),
+    [
+        ("knmi_hdf5", "radar/KNMI/2010/08/*26060*.h5", (765, 700), 30.0),
+        ("odim_hdf5", "radar/OPERA/20180824/*1800*.hdf", (2200, 1900), 2000.0),  # clutter and all
+        ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817[05]0*.pgm.gz", (1226, 760), 100.0),
+        ("mch_gif", "radar/mch/20150515/*13515[45]5*.gif", (640, 710), 200.0),
+    ],
+)
+def test_original_files(
+    reader: str, pattern: str, size: tuple[int, int], highest: float, observed: Path, tmp_path: Path
+) -> None:
+    files = sorted((observed / "radar_raw").glob(pattern))
+    assert files
+    frame = read_frame(files[0], reader)  # type: ignore[arg-type]
+    assert frame.rates.shape == size == (len(frame.y), len(frame.x))
+    known = frame.rates[np.isfinite(frame.rates)]
+    assert known.min() == 0
+    assert 0.1 < known.max() < highest
+    assert np.allclose(np.diff(frame.x), np.diff(frame.x)[0])
+
+
+def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
+    ConvertRadarFiles(reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=tmp_path / "rain.zarr").run(lambda *_: None)
+    with xarray.open_zarr(tmp_path / "rain.zarr", consolidated=False) as found:
+        assert set(found.coords) == {"time", "y", "x"}
+        assert np.isnan(found["rain_rate"].values[:, 0, :2]).all()
+        assert not np.isnan(found["rain_rate"].values[:, 1:]).any()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "code"),
+    # by hand: 38.9 ln(VIL) + 83.9 with VIL = 3.44e-6 (200 R^1.6)^(4/7) 4500, below code 18 the line 90.66 VIL + 2
+    [(0.0, 0), (0.1, 6), (1.0, 40), (10.0, 121), (100.0, 203), (1e4, 254), (np.nan, 255)],
+)
+def test_rates_are_coded_as_vil(rate: float, code: int) -> None:
+    assert vil_codes(np.array([[rate]])).tolist() == [[code]]
+
+
+@pytest.mark.parametrize(
+    ("reflectivity", "code"), [(17.3, 16), (29.7, 74), (41.2, 133), (46.5, 160), (50.6, 181), (58.0, 219)]
+)
+def test_thresholds_of_sevir_are_near_the_usual_levels_of_reflectivity(reflectivity: float, code: int) -> None:
+    rate = (10 ** (reflectivity / 10) / 200) ** (1 / 1.6)
+    assert abs(int(vil_codes(np.array([[rate]]))[0, 0]) - code) <= 1
+
+
+def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path: Path) -> None:
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "tree")]
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 0
+    fields = {"t_in": 4, "t_out": 4, "admit_missing": True, "mask_missing": True}
+    task = load_task("radar", tmp_path / "tree", **fields)
+    report = task.inspect_data(read_everything=True)
+    assert not report.problems
+    assert report.facts["events"] == 2  # 10 frames before the gap, 10 behind it
+    assert (task.cadence_minutes, task.pixel_kilometres) == (15, pytest.approx(2, rel=0.01))
+    context = task.dataset("all").stored(1)[0][..., 0].numpy()
+    expected = vil_codes(np.where(codes_of(10) == 255, np.nan, codes_of(10) / 10))[::-1, 1:7]
+    np.testing.assert_array_equal(context[0], expected)
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 2
+    (tmp_path / "tree").rename(tmp_path / "old")
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "11", "--size", "6"]) == 2
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "7"]) == 2
