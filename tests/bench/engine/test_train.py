@@ -254,7 +254,7 @@ def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch
     [
         (["train.early_stopping.monitor=val/csi_n"], "Did you mean 'val/csi_m'"),
         (["task.t_in=40"], "32|49 frames"),
-        (["model.channels=[4,4,4,4,4,4]"], "must be divisible by 64"),
+        (["model.channels=[]"], "channels"),
         (["data.root=null"], "data.root is not set"),
         (["work=/proc/not/here"], "work: folder"),
         (["data.root=/not/there"], "not a folder"),
