@@ -23,7 +23,7 @@ from bench.engine.degraded import Degraded
 from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, draw_members, scorings_of
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
-from bench.engine.losses import Losses, WeightedMean
+from bench.engine.losses import Losses, WeightedMean, masked_mse
 from bench.engine.optimizers import parameter_groups, takes_turns
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
@@ -375,25 +375,6 @@ class Forecaster(ScoresWithFloat64):
         self.losses.last = state.get("last_finite_loss")  # older code did not write it
         if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
             self.other_numbers = restore_random_states(state["random_states"], self.trainer.strategy.root_device)
-
-
-def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean squared error over the pixels of a batch whose target is known (not NaN); 0 if there are none.
-
-    No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
-    """
-    missing = torch.isnan(target)
-    error = (forecast.float() - target).masked_fill(missing, 0)
-    return error.square().sum() / (~missing).sum().clamp(min=1)
-
-
-def training_loss(
-    model: nn.Module, context: Tensor, target: Tensor, *, step: int = 0, total_steps: int, **options: Any
-) -> Tensor:
-    """Returns the loss of a batch `()`: the model's own, else the mean squared error; see `TrainsWithOwnLoss`."""
-    if not isinstance(model, TrainsWithOwnLoss):
-        return masked_mse(model(context), target)
-    return total_loss(model.training_loss(context, target, step=step, total_steps=total_steps, **options))
 
 
 def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:

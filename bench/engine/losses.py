@@ -1,4 +1,4 @@
-"""The losses and gradient norms of a training since they were last looked at, which nothing waits for meanwhile.
+"""The loss of a batch, and the losses and gradient norms of a training, which nothing waits for.
 
 A value that reaches Python makes it wait for the device, which then waits for Python: a training that looks at every
 loss never has work queued. On a GPU they are therefore looked at together, some steps late; each knows its step.
@@ -11,10 +11,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench.api import TrainsWithOwnLoss
+from bench.engine.accumulation import total_loss
 from bench.errors import RunFailedError
 from bench.metrics.states import ExactMetric
 
@@ -50,6 +53,25 @@ class Step:
     lr: float
     losses: dict[str, float]
     """Of its last micro-batch: `train/loss`, and its parts by name."""
+
+
+def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean squared error over the pixels of a batch whose target is known (not NaN); 0 if there are none.
+
+    No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
+    """
+    missing = torch.isnan(target)
+    error = (forecast.float() - target).masked_fill(missing, 0)
+    return error.square().sum() / (~missing).sum().clamp(min=1)
+
+
+def training_loss(
+    model: nn.Module, context: Tensor, target: Tensor, *, step: int = 0, total_steps: int, **options: Any
+) -> Tensor:
+    """Returns the loss of a batch `()`: the model's own, else the mean squared error; see `TrainsWithOwnLoss`."""
+    if not isinstance(model, TrainsWithOwnLoss):
+        return masked_mse(model(context), target)
+    return total_loss(model.training_loss(context, target, step=step, total_steps=total_steps, **options))
 
 
 class Losses:

@@ -21,7 +21,8 @@ from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.data.sequences import Example
 from bench.engine.accumulation import loss_options, uses_batch_statistics
-from bench.engine.forecaster import Forecaster, training_loss
+from bench.engine.forecaster import Forecaster
+from bench.engine.losses import training_loss
 from bench.engine.optimizers import TURNS, takes_turns
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states

@@ -76,7 +76,7 @@ def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str =
 
 def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns what gives a module's loss `()` for context and target: its own, else the mean squared error."""
-    from bench.engine.forecaster import training_loss
+    from bench.engine.losses import training_loss
 
     return partial(training_loss, module, total_steps=100)
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from bench.api import FitsInOnePass, HasStages, Shape, check_model_members, model_traits
 from bench.config import Train
 from bench.cost import count_model
-from bench.engine.forecaster import check_forecast, training_loss
+from bench.engine.forecaster import check_forecast
 from bench.engine.independence import dependence
+from bench.engine.losses import training_loss
 from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
 from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
-from bench.engine.forecaster import masked_mse
+from bench.engine.losses import masked_mse
 from bench.engine.optimizers import TURNS, takes_turns
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)

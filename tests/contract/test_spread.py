@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
-from bench.engine.forecaster import masked_mse
+from bench.engine.losses import masked_mse
 
 CONTEXT, TARGET = (3, 32, 32, 1), (2, 32, 32, 1)
 STEPS, WINDOWS = 10, 3

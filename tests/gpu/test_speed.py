@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bench
-from bench.engine.forecaster import masked_mse
+from bench.engine.losses import masked_mse
 
 pytestmark = pytest.mark.gpu
 

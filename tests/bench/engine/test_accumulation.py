@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.data.loading import EpochOrder, MicroBatches
 from bench.data.sevir.synthetic import make_sevir
 from bench.engine.accumulation import Accumulation, scale_gradients, uses_batch_statistics
-from bench.engine.forecaster import masked_mse
+from bench.engine.losses import masked_mse
 from bench.engine.run import run
 
 PIXELS = 6

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import bench
 from bench.config import compose
 from bench.data.loading import evaluation_loader
-from bench.engine.forecaster import Forecaster, masked_mse
+from bench.engine.forecaster import Forecaster
+from bench.engine.losses import masked_mse
 from bench.engine.run import run
 from bench.errors import RunFailedError
 from bench.models import load_model
