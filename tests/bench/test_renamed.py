@@ -1,0 +1,27 @@
+"""Modules can be imported under their former names, with a warning."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from bench.renamed import MODULES, RenamedModules
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_a_former_module_shows_what_the_new_one_has(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = importlib.import_module(f"bench.{MODULES[old]}")
+    public = next((name for name, value in vars(new).items() if getattr(value, "__module__", None) == new.__name__), "")
+    known = sys.modules.get(f"bench.{old}")
+    if known is not None and isinstance(known.__spec__.loader, RenamedModules):  # else a package of today has the name
+        monkeypatch.delitem(sys.modules, f"bench.{old}")
+    with pytest.warns(DeprecationWarning, match=f"bench.{old}.* is now bench.{MODULES[old]}"):
+        former = importlib.import_module(f"bench.{old}")
+        assert not public or getattr(former, public) is getattr(new, public)
+
+
+def test_an_unknown_module_is_as_missing_as_ever() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'bench\.nobodys'"):
+        importlib.import_module("bench.nobodys")
