@@ -286,6 +286,7 @@ def _only_variable(variables: Variables, source: str) -> str:
     if not fields:
         known = ", ".join(f"{name}{found.dims}" for name, found in variables.items()) or "none"
         raise DataError(f"{source}: expected a variable on (time, y, x), found {known}")
+    fields = sorted(fields)
     raise DataError(
         f"{source}: {len(fields)} variables on a grid: {', '.join(fields)}. Say which one is forecast: "
         f"task.variable={fields[0]}, or several: task.variable=[{','.join(fields[:2])}]"

@@ -102,7 +102,7 @@ def test_steps_are_of_the_data_that_are_forecast(storms: Path, tmp_path: Path) -
 def test_a_task_without_such_a_number_is_refused_naming_those_with_one() -> None:
     pytest.importorskip("pysteps")
     task = bench.load_task("nbody_mnist")
-    with pytest.raises(ConfigError, match=r"no pixel_kilometres\. Tasks with one: radar, sevir, sevir_lr"):
+    with pytest.raises(ConfigError, match=r"no pixel_kilometres\. Tasks with one: grid, radar, sevir, sevir_lr"):
         bench.load_model("steps", task)
     assert bench.load_model("steps", task, kilometres=1.0).kilometres == 1.0
 

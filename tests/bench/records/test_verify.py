@@ -147,7 +147,7 @@ def test_the_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFi
     path = write_record(record, tmp_path)
     write_renderings(load_table("runs/sevir"), tmp_path)
     assert main(["verify", "--results", str(tmp_path)]) == 0
-    assert "1 records" in capsys.readouterr().out
+    assert "1 record," in capsys.readouterr().out
     rendering = tmp_path / "tables/runs_sevir.md"
     rendering.write_text(rendering.read_text().replace("persistence", "my_model"))
     assert main(["verify", "--results", str(tmp_path)]) == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import registry
 from bench.cli.main import main
 from bench.config import compose
 from bench.cost.devices import DEVICES, UTILISATION, arithmetic_of, parse_devices
@@ -15,7 +16,14 @@ from bench.errors import UsageError
 from bench.reproduction import find_rows, plan
 from bench.tables import load_table
 from bench.tables.definitions import published_folder
-from bench.tables.settings import Settings, load_settings, overrides_of, sourced_settings, training_settings
+from bench.tables.settings import (
+    Settings,
+    forecast_settings,
+    load_settings,
+    overrides_of,
+    sourced_settings,
+    training_settings,
+)
 
 TABLES = ["earthformer/sevir", "earthformer/sevir_per_lead", "earthformer/icar_enso", "prediff/sevir_lr"]
 ON = ["--dry-run", "--on"]
@@ -158,12 +166,13 @@ def test_every_sourced_setting_is_one_of_its_rows_and_has_the_sources_value(name
     for key in {row for one in known.settings for row in one.rows}:
         config = _config(name, key)[1]
         expected = {one.key for one in known.settings if key in one.rows}
-        assert expected <= {setting for setting, _ in training_settings(config)}, key
+        stated = {setting for setting, _ in (*training_settings(config), *forecast_settings(config))}
+        assert expected <= stated, key
         assert [one.key for one in sourced_settings(table, key, config) if one.differs] == []
 
 
 def test_every_file_of_settings_belongs_to_a_table() -> None:
-    used = {load_table(name).settings for name in TABLES}
+    used = {load_table(name).settings for name in registry.names("table")}
     for path in (published_folder() / "settings").glob("*.json"):
         assert path.name in used
         Settings.model_validate_json(path.read_text(encoding="utf-8"))
