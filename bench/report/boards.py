@@ -107,22 +107,24 @@ def _ranks(block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
     """The printed rank of each row, and its place on the page.
 
     Rows that are not worse than the best beyond chance share the first rank, and rows that are printed alike share one.
-    References take no rank, but stand where their score puts them.
+    References, and what does not beat the best trivial one, take no rank, but stand where their score puts them.
     """
     side = shown_side(block, column)
     sign = -1 if column is not None and column.better == "higher" else 1
     known: list[tuple[float, str]] = []
     best: set[str] = set()
+    beaten: set[str] = set()
     for cells in block.rows:
         cell = next((cell for cell in cells if column is not None and cell.column == column.key), None)
         value = getattr(cell, side) if cell is not None else None
         if column is not None and cell is not None and value is not None:
             known.append((sign * value, cell.row_key))
             best |= {cell.row_key} if side == "ours" and cell.mark == 1 else set()
+            beaten |= {cell.row_key} if side == "ours" and cell.beats_reference is False else set()
     known.sort(key=lambda one: one[0])
     digits = column.digits if column is not None else 0
     models = {cells[0].row_key: cells[0].model for cells in block.rows}
-    competing = [(value, key) for value, key in known if not is_reference(models[key])]
+    competing = [(value, key) for value, key in known if not is_reference(models[key]) and key not in beaten]
     shared: dict[str, float] = {key: (-math.inf if key in best else round(value, digits)) for value, key in competing}
     ranked = {
         key: f"{1 + sum(other < mine for other in shared.values())}"

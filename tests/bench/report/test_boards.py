@@ -60,6 +60,14 @@ def test_rows_that_are_not_worse_beyond_chance_share_the_first_rank(published: B
     assert {row.model: row.rank for row in rows[:3]} == {"earthformer": "1=", "convlstm": "1=", "unet": "3"}
 
 
+def test_what_does_not_beat_the_trivial_reference_has_no_rank(published: Block) -> None:
+    table = load_table("earthformer/sevir")
+    block = _with_ours(published, {"unet": 0.36, "earthformer": 0.44, "convlstm": 0.30})
+    cells = [replace(c, beats_reference=False) if c.row_key == "convlstm" else c for c in block.cells]
+    rows = shown_rows(table, replace(block, cells=tuple(cells)))
+    assert {row.model: row.rank for row in rows[:3]} == {"earthformer": "1", "unet": "2", "convlstm": ""}
+
+
 def test_a_board_without_runs_opens_on_the_published_values(published: Block) -> None:
     table = load_table("earthformer/sevir")
     assert shown_side(published, main_column(table)) == "published"
