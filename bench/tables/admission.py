@@ -200,7 +200,7 @@ class _Tasks:
         if key not in self._made:
             try:
                 self._made[key] = registry.find("task", self.table.task).load()(**options)
-            except Exception:
+            except Exception:  # whatever a plugin raises: its table shows its records, and compares no options
                 self._made[key] = None
         return self._made[key]
 

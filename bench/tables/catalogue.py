@@ -15,8 +15,6 @@ from bench.tables.columns import (
     MSE_1E3,
     MSE_1E4,
     NINO,
-    OWN_COST,
-    skill_columns,
 )
 from bench.tables.definitions import Column, Row, Table
 
@@ -136,7 +134,7 @@ _PATTERNS = {
 }
 
 
-def _pattern_rows(**size: Any) -> tuple[Row, ...]:
+def pattern_rows(**size: Any) -> tuple[Row, ...]:
     """Returns a row per pattern, without and with global vectors, of the preset's size but for some hyperparameters."""
     rows = []
     for pattern, label in _PATTERNS.items():
@@ -200,7 +198,7 @@ EARTHFORMER_PATTERNS_MOVING_MNIST = Table(
     title="Earthformer (NeurIPS 2022), cuboid patterns and global vectors on MovingMNIST: 10 -> 10 frames of 64x64",
     task="moving_mnist",
     columns=(*COST, *FRAMES),
-    rows=(*_pattern_rows(), Row(model="phydnet", label="PhyDNet", **_OWN_RECIPES["phydnet"])),
+    rows=(*pattern_rows(), Row(model="phydnet", label="PhyDNet", **_OWN_RECIPES["phydnet"])),
     published="earthformer_patterns_moving_mnist.json",
     settings="earthformer_patterns_moving_mnist.json",
     sequence_counts=(1_000,),
@@ -216,7 +214,7 @@ EARTHFORMER_PATTERNS_NBODY_MNIST = EARTHFORMER_PATTERNS_MOVING_MNIST.model_copy(
     | {
         "name": "earthformer/patterns_nbody_mnist",
         "title": EARTHFORMER_PATTERNS_MOVING_MNIST.title.replace("MovingMNIST", "N-body MNIST"),
-        "rows": _pattern_rows(),
+        "rows": pattern_rows(),
         "published": "earthformer_patterns_nbody_mnist.json",
         "settings": "earthformer_patterns_nbody_mnist.json",
         "note": _PATTERN_NOTE + _NBODY_NOTE + _FRAME_SUMS + _MACS_NOTE,
@@ -277,35 +275,6 @@ EARTHFORMER_DEPTH = EARTHFORMER_MOVING_MNIST.model_copy(
     }
 )
 """The ablation of depth and hierarchy on MovingMNIST."""
-
-_SMALL = {
-    "base_units": 16,
-    "num_heads": 2,
-    "initial_downsample_scale": 4,
-    "enc_depth": [1, 1],
-    "dec_depth": [1, 1],
-}
-
-SMALL_PATTERNS_NBODY_MNIST = Table(
-    name="ablations/patterns_nbody_mnist",
-    title=(
-        "Cuboid patterns and global vectors of a small Earthformer (base units 16, depth 1,1) on 512 generated N-body "
-        "MNIST sequences: one epoch, 128 steps of 4"
-    ),
-    task="nbody_mnist",
-    columns=(*OWN_COST, *FRAMES, *skill_columns(FRAMES[0], FRAMES[2])),
-    rows=_pattern_rows(**_SMALL),
-    data_origin="generated N-body MNIST",
-    sequence_counts=(128,),
-    training_sequence_counts=(512,),
-    training={"max_epochs": 1, "max_steps": None, "limit": None, "lr": 1e-3},
-    note=(
-        "Measured here, of a size and budget that a CPU has time for: it says which patterns learn fast, not which are "
-        "best when trained to the end. The encoder's pattern is varied, the decoder stays axial. Errors are sums over "
-        "a frame, averaged over frames."
-    ),
-)
-"""The ablation of cuboid patterns at a size and budget of minutes on a CPU."""
 
 # CRPS needs ensembles: a deterministic model is one of a single member, whose CRPS is its mean absolute error.
 _MEMBERS = "evaluate.members=8"

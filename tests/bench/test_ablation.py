@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from bench import registry
 from bench.ablation import table as ablation_table
 from bench.ablation.table import cost_of, costs
 from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
@@ -115,7 +114,6 @@ def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("moving_mnist" not in registry.names("task"), reason="the task moving_mnist is not registered")
 def test_the_paper_s_pattern_rows_are_reproduced() -> None:
     (run,) = variants(
         load_ablation("patterns"),
