@@ -13,7 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench import registry
-from bench.ablation.variants import Ablation, Variant, seeds_together, varied_keys
+from bench.protocols.variants import Ablation, Variant, seeds_together, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
