@@ -85,7 +85,7 @@ def _run(config: Config) -> None:
 
 @job_of_a_sweep
 def job(composed: Any) -> None:
-    """One run of an ablation or a board, unless its record is there; launchers import it by name, on whatever machine it runs."""
+    """One run of an ablation or a board, unless its record is there; launchers import it by name, on any machine."""
     config = validate(to_plain(composed))
     record = finished_record(config)
     with shown_on("stderr"):  # launchers call this in processes of their own

@@ -15,9 +15,9 @@ from bench.errors import UsageError
 from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
-from bench.tables.definitions import Table, load_published
+from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
-from bench.tables.terminal import main_column, narrowed, terminal
+from bench.tables.terminal import narrowed, terminal
 
 EXAMPLES = (
     "earthbench table earthformer/sevir",

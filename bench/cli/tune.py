@@ -1,4 +1,4 @@
-"""`earthbench tune`: a grid of settings, each trained and scored on the validation split; the test split stays unseen."""
+"""`earthbench tune`: a grid of settings, trained and scored on the validation split; the test split stays unseen."""
 
 from __future__ import annotations
 

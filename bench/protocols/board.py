@@ -18,7 +18,7 @@ from bench.errors import ConfigError
 from bench.paths import AnyPath
 from bench.protocols.entries import Alternatives, Setting, Strict, key_of, layered, value_of
 from bench.protocols.files import read_protocol
-from bench.protocols.variants import Ablation, varied_keys, variants
+from bench.protocols.variants import Ablation, variants, varied_keys
 
 FOLDER, _SUFFIX, _DECIDED = "boards", ".yaml", ".decided.yaml"
 TABLES = "boards/"
@@ -103,7 +103,7 @@ class Board(Strict):
     rows: Entries
     grid: tuple[Alternatives, ...] = ()
     """Tried for each row with the first seed: the best validation score decides."""
-    ablations: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], BoardAblation] = {}
+    ablations: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], BoardAblation] = Field(default_factory=dict)
     note: str = ""
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from pydantic import Field
 
 from bench.errors import ConfigError
 from bench.files import replacing
@@ -45,9 +46,9 @@ class Decision(Strict):
 class Decided(Strict):
     """The decisions of a board."""
 
-    data: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
     """Fingerprints of the splits."""
-    rows: dict[str, Decision] = {}
+    rows: dict[str, Decision] = Field(default_factory=dict)
 
     def of(self, row: BoardRow) -> Decision | None:
         """Returns what was decided for a row; None where nothing was, or the row is another one since."""

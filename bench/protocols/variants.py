@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
 from bench.errors import UnknownNameError, did_you_mean
 from bench.protocols.entries import Override, Setting, Strict, key_of, layered, value_of
@@ -31,7 +33,7 @@ class Ablation(Strict):
     """Hydra overrides of all sweeps; a caller's override of the same key replaces one."""
     sweeps: tuple[tuple[Override | Paired, ...], ...]
     """Each a list of overrides such as `model.num_global_vectors=1,2` and of paired settings: their product."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """Varied key -> heading of its column."""
 
 
@@ -83,7 +85,7 @@ def variants(ablation: Ablation, overrides: Sequence[str], base: Sequence[str] =
         ConfigError: an override that does not parse, or a config that is not valid.
     """
     given = {key_of(override) for override in overrides}
-    found: dict[str, Variant] = {}
+    found: dict[str, Variant] = Field(default_factory=dict)
     for sweep in ablation.sweeps:
         plain = [one for one in sweep if isinstance(one, str) and key_of(one) not in given]
         paired = [
@@ -111,7 +113,7 @@ def varied_keys(runs: Sequence[Variant]) -> list[str]:
 
 def seeds_together(runs: Sequence[Variant]) -> list[list[int]]:
     """Returns the indexes of the runs that differ by their seed alone, variant by variant."""
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = Field(default_factory=dict)
     for index, run in enumerate(runs):
         key = tuple(sorted((name, value) for name, value in run.settings.items() if name != "seed"))
         groups.setdefault(key, []).append(index)

@@ -15,14 +15,14 @@ from typing import Any
 from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
-from bench.report.boards import charts, column_groups, main_column, shown_rows, shown_side
+from bench.report.boards import charts, column_groups, shown_rows, shown_side
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
 from bench.report.model_pages import model_pages, page_of
 from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import TableData, table_data
-from bench.tables.definitions import Published, Table, load_published
+from bench.tables.definitions import Published, Table, load_published, main_column
 from bench.tables.lines import legend
 from bench.tables.pictures import Look
 from bench.tables.render import load_table, table_names

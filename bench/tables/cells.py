@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.errors import counted
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.tables.admission import (
@@ -19,7 +21,7 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
-from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table
+from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
 from bench.tables.protocols import members
@@ -124,6 +126,7 @@ def table_data(
         blocks = _run_blocks(table, good)
     tests = Tests(table, {record.run_id: record for record in records})
     blocks = [_judged(table, block, tests) for block in blocks]
+    blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)] or blocks
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
@@ -231,13 +234,27 @@ def _group_block(table: Table, group: Group, by_row: Mapping[str, list[RunRecord
     )
 
 
+def _ordered(table: Table, group: Group, block: Block) -> Block:
+    """Returns a block of a board with the best row first; references take no rank."""
+    main = main_column(table)
+
+    def badness(row: Sequence[Cell]) -> float:
+        score = next((cell.ours for cell in row if main is not None and cell.column == main.key), None)
+        return math.inf if main is None or score is None else -score if main.better == "higher" else score
+
+    cells = [cell for row in sorted(block.rows, key=badness) for cell in row]
+    if not group.ranked:
+        ranks = [column.key for column in table.columns if column.rank_of is not None]
+        cells = [replace(cell, ours=None, status="reference") if cell.column in ranks else cell for cell in cells]
+    return replace(block, cells=tuple(cells))
+
+
 def _units(record: RunRecord) -> list[str]:
     """Returns how many independent units a record's split has."""
     if record.statistics is None:
         return []
-    return [
-        f"independent units of the {record.data.split if record.data else ''} split: {record.statistics.unit_count} {record.statistics.kind}s"
-    ]
+    split = record.data.split if record.data is not None else ""
+    return [f"independent units of the {split} split: {counted(record.statistics.unit_count, record.statistics.kind)}"]
 
 
 def _block_title(record: RunRecord) -> str:

@@ -174,6 +174,11 @@ class Table(StrictModel):
         )
 
 
+def main_column(table: Table) -> Column | None:
+    """Returns the column that a table's rows are sorted by: its first score; None where it has none."""
+    return next((column for column in table.columns if column.better and column.key not in COSTS), None)
+
+
 class PublishedValue(StrictModel):
     """One published figure."""
 

@@ -54,7 +54,7 @@ def board_table(board: BoardFile, of_runs: Sequence[Column]) -> Table:
     protocol, decided = board.board, read_decided(board)
     known = {column.key: column for column in of_runs if column.key not in COSTS and column.skill_of is None}
     scores = [known.get(key) or Column(key=key, label=key) for key in protocol.columns or known]
-    main = [column for column in scores if column.better][:1]
+    main = [column for column in scores if column.better][:1]  # what `main_column` will find
     ranks = [Column(key="rank", label="Rank", digits=0, better=None, rank_of=column.key) for column in main]
     return Table(
         name=board.table,

@@ -213,7 +213,7 @@ def _shared_ranks(column: Column, cells: Sequence[Cell], tests: Tests) -> dict[s
     ranks: dict[str, int] = {}
     rank, first = 0, None
     for place, cell in enumerate((cell for tied in _places(column, cells, alone=True) for cell in tied), start=1):
-        if first is None or (p_value := tests.p_value(column.key, first, cell)) is not None and p_value < CHANCE:
+        if first is None or ((p_value := tests.p_value(column.key, first, cell)) is not None and p_value < CHANCE):
             rank, first = place, cell
         ranks[cell.row_key] = rank
     return ranks
