@@ -85,7 +85,7 @@ def variants(ablation: Ablation, overrides: Sequence[str], base: Sequence[str] =
         ConfigError: an override that does not parse, or a config that is not valid.
     """
     given = {key_of(override) for override in overrides}
-    found: dict[str, Variant] = Field(default_factory=dict)
+    found: dict[str, Variant] = {}
     for sweep in ablation.sweeps:
         plain = [one for one in sweep if isinstance(one, str) and key_of(one) not in given]
         paired = [
