@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.ablation.records import tasks_of
 from bench.ablation.tuning import Launch, best_of, tried
@@ -13,11 +13,8 @@ from bench.logs import log
 from bench.protocols.board import BoardFile, BoardRow
 from bench.protocols.decided import Decided, Decision, Tried, read_decided, write_decided
 from bench.protocols.entries import layered
-from bench.records.provenance import hardware
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Calibrate = Callable[[Sequence[str]], int]
-"""Returns the steps that a training with these overrides makes in its budget."""
 
 
 def decide(
@@ -76,38 +73,35 @@ def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str
 
 def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
     points = [tuple(point) for point in expand_sweep(row.grid)]  # one without settings where there is no grid
-    steps = [_steps(row, point, typed) for point in points]
+    counted = [_steps(row, point, typed) for point in points]
     if not row.grid:
-        return Decision(asked=row.asked, steps=steps[0], on=_where(row))
-    seed = row.seeds[0]
-    wanted = [layered(row.run_overrides(seed, point, count), typed) for point, count in zip(points, steps, strict=True)]
+        ((steps, where),) = counted
+        return Decision(asked=row.asked, steps=steps, on=where)
+    wanted = [
+        layered(row.run_overrides(row.seeds[0], point, steps), typed)
+        for point, (steps, _) in zip(points, counted, strict=True)
+    ]
     trials = tried(wanted, launch)
     best = trials.index(best_of(trials))
+    steps, where = counted[best]
     return Decision(
         asked=row.asked,
-        steps=steps[best],
+        steps=steps,
         chosen=points[best],
         monitor=trials[best].config.train.early_stopping.monitor,
         tried=tuple(
-            Tried(settings=point, steps=count, score=trial.score)
-            for point, count, trial in zip(points, steps, trials, strict=True)
+            Tried(settings=point, steps=steps, score=trial.score)
+            for point, (steps, _), trial in zip(points, counted, trials, strict=True)
         ),
-        on=_where(row),
+        on=where,
     )
 
 
-def _where(row: BoardRow) -> str:
-    """Returns what a budget of compute was measured on; an empty text for one of steps."""
-    if row.budget is None or row.budget.steps is not None:
-        return ""
-    return str(hardware()["cpu"])
-
-
-def _steps(row: BoardRow, point: Sequence[str], typed: Sequence[str]) -> int:
-    """Returns the steps of a training of a row with the settings of a point of the grid."""
+def _steps(row: BoardRow, point: Sequence[str], typed: Sequence[str]) -> tuple[int, str]:
+    """Returns the steps of a training of a row at a point of the grid, and what they were timed on, if they were."""
     assert row.budget is not None
     if row.budget.steps is not None:
-        return row.budget.steps
-    from bench.engine.budget import budgeted_steps
+        return row.budget.steps, ""
+    from bench.engine.calibration import calibrated
 
-    return budgeted_steps(compose(layered(row.run_overrides(row.seeds[0], point), typed)))
+    return calibrated(compose(layered(row.run_overrides(row.seeds[0], point), typed)))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -229,7 +230,7 @@ def sweep(
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
-    _sweeping = os.getpid()
+    _sweeping, root_handlers = os.getpid(), logging.root.handlers[:]
     try:
         with hydra_errors(overrides), _shown() if shows else contextlib.nullcontext(), _listed(jobs):
             hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
@@ -241,6 +242,7 @@ def sweep(
         raise stopped.__cause__ from None
     finally:
         _sweeping = None
+        logging.root.handlers[:] = root_handlers  # Hydra gives it a console, on which later lines would come twice
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bench import registry
 from bench.config import compose, fingerprint, numbers_only
-from bench.errors import ConfigError
+from bench.errors import ConfigError, did_you_mean
 from bench.paths import AnyPath
 from bench.protocols.entries import Alternatives, Setting, Strict, key_of, layered, value_of
 from bench.protocols.files import read_protocol
@@ -108,7 +108,8 @@ class Board(Strict):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Board:
-        registry.find("task", self.task)
+        if self.task not in (known := registry.names("task")):
+            raise ValueError(f"unknown task {self.task!r}. {did_you_mean(self.task, known)}")
         if self.rows and self.budget is None:
             raise ValueError("rows need a budget: budget: {cpu_s: 60}")
         if missing := [name for name, one in self.ablations.items() if (one.budget or self.budget) is None]:

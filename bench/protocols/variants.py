@@ -113,7 +113,7 @@ def varied_keys(runs: Sequence[Variant]) -> list[str]:
 
 def seeds_together(runs: Sequence[Variant]) -> list[list[int]]:
     """Returns the indexes of the runs that differ by their seed alone, variant by variant."""
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = Field(default_factory=dict)
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):
         key = tuple(sorted((name, value) for name, value in run.settings.items() if name != "seed"))
         groups.setdefault(key, []).append(index)

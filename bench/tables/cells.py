@@ -335,13 +335,13 @@ def value_of(record: RunRecord, key: str) -> float | None:
     """Returns a record's value for a column's key in its own units: a score, or a cost."""
     if key == "parameters":
         return float(record.model.parameters)
-    if key == "training_s" and not record.model.parameters and record.time.training_s is None:
-        return 0.0  # nothing to train
     trained = record.training
+    if key in ("training_s", "cpu_s") and not record.model.parameters and trained is None:
+        return 0.0  # nothing to train
     costs = {
         "gmacs": record.model.gmacs,
         "training_s": record.time.training_s,
-        "cpu_s": None if trained is None else getattr(trained, "cpu_s", None),
+        "cpu_s": None if trained is None else trained.cpu_s,
     }
     return costs[key] if key in costs else record.scores.get(key)
 

@@ -34,8 +34,8 @@ ablations:
       - - size:
             small: ["model.channels=[4,8]", model.center_channels=8]
             large: ["model.channels=[8,16]", model.center_channels=16]
-        - model.layers_per_block=1,2
-    labels: {model.layers_per_block: layers}
+        - model.norm_momentum=0.1,0.2
+    labels: {model.norm_momentum: momentum}
     seeds: [0]
 """
 
@@ -62,10 +62,10 @@ def test_the_rows_of_a_board(tmp_path: Path) -> None:
     config = compose(rows["unet"].run_overrides(4))
     assert (config.train.lr, config.train.max_steps, config.data.batch_size, config.seed) == (2e-3, 16, 4, 4)
     assert [row.label for row in board.rows()[3:]] == [
-        "size small, layers 1", "size small, layers 2", "size large, layers 1", "size large, layers 2",
+        "size small, momentum 0.1", "size small, momentum 0.2", "size large, momentum 0.1", "size large, momentum 0.2",
     ]  # fmt: skip
     large = compose(board.rows()[-1].run_overrides(0)).model.options
-    assert (large["channels"], large["center_channels"], large["layers_per_block"]) == ([8, 16], 16, 2)
+    assert (large["channels"], large["center_channels"], large["norm_momentum"]) == ([8, 16], 16, 0.2)
     assert board.table == "boards/two" and board.root == tmp_path / "results"
     assert board_names(board.root) == ["two"]
 
