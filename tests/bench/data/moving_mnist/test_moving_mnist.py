@@ -10,7 +10,7 @@ import pytest
 import bench
 from bench.cli.main import main
 from bench.data.moving_mnist.dataset import numbers_of_split
-from bench.data.moving_mnist.synthetic import trajectories
+from bench.data.moving_mnist.synthetic import Scene, trajectories
 from bench.errors import DataError
 
 
@@ -55,7 +55,7 @@ def test_generated_files(tmp_path: Path) -> None:
 
 
 def test_digits_go_straight_on_and_turn_at_walls() -> None:
-    places = trajectories(50, np.random.default_rng(0))
+    places = trajectories(50, np.random.default_rng(0), Scene())
     assert places.min() >= 0 and places.max() <= 1
     steps = np.diff(places, axis=0)
     inside = ((places[:-2] > 0.11) & (places[:-2] < 0.89) & (places[2:] > 0.11) & (places[2:] < 0.89)).all(-1)
