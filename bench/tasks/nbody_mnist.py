@@ -27,8 +27,9 @@ WHITE = 255.0
 class NBodyMnist(Task):
     """N-body MNIST: 10 frames in, 10 frames out (64x64, three digits under mutual attraction).
 
-    The number of digits, the canvas, the time between frames, their size and number are those of the data.  The authors' files hold draws, from which frames are made when they are read: the same physics, not rounded to
-    bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own.  A frame
+    The authors' files hold draws, from which frames are made when they are read: the same physics, not rounded to
+    bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own, and has
+    options for other systems: frames then have the number, size and distance in time that the data have.  A frame
     stands for one unit of time; pictures count it as a minute.
     """
 

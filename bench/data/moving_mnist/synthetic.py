@@ -27,9 +27,7 @@ class Scene:
 
     def __str__(self) -> str:
         size = self.canvas // self.pool
-        return (
-            f"{self.digit_count} digits on {self.canvas}x{self.canvas}, {self.frame_count} frames of {size}x{size}"
-        )
+        return f"{self.digit_count} digits on {self.canvas}x{self.canvas}, {self.frame_count} frames of {size}x{size}"
 
 
 def trajectories(count: int, generator: np.random.Generator, scene: Scene) -> np.ndarray:

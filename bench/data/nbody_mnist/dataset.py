@@ -1,4 +1,4 @@
-"""N-body MNIST from the authors' files: draws on disk, simulated when opened, frames drawn when asked for, or stored."""
+"""N-body MNIST from the authors' files: draws on disk, simulated when opened; frames drawn when read, or stored."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ class NBodySequences(SequenceDataset):
                 f"{root}: expected {t_in + t_out} frames or more, found {self.system.frame_count}. "
                 "Set task.t_in and task.t_out."
             )
-        draws = Draws(
-            *(np.concatenate([getattr(part.draws, key) for part in parts]) for key in Draws.__annotations__)
-        )
+        draws = Draws(*(np.concatenate([getattr(part.draws, key) for part in parts]) for key in Draws.__annotations__))
         stored = [part.frames for part in parts if part.frames is not None]
         self._frames = np.concatenate(stored) if stored else None
         images = read_digits(root)
@@ -136,7 +134,7 @@ class NBodySequences(SequenceDataset):
         return frames
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every draw and pixel, the system where it is not the paper's, and the cut."""
+        """Returns what identifies these data: every draw and pixel, how they are cut, and any system but the paper's."""
         return {
             "origin": origin(self.root),
             "sequence_count": len(self),

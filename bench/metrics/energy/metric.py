@@ -93,7 +93,9 @@ class Energy(EventMetric):
         found = {"sequence_count": known.long().expand(forecast.shape[:2])}
         # both sides in one call: tracking is thousands of small operations, whatever the number of sequences
         frames = torch.cat([forecast[..., 0].float(), target[..., 0].float()])
-        energies = frame_energies(frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)), self.sub_steps)
+        energies = frame_energies(
+            frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)), self.sub_steps
+        )
         for side, part in zip(("", "_target"), np.split(energies, 2), strict=True):
             error = torch.from_numpy(part - before).masked_fill(~known, 0)
             found |= {f"squared{side}": error**2, f"absolute{side}": error.abs()}

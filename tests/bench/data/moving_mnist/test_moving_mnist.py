@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import bench
 from bench.cli.main import main
@@ -52,6 +53,22 @@ def test_generated_files(tmp_path: Path) -> None:
     assert light.min() > 0.4 * light.max(), "digits stay inside"
     record = bench.evaluate("persistence", task, device="cpu")
     assert record.scores["mse_frame_sum"] == pytest.approx(record.scores["mse"] * 4096)
+
+
+def test_other_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "make", "moving_mnist", "--train", "3", "--val", "2", "--test", "2"]
+    options = ["--digit-count", "3", "--canvas", "48", "--frames", "8"]
+    for name, pool in (("fine", "1"), ("coarse", "4")):
+        assert main([*command, "--out", str(tmp_path / name), *options, "--pool", pool]) == 0
+    fine, coarse = (bench.load_task("moving_mnist", tmp_path / name, t_in=4, t_out=4) for name in ("fine", "coarse"))
+    assert fine.input_shape == (4, 48, 48, 1) and coarse.target_shape == (4, 12, 12, 1)
+    for number in range(2):
+        parts = fine.dataset("test").stored(number)[0].double(), coarse.dataset("test").stored(number)[0].double()
+        means = torch.nn.functional.avg_pool2d(parts[0][..., 0], 4)
+        assert float((means - parts[1][..., 0]).abs().max()) <= 0.5
+    assert "3 digits on 48x48" in coarse.dataset("test").identity()["origin"]
+    assert main([*command, "--out", str(tmp_path / "no"), "--pool", "3"]) == 2
+    assert "canvas: expected a multiple of 3, found 64" in capsys.readouterr().err
 
 
 def test_digits_go_straight_on_and_turn_at_walls() -> None:
