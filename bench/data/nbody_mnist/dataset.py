@@ -134,7 +134,7 @@ class NBodySequences(SequenceDataset):
         return frames
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every draw and pixel, how they are cut, and any system but the paper's."""
+        """Returns what identifies these data: draws, pixels, how they are cut, and any system but the paper's."""
         return {
             "origin": origin(self.root),
             "sequence_count": len(self),
