@@ -20,7 +20,7 @@ from bench import registry
 from bench.cli.main import main
 from bench.data.mnist import digits_of_splits, load_digits
 from bench.data.nbody_mnist.simulation import cropped, energy, render, simulate
-from bench.errors import DataError
+from bench.errors import ConfigError, DataError
 
 
 def _plain_motion(x, v, sizes, frames=20, r=0, mass=1.0, sub_steps=5, canvas=128):
@@ -207,6 +207,11 @@ class TestFiles:
 
 
 _COARSE = ["--digit-count", "2", "--canvas", "64", "--sub-steps", "2", "--frames", "12", "--pool", "4"]
+_WITH_PRESET = [
+    name
+    for name in registry.names("model")
+    if "nbody_mnist" in registry.find("model", name).card().presets and name != "ldm"
+]
 _COUNTS = ["--train", "6", "--val", "3", "--test", "4"]
 
 
@@ -315,11 +320,15 @@ class TestOtherSystems:
         with pytest.raises(DataError, match=words):
             bench.load_task("nbody_mnist", tmp_path, t_in=6, t_out=6).dataset("val")
 
-    @pytest.mark.parametrize("name", registry.names("model"))
+    @pytest.mark.parametrize("name", _WITH_PRESET)
     def test_every_model_is_made_for_small_frames_by_its_preset(self, coarse: Path, name: str) -> None:
         task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
         with torch.device("meta"):
             bench.load_model(name, task)
+
+    def test_latents_of_small_frames_are_too_small_for_ldm(self, coarse: Path) -> None:
+        with pytest.raises(ConfigError, match=r"found 2 x 2: take fewer levels or frames of another size"):
+            bench.load_model("ldm", bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6))
 
 
 class TestGenerator:
