@@ -12,6 +12,7 @@ from logged import logged
 from torch import Tensor
 
 import bench.engine.budget
+from bench import registry
 from bench.config import compose
 from bench.engine.budget import seconds_per_step, steps_within
 from bench.engine.forecaster import Forecaster
@@ -131,9 +132,20 @@ def test_a_training_says_what_it_took(storms: Path, tmp_path: Path, monkeypatch:
 
 
 def test_stages_have_budgets_of_their_own(storms: Path, tmp_path: Path) -> None:
-    words = ["model=ldm", "train.max_cpu_s=5"]
-    with pytest.raises(ConfigError, match=r"train\.max_cpu_s=5: ldm .* train\.stages\.autoencoder\.max_cpu_s=S"):
-        run(tiny(storms, tmp_path, *words), training=True)
+    tiny_sizes = registry.find("model", "videogpt").load().presets["tiny"]
+    words = [
+        "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", "limit=1", "data.batch_size=2",
+        "train.lr=1e-3",
+        "model=videogpt", *(f"model.{key}={value}" for key, value in tiny_sizes.items()), "evaluate.members=1",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"train\.max_cpu_s=5: videogpt .* train\.stages\.vqvae\.max_cpu_s=S"):
+        run(tiny(storms, tmp_path, *words, "train.max_cpu_s=5"), training=True)
+    budgets = [f"train.stages.{stage}.max_cpu_s=0.1" for stage in ("vqvae", "gpt")]
+    with logged() as said:
+        training = _run(storms, tmp_path, *words, *budgets)
+    assert sum("train.max_cpu_s=0.1" in line for line in said) == 2
+    assert training.stopped_because == "vqvae: max_cpu_s; gpt: max_cpu_s" and training.budget_steps is None
+    assert training.cpu_s is not None and training.cpu_s > 0 and training.steps >= 2
 
 
 # Validations by steps
