@@ -78,7 +78,7 @@ def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
     counted = _steps(row, points, typed)
     if not row.grid:
         ((steps, where),) = counted
-        return Decision(asked=row.asked, steps=steps, timed_on=where)
+        return Decision(asked=row.asked, steps=steps, on=where)
     wanted = [
         layered(row.run_overrides(row.seeds[0], point, steps), typed)
         for point, (steps, _) in zip(points, counted, strict=True)
@@ -95,7 +95,7 @@ def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
             Tried(settings=point, steps=steps, score=trial.score)
             for point, (steps, _), trial in zip(points, counted, trials, strict=True)
         ),
-        timed_on=where,
+        on=where,
     )
 
 

@@ -39,7 +39,7 @@ class Decision(Strict):
     monitor: str | None = None
     """The validation score that chose."""
     tried: tuple[Tried, ...] = ()
-    timed_on: str = ""
+    on: str = ""
     """The processor or device that the budget was measured on."""
 
 

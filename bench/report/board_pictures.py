@@ -47,6 +47,7 @@ class _Shown:
     """The best trivial one in the main score."""
     references: _Rows
     learned: _Rows
+    """Of the first block that competes."""
     units: str
     digest: str
 
@@ -89,7 +90,7 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
         lead_label=next((one.label for one in table.columns if one.key == per_lead), per_lead),
         reference=reference,
         references=rows.get("references", []),
-        learned=rows.get("rows", []),
+        learned=next((mine for name, mine in rows.items() if name != "references"), []),
         units=_units(board, reference),
         digest=digest_of(contents),
     )

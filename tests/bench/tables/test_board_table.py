@@ -73,7 +73,8 @@ def _record(measured: RunRecord, model: str, name: str, seed: int, error: float)
     )  # fmt: skip
     trained = model in ("unet", "convlstm", "predrnn", "rainformer")
     changes = {
-        "config_fingerprint": name, "statistics": part, "seed": seed, "run_id": f"2026-{model.replace('_', '-')}-{seed}",
+        "config_fingerprint": name, "statistics": part, "seed": seed,
+        "run_id": f"2026-{model.replace('_', '-')}-{seed}",
         "scores": {"mse": float(values.mean())}, "scores_per_lead": {}, "undefined": {},
         "checkpoint_sha256": f"{model} {seed}" if trained else None,
         "training": trained_with({}).model_copy(update={"cpu_s": 7.0}) if trained else None,
