@@ -58,7 +58,7 @@ def decide(
 def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str]) -> dict[str, str]:
     """Returns the fingerprints of the splits."""
     task, test_task = tasks_of(compose(layered(row.run_overrides(row.seeds[0], steps=1), typed)))
-    found = {
+    found: dict[str, str] = {
         split: data.data_fingerprint(split)
         for split in _SPLITS
         if len((data := test_task if split == "test" else task).dataset(split))
