@@ -85,7 +85,7 @@ def receipts_of(
             asked_for = (cell.row_key, cell.row) if table.rows else (cell.row_key, cell.row, cell.model)
             if cell.column != key or row not in asked_for:
                 continue
-            mine = tuple(by_id[run_id] for run_id in cell.run_ids)
+            mine = tuple(by_id[run_id] for run_id in contents.run_ids(cell))
             found.append(
                 Receipt(
                     table=table,
@@ -102,7 +102,7 @@ def receipts_of(
                         sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
                     ),
                     convention=_convention(mine[0], key) if mine else "",
-                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine else (),
+                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not contents.parts else (),
                     commands=_commands(table, cell, mine),
                     settings=() if mine else _settings(table, cell),
                 )

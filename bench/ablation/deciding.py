@@ -56,13 +56,14 @@ def decide(
 
 
 def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str]) -> dict[str, str]:
-    """Returns the fingerprints of the splits."""
-    task, test_task = tasks_of(compose(layered(row.run_overrides(row.seeds[0], steps=1), typed)))
-    found: dict[str, str] = {
-        split: data.data_fingerprint(split)
-        for split in _SPLITS
-        if len((data := test_task if split == "test" else task).dataset(split))
-    }
+    """Returns the fingerprints of the splits, of each fold."""
+    found: dict[str, str] = {}
+    for fold in row.folds or (None,):
+        task, test_task = tasks_of(compose(layered(row.run_overrides(row.seeds[0], steps=1, fold=fold), typed)))
+        for split in _SPLITS:
+            data = test_task if split == "test" else task
+            if len(data.dataset(split)):
+                found[split if fold is None else f"{split}, {fold}"] = data.data_fingerprint(split)
     other = [split for split, name in decided.data.items() if found.get(split) != name]
     if other:
         raise ConfigError(

@@ -113,9 +113,8 @@ def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
 def _missing(board: BoardFile, rows: Sequence[BoardRow], decided: Decided) -> list[list[str]]:
     """Returns the overrides of every decided run that has no record in the table."""
     table = load_table(board.table, board.root)
-    by_row, _ = members(table, read_store(board.root, table.task)[0])
-    made = {record.config_fingerprint for mine in by_row.values() for record in mine}
-    wanted = [decided.run_overrides(row, seed) for row in rows if decided.is_settled(row) for seed in row.seeds]
+    made = members(table, read_store(board.root, table.task)[0]).made
+    wanted = [decided.run_overrides(row, *which) for row in rows if decided.is_settled(row) for which in row.runs]
     return [overrides for overrides in wanted if _named(compose(overrides)) not in made]
 
 
@@ -125,9 +124,9 @@ def _named(config: Config) -> str:
 
 def _plan(board: BoardFile, options: argparse.Namespace) -> int:
     rows, typed, decided = board.rows(), _typed(board, options.overrides), read_decided(board)
-    settled = [(row, seed) for row in rows if decided.is_settled(row) for seed in row.seeds]
-    names = [f"{row.label}, seed {seed}" for row, seed in settled]
-    configs = [compose(layered(decided.run_overrides(row, seed), typed)) for row, seed in settled]
+    settled = [(row, *which) for row in rows if decided.is_settled(row) for which in row.runs]
+    names = [f"{row.label}, seed {seed}" + (f", {fold}" if fold else "") for row, seed, fold in settled]
+    configs = [compose(layered(decided.run_overrides(*one), typed)) for one in settled]
     lines = lines_of(names, configs)
     lines += [Line(f"{row.label}, {_open(row)}", "undecided", "") for row in rows if not decided.is_settled(row)]
     if options.format == "json":

@@ -115,6 +115,6 @@ def print_contents(
 def print_table(table: Table, contents: TableData, records: Sequence[RunRecord]) -> None:
     """Prints a table fitted to the terminal; to a file or a pipe without escape sequences."""
     width = shutil.get_terminal_size().columns
-    by_id = {record.run_id: record for record in records}
+    by_id = contents.by_id(records)
     # What comes from outside is made safe cell by cell: the escape sequences of the styles have to stay.
     builtins.print(terminal(table, contents, by_id, width=width, styled=sys.stdout.isatty()), end="")

@@ -6,7 +6,7 @@ It lies at `ROOT/boards/NAME.yaml`; its records go to `ROOT/runs`, its table to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -95,6 +95,9 @@ class Board(Strict):
     """Overrides of all runs."""
     budget: Budget | None = None
     seeds: Seeds = (0, 1, 2)
+    folds: tuple[Setting, ...] = ()
+    """Settings such as `task.fold=0`, each of which leaves other data for the test: every run is made once for each,
+    and its scores are those of all of them together."""
     columns: tuple[str, ...] = ()
     """Scores in the order of the table: rows are ranked by the first. Empty: those of the task's table of runs."""
     per_lead: str | None = None
@@ -133,8 +136,7 @@ class BoardRow:
     budget: Budget | None
     """None for a reference: nothing of it is trained in steps."""
     grid: tuple[str, ...] = ()
-    settings: dict[str, str] = field(default_factory=dict, compare=False)
-    """Of an ablation: what is varied, by the heading."""
+    folds: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -150,18 +152,27 @@ class BoardRow:
     def asked(self) -> str:
         """Returns a digest of what a decision depends on."""
         budget = None if self.budget is None else self.budget.model_dump(mode="json")
-        return fingerprint([sorted(self.overrides), self.seeds[0], budget, list(self.grid)])[:16]
+        return fingerprint([sorted(self.overrides), self.seeds[0], budget, list(self.grid), *self.folds[:1]])[:16]
 
-    def run_overrides(self, seed: int, chosen: Sequence[str] = (), steps: int | None = None) -> list[str]:
+    @property
+    def runs(self) -> list[tuple[int, str | None]]:
+        """Returns seed and fold of each run, the folds of a seed together; None where there are no folds."""
+        return [(seed, fold) for seed in self.seeds for fold in self.folds or (None,)]
+
+    def run_overrides(
+        self, seed: int, chosen: Sequence[str] = (), steps: int | None = None, fold: str | None = None
+    ) -> list[str]:
         """Returns the overrides of one run.
 
         Args:
             seed: Of the run.
             chosen: From the grid.
             steps: As they were decided.
+            fold: Of the run; None for the first one, on which everything is decided.
         """
         limits = [] if self.budget is None else self.budget.overrides(steps)
-        return layered(self.overrides, limits, chosen, [f"seed={seed}"])
+        of_fold = self.folds[:1] if fold is None else [fold]
+        return layered(self.overrides, limits, chosen, of_fold, [f"seed={seed}"])
 
 
 @dataclass(frozen=True)
@@ -199,11 +210,20 @@ class BoardFile:
         """
         board, base = self.board, [f"task={self.board.task}", *self.board.base]
         rows = [
-            BoardRow(name, one.label or name, "references", _of_entry(base, name, one), (0,), None)
+            BoardRow(name, one.label or name, "references", _of_entry(base, name, one), (0,), None, folds=board.folds)
             for name, one in board.references.items()
         ]
         rows += [
-            BoardRow(name, one.label or name, "rows", _of_entry(base, name, one), board.seeds, board.budget, board.grid)
+            BoardRow(
+                name,
+                one.label or name,
+                "rows",
+                _of_entry(base, name, one),
+                board.seeds,
+                board.budget,
+                board.grid,
+                board.folds,
+            )
             for name, one in board.rows.items()
         ]
         for name, ablation in board.ablations.items():
@@ -223,7 +243,7 @@ def _of_ablation(name: str, ablation: BoardAblation, board: Board, base: Sequenc
         settings = {ablation.labels.get(key, key): run.settings[key] for key in varied if key in run.settings}
         label = ", ".join(f"{heading} {value}" for heading, value in settings.items())
         seeds, budget = ablation.seeds or board.seeds, ablation.budget or board.budget
-        rows.append(BoardRow(f"{name}: {label}", label, name, run.overrides, seeds, budget, settings=settings))
+        rows.append(BoardRow(f"{name}: {label}", label, name, run.overrides, seeds, budget, folds=board.folds))
     return rows
 
 
@@ -255,10 +275,13 @@ def board_names(root: AnyPath) -> list[str]:
     )
 
 
-def run_names(row: BoardRow, chosen: Sequence[str] = (), steps: int | None = None) -> dict[int, str]:
-    """Returns by seed the fingerprint that names the config of each run of a row: its records carry it."""
-    config = compose(row.run_overrides(row.seeds[0], chosen, steps))
-    return {seed: fingerprint(numbers_only(config.model_copy(update={"seed": seed}))) for seed in row.seeds}
+def run_names(row: BoardRow, chosen: Sequence[str] = (), steps: int | None = None) -> dict[int, tuple[str, ...]]:
+    """Returns by seed the fingerprints that name the configs of its runs, one per fold: their records carry them."""
+    configs = [compose(row.run_overrides(row.seeds[0], chosen, steps, fold)) for fold in row.folds or (None,)]
+    return {
+        seed: tuple(fingerprint(numbers_only(config.model_copy(update={"seed": seed}))) for config in configs)
+        for seed in row.seeds
+    }
 
 
 def refuse_other_numbers(row: BoardRow, typed: Sequence[str]) -> None:

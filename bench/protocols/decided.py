@@ -47,7 +47,7 @@ class Decided(Strict):
     """The decisions of a board."""
 
     data: dict[str, str] = Field(default_factory=dict)
-    """Fingerprints of the splits."""
+    """Fingerprints by split, with folds by `SPLIT, FOLD`."""
     rows: dict[str, Decision] = Field(default_factory=dict)
 
     def of(self, row: BoardRow) -> Decision | None:
@@ -66,10 +66,10 @@ class Decided(Strict):
         found = self.of(row)
         return None if found is None else found.steps
 
-    def run_overrides(self, row: BoardRow, seed: int) -> list[str]:
+    def run_overrides(self, row: BoardRow, seed: int, fold: str | None = None) -> list[str]:
         """Returns the overrides of one run as it was decided."""
         found = self.of(row)
-        return row.run_overrides(seed, () if found is None else found.chosen, self.steps_of(row))
+        return row.run_overrides(seed, () if found is None else found.chosen, self.steps_of(row), fold)
 
 
 def read_decided(board: BoardFile) -> Decided:

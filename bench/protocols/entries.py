@@ -53,15 +53,12 @@ def value_of(override: str) -> str:
 
 
 def layered(*layers: Iterable[str]) -> list[str]:
-    """Returns overrides in the order of their layers, each key once: a later one replaces an earlier one.
-
-    Groups (`task`, `model`) go first, since their choice decides which keys there are.
-    """
+    """Returns overrides in the order of their layers, each key once: a later one replaces an earlier one."""
     last: dict[str, str] = {}
     for override in (one for layer in layers for one in layer):
         last.pop(key_of(override), None)
         last[key_of(override)] = override
-    return sorted(last.values(), key=lambda override: "." in key_of(override))
+    return list(last.values())
 
 
 def hydra_s_own(overrides: Sequence[str]) -> list[str]:

@@ -71,9 +71,9 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     table = load_table(board.table, board.root)
     records, unreadable = read_store(board.root, table.task)
     contents = table_data(table, None, records, unreadable)
-    by_id = {record.run_id: record for record in records}
+    by_id = contents.by_id(records)
     shown_ids = {run_id for block in contents.blocks for cell in block.cells for run_id in cell.run_ids}
-    used = [record for record in records if record.run_id in shown_ids]
+    used = [record for run_id, record in by_id.items() if run_id in shown_ids]
     column = main_column(table)
     best = references(table, used[:1], used).get(column.key) if column is not None else None
     if column is None or best is None:

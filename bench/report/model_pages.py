@@ -85,7 +85,7 @@ def model_pages(
         for table, _, contents in tables
         for block in contents.blocks
         for cell in block.cells
-        for run_id in cell.run_ids
+        for run_id in contents.run_ids(cell)
     }
     return [
         _page(name, tables, [r for r in records if r.model.name == name], files, standing) for name in sorted(names)

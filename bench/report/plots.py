@@ -56,7 +56,7 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
         ConfigError: no block has a score per lead time, or the name's ending is not known.
     """
     plt = pyplot()
-    by_id = {record.run_id: record for record in records}
+    by_id = contents.by_id(records)
     drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id))]
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with scores per lead time, so there is nothing to draw")
@@ -123,7 +123,7 @@ def draw_samples(
     Raises:
         ConfigError: no run of the table has a readable sample, or the name's ending is not known.
     """
-    by_id = {record.run_id: record for record in records}
+    by_id = contents.by_id(records)
     drawn: list[Path] = []
     for block in contents.blocks:
         runs = {cells[0].row: by_id[cells[0].run_ids[0]] for cells in block.rows if cells[0].run_ids}
@@ -168,7 +168,7 @@ def draw_learning_curves(
         ConfigError: no run of the table has a readable learning curve, or the name's ending is not known.
     """
     plt = pyplot()
-    by_id = {record.run_id: record for record in records}
+    by_id = contents.by_id(records)
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
         for cells in block.rows:

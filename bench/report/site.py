@@ -154,13 +154,13 @@ def _table(
 ) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     data = []
-    column = main_column(table)
+    column, records = main_column(table), contents.by_id(store.records.values())
     for block in contents.blocks:
         fingerprints = {
             r.data.fingerprint[:10]
             for cell in block.cells
             for run_id in cell.run_ids
-            if (r := store.records.get(run_id)) is not None and r.data is not None
+            if (r := records.get(run_id)) is not None and r.data is not None
         }
         blocks.append(
             {
@@ -171,13 +171,13 @@ def _table(
                 "remarks": block.remarks,
                 "absences": block.absences,
                 "runs": [
-                    (cells[0].row, cells[0].row_key, [(id_, store.files[id_]) for id_ in cells[0].run_ids])
+                    (cells[0].row, cells[0].row_key, [(id_, store.files[id_]) for id_ in contents.run_ids(cells[0])])
                     for cells in block.rows
                     if cells[0].run_ids
                 ],
             }
         )
-        data.append(charts(table, block, store.records, store.losses))
+        data.append(charts(table, block, records, store.losses))
     left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,

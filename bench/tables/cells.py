@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.errors import counted
@@ -91,6 +91,23 @@ class TableData:
 
     blocks: tuple[Block, ...]
     left_out: tuple[Excluded, ...]
+    whole: dict[str, RunRecord] = field(default_factory=dict)
+    """Of a board with folds: by id, the record of all folds of a run."""
+    parts: dict[str, list[RunRecord]] = field(default_factory=dict)
+    """By the same id, the records of each."""
+
+    def by_id(self, records: Iterable[RunRecord]) -> dict[str, RunRecord]:
+        """Returns by its id every record that a cell may name.
+
+        Args:
+            records: Those that the table was made from.
+        """
+        return {record.run_id: record for record in records} | self.whole
+
+    def run_ids(self, cell: Cell) -> list[str]:
+        """Returns the ids of the runs behind a cell: with folds, those of each."""
+        found = [[part.run_id for part in self.parts.get(run_id, ())] or [run_id] for run_id in cell.run_ids]
+        return [run_id for one in found for run_id in one]
 
     @property
     def remarks(self) -> list[str]:
@@ -114,10 +131,12 @@ def table_data(
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
+    parts: dict[str, list[RunRecord]] = {}
     if table.groups:
-        by_row, left_out = members(table, records)
-        records = [record for mine in by_row.values() for record in mine]  # references are the board's own
-        blocks = [_group_block(table, group, by_row) for group in table.groups]
+        found = members(table, records)
+        left_out, parts = found.left_out, found.parts
+        records = [record for mine in found.by_row.values() for record in mine]  # references are the board's own
+        blocks = [_group_block(table, group, found.by_row) for group in table.groups]
     elif table.rows:
         by_row, left_out = admitted(table, records)
         blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
@@ -128,7 +147,9 @@ def table_data(
     blocks = [_judged(table, block, tests) for block in blocks]
     if table.groups:
         blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)]
-    return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
+    whole = {run_id: tests.records[run_id] for run_id in parts}
+    named = sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))
+    return TableData(tuple(blocks), tuple(named), whole, parts)
 
 
 def _judged(table: Table, block: Block, tests: Tests) -> Block:

@@ -80,8 +80,8 @@ class Row(StrictModel):
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
-    configs: tuple[str, ...] = ()
-    """Of a board: the fingerprints of the configs of its runs, one per seed; none where they are not decided yet."""
+    configs: tuple[tuple[str, ...], ...] = ()
+    """Of a board: the fingerprints of its runs' configs, by seed and fold; none where they are not decided yet."""
 
     @property
     def key(self) -> str:

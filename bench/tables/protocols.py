@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from bench.errors import UnknownNameError, did_you_mean
 from bench.paths import AnyPath
-from bench.protocols.board import TABLES, BoardFile, BoardRow, board_names, read_board, run_names
+from bench.protocols.board import TABLES, Board, BoardFile, BoardRow, board_names, read_board, run_names
 from bench.protocols.decided import Decided, read_decided
+from bench.records.pooling import as_one_record
 from bench.records.schema import RunRecord
-from bench.tables.admission import OTHER_DATA, OTHER_TRAINING_DATA, Excluded, complete, latest_per_seed
+from bench.tables.admission import OTHER_DATA, OTHER_TRAINING_DATA, Excluded, complete
 from bench.tables.columns import BOARD_COST, skill_columns
 from bench.tables.definitions import COSTS, Column, Group, Row, Table
 
@@ -63,8 +65,14 @@ def board_table(board: BoardFile, of_runs: Sequence[Column]) -> Table:
         columns=(*ranks, *scores, *skill_columns(*main), *BOARD_COST),
         groups=_groups(board, decided),
         data=decided.data,
-        note=" ".join(filter(None, (protocol.note, f"Independent units: {protocol.units}.", _RULE))),
+        note=" ".join(filter(None, (protocol.note, _folds(protocol), f"Independent units: {protocol.units}.", _RULE))),
     )
+
+
+def _folds(protocol: Board) -> str:
+    if not protocol.folds:
+        return ""
+    return f"Scores are of all forecasts of {len(protocol.folds)} folds together ({', '.join(protocol.folds)})."
 
 
 def _groups(board: BoardFile, decided: Decided) -> tuple[Group, ...]:
@@ -86,31 +94,56 @@ def _row(row: BoardRow, decided: Decided) -> Row:
     return Row(model=row.model, name=row.key, label=row.label, configs=tuple(names.values()), note=chosen)
 
 
-def members(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[Excluded]]:
-    """Returns the records of each row of a board by the row's key, one per seed, and those of its runs left out."""
-    rows: dict[str, list[str]] = {}  # a run may stand in several blocks
-    for row in (row for group in table.groups for row in group.rows):
-        for name in row.configs:
-            rows.setdefault(name, []).append(row.key)
-    mine = [record for record in records if record.config_fingerprint in rows]
-    good, left_out = complete(table, mine)
-    by_row: dict[str, list[RunRecord]] = {row.key: [] for group in table.groups for row in group.rows}
-    newest = max((record.task.version for record in good), default=0)
+@dataclass(frozen=True)
+class Members:
+    """The records of a board."""
+
+    by_row: dict[str, list[RunRecord]]
+    """By the row's key, one per seed; with folds, one that has the scores of all of them together."""
+    left_out: list[Excluded]
+    made: frozenset[str]
+    """Fingerprints of the configs that a record was made of."""
+    parts: dict[str, list[RunRecord]]
+    """With folds: by the id of the record of all, those of each."""
+
+
+def members(table: Table, records: Iterable[RunRecord]) -> Members:
+    """Returns the records of each row of a board, and those of its runs that are left out.
+
+    Args:
+        table: Of the board.
+        records: Of any task, oldest first.
+    """
+    rows = [row for group in table.groups for row in group.rows]
+    names = {name for row in rows for of_seed in row.configs for name in of_seed}
+    good, left_out = complete(table, [record for record in records if record.config_fingerprint in names])
+    newest_version = max((record.task.version for record in good), default=0)
+    newest: dict[str, RunRecord] = {}
     for record in good:
-        reason = _why_not(record, table.data, newest)
-        if reason:
+        if reason := _why_not(record, table.data, newest_version):
             left_out.append(Excluded(record.run_id, record.task.name, record.model.name, reason))
         else:
-            for key in rows[record.config_fingerprint]:
-                by_row[key].append(record)
-    return {key: latest_per_seed(of_row) for key, of_row in by_row.items()}, left_out
+            newest[record.config_fingerprint] = record
+    by_row: dict[str, list[RunRecord]] = {}
+    parts: dict[str, list[RunRecord]] = {}
+    for row in rows:
+        of_seeds = [[newest[name] for name in of_seed if name in newest] for of_seed in row.configs]
+        whole = [mine for mine, of_seed in zip(of_seeds, row.configs, strict=True) if len(mine) == len(of_seed)]
+        by_row[row.key] = [mine[0] if len(mine) == 1 else as_one_record(mine) for mine in whole]
+        parts |= {one.run_id: mine for one, mine in zip(by_row[row.key], whole, strict=True) if len(mine) > 1}
+    return Members(by_row, left_out, frozenset(newest), parts)
 
 
 def _why_not(record: RunRecord, data: dict[str, str], newest_version: int) -> str:
     assert record.data is not None
-    if record.data.fingerprint != data.get(record.data.split, record.data.fingerprint):
+    if not _is_of(record.data.fingerprint, record.data.split, data):
         return OTHER_DATA
-    trained_on = None if record.training is None else record.training.data_fingerprint
-    if trained_on is not None and trained_on != data.get("train", trained_on):
+    if record.training is not None and not _is_of(record.training.data_fingerprint, "train", data):
         return OTHER_TRAINING_DATA
     return f"version {record.task.version} of the task" if record.task.version != newest_version else ""
+
+
+def _is_of(name: str, split: str, data: dict[str, str]) -> bool:
+    """Returns whether data are a board's, by their fingerprint; yes where nothing was decided of this split."""
+    known = {value for key, value in data.items() if key.partition(",")[0] == split}
+    return not known or name in known

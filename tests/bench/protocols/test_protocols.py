@@ -47,9 +47,9 @@ def _board(folder: Path, text: str = BOARD, name: str = "two") -> BoardFile:
     return read_board(path)
 
 
-def test_a_later_layer_replaces_an_earlier_one_and_groups_go_first() -> None:
+def test_a_later_layer_replaces_an_earlier_one() -> None:
     assert layered(["train.lr=1", "model=unet"], ["train.lr=2"], ["+model.x=1"], ["task=sevir"]) == [
-        "model=unet", "task=sevir", "train.lr=2", "+model.x=1",
+        "model=unet", "train.lr=2", "+model.x=1", "task=sevir",
     ]  # fmt: skip
 
 
@@ -72,8 +72,18 @@ def test_the_rows_of_a_board(tmp_path: Path) -> None:
 
 def test_the_runs_of_a_row_are_named_by_their_configs(tmp_path: Path) -> None:
     row = _board(tmp_path).rows()[2]
-    expected = {seed: fingerprint(numbers_only(compose(row.run_overrides(seed)))) for seed in (3, 4)}
+    expected = {seed: (fingerprint(numbers_only(compose(row.run_overrides(seed)))),) for seed in (3, 4)}
     assert run_names(row) == expected and len(set(expected.values())) == 2
+
+
+def test_folds_multiply_the_runs_and_decide_once(tmp_path: Path) -> None:
+    row = _board(tmp_path, BOARD.replace("seeds: [3, 4]", "seeds: [3, 4]\nfolds: [task.t_out=4, task.t_out=5]")).rows()[
+        2
+    ]
+    assert row.runs == [(seed, fold) for seed in (3, 4) for fold in ("task.t_out=4", "task.t_out=5")]
+    made = [compose(row.run_overrides(seed, fold=fold)).task.options["t_out"] for seed, fold in row.runs]
+    assert made == [4, 5, 4, 5] and compose(row.run_overrides(3)).task.options["t_out"] == 4, "what is decided"
+    assert [len(names) for names in run_names(row).values()] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ sweeps:
         encoding="utf-8",
     )
     runs = variants(load_ablation(str(path)), ["task=icar_enso", "seed=0,1"])
-    assert len(runs) == 8 and varied_keys(runs) == ["pattern", "seed", "model.num_global_vectors"]
+    assert len(runs) == 8 and varied_keys(runs) == ["pattern", "model.num_global_vectors", "seed"]
     made = {(run.settings["pattern"], *map(int, run.config.model.options["enc_depth"])) for run in runs}
     assert made == {("axial", 2), ("full", 6)}
     assert all(compose(run.overrides) == run.config for run in runs)

@@ -58,23 +58,25 @@ def _records(measured: RunRecord, board: BoardFile, errors: Mapping[str, Sequenc
     """A run per seed of each row, with a squared error above that of the weather itself."""
     found = []
     for row in board.rows():
-        for (seed, name), error in zip(run_names(row).items(), errors.get(row.key, ()), strict=False):
-            found.append(_record(measured, row.model, name, seed, error))
+        for (seed, names), error in zip(run_names(row).items(), errors.get(row.key, ()), strict=False):
+            found += [_record(measured, row.model, name, seed, error, fold) for fold, name in enumerate(names)]
     return found
 
 
-def _record(measured: RunRecord, model: str, name: str, seed: int, error: float) -> RunRecord:
-    values = WEATHER + error + np.random.default_rng([seed, *model.encode()]).normal(0, 0.01, WEATHER.size)
-    arrays = compact({"mse.error_sum": values[:, None], "mse.pixel_count": np.ones((WEATHER.size, 1), np.int64)})
+def _record(measured: RunRecord, model: str, name: str, seed: int, error: float, fold: int = 0) -> RunRecord:
+    """A run on the weather of a fold: the first one on all of it, the second one on ten cases four times as hard."""
+    weather = 4 * WEATHER[:10] if fold else WEATHER
+    values = weather + error + np.random.default_rng([seed, *model.encode()]).normal(0, 0.01, weather.size)
+    arrays = compact({"mse.error_sum": values[:, None], "mse.pixel_count": np.ones((values.size, 1), np.int64)})
     metric = MetricStatistics(family="errors", options={"score": "mse", "scale": 1.0, "convention": "upstream"})
     part = StatisticsPart(
-        kind="event", unit_count=WEATHER.size, units_sha256="40 events", metrics={"mse": metric},
+        kind="event", unit_count=values.size, units_sha256=f"{values.size} events", metrics={"mse": metric},
         content_sha256=content_sha256(arrays),
     )  # fmt: skip
     trained = model in ("unet", "convlstm", "predrnn", "rainformer")
     changes = {
         "config_fingerprint": name, "statistics": part, "seed": seed,
-        "run_id": f"2026-{model.replace('_', '-')}-{seed}",
+        "run_id": f"2026-{model.replace('_', '-')}-{seed}" + "b" * fold,
         "scores": {"mse": float(values.mean())}, "scores_per_lead": {}, "undefined": {},
         "checkpoint_sha256": f"{model} {seed}" if trained else None,
         "training": trained_with({}).model_copy(update={"cpu_s": 7.0}) if trained else None,
@@ -150,6 +152,40 @@ def test_a_row_that_is_not_decided_has_no_runs(measured: RunRecord, board: Board
     unet = next(row for row in timed.rows() if row.key == "unet")
     write_decided(timed, Decided(rows={"unet": Decision(asked=unet.asked, steps=5)}))
     assert isinstance(_column(_blocks(timed, records)["Learned models"], "mse")["unet"], float), "the same training"
+
+
+def test_the_scores_of_folds_are_those_of_all_their_cases(
+    measured: RunRecord, board: BoardFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.path.write_text(BOARD + "folds: [task.t_out=10, task.t_out=12]\n", encoding="utf-8")
+    folded = read_board(board.path)
+    records = _records(measured, folded, {**REFERENCES, **LEARNED})
+    blocks = _blocks(folded, records)
+    assert _column(blocks["Learned models"], "rank") == {
+        "unet": 1,
+        "convlstm": 1,
+        "predrnn": 3,
+        "rainformer": "unranked",
+    }
+    persistence = next(cell for cell in blocks["References"].cells if (cell.row, cell.column) == ("persistence", "mse"))
+    cases = np.concatenate([4 * WEATHER[:10], WEATHER]) + 1.0
+    assert persistence.ours == pytest.approx(cases.mean() * 1e3, abs=5), "not the mean of two means"
+    assert persistence.interval is not None and "50 events" in " ".join(blocks["References"].remarks)
+    unet = next(cell for cell in blocks["Learned models"].cells if (cell.row, cell.column) == ("unet", "cpu_s"))
+    assert unet.ours == 14.0 and len(unet.run_ids) == 3, "one training per fold"
+    without_one = [record for record in records if record.run_id != "2026-unet-1b"]
+    mse = next(c for c in _blocks(folded, without_one)["Learned models"].cells if (c.row, c.column) == ("unet", "mse"))
+    assert len(mse.run_ids) == 2, "a seed counts with all of its folds"
+
+    for record in records:
+        write_record(record, folded.root)
+    monkeypatch.chdir(folded.root.parent)
+    assert main(["table", "boards/made", "--write"]) == 0 and main(["report", "--out", "site"]) == 0
+    assert main(["table", "boards/made", "--format", "text"]) == 0
+    capsys.readouterr()
+    assert main(["explain", "boards/made", "unet", "mse"]) == 0
+    said = capsys.readouterr().out
+    assert "2026-unet-0.json" in said and "2026-unet-0b.json" in said
 
 
 def test_a_board_is_listed_printed_verified_and_checked(
