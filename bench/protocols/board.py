@@ -117,6 +117,8 @@ class Board(Strict):
             raise ValueError("rows need a budget: budget: {cpu_s: 60}")
         if missing := [name for name, one in self.ablations.items() if (one.budget or self.budget) is None]:
             raise ValueError(f"ablations.{missing[0]} needs a budget: budget: {{cpu_s: 60}}")
+        if taken := sorted(self.ablations.keys() & {"references", "rows"}):
+            raise ValueError(f"{taken[0]} is the name of a block of its own, and of no ablation")
         if both := sorted(self.rows.keys() & self.references.keys()):
             raise ValueError(f"{both[0]} is the name of both a reference and a row")
         return self
