@@ -56,8 +56,8 @@ class TrainingWork:
 
     def flops(self, counts: dict[str, int]) -> float:
         """Returns the operations of all epochs with their validations."""
-        validation = self.forward_flops * counts["val"] / self.settings.val_every_epochs
-        return self.epochs * (self.epoch_flops(counts) + validation)
+        count = validations_of(self.settings, self.epochs, counts, self.total_batch)
+        return self.epochs * self.epoch_flops(counts) + count * self.forward_flops * counts["val"]
 
 
 def trainings_of(model: nn.Module, config: Config) -> list[Training]:
@@ -72,6 +72,26 @@ def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str =
     """Returns the epochs of a training, or of a stage with its settings, that nothing ends early."""
     steps = max(1, counts["train"] // total_batch(config, stage))
     return min(train.max_epochs, train.max_steps / steps) if train.max_steps is not None else float(train.max_epochs)
+
+
+def budget_wall_s(train: Train) -> float | None:
+    """Returns the least wall time of a training with a budget of compute, None without one.
+
+    Processor time is spent by all threads at once at best.
+    """
+    import torch
+
+    if train.budget is None:
+        return None
+    key, seconds = train.budget
+    return seconds / torch.get_num_threads() if key == "max_cpu_s" else seconds
+
+
+def validations_of(train: Train, epochs: float, counts: dict[str, int], batch: int) -> float:
+    """Returns the validations of so many epochs."""
+    if train.val_every_steps is None:
+        return epochs / train.val_every_epochs
+    return epochs * max(1, counts["train"] // batch) / train.val_every_steps
 
 
 def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.config import canonical_json
+from bench.config import BUDGETS, canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
 from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
@@ -23,7 +23,7 @@ OTHER_OPTIONS = "other task options"
 OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
-_LENGTH = {"max_epochs", "max_steps", "limit"}
+_LENGTH = {"max_epochs", "max_steps", *BUDGETS, "limit"}
 """Settings that say how long a training is."""
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all

@@ -293,7 +293,11 @@ def value_of(record: RunRecord, key: str) -> float | None:
         return float(record.model.parameters)
     if key == "training_s" and not record.model.parameters and record.time.training_s is None:
         return 0.0  # nothing to train
-    costs = {"gmacs": record.model.gmacs, "training_s": record.time.training_s}
+    costs = {
+        "gmacs": record.model.gmacs,
+        "training_cpu_s": record.training.cpu_s if record.training else None,
+        "training_s": record.time.training_s,
+    }
     return costs[key] if key in costs else record.scores.get(key)
 
 

@@ -15,6 +15,7 @@ from bench.metrics.names import better_of
 COSTS = {
     "parameters": "every element of every parameter",
     "gmacs": "fvcore, batch 1, multiply-add = 1",
+    "training_cpu_s": "processor time of the training steps, all threads; validation apart",
     "training_s": "wall time of the training on the device that the record names",
 }
 """What a column may show besides scores, and how it is counted."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from bench import registry
 from bench.metrics.names import OWN
 from bench.records.schema import RunRecord
-from bench.tables.columns import OWN_COST
+from bench.tables.columns import OWN_COST, TRAINING_CPU
 from bench.tables.definitions import Column, Table
 
 _PREFIX = "runs/"
@@ -31,15 +31,18 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
         records: Of any task.
     """
     keys: dict[str, None] = {}
+    cost = OWN_COST
     for record in records:
         if record.task.name == task:
             added = _added(record)
             keys |= {key: None for key in record.scores if not (_NOT_SHOWN.search(key) or key.endswith(added))}
+            if record.training is not None and record.training.cpu_s is not None:  # not of older code's
+                cost = (*OWN_COST, TRAINING_CPU)
     return Table(
         name=f"{_PREFIX}{task}",
         title=f"Every complete run of task {task}",
         task=task,
-        columns=(*OWN_COST, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
+        columns=(*cost, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
         note="Measured here; one block per data set, split and task options. Scores are in the data's units.",
     )
 

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.errors import ConfigError, DataError
 from bench.paths import expand_environment
-from bench.tasks.task import FrameCoordinates, Task
+from bench.tasks.task import FrameCoordinates, Turnable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ _NOMINAL_SIZE = 128
 _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_enso"))
 
 
-class Grid(Task):
+class Grid(Turnable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
     `data.root` is read as it lies, frame by frame; cadence and gaps come from the times, and no window reaches over a
@@ -47,7 +47,7 @@ class Grid(Task):
     }
     from_training: ClassVar[frozenset[str]] = frozenset({"normalisation"})
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"stride", "val_from", "test_from", "split_by", "box", "random_crop", "thresholds"}
+        {"stride", "val_from", "test_from", "split_by", "box", "random_crop", "thresholds", "augment"}
     )
 
     variable: str | tuple[str, ...] | None = Field(
