@@ -111,11 +111,7 @@ def train(
     quiet_lightning()
     max_epochs, max_steps, kept = config.train.max_epochs, config.train.max_steps, stored_identity(identity, task)
     if config.train.budget is not None:
-        trial = new_loader()
-        found = _found(config, trial, micro_batch, folder, processes)
-        max_steps = kept_steps(resume_from) or budget_steps(
-            model, task, config, trial, _devices(config, model), found, watch, processes
-        )
+        max_steps = kept_steps(resume_from) or steps_of_budget(model, task, config, watch, processes, folder=folder)
         max_epochs = math.ceil(max_steps / loader.batches.steps)
         kept |= {STEPS: max_steps}
     steps, accumulation = total_steps(loader.batches.steps, max_epochs, max_steps), Accumulation(model, loader.batches)
@@ -191,6 +187,28 @@ def train(
     if watch.received:
         watch.leave(f"training had ended and is saved in {checkpoints}")
     return summary
+
+
+def steps_of_budget(
+    model: nn.Module, task: Task, config: Config, watch: SignalWatch, processes: Processes, *, folder: Path
+) -> int:
+    """Returns the optimiser steps that a training decides on for its budget of compute; nothing is trained.
+
+    Args:
+        model: To be trained.
+        task: Gives the train split.
+        config: With `train.max_cpu_s` or `train.max_device_s`.
+        watch: Signals, which end the trial at once.
+        processes: This one among those that train together.
+        folder: The run's own local folder, which keeps a micro-batch that was found.
+    """
+    where = _devices(config, model)
+    on_gpu = where["accelerator"] == "gpu"
+    micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
+    new_loader, _ = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
+    trial = new_loader()
+    found = _found(config, trial, micro_batch, folder, processes)
+    return budget_steps(model, task, config, trial, where, found, watch, processes)
 
 
 @dataclass(frozen=True)
