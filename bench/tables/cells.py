@@ -126,7 +126,8 @@ def table_data(
         blocks = _run_blocks(table, good)
     tests = Tests(table, {record.run_id: record for record in records})
     blocks = [_judged(table, block, tests) for block in blocks]
-    blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)] or blocks
+    if table.groups:
+        blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)]
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 

@@ -92,6 +92,8 @@ class Row(StrictModel):
 class Group(StrictModel):
     """A block of a board: rows whose runs are named by their configs."""
 
+    name: str
+    """`references`, `rows`, or that of an ablation."""
     title: str
     rows: tuple[Row, ...]
     ranked: bool

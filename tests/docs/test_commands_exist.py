@@ -129,9 +129,10 @@ def _earthbench(words: list[str]) -> None:
 
         find_rows(options.name)
     if verb == "ablate":
-        from bench.ablation.variants import load_ablation
+        from bench.protocols.variants import load_ablation
 
-        load_ablation(options.name)
+        if not options.name.endswith(".yaml"):  # the reader's own
+            load_ablation(options.name)
     if overrides:
         _overrides(overrides)
 
