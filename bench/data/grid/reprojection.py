@@ -15,6 +15,8 @@ from bench.errors import ConfigError, UsageError
 Resampling = Literal["nearest", "bilinear"]
 _MOST_PIXELS = 10**8
 _EDGE_POINTS = 101
+_ROUNDING = 1e-6
+"""Of a pixel: an edge that is so near to a multiple of the resolution lies on it."""
 _METRES = {"metre": "m", "kilometre": "km"}
 
 
@@ -71,9 +73,8 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
     scale = 1000.0 if old.units == "km" and here.crs.ellipsoid.semi_major_metre > 1e5 and _unit(here) == "m" else 1.0
     extent = target.extent or _covered(old, scale, here, there, target)
     size = target.resolution
-    left, right, bottom, top = (
-        round_(edge / size) for round_, edge in zip((math.floor, math.ceil) * 2, extent, strict=True)
-    )
+    left, bottom = (math.floor(edge / size + _ROUNDING) for edge in extent[::2])
+    right, top = (math.ceil(edge / size - _ROUNDING) for edge in extent[1::2])
     if right <= left or top <= bottom or (right - left) * (top - bottom) > _MOST_PIXELS:
         raise ConfigError(
             f"--resolution {size:g}: {top - bottom}x{right - left} pixels, expected 1 to {_MOST_PIXELS:,}; it is in the "

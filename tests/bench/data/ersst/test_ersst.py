@@ -224,6 +224,7 @@ class TestObserved:
         assert expected[0] > 0.8 > 0.3 > expected[11]
         assert record.scores["nino34_label_difference"] < 1e-6, "the metric's box is the labels' box"
 
+    @pytest.mark.slow
     def test_the_public_years_become_the_data_of_the_records(
         self, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

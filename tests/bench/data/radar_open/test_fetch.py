@@ -42,11 +42,12 @@ def test_a_tree_is_the_one_that_records_were_measured_on(
     fields = {"t_in": 13, "t_out": 12, "admit_missing": True}
     identities = [load_task("radar", root, **fields).dataset("all").source.identity() for root in (made, theirs)]
     assert identities[0] == identities[1]
-    assert main(["data", "check", "radar", "--root", str(made), "task.admit_missing=true"]) in (0, 2)
     capsys.readouterr()
+    assert main(["data", "check", "radar", "--root", str(made), "task.admit_missing=true"]) == 0
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 3])
 def test_windows_of_mrms_are_those_of_the_trees(number: int, observed: Path) -> None:
     """Four of the 36 files are at hand: every event's frame of each."""
     trees = [*PARTS["sevir25_mrms"], *PARTS["radar_conus"]]
