@@ -1,8 +1,8 @@
 """MeteoNet, Meteo-France's open archive of radar rainfall, to one cube of rain rates.
 
-Source: Larvor et al. 2020, MeteoNet, https://meteofrance.github.io/meteonet/english/data/rain-radar/: files of ten days,
-`.npz` with `data` (T,H,W), hundredths of a millimetre in 5 minutes, -1 for missing, `dates` and `miss_dates`, datetimes;
-`radar_coords_ZONE.npz` with `lats` and `lons` of the middles of the pixels, EPSG:4326, 0.01 degrees.
+Source: Larvor et al. 2020, MeteoNet, https://meteofrance.github.io/meteonet/english/data/rain-radar/: a file `.npz` for
+ten days with `data` (T,H,W), hundredths of a millimetre in 5 minutes, -1 for missing, and `dates` and `miss_dates`,
+datetimes; `radar_coords_ZONE.npz` has `lats` and `lons` of the middles of the pixels, EPSG:4326, 0.01 degrees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 import shlex
 import zipfile
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -164,7 +164,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _utc(date: Any) -> np.datetime64:
     if isinstance(date, datetime):
-        return np.datetime64(date.astimezone(timezone.utc).replace(tzinfo=None) if date.tzinfo else date, "s")
+        return np.datetime64(date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date, "s")
     if isinstance(date, np.datetime64):
         return date.astype("datetime64[s]")
     raise ValueError(f"expected datetimes, found {type(date).__name__}")

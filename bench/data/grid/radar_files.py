@@ -1,4 +1,4 @@
-"""Radar archives of weather services, one file per time, to one cube of rain rates; the work that other targets share."""
+"""Radar archives of weather services, one file per time, to one cube of rain rates; what other targets share."""
 
 from __future__ import annotations
 

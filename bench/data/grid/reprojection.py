@@ -1,4 +1,4 @@
-"""Images on another projection: nearest or bilinear resampling at the middles of the new pixels, by pyproj and SciPy."""
+"""Images on another projection: nearest or bilinear resampling at the new pixels' middles, by pyproj and SciPy."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
     right, top = (math.ceil(edge / size - _ROUNDING) for edge in extent[1::2])
     if right <= left or top <= bottom or (right - left) * (top - bottom) > _MOST_PIXELS:
         raise ConfigError(
-            f"--resolution {size:g}: {top - bottom}x{right - left} pixels, expected 1 to {_MOST_PIXELS:,}; it is in the "
-            f"units of {target.projection!r} ({_unit(there)})"
+            f"--resolution {size:g}: {top - bottom}x{right - left} pixels, expected 1 to {_MOST_PIXELS:,}; it is in "
+            f"the units of {target.projection!r} ({_unit(there)})"
         )
     new = Lattice(
         (np.arange(top - 1, bottom - 1, -1) + 0.5) * size, (np.arange(left, right) + 0.5) * size,
@@ -92,9 +92,7 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
     return new, rows, columns
 
 
-def _covered(
-    old: Lattice, scale: float, here: Any, there: Any, target: Target
-) -> tuple[float, float, float, float]:
+def _covered(old: Lattice, scale: float, here: Any, there: Any, target: Target) -> tuple[float, float, float, float]:
     """Returns the extent of the source's edge in the target's projection."""
     half = [abs(float(axis[1] - axis[0])) / 2 for axis in (old.x, old.y)]
     x = np.linspace(old.x[0] - half[0], old.x[-1] + half[0], _EDGE_POINTS) * scale

@@ -1,4 +1,4 @@
-"""`earthbench data fetch radar_open`: public radar files by HTTPS, and the trees of the committed records made of them."""
+"""`earthbench data fetch radar_open`: public radar files by HTTPS, and the trees of the committed records of them."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def _verify(events: Sequence[Event], codes: np.ndarray, paths: Sequence[Path]) -
         raise DataError(
             one_message(
                 f"{len(wrong)} of {len(events)} events made of {paths[0].parent} are not those of the tree "
-                f"{events[0].tree} (SHA-256 of their codes). Delete the files there without a checksum, download again, "
-                "and see that the versions of pySTEPS and pyproj are those of constraints.txt:",
+                f"{events[0].tree} (SHA-256 of their codes). Delete the files without a checksum, download again, and "
+                "see that the versions of pySTEPS and pyproj are those of constraints.txt:",
                 wrong,
             )
         )

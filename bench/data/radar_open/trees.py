@@ -1,7 +1,7 @@
 """The trees of observed radar, event by event: which window of which original files, and the digest of its codes.
 
-Sources: github.com/pySTEPS/pysteps-data (files of KNMI, FMI and NOAA's MRMS); Z = 200 R^1.6 for KNMI (its own relation),
-300 R^1.4 for MRMS, which takes one of several at each pixel; windows of MRMS lie on SEVIR's projection, 1 km.
+Sources: github.com/pySTEPS/pysteps-data (files of KNMI, FMI and NOAA's MRMS); Z = 200 R^1.6 for KNMI (its own
+relation), 300 R^1.4 for MRMS, which takes one of several at each pixel.  Windows of MRMS lie on SEVIR's projection.
 """
 
 from __future__ import annotations

@@ -247,6 +247,6 @@ class TestObserved:
             for root in (tmp_path / "out" / "sst", observed / "sst")
         ]
         assert identities[0] == identities[1]
-        with xarray.open_dataset(tmp_path / "out/enso/ersst_v3b_5deg_196001-199912.nc") as made:
-            with xarray.open_dataset(observed / "enso/ersst_v3b_5deg_196001-199912.nc") as stored:
-                np.testing.assert_allclose(made["sst_anomaly"], stored["sst_anomaly"], atol=5e-4)
+        name = "enso/ersst_v3b_5deg_196001-199912.nc"
+        with xarray.open_dataset(tmp_path / "out" / name) as made, xarray.open_dataset(observed / name) as stored:
+            np.testing.assert_allclose(made["sst_anomaly"], stored["sst_anomaly"], atol=5e-4)

@@ -27,7 +27,9 @@ def test_kilometres_are_metres_of_the_same_projection() -> None:
     np.testing.assert_array_equal(reprojected(RATES, kilometres, Target(LAEA, 1000.0))[0], RATES)
 
 
-@pytest.mark.parametrize(("projection", "resolution", "units"), [("EPSG:4326", 0.01, "degree"), ("EPSG:3035", 500, "m")])
+@pytest.mark.parametrize(
+    ("projection", "resolution", "units"), [("EPSG:4326", 0.01, "degree"), ("EPSG:3035", 500, "m")]
+)
 def test_a_pixel_is_what_lies_at_its_place(projection: str, resolution: float, units: str) -> None:
     found, lattice = reprojected(RATES, METRES, Target(projection, resolution))
     assert lattice.units == units and lattice.y[0] > lattice.y[-1]
