@@ -214,7 +214,7 @@ def _value(way: str, names: list[str]) -> str:
 
 def _data_sets() -> dict[str, str]:
     """Returns the data sets that are fetched by a name of their own, and their verbs."""
-    found = {}
+    found: dict[str, str] = {}
     for task in registry.names("task"):
         with suppress(UsageError):  # a broken plugin harms only itself
             found |= {key.partition(":")[2]: value for key, value in _verbs(task).items() if key.startswith("fetch:")}

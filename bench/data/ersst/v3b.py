@@ -77,7 +77,7 @@ class FetchErsstV3b(DataVerb):
         with replacing(root / name) as part:
             dataset.to_netcdf(part, engine="h5netcdf")
         write_manifest(root, self.mirror, {name: ((root / name).stat().st_size, digest(root / name))})
-        same = hashlib.sha256(np.ascontiguousarray(values, values.dtype.newbyteorder("<"))).hexdigest() == sha256
+        same = hashlib.sha256(values.astype(values.dtype.newbyteorder("<")).tobytes()).hexdigest() == sha256
         what = "equal to" if same else "NOT equal bit for bit to"
         return f"{len(values)} months in {root / name}, {what} the data of the committed records"
 

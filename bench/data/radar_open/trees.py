@@ -125,8 +125,8 @@ def events_of(tree: str) -> list[Event]:
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    with (files("bench.data.radar_open") / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    text = (files("bench.data.radar_open") / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def frame_codes(path: Path, source: Source, events: Sequence[Event]) -> np.ndarray:
