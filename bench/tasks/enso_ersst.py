@@ -39,7 +39,10 @@ class EnsoErsst(TropicalPacific):
     selection_fields: ClassVar[frozenset[str]] = frozenset(
         {"train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box"}
     )
-    data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst.download:FetchErsst"}
+    data_verbs: ClassVar[dict[str, str]] = {
+        "fetch": "bench.data.ersst.download:FetchErsst",
+        "fetch:ersst": "bench.data.ersst.v3b:FetchErsstV3b",
+    }
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")
     val_from: date = Field(date(1990, 1, 1), description="training ends before this date, validation begins")

@@ -44,6 +44,7 @@ class Grid(Turnable):
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.grid.synthetic:MakeRain",
         "convert:radar_files": "bench.data.grid.radar_files:ConvertRadarFiles",
+        "convert:meteonet": "bench.data.grid.meteonet:ConvertMeteonet",
     }
     from_training: ClassVar[frozenset[str]] = frozenset({"normalisation"})
     selection_fields: ClassVar[frozenset[str]] = frozenset(
