@@ -17,6 +17,7 @@ from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Table, load_published
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
+from bench.tables.runs import with_scores_there
 from bench.tables.terminal import main_column, narrowed, terminal
 
 EXAMPLES = (
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
+    table = with_scores_there(table, records)
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
     if options.picture or options.samples or options.curves:

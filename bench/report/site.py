@@ -27,7 +27,7 @@ from bench.tables.definitions import Published, Table, load_published
 from bench.tables.lines import legend
 from bench.tables.pictures import Look
 from bench.tables.render import load_table
-from bench.tables.runs import tables_without_entry
+from bench.tables.runs import tables_without_entry, with_scores_there
 
 OWN = ("report.css", "report.js")
 
@@ -76,7 +76,8 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     records, unreadable = read_store(root)
     losses = {r.run_id: curve for r in records if (curve := read_kept(read_learning_curve, r, root)) is not None}
     store = Store({record.run_id: record for record in records}, losses, copy_runs(records, root, out, losses))
-    tables = [*map(load_table, registry.names("table")), *tables_without_entry(records)]
+    tables = [with_scores_there(load_table(name), records) for name in registry.names("table")]
+    tables += tables_without_entry(records)
     tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
     filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}

@@ -42,6 +42,8 @@ class Column(StrictModel):
     skill_of: str | None = None
     """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
     column, a row that does not beat that reference in a score is not ranked in it."""
+    optional: bool = False
+    """Left out where no run has the score: of metrics that a task got after runs of it were published."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
