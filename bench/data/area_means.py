@@ -1,10 +1,15 @@
-"""Means over areas of a sphere: from a grid of rows and columns by the area that cells share, from any other by binning."""
+"""Means over areas of a sphere: of rows and columns by the area that cells share, of any other grid by binning."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 
 from bench.errors import DataError
+
+_BESIDE = 1e-6
+"""Degrees."""
 
 
 def cell_edges(centres: np.ndarray, *, what: str) -> np.ndarray:
@@ -76,8 +81,9 @@ def binned_means(
 ) -> np.ndarray:
     """Returns the mean over each target cell of the cells whose centre lies in it, `(T,n,m)` float64.
 
-    For curvilinear and unstructured grids, on which cells share areas in no simple way.  NaN where too few are known,
-    or none has its centre there: cells should be no larger than half a target.
+    For curvilinear and unstructured grids, on which cells share areas in no simple way.  A centre on an edge counts
+    half on each side.  NaN where too few cells are known, or none has its centre there: they should be no larger than
+    half a target.
 
     Args:
         field: `(T,P)`, NaN where unknown.
@@ -90,31 +96,39 @@ def binned_means(
     """
     from scipy.sparse import csr_array
 
-    columns_of_targets = len(longitude_edges)
-    row, column = (np.full(len(latitudes), -1) for _ in range(2))
-    for number, (south, north) in enumerate(latitude_edges):
-        row[(latitudes >= south) & (latitudes < north)] = number
-    for number, (west, east) in enumerate(longitude_edges):
-        column[(longitudes - west) % 360 < east - west] = number
-    inside = np.flatnonzero((row >= 0) & (column >= 0))
-    places = np.stack([latitudes[inside], longitudes[inside] % 360], -1).round(4)
-    inside = inside[np.sort(np.unique(places, axis=0, return_index=True)[1])]
-    target = row[inside] * columns_of_targets + column[inside]
-    cosines = np.cos(np.deg2rad(latitudes[inside]))
-    shape = (len(latitude_edges) * columns_of_targets, len(inside))
+    across, count = len(longitude_edges), len(latitude_edges) * len(longitude_edges)
+    chosen, targets = [], []
+    # from four places beside its centre: a cell that lies on an edge, or in a corner, is shared
+    for north, east in product((-_BESIDE, _BESIDE), repeat=2):
+        row, column = (np.full(len(latitudes), -1) for _ in range(2))
+        for number, (low, high) in enumerate(latitude_edges):
+            row[(latitudes + north >= low) & (latitudes + north < high)] = number
+        for number, (low, high) in enumerate(longitude_edges):
+            column[(longitudes + east - low) % 360 < high - low] = number
+        inside = np.flatnonzero((row >= 0) & (column >= 0))
+        chosen.append(inside)
+        targets.append(row[inside] * across + column[inside])
+    used = np.unique(np.concatenate(chosen))
+    places = np.stack([latitudes[used], longitudes[used] % 360], -1).round(4)
+    used = used[np.sort(np.unique(places, axis=0, return_index=True)[1])]
+    number_of = np.full(len(latitudes), -1)
+    number_of[used] = np.arange(len(used))
+    cells, target = number_of[np.concatenate(chosen)], np.concatenate(targets)
+    cells, target = cells[cells >= 0], target[cells >= 0]
+    cosines = np.cos(np.deg2rad(latitudes[used]))
     every, of_each = (
-        csr_array((weights, (target, np.arange(len(inside)))), shape=shape)
-        for weights in (cosines, cosines if areas is None else areas[inside].astype(np.float64))
+        csr_array((weights[cells] / 4, (target, cells)), shape=(count, len(used)))
+        for weights in (cosines, cosines if areas is None else np.nan_to_num(areas[used].astype(np.float64)))
     )
     whole = every.sum(1)
-    means = np.empty((len(field), shape[0]))
+    means = np.empty((len(field), count))
     for month, values in enumerate(field):
-        known = np.isfinite(values[inside])
-        filled = np.where(known, values[inside], 0).astype(np.float64)
+        known = np.isfinite(values[used])
+        filled = np.where(known, values[used], 0).astype(np.float64)
         enough = (every @ known >= (least_share - 1e-9) * whole) & (whole > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             means[month] = np.where(enough, (of_each @ filled) / (of_each @ known), np.nan)
-    return means.reshape(len(field), len(latitude_edges), columns_of_targets)
+    return means.reshape(len(field), len(latitude_edges), across)
 
 
 def _heights(edges: np.ndarray) -> np.ndarray:

@@ -130,7 +130,8 @@ def read_grid(path: Path, variables: Variables, field: str, latitude: str, longi
     for name, found, degrees in ((latitude, rows, _NORTH), (longitude, columns, _EAST)):
         units = text(variables[name], "units").lower()
         known = np.isfinite(found)  # on land, ocean models may have no degrees
-        if not (by_cell and known.any() or found.ndim == 1 and known.all()) or not degrees.fullmatch(units):
+        fits = known.any() if by_cell else found.ndim == 1 and known.all()
+        if not fits or not degrees.fullmatch(units):
             what = f"shape {found.shape}" + (f" in {units!r}" if units else "")
             raise DataError(
                 f"{path}: {name}: expected degrees, of rows and columns or of every cell, found {what}. "

@@ -16,7 +16,6 @@ from sst_files import (
     SstFile,
     assert_same,
     days_since,
-    every_cell,
     filled,
     on_axes,
     one_month,
@@ -59,11 +58,11 @@ REFUSED = {
         SstFile(np.stack([SST, SST], 1), dims=("time", "lev", "lat", "lon")), r"expected \(time, lat, lon\).*sellevidx"
     ),
     "latitudes without order": (
-        on_axes(LATITUDES[_SHUFFLED], LONGITUDES), r"degrees that ascend or descend.*`cdo remapbil,r180x89 IN\.nc OUT\.nc`"
+        on_axes(LATITUDES[_SHUFFLED], LONGITUDES), r"degrees that ascend or descend.*`cdo remapbil,r180x89 IN"
     ),
     "latitudes by row, longitudes by cell": (
-        SstFile(axes={"lat": (("lat",), LATITUDES), "lon": (("lat", "lon"), _CURVED[1])}),
-        r"lon: expected degrees, of rows and columns or of every cell, found shape \(45, 90\).*cdo remapbil",
+        SstFile(dims=("time", "y", "x"), axes={"lat": (("y",), LATITUDES), "nav_lon": (("y", "x"), _CURVED[1])}),
+        r"nav_lon: expected degrees, of rows and columns or of every cell, found shape \(45, 90\).*cdo remapbil",
     ),
     "radians": (SstFile(axis_attributes={"lat": {"units": "radians"}}), "lat: expected degrees.*in 'radians'"),
     "degrees west": (SstFile(axis_attributes={"lon": {"units": "degrees_west"}}), "lon: expected degrees"),

@@ -215,7 +215,9 @@ class TestObserved:
         task = bench.load_task("enso_ersst", observed / "enso", **options)
         record = bench.evaluate("persistence", task, device="cpu")
         assert record.data is not None and record.data.sequence_count == 95
-        monthly = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990)).nino34["exact"][360:]  # from January 1990
+        monthly = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990)).nino34["exact"][
+            360:
+        ]  # from January 1990
         now = monthly[11 : 11 + 95]
         observed_index = np.stack([[monthly[k + 12 + m : k + 15 + m].mean() for m in range(12)] for k in range(95)])
         expected = [np.corrcoef(now, observed_index[:, lead])[0, 1] for lead in range(12)]
