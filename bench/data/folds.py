@@ -34,7 +34,7 @@ def blocks(count: int, folds: int) -> list[Stretch]:
     return list(pairwise(edges))
 
 
-def leave_out(parts: list[Stretch], fold: int) -> dict[Split, tuple[Stretch, ...]]:
+def leave_out(parts: list[Stretch], fold: int, val: int | None = None) -> dict[Split, tuple[Stretch, ...]]:
     """Returns the stretches of each split: one block is the test, the next one (of the last, the first) validation.
 
     Both together leave the training as few borders as there can be, over which no window reaches.
@@ -42,19 +42,21 @@ def leave_out(parts: list[Stretch], fold: int) -> dict[Split, tuple[Stretch, ...
     Args:
         parts: All blocks, in order.
         fold: The number of the block to test on.
+        val: Length of the validation, which begins where its block does; the rest of the block is for training.  None
+            for the whole block.
     """
-    val = (fold + 1) % len(parts)
+    begin, end = parts[(fold + 1) % len(parts)]
+    middle = end if val is None else min(end, begin + val)
+    rest = [part for part in parts if part not in (parts[fold], (begin, end))]
     train: list[Stretch] = []
-    for number, part in enumerate(parts):
-        if number in (fold, val):
-            continue
+    for part in sorted(rest + [(middle, end)] * (middle < end)):
         if train and train[-1][1] == part[0]:
             train[-1] = (train[-1][0], part[1])
         else:
             train.append(part)
     return {
         "train": tuple(train),
-        "val": (parts[val],),
+        "val": ((begin, middle),),
         "test": (parts[fold],),
         "all": ((parts[0][0], parts[-1][1]),),
     }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.data.ersst.dataset import ErsstWindows
     from bench.data.report import Advance, Report
 
-_UNSET = {"variable": None, "folds": None, "fold": None, "calendar": False}
+_UNSET = {"variable": None, "folds": None, "fold": None, "val_years": None, "calendar": False}
 """Options that came later: where they are not used, a record or checkpoint is named without them, as before."""
 
 
@@ -50,7 +50,7 @@ class EnsoErsst(TropicalPacific):
     selection_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box", "variable",
-            "folds", "fold",
+            "folds", "fold", "val_years",
         }
     )  # fmt: skip
     context_fields: ClassVar[frozenset[str]] = frozenset({"calendar"})
@@ -77,6 +77,9 @@ class EnsoErsst(TropicalPacific):
     )
     folds: int | None = Field(None, description="blocks of whole years that train_from..test_to is cut into")
     fold: int | None = Field(None, description="the block to test on, from 0; the next one is for validation")
+    val_years: int | None = Field(
+        None, ge=1, description="with folds: years of that block for validation, the rest for training; null: all"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> EnsoErsst:
@@ -92,6 +95,8 @@ class EnsoErsst(TropicalPacific):
     def _a_fold(self) -> EnsoErsst:
         dates = frozenset({"val_from", "test_from", "base_from", "base_to"})
         check_fold(self.folds, self.fold, dates, self.model_fields_set)
+        if self.val_years is not None and self.folds is None:
+            raise ValueError(f"val_years={self.val_years} needs folds; expected val_from and test_from without")
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -161,7 +166,7 @@ class EnsoErsst(TropicalPacific):
                 (max(begin, (first + a).astype("datetime64[M]")), min(end, (first + b).astype("datetime64[M]")))
                 for a, b in parts
             )
-            for split, parts in leave_out(years, self.fold).items()
+            for split, parts in leave_out(years, self.fold, self.val_years).items()
         }
 
     @property

@@ -71,7 +71,7 @@ REFUSED = {
         SstFile(name="a", attributes={"standard_name": "sea_surface_temperature"}, axes={
             "lat": (("lat",), LATITUDES), "lon": (("lon",), LONGITUDES), "b": (("time", "lat", "lon"), SST)
         }, axis_attributes={"b": {"standard_name": "sea_surface_skin_temperature"}}),
-        "expected one sea-surface temperature, found b, a. Set task.variable=b",
+        "expected one sea-surface temperature, found a, b. Set task.variable=a",
     ),
     "latitudes beyond the pole": (on_axes(LATITUDES + 4, LONGITUDES), "expected degrees"),
     "years": (SstFile(time_attributes={"units": "years since 1960-01-01"}), "expected times of CF.*cdo -r"),

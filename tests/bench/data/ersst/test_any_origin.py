@@ -272,6 +272,15 @@ class TestFolds:
         with pytest.raises(IndexError):
             data.stored(60)
 
+    def test_a_shorter_validation_leaves_its_block_to_the_training(self, root: Path) -> None:
+        found = self._task(root, 3, t_in=4, t_out=3, val_years=1).stretches()
+        said = {split: [f"{a}..{b - 1}" for a, b in found[split]] for split in ("train", "val", "test")}
+        assert said == {"train": ["1961-01..1968-12"], "val": ["1960-01..1960-12"], "test": ["1969-01..1971-12"]}
+        found = self._task(root, 1, val_years=1).stretches()["train"]
+        assert [f"{a}..{b - 1}" for a, b in found] == ["1960-01..1962-12", "1967-01..1971-12"]
+        with pytest.raises(ConfigError, match="val_years=4 needs folds"):
+            bench.load_task("enso_ersst", val_years=4)
+
     def test_anomalies_are_from_the_training_months_only(self, root: Path) -> None:
         data = self._task(root, 2).dataset("train").source
         by_month = data.sst.reshape(-1, 12, 24, 48)
