@@ -54,7 +54,10 @@ class EnsoErsst(TropicalPacific):
         }
     )  # fmt: skip
     context_fields: ClassVar[frozenset[str]] = frozenset({"calendar"})
-    data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst.download:FetchErsst"}
+    data_verbs: ClassVar[dict[str, str]] = {
+        "make": "bench.data.ersst.synthetic:MakeSst",
+        "fetch": "bench.data.ersst.download:FetchErsst",
+    }
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")
     val_from: date = Field(date(1990, 1, 1), description="training ends before this date, validation begins")
