@@ -20,7 +20,6 @@ _MAKES = {
     "sevir_lr": ["--train", "2", "--val", "2", "--test", "2", "--size", "32"],
     "moving_mnist": ["--train", "4", "--val", "2", "--test", "2"],
     "nbody_mnist": ["--train", "4", "--val", "2", "--test", "2"],
-    "enso_ersst": ["--years", "57"],
 }
 _TAKES_OVERRIDES = ("run", "evaluate", "reproduce", "ablate", "forecast", "status")
 
