@@ -231,7 +231,8 @@ class Metric(Protocol):
             forecast: Of a deterministic forecast without `m`; with `takes_members`, all members.
             target: NaN where it is missing, which counts nowhere.
             *labels: The data's, with `takes_labels`.
-            **options: `events`, int64 `(B,)`, with `takes_events`.
+            **options: `events`, int64 `(B,)`, with `takes_events`; `cells`, the task's weights `(H,W)` by name, with
+                `takes_cells`.
         """
         ...
 
@@ -291,6 +292,8 @@ class MetricTraits:
     """Whether `update` takes the data's labels behind forecast and target."""
     takes_members: bool = False
     """Whether a forecast has all members of an ensemble, `(M,B,T,H,W,C)`."""
+    takes_cells: bool = False
+    """Whether `update` takes `cells`, what `Task.cell_weights` gives."""
     better: Mapping[str, Any] | None = None
     """Which way scores are better, by what their names begin with; None: torchmetrics' `higher_is_better`."""
 

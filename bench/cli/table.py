@@ -17,6 +17,7 @@ from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
+from bench.tables.runs import with_scores_there
 from bench.tables.terminal import narrowed, terminal
 
 EXAMPLES = (
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.picture or options.samples or options.curves:
         records, unreadable = read_store(root, table.task)
+        table = with_scores_there(table, records)
         published = load_published(table.published) if table.published else None
         contents = table_data(table, published, records, unreadable)
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
@@ -97,6 +99,7 @@ def print_contents(
         by: Key or label of the column to sort by.
     """
     records, unreadable = read_store(root, table.task)
+    table = with_scores_there(table, records)
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
     for one in unreadable:

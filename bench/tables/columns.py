@@ -26,6 +26,11 @@ NINO = (
 )
 NINO_RMSE = Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3)
 MSE_K2 = Column(key="mse", label="MSE K^2", group="Error")
+OCEAN = (
+    Column(key="mse_ocean", label="MSE ocean K^2", group="Error", optional=True),
+    Column(key="mae_ocean", label="MAE ocean K", group="Error", optional=True),
+)
+"""Of the sea alone, each cell by its area."""
 MSE_1E4 = Column(key="mse", label="MSE 1e-4", group="Error", scale=1e4, digits=3)
 FRAMES = (
     Column(key="mse_frame_sum", label="MSE", group="Error", digits=2),
@@ -43,7 +48,7 @@ def skill_columns(*columns: Column) -> tuple[Column, ...]:
     return tuple(
         Column(
             key=f"skill_{column.key}", label=f"Skill {column.label}", group="Skill score", digits=3, better=None,
-            skill_of=column.key,
+            skill_of=column.key, optional=column.optional,
         )
         for column in columns
     )  # fmt: skip

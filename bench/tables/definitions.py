@@ -45,6 +45,8 @@ class Column(StrictModel):
     column, a row that does not beat that reference in a score is not ranked in it."""
     rank_of: str | None = None
     """The column whose ranks this one shows, see `bench.tables.standings.with_ranks`."""
+    optional: bool = False
+    """Left out where no run has the score: of metrics that a task got after runs of it were published."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 

@@ -21,7 +21,7 @@ from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
 from bench.tables.protocols import TABLES, board_of, board_table, board_tables
-from bench.tables.runs import runs_table, task_of_runs
+from bench.tables.runs import runs_table, task_of_runs, with_scores_there
 
 FORMATS = ("md", "csv", "latex", "html", "json")
 RESULTS = Path("results")
@@ -84,6 +84,7 @@ def _texts(
     unreadable: Sequence[Excluded],
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
+    table = with_scores_there(table, records)
     published = load_published(table.published) if table.published else None
     return texts_of(table, published, table_data(table, published, records, unreadable), forms)
 

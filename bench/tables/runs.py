@@ -47,6 +47,15 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
     )
 
 
+def with_scores_there(table: Table, records: Iterable[RunRecord]) -> Table:
+    """Returns a table without the optional columns of scores that none of the records of its task has."""
+    if not any(column.optional for column in table.columns):
+        return table
+    there = {score for record in records if record.task.name == table.task for score in record.scores}
+    columns = [one for one in table.columns if not one.optional or (one.skill_of or one.key) in there]
+    return table.model_copy(update={"columns": tuple(columns)})
+
+
 def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
     """Returns the tables of the tasks that have records and no registered table `runs/TASK`."""
     records, known = list(records), registry.names("table")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from bench import registry
 from bench.config import canonical_json
+from bench.errors import EarthbenchError
 from bench.metrics.names import ADDED
 from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
@@ -17,14 +20,26 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
 
     That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
     ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
-    that the command line added.
+    that the command line added, and options of what models see alone.
     """
     assert record.data is not None
     conventions = {
         name: how for name, how in record.conventions.items() if not of_ensembles(name) and ADDED not in name
     }
-    task = canonical_json([record.task.fields, conventions])
+    context = _context_fields(record.task.name)
+    fields = {name: value for name, value in record.task.fields.items() if name not in context}
+    task = canonical_json([fields, conventions])
     return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
+
+
+@cache
+def _context_fields(task: str) -> frozenset[str]:
+    """Returns the options of a task that only change what models see; none of one that is not installed."""
+    try:
+        found: frozenset[str] = getattr(registry.find("task", task).load(), "context_fields", frozenset())
+    except EarthbenchError:
+        return frozenset()
+    return found
 
 
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:

@@ -19,6 +19,7 @@ from bench.errors import ConfigError, DataError, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Bool, Float, Float32, Real
     from torch import Tensor
 
@@ -127,6 +128,8 @@ class Task(BaseModel, ABC):
     """Options whose values come from the training data unless they are given: whoever has the weights has them."""
     selection_fields: ClassVar[frozenset[str]] = frozenset()
     """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
+    context_fields: ClassVar[frozenset[str]] = frozenset()
+    """Options of what models see alone: runs that differ in them are scored on the same and may be compared."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
@@ -192,6 +195,10 @@ class Task(BaseModel, ABC):
     def picture_palette(self) -> Palette:
         """Returns how frames are drawn."""
         return self.palette
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns weights `(H,W)` of 0 to 1 of a frame's cells by name, for errors with `weights`; none here."""
+        return {}
 
     def taken_from_training(self) -> dict[str, Any]:
         """Returns the options whose values come from the training data: other data are evaluated with the same."""
