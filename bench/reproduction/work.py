@@ -76,7 +76,7 @@ def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str =
 
 
 def training_loss_of(module: nn.Module, step: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns what gives a module's loss `()` in a step for context and target: its own, else the mean squared error."""
+    """Returns what gives a module's loss `()` for context and target in a step: its own, else the squared error."""
     from bench.engine.losses import training_loss
 
     return partial(training_loss, module, step=step, total_steps=100)

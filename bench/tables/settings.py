@@ -30,7 +30,7 @@ _OF_COSINE = {"warmup_fraction", "warmup_start_ratio", "min_lr_ratio"}
 _SAMPLING = ("sampler", "steps", "eta", "members")
 """Hyperparameters of models that sample: `members` are averaged into the forecast that CSI scores."""
 _OWN_OPTIMIZERS = ("generator_lr", "discriminator_lr", "betas", "discriminator_steps", "grid_weight", "grid_samples")
-"""Hyperparameters of models that name their optimisers: how they are trained, in place of `train.lr` and `train.betas`."""
+"""Hyperparameters of models with `optimizers()`: how they are trained, instead of `train.lr` and `train.betas`."""
 _NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
 """What a stage has besides the settings of a training."""
 
