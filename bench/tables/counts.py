@@ -45,7 +45,7 @@ class CountedSize(StrictModel):
 class Counts(StrictModel):
     """Our counts of all rows of all published tables."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1]
     sizes: tuple[CountedSize, ...]
 
     def of(self, table: Table, row: Row) -> CountedSize | None:
@@ -77,10 +77,10 @@ def load_counts() -> Counts:
 
 def write_counts(sizes: Iterable[CountedSize]) -> Path:
     """Writes counts in the order of their tables, and returns the path."""
-    counts = Counts(sizes=tuple(sizes))
+    content = {"schema_version": 1, "sizes": [size.model_dump(exclude_defaults=True) for size in sizes]}
     path = counts_path()
     with replacing(path) as part:
-        part.write_text(json.dumps(counts.model_dump(exclude_defaults=True), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     load_counts.cache_clear()
     return path
 
