@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -179,23 +180,24 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
 
 
 def _timed_step(training: Training, task: Task, size: int, place: torch.device) -> float:
-    """Returns the seconds of a training step, the median of a few after one that warms up."""
+    """Returns the seconds of a training step, the median of a few after one that warms up; the mean of turns."""
     import torch
     from timm.optim import create_optimizer_v2
+
+    from bench.engine.optimizers import TURNS, takes_turns
 
     module, settings = training.module.to(place).train(), training.settings
     context, target = (torch.rand((size, *shape), device=place) for shape in (task.input_shape, task.target_shape))
     if training.prepare is not None:
         training.prepare([(context, target)])
-    loss = training_loss_of(module)
     optimizer = create_optimizer_v2(module, opt=settings.optimizer, lr=settings.lr)
     times = []
     with _in_precision(settings, place.type) as scaler:
-        for _ in range(_TIMED_STEPS + 1):
+        for step in range(1 + (TURNS if takes_turns(module) else _TIMED_STEPS)):
             started = time.perf_counter()
             optimizer.zero_grad()
             with _autocast(settings, place.type):
-                value = loss(context, target)
+                value = training_loss_of(module, step)(context, target)
             scaler.scale(value).backward()
             if settings.clip_norm is not None:
                 scaler.unscale_(optimizer)
@@ -204,7 +206,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
             scaler.update()
             _wait_for(place)
             times.append(time.perf_counter() - started)
-    return sorted(times[1:])[_TIMED_STEPS // 2]
+    return statistics.fmean(times[1:]) if takes_turns(module) else statistics.median(times[1:])
 
 
 @contextlib.contextmanager

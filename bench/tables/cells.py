@@ -21,6 +21,7 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
+from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
 from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
@@ -54,7 +55,8 @@ class Cell:
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
-    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`."""
+    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`.
+    Of a size that no run gave: match, differs, counted, not countable."""
     rank: int | None
     """1 for the best of its column as printed, 2 for the second; None where nothing may be compared.  No test."""
     mark: int | None
@@ -155,15 +157,16 @@ def _published_block(
 ) -> Block:
     cells, remarks = [], []
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
+    counts = load_counts()
     for row in table.rows:
         mine = run.get(row.key, [])
         deviating = sorted({d for record in mine for d in deviations(table, record, row)})
         if deviating:
             remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
-        absent = _absent(row, left_out)
+        absent, size = _absent(row, left_out), None if mine else counts.of(table, row)
         cells += [
-            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
+            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, size=size)
             for column in table.columns
         ]
         remarks += [f"{row.label}: {row.note}"] if row.note else []
@@ -277,17 +280,20 @@ def _cell(
     *,
     deviates: bool = False,
     absent: str = NOT_RUN,
+    size: CountedSize | None = None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
+    counted = size.value_of(column.key) if size is not None else None
+    values += [] if counted is None else [counted * column.scale]
     ours = statistics.fmean(values) if values else None
     difference = None
-    if not records:
-        status = absent
+    if ours is None and not records:
+        status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
     elif ours is None:
         status = "undefined" if any(column.key in record.scores for record in records) else "not measured"
     elif figure is None or figure.incomparable:
-        status = "measured"
+        status = "measured" if records else COUNTED
     else:
         difference, status = compare(row, column, figure, ours)
     if deviates and records:

@@ -75,7 +75,7 @@ def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> lis
             lines.append([label, "published", *(escape(cell.published_text or "") for cell in cells)])
             label = ""
         lines.append([label, "ours", *ours])
-        if any(cell.run_ids for cell in cells):
+        if any(cell.run_ids or cell.difference is not None for cell in cells):
             pairs = zip(cells, columns, strict=True)
             differences = [number(cell.difference, column, signed=True) for cell, column in pairs]
             lines.append(["", "difference", *differences])
@@ -91,6 +91,8 @@ def legend(blocks: Sequence[Block]) -> list[str]:
         found.append("a ± s (n): mean and standard deviation over n seeds")
     if any(cell.interval is not None for cell in cells):
         found.append("a [l, u]: one run and its 95 % interval over events (jackknife)")
+    if any(cell.ours is not None and not cell.run_ids for cell in cells):
+        found.append("sizes of rows that were not run are our counts, which need no data (`earthbench count`)")
     if any(cell.mark for cell in cells):
         found.append(MARKS)
     occurs = {

@@ -25,6 +25,7 @@ from bench.tables.runs import runs_table, task_of_runs, with_scores_there
 
 FORMATS = ("md", "csv", "latex", "html", "json")
 RESULTS = Path("results")
+_OWN = "earthbench"
 COMMITTED = ("md", "json")
 """What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
@@ -57,6 +58,12 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
     if not isinstance(table, Table):
         raise BrokenPluginError(f"table {name!r} from {entry.origin} is not a bench.tables.definitions.Table")
     return table
+
+
+def tables_with_rows() -> list[Table]:
+    """Returns this project's tables that have rows of their own; whose sizes are counted."""
+    own = [name for name in registry.names("table") if registry.find("table", name).distribution == _OWN]
+    return [table for table in map(load_table, own) if table.rows]
 
 
 def render(
