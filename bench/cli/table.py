@@ -16,6 +16,7 @@ from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Table, load_published
+from bench.tables.own_rows import with_own
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
 from bench.tables.terminal import main_column, narrowed, terminal
 
@@ -23,6 +24,7 @@ EXAMPLES = (
     "earthbench table earthformer/sevir",
     "earthbench table runs/radar --sort mse --columns csi_m,mse",
     "earthbench table runs/radar --format latex",
+    "earthbench table earthformer/sevir --with my_model --with simvp",
 )
 
 
@@ -37,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sort",
         metavar="KEY",
         help="sort rows by this column, the best first (default: a table of runs in a terminal by its first score)",
+    )
+    parser.add_argument(
+        "--with",
+        dest="models",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="put the complete runs of this model, which is not of the paper, beside its rows; may be repeated",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
@@ -57,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort are for a table that is printed")
+    if options.models and (options.write or options.check):
+        raise UsageError("--with is for a table that is printed or drawn: what is committed has the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")
@@ -66,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
+    table = with_own(table, options.models, records)
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
     if options.picture or options.samples or options.curves:

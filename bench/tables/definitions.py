@@ -77,6 +77,8 @@ class Row(StrictModel):
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
+    own_runs: tuple[str, ...] = ()
+    """Of a model that is not of the paper (`bench.tables.own_rows`): the ids of the runs that the row is of."""
 
     @property
     def key(self) -> str:
@@ -122,8 +124,8 @@ class Table(StrictModel):
         return {**self.task_options, **row.task_options}
 
     def training_of(self, row: Row) -> dict[str, Any]:
-        """Returns the paper's `train.*` settings of a row."""
-        return {**self.training, **row.training}
+        """Returns the paper's `train.*` settings of a row; none for one that is not of the paper."""
+        return {} if row.own_runs else {**self.training, **row.training}
 
     def training_counts_of(self, row: Row) -> tuple[int, ...]:
         """Returns how many training sequences a record of a row may have seen."""
