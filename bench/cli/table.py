@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--with",
-        dest="models",
+        dest="model",
         action="append",
         default=[],
         metavar="MODEL",
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort are for a table that is printed")
-    if options.models and (options.write or options.check):
+    if options.model and (options.write or options.check):
         raise UsageError("--with is for a table that is printed or drawn: what is committed has the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             print(path)
         return 0
     records, unreadable = read_store(root, table.task)
-    table = with_own(table, options.models, records)
+    table = with_own(table, options.model, records)
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
     if options.picture or options.samples or options.curves:

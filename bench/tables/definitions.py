@@ -96,7 +96,7 @@ class Table(StrictModel):
     rows: tuple[Row, ...] = ()
     """Empty: one block per data set, with a row for each model that has a record."""
     published: str | None = None
-    """File under `results/published`."""
+    """File under `results/published`, or the whole path of a plugin's own."""
     settings: str | None = None
     """File under `results/published/settings`: where the rows' training settings come from."""
     split: str = "test"

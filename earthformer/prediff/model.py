@@ -36,7 +36,7 @@ class PreDiff(LatentForecaster):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Returns what height and width must be divisible by: each level of the autoencoder but the last halves them."""
+        """Returns what height and width must be divisible by, which the autoencoder halves between its levels."""
         return int(2 ** (len(hyperparameters["autoencoder_channels"]) - 1))
 
     def __init__(

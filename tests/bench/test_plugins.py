@@ -117,9 +117,15 @@ def test_a_file_for_another_version_of_the_interface_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "more"), [("model", []), ("task", ["data.py"]), ("metric", [])])
+@pytest.mark.parametrize(
+    ("kind", "more", "attribute"),
+    [
+        ("model", [], "MyOwn"), ("task", ["data.py"], "MyOwn"), ("metric", [], "MyOwn"), ("table", [], "MY_OWN"),
+        ("constraint", [], "MyOwn"),
+    ],
+)  # fmt: skip
 def test_a_new_package_passes_its_checks(
-    kind: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, more: list[str], attribute: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "package"
     assert main(["new", kind, "my_own", "--out", str(out)]) == 0
@@ -137,7 +143,7 @@ def test_a_new_package_passes_its_checks(
     assert main(["new", kind, "my_own", "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
     groups = tomllib.loads((out / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert groups[f"earthbench.{kind}s"] == {"my_own": f"earthbench_my_own.{kind}:MyOwn"}
+    assert groups[f"earthbench.{kind}s"] == {"my_own": f"earthbench_my_own.{kind}:{attribute}"}
     assert groups[plugins.API_GROUP] == {f"v{plugins.API_VERSION}": "earthbench_my_own"}
 
 
