@@ -28,7 +28,7 @@ COMMITTED = ("md", "json")
 
 
 def load_table(name: str, root: AnyPath | None = None) -> Table:
-    """Returns the table registered as `name`, or `runs/TASK` of a task without one.
+    """Returns the table registered as `name`, or `runs/TASK` of a task that is registered or has records.
 
     Args:
         name: Of the table.
@@ -38,9 +38,10 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
         UnknownNameError: no table has this name.
         BrokenPluginError: the registered object is no table.
     """
-    task = None if root is None or name in registry.names("table") else task_of_runs(name)
-    if task is not None:
-        return runs_table(task, read_records(root, task)[0])
+    if root is not None and name not in registry.names("table"):
+        records = read_records(root, name.rpartition("/")[2])[0]
+        if (task := task_of_runs(name, (record.task.name for record in records))) is not None:
+            return runs_table(task, records)
     entry = registry.find("table", name)
     table = entry.load()
     if not isinstance(table, Table):
