@@ -72,7 +72,8 @@ def _added(record: RunRecord) -> tuple[str, ...]:
 def _label(key: str) -> str:
     first, _, rest = key.partition("_")
     name = first.upper() if first in _UPPER else first
-    return f"{name}-{rest.upper() if rest == 'm' else rest}".replace("_", " ") if rest else name
+    level, *more = rest.split("_")
+    return " ".join([f"{name}-{'M' if level == 'm' else level}", *more]) if rest else name
 
 
 def _group(key: str) -> str:
