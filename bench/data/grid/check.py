@@ -14,6 +14,9 @@ from bench.errors import DataError, counted
 
 _FRAMES_LOOKED_AT = 64
 _SHOWN = 5
+_MANY_WINDOWS = 4
+_MANY_FRAMES = 32
+"""In a chunk, from which reading a window is mostly unpacking what is not wanted."""
 
 
 def describe(
@@ -61,6 +64,13 @@ def describe(
         f"  time: {times[0]} to {times[-1]}, {counted(len(axis.breaks), 'gap')}"
         + (f": {'; '.join(axis.gaps[:_SHOWN])}{' ...' if len(axis.gaps) > _SHOWN else ''}" if axis.gaps else ""),
     ]
+    window = splits["all"].cut.window
+    if len(cube.parts) == 1 and cube.chunk >= max(_MANY_WINDOWS * window, _MANY_FRAMES):
+        chunks = {cube.names[0]: {"chunks": (window, *grid.size)}}
+        report.remarks.append(
+            f"{cube.chunk} frames are stored together, and each window of {window} unpacks them all. Faster, "
+            f"in xarray: load_dataset({str(cube.root)!r}).drop_encoding().to_zarr('other.zarr', encoding={chunks})"
+        )
     _look_at(report, cube, thresholds, scale, read_everything, advance)
     for split, windows in splits.items():
         used, count = windows.frames, len(windows)

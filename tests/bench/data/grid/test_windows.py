@@ -249,6 +249,20 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     assert {split: count["sequences"] for split, count in facts["splits"].items()} == {
         split: len(task.dataset(split)) for split in ("train", "val", "test", "all")
     }
+    assert not report.remarks
+
+
+def test_info_says_how_to_store_what_is_slow_to_read(
+    cube: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cube(cube, Path("rain.nc"), frames_per_chunk=40)
+    (remark,) = load_task("grid", "rain.nc", t_in=2, t_out=2).inspect_data().remarks
+    assert remark.startswith("40 frames are stored together, and each window of 4 unpacks them all")
+    exec(f"import xarray; xarray.{remark.partition('in xarray: ')[2]}")
+    other = load_task("grid", "other.zarr", t_in=2, t_out=2)
+    assert other.cube.chunk == 4 and not other.inspect_data().remarks
+    np.testing.assert_array_equal(other.cube.read(0, FRAMES)[..., 0], cube["rain_rate"].values)
 
 
 @pytest.mark.parametrize("options", [{}, {"split_by": "place", "crop": [8, 5]}, {"crop": [8, 8], "random_crop": True}])
