@@ -71,9 +71,10 @@ def _added(record: RunRecord) -> tuple[str, ...]:
 
 def _label(key: str) -> str:
     first, _, rest = key.partition("_")
-    name = first.upper() if first in _UPPER else first
+    if first not in _UPPER:
+        return f"{key.removesuffix(f'_{OWN}')} {OWN}" if key.endswith(f"_{OWN}") else key
     level, *more = rest.split("_")
-    return " ".join([f"{name}-{'M' if level == 'm' else level}", *more]) if rest else name
+    return " ".join([f"{first.upper()}-{'M' if level == 'm' else level}", *more]) if rest else first.upper()
 
 
 def _group(key: str) -> str:
