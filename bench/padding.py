@@ -49,7 +49,8 @@ class PaddedStage:
 
 def pad_frames(model: Any, frame_size: Sequence[int], padded_size: Sequence[int]) -> None:
     """Lets a model, or the module of a stage, which was made for `padded_size`, take frames of `frame_size`."""
-    model.__class__ = padding_class(type(model))
+    made: Any = type(model)
+    model.__class__ = padding_class(made)
     model.frame_size, model.padded_size = tuple(frame_size), tuple(padded_size)
 
 

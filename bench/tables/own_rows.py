@@ -54,7 +54,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
     return table.model_copy(update={"rows": (*table.rows, *rows)})
 
 
-def _why_none(table: Table, model: str, reasons: Sequence[str]) -> str:
+def _why_none(table: Table, model: str, reasons: list[str]) -> str:
     has_row = any(row.model == model for row in table.rows)
     if not reasons:
         found = "the runs that there are stand in its row" if has_row else "no run of the task is there"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import operator
 import os
 import warnings
 from collections import OrderedDict
@@ -138,9 +139,9 @@ class Cube:
     ) -> Iterator[np.ndarray]:
         """Yields the frames `(H,W,C)` of ascending numbers; what is stored together is unpacked once."""
         for part in self.parts:
-            own = [at for at in chosen if part.first <= at < part.first + part.count]
-            for _, block in itertools.groupby(own, lambda at, part=part: (at - part.first) // self.chunk):
-                wanted = list(block)
+            own = [((at - part.first) // self.chunk, at) for at in chosen if 0 <= at - part.first < part.count]
+            for _, block in itertools.groupby(own, operator.itemgetter(0)):
+                wanted = [at for _, at in block]
                 values = self.read(wanted[0], wanted[-1] + 1, rows, columns)
                 yield from (values[at - wanted[0]] for at in wanted)
 
