@@ -43,7 +43,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
                 registry.find("model", model)
             raise DataError(_why_none(table, model, summary(of_model)))
         shared = listed(shared_choices(mine)[model])
-        note = f"not of the paper; {f'hyperparameters: {shared}' if shared else 'hyperparameters of its preset'}"
+        note = "not of the paper" + (f"; hyperparameters: {shared}" if shared else "")
         runs: dict[str, list[str]] = {}
         for record, label in zip(mine, variant_labels(mine), strict=True):
             runs.setdefault(label, []).append(record.run_id)

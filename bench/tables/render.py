@@ -38,7 +38,7 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
         UnknownNameError: no table has this name.
         BrokenPluginError: the registered object is no table.
     """
-    if root is not None and name not in registry.names("table"):
+    if root is not None and name.startswith("runs/") and name not in registry.names("table"):
         records = read_records(root, name.rpartition("/")[2])[0]
         if (task := task_of_runs(name, (record.task.name for record in records))) is not None:
             return runs_table(task, records)
