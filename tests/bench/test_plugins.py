@@ -18,7 +18,7 @@ from bench.cli.main import main
 from bench.errors import BrokenPluginError, ContractError, NameClashError, UsageError
 from bench.metrics import load_metric
 from bench.tasks.sevir import Sevir
-from bench.testing import check_metric, check_task
+from bench.testing import check_constraint, check_metric, check_task
 
 MODEL = '''
 """A model in one file."""
@@ -286,3 +286,23 @@ def test_each_breach_of_a_metric_is_found() -> None:
         check_metric(_MeanOfBatches)
     assert "float32" in str(caught.value) and "changed its arguments" in str(caught.value)
     assert load_metric("mse") is not None
+
+
+@pytest.mark.parametrize("name", registry.names("constraint"))
+def test_every_registered_constraint_keeps_the_contract(name: str) -> None:
+    assert check_constraint(registry.find("constraint", name).load()).name == name
+
+
+def test_each_breach_of_a_constraint_is_found() -> None:
+    class HeaviestOfBatch(registry.find("constraint", "mean_intensity").load()):  # type: ignore[misc]
+        name = "Heaviest"
+
+        def measure(self, frames: torch.Tensor, labels: object = ()) -> torch.Tensor:
+            largest = frames.nan_to_num(nan=-torch.inf).amax(dim=(0, 2, 3, 4))
+            return largest.expand(len(frames), -1)[..., None]
+
+    with pytest.raises(ContractError, match="depends on the others of its batch") as caught:
+        check_constraint(HeaviestOfBatch)
+    assert "found 'Heaviest'" in str(caught.value) and "all pixels are missing, found inf" in str(caught.value)
+    with pytest.raises(ContractError, match="is no constraint"):
+        check_constraint(int)
