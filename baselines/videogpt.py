@@ -10,7 +10,7 @@ import copy
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,6 +96,11 @@ class VideoGPT(HasReference):
             "members": 2,
         },
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return int(hyperparameters["downsample"])
 
     def __init__(
         self,

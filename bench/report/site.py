@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -165,7 +166,7 @@ def _table(
         }
         blocks.append(
             {
-                "anchor": f"data-{fingerprints.pop()}" if len(fingerprints) == 1 else f"board-{len(blocks)}",
+                "anchor": _anchor(fingerprints, [block["anchor"] for block in blocks]),
                 "title": block.title,
                 "rows": shown_rows(table, block),
                 "side": shown_side(block, column),
@@ -192,6 +193,12 @@ def _table(
         "downloads": downloads,
         "data": _json(data),
     }
+
+
+def _anchor(fingerprints: set[str], taken: Sequence[str]) -> str:
+    """Returns the name of a block: that of its data, unless another block is of the same data with other options."""
+    name = f"data-{min(fingerprints)}" if len(fingerprints) == 1 else f"board-{len(taken)}"
+    return name if name not in taken else f"{name}-{len(taken)}"
 
 
 def _json(content: Any) -> str:

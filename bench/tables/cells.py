@@ -28,7 +28,7 @@ from bench.tables.intervals import interval
 from bench.tables.protocols import members
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
-from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
+from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
@@ -62,7 +62,7 @@ class Cell:
     mark: int | None
     """1 where it is the best beyond chance, or not worse than the best beyond chance; 2 for the next, which is."""
     marks: tuple[str, ...]
-    """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
+    """`own`: not of the paper.  `plugin`: of another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
     beats_reference: bool | None = None
     """Whether ours is better than the best trivial reference, or is that; None where none is asked for or there."""
@@ -206,7 +206,8 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
     blocks = []
-    for group in sorted(groups.values(), key=lambda g: g[0].run_id):
+    in_order = sorted(groups.values(), key=lambda g: g[0].run_id)
+    for group, apart in zip(in_order, told_apart(in_order), strict=True):
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record, label in zip(group, variant_labels(group), strict=True):
             variants.setdefault((record.model.name, label), []).append(record)
@@ -222,7 +223,7 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
-        blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
+        blocks.append(Block(_block_title(group[0]) + apart, tuple(cells), tuple(remarks)))
     return blocks
 
 
@@ -319,7 +320,7 @@ def _cell(
         status=status,
         rank=None,
         mark=None,
-        marks=_marks(records),
+        marks=("own", *_marks(records)) if row.own_runs else _marks(records),
         note="; ".join(note for note in (*notes, undefined if ours is None else None) if note),
     )
 

@@ -16,6 +16,7 @@ LEGEND = {
     "†": "trained with another config than the table's; takes no part in best and second",
     "‡": "ran on code with uncommitted changes",
     "(plugin)": "the model comes from another distribution",
+    "(own)": "not of the paper: a model that was put beside its rows, trained in its own way",
 }
 
 
@@ -52,8 +53,8 @@ def spread_text(cell: Cell, column: Column) -> str:
 
 def row_label(cells: Sequence[Cell]) -> str:
     """Returns what stands in front of a row."""
-    marks = cells[0].marks
-    return cells[0].row + (" (plugin)" if "plugin" in marks else "") + (" ‡" if "changed code" in marks else "")
+    told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
+    return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
 
 
 def header(table: Table) -> list[str]:
@@ -99,6 +100,7 @@ def legend(blocks: Sequence[Block]) -> list[str]:
         "†": any(DEVIATES in cell.status and cell.status != NOT_RUN for cell in cells),
         "‡": any("changed code" in cell.marks for cell in cells),
         "(plugin)": any("plugin" in cell.marks for cell in cells),
+        "(own)": any("own" in cell.marks for cell in cells),
     }
     return found + [f"{mark}: {LEGEND[mark]}" for mark, there in occurs.items() if there]
 

@@ -36,7 +36,7 @@ def table_names(root: AnyPath) -> list[str]:
 
 
 def load_table(name: str, root: AnyPath | None = None) -> Table:
-    """Returns the table registered as `name`, that of a board, or `runs/TASK` of a task without one.
+    """Returns a registered table, that of a board, or `runs/TASK` of a task that is registered or has records.
 
     Args:
         name: Of the table.
@@ -50,9 +50,10 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
     if name.startswith(TABLES):
         board = board_of(name, RESULTS if root is None else root)
         return board_table(board, load_table(f"runs/{board.board.task}", board.root).columns)
-    task = None if root is None or name in registry.names("table") else task_of_runs(name)
-    if task is not None:
-        return runs_table(task, read_records(root, task)[0])
+    if root is not None and name.startswith("runs/") and name not in registry.names("table"):
+        records = read_records(root, name.rpartition("/")[2])[0]
+        if (task := task_of_runs(name, (record.task.name for record in records))) is not None:
+            return runs_table(task, records)
     entry = registry.find("table", name)
     table = entry.load()
     if not isinstance(table, Table):

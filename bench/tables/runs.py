@@ -12,15 +12,21 @@ from bench.tables.columns import OWN_COST, TRAINING_CPU
 from bench.tables.definitions import Column, Table
 
 _PREFIX = "runs/"
+_NAME = re.compile(rf"{_PREFIX}([a-z0-9_]+)")
 # Further scores of the contingency table, means of per-lead scores and counts: in the records, not in a table's width.
 _NOT_SHOWN = re.compile(rf"^(pod|sucr|far|bias|hss)_|_per_lead_mean|_count(_|$)|_{OWN}$")
 _UPPER = ("csi", "fss", "mse", "mae", "rmse", "crps", "ssim", "psnr", "bss")
 
 
-def task_of_runs(name: str) -> str | None:
-    """Returns the task that `runs/TASK` is of, or None where that is no registered task's."""
-    task = name.removeprefix(_PREFIX)
-    return task if name.startswith(_PREFIX) and task in registry.names("task") else None
+def task_of_runs(name: str, recorded: Iterable[str] = ()) -> str | None:
+    """Returns the task that `runs/TASK` is of, or None where that is neither registered nor recorded.
+
+    Args:
+        name: Of the table.
+        recorded: Tasks with records, perhaps of a plugin that is not installed here.
+    """
+    task = match[1] if (match := _NAME.fullmatch(name)) else None
+    return task if task in {*registry.names("task"), *recorded} else None
 
 
 def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
@@ -59,10 +65,8 @@ def with_scores_there(table: Table, records: Iterable[RunRecord]) -> Table:
 def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
     """Returns the tables of the tasks that have records and no registered table `runs/TASK`."""
     records, known = list(records), registry.names("table")
-    tasks = sorted({record.task.name for record in records})
-    return [
-        runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known
-    ]
+    tasks = sorted({record.task.name for record in records if _PREFIX + record.task.name not in known})
+    return [runs_table(task, records) for task in tasks if task_of_runs(_PREFIX + task, tasks)]
 
 
 def added_columns(record: RunRecord) -> list[Column]:
@@ -79,8 +83,10 @@ def _added(record: RunRecord) -> tuple[str, ...]:
 
 def _label(key: str) -> str:
     first, _, rest = key.partition("_")
-    name = first.upper() if first in _UPPER else first
-    return f"{name}-{rest.upper() if rest == 'm' else rest}".replace("_", " ") if rest else name
+    if first not in _UPPER:
+        return f"{key.removesuffix(f'_{OWN}')} {OWN}" if key.endswith(f"_{OWN}") else key
+    level, *more = rest.split("_")
+    return " ".join([f"{first.upper()}-{'M' if level == 'm' else level}", *more]) if rest else first.upper()
 
 
 def _group(key: str) -> str:
