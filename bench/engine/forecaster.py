@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -78,7 +79,8 @@ class Forecaster(ScoresWithFloat64):
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
         scorings = scorings_of(task, ensemble, added_metrics)
-        self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        metrics = {name: load_metric(how.metric, **how.options) for name, how in scorings.items()}
+        self.scores = Scorer(scorings, metrics, task.cell_weights)
         self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""
@@ -193,8 +195,9 @@ class Forecaster(ScoresWithFloat64):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
-            how: Any = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss"}
-            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler, "strict": False}}
+            # `Validations` steps it: Lightning never does.
+            how: Any = {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,
