@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.errors import UnknownNameError, did_you_mean
+from bench.errors import UnknownNameError, UsageError, did_you_mean
 from bench.paths import AnyPath
 from bench.protocols.board import TABLES, Board, BoardFile, BoardRow, board_names, read_board, run_names
 from bench.protocols.decided import Decided, read_decided
@@ -127,10 +127,19 @@ def members(table: Table, records: Iterable[RunRecord]) -> Members:
     by_row: dict[str, list[RunRecord]] = {}
     parts: dict[str, list[RunRecord]] = {}
     for row in rows:
-        of_seeds = [[newest[name] for name in of_seed if name in newest] for of_seed in row.configs]
-        whole = [mine for mine, of_seed in zip(of_seeds, row.configs, strict=True) if len(mine) == len(of_seed)]
-        by_row[row.key] = [mine[0] if len(mine) == 1 else as_one_record(mine) for mine in whole]
-        parts |= {one.run_id: mine for one, mine in zip(by_row[row.key], whole, strict=True) if len(mine) > 1}
+        by_row[row.key] = []
+        for of_seed in row.configs:
+            mine = [newest[name] for name in of_seed if name in newest]
+            if not mine or len(mine) < len(of_seed):
+                continue  # not run, or not all of its folds
+            try:
+                one = mine[0] if len(mine) == 1 else as_one_record(mine)
+            except UsageError as error:  # statistics that are not there
+                left_out.append(Excluded(mine[0].run_id, table.task, mine[0].model.name, str(error)))
+                continue
+            by_row[row.key].append(one)
+            if len(mine) > 1:
+                parts[one.run_id] = mine
     return Members(by_row, left_out, frozenset(newest), parts)
 
 
