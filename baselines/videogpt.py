@@ -279,7 +279,9 @@ class VideoGPT(HasReference):
         network = copy.deepcopy(self.transformer).to(numbers.dtype)
         vectors = self.vqvae.codebook.vectors.to(numbers.dtype)
         batch, members, length = numbers.shape
-        prompt = self.vqvae.encode(context).flatten(1)[:, -network.given :] if network.given else None
+        prompt = torch.empty(batch, 0, dtype=torch.long)
+        if network.given:
+            prompt = self.vqvae.encode(context).flatten(1)[:, -network.given :]
         done, total = 0, batch * members * length
         found = torch.empty(numbers.shape, dtype=torch.long, device=numbers.device)
         sequences, together = max(1, most // members), min(most, members)
@@ -291,7 +293,7 @@ class VideoGPT(HasReference):
                 drawn = found[rows, start : start + together]
                 decoder = network.decoder(encoded, part.shape[1])
                 last = None
-                for place in range(network.given):
+                for place in range(prompt.shape[1]):
                     decoder.logits(last)
                     last = vectors[prompt[rows, None, place].expand(drawn.shape[:2])]
                 for place in range(length):

@@ -115,8 +115,8 @@ def _page(
                 Cost(
                     task=table.name,
                     page=page_of_table(table),
-                    parameters=mine[-1].model.parameters if mine else size and size.parameters,
-                    gmacs=mine[-1].model.gmacs if mine else size and size.gmacs,
+                    parameters=mine[-1].model.parameters if mine else size.parameters if size else None,
+                    gmacs=mine[-1].model.gmacs if mine else size.gmacs if size else None,
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )

@@ -129,7 +129,7 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
     own = {"stages": "of each stage", "training_loss": "of the model"}
     yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     given = {**card.presets.get(config.task.name, {}), **config.model.options}
-    named = _SAMPLING if "sample" in card.methods else ()
+    named: tuple[str, ...] = _SAMPLING if "sample" in card.methods else ()
     named += _OWN_OPTIMIZERS if "optimizers" in card.methods else ()
     for key in named:
         if key in card.parameters:
