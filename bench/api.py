@@ -190,7 +190,7 @@ class ModelTraits:
     """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
     size_multiple: int | Callable[[Mapping[str, Any]], int] = 1
     """What the height and width of frames must be divisible by, a number or a static method of the hyperparameters:
-    other frames are padded before the model, and its forecasts cropped. Not for models in stages."""
+    other frames are padded before the model and the modules of its stages, and its forecasts cropped."""
     evaluation_only: tuple[str, ...] = ()
     """Hyperparameters that trained weights do not depend on."""
     fitted_on: Literal["train", "val"] = "train"

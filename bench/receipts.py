@@ -231,6 +231,8 @@ def _known(value: float | None) -> float | None:
 
 
 def _commands(table: Table, cell: Cell, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    if not records and cell.ours is not None:
+        return (f"earthbench count --table {table.name}",)
     if not records:
         return (f"earthbench reproduce {table.name}/{cell.row_key} data.root=DIR",) if table.rows else ()
     return tuple(command_of(record) for record in records)

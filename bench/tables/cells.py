@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.errors import counted
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.tables.admission import (
@@ -19,12 +21,14 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
-from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
+from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
+from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
+from bench.tables.protocols import members
 from bench.tables.skill import references, skill_remarks, with_skill
-from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
-from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
+from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
+from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
@@ -51,13 +55,14 @@ class Cell:
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
-    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`."""
+    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`.
+    Of a size that no run gave: match, differs, counted, not countable."""
     rank: int | None
     """1 for the best of its column as printed, 2 for the second; None where nothing may be compared.  No test."""
     mark: int | None
     """1 where it is the best beyond chance, or not worse than the best beyond chance; 2 for the next, which is."""
     marks: tuple[str, ...]
-    """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
+    """`own`: not of the paper.  `plugin`: of another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
     beats_reference: bool | None = None
     """Whether ours is better than the best trivial reference, or is that; None where none is asked for or there."""
@@ -111,26 +116,33 @@ def table_data(
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
-    if table.rows:
+    if table.groups:
+        by_row, left_out = members(table, records)
+        records = [record for mine in by_row.values() for record in mine]  # references are the board's own
+        blocks = [_group_block(table, group, by_row) for group in table.groups]
+    elif table.rows:
         by_row, left_out = admitted(table, records)
         blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
         blocks = _run_blocks(table, good)
-    blocks = [_judged(table, block, records) for block in blocks]
+    tests = Tests(table, {record.run_id: record for record in records})
+    blocks = [_judged(table, block, tests) for block in blocks]
+    if table.groups:
+        blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)]
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
-def _judged(table: Table, block: Block, records: Sequence[RunRecord]) -> Block:
+def _judged(table: Table, block: Block, tests: Tests) -> Block:
     """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
-    by_id = {record.run_id: record for record in records}
+    by_id = tests.records
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in block.cells for run_id in cell.run_ids)]
     best, remarks = {}, block.remarks
     if any(column.skill_of for column in table.columns):
-        best = references(table, mine, records)
+        best = references(table, mine, list(by_id.values()))
         block = replace(block, cells=with_skill(table, block.cells, best))
         remarks = (*remarks, *skill_remarks(table, block.cells, best))
-    cells = marked(table, ranked(table, block.cells), by_id)
+    cells = with_ranks(table, marked(table, ranked(table, block.cells), tests), tests)
     absences = [why_no_mark(cells, mine)]
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
@@ -145,15 +157,16 @@ def _published_block(
 ) -> Block:
     cells, remarks = [], []
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
+    counts = load_counts()
     for row in table.rows:
         mine = run.get(row.key, [])
         deviating = sorted({d for record in mine for d in deviations(table, record, row)})
         if deviating:
             remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
-        absent = _absent(row, left_out)
+        absent, size = _absent(row, left_out), None if mine else counts.of(table, row)
         cells += [
-            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
+            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, size=size)
             for column in table.columns
         ]
         remarks += [f"{row.label}: {row.note}"] if row.note else []
@@ -193,7 +206,8 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
     blocks = []
-    for group in sorted(groups.values(), key=lambda g: g[0].run_id):
+    in_order = sorted(groups.values(), key=lambda g: g[0].run_id)
+    for group, apart in zip(in_order, told_apart(in_order), strict=True):
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record, label in zip(group, variant_labels(group), strict=True):
             variants.setdefault((record.model.name, label), []).append(record)
@@ -209,8 +223,43 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
-        blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
+        blocks.append(Block(_block_title(group[0]) + apart, tuple(cells), tuple(remarks)))
     return blocks
+
+
+def _group_block(table: Table, group: Group, by_row: Mapping[str, list[RunRecord]]) -> Block:
+    """Returns a block of a board, the best row first."""
+    run = {row.key: mine for row in group.rows if (mine := by_row[row.key])}
+    cells = [_cell(row, column, None, run.get(row.key, [])) for row in group.rows for column in table.columns]
+    first = next((mine[0] for mine in run.values()), None)
+    remarks = [] if first is None else [f"data: {_block_title(first)}", *_units(first)]
+    remarks += [f"{row.label}: {row.note}" for row in group.rows if row.note]
+    return Block(
+        group.title, tuple(cells), (*remarks, *captions([(r.label, run[r.key]) for r in group.rows if r.key in run]))
+    )
+
+
+def _ordered(table: Table, group: Group, block: Block) -> Block:
+    """Returns a block of a board with the best row first; references take no rank."""
+    main = main_column(table)
+
+    def badness(row: Sequence[Cell]) -> float:
+        score = next((cell.ours for cell in row if main is not None and cell.column == main.key), None)
+        return math.inf if main is None or score is None else -score if main.better == "higher" else score
+
+    cells = [cell for row in sorted(block.rows, key=badness) for cell in row]
+    if not group.ranked:
+        ranks = [column.key for column in table.columns if column.rank_of is not None]
+        cells = [replace(cell, ours=None, status="reference") if cell.column in ranks else cell for cell in cells]
+    return replace(block, cells=tuple(cells))
+
+
+def _units(record: RunRecord) -> list[str]:
+    """Returns how many independent units a record's split has."""
+    if record.statistics is None:
+        return []
+    split = record.data.split if record.data is not None else ""
+    return [f"independent units of the {split} split: {counted(record.statistics.unit_count, record.statistics.kind)}"]
 
 
 def _block_title(record: RunRecord) -> str:
@@ -232,17 +281,20 @@ def _cell(
     *,
     deviates: bool = False,
     absent: str = NOT_RUN,
+    size: CountedSize | None = None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
+    counted = size.value_of(column.key) if size is not None else None
+    values += [] if counted is None else [counted * column.scale]
     ours = statistics.fmean(values) if values else None
     difference = None
-    if not records:
-        status = absent
+    if ours is None and not records:
+        status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
     elif ours is None:
         status = "undefined" if any(column.key in record.scores for record in records) else "not measured"
     elif figure is None or figure.incomparable:
-        status = "measured"
+        status = "measured" if records else COUNTED
     else:
         difference, status = compare(row, column, figure, ours)
     if deviates and records:
@@ -268,7 +320,7 @@ def _cell(
         status=status,
         rank=None,
         mark=None,
-        marks=_marks(records),
+        marks=("own", *_marks(records)) if row.own_runs else _marks(records),
         note="; ".join(note for note in (*notes, undefined if ours is None else None) if note),
     )
 
@@ -291,9 +343,14 @@ def value_of(record: RunRecord, key: str) -> float | None:
     """Returns a record's value for a column's key in its own units: a score, or a cost."""
     if key == "parameters":
         return float(record.model.parameters)
-    if key == "training_s" and not record.model.parameters and record.time.training_s is None:
+    trained = record.training
+    if key in ("training_s", "cpu_s") and not record.model.parameters and trained is None:
         return 0.0  # nothing to train
-    costs = {"gmacs": record.model.gmacs, "training_s": record.time.training_s}
+    costs = {
+        "gmacs": record.model.gmacs,
+        "training_s": record.time.training_s,
+        "cpu_s": None if trained is None else trained.cpu_s,
+    }
     return costs[key] if key in costs else record.scores.get(key)
 
 

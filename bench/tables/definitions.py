@@ -16,6 +16,7 @@ COSTS = {
     "parameters": "every element of every parameter",
     "gmacs": "fvcore, batch 1, multiply-add = 1",
     "training_s": "wall time of the training on the device that the record names",
+    "cpu_s": "processor seconds of the training's steps, over all threads",
 }
 """What a column may show besides scores, and how it is counted."""
 
@@ -42,6 +43,8 @@ class Column(StrictModel):
     skill_of: str | None = None
     """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
     column, a row that does not beat that reference in a score is not ranked in it."""
+    rank_of: str | None = None
+    """The column whose ranks this one shows, see `bench.tables.standings.with_ranks`."""
     optional: bool = False
     """Left out where no run has the score: of metrics that a task got after runs of it were published."""
     tolerance_percent: float | None = None
@@ -79,11 +82,26 @@ class Row(StrictModel):
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
+    configs: tuple[str, ...] = ()
+    """Of a board: the fingerprints of the configs of its runs, one per seed; none where they are not decided yet."""
+    own_runs: tuple[str, ...] = ()
+    """Of a model that is not of the paper (`bench.tables.own_rows`): the ids of the runs that the row is of."""
 
     @property
     def key(self) -> str:
         """Returns what names the row within its table."""
         return self.name or self.model
+
+
+class Group(StrictModel):
+    """A block of a board: rows whose runs are named by their configs."""
+
+    name: str
+    """`references`, `rows`, or that of an ablation."""
+    title: str
+    rows: tuple[Row, ...]
+    ranked: bool
+    """Whether the rows compete; references do not."""
 
 
 class Table(StrictModel):
@@ -94,9 +112,13 @@ class Table(StrictModel):
     task: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...] = ()
-    """Empty: one block per data set, with a row for each model that has a record."""
+    """Empty, and no groups: one block per data set, with a row for each model that has a record."""
+    groups: tuple[Group, ...] = ()
+    """Of a board: its blocks."""
+    data: dict[str, str] = {}
+    """Of a board: the fingerprint of its data by split; a record of others is left out."""
     published: str | None = None
-    """File under `results/published`."""
+    """File under `results/published`, or the whole path of a plugin's own."""
     settings: str | None = None
     """File under `results/published/settings`: where the rows' training settings come from."""
     split: str = "test"
@@ -124,8 +146,8 @@ class Table(StrictModel):
         return {**self.task_options, **row.task_options}
 
     def training_of(self, row: Row) -> dict[str, Any]:
-        """Returns the paper's `train.*` settings of a row."""
-        return {**self.training, **row.training}
+        """Returns the paper's `train.*` settings of a row; none for one that is not of the paper."""
+        return {} if row.own_runs else {**self.training, **row.training}
 
     def training_counts_of(self, row: Row) -> tuple[int, ...]:
         """Returns how many training sequences a record of a row may have seen."""
@@ -156,6 +178,11 @@ class Table(StrictModel):
         raise UnknownNameError(
             f"table {self.name!r} has no column {key!r}. {did_you_mean(key, [column.key for column in self.columns])}"
         )
+
+
+def main_column(table: Table) -> Column | None:
+    """Returns the column that a table's rows are sorted by: its first score; None where it has none."""
+    return next((column for column in table.columns if column.better and column.key not in COSTS), None)
 
 
 class PublishedValue(StrictModel):

@@ -20,32 +20,51 @@ from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
+from bench.tables.protocols import TABLES, board_of, board_table, board_tables
 from bench.tables.runs import runs_table, task_of_runs, with_scores_there
 
 FORMATS = ("md", "csv", "latex", "html", "json")
+RESULTS = Path("results")
+_OWN = "earthbench"
 COMMITTED = ("md", "json")
 """What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
 
+def table_names(root: AnyPath) -> list[str]:
+    """Returns the names of all tables: those that are registered, and the boards under a results root."""
+    return [*registry.names("table"), *board_tables(root)]
+
+
 def load_table(name: str, root: AnyPath | None = None) -> Table:
-    """Returns the table registered as `name`, or `runs/TASK` of a task without one.
+    """Returns a registered table, that of a board, or `runs/TASK` of a task that is registered or has records.
 
     Args:
         name: Of the table.
-        root: Results root, whose records give the columns of a table that is not registered.
+        root: Results root, which has the boards (None: `results`), and whose records give the columns of a table that
+            is not registered.
 
     Raises:
         UnknownNameError: no table has this name.
         BrokenPluginError: the registered object is no table.
     """
-    task = None if root is None or name in registry.names("table") else task_of_runs(name)
-    if task is not None:
-        return runs_table(task, read_records(root, task)[0])
+    if name.startswith(TABLES):
+        board = board_of(name, RESULTS if root is None else root)
+        return board_table(board, load_table(f"runs/{board.board.task}", board.root).columns)
+    if root is not None and name.startswith("runs/") and name not in registry.names("table"):
+        records = read_records(root, name.rpartition("/")[2])[0]
+        if (task := task_of_runs(name, (record.task.name for record in records))) is not None:
+            return runs_table(task, records)
     entry = registry.find("table", name)
     table = entry.load()
     if not isinstance(table, Table):
         raise BrokenPluginError(f"table {name!r} from {entry.origin} is not a bench.tables.definitions.Table")
     return table
+
+
+def tables_with_rows() -> list[Table]:
+    """Returns this project's tables that have rows of their own; whose sizes are counted."""
+    own = [name for name in registry.names("table") if registry.find("table", name).distribution == _OWN]
+    return [table for table in map(load_table, own) if table.rows]
 
 
 def render(

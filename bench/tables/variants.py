@@ -42,6 +42,48 @@ def _context_fields(task: str) -> frozenset[str]:
     return found
 
 
+def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Returns, for groups of comparable runs, the task's options and the metrics' conventions that not all have alike.
+
+    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once.
+    """
+    firsts = [group[0] for group in groups]
+    given = {key for record in firsts for key in _given_options(record)}
+    told = _unlike([{key: record.task.fields.get(key) for key in sorted(given)} for record in firsts], "task.")
+    options = {key.removeprefix("task.") for one in told for key in one}
+    conventions = [
+        {
+            f"{name}.{key}": value
+            for name, how in sorted(record.conventions.items())
+            if not of_ensembles(name) and ADDED not in name
+            for key, value in sorted(how.items())
+            if key not in options
+        }
+        for record in firsts
+    ]
+    versions = _unlike([{"version": record.task.version} for record in firsts], "task ")
+    texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _unlike(conventions), strict=True)]
+    return ["".join(f", {key}={value}" for key, value in one.items()) for one in texts]
+
+
+def _given_options(record: RunRecord) -> set[str]:
+    """Returns the names of a task's options that were given; of a run from Python, nobody knows: all that it has."""
+    given = record.config.get("task")
+    return set(given) - {"name"} if isinstance(given, dict) else set(record.task.fields)
+
+
+def _unlike(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[str, str]]:
+    """Returns the settings that not all have with the same value, as on the command line."""
+    texts = [
+        {key: value if isinstance(value, str) else canonical_json(value) for key, value in one.items()}
+        for one in settings
+    ]
+    unlike = [
+        key for key in dict.fromkeys(key for one in texts for key in one) if len({one.get(key) for one in texts}) > 1
+    ]
+    return [{prefix + key: one[key] for key in unlike if key in one} for one in texts]
+
+
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:
     """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
 

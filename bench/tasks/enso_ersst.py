@@ -57,6 +57,7 @@ class EnsoErsst(TropicalPacific):
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.ersst.synthetic:MakeSst",
         "fetch": "bench.data.ersst.download:FetchErsst",
+        "fetch:ersst": "bench.data.ersst.v3b:FetchErsstV3b",
     }
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")

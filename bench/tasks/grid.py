@@ -15,7 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.data.folds import check_fold
 from bench.errors import ConfigError, DataError
 from bench.paths import expand_environment
-from bench.tasks.task import FrameCoordinates, Task
+from bench.tasks.task import FrameCoordinates, Turnable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ _NOMINAL_SIZE = 128
 _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_enso"))
 
 
-class Grid(Task):
+class Grid(Turnable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
     `data.root` is read as it lies, frame by frame; cadence and gaps come from the times, and no window reaches over a
@@ -45,10 +45,11 @@ class Grid(Task):
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.grid.synthetic:MakeRain",
         "convert:radar_files": "bench.data.grid.radar_files:ConvertRadarFiles",
+        "convert:meteonet": "bench.data.grid.meteonet:ConvertMeteonet",
     }
     from_training: ClassVar[frozenset[str]] = frozenset({"normalisation"})
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"stride", "val_from", "test_from", "split_by", "folds", "fold", "box", "random_crop", "thresholds"}
+        {"stride", "val_from", "test_from", "split_by", "folds", "fold", "box", "random_crop", "thresholds", "augment"}
     )
 
     variable: str | tuple[str, ...] | None = Field(

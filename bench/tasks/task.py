@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
@@ -160,6 +160,11 @@ class Task(BaseModel, ABC):
     @abstractmethod
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Returns the registered metrics of the task and their options, in its published table's convention."""
+
+    @property
+    def augments(self) -> bool:
+        """Returns whether training sequences are turned and mirrored at random."""
+        return False
 
     @property
     def further_channels(self) -> tuple[str, ...]:
@@ -346,3 +351,22 @@ class Task(BaseModel, ABC):
     def data_fingerprint(self, split: Split) -> str:
         """Returns the SHA-256 of what identifies a split's data: the same wherever the data lies."""
         return fingerprint(self.dataset(split).identity())
+
+
+class Turnable(Task, ABC):
+    """A task whose frames have no direction that matters, so that turned and mirrored ones may be trained on."""
+
+    augment: bool = Field(
+        False,
+        description="turn and mirror each training sequence one of eight ways (four where H and W differ), drawn anew "
+        "in each epoch; not for fields with directions of their own, such as wind components",
+    )
+
+    @property
+    def augments(self) -> bool:
+        """Returns whether training sequences are turned and mirrored at random."""
+        return self.augment
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the task's options; without `augment` where it is off, as before there was such an option."""
+        return {key: value for key, value in super().fields().items() if key != "augment" or value}

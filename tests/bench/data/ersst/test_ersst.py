@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
 from servers import serving
 
 import bench
@@ -224,3 +225,30 @@ class TestObserved:
         np.testing.assert_allclose(record.scores_per_lead["c_nino34"], expected, atol=1e-6)
         assert expected[0] > 0.8 > 0.3 > expected[11]
         assert record.scores["nino34_label_difference"] < 1e-6, "the metric's box is the labels' box"
+
+    @pytest.mark.slow
+    def test_the_public_years_become_the_data_of_the_records(
+        self, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Years cut from the packed record stand in for the originals, from which they differ by its rounding."""
+        theirs = observed / "sst" / "ersst_v3b_196001-201612.nc"
+        (tmp_path / "www").mkdir()
+        with xarray.open_dataset(theirs) as whole:
+            for year in range(1960, 2017):
+                part = whole.sel(time=str(year)).drop_encoding()
+                part.to_netcdf(tmp_path / "www" / f"NOAA_NCDC_ERSST_v3b_SST-{year}.nc", engine="h5netcdf")
+        words = ["data", "fetch", "ersst", "--out", str(tmp_path / "out")]
+        with serving(tmp_path / "www") as server:
+            assert main([*words, "--mirror", server.url]) == 0
+            assert main([*words, "--mirror", server.url]) == 0
+        said = capsys.readouterr().out
+        assert "684 months" in said and "1612.nc, equal to the data of the committed records" in said
+        fields = {"val_from": "1983-01-01", "test_from": "1988-01-01", "base_to": 1982}
+        identities = [
+            bench.load_task("enso_ersst", root, **fields).dataset("test").source.identity()
+            for root in (tmp_path / "out" / "sst", observed / "sst")
+        ]
+        assert identities[0] == identities[1]
+        name = "enso/ersst_v3b_5deg_196001-199912.nc"
+        with xarray.open_dataset(tmp_path / "out" / name) as made, xarray.open_dataset(observed / name) as stored:
+            np.testing.assert_allclose(made["sst_anomaly"], stored["sst_anomaly"], atol=5e-4)

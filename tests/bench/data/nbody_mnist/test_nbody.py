@@ -13,48 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_nbody import plain_motion
 from scipy.ndimage import shift
 
 import bench
 from bench.cli.main import main
 from bench.data.mnist import digits_of_splits, load_digits
 from bench.data.nbody_mnist.simulation import cropped, energy, render, simulate
-from bench.errors import ConfigError, DataError
-
-
-def _plain_motion(x, v, sizes, frames=20, r=0, mass=1.0):
-    """The law of the specification, number by number, for one sequence; states and energies of each frame."""
-    x, v = [list(row) for row in x], [list(row) for row in v]
-    d, g = 10.0, 0.05
-    states, energies = [], []
-    for step in range(frames * 5):
-        if step % 5 == 0:
-            states.append(([list(row) for row in x], [list(row) for row in v]))
-            kinetic = sum(mass * s * s / 2 for row in v for s in row)
-            potential = 0.0
-            for i in range(len(x)):
-                for j in range(i):
-                    s = (x[i][0] - x[j][0]) ** 2 + (x[i][1] - x[j][1]) ** 2 + d * d
-                    u = {0: math.sqrt(s), 1: math.log(s) / 2, 2: -1 / math.sqrt(s)}[r]
-                    potential += g * mass * mass * u
-            energies.append(kinetic + potential)
-        pulls = []
-        for i in range(len(x)):
-            pull = [0.0, 0.0]
-            for j in range(len(x)):
-                s = (x[i][0] - x[j][0]) ** 2 + (x[i][1] - x[j][1]) ** 2 + d * d
-                for axis in range(2):
-                    pull[axis] += g * mass * (x[j][axis] - x[i][axis]) * s ** (-(r + 1) / 2)
-            pulls.append(pull)
-        for i in range(len(x)):
-            for axis in range(2):
-                v[i][axis] = min(max(v[i][axis] + pulls[i][axis], -2), 2)
-                x[i][axis] += v[i][axis]
-                centre = x[i][axis] + sizes[i][axis] / 2
-                if centre < 10 or centre > 118:
-                    x[i][axis] = (10 if centre < 10 else 118) - sizes[i][axis] / 2
-                    v[i][axis] = -v[i][axis]
-    return states, energies
+from bench.errors import DataError
 
 
 def _start(seed: int, count: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +32,7 @@ def _start(seed: int, count: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarra
 @given(seed=st.integers(0, 10_000), exponent=st.sampled_from([0, 1, 2]), mass=st.sampled_from([1.0, 2.5]))
 def test_the_motion_is_that_of_the_law(seed: int, exponent: int, mass: float) -> None:
     x, v, sizes = _start(seed)
-    states, energies = _plain_motion(x[0], v[0], sizes[0], r=exponent, mass=mass)
+    states, energies = plain_motion(x[0], v[0], sizes[0], r=exponent, mass=mass)
     motion = simulate(x, v, sizes, exponent=exponent, masses=mass)
     np.testing.assert_allclose(motion.corners[0], [state[0] for state in states], atol=1e-9)
     np.testing.assert_allclose(motion.velocities[0], [state[1] for state in states], atol=1e-9)
@@ -146,7 +112,7 @@ class TestFiles:
         start = draws["affine_transforms_multipliers"] * 100
         angle, speed = draws["init_velocity_angle"], draws["init_velocity_magnitude"]
         velocity = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
-        states, energies = _plain_motion(start[1], velocity[1], np.full((3, 2), 28))
+        states, energies = plain_motion(start[1], velocity[1], np.full((3, 2), 28))
         expected = render(np.array([[s[0] for s in states]]), images[1:].astype(np.float32), np.full((1, 3, 2), 28))[0]
         context, target = data[1]
         np.testing.assert_allclose(np.concatenate([context, target])[..., 0], expected / 255, atol=1e-5)
@@ -200,9 +166,9 @@ class TestFiles:
         with pytest.raises(DataError, match=r"mnist.npz: X: expected numbers from 0 to 255, found float"):
             bench.load_task("nbody_mnist", tmp_path).dataset("val")
 
-    def test_more_frames_than_there_are(self) -> None:
-        with pytest.raises(ConfigError, match="a sequence has 20 frames"):
-            bench.load_task("nbody_mnist", t_in=15)
+    def test_more_frames_than_there_are(self, made: Path) -> None:
+        with pytest.raises(DataError, match=r"expected 25 frames or more, found 20\. Set task.t_in"):
+            bench.load_task("nbody_mnist", made, t_in=15).dataset("val")
 
 
 class TestGenerator:
