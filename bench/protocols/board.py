@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -96,8 +96,8 @@ class Board(Strict):
     budget: Budget | None = None
     seeds: Seeds = (0, 1, 2)
     folds: tuple[Setting, ...] = ()
-    """Settings such as `task.fold=0`, each of which leaves other data for the test: every run is made once for each,
-    and its scores are those of all of them together."""
+    """Settings, each of which leaves other data for the test: every run is made once for each, and its scores are those
+    of all of them together. A number N is short for `task.folds=N` in `base`, and `task.fold=0` to `N - 1` here."""
     columns: tuple[str, ...] = ()
     """Scores in the order of the table: rows are ranked by the first. Empty: those of the task's table of runs."""
     per_lead: str | None = None
@@ -108,6 +108,15 @@ class Board(Strict):
     """Tried for each row with the first seed: the best validation score decides."""
     ablations: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], BoardAblation] = Field(default_factory=dict)
     note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_folds(cls, given: Any) -> Any:
+        """Writes a number of folds out."""
+        if not isinstance(given, dict) or not isinstance(count := given.get("folds"), int):
+            return given
+        base = [f"task.folds={count}", *(given.get("base") or ())]
+        return {**given, "base": base, "folds": [f"task.fold={number}" for number in range(count)]}
 
     @model_validator(mode="after")
     def _is_complete(self) -> Board:

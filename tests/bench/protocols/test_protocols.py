@@ -84,6 +84,8 @@ def test_folds_multiply_the_runs_and_decide_once(tmp_path: Path) -> None:
     made = [compose(row.run_overrides(seed, fold=fold)).task.options["t_out"] for seed, fold in row.runs]
     assert made == [4, 5, 4, 5] and compose(row.run_overrides(3)).task.options["t_out"] == 4, "what is decided"
     assert [len(names) for names in run_names(row).values()] == [2, 2]
+    six = _board(tmp_path, BOARD.replace("seeds: [3, 4]", "seeds: [3]\nfolds: 3")).board
+    assert six.folds == ("task.fold=0", "task.fold=1", "task.fold=2") and six.base[0] == "task.folds=3"
 
 
 @pytest.mark.parametrize(
