@@ -105,7 +105,7 @@ def receipts_of(
                     convention=_convention(mine[0], key) if mine else "",
                     alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not contents.parts else (),
                     commands=_commands(table, cell, mine),
-                    settings=() if mine else _settings(table, cell),
+                    settings=() if mine or cell.column in COSTS else _settings(table, cell),
                 )
             )
     if not found:

@@ -85,7 +85,7 @@ def test_a_complete_official_run_stands_beside_the_published_figure(measured: Ru
     assert cells["csi_160"].status == "measured" and cells["csi_160"].published is None
 
 
-def _scored(records: list[RunRecord]) -> list[Cell]:
+def _score_cells(records: list[RunRecord]) -> list[Cell]:
     """The cells of persistence but its sizes, which are counted where no record stands."""
     return [cell for key, cell in _cells(records).items() if key not in ("parameters", "gmacs")]
 
@@ -103,8 +103,8 @@ def test_partial_runs_other_data_and_other_options_stay_out(measured: RunRecord)
         official.model_copy(update={"task": official.task.model_copy(update={"is_default": False})}),
         official.model_copy(update={"model": official.model.model_copy(update={"is_preset": False})}),
     ]
-    assert all(cell.status == "partial" and cell.ours is None for cell in _scored(wrong))
-    assert all(cell.status == "not run" for cell in _scored(wrong[2:]))
+    assert all(cell.status == "partial" and cell.ours is None for cell in _score_cells(wrong))
+    assert all(cell.status == "not run" for cell in _score_cells(wrong[2:]))
     text = render(SEVIR, wrong)
     assert "not shown: partial runs (1): persistence/" in text and "not shown: other data (3)" in text
     assert {one["run_id"] for one in json.loads(render(SEVIR, wrong, "json"))["left_out"]} == {measured.run_id}
