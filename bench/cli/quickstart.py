@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     from bench.records.store import read_records
     from bench.tables import load_table
     from bench.tables.cells import table_data
-    from bench.tables.pictures import Look, draw_forecasts
+    from bench.tables.look import Look
+    from bench.tables.pictures import draw_forecasts
     from bench.tables.render import text_of
     from bench.tasks.sevir import Sevir
 
