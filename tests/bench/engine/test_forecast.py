@@ -88,7 +88,7 @@ def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
     case, model = case_from_split(task, "test"), Sampler()
     blocks = torch.stack([forecast(model, task, case.context, members=2, control=n) for n in (-1.0, 1.0)])
     path = write_netcdf(as_dataset(case, blocks, task, model, controls=(-1, 1)), tmp_path / "f.nc")
-    with xarray.open_dataset(path, engine="h5netcdf", decode_timedelta=False) as content:
+    with xarray.open_dataset(path, engine="h5netcdf", decode_times=False) as content:
         assert content.attrs["Conventions"].startswith("CF-") and {"title", "source", "history"} <= set(content.attrs)
         for name, variable in content.variables.items():
             if name == "crs":
