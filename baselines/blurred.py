@@ -34,14 +34,16 @@ class Blurred(nn.Module):
         forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
             times are the same; has nothing to learn.
         t_out: Lead times.
+        width_per_lead: Whether each lead time has a width of its own; else all have the one that is best for all.
     """
 
     fitted_on: ClassVar[str] = "val"
     width: Tensor
 
-    def __init__(self, forecast: Callable[[Tensor], Tensor], t_out: int) -> None:
+    def __init__(self, forecast: Callable[[Tensor], Tensor], t_out: int, *, width_per_lead: bool = True) -> None:
         super().__init__()
         self.sharp = forecast
+        self.width_per_lead = width_per_lead
         self.register_buffer("width", torch.zeros(t_out))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -57,7 +59,9 @@ class Blurred(nn.Module):
             for total, width in zip(errors, _WIDTHS, strict=True):
                 error = blurred(sharp, self.width.new_tensor([width])) - target
                 total += error.masked_fill(~known, 0).double().square().sum((0, 2, 3, 4)).cpu()
-        self.width.copy_(torch.tensor(_WIDTHS)[errors.argmin(0)])
+        if not self.width_per_lead:
+            errors = errors.sum(1, keepdim=True)
+        self.width.copy_(torch.tensor(_WIDTHS)[errors.argmin(0)].expand_as(self.width))
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`."""
@@ -70,6 +74,7 @@ class BlurredPersistence(Blurred):
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
+        width_per_lead: Whether each lead time has a width of its own; else all have one.
 
     Raises:
         ValueError: frames of context and target differ in shape.
@@ -77,9 +82,15 @@ class BlurredPersistence(Blurred):
 
     trivial: ClassVar[bool] = True
 
-    def __init__(self, input_shape: tuple[int, int, int, int], target_shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        target_shape: tuple[int, int, int, int],
+        *,
+        width_per_lead: bool = True,
+    ) -> None:
         _, (t_out, *_) = checked_shapes("blurred_persistence", input_shape, target_shape, feeds_back=True)
-        super().__init__(_last_frame, t_out)
+        super().__init__(_last_frame, t_out, width_per_lead=width_per_lead)
 
 
 def _last_frame(context: Tensor) -> Tensor:

@@ -23,9 +23,8 @@ from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 from baselines.weights import Config, as_mapping, check_config, load_strictly
 
-# The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet).
+# The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet); the stem has half the code's width.
 CODE_CHANNELS = 64
-STEM_CHANNELS = 32
 CODE_GROUPS = 16
 PHY_GROUPS = 7
 LEAKY_SLOPE = 0.2
@@ -62,12 +61,12 @@ def _transposed(in_channels: int, out_channels: int, stride: int) -> nn.ConvTran
 class _Derivatives(nn.Module):
     """The right-hand side of the learned equation: a linear mix of filters that are held near derivatives."""
 
-    def __init__(self, hidden: int, kernel_size: int) -> None:
+    def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(CODE_CHANNELS, hidden, kernel_size, padding=kernel_size // 2)
+        self.conv1 = nn.Conv2d(channels, hidden, kernel_size, padding=kernel_size // 2)
         # The authors' name; it is a group norm.
         self.bn1 = nn.GroupNorm(PHY_GROUPS, hidden)
-        self.conv2 = nn.Conv2d(hidden, CODE_CHANNELS, 1)
+        self.conv2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.conv2(self.bn1(self.conv1(h)))
@@ -79,18 +78,18 @@ class PhyCell(nn.Module):
     Source: arXiv:2003.01460 (PhyCell: prediction and correction); the gain also sees the state before.
     """
 
-    def __init__(self, hidden: int, kernel_size: int) -> None:
-        """Builds a cell of 64 channels with `hidden` filters."""
+    def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
+        """Builds a cell of as many channels with `hidden` filters."""
         super().__init__()
-        self.F = _Derivatives(hidden, kernel_size)
-        self.convgate = nn.Conv2d(2 * CODE_CHANNELS, CODE_CHANNELS, 3, padding=1)
+        self.F = _Derivatives(hidden, kernel_size, channels)
+        self.convgate = nn.Conv2d(2 * channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Returns the state (B, 64, h, w) after one step on an input (B, 64, h, w)."""
+        """Returns the state (B, C, h, w) after one step on an input (B, C, h, w)."""
         return self._correct(x, h, self.convgate(torch.cat((x, h), dim=1)))
 
     def run(self, inputs: Tensor, h: Tensor) -> Tensor:
-        """Returns the states (T, B, 64, h, w) of steps on inputs (T, B, 64, h, w) that are all known.
+        """Returns the states (T, B, C, h, w) of steps on inputs (T, B, C, h, w) that are all known.
 
         The gain's convolution is split, and the part over the inputs is taken for all steps at once.
         """
@@ -159,6 +158,7 @@ class PhyDNet(HasReference):
         phy_hidden: Sequence[int] = (49,),
         phy_kernel: int = 7,
         conv_hidden: Sequence[int] = (128, 128, 64),
+        code_channels: int = CODE_CHANNELS,
         teacher_forcing_share: float = TEACHER_FORCING_SHARE,
     ) -> None:
         """Builds the model.
@@ -169,7 +169,8 @@ class PhyDNet(HasReference):
             strides: Downsampling of the image encoder's three convolutions.
             phy_hidden: Filters of each PhyCell, a multiple of 7 and at most `phy_kernel` squared.
             phy_kernel: Kernel of those filters (odd).
-            conv_hidden: Width of each ConvLSTM layer; the last one must be 64, that of the code.
+            conv_hidden: Width of each ConvLSTM layer; the last one must be that of the code.
+            code_channels: Width of the code, a multiple of 32; the image encoder begins with half of it.
             teacher_forcing_share: Share of the run over which the probability of teacher forcing falls from 1
                 to 0.
 
@@ -196,16 +197,19 @@ class PhyDNet(HasReference):
                     f"{name}: phy_hidden={filters} on a code of one pixel (strides {strides}) leaves its group norm "
                     f"one value per group; expected two or more: phy_hidden={2 * PHY_GROUPS}, or smaller strides"
                 )
-        if conv_hidden[-1] != CODE_CHANNELS:
-            raise ValueError(f"{name}: conv_hidden must end with {CODE_CHANNELS}, got {conv_hidden}")
+        checked_sizes(name, "code_channels", (code_channels,))
+        require_divisible(name, "code_channels", code_channels, 2 * CODE_GROUPS)
+        stem = code_channels // 2
+        if conv_hidden[-1] != code_channels:
+            raise ValueError(f"{name}: conv_hidden must end with code_channels={code_channels}, got {conv_hidden}")
         self.t_in, self.t_out = source[0], target[0]
         pixels = source[1] * source[2]
         self.largest_frame = max(
-            STEM_CHANNELS * pixels // strides[0] ** 2,
+            stem * pixels // strides[0] ** 2,
             4 * max(conv_hidden) * pixels // math.prod(strides) ** 2,
         )
         self.teacher_forcing_share = teacher_forcing_share
-        channels, stem, code = source[3], STEM_CHANNELS, CODE_CHANNELS
+        channels, code = source[3], code_channels
         first, second, third = strides
         self.encoder_E = _chain("c", _down(channels, stem, first), _down(stem, stem, second), _down(stem, code, third))
         self.encoder_Ep = _chain("c", _down(code, code), _down(code, code))
@@ -215,7 +219,7 @@ class PhyDNet(HasReference):
         self.decoder_D = _chain(
             "upc", _up(code, stem, third), _up(stem, stem, second), _transposed(stem, channels, first)
         )
-        self.phycell = _Cells(PhyCell(filters, phy_kernel) for filters in phy_hidden)
+        self.phycell = _Cells(PhyCell(filters, phy_kernel, code) for filters in phy_hidden)
         self.convcell = _Cells(ConvLSTMCell(c_in, c) for c_in, c in pairwise((code, *conv_hidden)))
 
     def forward(self, context: Tensor) -> Tensor:
@@ -252,7 +256,7 @@ class PhyDNet(HasReference):
         """Returns how far the first PhyCell's filters are from being one derivative each.
 
         Filter k of every input channel should have the single moment (k // 7, k % 7), for 7 x 7 filters. The
-        squared differences are averaged over filters and moments, and summed over the 64 input channels.
+        squared differences are averaged over filters and moments, and summed over the code's channels.
 
         Source: arXiv:2003.01460 (moment loss), with the weighting of the authors' code.
         """
@@ -286,7 +290,7 @@ class PhyDNet(HasReference):
         return self.losses(context, target, teacher_forcing=forced, context_known=context_known)
 
     def _zeros(self, code: Tensor) -> _States:
-        """Returns the initial states on the batch and grid of a code (B, 64, h, w)."""
+        """Returns the initial states on the batch and grid of a code (B, C, h, w)."""
         cells = self.phycell.cell_list, self.convcell.cell_list
         return _States([torch.zeros_like(code) for _ in cells[0]], [cell.zeros(code) for cell in cells[1]])
 
@@ -309,7 +313,7 @@ class PhyDNet(HasReference):
         return torch.cat(images)
 
     def _read(self, frames: Tensor, states: _States | None) -> tuple[_States, tuple[Tensor, Tensor]]:
-        """Returns the states after known frames (T, B, C, H, W), and both branches' codes (T, B, 64, h, w)."""
+        """Returns the states after known frames (T, B, C, H, W), and both branches' codes (T, B, C, h, w)."""
         shared = each_frame(self.encoder_E, frames)
         phy, conv = each_frame(self.encoder_Ep, shared), each_frame(self.encoder_Er, shared)
         if states is None:
@@ -322,7 +326,7 @@ class PhyDNet(HasReference):
         return states, (phy, conv)
 
     def _decode(self, phy: Tensor, conv: Tensor) -> Tensor:
-        """Returns the images (T, B, C, H, W) of both branches' codes (T, B, 64, h, w)."""
+        """Returns the images (T, B, C, H, W) of both branches' codes (T, B, C, h, w)."""
         shared = each_frame(self.decoder_Dp, phy) + each_frame(self.decoder_Dr, conv)
         return torch.sigmoid(each_frame(self.decoder_D, shared))
 

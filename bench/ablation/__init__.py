@@ -1,1 +1,1 @@
-"""Ablations: a model's hyperparameters varied by Hydra, every run once, and one table of costs and scores."""
+"""Sweeps on data: which runs are there already, what is decided on validation, and an ablation's table of costs."""

@@ -13,9 +13,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench import registry
-from bench.ablation.variants import Ablation, Variant, seeds_together, varied_keys
 from bench.config import Config
 from bench.errors import EarthbenchError
+from bench.protocols.variants import Ablation, Variant, seeds_together, varied_keys
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from typing import Any
 
-from bench.ablation.variants import (
-    ablation_names,
-    finished_record,
-    load_ablation,
-    reference_configs,
-    seeds_together,
-    variants,
-)
+from bench.ablation.records import finished_record, reference_configs
 from bench.cli.printing import print
-from bench.cli.run import job_of_a_sweep, sweep
+from bench.cli.run import job_of_a_sweep, launch
 from bench.config import Config, to_plain, validate
 from bench.errors import EarthbenchError, InterruptedRunError
 from bench.logs import log, shown_on
+from bench.protocols.entries import hydra_s_own
+from bench.protocols.variants import ablation_names, load_ablation, seeds_together, variants
 from bench.records.schema import RunRecord
 
 EXAMPLES = (
     "earthbench ablate patterns --count-only",
     "earthbench ablate patterns task=sevir data.root=DIR seed=0,1",
+    "earthbench ablate my_ablation.yaml task=sevir data.root=DIR hydra/launcher=joblib",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("name", help=", ".join(ablation_names()))
+    parser.add_argument("name", help=f"{', '.join(ablation_names())}, or a file of your own, NAME.yaml")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -46,19 +40,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the variants that have no record yet, then prints the table; a failed run is told at the end."""
     ablation = load_ablation(options.name)
     runs = variants(ablation, options.overrides)
-    failures: list[EarthbenchError] = []
+    failure: EarthbenchError | None = None
     records, references = None, []
     if not options.count_only:
         for config in (run.config for run in runs):
             finished_record(config)  # data that cannot be used is told before the first run starts
-        for overrides in ablation.override_lists(options.overrides):
-            try:
-                with contextlib.redirect_stdout(sys.stderr):  # Hydra's own lines: stdout is the table's
-                    sweep(overrides, ["--multirun"], job)
-            except InterruptedRunError:
-                raise
-            except EarthbenchError as error:  # the other runs of the sweep have been made all the same
-                failures.append(error)
+        failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)
         records = [finished_record(run.config) for run in runs]
         references = _references(runs[0].config)
     from bench.ablation.table import costs, lines, render, results_of
@@ -68,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     table = lines(ablation, runs, measured, records, references)
     remarks = results_of(task, records, references).remarks if records is not None else ()
     print(render(ablation, task, table, measured, options.format, remarks), end="")
-    if failures:
-        raise failures[0]
+    if failure is not None:
+        raise failure
     return 0
 
 
@@ -98,7 +85,7 @@ def _run(config: Config) -> None:
 
 @job_of_a_sweep
 def job(composed: Any) -> None:
-    """One run of an ablation, unless its record is there; launchers import it by name, on whatever machine it runs."""
+    """One run of an ablation or a board, unless its record is there; launchers import it by name, on any machine."""
     config = validate(to_plain(composed))
     record = finished_record(config)
     with shown_on("stderr"):  # launchers call this in processes of their own

@@ -1,4 +1,4 @@
-"""`earthbench list`: every registered name with one line; imports none of them."""
+"""`earthbench list`: every registered name with one line, and the boards under `results`; imports none of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import json
 
 from bench import registry
+from bench.cli.flags import RESULTS
 from bench.cli.printing import print, wrapped
-from bench.errors import BrokenPluginError
+from bench.errors import BrokenPluginError, EarthbenchError
+from bench.protocols.board import FOLDER, TABLES, board_names, read_board
 
 EXAMPLES = (
     "earthbench list models",
@@ -28,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     listing = {
         f"{kind}s": [_line(entries, kind, options.load) for entries in registry.entries(kind).items()] for kind in kinds
     }
+    if "tables" in listing:
+        listing["tables"] += [_board_line(name) for name in board_names(RESULTS)]
     if options.format == "json":
         print(json.dumps(listing, indent=1))
         return 0
@@ -38,6 +42,15 @@ def run(options: argparse.Namespace) -> int:
             text = f"  {line['name']:<{width}}  {(line['problem'] and 'BROKEN: ' + line['problem']) or line['summary']}"
             print(wrapped(text, width + 4))
     return 0
+
+
+def _board_line(name: str) -> dict[str, str]:
+    path = RESULTS / FOLDER / f"{name}.yaml"
+    line = {"name": f"{TABLES}{name}", "summary": "", "origin": str(path), "problem": ""}
+    try:
+        return {**line, "summary": read_board(path).board.title}
+    except EarthbenchError as error:
+        return {**line, "problem": " ".join(str(error).split())}
 
 
 def _line(named: tuple[str, list[registry.Entry]], kind: registry.Kind, load: bool) -> dict[str, str]:

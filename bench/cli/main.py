@@ -37,6 +37,8 @@ VERBS = {
     "new": ("bench.cli.new", "write a package with a model, task or metric of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
+    "tune": ("bench.cli.tune", "try a grid of settings on the validation split; takes Hydra overrides"),
+    "board": ("bench.cli.board", "run, list, print, check or draw a whole leaderboard from its YAML file"),
     "doctor": ("bench.cli.doctor", "try what a run needs on this machine, and say what is wrong and the cure"),
     "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),

@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import functools
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bench.config import (
     validate,
 )
 from bench.config.overrides import is_sweep, quoted
-from bench.errors import ConfigError, InterruptedRunError, did_you_mean
+from bench.errors import ConfigError, EarthbenchError, InterruptedRunError, did_you_mean
 from bench.files import replacing
 from bench.logs import shown_on
 from bench.safe_text import without_secrets
@@ -172,8 +173,46 @@ def job(composed: Any) -> None:
     execute(validate(to_plain(composed)), again=False)
 
 
-def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -> None:
+def launch(jobs: Sequence[Sequence[str]], task: Callable[[Any], None]) -> EarthbenchError | None:
+    """Runs jobs that are no product of settings by the launcher that their overrides name, and waits for all.
+
+    What Hydra and a job print goes to stderr.
+
+    Args:
+        jobs: The overrides of each; those of Hydra itself, and `work`, are the same in all.
+        task: Called with each composed config; launchers import it by name.
+
+    Returns:
+        The first failure; the other jobs were run all the same.
+
+    Raises:
+        InterruptedRunError: a signal; the jobs that were to come have not been started.
+    """
+    if not jobs:
+        return None
+    common = list(dict.fromkeys(one for one in jobs[0] if one.startswith(("hydra", "work="))))
+    places = _absolute(list(jobs[0]))
+    own = [[*(one for one in job if not one.startswith("hydra")), *places] for job in jobs]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            sweep([*common, *places], ["--multirun"], task, own)
+    except InterruptedRunError:
+        raise
+    except EarthbenchError as error:
+        return error
+    return None
+
+
+def sweep(
+    overrides: list[str], flags: list[str], task: Callable[[Any], None], jobs: Sequence[list[str]] | None = None
+) -> None:
     """Hands overrides and Hydra's own flags over to Hydra, which calls `task` with each composed config.
+
+    Args:
+        overrides: Those of all jobs, or with the values to sweep over.
+        flags: Hydra's own.
+        task: The job.
+        jobs: The overrides of each job of a sweep that is no product of values.
 
     Raises:
         InterruptedRunError: a signal; the jobs that were to come have not been started.
@@ -185,15 +224,15 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
     sweeps = any(flag in _SWEEP for flag in flags)
     shows = any(flag.partition("=")[0] in _SHOW for flag in flags)
     # Before Hydra may call anything: every job's config, and the one without what is swept, of which it makes them.
-    for combination in expand_sweep(overrides) if sweeps else ():
+    for combination in (expand_sweep(overrides) if jobs is None else jobs) if sweeps else ():
         compose([*combination, *(override for override in overrides if override.lstrip("+~").startswith("hydra"))])
     composed_by_hydra([override for override in overrides if not (sweeps and is_sweep(override))])
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach our own handler, and so our exit codes
     sys.argv = ["earthbench", *overrides, *flags]
-    _sweeping = os.getpid()
+    _sweeping, root_handlers = os.getpid(), logging.root.handlers[:]
     try:
-        with hydra_errors(overrides), _shown() if shows else contextlib.nullcontext():
+        with hydra_errors(overrides), _shown() if shows else contextlib.nullcontext(), _listed(jobs):
             hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
     except SystemExit as exit_:  # its parser has said why
         if exit_.code:
@@ -203,6 +242,23 @@ def sweep(overrides: list[str], flags: list[str], task: Callable[[Any], None]) -
         raise stopped.__cause__ from None
     finally:
         _sweeping = None
+        logging.root.handlers[:] = root_handlers  # Hydra gives it a console, on which later lines would come twice
+
+
+@contextlib.contextmanager
+def _listed(jobs: Sequence[list[str]] | None) -> Iterator[None]:
+    """Has Hydra's sweeper launch these jobs; it has no way to be given a list, and takes no sweeper of others'."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if jobs is None:
+        yield
+        return
+    own = BasicSweeper.__dict__["split_arguments"]
+    BasicSweeper.split_arguments = staticmethod(lambda overrides, max_batch_size: [list(jobs)])
+    try:
+        yield
+    finally:
+        BasicSweeper.split_arguments = own
 
 
 @contextlib.contextmanager

@@ -137,15 +137,19 @@ def _refuse_files(config: Config) -> None:
 
 def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
+    return lines_of([" ".join(override for override in job if override in varying) for job in jobs], configs)
+
+
+def lines_of(names: list[str], configs: list[Config]) -> list[Line]:
+    """Returns how the run of each config stands, under the name that it is given."""
     records: dict[str, list[RunRecord]] = {}
     for root in {config.results.root for config in configs}:
         records[root] = read_records(root)[0]
     owners = {work: _owners(local_folder(work, "work")) for work in {config.work for config in configs}}
-    lines = []
-    for job, config in zip(jobs, configs, strict=True):
-        name = " ".join(override for override in job if override in varying)
-        lines.append(_line(name, config, records[config.results.root], owners[config.work]))
-    return lines
+    return [
+        _line(name, config, records[config.results.root], owners[config.work])
+        for name, config in zip(names, configs, strict=True)
+    ]
 
 
 def _line(name: str, config: Config, records: list[RunRecord], owners: list[tuple[Path, Owner]]) -> Line:

@@ -15,9 +15,9 @@ from bench.errors import UsageError
 from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
-from bench.tables.definitions import Table, load_published
+from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
-from bench.tables.terminal import main_column, narrowed, terminal
+from bench.tables.terminal import narrowed, terminal
 
 EXAMPLES = (
     "earthbench table earthformer/sevir",
@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
         for path in write_renderings(table, root):
             print(path)
         return 0
-    records, unreadable = read_store(root, table.task)
-    published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable)
     if options.picture or options.samples or options.curves:
+        records, unreadable = read_store(root, table.task)
+        published = load_published(table.published) if table.published else None
+        contents = table_data(table, published, records, unreadable)
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
 
         if options.picture:
@@ -79,19 +79,37 @@ def run(options: argparse.Namespace) -> int:
             drawn = draw_samples(options.samples.expanduser(), table, contents, records, root, options.colours)
             print(*drawn, sep="\n")
         return 0
+    columns = [name for name in (options.columns or "").split(",") if name]
+    print_contents(table, root, options.format, columns, options.sort)
+    return 0
+
+
+def print_contents(
+    table: Table, root: Path, form: str | None, columns: Sequence[str] = (), by: str | None = None
+) -> None:
+    """Prints a table.
+
+    Args:
+        table: The definition.
+        root: Results root.
+        form: `text` or one of `FORMATS`; None for text in a terminal, else Markdown.
+        columns: Keys or labels of those to show; none for all.
+        by: Key or label of the column to sort by.
+    """
+    records, unreadable = read_store(root, table.task)
+    published = load_published(table.published) if table.published else None
+    contents = table_data(table, published, records, unreadable)
     for one in unreadable:
         print(f"left out: {one.task}/{one.model}/{one.run_id}.json: {one.reason}", file=sys.stderr)
-    form = options.format or ("text" if sys.stdout.isatty() else "md")
-    columns = [name for name in (options.columns or "").split(",") if name]
-    by = options.sort
-    if by is None and form == "text" and not table.rows and (first := main_column(table)) is not None:
+    form = form or ("text" if sys.stdout.isatty() else "md")
+    of_runs = not (table.rows or table.groups)
+    if by is None and form == "text" and of_runs and (first := main_column(table)) is not None:
         by = first.key
+    shown, contents = narrowed(table, contents, columns, by)
     if form == "text":
-        print_table(*narrowed(table, contents, columns, by), records)
+        print_table(shown, contents, records)
     else:
-        shown, contents = narrowed(table, contents, columns, by)
         print(text_of(shown, published, contents, form), end="")
-    return 0
 
 
 def print_table(table: Table, contents: TableData, records: Sequence[RunRecord]) -> None:

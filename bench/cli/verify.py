@@ -6,12 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from bench import registry
 from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, counted, one_message
 from bench.records.verify import Finding, verify_records
 from bench.tables.definitions import Table, load_published, published_folder
-from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path
+from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path, table_names
 from bench.tables.settings import load_settings
 
 EXAMPLES = (
@@ -33,9 +32,9 @@ def run(options: argparse.Namespace) -> int:
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
     record_count, findings = verify_records(root)
     published_count, table_count = 0, 0
-    for name in registry.names("table"):
+    for name in table_names(root):
         try:
-            table = load_table(name)
+            table = load_table(name, root)
         except EarthbenchError as error:
             findings.append(Finding(root, f"table {name}", str(error)))
             continue

@@ -47,6 +47,8 @@ ADDRESSES = {
     "": ("work", "checkpoint"),
 }
 """Keys that say where something lies, by section; the config's own are under an empty name."""
+BUDGETS = ("max_cpu_s", "max_device_s")
+"""Keys of `train` that end a training by what it computes."""
 # What the weights of a training do not depend on, besides.
 _EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
@@ -129,6 +131,12 @@ class Train(Section):
     max_epochs: Count = Field(100, ge=1)
     max_steps: Count | None = Field(None, ge=1)
     """Stop earlier; the schedule then ends there."""
+    max_cpu_s: Finite | None = Field(None, gt=0)
+    """A budget in processor seconds of the training steps, of all threads and processes but those of the loaders: a few
+    steps are timed before the first one, and from then on the training is that of `max_steps=N`. `max_epochs` does not
+    end it; validation is not in it."""
+    max_device_s: Finite | None = Field(None, gt=0)
+    """The same in seconds of each device: wall time of training steps, with what they wait for data."""
     limit: Count | None = Field(None, ge=1)
     """Train on the first so many sequences only; the record then says `scope: partial`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -165,6 +173,8 @@ class Train(Section):
     """On a GPU, operations with a deterministic form only: slower, see decision 10. A CPU gives equal bits without."""
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
+    val_every_steps: Count | None = Field(None, ge=1)
+    """In place of `val_every_epochs`: validate after every so many optimiser steps, and after the last one."""
     stages: dict[str, dict[str, Any]] = {}
     """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
     `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
@@ -193,14 +203,44 @@ class Train(Section):
             )
         return schedule
 
+    @field_validator("max_cpu_s", "max_device_s")
+    @classmethod
+    def _ends_once(cls, budget: float | None, info: ValidationInfo) -> float | None:
+        """Refuses a budget beside another one or beside a number of steps."""
+        given = [f"{key}={info.data[key]:g}" for key in ("max_steps", *BUDGETS) if info.data.get(key) is not None]
+        if budget is not None and given:
+            raise ValueError(
+                f"a budget decides the number of steps, found {', '.join(given)} beside it; expected one of "
+                f"max_steps, {', '.join(BUDGETS)}, and null for the others"
+            )
+        return budget
+
+    @field_validator("val_every_steps")
+    @classmethod
+    def _validates_by_one_count(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        """Refuses two intervals between validations."""
+        epochs = info.data.get("val_every_epochs", 1)
+        if steps is not None and epochs != 1:
+            raise ValueError(f"found val_every_epochs={epochs} beside it; expected one of the two")
+        return steps
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """Returns the key of the budget of compute and its seconds, where there is one."""
+        given = [(key, getattr(self, key)) for key in BUDGETS if getattr(self, key) is not None]
+        return given[0] if given else None
+
     @model_serializer(mode="wrap")
-    def _without_the_first_schedule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves the cosine out: it had no key when older records and checkpoints were named by their settings."""
+    def _without_what_is_younger(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out, unset, what had no key when older records and checkpoints were named by their settings."""
         plain: dict[str, Any] = handler(self)
         if plain.get("schedule") != "plateau":
             plain.pop("plateau_patience", None)
         if plain.get("schedule") == "cosine":
             del plain["schedule"]
+        for key in (*BUDGETS, "val_every_steps"):
+            if plain.get(key) is None:
+                plain.pop(key, None)
         return plain
 
 

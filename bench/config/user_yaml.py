@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,50 @@ def check_config_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; --config-dir takes the folder that your configs lie in")
     for path in _configs(folder):
-        if not path.is_file():
-            raise ConfigError(f"{path}: not a file, or a link to none")
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ConfigError(f"{path}: {size} bytes are no config; expected at most {_MOST_BYTES}")
-        content = path.read_bytes()
-        try:
-            values, depth = _size(content, _Loader)
-        except yaml.YAMLError:  # libyaml has limits of its own: what it refuses is measured as Hydra reads it
-            try:
-                values, depth = _size(content, yaml.SafeLoader)
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # Hydra's reader is the same one, and ends with the same words should it read this file
-        if depth > _DEEPEST:
-            raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
-        if values > _MOST_VALUES:
-            raise ConfigError(
-                f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"
-            )
+        content = _checked(path)
         dots = b".." in content or b"\\" in content  # a dot may be written \x2e
-        if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
-            raise ConfigError(f"{path}: its defaults list has {outside[0]!r}; no config's name leaves its folder")
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # Hydra ends with the same words should it read this file
+            if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
+                raise ConfigError(f"{path}: its defaults list has {outside[0]!r}; no config's name leaves its folder")
+
+
+def read_yaml(path: Path) -> Any:
+    """Returns the content of a user's YAML file.
+
+    Raises:
+        ConfigError: it is not there, is no YAML or has a key twice, or could fill the memory; names it.
+    """
+    from omegaconf import OmegaConf  # whose reader takes no key twice
+
+    content = _checked(path)
+    try:
+        return OmegaConf.to_container(OmegaConf.create(content.decode()), resolve=False)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+
+
+def _checked(path: Path) -> bytes:
+    """Returns the bytes of a YAML file that cannot fill the memory."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: not a file, or a link to none")
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ConfigError(f"{path}: {size} bytes are no config; expected at most {_MOST_BYTES}")
+    content = path.read_bytes()
+    try:
+        values, depth = _size(content, _Loader)
+    except yaml.YAMLError:  # libyaml has limits of its own: what it refuses is measured as Hydra reads it
+        try:
+            values, depth = _size(content, yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return content  # whoever reads it ends with the same words
+    if depth > _DEEPEST:
+        raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
+    if values > _MOST_VALUES:
+        raise ConfigError(
+            f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"
+        )
+    return content
 
 
 def _configs(folder: Path) -> list[Path]:

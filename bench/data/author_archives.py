@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from bench.data.nbody_mnist.draws import DIGITS_FILE, read_digits, read_draws
+from bench.data.nbody_mnist.draws import DIGITS_FILE, read_digits, read_sequences
 from bench.data.sevir.catalogue import read_catalogue, read_headers, select_events
 from bench.data.transfer.archives import Limits, archive_files, unpack
 from bench.data.transfer.download import download
@@ -192,7 +192,7 @@ class FetchNBody(FetchArchive):
         try:
             images = read_digits(root)
             for name in self._wanted[:-1]:
-                draws = read_draws(root / name)
+                draws = read_sequences(root / name).draws
                 if len(draws) and not 0 <= draws.digit_indices.min() <= draws.digit_indices.max() < len(images):
                     found.append(f"{name}: draws digits that {DIGITS_FILE} does not have ({len(images)} there)")
         except DataError as error:

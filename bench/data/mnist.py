@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bench.data.moving_mnist.synthetic import render_moving
-from bench.data.nbody_mnist.draws import DIGITS_FILE, random_draws, write_arrays, write_draws
+from bench.data.moving_mnist.synthetic import Scene, render_moving
+from bench.data.nbody_mnist.draws import DIGITS_FILE, Draws, Sequences, random_draws, write_arrays, write_sequences
+from bench.data.nbody_mnist.simulation import System, cropped, render, simulate
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, counted
 from bench.files import replacing
@@ -151,7 +152,7 @@ class MakeDigits(DataVerb):
             self._write(part, images, advance)
         self._finish(images)
         content: dict[str, Any] = {
-            "origin": self.kind,
+            "origin": self._origin,
             "generator_version": GENERATOR_VERSION,
             "sequences": counts,
             "digits": Path(self.digits).name,
@@ -167,6 +168,11 @@ class MakeDigits(DataVerb):
             f"try: earthbench run task={self.task} model=unet {root}",
         ]
 
+    @property
+    @abstractmethod
+    def _origin(self) -> str:
+        """Returns what the data are; other than the published settings are named."""
+
     @abstractmethod
     def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
         """Writes the sequences of one split."""
@@ -176,15 +182,65 @@ class MakeDigits(DataVerb):
 
 
 class MakeNBody(MakeDigits):
-    """Generated draws in the format of task `nbody_mnist`; frames are drawn from them when they are read."""
+    """Generated draws in the format of task `nbody_mnist`; frames are drawn from them when they are read, or stored."""
 
-    summary: ClassVar[str] = "draw N-body MNIST sequences: three digits that attract one another"
+    summary: ClassVar[str] = "draw N-body MNIST sequences: digits that attract one another"
     task: ClassVar[str] = "nbody_mnist"
     kind: ClassVar[str] = "generated N-body MNIST"
 
+    digit_count: int = Field(System.digit_count, description="digits of a sequence")
+    canvas: int = Field(System.canvas, description="height and width that are simulated, pixels")
+    sub_steps: int = Field(System.sub_steps, description="steps of the simulation between two frames")
+    frames: int = Field(System.frame_count, description="frames of a sequence")
+    pool: int = Field(
+        System.pool,
+        description="make frames of means over so many by so many pixels and store them, as bytes; 0: frames are drawn "
+        "when they are read, bicubic halves of the canvas, as the authors' are",
+    )
+
+    @model_validator(mode="after")
+    def _is_a_system(self) -> MakeNBody:
+        _ = self.system
+        return self
+
+    @property
+    def system(self) -> System:
+        """Returns what is made.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        return System(self.digit_count, self.canvas, self.sub_steps, self.frames, self.pool)
+
+    @property
+    def _origin(self) -> str:
+        return self.kind if self.system == System() else f"{self.kind}: {self.system}"
+
     def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
-        write_draws(random_draws(part.count, part.digits, part.generator), self.out / f"nbody_{part.split}.npz")
+        draws = random_draws(part.count, part.digits, part.generator, digit_count=self.digit_count)
+        frames = None
+        if self.pool:
+            crops, sizes = cropped(images)
+            chunks = []
+            for first in range(0, part.count, _CHUNK):
+                chunks.append(self._rendered(draws, slice(first, first + _CHUNK), crops, sizes))
+                advance(f"{part.split} sequences", min(first + _CHUNK, part.count), part.count)
+            frames = np.concatenate(chunks)
+        write_sequences(Sequences(draws, self.system, frames), self.out / f"nbody_{part.split}.npz")
         advance(f"{part.split} sequences", part.count, part.count)
+
+    def _rendered(self, draws: Draws, chunk: slice, crops: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        which = draws.digit_indices[chunk]
+        motion = simulate(
+            draws.corners(sizes[draws.digit_indices], self.canvas)[chunk],
+            draws.velocities[chunk],
+            sizes[which],
+            frames=self.frames,
+            sub_steps=self.sub_steps,
+            canvas=self.canvas,
+        )
+        drawn = render(motion.corners, crops[which], sizes[which], canvas=self.canvas, pool=self.pool)
+        return np.rint(drawn).astype(np.uint8)
 
     def _finish(self, images: np.ndarray) -> None:
         none, labels = np.empty((0, SIZE, SIZE), np.uint8), np.empty(0, np.int64)
@@ -195,19 +251,38 @@ class MakeNBody(MakeDigits):
 class MakeMoving(MakeDigits):
     """Generated frames in the format of task `moving_mnist`, one file per split."""
 
-    summary: ClassVar[str] = "make MovingMNIST sequences: two digits that move straight on between walls"
+    summary: ClassVar[str] = "make MovingMNIST sequences: digits that move straight on between walls"
     task: ClassVar[str] = "moving_mnist"
     kind: ClassVar[str] = "generated MovingMNIST"
 
     train: int = Field(8_100, ge=1, description="training sequences")
     val: int = Field(900, ge=1, description="validation sequences")
     test: int = Field(1_000, ge=1, description="test sequences")
+    digit_count: int = Field(Scene.digit_count, ge=1, description="digits of a sequence")
+    canvas: int = Field(Scene.canvas, ge=SIZE, description="height and width that digits move on, pixels")
+    frames: int = Field(Scene.frame_count, ge=2, description="frames of a sequence")
+    pool: int = Field(Scene.pool, ge=1, description="make frames of means over so many by so many pixels")
+
+    @model_validator(mode="after")
+    def _pools_the_whole_canvas(self) -> MakeMoving:
+        if self.canvas % self.pool:
+            raise ValueError(f"canvas: expected a multiple of {self.pool}, found {self.canvas}")
+        return self
+
+    @property
+    def scene(self) -> Scene:
+        """Returns what is made."""
+        return Scene(self.digit_count, self.canvas, self.frames, self.pool)
+
+    @property
+    def _origin(self) -> str:
+        return self.kind if self.scene == Scene() else f"{self.kind}: {self.scene}"
 
     def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
         chunks = []
         for first in range(0, part.count, _CHUNK):
             count = min(_CHUNK, part.count - first)
-            chunks.append(render_moving(images, part.digits, count, part.generator))
+            chunks.append(render_moving(images, part.digits, count, part.generator, self.scene))
             advance(f"{part.split} sequences", first + count, part.count)
         with replacing(self.out / f"moving_mnist_{part.split}.npy") as path, path.open("wb") as file:
             np.save(file, np.concatenate(chunks, axis=1))

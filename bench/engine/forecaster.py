@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -193,8 +194,9 @@ class Forecaster(ScoresWithFloat64):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
-            how: Any = {"interval": "epoch", "frequency": config.val_every_epochs, "monitor": "val/loss"}
-            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler, "strict": False}}
+            # `Validations` steps it: Lightning never does.
+            how: Any = {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler}}
         warmup = int(config.warmup_fraction * self.total_steps)
         schedule = CosineLRScheduler(
             optimizer,

@@ -323,12 +323,12 @@ def _some_batch(task: Task, config: Config) -> list[Any]:
 
 def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
     """Returns the seconds of the second step, and its loss."""
-    import lightning
     from lightning.pytorch.callbacks import Callback
 
     from bench.data.loading import training_loader
     from bench.engine.forecaster import Forecaster
-    from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
+    from bench.engine.trainer import trainer_device, translated_errors
+    from bench.engine.trial import trial_steps
 
     ends: list[float] = []
     losses: list[float] = []
@@ -341,27 +341,14 @@ def _two_steps(module: Any, task: Task, config: Config) -> tuple[float, float]:
             losses.append(float(outputs["loss"]))  # waits for the device
             ends.append(time.perf_counter())
 
-    quiet_lightning()
     data = task.dataset("train")
     size = min(micro_batch(config), len(data))
     loader = training_loader(
         data.source, batch_size=size, micro_batch=size, seed=config.seed, limit=2 * size, num_workers=0
     )
     forecaster = Forecaster(module, task, config.train, total_steps=100)
-    with tempfile.TemporaryDirectory() as folder, translated_errors(f"a training step at batch size {size}"):
-        trainer = lightning.Trainer(
-            **trainer_device(config.device),
-            max_steps=2,
-            precision=config.train.precision,
-            gradient_clip_val=config.train.clip_norm,
-            logger=False,
-            callbacks=[Clock()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(forecaster, loader)
+    with translated_errors(f"a training step at batch size {size}"):
+        trial_steps(forecaster, loader, config.train, trainer_device(config.device), [Clock()], max_steps=2)
     if len(ends) < 2:
         raise RunFailedError("no training step was taken")
     return ends[-1] - ends[-2], losses[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from bench.config import Config, Data, Train, explain
 from bench.data.loading import evaluation_loader, workers
 from bench.engine.callbacks.signals import SignalWatch
 from bench.engine.checkpoints import LAST
+from bench.engine.fitting import publish_weights
 from bench.engine.identity import identify_stage, stored_identity
 from bench.engine.processes import Processes, main_process_lock
 from bench.engine.runfolder import run_lock
 from bench.engine.summaries import settings_and_data
-from bench.engine.train import checkpoints_of, publish_weights, train
+from bench.engine.train import checkpoints_of, train
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.logs import log
 from bench.models import Trained, load_weights, said_of
@@ -72,6 +73,12 @@ def train_stages(
     stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
     settings = {stage.name: _settings(config, stage.name) for stage in stages}
     _refuse_unknown(config.train, list(settings))
+    if config.train.budget is not None:
+        key, seconds = config.train.budget
+        raise ConfigError(
+            f"train.{key}={seconds:g}: {config.model.name} is trained in stages, each with a budget of its own: set "
+            + " ".join(f"train.stages.{name}.{key}=S" for name in settings)
+        )
     summaries: dict[str, TrainingSummary | None] = {}
     before: list[str] = []
     given: list[Trained] = []
@@ -212,4 +219,13 @@ def _together(
         averaged=any(summary.averaged for summary in trained.values()),
         final_loss=last.final_loss if last else None,
         wall_s=sum(summary.wall_s for summary in trained.values()),
+        cpu_s=_sum(summary.cpu_s for summary in trained.values()),
+        device_s=_sum(summary.device_s for summary in trained.values()),
+        validation_s=_sum(summary.validation_s for summary in trained.values()),
     )
+
+
+def _sum(seconds: Iterable[float | None]) -> float | None:
+    """Returns the sum over the stages; None where there is none, or one does not say."""
+    known = list(seconds)
+    return sum(s for s in known if s is not None) if known and None not in known else None

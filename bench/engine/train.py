@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import Tensor, nn
+from torch import nn
 
-from bench.api import FitsInOnePass, model_traits
+from bench.api import model_traits
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train, stored
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
 from bench.engine.accumulation import Accumulation
+from bench.engine.budget import STEPS, budget_steps, kept_steps
 from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.callbacks.progress import shown_progress
 from bench.engine.callbacks.resume import Resume
 from bench.engine.callbacks.selection import KeepBest, Monitor, choose_monitor
 from bench.engine.callbacks.signals import SignalWatch, StopAndSave
+from bench.engine.callbacks.spent import Spent
 from bench.engine.callbacks.training_log import TrainingLog
+from bench.engine.callbacks.validations import Validations
 from bench.engine.checkpoints import (
     BEST,
     LAST,
@@ -36,6 +39,7 @@ from bench.engine.checkpoints import (
     seals,
 )
 from bench.engine.compiling import compiled
+from bench.engine.fitting import fit_in_one_pass
 from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training, stored_identity
 from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
@@ -89,13 +93,14 @@ def train(
         log.info(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
         return done
     if is_fitted(model):
-        return _fitted(model, task, config, checkpoints, processes, identity)
+        return fit_in_one_pass(model, task, config, checkpoints, processes, identity)
     refuse_strategy(config, model)
     refuse_settings(model, config.train)
     where = _devices(config, model)
     on_gpu = where["accelerator"] == "gpu"
     micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
-    loader, val_loader = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
+    new_loader, val_loader = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
+    loader = new_loader()
     stop = config.train.early_stopping
     monitor = choose_monitor(model, task, stop) if val_loader is not None else None
     if monitor is None:
@@ -103,15 +108,20 @@ def train(
     resume_from = _resume_from(config, processes, folder=folder, checkpoints=checkpoints)
 
     quiet_lightning()
-    steps, accumulation = total_steps(config.train, loader.batches.steps), Accumulation(model, loader.batches)
+    max_epochs, max_steps, kept = config.train.max_epochs, config.train.max_steps, stored_identity(identity, task)
+    if config.train.budget is not None:
+        max_steps = kept_steps(resume_from) or steps_of_budget(model, task, config, watch, processes, folder=folder)
+        max_epochs = math.ceil(max_steps / loader.batches.steps)
+        kept |= {STEPS: max_steps}
+    steps, accumulation = total_steps(loader.batches.steps, max_epochs, max_steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
     loggers = (
         make_loggers(config.train.loggers, config.model.name, part_folder(folder / LOGS)) if processes.main else []
     )
     anyway = config.train.resume == "anyway"
-    resume = Resume(loader, processes, identity, stored_identity(identity, task), seed=config.seed, anyway=anyway)
-    watching = _watching(config, watch, resume, monitor, checkpoints)
-    found = [] if micro_batch else [FindMicroBatch(loader, config.micro_batch_limit, folder / REMEMBERED, processes)]
+    resume = Resume(loader, processes, identity, kept, seed=config.seed, max_steps=max_steps, anyway=anyway)
+    watching = _watching(config, watch, resume, monitor, checkpoints, processes)
+    found = _found(config, loader, micro_batch, folder, processes)
     shown: list[Callback] = []
     if processes.main:
         score = monitor.name if monitor is not None else None
@@ -119,13 +129,14 @@ def train(
         shown = [meter, *shown, TrainingLog(stored(config), task.palette, meter, lambda: watching.best_score)]
     trainer = lightning.Trainer(
         **where,
-        max_epochs=config.train.max_epochs,
-        max_steps=config.train.max_steps or -1,
+        max_epochs=max_epochs,
         accumulate_grad_batches=loader.batches.per_step,
         gradient_clip_val=config.train.clip_norm,
         precision=config.train.precision,
         deterministic=config.train.deterministic,
-        check_val_every_n_epoch=config.train.val_every_epochs,
+        # Of steps, `Validations` sees to it.
+        check_val_every_n_epoch=None if config.train.val_every_steps else config.train.val_every_epochs,
+        val_check_interval=config.train.val_every_steps,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=loggers,
@@ -153,7 +164,7 @@ def train(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         resumed_count=watching.resume.count,
-        stopped_because=watching.stopped_because(trainer),
+        stopped_because=watching.stopped_because(trainer, config.train),
         monitor=monitor.name if monitor is not None else None,
         best_score=watching.best_score,
         weights="last" if watching.best_score is None else "best",
@@ -161,6 +172,10 @@ def train(
         final_loss=forecaster.losses.last,
         wall_s=forecaster.trained_s,
         micro_batch=loader.batches.micro_batch,
+        cpu_s=watching.spent.cpu_s,
+        device_s=watching.spent.device_s if on_gpu else None,
+        validation_s=watching.spent.validation_s,
+        budget_steps=kept.get(STEPS),
     )
     if processes.main:
         write_summary(summary, checkpoints / SUMMARY)
@@ -173,18 +188,43 @@ def train(
     return summary
 
 
+def steps_of_budget(
+    model: nn.Module, task: Task, config: Config, watch: SignalWatch, processes: Processes, *, folder: Path
+) -> int:
+    """Returns the optimiser steps that a training decides on for its budget of compute; nothing is trained.
+
+    Args:
+        model: To be trained.
+        task: Gives the train split.
+        config: With `train.max_cpu_s` or `train.max_device_s`.
+        watch: Signals, which end the trial at once.
+        processes: This one among those that train together.
+        folder: The run's own local folder, which keeps a micro-batch that was found.
+    """
+    where = _devices(config, model)
+    on_gpu = where["accelerator"] == "gpu"
+    micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
+    new_loader, _ = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
+    trial = new_loader()
+    found = _found(config, trial, micro_batch, folder, processes)
+    return budget_steps(model, task, config, trial, where, found, watch, processes)
+
+
 @dataclass(frozen=True)
 class _Watching:
     """What saves, selects and ends a training."""
 
     callbacks: list[Callback]
     resume: Resume
+    spent: Spent
     keep_best: KeepBest | None
 
-    def stopped_because(self, trainer: lightning.Trainer) -> str:
+    def stopped_because(self, trainer: lightning.Trainer, train: Train) -> str:
         if self.keep_best is not None and self.keep_best.stopped:
             return f"no better {self.keep_best.monitor.name} for {self.keep_best.patience} validations"
-        return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+        if trainer.global_step == trainer.max_steps:
+            return train.budget[0] if train.budget else "max_steps"
+        return "max_epochs"
 
     @property
     def best_score(self) -> float | None:
@@ -196,23 +236,40 @@ class _Watching:
 
 
 def _watching(
-    config: Config, watch: SignalWatch, resume: Resume, monitor: Monitor | None, checkpoints: AnyPath
+    config: Config,
+    watch: SignalWatch,
+    resume: Resume,
+    monitor: Monitor | None,
+    checkpoints: AnyPath,
+    processes: Processes,
 ) -> _Watching:
     patience, best = config.train.early_stopping.patience, None
     if monitor is not None:
         best = KeepBest(monitor, str(checkpoints / BEST), patience)
+    spent, validations = Spent(processes), Validations(config.train.val_every_steps if monitor is not None else None)
     callbacks = [
         resume,
+        spent,
         DivergenceMonitor(),
-        StopAndSave(watch, str(checkpoints / LAST), config.train.save_every_minutes),
+        validations,
         best,
-        # After the above, whose state is in this one.
+        # After the above, whose state is in what these save.
+        StopAndSave(watch, str(checkpoints / LAST), config.train.save_every_minutes, validations),
         KeptCheckpoints(
             str(checkpoints), "last", save_on_train_epoch_end=True,
             enable_version_counter=False, auto_insert_metric_name=False,
         ),
     ]  # fmt: skip
-    return _Watching([callback for callback in callbacks if callback is not None], resume, best)
+    return _Watching([callback for callback in callbacks if callback is not None], resume, spent, best)
+
+
+def _found(
+    config: Config, loader: TrainingLoader, micro_batch: int | None, folder: Path, processes: Processes
+) -> list[Callback]:
+    """Returns what finds the micro-batch of a loader on the device, where it is not known."""
+    if micro_batch:
+        return []
+    return [FindMicroBatch(loader, config.micro_batch_limit, folder / REMEMBERED, processes)]
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
@@ -226,73 +283,6 @@ def checkpoints_of(config: Config, folder: Path) -> AnyPath:
     if config.train.checkpoints is None:
         return folder / "checkpoints"
     return as_path(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
-
-
-def _fitted(
-    model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
-) -> TrainingSummary:
-    """Fits a model in closed form, in one pass over a split; its weights lie where a training's would.
-
-    It is the training split, or the validation split for a model that is `fitted_on` it, where that has sequences. Of
-    the training settings, only the limit matters.
-
-    Raises:
-        ConfigError: several processes.
-        DataError: the model refuses the data (by a ValueError).
-    """
-    if processes.world > 1:
-        raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
-    assert isinstance(model, FitsInOnePass)
-    started = time.perf_counter()
-    on_validation = model_traits(model).fitted_on == "val" and len(task.dataset("val")) > 0
-    data, what = (task.dataset("val"), "validation") if on_validation else (task.dataset("train"), "training")
-    refuse_constant(data)
-    used = len(data) if config.train.limit is None else min(config.train.limit, len(data))
-    loader = evaluation_loader(
-        data.source,
-        batch_size=config.data.batch_size,
-        num_workers=workers(config.data.num_workers, on_gpu=False, devices=1),
-        limit=config.train.limit,
-    )
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader:
-            context = task.to_context(batch.context).masked_fill(~task.context_known(batch.context), torch.nan)
-            yield context, task.normalise(task.to_target(batch.target))
-
-    with torch.no_grad():
-        try:
-            model.fit(batches())
-        except ValueError as error:
-            raise DataError(
-                f"{type(model).__name__} cannot be fitted to the {what} data of {task.name}: {error}"
-            ) from error
-    summary = TrainingSummary(
-        **settings_and_data(task, config.train, identity),
-        sequence_count=0 if on_validation else used,
-        validation_sequence_count=used if on_validation else 0,
-        epochs=1,
-        steps=0,
-        resumed_count=0,
-        stopped_because="fitted in closed form" + (" on the validation split" if on_validation else ""),
-        monitor=None,
-        best_score=None,
-        weights="last",
-        averaged=False,
-        final_loss=None,
-        wall_s=time.perf_counter() - started,
-    )
-    content = {"state_dict": model.state_dict(), **stored_identity(identity, task)}
-    return publish_weights(content, summary, checkpoints)
-
-
-def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: AnyPath) -> TrainingSummary:
-    """Writes weights that no trainer wrote as the last checkpoint, and how they came about beside it."""
-    (checkpoints / SUMMARY).unlink(missing_ok=True)
-    CheckpointFiles().save_checkpoint(content, checkpoints / LAST)
-    summary = summary.model_copy(update={"checkpoints": seals(checkpoints)})
-    write_summary(summary, checkpoints / SUMMARY)
-    return summary
 
 
 def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
@@ -345,19 +335,20 @@ def _resume_from(config: Config, processes: Processes, *, folder: Path, checkpoi
     return resume_from
 
 
-def total_steps(train: Train, steps_per_epoch: int) -> int:
+def total_steps(steps_per_epoch: int, max_epochs: int, max_steps: int | None) -> int:
     """Returns the optimiser steps of a whole training.
 
     Lightning could tell, but asking it sets up the loaders before a checkpoint's place in the epoch is restored, and
     a resumed run would see the epoch's first batches again.
     """
-    steps = steps_per_epoch * train.max_epochs
-    return min(steps, train.max_steps or steps)
+    steps = steps_per_epoch * max_epochs
+    return min(steps, max_steps or steps)
 
 
 def _loaders(
     task: Task, config: Config, processes: Processes, micro_batch: int | None, *, on_gpu: bool
-) -> tuple[TrainingLoader, Any]:
+) -> tuple[Callable[[], TrainingLoader], Any]:
+    """Returns what makes a loader of the training split, and the loader of the validation split, where it has any."""
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
@@ -373,7 +364,8 @@ def _loaders(
         "rank": processes.rank,
         "world": processes.world,
     }
-    loader = training_loader(
+    new_loader = partial(
+        training_loader,
         data.source,
         batch_size=config.data.batch_size,
         micro_batch=micro_batch or 1,  # until it is found
@@ -382,6 +374,6 @@ def _loaders(
         **feed,
     )
     if not len(val):
-        return loader, None
+        return new_loader, None
     size = evaluation_batch(task, config, len(val), on_gpu=on_gpu, world=processes.world)
-    return loader, evaluation_loader(val.source, batch_size=size, limit=None, **feed)
+    return new_loader, evaluation_loader(val.source, batch_size=size, limit=None, **feed)

@@ -145,6 +145,15 @@ class TrainingSummary(Part):
     """The seal of each checkpoint that the training left, by its stem: `best`, `last`."""
     micro_batch: int | None = None
     """Sequences that one device took at a time; None where no step was made, and of a model trained in stages."""
+    cpu_s: float | None = None
+    """Processor seconds of the training steps, of all threads and processes but those of the loaders; None where older
+    code trained."""
+    device_s: float | None = None
+    """Seconds that the training steps took on a GPU; None without one."""
+    validation_s: float | None = None
+    """Wall time of the validations; None as of `cpu_s`, and of a fit."""
+    budget_steps: int | None = None
+    """Optimiser steps that a budget of compute was found to be; None without one, and of a model trained in stages."""
 
 
 class CodePart(Part):

@@ -164,6 +164,46 @@ def compare(
     )
 
 
+def skill_interval(
+    records: Sequence[RunRecord],
+    reference: RunRecord,
+    score: str,
+    skill: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    *,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Returns the interval of the skill of a model's mean score over seeds: a jackknife over the events of both.
+
+    The reference is scored without the same event, so what both find hard does not widen the interval. None where the
+    runs cannot be paired, are of too few events, or keep no statistics of the score.
+
+    Args:
+        records: The runs of the model, one per seed.
+        reference: The run to beat.
+        score: The name of a score, per lead time too.
+        skill: From a score and that of the reference.
+        level: How often the interval is to hold the true value.
+
+    Raises:
+        DataError: statistics were changed after they were written.
+    """
+    sides = [*records, reference]
+    if too_few(reference) or not all(_same_events(reference, record) for record in records):
+        return None
+    parts = []
+    for record in sides:
+        arrays = read_arrays(record)
+        if (found := _metric_of(record, score, arrays)) is None:
+            return None
+        parts.append(_without_each(found[1], _own(arrays, found[0]), score))
+    *own, (its_value, its_values) = parts
+    value, values = (np.mean([part[side] for part in own], axis=0) for side in (0, 1))
+    low, high = jackknife_interval(
+        skill(value, its_value), skill(values, its_values), level=level, scale=scale_of("bss")
+    )
+    return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
+
+
 def paired_p_values(
     records_a: Sequence[RunRecord],
     records_b: Sequence[RunRecord],

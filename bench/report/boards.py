@@ -14,7 +14,7 @@ from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.records.learning_curves import LearningCurve
 from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
-from bench.tables.definitions import COSTS, Column, Table
+from bench.tables.definitions import COSTS, Column, Table, main_column
 from bench.tables.durations import UNITS_IN_FULL, TimeAxis
 from bench.tables.intervals import interval
 from bench.tables.lines import number, ours_text, spread_text
@@ -57,13 +57,8 @@ class ShownRow:
 
 
 def shown_columns(table: Table) -> list[Column]:
-    """Columns in the order of a page: scores, the main one first, then costs."""
-    return sorted(table.columns, key=lambda column: column.key in COSTS)
-
-
-def main_column(table: Table) -> Column | None:
-    """The column that rows are ranked by: the first score that has a better side."""
-    return next((column for column in shown_columns(table) if column.better), None)
+    """Columns in the order of a page: scores, the main one first, then costs; a rank stands in front of its row."""
+    return sorted((column for column in table.columns if not column.rank_of), key=lambda column: column.key in COSTS)
 
 
 def is_reference(model: str) -> bool:
@@ -84,7 +79,7 @@ def shown_side(block: Block, column: Column | None) -> Literal["ours", "publishe
 def shown_rows(table: Table, block: Block) -> list[ShownRow]:
     """The rows of a block from best to worst by the main score, and below them those without a value."""
     column = main_column(table)
-    ranks = _ranks(block, column)
+    ranks = _ranks(table, block, column)
     rows = []
     for cells in block.rows:
         by_key = {cell.column: cell for cell in cells}
@@ -103,11 +98,12 @@ def shown_rows(table: Table, block: Block) -> list[ShownRow]:
     return [shown for _, shown in sorted(rows, key=lambda row: row[0])]
 
 
-def _ranks(block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
+def _ranks(table: Table, block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
     """The printed rank of each row, and its place on the page.
 
     Rows that are not worse than the best beyond chance share the first rank, and rows that are printed alike share one.
     References, and what does not beat the best trivial one, take no rank, but stand where their score puts them.
+    A table with a column of ranks has its own.
     """
     side = shown_side(block, column)
     sign = -1 if column is not None and column.better == "higher" else 1
@@ -126,6 +122,8 @@ def _ranks(block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
     models = {cells[0].row_key: cells[0].model for cells in block.rows}
     competing = [(value, key) for value, key in known if not is_reference(models[key]) and key not in beaten]
     shared: dict[str, float] = {key: (-math.inf if key in best else round(value, digits)) for value, key in competing}
+    own = {cell.row_key: cell.ours for cell in block.cells if table.column(cell.column).rank_of}
+    shared = {key: value for key, value in own.items() if value is not None} if own else shared
     ranked = {
         key: f"{1 + sum(other < mine for other in shared.values())}"
         + ("=" if [*shared.values()].count(mine) > 1 else "")

@@ -10,12 +10,11 @@ from typing import Any
 from bench import registry
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
-from bench.report.boards import main_column
 from bench.report.downloads import RunFiles
 from bench.report.overview import page_of_table
 from bench.tables.admission import deviations
 from bench.tables.cells import TableData, value_of
-from bench.tables.definitions import Table
+from bench.tables.definitions import Table, main_column
 from bench.tables.variants import listed
 
 _PAGE = re.compile(r"[^a-z0-9_]+")

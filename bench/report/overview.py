@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.report.boards import main_column, shown_rows
+from bench.report.boards import shown_rows
 from bench.tables.cells import TableData
-from bench.tables.definitions import Table
+from bench.tables.definitions import Table, main_column
 
 _RUNS = "Every complete run on "
 

@@ -56,18 +56,18 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     Raises:
         ConfigError: no block has a score per lead time, or the name's ending is not known.
     """
-    plt = _pyplot()
+    plt = pyplot()
     by_id = {record.run_id: record for record in records}
     drawn = [(block, shown) for block in contents.blocks if (shown := _charts(table, block, by_id))]
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with scores per lead time, so there is nothing to draw")
-    _check_ending(path)
+    check_ending(path)
     columns = max(len(shown) for _, shown in drawn)
     figure, axes = plt.subplots(
         len(drawn), columns, figsize=(4.6 * columns, 3.9 * len(drawn)), squeeze=False, layout="constrained"
     )
     labels = dict.fromkeys(curve["label"] for _, shown in drawn for chart in shown for curve in chart["curves"])
-    looks = {label: _line(style) for _, shown in reversed(drawn) for label, style in shown[0]["styles"].items()}
+    looks = {label: line_look(style) for _, shown in reversed(drawn) for label, style in shown[0]["styles"].items()}
     for row, (block, shown) in zip(axes, drawn, strict=True):
         for axis in row[len(shown) :]:
             axis.set_axis_off()
@@ -78,10 +78,10 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     figure.legend(
         handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_bands(drawn, records), title_fontsize=8
     )
-    return _save(figure, path, digest_of(contents))
+    return save_picture(figure, path, digest_of(contents))
 
 
-def _line(style: Mapping[str, Any]) -> dict[str, Any]:
+def line_look(style: Mapping[str, Any]) -> dict[str, Any]:
     """A row's style on the page as matplotlib's keywords."""
     shape = {"marker": _MARKERS[style["symbol"]], "linestyle": _LINES[style["dash"]]}
     return {"color": style["colour"], "markersize": 3.5, "linewidth": 1.4, **shape}
@@ -168,7 +168,7 @@ def draw_learning_curves(
     Raises:
         ConfigError: no run of the table has a readable learning curve, or the name's ending is not known.
     """
-    plt = _pyplot()
+    plt = pyplot()
     by_id = {record.run_id: record for record in records}
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
@@ -178,7 +178,7 @@ def draw_learning_curves(
                 drawn.append((cells[0].row, curves))
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with a learning curve, so there is nothing to draw")
-    _check_ending(path)
+    check_ending(path)
     columns = min(len(drawn), _CHARTS_ABREAST)
     rows = -(-len(drawn) // columns)
     size = max(4.6, 3.1 * columns), 2.5 * rows + 0.9
@@ -201,7 +201,7 @@ def draw_learning_curves(
         title="By optimiser step; a colour per run",
         title_fontsize=8,
     )
-    return _save(figure, path, digest_of(contents))
+    return save_picture(figure, path, digest_of(contents))
 
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
@@ -228,7 +228,7 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
         one.tick_params(labelsize=7)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """Returns matplotlib's pyplot, told that there is no screen; imported when first drawn."""
     import matplotlib
 
@@ -238,7 +238,12 @@ def _pyplot() -> Any:
     return plt
 
 
-def _check_ending(path: Path) -> None:
+def check_ending(path: Path) -> None:
+    """Refuses a name whose ending matplotlib does not know.
+
+    Raises:
+        ConfigError: names those it knows.
+    """
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
@@ -246,13 +251,13 @@ def _check_ending(path: Path) -> None:
         raise ConfigError(f"picture {path.name!r}: expected a name that ends in .{', .'.join(sorted(known))}")
 
 
-def _save(figure: Any, path: Path, digest: str) -> Path:
+def save_picture(figure: Any, path: Path, digest: str) -> Path:
     """Saves a figure at 300 dots per inch, with the digest of its inputs where the format has a place for it."""
     ending = path.suffix.lstrip(".")
     told = {"png": {INPUTS: digest}, "svg": {"Keywords": digest}, "pdf": {"Keywords": digest}}
     with replacing(path) as part:
         figure.savefig(part, dpi=PRINT_DPI, format=ending, metadata=told.get(ending))
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 

@@ -12,21 +12,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bench import registry
 from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
-from bench.report.boards import charts, column_groups, main_column, shown_rows, shown_side
+from bench.report.boards import charts, column_groups, shown_rows, shown_side
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
 from bench.report.model_pages import model_pages, page_of
 from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import TableData, table_data
-from bench.tables.definitions import Published, Table, load_published
+from bench.tables.definitions import Published, Table, load_published, main_column
 from bench.tables.lines import legend
 from bench.tables.look import Look
-from bench.tables.render import load_table
+from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry
 
 OWN = ("report.css", "report.js")
@@ -76,8 +75,8 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     records, unreadable = read_store(root)
     losses = {r.run_id: curve for r in records if (curve := read_kept(read_learning_curve, r, root)) is not None}
     store = Store({record.run_id: record for record in records}, losses, copy_runs(records, root, out, losses))
-    tables = [*map(load_table, registry.names("table")), *tables_without_entry(records)]
-    tables.sort(key=lambda table: (table.published is None, not table.rows, table.name))
+    tables = [*(load_table(name, root) for name in table_names(root)), *tables_without_entry(records)]
+    tables.sort(key=lambda table: (table.published is None, not (table.rows or table.groups), table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
     filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}
     overviews = [overview(table, filled[table.name]) for table in tables]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.errors import counted
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
 from bench.tables.admission import (
@@ -19,11 +21,12 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
-from bench.tables.definitions import Column, Published, PublishedValue, Row, Table
+from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
+from bench.tables.protocols import members
 from bench.tables.skill import references, skill_remarks, with_skill
-from bench.tables.standings import DEVIATES, marked, ranked, why_no_mark
+from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
 from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
 
 NOT_RUN = "not run"
@@ -111,26 +114,32 @@ def table_data(
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
-    if table.rows:
+    if table.groups:
+        by_row, left_out = members(table, records)
+        records = [record for mine in by_row.values() for record in mine]  # references are the board's own
+        blocks = [_group_block(table, group, by_row) for group in table.groups]
+    elif table.rows:
         by_row, left_out = admitted(table, records)
         blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
         blocks = _run_blocks(table, good)
-    blocks = [_judged(table, block, records) for block in blocks]
+    tests = Tests(table, {record.run_id: record for record in records})
+    blocks = [_judged(table, block, tests) for block in blocks]
+    blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)] or blocks
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
-def _judged(table: Table, block: Block, records: Sequence[RunRecord]) -> Block:
+def _judged(table: Table, block: Block, tests: Tests) -> Block:
     """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
-    by_id = {record.run_id: record for record in records}
+    by_id = tests.records
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in block.cells for run_id in cell.run_ids)]
     best, remarks = {}, block.remarks
     if any(column.skill_of for column in table.columns):
-        best = references(table, mine, records)
+        best = references(table, mine, list(by_id.values()))
         block = replace(block, cells=with_skill(table, block.cells, best))
         remarks = (*remarks, *skill_remarks(table, block.cells, best))
-    cells = marked(table, ranked(table, block.cells), by_id)
+    cells = with_ranks(table, marked(table, ranked(table, block.cells), tests), tests)
     absences = [why_no_mark(cells, mine)]
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
@@ -213,6 +222,41 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     return blocks
 
 
+def _group_block(table: Table, group: Group, by_row: Mapping[str, list[RunRecord]]) -> Block:
+    """Returns a block of a board, the best row first."""
+    run = {row.key: mine for row in group.rows if (mine := by_row[row.key])}
+    cells = [_cell(row, column, None, run.get(row.key, [])) for row in group.rows for column in table.columns]
+    first = next((mine[0] for mine in run.values()), None)
+    remarks = [] if first is None else [f"data: {_block_title(first)}", *_units(first)]
+    remarks += [f"{row.label}: {row.note}" for row in group.rows if row.note]
+    return Block(
+        group.title, tuple(cells), (*remarks, *captions([(r.label, run[r.key]) for r in group.rows if r.key in run]))
+    )
+
+
+def _ordered(table: Table, group: Group, block: Block) -> Block:
+    """Returns a block of a board with the best row first; references take no rank."""
+    main = main_column(table)
+
+    def badness(row: Sequence[Cell]) -> float:
+        score = next((cell.ours for cell in row if main is not None and cell.column == main.key), None)
+        return math.inf if main is None or score is None else -score if main.better == "higher" else score
+
+    cells = [cell for row in sorted(block.rows, key=badness) for cell in row]
+    if not group.ranked:
+        ranks = [column.key for column in table.columns if column.rank_of is not None]
+        cells = [replace(cell, ours=None, status="reference") if cell.column in ranks else cell for cell in cells]
+    return replace(block, cells=tuple(cells))
+
+
+def _units(record: RunRecord) -> list[str]:
+    """Returns how many independent units a record's split has."""
+    if record.statistics is None:
+        return []
+    split = record.data.split if record.data is not None else ""
+    return [f"independent units of the {split} split: {counted(record.statistics.unit_count, record.statistics.kind)}"]
+
+
 def _block_title(record: RunRecord) -> str:
     data = record.data
     assert data is not None
@@ -291,9 +335,14 @@ def value_of(record: RunRecord, key: str) -> float | None:
     """Returns a record's value for a column's key in its own units: a score, or a cost."""
     if key == "parameters":
         return float(record.model.parameters)
-    if key == "training_s" and not record.model.parameters and record.time.training_s is None:
+    trained = record.training
+    if key in ("training_s", "cpu_s") and not record.model.parameters and trained is None:
         return 0.0  # nothing to train
-    costs = {"gmacs": record.model.gmacs, "training_s": record.time.training_s}
+    costs = {
+        "gmacs": record.model.gmacs,
+        "training_s": record.time.training_s,
+        "cpu_s": None if trained is None else trained.cpu_s,
+    }
     return costs[key] if key in costs else record.scores.get(key)
 
 

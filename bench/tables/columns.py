@@ -11,6 +11,10 @@ GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_per
 COST = (PARAMETERS, GMACS)
 # Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
 OWN_COST = (*COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
+BOARD_COST = (
+    Column(key="parameters", label="Params M", group="Cost", scale=1e-6, digits=3),
+    Column(key="cpu_s", label="Training CPU s", group="Cost", digits=0),
+)
 LEVELS = {"m": "CSI-M", **{str(level): f"CSI-{level}" for level in reversed(VIL_THRESHOLDS)}}
 CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI") for level, label in LEVELS.items())
 MSE_1E3 = Column(key="mse", label="MSE 1e-3", group="Error", scale=1e3)

@@ -16,6 +16,7 @@ COSTS = {
     "parameters": "every element of every parameter",
     "gmacs": "fvcore, batch 1, multiply-add = 1",
     "training_s": "wall time of the training on the device that the record names",
+    "cpu_s": "processor seconds of the training's steps, over all threads",
 }
 """What a column may show besides scores, and how it is counted."""
 
@@ -42,6 +43,8 @@ class Column(StrictModel):
     skill_of: str | None = None
     """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
     column, a row that does not beat that reference in a score is not ranked in it."""
+    rank_of: str | None = None
+    """The column whose ranks this one shows, see `bench.tables.standings.with_ranks`."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -77,11 +80,22 @@ class Row(StrictModel):
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
+    configs: tuple[str, ...] = ()
+    """Of a board: the fingerprints of the configs of its runs, one per seed; none where they are not decided yet."""
 
     @property
     def key(self) -> str:
         """Returns what names the row within its table."""
         return self.name or self.model
+
+
+class Group(StrictModel):
+    """A block of a board: rows whose runs are named by their configs."""
+
+    title: str
+    rows: tuple[Row, ...]
+    ranked: bool
+    """Whether the rows compete; references do not."""
 
 
 class Table(StrictModel):
@@ -92,7 +106,11 @@ class Table(StrictModel):
     task: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...] = ()
-    """Empty: one block per data set, with a row for each model that has a record."""
+    """Empty, and no groups: one block per data set, with a row for each model that has a record."""
+    groups: tuple[Group, ...] = ()
+    """Of a board: its blocks."""
+    data: dict[str, str] = {}
+    """Of a board: the fingerprint of its data by split; a record of others is left out."""
     published: str | None = None
     """File under `results/published`."""
     settings: str | None = None
@@ -154,6 +172,11 @@ class Table(StrictModel):
         raise UnknownNameError(
             f"table {self.name!r} has no column {key!r}. {did_you_mean(key, [column.key for column in self.columns])}"
         )
+
+
+def main_column(table: Table) -> Column | None:
+    """Returns the column that a table's rows are sorted by: its first score; None where it has none."""
+    return next((column for column in table.columns if column.better and column.key not in COSTS), None)
 
 
 class PublishedValue(StrictModel):

@@ -20,24 +20,35 @@ from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
+from bench.tables.protocols import TABLES, board_of, board_table, board_tables
 from bench.tables.runs import runs_table, task_of_runs
 
 FORMATS = ("md", "csv", "latex", "html", "json")
+RESULTS = Path("results")
 COMMITTED = ("md", "json")
 """What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
 
+def table_names(root: AnyPath) -> list[str]:
+    """Returns the names of all tables: those that are registered, and the boards under a results root."""
+    return [*registry.names("table"), *board_tables(root)]
+
+
 def load_table(name: str, root: AnyPath | None = None) -> Table:
-    """Returns the table registered as `name`, or `runs/TASK` of a task without one.
+    """Returns the table registered as `name`, that of a board, or `runs/TASK` of a task without one.
 
     Args:
         name: Of the table.
-        root: Results root, whose records give the columns of a table that is not registered.
+        root: Results root, which has the boards (None: `results`), and whose records give the columns of a table that
+            is not registered.
 
     Raises:
         UnknownNameError: no table has this name.
         BrokenPluginError: the registered object is no table.
     """
+    if name.startswith(TABLES):
+        board = board_of(name, RESULTS if root is None else root)
+        return board_table(board, load_table(f"runs/{board.board.task}", board.root).columns)
     task = None if root is None or name in registry.names("table") else task_of_runs(name)
     if task is not None:
         return runs_table(task, read_records(root, task)[0])

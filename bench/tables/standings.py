@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.tables.cells import Cell
 
 DEVIATES = "config deviates"
+UNRANKED = "unranked"
 CHANCE = 0.05
 """What comes up by chance more often than this is no difference."""
 PERMUTATIONS = 2000
@@ -44,8 +45,14 @@ def ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     return tuple(replace(cell, rank=ranks.get((cell.row_key, cell.column))) for cell in cells)
 
 
-def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Returns the cells of a column from best to worst, those that are printed alike together; fewer than two: none."""
+def _places(column: Column, cells: Sequence[Cell], *, alone: bool = False) -> list[list[Cell]]:
+    """Returns the cells of a column from best to worst, those that are printed alike together; one by itself: none.
+
+    Args:
+        column: The column.
+        cells: Of a block.
+        alone: Also one by itself.
+    """
     if not column.better:
         return []
     sign = -1 if column.better == "higher" else 1
@@ -62,10 +69,10 @@ def _places(column: Column, cells: Sequence[Cell]) -> list[list[Cell]]:
         sorted(by_printed[value], key=lambda cell: (sign * (cell.ours or 0.0), cell.row_key))
         for value in sorted(by_printed)
     ]
-    return places if len(places) > 1 else []
+    return places if alone or len(places) > 1 else []
 
 
-def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> tuple[Cell, ...]:
+def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
     """Returns the cells with their marks: 1 for the best and what is not worse beyond chance, 2 for the next.
 
     From the best down, the first row that is worse than the best beyond chance ends the group of the best: one with a p
@@ -75,10 +82,8 @@ def marked(table: Table, cells: Sequence[Cell], records: Mapping[str, RunRecord]
     Args:
         table: The definition.
         cells: Of one block.
-        records: By run id.
+        tests: Of the block.
     """
-    scores = [column.key for column in table.columns if column.better]
-    tests = _Tests(records, scores)
     marks: dict[tuple[str, str], int] = {}
     for column in table.columns:
         places = _places(column, cells)
@@ -105,16 +110,24 @@ def asked_of(passed: int) -> float:
     return CHANCE / math.comb(passed + 1, 2)
 
 
-class _Tests:
-    """The tests of a block: reads each record's statistics once, and tests two rows in all columns at once."""
+class Tests:
+    """The tests of a table's rows: reads each record's statistics once, and tests two rows in all columns at once.
 
-    def __init__(self, records: Mapping[str, RunRecord], scores: Sequence[str]) -> None:
-        self.records, self.scores = records, scores
+    Args:
+        table: Gives the scores.
+        records: By run id.
+    """
+
+    def __init__(self, table: Table, records: Mapping[str, RunRecord]) -> None:
+        self.records, self.scores = records, [column.key for column in table.columns if column.better]
         self._arrays: dict[str, Arrays | None] = {}
         self._over_events: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
 
     def p_value(self, score: str, best: Cell, cell: Cell) -> float | None:
-        """Returns how often chance alone makes a difference so large; None where that cannot be said."""
+        """Returns how often chance alone makes a difference so large, over events and over seeds: the larger p.
+
+        None where that cannot be said.
+        """
         a, b = self._scored(best, score), self._scored(cell, score)
         if not a or not b:  # a cost: nothing to test it with
             return None
@@ -173,6 +186,37 @@ def seeds_p_value(a: Sequence[RunRecord], b: Sequence[RunRecord], score: str) ->
     else:
         freedom = len(several[0]) - 1
     return float(2 * stdtr(freedom, -difference / math.sqrt(sum(parts))))
+
+
+def with_ranks(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
+    """Returns the cells with the columns of ranks filled: rows that chance alone could tell apart share a rank.
+
+    From the best down, a row shares the rank of the first row of its rank, unless it is worse than that one beyond
+    chance, see `Tests.p_value`. A row that does not beat the best trivial reference has none.
+    """
+    ranked_by = [(column, column.rank_of) for column in table.columns if column.rank_of is not None]
+    of_column = {column.key: _shared_ranks(table.column(score), cells, tests) for column, score in ranked_by}
+    scores = {(cell.row_key, cell.column): cell for cell in cells}
+    filled = []
+    for cell in cells:
+        column = table.column(cell.column)
+        if column.rank_of is not None:
+            rank, score = of_column[column.key].get(cell.row_key), scores[cell.row_key, column.rank_of]
+            status = score.status if score.ours is None else UNRANKED if rank is None else "measured"
+            cell = replace(cell, ours=None if rank is None else float(rank), status=status)
+        filled.append(cell)
+    return tuple(filled)
+
+
+def _shared_ranks(column: Column, cells: Sequence[Cell], tests: Tests) -> dict[str, int]:
+    """Returns the rank of each row that has one."""
+    ranks: dict[str, int] = {}
+    rank, first = 0, None
+    for place, cell in enumerate((cell for tied in _places(column, cells, alone=True) for cell in tied), start=1):
+        if first is None or ((p_value := tests.p_value(column.key, first, cell)) is not None and p_value < CHANCE):
+            rank, first = place, cell
+        ranks[cell.row_key] = rank
+    return ranks
 
 
 def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:

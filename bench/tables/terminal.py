@@ -68,11 +68,6 @@ def find_column(table: Table, name: str) -> Column:
     return table.column(next((one.key for one in table.columns if name in (one.key, one.label)), name))
 
 
-def main_column(table: Table) -> Column | None:
-    """Returns the column that a table's rows are sorted by: its first score; None where it has none."""
-    return next((column for column in table.columns if column.better and column.key not in COSTS), None)
-
-
 def main_columns(record: RunRecord) -> list[Column]:
     """Returns the scores to show of a run: those of its task's table of runs, else some that have a better side."""
     tables = (load_table(name) for name in registry.names("table") if name == f"runs/{record.task.name}")

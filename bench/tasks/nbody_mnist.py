@@ -6,12 +6,13 @@ Source: Gao et al. 2022, Earthformer (10 -> 10 frames, 20,000 / 1,000 / 1,000 se
 from __future__ import annotations
 
 import itertools
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from bench.api import Palette, Shape, Split
-from bench.data.nbody_mnist.simulation import FRAME, FRAMES
+from bench.data.nbody_mnist.simulation import SUB_STEPS, System
 from bench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class NBodyMnist(Task):
     """N-body MNIST: 10 frames in, 10 frames out (64x64, three digits under mutual attraction).
 
     The authors' files hold draws, from which frames are made when they are read: the same physics, not rounded to
-    bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own.  A frame
+    bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own, and has
+    options for other systems: frames then have the number, size and distance in time that the data have.  A frame
     stands for one unit of time; pictures count it as a minute.
     """
 
@@ -47,29 +49,34 @@ class NBodyMnist(Task):
         True, description="models see 0..1, as in the released config; the paper's models saw 0..255 (false)"
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> NBodyMnist:
-        if self.t_in + self.t_out > FRAMES:
-            raise ValueError(f"t_in + t_out = {self.t_in + self.t_out}; a sequence has {FRAMES} frames")
-        return self
+    @cached_property
+    def system(self) -> System:
+        """Returns what the data are of; without data, the paper's system."""
+        from bench.data.nbody_mnist.draws import read_system
+
+        return (read_system(self.data_root) if self.data_root is not None else None) or System()
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns the scores of the paper's table, in the paper's convention on its 0-1 scale, and errors of energy."""
-        return {
-            "frames": {"convention": "upstream", "scale": WHITE, "t_out": self.t_out},
-            "energy": {"t_out": self.t_out},
-        }
+        """Returns the scores of the paper's table, in the paper's convention on its 0-1 scale, and errors of energy.
+
+        Pooled frames have no energy: they are too coarse to find digits in.
+        """
+        frames = {"frames": {"convention": "upstream", "scale": WHITE, "t_out": self.t_out}}
+        if self.system.pool:
+            return frames
+        other = {} if self.system.sub_steps == SUB_STEPS else {"sub_steps": self.system.sub_steps}
+        return {**frames, "energy": {"t_out": self.t_out, **other}}
 
     @property
     def input_shape(self) -> Shape:
-        """Returns `(T_in, 64, 64, 1)`."""
-        return (self.t_in, FRAME, FRAME, 1)
+        """Returns `(T_in, H, W, 1)`."""
+        return (self.t_in, self.system.frame_size, self.system.frame_size, 1)
 
     @property
     def target_shape(self) -> Shape:
-        """Returns `(T_out, 64, 64, 1)`."""
-        return (self.t_out, FRAME, FRAME, 1)
+        """Returns `(T_out, H, W, 1)`."""
+        return (self.t_out, self.system.frame_size, self.system.frame_size, 1)
 
     @property
     def cadence_minutes(self) -> float:

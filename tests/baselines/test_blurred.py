@@ -50,6 +50,17 @@ def test_the_widths_of_data_moved_by_diffusion_are_found(parts: int) -> None:
     torch.testing.assert_close(model(context), target, atol=1e-5, rtol=1e-4)
 
 
+def test_one_width_for_all_leads_is_the_best_of_those_that_are_the_same() -> None:
+    context, target = _diffused()
+    model = BlurredPersistence(*SHAPES, width_per_lead=False)
+    model.fit([(context, target)])
+    assert model.width.unique().numel() == 1
+    chosen = float((model(context) - target).square().mean())
+    for width in (1.0, 2.0, 4.0, 8.0):
+        model.width.fill_(width)
+        assert chosen <= float((model(context) - target).square().mean())
+
+
 def test_no_blur_where_the_last_frame_stays() -> None:
     context, _ = _diffused()
     model = BlurredPersistence(*SHAPES)

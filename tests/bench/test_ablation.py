@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
 
 from bench.ablation import table as ablation_table
 from bench.ablation.table import cost_of, costs
-from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose

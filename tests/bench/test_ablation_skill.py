@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from bench.ablation.variants import Ablation, load_ablation, reference_configs, seeds_together, variants
 
 from bench.ablation import table as ablation_table
 from bench.ablation.table import cost_of
-from bench.ablation.variants import Ablation, load_ablation, reference_configs, seeds_together, variants
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose

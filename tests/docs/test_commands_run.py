@@ -21,7 +21,7 @@ _MAKES = {
     "moving_mnist": ["--train", "4", "--val", "2", "--test", "2"],
     "nbody_mnist": ["--train", "4", "--val", "2", "--test", "2"],
 }
-_TAKES_OVERRIDES = ("run", "evaluate", "reproduce", "ablate", "forecast", "status")
+_TAKES_OVERRIDES = ("run", "evaluate", "reproduce", "ablate", "forecast", "status", "tune")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _to_run(page: Path) -> list[Block]:
     if page.name in CHECKED_ONLY:
         return []
-    return [block for block in blocks(page) if block.language in (*SHELL, "python") and not block.not_run]
+    return [block for block in blocks(page) if block.language in (*SHELL, "python", "yaml") and not block.not_run]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _to_run(page)], ids=lambda page: page.name)
@@ -53,6 +53,8 @@ def test_the_commands_of_a_page(
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages")])
     for block in _to_run(page):
+        if _written(block):
+            continue
         if block.language == "python":
             _python(block, made)
             continue
@@ -96,11 +98,16 @@ def _with_data(word: str, words: list[str], made: dict[str, Path]) -> str:
     return f"{key}={made[table.split('/')[1] if table else task]}"
 
 
-def _python(block: Block, made: dict[str, Path]) -> None:
-    """Runs Python that begins with a comment `# FILE.py` by writing the file, other Python as it stands."""
+def _written(block: Block) -> bool:
+    """Writes a file whose name its first line is, `# FILE.py` or `# FILE.yaml`; says whether it is one."""
     first = block.text.splitlines()[0]
-    if first.startswith("# ") and first.endswith(".py"):
-        Path(first[2:]).write_text(block.text)
-        return
+    if not (first.startswith("# ") and first.endswith((".py", ".yaml"))):
+        return False
+    Path(first[2:]).parent.mkdir(parents=True, exist_ok=True)
+    Path(first[2:]).write_text(block.text)
+    return True
+
+
+def _python(block: Block, made: dict[str, Path]) -> None:
     code = block.text.replace('"DIR"', repr(str(made["sevir"])))
     exec(compile(code, f"{REPO.name}/{block.name}", "exec"), {"__name__": block.name})

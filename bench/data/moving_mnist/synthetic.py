@@ -6,22 +6,37 @@ digits of 28x28 pixels on 64x64, a tenth of the free way per frame in a random d
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-FRAME = 64
-FRAMES = 20
-DIGITS = 2
 STEP = 0.1
 """Share of the way from wall to wall that a digit goes in one frame."""
 
 
-def trajectories(count: int, generator: np.random.Generator, *, frames: int = FRAMES) -> np.ndarray:
-    """Returns where digits are, as shares (y, x) of the way from wall to wall, `(frames,count,DIGITS,2)`."""
-    place = generator.random((count, DIGITS, 2))
-    angle = generator.uniform(0, 2 * np.pi, (count, DIGITS))
+@dataclass(frozen=True)
+class Scene:
+    """How many digits move on what, and what frames show of it; the defaults are Srivastava et al.'s."""
+
+    digit_count: int = 2
+    canvas: int = 64
+    """Height and width that digits move on, in pixels."""
+    frame_count: int = 20
+    pool: int = 1
+    """Frames are means over squares of so many pixels, rounded."""
+
+    def __str__(self) -> str:
+        size = self.canvas // self.pool
+        return f"{self.digit_count} digits on {self.canvas}x{self.canvas}, {self.frame_count} frames of {size}x{size}"
+
+
+def trajectories(count: int, generator: np.random.Generator, scene: Scene) -> np.ndarray:
+    """Returns where digits are, as shares (y, x) of the way from wall to wall, `(frames,count,digits,2)`."""
+    place = generator.random((count, scene.digit_count, 2))
+    angle = generator.uniform(0, 2 * np.pi, (count, scene.digit_count))
     step = STEP * np.stack([np.sin(angle), np.cos(angle)], -1)
-    places = np.empty((frames, *place.shape))
-    for frame in range(frames):
+    places = np.empty((scene.frame_count, *place.shape))
+    for frame in range(scene.frame_count):
         places[frame] = place
         place = place + step
         step = np.where((place < 0) | (place > 1), -step, step)
@@ -29,25 +44,32 @@ def trajectories(count: int, generator: np.random.Generator, *, frames: int = FR
     return places
 
 
-def render_moving(images: np.ndarray, digits: range, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Returns sequences `(20,count,64,64)`, uint8: the brighter of two digits at each pixel.
+def render_moving(
+    images: np.ndarray, digits: range, count: int, generator: np.random.Generator, scene: Scene
+) -> np.ndarray:
+    """Returns sequences `(T,count,H,W)`, uint8: the brightest of the digits at each pixel.
 
     Args:
         images: Digits `(N,h,w)`, uint8.
         digits: Which of them to draw from.
         count: Number of sequences.
         generator: The source of every random draw.
+        scene: How many digits, frames and pixels.
     """
-    which = generator.integers(digits.start, digits.stop, (count, DIGITS))
-    places = trajectories(count, generator)
+    which = generator.integers(digits.start, digits.stop, (count, scene.digit_count))
+    places = trajectories(count, generator, scene)
     height, width = images.shape[1:]
-    corners = (places * (FRAME - height, FRAME - width)).astype(np.int64)
-    frames = np.zeros((FRAMES, count, FRAME, FRAME), np.uint8)
+    corners = (places * (scene.canvas - height, scene.canvas - width)).astype(np.int64)
+    frames = np.zeros((scene.frame_count, count, scene.canvas, scene.canvas), np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(frames, (height, width), axis=(2, 3), writeable=True)
     sequence = np.arange(count)
-    for frame in range(FRAMES):
-        for digit in range(DIGITS):
+    for frame in range(scene.frame_count):
+        for digit in range(scene.digit_count):
             y, x = corners[frame, :, digit].T
             place = frame, sequence, y, x
             windows[place] = np.maximum(windows[place], images[which[:, digit]])
-    return frames
+    if scene.pool == 1:
+        return frames
+    size = scene.canvas // scene.pool
+    blocks = frames.reshape(*frames.shape[:2], size, scene.pool, size, scene.pool)
+    return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)

@@ -1,7 +1,8 @@
 """The random draws that an N-body MNIST sequence is made of, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
 
 Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, and leaves all that its paper's set does not
-use (rotation, change of scale and brightness, random acceleration, distractors) at neutral values.
+use (rotation, change of scale and brightness, random acceleration, distractors) at neutral values.  Files of another
+system than the paper's say which, in arrays that the authors' have not; pooled frames are stored with them.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from bench.data.nbody_mnist.simulation import CANVAS, DIGITS, MAX_SPEED
+from bench.data.nbody_mnist.simulation import MAX_SPEED, System
 from bench.errors import DataError, counted, one_message
 from bench.files import replacing
 
@@ -48,14 +49,24 @@ class Draws:
         """Returns the number of sequences."""
         return len(self.digit_indices)
 
-    def corners(self, sizes: np.ndarray) -> np.ndarray:
+    def corners(self, sizes: np.ndarray, canvas: int) -> np.ndarray:
         """Returns the top-left corners at the start for digits of these widths and heights, both `(n,D,2)`."""
-        return self.places * (CANVAS - sizes)
+        return self.places * (canvas - sizes)
 
     @property
     def velocities(self) -> np.ndarray:
         """Returns the velocities at the start, `(n,D,2)` pixels of the canvas per sub-step."""
         return self.speeds[..., None] * np.stack([np.cos(self.angles), np.sin(self.angles)], -1)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a file has: draws, the system that they are of, and frames where these are stored."""
+
+    draws: Draws
+    system: System
+    frames: np.ndarray | None = None
+    """`(n,F,H,W)`, uint8, of a system with `pool`."""
 
 
 _NPZ_ERRORS = (
@@ -70,23 +81,33 @@ _KEYS = {
     "speeds": "init_velocity_magnitude",
 }
 """Name in `Draws` -> name in the authors' files."""
+_SYSTEM = tuple(field.name for field in fields(System) if field.name != "digit_count")
+"""Names of arrays with one number each; the draws tell the number of digits."""
+_STORED = "frames"
 
 
-def random_draws(count: int, digits: range, generator: np.random.Generator) -> Draws:
+def random_draws(count: int, digits: range, generator: np.random.Generator, *, digit_count: int) -> Draws:
     """Returns draws as the paper's: digits of a range, places, directions and speeds up to `MAX_SPEED`, all uniform."""
     return Draws(
-        digit_indices=generator.integers(digits.start, digits.stop, (count, DIGITS)),
-        places=generator.random((count, DIGITS, 2)),
-        angles=generator.uniform(0, 2 * np.pi, (count, DIGITS)),
-        speeds=generator.uniform(0, MAX_SPEED, (count, DIGITS)),
+        digit_indices=generator.integers(digits.start, digits.stop, (count, digit_count)),
+        places=generator.random((count, digit_count, 2)),
+        angles=generator.uniform(0, 2 * np.pi, (count, digit_count)),
+        speeds=generator.uniform(0, MAX_SPEED, (count, digit_count)),
     )
 
 
-def write_draws(draws: Draws, path: Path) -> None:
-    """Writes draws under the authors' names, with everything that they do not use at its neutral value."""
-    per_digit = {key: np.full((len(draws), DIGITS), value) for key, value in _NEUTRAL.items()}
+def write_sequences(sequences: Sequences, path: Path) -> None:
+    """Writes draws under the authors' names, with everything that they do not use at its neutral value.
+
+    Of another system than the paper's, its numbers and, where there are any, its frames are written, too.
+    """
+    draws, system = sequences.draws, sequences.system
+    per_digit = {key: np.full(draws.speeds.shape, value) for key, value in _NEUTRAL.items()}
+    ours = {} if system == System() else {key: np.int64(getattr(system, key)) for key in _SYSTEM}
     write_arrays(
         path,
+        **ours,
+        **({} if sequences.frames is None else {_STORED: sequences.frames}),
         **{theirs: getattr(draws, ours) for ours, theirs in _KEYS.items()},
         **{**per_digit, "appearance_mult": np.ones(len(draws))},
         random_acceleration_angle=np.zeros(len(draws)),
@@ -100,19 +121,48 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def read_draws(path: Path) -> Draws:
-    """Returns the draws of a file.
+def read_system(root: Path) -> System | None:
+    """Returns the system that the files of a folder are of; None where it has no files.
+
+    Raises:
+        DataError: the file is not readable, or there is no such system.
+    """
+    paths = (root / f"nbody_{split}.npz" for split in ("train", "val", "test"))
+    path = next((path for path in paths if path.is_file()), None)
+    return None if path is None else _system(path, read_arrays(path, ("digit_indices", *_SYSTEM), required=()))
+
+
+def _system(path: Path, found: dict[str, np.ndarray]) -> System:
+    indices = found.get("digit_indices", np.empty((0, 0)))
+    if "canvas" not in found:  # the authors', or ours of their system
+        return System()
+    missing = [name for name in _SYSTEM if name not in found]
+    wrong = [name for name in _SYSTEM if name in found and (found[name].shape or found[name].dtype.kind not in "iu")]
+    if missing or wrong or indices.ndim != 2:
+        raise DataError(
+            f"{path}: expected draws (n, digits) and one integer each in {', '.join(_SYSTEM)}; found draws "
+            f"{indices.shape}, missing: {', '.join(missing) or 'none'}, others: {', '.join(wrong) or 'none'}"
+        )
+    try:
+        return System(digit_count=indices.shape[1], **{name: int(found[name]) for name in _SYSTEM})
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_sequences(path: Path) -> Sequences:
+    """Returns what a file has.
 
     Raises:
         DataError: lists what is missing, of the wrong shape, out of range, or not neutral.
     """
-    wanted = (*_KEYS.values(), *_NEUTRAL, _DISTRACTORS)
+    wanted = (*_KEYS.values(), *_NEUTRAL, _DISTRACTORS, *_SYSTEM, _STORED)
     found = read_arrays(path, wanted, required=tuple(_KEYS.values()))
-    draws = Draws(**{ours: found[theirs] for ours, theirs in _KEYS.items()})
+    draws, system = Draws(**{ours: found[theirs] for ours, theirs in _KEYS.items()}), _system(path, found)
     count = len(draws.digit_indices) if draws.digit_indices.ndim else 0
+    of_digits = (count, system.digit_count)
     problems = []
     for ours, theirs in _KEYS.items():
-        array, shape = getattr(draws, ours), (count, DIGITS, 2) if ours == "places" else (count, DIGITS)
+        array, shape = getattr(draws, ours), (*of_digits, 2) if ours == "places" else of_digits
         if array.shape != shape:
             problems.append(f"{theirs}: expected shape {shape}, found {array.shape}")
         elif not np.isfinite(array).all():
@@ -124,9 +174,15 @@ def read_draws(path: Path) -> Draws:
             problems.append(f"{key}: expected {neutral:g} throughout, as in the paper's set, found other values")
     if _DISTRACTORS in found and found[_DISTRACTORS].size:
         problems.append(f"{_DISTRACTORS}: expected none, as in the paper's set, found {found[_DISTRACTORS].shape}")
+    frames = found.get(_STORED) if system.pool else None
+    if system.pool:
+        shape = (count, system.frame_count, system.frame_size, system.frame_size)
+        if frames is None or frames.shape != shape or frames.dtype != np.uint8:
+            described = "none" if frames is None else f"{frames.dtype} {frames.shape}"
+            problems.append(f"{_STORED}: expected uint8 {shape}, found {described}")
     if problems:
         raise DataError(one_message(f"{path} has {counted(len(problems), 'problem')}:", problems))
-    return draws
+    return Sequences(draws, system, frames)
 
 
 def read_digits(root: Path) -> np.ndarray:

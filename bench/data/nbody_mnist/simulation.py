@@ -7,7 +7,7 @@ Source: Gao et al. 2022, Earthformer; its generator's settings are the constants
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -23,9 +23,50 @@ MAX_SPEED = 2.0
 """Pixels of the canvas per sub-step, of a start and of each component later on."""
 MARGIN = 10
 """A digit's centre stays this far from the canvas' border."""
+_LEAST_CANVAS = 32  # a digit's image has 28 pixels
 
 # Bicubic interpolation (a = -0.75) half-way between two pixels: the weights of the outer and inner two of four pixels.
 _OUTER, _INNER = np.float32(-0.09375), np.float32(0.59375)
+
+
+@dataclass(frozen=True)
+class System:
+    """What is simulated, and what its frames show; the defaults are the paper's.
+
+    Raises:
+        ValueError: a number out of range, or frames that do not fill the canvas.
+    """
+
+    digit_count: int = DIGITS
+    canvas: int = CANVAS
+    """Height and width that are simulated, in pixels."""
+    sub_steps: int = SUB_STEPS
+    """Between two frames."""
+    frame_count: int = FRAMES
+    pool: int = 0
+    """Frames are means over squares of so many pixels, rounded to bytes; 0 for the authors' bicubic halves."""
+
+    def __post_init__(self) -> None:
+        least = {"digit_count": 1, "canvas": _LEAST_CANVAS, "sub_steps": 1, "frame_count": 2, "pool": 0}
+        for field in fields(self):
+            if getattr(self, field.name) < least[field.name]:
+                raise ValueError(
+                    f"{field.name}: expected {least[field.name]} or more, found {getattr(self, field.name)}"
+                )
+        if self.canvas % (self.pool or 2):
+            raise ValueError(f"canvas: expected a multiple of {self.pool or 2}, found {self.canvas}")
+
+    @property
+    def frame_size(self) -> int:
+        """Returns height and width of a frame."""
+        return self.canvas // (self.pool or 2)
+
+    def __str__(self) -> str:
+        frames = f"means of {self.pool}x{self.pool}" if self.pool else "bicubic halves"
+        return (
+            f"{self.digit_count} digits on {self.canvas}x{self.canvas}, {self.frame_count} frames of "
+            f"{self.frame_size}x{self.frame_size} ({frames}) every {self.sub_steps} sub-steps"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,6 +89,8 @@ def simulate(
     sizes: np.ndarray,
     *,
     frames: int = FRAMES,
+    sub_steps: int = SUB_STEPS,
+    canvas: int = CANVAS,
     gravity: float = GRAVITY,
     softening: float = SOFTENING,
     exponent: int = EXPONENT,
@@ -62,7 +105,9 @@ def simulate(
         corners: Top-left corners (x, y) at the start, `(n,D,2)` pixels.
         velocities: `(n,D,2)` pixels per sub-step.
         sizes: Width and height of each digit, `(n,D,2)` pixels.
-        frames: Frames to keep, every `SUB_STEPS` sub-steps.
+        frames: Frames to keep.
+        sub_steps: Steps from one frame to the next.
+        canvas: Height and width between the walls and their margins, pixels.
         gravity: G of the law.
         softening: d of the law, pixels.
         exponent: r of the law.
@@ -70,11 +115,11 @@ def simulate(
     """
     x, v = (np.array(part, np.float64) for part in (corners, velocities))
     low = MARGIN - np.asarray(sizes, np.float64) / 2
-    high = low + (CANVAS - 2 * MARGIN)
+    high = low + (canvas - 2 * MARGIN)
     kept_x, kept_v = (np.empty((len(x), frames, *x.shape[1:])) for _ in range(2))
     for frame in range(frames):
         kept_x[:, frame], kept_v[:, frame] = x, v
-        for _ in range(SUB_STEPS if frame < frames - 1 else 0):
+        for _ in range(sub_steps if frame < frames - 1 else 0):
             v += acceleration(x, gravity=gravity, softening=softening, exponent=exponent, masses=masses)
             np.clip(v, -MAX_SPEED, MAX_SPEED, out=v)
             x += v
@@ -156,32 +201,37 @@ def cropped(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return moved.reshape(images.shape), sizes.reshape(*images.shape[:-2], 2)
 
 
-def render(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns frames `(n,F,64,64)`, float32, 0..255: the brightest of the digits at each pixel, at half the size.
+def render(
+    corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, *, canvas: int = CANVAS, pool: int = 0
+) -> np.ndarray:
+    """Returns frames `(n,F,H,W)`, float32, 0..255: the brightest of the digits at each pixel, on a coarser grid.
 
-    Digits are moved by real-valued distances with bilinear weights, 0 outside; the canvas is halved with bicubic
-    weights (a = -0.75, pixel centres, no smoothing), and clipped to 0..255.
+    Digits are moved by real-valued distances with bilinear weights, 0 outside.  The canvas is halved with bicubic
+    weights (a = -0.75, pixel centres, no smoothing) and clipped to 0..255, as the authors do, or averaged.
 
     Args:
         corners: Top-left corners (x, y) on the canvas, `(n,F,D,2)`.
         crops: Digits at the top left of their images, `(n,D,h,w)`, float32, 0..255.
         sizes: Width and height of each digit, `(n,D,2)`.
+        canvas: Height and width of the canvas, pixels.
+        pool: Height and width of the squares that are averaged; 0 for bicubic halves.
     """
-    frames = np.empty((*corners.shape[:2], FRAME, FRAME), np.float32)
+    size = canvas // (pool or 2)
+    frames = np.empty((*corners.shape[:2], size, size), np.float32)
     # One sequence at a time: its canvases stay in the cache, and the loop is short beside the work within.
     for sequence in range(len(corners)):
-        canvas, room = _canvas(corners[sequence], crops[sequence], sizes[sequence])
-        frames[sequence] = _halved(canvas, room)
+        drawn, room = _canvas(corners[sequence], crops[sequence], sizes[sequence], canvas)
+        frames[sequence] = _block_means(drawn, room, pool) if pool else _halved(drawn, room)
     return frames
 
 
-def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns the canvases of one sequence `(F,128+2*room,128+2*room)`, with room for what lies over the border."""
+def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """Returns the canvases of one sequence `(F,side+2*room,side+2*room)`, with room for what lies over the border."""
     whole = np.floor(corners).astype(np.int64)
     part = (corners - whole).astype(np.float32)
-    over = int((whole + sizes).max()) + 1 - CANVAS
+    over = int((whole + sizes).max()) + 1 - side
     room = max(1, over, -int(whole.min()))
-    canvas = np.zeros((len(corners), CANVAS + 2 * room, CANVAS + 2 * room), np.float32)
+    canvas = np.zeros((len(corners), side + 2 * room, side + 2 * room), np.float32)
     places = (whole + room).tolist()
     for digit, (width, height) in enumerate(sizes.tolist()):
         moved = _shifted(crops[digit, :height, :width], part[:, digit])
@@ -190,6 +240,14 @@ def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray) -> tuple[
             window = canvas[frame, y : y + height + 1, x : x + width + 1]
             np.maximum(window, image, out=window)
     return canvas, room
+
+
+def _block_means(canvas: np.ndarray, room: int, pool: int) -> np.ndarray:
+    """Returns the means of canvases over squares, `(F,side/pool,side/pool)`, without what lies over the border."""
+    inside = canvas[:, room:-room, room:-room]
+    blocks = len(inside[0]) // pool
+    means: np.ndarray = inside.reshape(-1, blocks, pool, blocks, pool).mean((2, 4))
+    return means
 
 
 def _shifted(image: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -202,8 +260,8 @@ def _shifted(image: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def _halved(canvas: np.ndarray, room: int) -> np.ndarray:
-    """Returns canvases at half the size, `(F,64,64)`: the border is repeated outwards, not what lies beyond it."""
-    first, last = room - 1, room + CANVAS
+    """Returns canvases at half the size, `(F,h,h)`: the border is repeated outwards, not what lies beyond it."""
+    first, last = room - 1, canvas.shape[1] - room
     canvas[:, first], canvas[:, last] = canvas[:, first + 1], canvas[:, last - 1]
     canvas[:, :, first], canvas[:, :, last] = canvas[:, :, first + 1], canvas[:, :, last - 1]
     inside = canvas[:, first : last + 1, first : last + 1]

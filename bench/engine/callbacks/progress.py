@@ -172,7 +172,11 @@ class ProgressMeter(Callback):
         speed = self._speed(2)
         if not speed:
             return None
-        every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or 0
+        if trainer.check_val_every_n_epoch is None:
+            every_steps = int(trainer.val_check_interval)
+            validations = math.ceil((total - trainer.global_step) / every_steps)
+            return (total - trainer.global_step) / speed + validations * self._validation_s
+        every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs or 0
         if epochs_done and trainer.max_steps > 0:  # which may end it before the last epoch
             epochs = min(epochs, math.ceil(total * epochs_done / max(1, trainer.global_step)))
         validations = max(0, epochs // every - epochs_done // every)

@@ -28,6 +28,7 @@ class Resume(Callback):
         identity: Of the training.
         stored: What every checkpoint says of it, see `stored_identity`.
         seed: Of the run.
+        max_steps: Of the training, None where only epochs end it.
         anyway: Whether other code may continue.
     """
 
@@ -39,10 +40,12 @@ class Resume(Callback):
         stored: dict[str, Any],
         *,
         seed: int,
+        max_steps: int | None,
         anyway: bool,
     ) -> None:
         self.loader, self.processes = loader, processes
         self.identity, self.stored, self.seed, self.anyway = identity, stored, seed, anyway
+        self.max_steps = max_steps
         self.own_states: dict[str, Any] | None = None
         self.count = 0
         """How often the training was taken up again."""
@@ -96,7 +99,13 @@ class Resume(Callback):
         self.loader.load_state_dict(place)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """All processes drew the same initial weights; what they draw in training has to differ."""
+        """All processes drew the same initial weights; what they draw in training has to differ.
+
+        Lightning learns here how many steps there are: had it known when it took up the checkpoint of an
+        epoch's end, it would take up that epoch again, and train on the sequences of the one after the next.
+        """
+        if self.max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         if self.processes.rank:
             seed_all(self.seed, self.processes.rank, trainer.global_step)
         assert isinstance(module, Forecaster)

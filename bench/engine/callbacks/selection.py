@@ -123,9 +123,14 @@ class KeepBest(Checkpoint):
         elif self.best is not None:
             self.waited += 1
             trainer.should_stop = trainer.should_stop or self.stopped
+        if not trainer.is_last_batch:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Saves, at the end of the epoch, from where a training can be continued."""
+        self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
         if self._due:
             self._due = False
             trainer.save_checkpoint(self.path)

@@ -13,8 +13,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from bench.engine.callbacks.validations import Validations
 from bench.errors import InterruptedRunError
 
 # Ctrl-C, a scheduler's notice, SLURM's early warning, submitit's early warning.
@@ -114,12 +115,19 @@ class TakeSignals(Callback):
         self.watch.install()
 
 
-class StopAndSave(TakeSignals):
-    """Saves `last.ckpt` after the optimiser step in which a signal came, and every so many minutes."""
+class StopAndSave(TakeSignals, Checkpoint):
+    """Saves `last.ckpt` after the optimiser step in which a signal came, and every so many minutes.
 
-    def __init__(self, watch: SignalWatch, path: str, every_minutes: float | None) -> None:
+    Args:
+        watch: Signals.
+        path: Of the checkpoint.
+        every_minutes: None for signals only.
+        validations: Tells whether one follows a step: then that step's checkpoint is made after it.
+    """
+
+    def __init__(self, watch: SignalWatch, path: str, every_minutes: float | None, validations: Validations) -> None:
         super().__init__(watch)
-        self.path = path
+        self.path, self.validations = path, validations
         self.every_s = math.inf if every_minutes is None else 60 * every_minutes
         self._saved, self._step = time.monotonic(), 0
 
@@ -134,13 +142,24 @@ class StopAndSave(TakeSignals):
     ) -> None:
         """Saves and leaves; only between optimiser steps, since gathered gradients are in no checkpoint.
 
-        Not after the last step of an epoch: continued from there, Lightning would leave the epoch's validation out.
-        Its own checkpoint follows, and then a signal is obeyed.
+        Not before a validation: continued from there, Lightning would leave it out. Nor after the last step of an
+        epoch: its own checkpoint follows, and then a signal is obeyed.
         """
-        if trainer.global_step == self._step or trainer.is_last_batch:
+        if trainer.global_step == self._step or trainer.is_last_batch or self.validations.due:
             return
         self._step = trainer.global_step
-        stop, late = _any(trainer, self.watch.received is not None, time.monotonic() - self._saved > self.every_s)
+        self._save_and_leave(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves and leaves after a validation within an epoch."""
+        if not trainer.is_last_batch:
+            self._step = trainer.global_step
+            self._save_and_leave(trainer)
+
+    def _save_and_leave(self, trainer: lightning.Trainer) -> None:
+        stop, late = decided_by_any(
+            trainer, self.watch.received is not None, time.monotonic() - self._saved > self.every_s
+        )
         if stop or late:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
@@ -149,11 +168,11 @@ class StopAndSave(TakeSignals):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leaves where a signal came during validation: the epoch's own checkpoint is complete by now."""
-        if any(_any(trainer, self.watch.received is not None)):
+        if any(decided_by_any(trainer, self.watch.received is not None)):
             self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
 
 
-def _any(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
+def decided_by_any(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
     """Returns whether any process decided so: all have to save at the same step, or they would wait for each other.
 
     On the CPU, which a group for GPUs takes too: no process then waits for its device.

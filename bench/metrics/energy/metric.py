@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.nbody_mnist.simulation import SUB_STEPS, acceleration, energy
+from bench.data.nbody_mnist.simulation import MAX_SPEED, SUB_STEPS, acceleration, energy
 from bench.errors import ContractError
 from bench.metrics.energy.formulas import SUMS
 from bench.metrics.energy.tracking import track
@@ -40,6 +40,7 @@ class Energy(EventMetric):
 
     Args:
         t_out: Number of lead times, where known; else taken from the first update.
+        sub_steps: Sub-steps of the simulation between two frames.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -47,8 +48,9 @@ class Energy(EventMetric):
     takes_labels = True
     family = "energy"
 
-    def __init__(self, t_out: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, t_out: int | None = None, *, sub_steps: int = SUB_STEPS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.sub_steps = sub_steps
         for name in SUMS:
             # float64 by name: a module-wide cast to half precision must not reach the sums
             self.add_statistic(name, (t_out or 0,), torch.float64)
@@ -67,7 +69,7 @@ class Energy(EventMetric):
         """Adds the energy errors of a batch.
 
         Args:
-            forecast: Brightness 0..255, `(B,T,64,64,1)`.
+            forecast: Brightness 0..255, `(B,T,H,W,1)`, of half the canvas' height and width.
             target: The same shape.
             crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
             state: Corners and velocities of the digits at the last frame of the context, `(B,2,D,2)`, in pixels of
@@ -91,7 +93,9 @@ class Energy(EventMetric):
         found = {"sequence_count": known.long().expand(forecast.shape[:2])}
         # both sides in one call: tracking is thousands of small operations, whatever the number of sequences
         frames = torch.cat([forecast[..., 0].float(), target[..., 0].float()])
-        energies = frame_energies(frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)))
+        energies = frame_energies(
+            frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)), self.sub_steps
+        )
         for side, part in zip(("", "_target"), np.split(energies, 2), strict=True):
             error = torch.from_numpy(part - before).masked_fill(~known, 0)
             found |= {f"squared{side}": error**2, f"absolute{side}": error.abs()}
@@ -102,34 +106,36 @@ class Energy(EventMetric):
         return {}
 
 
-def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray) -> np.ndarray:
+def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray, sub_steps: int = SUB_STEPS) -> np.ndarray:
     """Returns the energy of each frame, `(B,T)`, from tracked positions; NaN where a frame is not finite.
 
     Args:
-        frames: Brightness 0..255, `(B,T,64,64)`.
+        frames: Brightness 0..255, `(B,T,H,W)`, of half the canvas' height and width.
         crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
         corners: Where they are right before the first frame, `(B,D,2)` pixels of the canvas.
+        sub_steps: Sub-steps of the simulation between two frames.
     """
     finite = torch.isfinite(frames).flatten(2).all(-1).cpu().numpy()
     start = torch.from_numpy(corners).to(frames.device)
-    tracked = track(torch.nan_to_num(frames.detach(), 0.0, 0.0, 0.0), crops, start).cpu().numpy()
+    readable = torch.nan_to_num(frames.detach(), 0.0, 0.0, 0.0)
+    tracked = track(readable, crops, start, farthest=MAX_SPEED * sub_steps).cpu().numpy()
     places = np.concatenate([corners[:, None], tracked], 1)
-    energies: np.ndarray = np.where(finite, energy(tracked, velocities_of(places)), math.nan)
+    energies: np.ndarray = np.where(finite, energy(tracked, velocities_of(places, sub_steps)), math.nan)
     return energies
 
 
-def velocities_of(places: np.ndarray) -> np.ndarray:
+def velocities_of(places: np.ndarray, sub_steps: int = SUB_STEPS) -> np.ndarray:
     """Returns the velocities at all but the first of places `(B,T+1,D,2)`: `(B,T,D,2)` pixels per sub-step.
 
     Both ways that meet at a frame tell its velocity, once the acceleration at the frame is taken off.  Between them
     stands the mean, unless they differ by more than a pull can do: then a wall was met on one of them, which only
     shortens it, and the longer one counts.  After the last frame there is one way only.
     """
-    way = np.diff(places, axis=1) / SUB_STEPS
+    way = np.diff(places, axis=1) / sub_steps
     pull = acceleration(places[:, 1:])
     # Semi-implicit steps: over n of them a start of v goes n v + a n (n+1)/2, and ends with v + n a.
-    arriving = way + pull * (SUB_STEPS - 1) / 2
-    leaving = way[:, 1:] - pull[:, :-1] * (SUB_STEPS + 1) / 2
+    arriving = way + pull * (sub_steps - 1) / 2
+    leaving = way[:, 1:] - pull[:, :-1] * (sub_steps + 1) / 2
     found = arriving.copy()
     before = arriving[:, :-1]
     longer = np.where(np.abs(leaving) > np.abs(before), leaving, before)

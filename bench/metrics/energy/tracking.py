@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,15 +13,15 @@ _HALF = 2
 """Frames have half the height and width of the canvas that corners are given on."""
 _EDGE = 2
 """Pixels around a template, for what interpolation spreads."""
-_REACH = 7
-"""Pixels of a frame that a digit may be from where it was: 5 at full speed, and what attraction adds."""
+_ADDED = 2
+"""Pixels of a frame that a digit may be farther from where it was than at full speed: what attraction adds."""
 _SWEEPS = 2
 # A frame without a digit has no best place: it then stays where it was, rather than anywhere.
 _INERTIA = 1e-3
 _STAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
+def track(frames: Tensor, crops: Tensor, corners: Tensor, *, farthest: float) -> Tensor:
     """Returns the top-left corners of digits in each frame, `(B,T,D,2)` float64, (x, y) in pixels of the canvas.
 
     In each frame a digit is looked for around its place in the frame before: the place of least squared error, refined
@@ -31,14 +32,16 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor) -> Tensor:
         frames: `(B,T,H,W)`, 0..255.
         crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255, in pixels of the canvas.
         corners: Where they are right before the first frame, `(B,D,2)`.
+        farthest: Pixels of the canvas that a digit goes at full speed from frame to frame.
     """
+    reach = math.ceil(farthest / _HALF) + _ADDED
     frames, crops = frames.float() / 255, crops.float() / 255
     spread = F.pad(crops, (_HALF * _EDGE,) * 4)
     templates = F.interpolate(spread, scale_factor=1 / _HALF, mode="bicubic", align_corners=False).clamp(0, 1)
     squared = templates**2
     digits = _Digits(templates, squared, squared.sum((2, 3)))
     places = corners.double() / _HALF - _EDGE
-    steps = torch.arange(-_REACH, _REACH + 1, device=frames.device, dtype=frames.dtype) / _REACH
+    steps = torch.arange(-reach, reach + 1, device=frames.device, dtype=frames.dtype) / reach
     inertia = _INERTIA * digits.size[..., None, None] * (steps[:, None] ** 2 + steps[None, :] ** 2)
     star = torch.tensor(_STAR, device=frames.device)
     found = []
@@ -70,8 +73,9 @@ class _Digits(NamedTuple):
 def _locate(frame: Tensor, digits: _Digits, before: Tensor, inertia: Tensor, star: Tensor) -> Tensor:
     """Returns the places `(B,D,2)` of digits in a frame `(B,H,W)`, each near where it was."""
     count = before.shape[1]
-    height, width = (size + 2 * _REACH for size in digits.template.shape[-2:])
-    starts = before.round().long() - _REACH
+    reach = inertia.shape[-1] // 2
+    height, width = (size + 2 * reach for size in digits.template.shape[-2:])
+    starts = before.round().long() - reach
     # outside the frame nothing is known, and nothing counts
     image, known = _window(frame, starts, height, width)
     # alone, no digit waits for another: all in one call, for a GPU is slow by the number of calls
@@ -106,14 +110,14 @@ def _best_place(
         weight: 0 where a pixel tells nothing.
         digit: One for each window.
         misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(N,)`.
-        inertia: What being so far away costs, `(N,15,15)`.
+        inertia: What being so far away costs, `(N,s,s)`, from as far as is looked on one side to the other.
         star: A place and its four neighbours: lower and upper row, lower and upper column.
     """
     # sum w (f - t)^2 over the window, without the part that no place changes: two correlations
     unseen = misfit[:, None, None] * (1 - weight)
     error = _correlate(weight + unseen, digit.squared) - 2 * _correlate(weight * image, digit.template)
     error = (error + inertia).flatten(1)
-    side = 2 * _REACH + 1
+    side = inertia.shape[-1]
     best = error.argmin(1)
     at = torch.stack([best // side, best % side], -1)
     near = (at[:, None] + star).clamp(0, side - 1)

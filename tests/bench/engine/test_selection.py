@@ -191,7 +191,7 @@ class _Trainer(SimpleNamespace):
     """What `KeepBest` sees of Lightning's trainer."""
 
     def __init__(self) -> None:
-        super().__init__(callback_metrics={}, should_stop=False, global_step=0, saved=[])
+        super().__init__(callback_metrics={}, should_stop=False, global_step=0, saved=[], is_last_batch=True)
 
     def save_checkpoint(self, path: str) -> None:
         self.saved.append(self.global_step)

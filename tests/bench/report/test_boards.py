@@ -10,13 +10,13 @@ from official import PAPER_SETTINGS, trained_with
 
 import bench
 from bench.records.schema import RunRecord
-from bench.report.boards import charts, column_groups, main_column, shown_rows, shown_side, styles
+from bench.report.boards import charts, column_groups, shown_rows, shown_side, styles
 from bench.report.model_pages import _deviations
 from bench.report.overview import heading, overview
 from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import Block, table_data
-from bench.tables.definitions import load_published
+from bench.tables.definitions import load_published, main_column
 
 ROOT = Path(__file__).parents[3]
 

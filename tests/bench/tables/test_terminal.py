@@ -14,8 +14,8 @@ from bench.errors import UnknownNameError
 from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import table_data
-from bench.tables.definitions import load_published
-from bench.tables.terminal import find_column, is_reference, main_column, narrowed, terminal
+from bench.tables.definitions import load_published, main_column
+from bench.tables.terminal import find_column, is_reference, narrowed, terminal
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 TABLES = ("runs/radar", "runs/enso_ersst", "earthformer/sevir", "prediff/sevir_lr", "runs/sevir")

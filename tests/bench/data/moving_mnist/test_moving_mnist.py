@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import bench
 from bench.cli.main import main
 from bench.data.moving_mnist.dataset import numbers_of_split
-from bench.data.moving_mnist.synthetic import trajectories
+from bench.data.moving_mnist.synthetic import Scene, trajectories
 from bench.errors import DataError
 
 
@@ -54,8 +55,24 @@ def test_generated_files(tmp_path: Path) -> None:
     assert record.scores["mse_frame_sum"] == pytest.approx(record.scores["mse"] * 4096)
 
 
+def test_other_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "make", "moving_mnist", "--train", "3", "--val", "2", "--test", "2"]
+    options = ["--digit-count", "3", "--canvas", "48", "--frames", "8"]
+    for name, pool in (("fine", "1"), ("coarse", "4")):
+        assert main([*command, "--out", str(tmp_path / name), *options, "--pool", pool]) == 0
+    fine, coarse = (bench.load_task("moving_mnist", tmp_path / name, t_in=4, t_out=4) for name in ("fine", "coarse"))
+    assert fine.input_shape == (4, 48, 48, 1) and coarse.target_shape == (4, 12, 12, 1)
+    for number in range(2):
+        parts = fine.dataset("test").stored(number)[0].double(), coarse.dataset("test").stored(number)[0].double()
+        means = torch.nn.functional.avg_pool2d(parts[0][..., 0], 4)
+        assert float((means - parts[1][..., 0]).abs().max()) <= 0.5
+    assert "3 digits on 48x48" in coarse.dataset("test").identity()["origin"]
+    assert main([*command, "--out", str(tmp_path / "no"), "--pool", "3"]) == 2
+    assert "canvas: expected a multiple of 3, found 64" in capsys.readouterr().err
+
+
 def test_digits_go_straight_on_and_turn_at_walls() -> None:
-    places = trajectories(50, np.random.default_rng(0))
+    places = trajectories(50, np.random.default_rng(0), Scene())
     assert places.min() >= 0 and places.max() <= 1
     steps = np.diff(places, axis=0)
     inside = ((places[:-2] > 0.11) & (places[:-2] < 0.89) & (places[2:] > 0.11) & (places[2:] < 0.89)).all(-1)

@@ -66,7 +66,7 @@ def test_a_bounce_between_two_frames_does_not_slow_a_digit_down() -> None:
 
 def test_digits_are_found_to_parts_of_a_pixel(system) -> None:
     frames, crops = torch.from_numpy(system["frames"]), torch.from_numpy(system["crops"])
-    found = track(frames, crops, torch.from_numpy(system["corners"][:, 0])).numpy()
+    found = track(frames, crops, torch.from_numpy(system["corners"][:, 0]), farthest=10).numpy()
     error = np.abs(found - system["corners"][:, 1:]).max((-1, -2))
     assert np.median(error) < 0.6 and np.quantile(error, 0.9) < 2
 
@@ -89,7 +89,7 @@ def test_a_forecast_that_stands_still_has_lost_its_motion(system) -> None:
 def test_frames_without_digits_leave_them_where_they_were(system) -> None:
     empty = torch.zeros(6, 2, 64, 64)
     start = torch.from_numpy(system["corners"][:, 0])
-    found = track(empty, torch.from_numpy(system["crops"]), start)
+    found = track(empty, torch.from_numpy(system["crops"]), start, farthest=10)
     assert float((found - start[:, None]).abs().max()) <= 1.0  # half a pixel of the frame
 
 

@@ -1,0 +1,164 @@
+"""`earthbench board run|plan|table|check|picture FILE`: a whole leaderboard from one YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.cli.ablate import job
+from bench.cli.printing import print
+from bench.cli.run import launch
+from bench.cli.status import Line, lines_of
+from bench.cli.table import print_contents
+from bench.config import Config, compose, fingerprint, numbers_only
+from bench.errors import ConfigError, EarthbenchError, counted
+from bench.logs import log
+from bench.protocols.board import BoardFile, BoardRow, read_board, refuse_other_numbers
+from bench.protocols.decided import Decided, read_decided
+from bench.protocols.entries import hydra_s_own, key_of, layered
+from bench.tables.admission import read_store
+from bench.tables.protocols import members
+from bench.tables.render import FORMATS, check_renderings, load_table, write_renderings
+
+_SUMMARIES = {
+    "run": "make what is missing, on the launcher of your choice, and render the table",
+    "plan": "list every run with its state",
+    "table": "print the table",
+    "check": "fail (exit 4) when the committed table differs from a fresh rendering",
+    "picture": "draw skill by lead time, skill against compute, and each ablation",
+}
+EXAMPLES = (
+    "earthbench board plan results/boards/NAME.yaml",
+    "earthbench board run results/boards/NAME.yaml data.root=DIR",
+    "earthbench board run results/boards/NAME.yaml data.root=DIR hydra/launcher=joblib hydra.launcher.n_jobs=4",
+    "earthbench board picture results/boards/NAME.yaml --out pictures",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="|".join(_SUMMARIES))
+    for name, summary in _SUMMARIES.items():
+        sub = verbs.add_parser(name, help=summary, description=summary)
+        sub.add_argument("file", type=Path, metavar="FILE", help="the board: ROOT/boards/NAME.yaml")
+        if name in ("run", "plan"):
+            sub.add_argument(
+                "overrides",
+                nargs="*",
+                metavar="KEY=VALUE",
+                help="places and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that changes "
+                "a number",
+            )
+        if name == "plan":
+            sub.add_argument("--format", choices=("text", "json"), default="text")
+        if name == "table":
+            sub.add_argument("--format", choices=("text", *FORMATS), help="default: text in a terminal; else md")
+        if name == "picture":
+            sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+            sub.add_argument("--ending", default=".png", help="of their names: .png (default), .svg, .pdf")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what was asked for."""
+    board = read_board(options.file)
+    return {"run": _run, "plan": _plan, "table": _table, "check": _check, "picture": _picture}[options.what](
+        board, options
+    )
+
+
+def _run(board: BoardFile, options: argparse.Namespace) -> int:
+    """Decides, runs what is missing, and renders; a failed run is told at the end."""
+    from bench.ablation.deciding import decide
+
+    rows, typed = board.rows(), _typed(board, options.overrides)
+
+    def launched(jobs: Sequence[Sequence[str]]) -> EarthbenchError | None:
+        return launch([[*job_, *hydra_s_own(options.overrides)] for job_ in jobs], job)
+
+    decided, failures = decide(board, rows, typed, launched)
+    missing = _missing(board, rows, decided)
+    log.info(f"{board.name}: {counted(len(missing), 'run')} to make")
+    if (failure := launched([layered(overrides, typed) for overrides in missing])) is not None:
+        failures.append(failure)
+    table = load_table(board.table, board.root)
+    paths = write_renderings(table, board.root)
+    print_contents(table, board.root, None)
+    for path in paths:
+        print(path, file=sys.stderr)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides of the command line for every run, with the results root of the board.
+
+    Raises:
+        ConfigError: one that would change a number, or another results root.
+    """
+    if any(key_of(one) == "results.root" for one in overrides):
+        raise ConfigError(f"results.root: the records of {board.path.name} go to {board.root}, where its folder lies")
+    if (row := next(iter(board.rows()), None)) is None:
+        raise ConfigError(f"{board.path}: neither references nor rows: nothing to run")
+    own = [one for one in overrides if one not in hydra_s_own(overrides)]
+    refuse_other_numbers(row, own)
+    return [*own, f"results.root='{board.root}'"]
+
+
+def _missing(board: BoardFile, rows: Sequence[BoardRow], decided: Decided) -> list[list[str]]:
+    """Returns the overrides of every decided run that has no record in the table."""
+    table = load_table(board.table, board.root)
+    by_row, _ = members(table, read_store(board.root, table.task)[0])
+    made = {record.config_fingerprint for mine in by_row.values() for record in mine}
+    wanted = [decided.run_overrides(row, seed) for row in rows if decided.is_settled(row) for seed in row.seeds]
+    return [overrides for overrides in wanted if _named(compose(overrides)) not in made]
+
+
+def _named(config: Config) -> str:
+    return fingerprint(numbers_only(config))
+
+
+def _plan(board: BoardFile, options: argparse.Namespace) -> int:
+    rows, typed, decided = board.rows(), _typed(board, options.overrides), read_decided(board)
+    settled = [(row, seed) for row in rows if decided.is_settled(row) for seed in row.seeds]
+    names = [f"{row.label}, seed {seed}" for row, seed in settled]
+    configs = [compose(layered(decided.run_overrides(row, seed), typed)) for row, seed in settled]
+    lines = lines_of(names, configs)
+    lines += [Line(f"{row.label}, {_open(row)}", "undecided", "") for row in rows if not decided.is_settled(row)]
+    if options.format == "json":
+        print(json.dumps({"runs": [asdict(line) for line in lines]}, indent=1))
+        return 0
+    for line in lines:
+        print(line)
+    counts = Counter(line.state for line in lines)
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    return 0
+
+
+def _open(row: BoardRow) -> str:
+    grid = f", the grid of {' '.join(row.grid)}" if row.grid else ""
+    return f"{counted(len(row.seeds), 'seed')}: steps{grid}"
+
+
+def _table(board: BoardFile, options: argparse.Namespace) -> int:
+    print_contents(load_table(board.table, board.root), board.root, options.format)
+    return 0
+
+
+def _check(board: BoardFile, options: argparse.Namespace) -> int:
+    for path in check_renderings(load_table(board.table, board.root), board.root):
+        print(f"{path} is up to date")
+    return 0
+
+
+def _picture(board: BoardFile, options: argparse.Namespace) -> int:
+    from bench.report.board_pictures import draw_board
+
+    for path in draw_board(board, options.out.expanduser(), options.ending):
+        print(path)
+    return 0

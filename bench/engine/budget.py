@@ -1,0 +1,182 @@
+"""How many optimiser steps a budget of compute is: a few real steps are timed once, before the first one."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from bench.checkpoint_format import read_checkpoint
+from bench.config import Config
+from bench.data.loading import TrainingLoader
+from bench.engine.accumulation import Accumulation
+from bench.engine.callbacks.divergence import DivergenceMonitor
+from bench.engine.callbacks.signals import SignalWatch, TakeSignals, decided_by_any
+from bench.engine.compiling import compiled
+from bench.engine.forecaster import Forecaster
+from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.processes import Processes
+from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.trainer import translated_errors
+from bench.engine.trial import trial_steps
+from bench.logs import log
+from bench.paths import AnyPath
+from bench.tasks.task import Task
+
+STEPS = "budget_steps"
+"""Key under which a checkpoint keeps the number of steps."""
+_WARM_UP = 3
+"""Steps that allocate memory and fill caches; not counted."""
+_LEAST, _MOST = 5, 100
+"""Steps that are timed."""
+_SHARE = 0.05
+"""Of the budget, which the timing may take once it has its fewest steps."""
+_SPAN = 1_000_000
+"""Steps of the schedule that the timed ones begin: rates stay close to those of the first step."""
+_TIME_OF = {"max_cpu_s": "processor time", "max_device_s": "device time"}
+
+
+class _Clock(Callback):
+    """Times optimiser steps from the end of one to the end of the next, with their data, until there are enough.
+
+    Args:
+        key: Of the budget.
+        budget_s: Its seconds.
+        turn: Steps after which a model has done all that its steps do.
+    """
+
+    def __init__(self, key: str, budget_s: float, turn: int) -> None:
+        self.key, self.budget_s, self.turn = key, budget_s, turn
+        self.times: list[float] = []
+        self._states: Callable[[], object] = lambda: None
+        self._from, self._step = 0.0, 0
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Keeps the random states, once the device is known."""
+        device = trainer.strategy.root_device
+        states = random_states(device)
+        self._states = lambda: restore_random_states(states, device)
+
+    def restore(self) -> None:
+        """Puts the random states back: the training draws what it would without a trial."""
+        self._states()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._from = self._now(trainer)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts a step, with the running average of the weights."""
+        assert isinstance(pl_module, Forecaster)
+        pl_module.update_average()
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self.times.append(self._now(trainer) - self._from)
+        (enough,) = decided_by_any(trainer, self._enough)
+        trainer.should_stop = enough
+        self._from = self._now(trainer)
+
+    def _now(self, trainer: lightning.Trainer) -> float:
+        if self.key == "max_cpu_s":
+            return time.process_time()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        return time.perf_counter()
+
+    @property
+    def _enough(self) -> bool:
+        count = len(self.times) - _WARM_UP
+        if count < max(_LEAST, self.turn) or count % self.turn:
+            return False
+        return count >= _MOST or sum(self.times) >= _SHARE * self.budget_s
+
+
+def seconds_per_step(times: Sequence[float], turn: int = 1) -> float:
+    """Returns the seconds of a step: the median of the timed ones, or of means over turns.
+
+    Args:
+        times: Of all steps, those that warmed up first.
+        turn: Steps that differ by design and are taken together.
+    """
+    counted = times[_WARM_UP:]
+    return statistics.median(
+        statistics.fmean(counted[first : first + turn]) for first in range(0, len(counted) - turn + 1, turn)
+    )
+
+
+def steps_within(budget_s: float, step_s: float) -> int:
+    """Returns the steps that fit into a budget, at least one."""
+    return max(1, int(budget_s / step_s))
+
+
+def budget_steps(
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    loader: TrainingLoader,
+    where: dict[str, Any],
+    callbacks: Sequence[Callback],
+    watch: SignalWatch,
+    processes: Processes,
+) -> int:
+    """Returns the optimiser steps of a training with a budget of compute, the same in all processes.
+
+    Steps of a copy of the model are timed; of the training, nothing is changed.
+
+    Args:
+        model: To be trained.
+        task: Gives the splits.
+        config: With `train.max_cpu_s` or `train.max_device_s`.
+        loader: Of the trial's own: its place in the epoch moves.
+        where: Lightning's arguments for the device.
+        callbacks: What the training needs before its first step, such as `FindMicroBatch`.
+        watch: Signals, which end the trial at once.
+        processes: This one among those that train together.
+    """
+    assert config.train.budget is not None
+    key, budget_s = config.train.budget
+    turn = TURNS if takes_turns(model) else 1
+    tried, clock = copy.deepcopy(model), _Clock(key, budget_s, turn)
+    forecaster = Forecaster(
+        tried, task, config.train, total_steps=_SPAN, accumulation=Accumulation(tried, loader.batches)
+    )
+    ends = translated_errors(f"timing steps for train.{key}", watch.then, config.model.name)
+    with compiled(*([tried] if config.train.compile else [])), ends:
+        # The clock comes last: what the others do belongs to a step.
+        trial_steps(
+            forecaster, loader, config.train, where, [*callbacks, TakeSignals(watch), DivergenceMonitor(), clock]
+        )
+    clock.restore()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    step_s = _of_all(seconds_per_step(clock.times, turn), processes, sums=key == "max_cpu_s")
+    steps = steps_within(budget_s, step_s)
+    log.info(f"train.{key}={budget_s:g}: {step_s:.3g} s of {_TIME_OF[key]} per step, {steps:,} steps")
+    return steps
+
+
+def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
+    """Returns the time of a step of all processes: added up, or that of the main one, which all devices take."""
+    if processes.world == 1:
+        return step_s
+    found: list[Any] = [None] * processes.world
+    torch.distributed.all_gather_object(found, step_s)
+    return float(sum(found) if sums else found[0])
+
+
+def kept_steps(checkpoint: AnyPath | None) -> int | None:
+    """Returns the steps that a training began with, which is continued from a checkpoint; None where there is none."""
+    if checkpoint is None:
+        return None
+    steps = read_checkpoint(checkpoint, sealed=True).get(STEPS)
+    return None if steps is None else int(steps)

@@ -1,0 +1,1 @@
+"""What is to be run, as data: ablations and boards, each a YAML file; knows configs, but no data, records or torch."""

@@ -1,0 +1,69 @@
+"""Overrides in layers: a base, a row's own, what was decided, what was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from bench.config.overrides import is_sweep
+
+
+class Strict(BaseModel):
+    """A part of a protocol: unknown keys are refused, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _is_override(text: str) -> str:
+    if "=" not in text:
+        raise ValueError("expected KEY=VALUE, e.g. train.lr=1e-3")
+    return text
+
+
+def _has_one_value(text: str) -> str:
+    if is_sweep(_is_override(text)):
+        raise ValueError("several values; a row has one, written in brackets if it is a list: model.channels=[24,48]")
+    return text
+
+
+def _has_several_values(text: str) -> str:
+    if not is_sweep(_is_override(text)):
+        raise ValueError("one value; a grid has several: train.lr=1e-3,2e-3")
+    return text
+
+
+Override = Annotated[str, AfterValidator(_is_override)]
+"""One of Hydra's, with one value or several."""
+Setting = Annotated[str, AfterValidator(_has_one_value)]
+"""An override with one value."""
+Alternatives = Annotated[str, AfterValidator(_has_several_values)]
+"""An override with several values."""
+
+
+def key_of(override: str) -> str:
+    """Returns the key of an override, without `+` or `~`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def value_of(override: str) -> str:
+    """Returns what an override sets its key to, as it is written."""
+    return override.partition("=")[2]
+
+
+def layered(*layers: Iterable[str]) -> list[str]:
+    """Returns overrides in the order of their layers, each key once: a later one replaces an earlier one.
+
+    Groups (`task`, `model`) go first, since their choice decides which keys there are.
+    """
+    last: dict[str, str] = {}
+    for override in (one for layer in layers for one in layer):
+        last.pop(key_of(override), None)
+        last[key_of(override)] = override
+    return sorted(last.values(), key=lambda override: "." in key_of(override))
+
+
+def hydra_s_own(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides that are for the launcher, not for a run."""
+    return [override for override in overrides if key_of(override).startswith("hydra")]

@@ -1,0 +1,247 @@
+"""Pictures of a board: skill by lead time, skill against the time of training, and each seed of each row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import ConfigError, DataError
+from bench.protocols.board import BoardFile
+from bench.records.schema import RunRecord
+from bench.records.uncertainty import skill_interval
+from bench.report.boards import is_reference, styles
+from bench.report.plots import check_ending, digest_of, line_look, pyplot, save_picture
+from bench.tables.admission import read_store
+from bench.tables.cells import Block, table_data
+from bench.tables.definitions import Column, main_column
+from bench.tables.durations import UNITS_IN_FULL, TimeAxis
+from bench.tables.render import load_table
+from bench.tables.skill import references, skill
+
+_WIDTH = 6.4
+_BAND, _MARGIN = 0.34, 0.6
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What all pictures of a board are drawn from."""
+
+    title: str
+    column: Column
+    """The main score."""
+    per_lead: str
+    """The score by lead time."""
+    reference: RunRecord
+    """The best trivial one in the main score."""
+    rows: Mapping[str, list[tuple[str, list[RunRecord]]]]
+    """By the title of the block: label and runs of each row that has any, the best first."""
+    units: str
+    digest: str
+
+    def skill_of(self, record: RunRecord) -> float | None:
+        """Returns a run's skill in the main score."""
+        ours, its = record.scores.get(self.column.key), self.reference.scores[self.column.key]
+        return None if ours is None or its is None else skill(ours, its, self.column.better)
+
+
+def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
+    """Draws the pictures of a board into a folder and returns their paths.
+
+    Args:
+        board: The protocol.
+        out: The folder.
+        ending: Of the names: one that matplotlib knows.
+
+    Raises:
+        ConfigError: no score, no trivial reference or no row was run yet, or the ending is not known.
+    """
+    table = load_table(board.table, board.root)
+    records, unreadable = read_store(board.root, table.task)
+    contents = table_data(table, None, records, unreadable)
+    by_id = {record.run_id: record for record in records}
+    shown_ids = {run_id for block in contents.blocks for cell in block.cells for run_id in cell.run_ids}
+    used = [record for record in records if record.run_id in shown_ids]
+    column = main_column(table)
+    best = references(table, used[:1], used).get(column.key) if column is not None else None
+    if column is None or best is None:
+        raise ConfigError(f"{board.path.name}: no trivial reference was run yet, so there is no skill to draw")
+    check_ending(Path(f"x{ending}"))
+    reference = next(record for record in used if record.model.name == best.model)
+    shown = _Shown(
+        title=table.title,
+        column=column,
+        per_lead=board.board.per_lead or column.key,
+        reference=reference,
+        rows={block.title: _rows(block, by_id) for block in contents.blocks},
+        units=_units(board, reference),
+        digest=digest_of(contents),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [
+        _draw_leads(out / f"{board.name}_lead{ending}", shown),
+        _draw_compute(out / f"{board.name}_compute{ending}", shown),
+    ]
+    names = {group.title: "seeds" for group in table.groups if group.ranked}
+    names |= {ablation.title: name for name, ablation in board.board.ablations.items()}
+    for title, name in names.items():
+        if shown.rows.get(title):
+            drawn.append(_draw_seeds(out / f"{board.name}_{name}{ending}", shown, title))
+    return drawn
+
+
+def _rows(block: Block, records: Mapping[str, RunRecord]) -> list[tuple[str, list[RunRecord]]]:
+    return [(row[0].row, [records[run_id] for run_id in row[0].run_ids]) for row in block.rows if row[0].run_ids]
+
+
+def _units(board: BoardFile, record: RunRecord) -> str:
+    count = "" if record.statistics is None else f"{record.statistics.unit_count} "
+    return f"{count}independent units: {board.board.units}"
+
+
+def _draw_leads(path: Path, shown: _Shown) -> Path:
+    """Draws the skill of references and learned rows by lead time."""
+    plt = pyplot()
+    first = [*shown.rows.values()][:2]  # ablations have pictures of their own
+    rows = [row for block in first for row in block if row[1][0].model.name != shown.reference.model.name]
+    looks = {
+        label: line_look(vars(style))
+        for label, style in styles([(label, is_reference(mine[0].model.name)) for label, mine in rows]).items()
+    }
+    figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
+    axis.axhline(0, color="0.4", linewidth=0.8)
+    times = TimeAxis.of_record(shown.reference)
+    kinds = set()
+    for label, mine in rows:
+        curve = [_at_lead(shown, mine, lead) for lead in range(len(shown.reference.scores_per_lead[shown.per_lead]))]
+        x = times.values(len(curve))
+        axis.plot(x, [point.value for point in curve], label=label, **looks[label])
+        known = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
+        kinds |= {point.kind for _, point in known}
+        axis.fill_between(
+            [at for at, _ in known],
+            [point.low for _, point in known],
+            [point.high for _, point in known],
+            color=looks[label]["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+    axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
+    axis.set_ylabel(_axis_label(shown, shown.per_lead), fontsize=9)
+    bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
+    _finish(figure, axis, shown, f"{bands}{shown.units}")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return save_picture(figure, path, shown.digest)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Skill at a lead time; NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    kind: str = ""
+
+
+def _at_lead(shown: _Shown, mine: Sequence[RunRecord], lead: int) -> _Point:
+    """Returns a row's skill at a lead time, with the interval over units, or else the range over seeds."""
+    better = shown.column.better
+    its = shown.reference.scores_per_lead[shown.per_lead][lead]
+    scores = [(record.scores_per_lead.get(shown.per_lead) or [None] * (lead + 1))[lead] for record in mine]
+    skills = [skill(score, its, better) for score in scores if score is not None and its is not None]
+    known = [value for value in skills if value is not None]
+    if not known:
+        return _Point(math.nan)
+    value, formula = statistics.fmean(known), _formula(better)
+    try:
+        bounds = skill_interval(mine, shown.reference, f"{shown.per_lead}_lead_{lead + 1}", formula)
+    except DataError:  # `earthbench verify` names it
+        bounds = None
+    if bounds is not None:
+        return _Point(value, *bounds, "the 95 % interval over units")
+    return _Point(value, min(known), max(known), "the range over seeds") if len(known) > 1 else _Point(value)
+
+
+def _formula(better: str | None) -> Callable[[Any, Any], Any]:
+    """Returns `bench.tables.skill.skill` for arrays."""
+    return (lambda a, b: 1 - a / b) if better == "lower" else (lambda a, b: (a - b) / (1 - b))
+
+
+def _draw_compute(path: Path, shown: _Shown) -> Path:
+    """Draws each learned row's skill against the time of its training, and references as lines."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
+    blocks = [*shown.rows.values()]
+    axis.axhline(0, color="0.4", linewidth=0.8)
+    for label, mine in blocks[0]:
+        value = shown.skill_of(mine[0])
+        if value is not None and value > 0:
+            axis.axhline(value, color="0.6", linewidth=0.9, linestyle="--")
+            axis.annotate(
+                label, (1, value), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom", color="0.4"
+            )
+    number = 0
+    for title, rows in [*shown.rows.items()][1:]:
+        for label, mine in rows:
+            skills = [value for record in mine if (value := shown.skill_of(record)) is not None]
+            seconds = [value for record in mine if (value := _seconds(record)) is not None]
+            if not skills or not seconds:
+                continue
+            spread = statistics.stdev(skills) if len(skills) > 1 else 0.0
+            look = {"color": f"C{number % 10}", "fmt": "osD^v"[number // 10 % 5]}
+            name = label if title == [*shown.rows][1] else f"{title}: {label}"
+            axis.errorbar(
+                statistics.fmean(seconds), statistics.fmean(skills), yerr=spread, markersize=5, capsize=2, label=name,
+                **look,
+            )  # fmt: skip
+            number += 1
+    axis.set_xscale("log")
+    axis.set_xlabel("processor seconds of training, mean over seeds", fontsize=9)
+    axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
+    _finish(figure, axis, shown, f"Bars: standard deviation over seeds. {shown.units}")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+    return save_picture(figure, path, shown.digest)
+
+
+def _seconds(record: RunRecord) -> float | None:
+    trained = record.training
+    return None if trained is None else getattr(trained, "cpu_s", None) or trained.wall_s
+
+
+def _draw_seeds(path: Path, shown: _Shown, title: str) -> Path:
+    """Draws a dot per seed, the mean, and the standard deviation over seeds of each row of a block."""
+    plt = pyplot()
+    rows = shown.rows[title]
+    figure, axis = plt.subplots(figsize=(_WIDTH, 1.4 + _BAND * len(rows)), layout="constrained")
+    axis.axvline(0, color="0.4", linewidth=0.8)
+    for place, (_, mine) in enumerate(rows):
+        skills = [value for record in mine if (value := shown.skill_of(record)) is not None]
+        mean = statistics.fmean(skills)
+        if len(skills) > 1:
+            spread = statistics.stdev(skills)
+            axis.barh(place, 2 * spread, _MARGIN, mean - spread, color="0.88")
+        axis.plot([mean, mean], [place - _MARGIN / 2, place + _MARGIN / 2], color="C0", linewidth=2)
+        axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 34) for label, _ in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(_axis_label(shown, shown.column.label), fontsize=9)
+    _finish(
+        figure, axis, shown,
+        f"{title}. Dots: seeds; bar: their mean; grey: one standard deviation over seeds to either side. {shown.units}",
+    )  # fmt: skip
+    return save_picture(figure, path, shown.digest)
+
+
+def _axis_label(shown: _Shown, score: str) -> str:
+    return f"skill in {score} against {shown.reference.model.name}"
+
+
+def _finish(figure: Any, axis: Any, shown: _Shown, said: str) -> None:
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=8)
+    figure.suptitle(f"{textwrap.fill(shown.title, 80)}\n{textwrap.fill(said, 100)}", fontsize=9)
