@@ -1,4 +1,4 @@
-"""`earthbench forecast`: one sequence or file in, a NetCDF file of members and a picture out; or a file for each."""
+"""`earthbench forecast`: forecasts one sequence or file and writes a NetCDF file and a picture; or all of a split."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hydra overrides, e.g. task=sevir model=unet checkpoint=FILE data.root=DIR split=test",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--sequence", type=int, default=0, help="which sequence of the split (default 0)")
+    start.add_argument("--sequence", type=int, default=0, help="number of the sequence in the split (default 0)")
     start.add_argument("--input", type=Path, help="take the context from this .npy or NetCDF file instead")
     start.add_argument(
-        "--latest", action="store_true", help="forecast from the newest frames of the data, beyond their end"
+        "--latest", action="store_true", help="forecast from the newest frames of the data into the future"
     )
     start.add_argument(
         "--all",
         action="store_true",
-        help="every sequence of the split (the first limit=N): a file each in folder --out",
+        help="forecast every sequence of the split (the first limit=N), each into a file of the folder --out",
     )
     parser.add_argument("--members", type=int, default=1, help="members to draw, for probabilistic models (default 1)")
     parser.add_argument("--control", help="strengths of the knowledge control, e.g. --control=-4,-2,0,2,4")
     parser.add_argument("--threshold", type=float, help="draw the share of members at or above this value")
     parser.add_argument("--out", type=Path, help="NetCDF file (default forecast.nc); with --all a folder (forecasts)")
-    parser.add_argument("--picture", type=Path, help="a .png, .svg, .pdf, .gif or .mp4 beside it")
+    parser.add_argument("--picture", type=Path, help="also draw to this .png, .svg, .pdf, .gif or .mp4")
     parser.add_argument(
         "--beside", metavar="MODEL,...", help="also draw these models, which need no weights, e.g. persistence"
     )
