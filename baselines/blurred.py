@@ -21,6 +21,8 @@ from baselines.shapes import checked_shapes
 
 # Standard deviations in pixels: none, and 1/2 to 64 by factors of the square root of 2.
 _WIDTHS = (0.0, *(2 ** (step / 2) for step in range(-2, 13)))
+# Errors of neighbours are alike: of larger frames, so many rows and columns choose the widths.
+_LATTICE = 128
 # Of a known pixel's own weight: five widths away and further, nothing counts.
 _LEAST_WEIGHT = 1e-6
 
@@ -28,7 +30,8 @@ _LEAST_WEIGHT = 1e-6
 class Blurred(nn.Module):
     """A forecast smoothed by a Gaussian whose width, one per lead time, is fitted in one pass.
 
-    The widths are those of least squared error, of some from 0 to 64 pixels.  Before it is fitted nothing is smoothed.
+    The widths are those of least squared error, of some from 0 to 64 pixels; on frames of more than 128 pixels a side,
+    of least error on every second row and column, or third, and so on.  Before it is fitted nothing is smoothed.
 
     Args:
         forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
@@ -55,9 +58,11 @@ class Blurred(nn.Module):
         errors = torch.zeros(len(_WIDTHS), len(self.width), dtype=torch.float64)
         for context, target in batches:
             sharp = self.sharp(context)
-            known = ~(torch.isnan(context[:, -1:]) | torch.isnan(target))
+            every = -(-max(target.shape[2:4]) // _LATTICE)
+            truth = target[:, :, ::every, ::every]
+            known = ~(torch.isnan(context[:, -1:, ::every, ::every]) | torch.isnan(truth))
             for total, width in zip(errors, _WIDTHS, strict=True):
-                error = blurred(sharp, self.width.new_tensor([width])) - target
+                error = blurred(sharp, self.width.new_tensor([width]), every=every) - truth
                 total += error.masked_fill(~known, 0).double().square().sum((0, 2, 3, 4)).cpu()
         if not self.width_per_lead:
             errors = errors.sum(1, keepdim=True)
@@ -97,8 +102,8 @@ def _last_frame(context: Tensor) -> Tensor:
     return context[:, -1:]
 
 
-def blurred(frames: Tensor, width: Tensor) -> Tensor:
-    """Returns frames smoothed by Gaussians.
+def blurred(frames: Tensor, width: Tensor, *, every: int = 1) -> Tensor:
+    """Returns frames smoothed by Gaussians, or some of their rows and columns.
 
     Each value is a weighted mean of known pixels within the frame: missing ones (NaN) have no weight.  Where no known
     pixel is near enough, it is 0.
@@ -106,14 +111,15 @@ def blurred(frames: Tensor, width: Tensor) -> Tensor:
     Args:
         frames: `(B, T, H, W, C)`, or `(B, 1, H, W, C)` for one frame to be smoothed by all.
         width: Standard deviations `(T,)` in pixels, or `(1,)` for all frames alike.
+        every: Rows and columns 0, `every`, 2 `every`, ... are computed.
     """
     known = ~torch.isnan(frames)
     if known.all():
         known = known[:1, :1, :, :, :1]
-    rows, columns = (_kernels(width.to(frames), size) for size in frames.shape[2:4])
+    rows, columns = (_kernels(width.to(frames), size)[:, ::every] for size in frames.shape[2:4])
 
     def summed(values: Tensor) -> Tensor:
-        return (rows @ values.to(frames).movedim(-1, 1) @ columns).movedim(1, -1)
+        return (rows @ values.to(frames).movedim(-1, 1) @ columns.mT).movedim(1, -1)
 
     values, weights = summed(filled(frames)), summed(known)
     return torch.where(weights > _LEAST_WEIGHT, values / weights.clamp(min=_LEAST_WEIGHT), 0)

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from baselines.shapes import checked_sizes, require_divisible
 
-# Initial standard deviations, as released.
-_INPUT_STD, _POSITION_STD = 0.02, 0.01
+_INPUT_STD = 0.02  # initial standard deviation, as released
 _SLOPE = 1.702  # of GELU written with a sigmoid
 
 
@@ -26,7 +25,8 @@ class CodeTransformer(nn.Module):
 
     Args:
         context_shape: `(T_in, H, W, C)`.
-        code_shape: T, h, w of the codes of the target; H and W are the same multiple of h and w.
+        code_shape: T, h, w of the codes, given ones first; H and W are the same multiple of h and w.
+        given: Frames of codes that are known, so that nothing is learnt of them.
         codes: How many there are.
         code_width: Length of their vectors.
         width: Of the transformer; divisible by 3 (axes of positions) and by `heads`.
@@ -34,6 +34,7 @@ class CodeTransformer(nn.Module):
         heads: Of its attentions; they divide `context_channels[-1]`, too.
         dropout: Behind attentions and feed-forward layers.
         attention_dropout: Of self-attention's weights.
+        position_std: Of the initial positions.
         context_channels: Of the ResNet's four groups; the last is divisible by 3.
         context_blocks: Residual blocks of each group.
 
@@ -46,6 +47,7 @@ class CodeTransformer(nn.Module):
         context_shape: Sequence[int],
         code_shape: tuple[int, int, int],
         *,
+        given: int = 0,
         codes: int,
         code_width: int,
         width: int,
@@ -53,6 +55,7 @@ class CodeTransformer(nn.Module):
         heads: int,
         dropout: float,
         attention_dropout: float,
+        position_std: float,
         context_channels: Sequence[int],
         context_blocks: Sequence[int],
     ) -> None:
@@ -65,11 +68,13 @@ class CodeTransformer(nn.Module):
         t_in, height, _, c_in = context_shape
         self.code_shape, self.heads, self.width = code_shape, heads, width
         self.length = math.prod(code_shape)
+        self.given = given * math.prod(code_shape[1:])
+        """Codes of the `length` that are known."""
         self.context_encoder = _ResNet(c_in, channels, blocks, downsample=height // code_shape[1])
-        self.context_positions = _Positions((t_in, *code_shape[1:]), channels[-1])
+        self.context_positions = _Positions((t_in, *code_shape[1:]), channels[-1], position_std)
         self.input = nn.Linear(code_width, width, bias=False)
         self.start = nn.Parameter(_INPUT_STD * torch.randn(width))
-        self.positions = _Positions(code_shape, width)
+        self.positions = _Positions(code_shape, width, position_std)
         self.layers = nn.ModuleList(
             _Layer(width, channels[-1], heads, layers, dropout, attention_dropout) for _ in range(layers)
         )
@@ -83,7 +88,7 @@ class CodeTransformer(nn.Module):
         return self.context_encoder(context).flatten(1, 3) + self.context_positions()
 
     def forward(self, vectors: Tensor, encoded: Tensor) -> Tensor:
-        """Returns the logits `(B, L, codes)` of all codes, each given those before it.
+        """Returns the logits `(B, L - given, codes)` of all codes but the given ones, each from those before it.
 
         Args:
             vectors: Of the codes `(B, L, code_width)`; the last one is not read.
@@ -93,7 +98,7 @@ class CodeTransformer(nn.Module):
         x = torch.cat((start, self.input(vectors[:, :-1])), dim=1) + self.positions()
         for layer in self.layers:
             x = layer(x, encoded)
-        return self.output(self.norm(x))
+        return self.output(self.norm(x[:, self.given :]))
 
     def decoder(self, encoded: Tensor, members: int) -> CodeDecoder:
         """Returns what takes codes one by one, for `members` members of each context of `encoded` `(B, S, C)`."""
@@ -205,12 +210,10 @@ class _SigmoidGELU(nn.Module):
 class _Positions(nn.Module):
     """Learned tables, one for each axis, which share the channels."""
 
-    def __init__(self, shape: Sequence[int], width: int) -> None:
+    def __init__(self, shape: Sequence[int], width: int, std: float) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        self.tables = nn.ParameterList(
-            _POSITION_STD * torch.randn(size, width // len(self.shape)) for size in self.shape
-        )
+        self.tables = nn.ParameterList(std * torch.randn(size, width // len(self.shape)) for size in self.shape)
 
     def forward(self) -> Tensor:
         """Returns the positions `(L, width)` of the grid in row-major order."""

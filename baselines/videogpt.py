@@ -10,7 +10,7 @@ import copy
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +46,8 @@ class VideoGPT(HasReference):
     """Draws forecasts code by code; made of a VQ-VAE and a transformer that are trained one after the other.
 
     One thing differs from the release: there the transformer models the codes of context and future, and draws the
-    context again; here it models those of the future only, and sees the context through the ResNet alone.
+    context again; here it models those of the future only. It sees the context through the ResNet, and with
+    `prompt_frames` through the codes of its last frames, too, which stand before those of the future and are not drawn.
 
     A code is drawn by comparing one random number with the cumulated probabilities. These are computed in double
     precision (where the device has it): in single precision, rounding that differs by batch or device would now and
@@ -67,6 +68,8 @@ class VideoGPT(HasReference):
         heads: Of its attentions.
         dropout: Behind attentions and feed-forward layers.
         attention_dropout: Of self-attention's weights.
+        position_std: Standard deviation of the initial positions, which short trainings hardly move.
+        prompt_frames: Last frames of the context whose codes the transformer is given.
         context_channels: Of the four groups of the ResNet that sees the context; the last is divisible as `width` is.
         context_blocks: Residual blocks of each group.
         members: Averaged by `forward`.
@@ -94,6 +97,11 @@ class VideoGPT(HasReference):
         },
     }
 
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by."""
+        return int(hyperparameters["downsample"])
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -109,6 +117,8 @@ class VideoGPT(HasReference):
         heads: int = 4,
         dropout: float = 0.2,
         attention_dropout: float = 0.3,
+        position_std: float = 0.01,
+        prompt_frames: int = 0,
         context_channels: Sequence[int] = (64, 128, 256, 240),
         context_blocks: Sequence[int] = (3, 4, 6, 3),
         members: int = 8,
@@ -124,6 +134,10 @@ class VideoGPT(HasReference):
         }  # fmt: skip
         self.vqvae = VQVAE(target[3], **of_vqvae)
         self.code_shape = self.vqvae.code_shape(target)
+        if not 0 <= prompt_frames <= source[0]:
+            raise ValueError(f"VideoGPT: prompt_frames must be from 0 to {source[0]}, got {prompt_frames}")
+        if prompt_frames and source[3] != target[3]:
+            raise ValueError(f"VideoGPT: prompt_frames needs frames of {target[3]} channels in the context, too")
         if math.prod(self.code_shape) > _MOST_CODES:
             grid = " x ".join(map(str, self.code_shape))
             raise ValueError(
@@ -132,13 +146,14 @@ class VideoGPT(HasReference):
             )
         of_transformer: dict[str, Any] = {
             "width": width, "layers": layers, "heads": heads, "dropout": dropout,
-            "attention_dropout": attention_dropout, "context_channels": list(context_channels),
-            "context_blocks": list(context_blocks),
+            "attention_dropout": attention_dropout, "position_std": position_std,
+            "context_channels": list(context_channels), "context_blocks": list(context_blocks),
         }  # fmt: skip
+        all_codes = (prompt_frames + self.code_shape[0], *self.code_shape[1:])
         self.transformer = CodeTransformer(
-            source, self.code_shape, codes=codes, code_width=code_width, **of_transformer
+            source, all_codes, given=prompt_frames, codes=codes, code_width=code_width, **of_transformer
         )
-        self._depends_on = {"vqvae": of_vqvae, "gpt": of_transformer}
+        self._depends_on = {"vqvae": of_vqvae, "gpt": {**of_transformer, "prompt_frames": prompt_frames}}
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns the mean of `members` members `(B, T_out, H, W, C)`: the same for the same context in any batch.
@@ -182,7 +197,7 @@ class VideoGPT(HasReference):
         _checked_members(members)
         self._check(context)
         of_sequences = row_seeds(context, generator=generator, seeds=seeds, seed=self.seed)
-        numbers = _numbers(of_sequences, members, self.transformer.length).to(_real(context))
+        numbers = _numbers(of_sequences, members, math.prod(self.code_shape)).to(_real(context))
         most = self._rows_at_once(context.device)
         with in_eval_mode(self):
             while True:
@@ -234,7 +249,10 @@ class VideoGPT(HasReference):
             )
 
     def _one_pass(self, context: Tensor) -> Tensor:
-        vectors = self.vqvae.codebook.vectors[:1].expand(len(context), self.transformer.length, -1)
+        given, book = self.transformer.given, self.vqvae.codebook.vectors
+        vectors = book[:1].expand(len(context), self.transformer.length, -1)
+        if given:
+            vectors = torch.cat((book[self.vqvae.encode(context).flatten(1)[:, -given:]], vectors[:, given:]), dim=1)
         codes = self.transformer(vectors, self.transformer.encoded(context)).argmax(-1)
         return self.vqvae.decode(codes.unflatten(1, self.code_shape))
 
@@ -261,6 +279,7 @@ class VideoGPT(HasReference):
         network = copy.deepcopy(self.transformer).to(numbers.dtype)
         vectors = self.vqvae.codebook.vectors.to(numbers.dtype)
         batch, members, length = numbers.shape
+        prompt = self.vqvae.encode(context).flatten(1)[:, -network.given :] if network.given else None
         done, total = 0, batch * members * length
         found = torch.empty(numbers.shape, dtype=torch.long, device=numbers.device)
         sequences, together = max(1, most // members), min(most, members)
@@ -272,6 +291,9 @@ class VideoGPT(HasReference):
                 drawn = found[rows, start : start + together]
                 decoder = network.decoder(encoded, part.shape[1])
                 last = None
+                for place in range(network.given):
+                    decoder.logits(last)
+                    last = vectors[prompt[rows, None, place].expand(drawn.shape[:2])]
                 for place in range(length):
                     codes = _drawn(decoder.logits(last), part[:, :, place])
                     drawn[:, :, place] = codes
@@ -367,9 +389,11 @@ class TransformerStage(nn.Module):
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
         """Returns the mean cross-entropy of the codes `()`, each weighted by its share of known pixels."""
         codes, vectors = self.encode(filled(target))
+        if given := self.transformer.given:
+            vectors = torch.cat((self.encode(context)[1][:, -given:], vectors), dim=1)
         logits = self.transformer(vectors, self.transformer.encoded(context))
         entropy = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
-        share = known_share(target, self.transformer.code_shape)
+        share = known_share(target, (target.shape[1], *self.transformer.code_shape[1:]))
         return share_weighted_mean(entropy, share.flatten())
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ class ModelTraits:
     """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
     size_multiple: int | Callable[[Mapping[str, Any]], int] = 1
     """What the height and width of frames must be divisible by, a number or a static method of the hyperparameters:
-    other frames are padded before the model, and its forecasts cropped. Not for models in stages."""
+    other frames are padded before the model and the modules of its stages, and its forecasts cropped."""
     evaluation_only: tuple[str, ...] = ()
     """Hyperparameters that trained weights do not depend on."""
     fitted_on: Literal["train", "val"] = "train"
@@ -231,7 +231,8 @@ class Metric(Protocol):
             forecast: Of a deterministic forecast without `m`; with `takes_members`, all members.
             target: NaN where it is missing, which counts nowhere.
             *labels: The data's, with `takes_labels`.
-            **options: `events`, int64 `(B,)`, with `takes_events`.
+            **options: `events`, int64 `(B,)`, with `takes_events`; `cells`, the task's weights `(H,W)` by name, with
+                `takes_cells`.
         """
         ...
 
@@ -291,6 +292,8 @@ class MetricTraits:
     """Whether `update` takes the data's labels behind forecast and target."""
     takes_members: bool = False
     """Whether a forecast has all members of an ensemble, `(M,B,T,H,W,C)`."""
+    takes_cells: bool = False
+    """Whether `update` takes `cells`, what `Task.cell_weights` gives."""
     better: Mapping[str, Any] | None = None
     """Which way scores are better, by what their names begin with; None: torchmetrics' `higher_is_better`."""
 

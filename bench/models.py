@@ -19,7 +19,7 @@ from bench.api import FitsInOnePass, check_model_members, model_traits
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
-from bench.padding import padded_shape, padding_class, size_multiple
+from bench.padding import pad_frames, padded_shape, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
 from bench.records.sources import sources_of
@@ -125,12 +125,12 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
 
 def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
     """Returns a model for a task's shapes, padded to sizes that it can have."""
-    multiple = size_multiple(model_class, {**_defaults(model_class), **_plain(hyperparameters)})
+    known = {**_inherited_defaults(model_class), **_defaults(model_class), **_plain(hyperparameters)}
+    multiple = size_multiple(model_class, known)
     shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
-    if shapes[0] == tuple(task.input_shape):
-        return model_class(input_shape=task.input_shape, target_shape=task.target_shape, **hyperparameters)
-    model: Any = padding_class(model_class)(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
-    model.frame_size, model.padded_size = tuple(task.input_shape[1:3]), shapes[0][1:3]
+    model: nn.Module = model_class(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
+    if shapes[0] != tuple(task.input_shape):
+        pad_frames(model, task.input_shape[1:3], shapes[0][1:3])
     return model
 
 
@@ -195,6 +195,22 @@ def _defaults(model_class: type) -> dict[str, Any]:
                 found[one.name] = one.default
             elif one.default_factory is not dataclasses.MISSING:
                 found[one.name] = one.default_factory()
+    return _plain(found)
+
+
+def _inherited_defaults(model_class: type) -> dict[str, Any]:
+    """Returns the defaults of what a constructor's `**kwargs` pass on to its parents' constructors.
+
+    `_defaults` is without them, as a training's identity has always been.
+    """
+    found: dict[str, Any] = {}
+    for one in model_class.__mro__:
+        if "__init__" not in vars(one):
+            continue
+        parameters = inspect.signature(one.__init__).parameters.values()  # type: ignore[misc]
+        found = {p.name: p.default for p in parameters if p.default is not p.empty} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
     return _plain(found)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.api import Shape
+    from bench.api import Shape, Stage
 
 
 def size_multiple(model_class: type, hyperparameters: Mapping[str, Any]) -> int:
@@ -20,8 +22,6 @@ def size_multiple(model_class: type, hyperparameters: Mapping[str, Any]) -> int:
         model_class: With `size_multiple`, a number or a static method of the hyperparameters, or without.
         hyperparameters: All of them, defaults included.  Of wrong ones the constructor says more: then 1.
     """
-    if callable(getattr(model_class, "stages", None)):
-        return 1  # its stages see the frames as they are
     found = getattr(model_class, "size_multiple", 1)
     try:
         multiple = found(hyperparameters) if callable(found) else found
@@ -36,12 +36,31 @@ def padded_shape(shape: Shape, multiple: int) -> Shape:
     return frames, math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple, channels
 
 
+@dataclass(frozen=True)
+class PaddedStage:
+    """A stage of a padded model: what `bench.api.Stage` says, on padded frames."""
+
+    name: str
+    module: nn.Module
+    depends_on: Mapping[str, Any]
+    prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None
+    load: Callable[[str | Path], None]
+
+
+def pad_frames(model: Any, frame_size: Sequence[int], padded_size: Sequence[int]) -> None:
+    """Lets a model, or the module of a stage, which was made for `padded_size`, take frames of `frame_size`."""
+    made: Any = type(model)
+    model.__class__ = padding_class(made)
+    model.frame_size, model.padded_size = tuple(frame_size), tuple(padded_size)
+
+
 @functools.cache
 def padding_class(model_class: Any) -> type[nn.Module]:
     """Returns a subclass of a model whose instances pad what they are given to `padded_size`, and crop what they give.
 
     Contexts are continued by their edges.  Padded pixels of a target are NaN, so that they are in no loss, and those of
-    a context are not known.  What comes padded already, from a method of the model's own, is passed on.
+    a context are not known.  What comes padded already, from a method of the model's own, is passed on.  The modules of
+    a model's stages are padded likewise, and their weights depend on the padded size.
     """
 
     def original_of(name: str) -> Any:
@@ -90,18 +109,32 @@ def padding_class(model_class: Any) -> type[nn.Module]:
     def sample(self: Any, context: Tensor, **options: Any) -> Any:
         return cropped(self, original_of("sample")(self, continued(self, context), **options))
 
-    def fit(self: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        def padded() -> Iterator[tuple[Tensor, Tensor]]:
-            for context, target in batches:
-                yield continued(self, context), filled(self, target, math.nan)
+    def padded(model: Any, batches: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+        for context, target, *labels in batches:
+            yield continued(model, context), filled(model, target, math.nan), *labels
 
-        original_of("fit")(self, padded())
+    def fit(self: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        original_of("fit")(self, padded(self, batches))
+
+    def stages(self: Any) -> tuple[PaddedStage, ...]:
+        return tuple(padded_stage(self, stage) for stage in original_of("stages")(self))
+
+    def padded_stage(model: Any, stage: Stage) -> PaddedStage:
+        pad_frames(stage.module, model.frame_size, model.padded_size)
+        prepare = stage.prepare
+        return PaddedStage(
+            name=stage.name,
+            module=stage.module,
+            depends_on={**stage.depends_on, "padded_size": list(model.padded_size)},
+            prepare=None if prepare is None else lambda batches: prepare(padded(model, batches)),
+            load=stage.load,
+        )
 
     methods: dict[str, Any] = {"forward": functools.wraps(model_class.forward)(forward)}
     for name in ("training_loss", "validation_loss"):
         if callable(getattr(model_class, name, None)):
             methods[name] = loss(name)
-    for name, method in (("sample", sample), ("fit", fit)):
+    for name, method in (("sample", sample), ("fit", fit), ("stages", stages)):
         if callable(getattr(model_class, name, None)):
             methods[name] = functools.wraps(getattr(model_class, name))(method)
     found = type(model_class.__name__, (model_class,), methods)

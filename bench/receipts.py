@@ -12,6 +12,7 @@ from typing import Any
 from bench.config import compose
 from bench.config.overrides import literal
 from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
+from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
@@ -136,8 +137,9 @@ def _convention(record: RunRecord, key: str) -> str:
 
 def metric_of(record: RunRecord, key: str) -> str:
     """Returns the metric that a score comes from, as far as its name tells."""
-    if key in record.conventions:
-        return key
+    for name in record.conventions:
+        if key in (name, name.replace(ADDED, "_")):
+            return name
     if key.startswith(SCORES) and "skill" in record.conventions:
         return "skill"
     family = next((name for name in record.conventions if name in key), None)
@@ -229,6 +231,8 @@ def _known(value: float | None) -> float | None:
 
 
 def _commands(table: Table, cell: Cell, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    if not records and cell.ours is not None:
+        return (f"earthbench count --table {table.name}",)
     if not records:
         return (f"earthbench reproduce {table.name}/{cell.row_key} data.root=DIR",) if table.rows else ()
     return tuple(command_of(record) for record in records)

@@ -1,4 +1,4 @@
-"""Lookup by name: models, tasks, metrics, tables, weights and pictures are entry points, imported on first use.
+"""Lookup by name: models, tasks, metrics, tables and what else has a name are entry points, imported on first use.
 
 Built-ins are registered by this project's own `pyproject.toml` in the very way a plugin is by its own.
 """
@@ -16,7 +16,7 @@ from bench.cards import Card, UnreadableSourceError, hidden_by, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
 from bench.plugins import API_GROUP, api_problem, file_entries, unchanged
 
-Kind = Literal["model", "task", "metric", "table", "weight", "picture"]
+Kind = Literal["model", "task", "metric", "table", "constraint", "weight", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

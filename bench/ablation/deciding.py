@@ -12,8 +12,10 @@ from bench.errors import ConfigError, EarthbenchError, InterruptedRunError
 from bench.logs import log
 from bench.protocols.board import BoardFile, BoardRow
 from bench.protocols.decided import Decided, Decision, Tried, read_decided, write_decided
-from bench.protocols.entries import layered
+from bench.protocols.entries import key_of, layered
 
+_COSTS_NO_TIME = ("train.lr", "train.weight_decay", "train.warmup_fraction", "train.min_lr_ratio")
+"""Points of a grid that differ by these alone get the same number of steps."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -56,7 +58,7 @@ def decide(
 def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str]) -> dict[str, str]:
     """Returns the fingerprints of the splits."""
     task, test_task = tasks_of(compose(layered(row.run_overrides(row.seeds[0], steps=1), typed)))
-    found = {
+    found: dict[str, str] = {
         split: data.data_fingerprint(split)
         for split in _SPLITS
         if len((data := test_task if split == "test" else task).dataset(split))
@@ -73,7 +75,7 @@ def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str
 
 def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
     points = [tuple(point) for point in expand_sweep(row.grid)]  # one without settings where there is no grid
-    counted = [_steps(row, point, typed) for point in points]
+    counted = _steps(row, points, typed)
     if not row.grid:
         ((steps, where),) = counted
         return Decision(asked=row.asked, steps=steps, on=where)
@@ -97,11 +99,18 @@ def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
     )
 
 
-def _steps(row: BoardRow, point: Sequence[str], typed: Sequence[str]) -> tuple[int, str]:
-    """Returns the steps of a training of a row at a point of the grid, and what they were timed on, if they were."""
+def _steps(row: BoardRow, points: Sequence[Sequence[str]], typed: Sequence[str]) -> list[tuple[int, str]]:
+    """Returns the steps of a training of a row at each point of the grid, and what they were timed on, if they were."""
     assert row.budget is not None
     if row.budget.steps is not None:
-        return row.budget.steps, ""
+        return [(row.budget.steps, "")] * len(points)
     from bench.engine.calibration import calibrated
 
-    return calibrated(compose(layered(row.run_overrides(row.seeds[0], point), typed)))
+    timed: dict[tuple[str, ...], tuple[int, str]] = {}
+    counted = []
+    for point in points:
+        costly = tuple(one for one in point if key_of(one) not in _COSTS_NO_TIME)
+        if costly not in timed:
+            timed[costly] = calibrated(compose(layered(row.run_overrides(row.seeds[0], point), typed)))
+        counted.append(timed[costly])
+    return counted

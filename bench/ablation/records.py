@@ -41,7 +41,7 @@ def tasks_of(config: Config) -> tuple[Task, Task]:
         ConfigError: no data root, or task options that are not valid.
     """
     if config.data.root is None:
-        raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
+        raise ConfigError("data.root is not set: give data.root=DIR")
     options = canonical_json(config.task.options)
     roots = (config.data.root, config.data.test_root or config.data.root)
     train, test = (_task(config.task.name, root, options) for root in roots)

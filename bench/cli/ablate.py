@@ -9,7 +9,7 @@ from bench.ablation.records import finished_record, reference_configs
 from bench.cli.printing import print
 from bench.cli.run import job_of_a_sweep, launch
 from bench.config import Config, to_plain, validate
-from bench.errors import EarthbenchError, InterruptedRunError
+from bench.errors import ConfigError, EarthbenchError, InterruptedRunError
 from bench.logs import log, shown_on
 from bench.protocols.entries import hydra_s_own
 from bench.protocols.variants import ablation_names, load_ablation, seeds_together, variants
@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     failure: EarthbenchError | None = None
     records, references = None, []
     if not options.count_only:
+        if runs[0].config.data.root is None:
+            raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
         for config in (run.config for run in runs):
             finished_record(config)  # unusable data is reported before the first run starts
         failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)

@@ -1,4 +1,4 @@
-"""`earthbench check NAME`: whether a model, task or metric keeps its contract."""
+"""`earthbench check NAME`: whether a model, task, metric or constraint keeps its contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.api import model_traits
 from bench.cli.printing import print
 from bench.errors import ContractError, EarthbenchError, UnknownNameError, did_you_mean
 
-_KINDS = ("model", "task", "metric")
+_KINDS = ("model", "task", "metric", "constraint")
 EXAMPLES = (
     "earthbench check unet",
     "earthbench check unet --task sevir",
@@ -22,8 +22,8 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("name", help="a registered model, task or metric")
-    parser.add_argument("--kind", choices=_KINDS, help="where a model, a task or a metric have the same name")
+    parser.add_argument("name", help="a registered model, task, metric or constraint")
+    parser.add_argument("--kind", choices=_KINDS, help="where two kinds have the same name")
     parser.add_argument("--task", help="check a model on this task's shapes with its preset (default: small shapes)")
     parser.add_argument("--root", type=Path, help="check a task on this data, too")
 
@@ -34,11 +34,13 @@ def run(options: argparse.Namespace) -> int:
     kinds = [kind for kind in asked if options.name in registry.names(kind)]
     if not kinds:
         known = [name for kind in asked for name in registry.names(kind)]
-        raise UnknownNameError(f"no model, task or metric {options.name!r}. {did_you_mean(options.name, known)}")
+        raise UnknownNameError(
+            f"no model, task, metric or constraint {options.name!r}. {did_you_mean(options.name, known)}"
+        )
     for kind in kinds:
         thing = registry.find(kind, options.name).load()
         try:
-            {"model": _model, "task": _task, "metric": _metric}[kind](thing, options)
+            {"model": _model, "task": _task, "metric": _metric, "constraint": _constraint}[kind](thing, options)
         except EarthbenchError:
             raise
         except Exception as error:  # of the code that is checked
@@ -73,3 +75,12 @@ def _metric(thing: Any, options: argparse.Namespace) -> None:
     from bench.testing import check_metric
 
     check_metric(thing)
+
+
+def _constraint(thing: Any, options: argparse.Namespace) -> None:
+    from bench.testing import check_constraint
+
+    if check_constraint(thing).name != options.name:
+        raise ContractError(
+            f"constraint {thing.__name__}: registered as {options.name!r}, and its name is {thing.name!r}"
+        )

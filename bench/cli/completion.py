@@ -19,8 +19,8 @@ EXAMPLES = (
 _KINDS = {"table": "table", "model": "model", "task": "task"}
 """Arguments that take a registered name, and its kind."""
 _NAMES = {
-    "table": ("table",), "reproduce": ("table",), "check": ("model", "task", "metric"),
-    "show": ("model", "task", "metric", "table"), "compare": ("model",), "data": ("task",),
+    "table": ("table",), "reproduce": ("table",), "check": ("model", "task", "metric", "constraint"),
+    "show": ("model", "task", "metric", "table", "constraint"), "compare": ("model",), "data": ("task",),
 }  # fmt: skip
 """Verbs that take registered names in their place, and their kinds."""
 

@@ -15,14 +15,26 @@ from typing import Any
 
 from bench import registry
 from bench.cli.printing import print
-from bench.errors import EarthbenchError, NotCountableError, RunFailedError, UnknownNameError, UsageError
+from bench.errors import (
+    EarthbenchError,
+    NotCountableError,
+    RunFailedError,
+    UnknownNameError,
+    UsageError,
+    VerificationError,
+    counted,
+    one_message,
+)
 
 _COST_COLUMNS = ("parameters", "gmacs")
+_DIGITS_OF_A_MAC = 9
+"""Of a number of billions: no multiply-add is lost."""
 _MOST_PROCESSES = 4
 """Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
 EXAMPLES = (
     "earthbench count --model unet --task sevir",
     "earthbench count --table earthformer/sevir",
+    "earthbench count --check",
 )
 
 
@@ -33,10 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="sevir", help="shapes of this task (default sevir)")
     parser.add_argument("--speed", action="store_true", help="also measure latency and peak memory of one forecast")
     parser.add_argument("--format", choices=("text", "json"), default="text")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="count the rows of all tables, write results/counts.json")
+    action.add_argument("--check", action="store_true", help="fail (exit 4) when these counts differ from fresh ones")
 
 
 def run(options: argparse.Namespace) -> int:
     """Counts and prints; a model that is not there or cannot be counted is a line with the reason."""
+    if options.write or options.check:
+        return _committed(options)
     lines = _table_lines(options) if options.table else _model_lines(options)
     if options.format == "json":
         print(json.dumps(lines, indent=1, allow_nan=False))
@@ -61,11 +78,52 @@ def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.model or []:
         registry.find("model", name)
     models = options.model or registry.names("model")
-    return list(_counted([(model, {}) for model in models], options.task, options.speed))
+    return list(_counted([(options.task, model, {}) for model in models], options.speed))
 
 
-def _counted(models: Sequence[tuple[str, dict[str, Any]]], task: str, speed: bool) -> Iterator[dict[str, Any]]:
-    """Yields a line per model (name, hyperparameters), in order, and tells of each on stderr as soon as it is there.
+def _committed(options: argparse.Namespace) -> int:
+    """Counts the rows of all tables, and writes the counts or compares them with the committed ones.
+
+    Raises:
+        UsageError: something else is asked for, too.
+        RunFailedError: a row cannot be counted.
+        VerificationError: a count differs.
+    """
+    from bench.tables.counts import CountedSize, counts_path, load_counts, rows_to_count, write_counts
+    from bench.tables.render import tables_with_rows
+
+    if options.table or options.model or options.speed:
+        raise UsageError("--write and --check count the rows of all tables: leave --table, --model and --speed out")
+    rows = list(rows_to_count(tables_with_rows()).values())
+    fresh = []
+    for (task, model, hyperparameters), line in zip(rows, _counted(rows, speed=False), strict=True):
+        if "parameters" not in line:
+            raise RunFailedError(f"{model} on {task} {hyperparameters or ''}: {line['note']}")
+        gmacs = line.get("gmacs")
+        fresh.append(
+            CountedSize(
+                task=task,
+                model=model,
+                hyperparameters=hyperparameters,
+                parameters=line["parameters"],
+                gmacs=None if gmacs is None else round(gmacs, _DIGITS_OF_A_MAC),
+                gmacs_missing_because=line.get("note", ""),
+            )
+        )
+    if options.write:
+        print(write_counts(fresh))
+        return 0
+    known = {one.key: one for one in load_counts().sizes}
+    differ = [f"{one.model} on {one.task}: {one}" for one in fresh if known.pop(one.key, None) != one]
+    differ += [f"{one.model} on {one.task}: no table has this row" for one in known.values()]
+    if differ:
+        raise VerificationError(one_message(f"{counts_path()} is stale; write it: earthbench count --write", differ))
+    print(f"{counts_path()}: {counted(len(fresh), 'count')} equal to fresh ones")
+    return 0
+
+
+def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> Iterator[dict[str, Any]]:
+    """Yields a line per model (task, name, hyperparameters), in order, and tells of each on stderr as it comes.
 
     Where there are several cores, models are counted side by side in processes of one share of them each: most of the
     work is Python's, which more threads do not hasten. Speed is measured by one process that has the machine to itself.
@@ -76,7 +134,7 @@ def _counted(models: Sequence[tuple[str, dict[str, Any]]], task: str, speed: boo
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
     if processes <= 1:
-        lines = (_count(model, options, task, speed) for model, options in models)
+        lines = (_count(*one, speed) for one in models)
         yield from _told(lines, len(models))
         return
     # Not forked: torch's threads do not survive that.
@@ -85,8 +143,7 @@ def _counted(models: Sequence[tuple[str, dict[str, Any]]], task: str, speed: boo
     )
     with started as pool:
         try:
-            names, options = zip(*models, strict=True)
-            counts = pool.map(_count, names, options, [task] * len(models), [speed] * len(models))
+            counts = pool.map(_count, *zip(*models, strict=True), [speed] * len(models))
             yield from _told(counts, len(models))
         except BrokenProcessPool as error:
             raise RunFailedError("a process that counted was killed, perhaps for want of memory") from error
@@ -107,7 +164,7 @@ def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any
         yield line
 
 
-def _count(model: str, options: dict[str, Any], task_name: str, speed: bool) -> dict[str, Any]:
+def _count(task_name: str, model: str, options: dict[str, Any], speed: bool) -> dict[str, Any]:
     from bench.cost import count_model, measure_speed
     from bench.models import load_model
     from bench.tasks import load_task
@@ -120,7 +177,8 @@ def _count(model: str, options: dict[str, Any], task_name: str, speed: bool) -> 
     except UnknownNameError as error:
         return {**line, "status": "not available", "note": str(error)}
     except NotCountableError as error:
-        return {**line, "status": "not countable", "note": str(error)}
+        parameters = sum(parameter.numel() for parameter in made.parameters())
+        return {**line, "status": "not countable", "parameters": parameters, "note": str(error)}
     except EarthbenchError as error:
         return {**line, "status": "failed", "note": str(error)}
     line |= {"status": "counted", **cost.as_dict()}
@@ -148,9 +206,8 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     published = load_published(table.published) if table.published else None
     columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
     lines = []
-    rows = [(row.model, row.options) for row in table.rows]
-    counted = _counted(rows, table.task, options.speed)
-    for row, line in zip(table.rows, counted, strict=True):
+    rows = [(table.task, row.model, row.options) for row in table.rows]
+    for row, line in zip(table.rows, _counted(rows, options.speed), strict=True):
         line = {"row": row.key, **line} if row.key != row.model else line
         verdicts, notes = [], [line.get("note"), *(row.notes.get(key) for key in columns)]
         for key, column in columns.items():

@@ -198,6 +198,8 @@ def _value(way: str, names: list[str]) -> str:
     task = names[-1]
     if way == "fetch" and task.startswith(_WEIGHTS):
         return task
+    if way == "fetch" and task in (own := _data_sets()):
+        return own[task]
     verbs = _verbs(task)
     if key in verbs:
         return verbs[key]
@@ -208,6 +210,15 @@ def _value(way: str, names: list[str]) -> str:
         known = f"it is made from: {', '.join(sources)}" if sources else "it is made from no other task's data"
         raise UsageError(f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {_offers(way)}")
     raise UsageError(f"task {task!r} has no `data {way}`. {_offers(way)}")
+
+
+def _data_sets() -> dict[str, str]:
+    """Returns the data sets that are fetched by a name of their own, and their verbs."""
+    found: dict[str, str] = {}
+    for task in registry.names("task"):
+        with suppress(UsageError):  # a broken plugin harms only itself
+            found |= {key.partition(":")[2]: value for key, value in _verbs(task).items() if key.startswith("fetch:")}
+    return found
 
 
 def _sources() -> set[str]:
@@ -231,7 +242,9 @@ def _offers(way: str) -> str:
             keys = _verbs(task)
         except UsageError:  # a broken plugin harms only itself
             continue
-        found += [f"{key.partition(':')[2]} {task}".strip() for key in keys if key == way or key.startswith(f"{way}:")]
+        chosen = [key for key in keys if key == way or (way == "convert" and key.startswith("convert:"))]
+        found += [f"{key.partition(':')[2]} {task}".strip() for key in chosen]
     if way == "fetch":
+        found += sorted(_data_sets())
         found += [_WEIGHTS + name for name in registry.names("weight")]
     return f"Known: {', '.join(found) or 'none'}."

@@ -92,7 +92,9 @@ def _lines(receipt: Receipt) -> list[str]:
             f"{number(value, column) or 'undefined'} (seed {seed})" for seed, value in seed_values(receipt)
         )
         lines.append(f"    {values}")
-    elif cell.ours is not None and column.key in receipt.records[0].scores and cell.interval is None:
+    elif (
+        receipt.records and cell.ours is not None and column.key in receipt.records[0].scores and cell.interval is None
+    ):
         lines.append(f"  interval    none: {why_none(receipt.records[0], column.key)}")
     if cell.difference is not None:
         lines.append(f"  difference  {number(cell.difference, column, signed=True)}")

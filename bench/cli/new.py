@@ -1,4 +1,4 @@
-"""`earthbench new model|task|metric NAME`: a package of your own that passes its checks from the start."""
+"""`earthbench new KIND NAME`: a package of your own that passes its checks from the start."""
 
 from __future__ import annotations
 
@@ -30,10 +30,16 @@ _OWN = {
         "task/test_task.py.txt": "tests/test_$name.py",
     },
     "metric": {"metric/metric.py.txt": "src/$package/metric.py", "metric/test_metric.py.txt": "tests/test_$name.py"},
+    "table": {"table/table.py.txt": "src/$package/table.py", "table/test_table.py.txt": "tests/test_$name.py"},
+    "constraint": {
+        "constraint/constraint.py.txt": "src/$package/constraint.py",
+        "constraint/test_constraint.py.txt": "tests/test_$name.py",
+    },
 }
 EXAMPLES = (
     "earthbench new model my_model",
     "earthbench new task my_task --out my_task",
+    "earthbench new table my_table",
 )
 
 
@@ -56,13 +62,16 @@ def run(options: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is there already and not empty; give another folder with --out")
     package = f"earthbench_{name}"
+    class_name = "".join(part.capitalize() for part in name.split("_"))
     words = {
         "kind": options.kind,
         "name": name,
         "api_version": str(API_VERSION),
         "package": package,
         "distribution": package.replace("_", "-"),
-        "class_name": "".join(part.capitalize() for part in name.split("_")),
+        "class_name": class_name,
+        "attribute": name.upper() if options.kind == "table" else class_name,
+        "check": f"earthbench {'table' if options.kind == 'table' else 'check'} {name}",
     }
     words["usage"] = Template(_template(f"{options.kind}/usage.txt")).substitute(words).rstrip()
     for template, target in {**_PACKAGE, **_OWN[options.kind]}.items():
@@ -70,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         with replacing(out / Template(target).substitute(words)) as part:
             part.write_text(Template(text).substitute(words), encoding="utf-8")
     print(f"made {out}: the {options.kind} is in src/{package}/{options.kind}.py")
-    print(f"next: pip install -e '{out}[test]' && earthbench check {name} && pytest {out}")
+    print(f"next: pip install -e '{out}[test]' && {words['check']} && pytest {out}")
     return 0
 
 

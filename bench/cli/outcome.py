@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.tables.lines import number
 from bench.tables.runs import task_of_runs
 from bench.tables.terminal import is_reference, main_columns
 from bench.tables.variants import comparable_key
+from bench.tasks import Task
 
 if TYPE_CHECKING:
     from bench.engine.run import Outcome
@@ -169,18 +171,39 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     record, root = outcome.record, str(outcome.record_path.parents[3])
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
-        given = [f"task={record.task.name}", f"model={_BASELINE}"]
-        options = record.config.get("task", {})
-        given += [f"task.{key}={_word(value)}" for key, value in options.items() if key != "name"] if options else []
-        data = record.config.get("data", {}).get("root")
-        given += ([f"data.root={data}"] if data else []) + ([f"results.root={root}"] if results else [])
+        given = [*_given(record, "task"), f"model={_BASELINE}", *_data(record)]
+        given += [f"results.root={root}"] if results else []
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
+    if (weights := _weights(outcome)) is not None:
+        given = [*_given(record, "task"), *_given(record, "model"), *_data(record), f"checkpoint={weights}"]
+        continues = registry.find("task", record.task.name).load().latest is not Task.latest
+        yield f"earthbench forecast {' '.join(map(shlex.quote, given))}{' --latest' * continues}"
     table = f"runs/{record.task.name}"
     if task_of_runs(table) is None or record.scope != "full":
         return
     yield f"earthbench table {table}{results}"
     if baseline is not None:
         yield f"earthbench compare {record.model.name} {_BASELINE} --task {record.task.name}{results}"
+
+
+def _given(record: RunRecord, section: str) -> list[str]:
+    """Returns a task or a model and its options, as they were given on the command line."""
+    options = record.config.get(section) or {}
+    name = {"task": record.task.name, "model": record.model.name}[section]
+    return [f"{section}={name}", *(f"{section}.{key}={_word(v)}" for key, v in options.items() if key != "name")]
+
+
+def _data(record: RunRecord) -> list[str]:
+    root = record.config.get("data", {}).get("root")
+    return [f"data.root={root}"] if root else []
+
+
+def _weights(outcome: Outcome) -> Path | None:
+    """Returns the checkpoint that was evaluated, where it lies in the run's folder."""
+    if outcome.folder is None or outcome.record.training is None:
+        return None
+    path = outcome.folder / "checkpoints" / f"{outcome.record.training.weights}.ckpt"
+    return path if path.is_file() else None
 
 
 def _word(value: Any) -> str:

@@ -128,7 +128,8 @@ def _table(name: str) -> dict[str, Any]:
         "title": table.title,
         "task": table.task,
         "columns": {column.key: column.label for column in table.columns},
-        "rows": {row.model: row.label for row in table.rows} or "one per model that has a complete run",
+        "rows": {row.key: row.label for row in [*table.rows, *(row for group in table.groups for row in group.rows)]}
+        or "one per model that has a complete run",
         "published": published.paper if published else None,
         "note": table.note,
     }

@@ -16,13 +16,16 @@ from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Table, load_published, main_column
+from bench.tables.own_rows import with_own
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
+from bench.tables.runs import with_scores_there
 from bench.tables.terminal import narrowed, terminal
 
 EXAMPLES = (
     "earthbench table earthformer/sevir",
     "earthbench table runs/radar --sort mse --columns csi_m,mse",
     "earthbench table runs/radar --format latex",
+    "earthbench table earthformer/sevir --with my_model --with simvp",
 )
 
 
@@ -37,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sort",
         metavar="KEY",
         help="sort rows by this column, the best first (default: a table of runs in a terminal by its first score)",
+    )
+    parser.add_argument(
+        "--with",
+        dest="model",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="put the complete runs of this model, which is not of the paper, beside its rows; may be repeated",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
@@ -57,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort are for a table that is printed")
+    if options.model and (options.write or options.check):
+        raise UsageError("--with is for a table that is printed or drawn: what is committed has the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")
@@ -67,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.picture or options.samples or options.curves:
         records, unreadable = read_store(root, table.task)
+        table = with_own(with_scores_there(table, records), options.model, records)
         published = load_published(table.published) if table.published else None
         contents = table_data(table, published, records, unreadable)
         from bench.report.plots import draw_learning_curves, draw_samples, draw_table
@@ -80,12 +94,17 @@ def run(options: argparse.Namespace) -> int:
             print(*drawn, sep="\n")
         return 0
     columns = [name for name in (options.columns or "").split(",") if name]
-    print_contents(table, root, options.format, columns, options.sort)
+    print_contents(table, root, options.format, columns, options.sort, options.model)
     return 0
 
 
 def print_contents(
-    table: Table, root: Path, form: str | None, columns: Sequence[str] = (), by: str | None = None
+    table: Table,
+    root: Path,
+    form: str | None,
+    columns: Sequence[str] = (),
+    by: str | None = None,
+    own: Sequence[str] = (),
 ) -> None:
     """Prints a table.
 
@@ -95,8 +114,10 @@ def print_contents(
         form: `text` or one of `FORMATS`; None for text in a terminal, else Markdown.
         columns: Keys or labels of those to show; none for all.
         by: Key or label of the column to sort by.
+        own: Models that are not of the paper, see `bench.tables.own_rows`.
     """
     records, unreadable = read_store(root, table.task)
+    table = with_own(with_scores_there(table, records), own, records)
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
     for one in unreadable:

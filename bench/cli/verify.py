@@ -9,8 +9,16 @@ from pathlib import Path
 from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, counted, one_message
 from bench.records.verify import Finding, verify_records
+from bench.tables.counts import counts_path, load_counts, rows_to_count
 from bench.tables.definitions import Table, load_published, published_folder
-from bench.tables.render import FORMATS, check_renderings, load_table, rendering_path, table_names
+from bench.tables.render import (
+    FORMATS,
+    check_renderings,
+    load_table,
+    rendering_path,
+    table_names,
+    tables_with_rows,
+)
 from bench.tables.settings import load_settings
 
 EXAMPLES = (
@@ -32,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
     record_count, findings = verify_records(root)
     published_count, table_count = 0, 0
-    for name in table_names(root):
+    for name in dict.fromkeys([*table_names(root), *_rendered(root)]):
         try:
             table = load_table(name, root)
         except EarthbenchError as error:
@@ -43,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         if any(rendering_path(table, root, form).is_file() for form in FORMATS):
             table_count += 1
             findings += _renderings(table, root)
+    findings += _counts()
     checked = {"records": record_count, "published": published_count, "tables": table_count}
     if options.format == "json":
         lines = [{"path": str(f.path), "field": f.field, "message": f.message} for f in findings]
@@ -61,6 +70,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rendered(root: Path) -> list[str]:
+    """Returns the tables `runs/TASK` that have a rendering: those of most tasks are not registered."""
+    return sorted(path.stem.replace("_", "/", 1) for path in (root / "tables").glob("runs_*.*"))
+
+
 def _published(table: Table) -> list[Finding]:
     if table.published is None:
         return []
@@ -76,6 +90,18 @@ def _published(table: Table) -> list[Finding]:
         unknown = sorted(set(figures) - known.get(row, set())) if row in known else ["*"]
         found += [Finding(path, f"rows.{row}.{column}", f"{table.name} has no such cell") for column in unknown]
     return found
+
+
+def _counts() -> list[Finding]:
+    """Returns the rows without a count, and counts without a row; `earthbench count --check` counts anew."""
+    path, again = counts_path(), "write them: earthbench count --write"
+    try:
+        counted = {one.key for one in load_counts().sizes}
+        rows = set(rows_to_count(tables_with_rows()))
+    except EarthbenchError as error:
+        return [Finding(path, "file", str(error))]
+    found = [Finding(path, "/".join(key), f"a row of a table has no count; {again}") for key in sorted(rows - counted)]
+    return found + [Finding(path, "/".join(key), f"no table has this row; {again}") for key in sorted(counted - rows)]
 
 
 def _renderings(table: Table, root: Path) -> list[Finding]:

@@ -10,6 +10,7 @@ from bench.config.hydra import (
 )
 from bench.config.messages import explain
 from bench.config.schema import (
+    BUDGETS,
     Config,
     Data,
     EarlyStopping,
@@ -26,6 +27,7 @@ from bench.config.schema import (
 )
 
 __all__ = [
+    "BUDGETS",
     "Config",
     "Data",
     "EarlyStopping",

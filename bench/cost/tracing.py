@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ class StepTrace:
     """The same with the backward pass."""
     saved_bytes: int
     """What autograd keeps between forward and backward pass: each storage once, without parameters and buffers."""
+    reached: frozenset[int]
+    """`id` of each parameter that the step gives a gradient."""
 
 
 def traced_step(
@@ -68,11 +71,12 @@ def traced_step(
                 value = loss(context, target)
             forward_flops = counter.flops
             value.backward()
+        reached = frozenset(id(parameter) for parameter in module.parameters() if parameter.grad is not None)
     finally:
         module.train(was_training)
         module.zero_grad(set_to_none=True)
     saved = sum(storage.nbytes() for storage in kept.values())
-    return StepTrace(forward_flops, counter.flops, saved)
+    return StepTrace(forward_flops, counter.flops, saved, reached)
 
 
 def traced_forecast(model: nn.Module, context_shape: Shape) -> int | None:
@@ -215,15 +219,20 @@ class _FusedAttention(torch.autograd.Function):
         sums = torch.empty(query.shape[:-1], dtype=torch.float32, device="meta")
         ctx.counter, ctx.masked = counter, mask is not None
         ctx.save_for_backward(query, key, value, out, sums, *([mask] if mask is not None else []))
-        counter.flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
+        counter.flops += int(sdpa_flop_count(*map(_by_heads, (query, key, value))))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *rest = ctx.saved_tensors
-        ctx.counter.flops += int(sdpa_backward_flop_count(gradients[0].shape, query.shape, key.shape, value.shape))
+        ctx.counter.flops += int(sdpa_backward_flop_count(*map(_by_heads, (gradients[0], query, key, value))))
         of_mask = torch.empty_like(rest[2]) if ctx.masked and ctx.needs_input_grad[3] else None
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask, None
+
+
+def _by_heads(x: Tensor) -> tuple[int, int, int, int]:
+    """Returns the shape of a part of attention, (..., L, D), with one axis of batches and one of heads."""
+    return math.prod(x.shape[:-2]), 1, x.shape[-2], x.shape[-1]
 
 
 def _storage_id(tensor: Tensor) -> int:

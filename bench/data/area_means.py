@@ -1,23 +1,33 @@
-"""Means over areas of a sphere: from one regular grid to other cells, by the area that they share."""
+"""Means over areas of a sphere: of rows and columns by the area that cells share, of any other grid by binning."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 
 from bench.errors import DataError
 
+_BESIDE = 1e-6
+"""Degrees."""
+
 
 def cell_edges(centres: np.ndarray, *, what: str) -> np.ndarray:
-    """Returns the lower and upper edges `(n,2)` of cells half-way between evenly spaced centres, in degrees.
+    """Returns the lower and upper edges `(n,2)` of cells half-way between centres, in degrees.
 
     Raises:
-        DataError: fewer than two centres, or not evenly spaced.
+        DataError: fewer than two centres, or such that neither ascend nor descend.
     """
-    steps = np.diff(np.asarray(centres, np.float64))
-    if not len(steps) or not steps[0] or not np.allclose(steps, steps[0], rtol=0, atol=1e-3):
-        raise DataError(f"{what}: expected two or more evenly spaced degrees, found {np.asarray(centres).tolist()[:5]}")
-    half = abs(float(steps.mean())) / 2
-    return np.stack([centres - half, centres + half], -1).astype(np.float64)
+    centres = np.asarray(centres, np.float64)
+    steps = np.diff(centres)
+    if not len(steps) or not ((steps > 0).all() or (steps < 0).all()):
+        raise DataError(f"{what}: expected two or more degrees that ascend or descend, found {centres.tolist()[:5]}")
+    if np.allclose(steps, steps[0], rtol=0, atol=1e-3):
+        half = abs(float(steps.mean())) / 2
+        return np.stack([centres - half, centres + half], -1)
+    # a Gaussian grid, or one that is finer at the equator
+    between = np.concatenate([[centres[0] - steps[0] / 2], centres[:-1] + steps / 2, [centres[-1] + steps[-1] / 2]])
+    return np.sort(np.stack([between[:-1], between[1:]], -1), axis=-1)
 
 
 def area_means(
@@ -36,14 +46,14 @@ def area_means(
 
     Args:
         field: `(T,H,W)`, NaN where unknown.
-        latitudes: Centres of its rows, evenly spaced, degrees north, in either direction.
-        longitudes: Centres of its columns, evenly spaced, degrees east.
+        latitudes: Centres of its rows, degrees north, in either direction.
+        longitudes: Centres of its columns, degrees east.
         latitude_edges: Lower and upper edge of the rows of targets, `(n,2)`.
         longitude_edges: Western and eastern edge of the columns of targets, `(m,2)`.
         least_share: Share of a target's area that must be known.
 
     Raises:
-        DataError: the field's grid is not regular.
+        DataError: the centres neither ascend nor descend.
     """
     rows = _shared(_heights(cell_edges(latitudes, what="lat")), _heights(latitude_edges))
     columns = _shared_around(cell_edges(longitudes, what="lon"), longitude_edges)
@@ -57,6 +67,68 @@ def area_means(
         # a share of exactly a half must not be lost to rounding
         means: np.ndarray = np.where(found >= (least_share - 1e-9) * area, sums / found, np.nan)
     return means
+
+
+def binned_means(
+    field: np.ndarray,
+    latitudes: np.ndarray,
+    longitudes: np.ndarray,
+    latitude_edges: np.ndarray,
+    longitude_edges: np.ndarray,
+    *,
+    areas: np.ndarray | None = None,
+    least_share: float = 0.5,
+) -> np.ndarray:
+    """Returns the mean over each target cell of the cells whose centre lies in it, `(T,n,m)` float64.
+
+    For curvilinear and unstructured grids, on which cells share areas in no simple way.  A centre on an edge counts
+    half on each side.  NaN where too few cells are known, or none has its centre there: they should be no larger than
+    half a target.
+
+    Args:
+        field: `(T,P)`, NaN where unknown.
+        latitudes: Centres of the cells `(P,)`, degrees north; cells without one, NaN, count nowhere.
+        longitudes: Degrees east.  Cells at one place, as in the halo of an ocean model's grid, count once.
+        latitude_edges: Lower and upper edge of the rows of targets, `(n,2)`; rows do not overlap.
+        longitude_edges: Western and eastern edge of the columns of targets, `(m,2)`.
+        areas: Of the cells `(P,)`, in any unit; where None, cells have the weight of the cosine of their latitude.
+        least_share: Share of the cells in a target that must be known, each by the cosine of its latitude.
+    """
+    from scipy.sparse import csr_array
+
+    across, count = len(longitude_edges), len(latitude_edges) * len(longitude_edges)
+    chosen, targets = [], []
+    # from four places beside its centre: a cell that lies on an edge, or in a corner, is shared
+    for north, east in product((-_BESIDE, _BESIDE), repeat=2):
+        row, column = (np.full(len(latitudes), -1) for _ in range(2))
+        for number, (low, high) in enumerate(latitude_edges):
+            row[(latitudes + north >= low) & (latitudes + north < high)] = number
+        for number, (low, high) in enumerate(longitude_edges):
+            column[(longitudes + east - low) % 360 < high - low] = number
+        inside = np.flatnonzero((row >= 0) & (column >= 0))
+        chosen.append(inside)
+        targets.append(row[inside] * across + column[inside])
+    used = np.unique(np.concatenate(chosen))
+    places = np.stack([latitudes[used], longitudes[used] % 360], -1).round(4)
+    used = used[np.sort(np.unique(places, axis=0, return_index=True)[1])]
+    number_of = np.full(len(latitudes), -1)
+    number_of[used] = np.arange(len(used))
+    cells, target = number_of[np.concatenate(chosen)], np.concatenate(targets)
+    cells, target = cells[cells >= 0], target[cells >= 0]
+    cosines = np.cos(np.deg2rad(latitudes[used]))
+    every, of_each = (
+        csr_array((weights[cells] / 4, (target, cells)), shape=(count, len(used)))
+        for weights in (cosines, cosines if areas is None else np.nan_to_num(areas[used].astype(np.float64)))
+    )
+    whole = every.sum(1)
+    means = np.empty((len(field), count))
+    for month, values in enumerate(field):
+        known = np.isfinite(values[used])
+        filled = np.where(known, values[used], 0).astype(np.float64)
+        enough = (every @ known >= (least_share - 1e-9) * whole) & (whole > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means[month] = np.where(enough, (of_each @ filled) / (of_each @ known), np.nan)
+    return means.reshape(len(field), len(latitude_edges), across)
 
 
 def _heights(edges: np.ndarray) -> np.ndarray:
@@ -81,8 +153,8 @@ def box_weights(
     """Returns the share `(H,W)` of a box's area that lies in each cell of a grid; for a box within the grid, of sum 1.
 
     Args:
-        latitudes: Centres of the rows, evenly spaced, degrees north.
-        longitudes: Centres of the columns, evenly spaced, degrees east.
+        latitudes: Centres of the rows, degrees north.
+        longitudes: Centres of the columns, degrees east.
         south_north: Edges of the box, degrees.
         west_east: Edges of the box, degrees.
     """

@@ -12,25 +12,37 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from bench.data.sequences import Reader, as_sequences
+from bench.data.turns import TurnedSequences, drawn_ways
 from bench.errors import ConfigError
 
 _MOST_WORKERS = 8
 """As the authors of Earthformer and PreDiff use."""
 
 
-class EpochOrder(Sampler[int]):
-    """A permutation per epoch, drawn from `(seed, epoch)` alone."""
+class EpochOrder(Sampler[Any]):
+    """A permutation per epoch, drawn from `(seed, epoch)` alone.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    Args:
+        count: Of the sequences.
+        seed: Of the training.
+        ways: Turns and flips of frames, one of which is drawn for each sequence; none leaves them as they are.
+    """
+
+    def __init__(self, count: int, seed: int, ways: tuple[int, ...] = ()) -> None:
+        self.count, self.seed, self.ways, self.epoch = count, seed, ways, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Selects the epoch whose order comes next; the trainer calls it before each epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
-        """Yields the indices of the epoch."""
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the indices of the epoch, each with its way where frames are turned."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
+        if not self.ways:
+            yield from order
+            return
+        of_sequence = [*drawn_ways(self.ways, self.count, self.seed, self.epoch)]
+        yield from ((index, of_sequence[index]) for index in order)
 
     def __len__(self) -> int:
         """Returns the number of sequences of an epoch."""
@@ -72,7 +84,7 @@ class Share(NamedTuple):
     """Sequences of the step, over all processes."""
 
 
-class MicroBatches(Sampler[list[int]]):
+class MicroBatches(Sampler[list[Any]]):
     """The micro-batches of one training process out of several.
 
     An epoch is cut into the batches of its optimiser steps, the last of which may be smaller, and each of these into
@@ -110,7 +122,7 @@ class MicroBatches(Sampler[list[int]]):
         start = (round_ * self.world + self.rank) * self.micro_batch
         return Share(max(0, min(self.micro_batch, size - start)), size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         """Yields this process's micro-batches of indices."""
         indices = list(self.sampler)
         skip, self.skip = self.skip, 0
@@ -175,6 +187,7 @@ def training_loader(
     timeout_s: int = 0,
     rank: int = 0,
     world: int = 1,
+    ways: tuple[int, ...] = (),
 ) -> TrainingLoader:
     """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept.
 
@@ -189,10 +202,13 @@ def training_loader(
         timeout_s: How long a loader process may give nothing; 0 for ever.
         rank: Of this process.
         world: Processes.
+        ways: Turns and flips that are drawn from, see `bench.data.turns`; none for sequences as they are.
     """
-    order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed)
+    order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed, ways)
     batches = MicroBatches(order, batch_size, micro_batch, rank, world)
     sequences: Any = as_sequences(source)  # map-style, though no subclass of torch's `Dataset`
+    if ways:
+        sequences = TurnedSequences(sequences)
     loader = TrainingLoader(
         sequences,
         batch_sampler=batches,

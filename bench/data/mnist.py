@@ -139,6 +139,7 @@ class MakeDigits(DataVerb):
     val: int = Field(1_000, ge=1, description="validation sequences")
     test: int = Field(1_000, ge=1, description="test sequences")
     seed: int = Field(0, ge=0, description="same seed and digits, same data")
+    frames: int = Field(System.frame_count, ge=2, description="frames of a sequence")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Writes the data and returns what was made and what to try with it."""
@@ -165,8 +166,14 @@ class MakeDigits(DataVerb):
         return [
             f"made {counted(sum(counts.values()), 'sequence')} of {counted(len(images), 'digit')} in "
             f"{self.out}, no digit in two splits",
-            f"try: earthbench run task={self.task} model=unet {root}",
+            f"try: earthbench run task={self.task} model=unet {root}{self._cut}",
         ]
+
+    @property
+    def _cut(self) -> str:
+        """Returns the options of the task that sequences of another length than the published need."""
+        half = self.frames // 2
+        return "" if self.frames == System.frame_count else f" task.t_in={half} task.t_out={self.frames - half}"
 
     @property
     @abstractmethod
@@ -191,7 +198,6 @@ class MakeNBody(MakeDigits):
     digit_count: int = Field(System.digit_count, description="digits of a sequence")
     canvas: int = Field(System.canvas, description="height and width that are simulated, pixels")
     sub_steps: int = Field(System.sub_steps, description="steps of the simulation between two frames")
-    frames: int = Field(System.frame_count, description="frames of a sequence")
     pool: int = Field(
         System.pool,
         description="make frames of means over so many by so many pixels and store them, as bytes; 0: frames are drawn "
@@ -223,22 +229,17 @@ class MakeNBody(MakeDigits):
             crops, sizes = cropped(images)
             chunks = []
             for first in range(0, part.count, _CHUNK):
-                chunks.append(self._rendered(draws, slice(first, first + _CHUNK), crops, sizes))
+                chunks.append(self._rendered(draws[first : first + _CHUNK], crops, sizes))
                 advance(f"{part.split} sequences", min(first + _CHUNK, part.count), part.count)
             frames = np.concatenate(chunks)
         write_sequences(Sequences(draws, self.system, frames), self.out / f"nbody_{part.split}.npz")
         advance(f"{part.split} sequences", part.count, part.count)
 
-    def _rendered(self, draws: Draws, chunk: slice, crops: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        which = draws.digit_indices[chunk]
-        motion = simulate(
-            draws.corners(sizes[draws.digit_indices], self.canvas)[chunk],
-            draws.velocities[chunk],
-            sizes[which],
-            frames=self.frames,
-            sub_steps=self.sub_steps,
-            canvas=self.canvas,
-        )
+    def _rendered(self, draws: Draws, crops: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        which = draws.digit_indices
+        corners = draws.corners(sizes[which], self.canvas)
+        counts = {"frames": self.frames, "sub_steps": self.sub_steps, "canvas": self.canvas}
+        motion = simulate(corners, draws.velocities, sizes[which], **counts)
         drawn = render(motion.corners, crops[which], sizes[which], canvas=self.canvas, pool=self.pool)
         return np.rint(drawn).astype(np.uint8)
 
@@ -260,7 +261,6 @@ class MakeMoving(MakeDigits):
     test: int = Field(1_000, ge=1, description="test sequences")
     digit_count: int = Field(Scene.digit_count, ge=1, description="digits of a sequence")
     canvas: int = Field(Scene.canvas, ge=SIZE, description="height and width that digits move on, pixels")
-    frames: int = Field(Scene.frame_count, ge=2, description="frames of a sequence")
     pool: int = Field(Scene.pool, ge=1, description="make frames of means over so many by so many pixels")
 
     @model_validator(mode="after")

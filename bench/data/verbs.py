@@ -1,6 +1,7 @@
 """What `earthbench data make|fetch|convert` can do for a task: a checked set of options and one method that does it.
 
-A task names its own in `data_verbs`: `{"make": "module:Class", "fetch": "module:Class", "convert:SOURCE": ...}`.
+A task names its own in `data_verbs`: `{"make": "module:Class", "fetch": "module:Class", "convert:SOURCE": ...}`;
+`"fetch:NAME"` is a data set that is fetched by a name of its own, `earthbench data fetch NAME`.
 The fields of the class are the flags of the command, so that an option exists once and Python can use it too.
 """
 

@@ -6,6 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -27,7 +28,6 @@ from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.trainer import translated_errors
 from bench.engine.trial import trial_steps
 from bench.logs import log
-from bench.paths import AnyPath
 from bench.tasks.task import Task
 
 STEPS = "budget_steps"
@@ -174,7 +174,7 @@ def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
     return float(sum(found) if sums else found[0])
 
 
-def kept_steps(checkpoint: AnyPath | None) -> int | None:
+def kept_steps(checkpoint: Path | None) -> int | None:
     """Returns the steps that a training began with, which is continued from a checkpoint; None where there is none."""
     if checkpoint is None:
         return None

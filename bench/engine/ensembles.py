@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.api import Samples, Shape, metric_traits, samples_with
-from bench.errors import ConfigError, ContractError, RunFailedError, UsageError
+from bench.errors import ConfigError, ContractError, RunFailedError, UsageError, did_you_mean
 from bench.metrics.names import ADDED, MEMBERS, OWN
 from bench.tasks.task import Task
 
@@ -64,10 +64,11 @@ def scorings_of(
     channel = 0 if task.further_channels else None
     found = {}
     for name, options in metrics.items():
-        whole = _takes_members(name)
-        found[name] = Scoring(name, options, "ensemble" if whole else "forecast", channel=channel)
+        metric, _, of = name.partition(ADDED)
+        whole, ending = _takes_members(metric), f"_{of}" if of else ""
+        found[name] = Scoring(metric, options, "ensemble" if whole else "forecast", ending, channel)
         if ensemble is not None and ensemble.members > 1 and not whole:
-            found[name + MEMBERS] = Scoring(name, options, "each member", MEMBERS, channel)
+            found[name + MEMBERS] = Scoring(metric, options, "each member", ending + MEMBERS, channel)
     for number, variable in enumerate(task.further_channels, start=1):
         for name in ("mse", "mae"):
             found[f"{name}{ADDED}{variable}"] = Scoring(name, task.metrics[name], "forecast", f"_{variable}", number)
@@ -76,6 +77,8 @@ def scorings_of(
         options = _options_like(task, name) | options
         of = key if "metric" in given else OWN
         sees: Sees = "ensemble" if _takes_members(name) else "forecast"
+        if f"{name}{ADDED}{of}" in found:
+            raise ConfigError(f"evaluate.metrics.{key}: the task has a {name}_{of} already: choose another name")
         found[f"{name}{ADDED}{of}"] = Scoring(name, options, sees, f"_{of}", channel)
     return found
 
@@ -102,9 +105,17 @@ def check_added(task: Task, added: Mapping[str, Mapping[str, Any]]) -> None:
     for key, given in added.items():
         try:
             for scoring in scorings_of(task, None, {key: given}).values():
-                load_metric(scoring.metric, **scoring.options)
+                _check_weights(load_metric(scoring.metric, **scoring.options), task)
         except UsageError as error:
             raise ConfigError(f"evaluate.metrics.{key}: {error}") from error
+
+
+def _check_weights(metric: object, task: Task) -> None:
+    names = getattr(metric, "weights", ()) if metric_traits(metric).takes_cells else ()
+    known = task.cell_weights() if names else {}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"task {task.name!r} has no weights {name!r} of cells. {did_you_mean(name, known)}")
 
 
 def _takes_members(metric: str) -> bool:

@@ -79,7 +79,8 @@ class Forecaster(ScoresWithFloat64):
             check_can_draw(model, ensemble)
         self.ensemble = ensemble
         scorings = scorings_of(task, ensemble, added_metrics)
-        self.scores = Scorer(scorings, {name: load_metric(how.metric, **how.options) for name, how in scorings.items()})
+        metrics = {name: load_metric(how.metric, **how.options) for name, how in scorings.items()}
+        self.scores = Scorer(scorings, metrics, task.cell_weights)
         self.degraded = Degraded()
         self.scored: Scored | None = None
         """What a test found."""

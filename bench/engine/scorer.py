@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -32,10 +34,17 @@ class Scorer(nn.ModuleDict):
     Args:
         scorings: How each is used, by name; see `scorings_of`.
         metrics: By the same names.
+        cell_weights: Gives the task's, for metrics that take them.
     """
 
-    def __init__(self, scorings: Mapping[str, Scoring], metrics: Mapping[str, Metric]) -> None:
+    def __init__(
+        self,
+        scorings: Mapping[str, Scoring],
+        metrics: Mapping[str, Metric],
+        cell_weights: Callable[[], Mapping[str, np.ndarray]] = dict,
+    ) -> None:
         self.scorings = dict(scorings)
+        self._cell_weights = functools.cache(cell_weights)
         super().__init__(metrics)
 
     def named(self) -> list[tuple[str, Metric]]:
@@ -71,7 +80,8 @@ class Scorer(nn.ModuleDict):
             for name, metric in self.named():
                 takes = metric_traits(metric)
                 own = labels if takes.takes_labels else ()
-                options = {"events": events} if events is not None and takes.takes_events else {}
+                options: dict[str, Any] = {"events": events} if events is not None and takes.takes_events else {}
+                options |= {"cells": self._cell_weights()} if takes.takes_cells else {}
                 channel = self.scorings[name].channel
                 of = slice(None) if channel is None else slice(channel, channel + 1)
                 for given in seen[self.scorings[name].sees]:

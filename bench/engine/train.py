@@ -18,6 +18,7 @@ from bench.checkpoint_format import seal_of
 from bench.config import Config, Train, stored
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
+from bench.data.turns import ways_of
 from bench.engine.accumulation import Accumulation
 from bench.engine.budget import STEPS, budget_steps, kept_steps
 from bench.engine.callbacks.divergence import DivergenceMonitor
@@ -371,6 +372,7 @@ def _loaders(
         micro_batch=micro_batch or 1,  # until it is found
         seed=config.seed,
         limit=config.train.limit,
+        ways=ways_of(*task.input_shape[1:3]) if task.augments else (),
         **feed,
     )
     if not len(val):

@@ -41,7 +41,9 @@ def load_metric(name: str, **options: Any) -> Metric:
     try:
         metric: Metric = metric_class(**options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}") from error
+        unknown = next((key for key in options if key not in card.parameters), None)  # which `**kwargs` let pass
+        hint = f". {did_you_mean(unknown, card.parameters)}" if unknown else ""
+        raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}{hint}") from error
     check_metric_members(metric)
     if SETTINGS not in metric._defaults:
         tell_apart(metric, **options)

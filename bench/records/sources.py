@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import registry
 from bench.cards import UnreadableSourceError, module_path
+from bench.metrics.names import metric_of
 from bench.records.provenance import git_state
 from bench.records.schema import SourcePart
 
@@ -66,7 +67,7 @@ def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, Sou
     Args:
         model: Its class.
         task: Its class.
-        metrics: Registered names of the task's metrics.
+        metrics: Names of the task's metrics.
 
     Returns:
         `model`, `harness` and, where they are no part of this project, `task` and `metric NAME`.
@@ -74,7 +75,7 @@ def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, Sou
     found = {"model": registered_source("model", model), "harness": harness_source()}
     if task.__module__.partition(".")[0] not in _OURS:
         found["task"] = registered_source("task", task)
-    for name in metrics:
+    for name in dict.fromkeys(map(metric_of, metrics)):
         entry = registry.find("metric", name)
         if entry.value.partition(".")[0] not in _OURS:
             found[f"metric {name}"] = class_source(entry.load(), entry.origin, entry.version)

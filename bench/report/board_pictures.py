@@ -6,7 +6,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ from bench.tables.skill import references, skill
 
 _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
+_LOGARITHMIC = 3
+"""Times of training that differ by more have a logarithmic axis."""
+
+
+_Rows = Sequence[tuple[str, list[RunRecord]]]
+"""Label and runs of each row that has any, the best first."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,12 @@ class _Shown:
     """The main score."""
     per_lead: str
     """The score by lead time."""
+    lead_label: str
     reference: RunRecord
     """The best trivial one in the main score."""
-    rows: Mapping[str, list[tuple[str, list[RunRecord]]]]
-    """By the title of the block: label and runs of each row that has any, the best first."""
+    references: _Rows
+    learned: _Rows
+    """Of the first block that competes."""
     units: str
     digest: str
 
@@ -72,12 +80,17 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
         raise ConfigError(f"{board.path.name}: no trivial reference was run yet, so there is no skill to draw")
     check_ending(Path(f"x{ending}"))
     reference = next(record for record in used if record.model.name == best.model)
+    titles = {group.name: group.title for group in table.groups}
+    rows = {name: _rows(block, by_id) for name, block in zip(titles, contents.blocks, strict=True)}
+    per_lead = board.board.per_lead or column.key
     shown = _Shown(
         title=table.title,
         column=column,
-        per_lead=board.board.per_lead or column.key,
+        per_lead=per_lead,
+        lead_label=next((one.label for one in table.columns if one.key == per_lead), per_lead),
         reference=reference,
-        rows={block.title: _rows(block, by_id) for block in contents.blocks},
+        references=rows.get("references", []),
+        learned=next((mine for name, mine in rows.items() if name != "references"), []),
         units=_units(board, reference),
         digest=digest_of(contents),
     )
@@ -86,15 +99,15 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
         _draw_leads(out / f"{board.name}_lead{ending}", shown),
         _draw_compute(out / f"{board.name}_compute{ending}", shown),
     ]
-    names = {group.title: "seeds" for group in table.groups if group.ranked}
-    names |= {ablation.title: name for name, ablation in board.board.ablations.items()}
-    for title, name in names.items():
-        if shown.rows.get(title):
-            drawn.append(_draw_seeds(out / f"{board.name}_{name}{ending}", shown, title))
+    drawn += [
+        _draw_seeds(out / f"{board.name}_{'seeds' if name == 'rows' else name}{ending}", shown, title, rows[name])
+        for name, title in titles.items()
+        if name != "references" and rows[name]
+    ]
     return drawn
 
 
-def _rows(block: Block, records: Mapping[str, RunRecord]) -> list[tuple[str, list[RunRecord]]]:
+def _rows(block: Block, records: Mapping[str, RunRecord]) -> _Rows:
     return [(row[0].row, [records[run_id] for run_id in row[0].run_ids]) for row in block.rows if row[0].run_ids]
 
 
@@ -106,10 +119,9 @@ def _units(board: BoardFile, record: RunRecord) -> str:
 def _draw_leads(path: Path, shown: _Shown) -> Path:
     """Draws the skill of references and learned rows by lead time."""
     plt = pyplot()
-    first = [*shown.rows.values()][:2]  # ablations have pictures of their own
-    rows = [row for block in first for row in block if row[1][0].model.name != shown.reference.model.name]
+    rows = [row for row in [*shown.references, *shown.learned] if shown.reference not in row[1]]
     looks = {
-        label: line_look(vars(style))
+        label: line_look(asdict(style))
         for label, style in styles([(label, is_reference(mine[0].model.name)) for label, mine in rows]).items()
     }
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
@@ -131,7 +143,7 @@ def _draw_leads(path: Path, shown: _Shown) -> Path:
             linewidth=0,
         )
     axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
-    axis.set_ylabel(_axis_label(shown, shown.per_lead), fontsize=9)
+    axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
     bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
     _finish(figure, axis, shown, f"{bands}{shown.units}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
@@ -176,47 +188,45 @@ def _draw_compute(path: Path, shown: _Shown) -> Path:
     """Draws each learned row's skill against the time of its training, and references as lines."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
-    blocks = [*shown.rows.values()]
     axis.axhline(0, color="0.4", linewidth=0.8)
-    for label, mine in blocks[0]:
+    for label, mine in shown.references:
         value = shown.skill_of(mine[0])
-        if value is not None and value > 0:
+        if value is not None and value > 0:  # the best trivial one is the axis, and worse ones lie below
             axis.axhline(value, color="0.6", linewidth=0.9, linestyle="--")
-            axis.annotate(
-                label, (1, value), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom", color="0.4"
-            )
-    number = 0
-    for title, rows in [*shown.rows.items()][1:]:
-        for label, mine in rows:
-            skills = [value for record in mine if (value := shown.skill_of(record)) is not None]
-            seconds = [value for record in mine if (value := _seconds(record)) is not None]
-            if not skills or not seconds:
-                continue
-            spread = statistics.stdev(skills) if len(skills) > 1 else 0.0
-            look = {"color": f"C{number % 10}", "fmt": "osD^v"[number // 10 % 5]}
-            name = label if title == [*shown.rows][1] else f"{title}: {label}"
-            axis.errorbar(
-                statistics.fmean(seconds), statistics.fmean(skills), yerr=spread, markersize=5, capsize=2, label=name,
-                **look,
-            )  # fmt: skip
-            number += 1
-    axis.set_xscale("log")
-    axis.set_xlabel("processor seconds of training, mean over seeds", fontsize=9)
+            at = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axis.annotate(label, (1, value), fontsize=7, color="0.4", **at)
+    spent = []
+    looks = styles([(label, False) for label, _ in shown.learned])
+    for label, mine in shown.learned:
+        skills = [value for record in mine if (value := shown.skill_of(record)) is not None]
+        seconds = [value for record in mine if (value := _seconds(record)) is not None]
+        if not skills or not seconds:
+            continue
+        spent.append(statistics.fmean(seconds))
+        look = line_look(asdict(looks[label])) | {"linestyle": "none", "markersize": 6}
+        spread = statistics.stdev(skills) if len(skills) > 1 else 0.0
+        axis.errorbar(spent[-1], statistics.fmean(skills), yerr=spread, capsize=2, label=label, **look)
+    if spent and max(spent) > _LOGARITHMIC * min(spent):
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0, 1.1 * max(spent, default=1))
+    axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
-    _finish(figure, axis, shown, f"Bars: standard deviation over seeds. {shown.units}")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+    _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
 def _seconds(record: RunRecord) -> float | None:
     trained = record.training
-    return None if trained is None else getattr(trained, "cpu_s", None) or trained.wall_s
+    if trained is None:
+        return None
+    return trained.cpu_s if trained.device_s is None else trained.device_s
 
 
-def _draw_seeds(path: Path, shown: _Shown, title: str) -> Path:
+def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
     """Draws a dot per seed, the mean, and the standard deviation over seeds of each row of a block."""
     plt = pyplot()
-    rows = shown.rows[title]
     figure, axis = plt.subplots(figsize=(_WIDTH, 1.4 + _BAND * len(rows)), layout="constrained")
     axis.axvline(0, color="0.4", linewidth=0.8)
     for place, (_, mine) in enumerate(rows):
@@ -244,4 +254,4 @@ def _axis_label(shown: _Shown, score: str) -> str:
 def _finish(figure: Any, axis: Any, shown: _Shown, said: str) -> None:
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
-    figure.suptitle(f"{textwrap.fill(shown.title, 80)}\n{textwrap.fill(said, 100)}", fontsize=9)
+    figure.suptitle(f"{textwrap.fill(shown.title, 76)}\n{textwrap.fill(said, 88)}", fontsize=9)

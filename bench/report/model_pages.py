@@ -14,6 +14,7 @@ from bench.report.downloads import RunFiles
 from bench.report.overview import page_of_table
 from bench.tables.admission import deviations
 from bench.tables.cells import TableData, value_of
+from bench.tables.counts import load_counts
 from bench.tables.definitions import Table, main_column
 from bench.tables.variants import listed
 
@@ -22,7 +23,7 @@ _PAGE = re.compile(r"[^a-z0-9_]+")
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a model on a task, as its records have it, beside what was published."""
+    """Size of a model on a task, as its records have it or as counted, beside what was published."""
 
     task: str
     page: str
@@ -109,13 +110,13 @@ def _page(
             notes += [f"{table.name}, {key}: {note}" for key, note in row.notes.items()]
             if row.options:
                 continue
-            printed = printed_values.get(row.key, {})
+            printed, size = printed_values.get(row.key, {}), load_counts().of(table, row)
             costs.append(
                 Cost(
                     task=table.name,
                     page=page_of_table(table),
-                    parameters=mine[-1].model.parameters if mine else None,
-                    gmacs=mine[-1].model.gmacs if mine else None,
+                    parameters=mine[-1].model.parameters if mine else size and size.parameters,
+                    gmacs=mine[-1].model.gmacs if mine else size and size.gmacs,
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )

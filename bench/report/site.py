@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from bench.tables.definitions import Published, Table, load_published, main_colu
 from bench.tables.lines import legend
 from bench.tables.look import Look
 from bench.tables.render import load_table, table_names
-from bench.tables.runs import tables_without_entry
+from bench.tables.runs import tables_without_entry, with_scores_there
 
 OWN = ("report.css", "report.js")
 
@@ -75,7 +76,8 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     records, unreadable = read_store(root)
     losses = {r.run_id: curve for r in records if (curve := read_kept(read_learning_curve, r, root)) is not None}
     store = Store({record.run_id: record for record in records}, losses, copy_runs(records, root, out, losses))
-    tables = [*(load_table(name, root) for name in table_names(root)), *tables_without_entry(records)]
+    tables = [with_scores_there(load_table(name, root), records) for name in table_names(root)]
+    tables += tables_without_entry(records)
     tables.sort(key=lambda table: (table.published is None, not (table.rows or table.groups), table.name))
     published = {table.name: load_published(table.published) if table.published else None for table in tables}
     filled = {table.name: table_data(table, published[table.name], records, unreadable) for table in tables}
@@ -164,7 +166,7 @@ def _table(
         }
         blocks.append(
             {
-                "anchor": f"data-{fingerprints.pop()}" if len(fingerprints) == 1 else f"board-{len(blocks)}",
+                "anchor": _anchor(fingerprints, [block["anchor"] for block in blocks]),
                 "title": block.title,
                 "rows": shown_rows(table, block),
                 "side": shown_side(block, column),
@@ -191,6 +193,12 @@ def _table(
         "downloads": downloads,
         "data": _json(data),
     }
+
+
+def _anchor(fingerprints: set[str], taken: Sequence[str]) -> str:
+    """Returns the name of a block: that of its data, unless another block is of the same data with other options."""
+    name = f"data-{min(fingerprints)}" if len(fingerprints) == 1 else f"board-{len(taken)}"
+    return name if name not in taken else f"{name}-{len(taken)}"
 
 
 def _json(content: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from bench.config import Config, Train
 from bench.reproduction.work import (
     Training,
     TrainingWork,
+    budget_wall_s,
     epochs_of,
     forecast_flops_of,
     members_of,
     training_loss_of,
     trainings_of,
+    validations_of,
     works_of,
 )
 from bench.tables.definitions import Row, Table, load_published
-from bench.tables.settings import micro_batch
+from bench.tables.settings import micro_batch, total_batch
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +47,7 @@ class Estimate:
     epoch_s: float
     """Training of one epoch, without validation."""
     total_s: float
-    """All epochs, validation after each, and the evaluation."""
+    """All epochs, their validations, and the evaluation; of a budget of compute, that without validations."""
     memory_bytes: int
     memory_basis: str
 
@@ -93,13 +96,15 @@ def estimated(
         source, forward_s = f"{published:,.1f} GMACs (published)", published * 1e9 / speed
         epochs = epochs_of(config, config.train, counts) if trained else 0.0
         epoch_s = forward_s * _PASSES_OF_A_STEP * counts["train"] if trained else 0.0
-        validated = epochs / config.train.val_every_epochs * counts["val"]
-        total_s = epochs * epoch_s + forward_s * (validated + counts["test"])
+        validated = validations_of(config.train, epochs, counts, total_batch(config)) * counts["val"]
+        training_s = budget_wall_s(config.train) if trained else None
+        total_s = (training_s or epochs * epoch_s + forward_s * validated) + forward_s * counts["test"]
     else:
         forecast = forecast_flops_of(model, task, config)
         source = f"{(forecast or 0) / 2e9:,.1f} GMACs a forecast (counted)"
         epoch_s = sum(work.epoch_flops(counts) for work in works) / 2 / speed
-        total_s = (sum(work.flops(counts) for work in works) + (forecast or 0) * counts["test"]) / 2 / speed
+        trainings_s = (budget_wall_s(work.settings) or work.flops(counts) / 2 / speed for work in works)
+        total_s = sum(trainings_s) + (forecast or 0) * counts["test"] / 2 / speed
     return Estimate(
         basis=f"estimated, a lower bound: {source} at {speed / 1e9:,.0f} GMAC/s, measured on a convolution on this "
         "device",
@@ -153,9 +158,11 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
             step_s = _timed_step(training, task, size, place)
             own_epoch_s = step_s * counts["train"] / size
             epoch_s += own_epoch_s
+            settings, epochs = training.settings, epochs_of(config, training.settings, counts, training.stage)
+            count = validations_of(settings, epochs, counts, total_batch(config, training.stage))
             # A validation is a forward pass, about a third of a step.
-            validation_s = step_s / _PASSES_OF_A_STEP * counts["val"] / size / training.settings.val_every_epochs
-            total_s += epochs_of(config, training.settings, counts, training.stage) * (own_epoch_s + validation_s)
+            validations_s = count * step_s / _PASSES_OF_A_STEP * counts["val"] / size
+            total_s += budget_wall_s(settings) or epochs * own_epoch_s + validations_s
         forecast_s, forecast_bytes = _timed_forecast(model, task, config, size, place)
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     parameters = sum(p.numel() for p in model.parameters())
@@ -173,23 +180,24 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
 
 
 def _timed_step(training: Training, task: Task, size: int, place: torch.device) -> float:
-    """Returns the seconds of a training step, the median of a few after one that warms up."""
+    """Returns the seconds of a training step, the median of a few after one that warms up; the mean of turns."""
     import torch
     from timm.optim import create_optimizer_v2
+
+    from bench.engine.optimizers import TURNS, takes_turns
 
     module, settings = training.module.to(place).train(), training.settings
     context, target = (torch.rand((size, *shape), device=place) for shape in (task.input_shape, task.target_shape))
     if training.prepare is not None:
         training.prepare([(context, target)])
-    loss = training_loss_of(module)
     optimizer = create_optimizer_v2(module, opt=settings.optimizer, lr=settings.lr)
     times = []
     with _in_precision(settings, place.type) as scaler:
-        for _ in range(_TIMED_STEPS + 1):
+        for step in range(1 + (TURNS if takes_turns(module) else _TIMED_STEPS)):
             started = time.perf_counter()
             optimizer.zero_grad()
             with _autocast(settings, place.type):
-                value = loss(context, target)
+                value = training_loss_of(module, step)(context, target)
             scaler.scale(value).backward()
             if settings.clip_norm is not None:
                 scaler.unscale_(optimizer)
@@ -198,7 +206,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
             scaler.update()
             _wait_for(place)
             times.append(time.perf_counter() - started)
-    return sorted(times[1:])[_TIMED_STEPS // 2]
+    return statistics.fmean(times[1:]) if takes_turns(module) else statistics.median(times[1:])
 
 
 @contextlib.contextmanager

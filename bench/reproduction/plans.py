@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from bench.tables.render import load_table
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bench.tasks import Task
 
 
@@ -121,7 +124,7 @@ def _plan(
     on: Devices | None,
 ) -> RowPlan:
     from bench.engine.evaluate import work_folder
-    from bench.models import has_weights, load_model
+    from bench.models import has_weights
     from bench.tasks import load_task
 
     config = compose(overrides)
@@ -131,7 +134,7 @@ def _plan(
         task, missing = load_task(table.task, **config.task.options), str(error)
     if config.data.root is None:
         missing = "no data.root given"
-    model = load_model(row.model, task, **config.model.options)
+    model = _model(task, config, with_values=measure)
     parameters = sum(p.numel() for p in model.parameters())
     trained = has_weights(model)
     counts, comparable, data = _data(table, row, task, trained)
@@ -160,6 +163,19 @@ def _plan(
         table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, projection,
         tuple(sourced_settings(table, row.key, config)) if trained else (), tuple(writes), comparable,
     )  # fmt: skip
+
+
+def _model(task: Task, config: Config, *, with_values: bool) -> nn.Module:
+    """Returns the model of a run; without values it takes neither memory nor the time of drawing them."""
+    import torch
+
+    from bench.models import load_model
+
+    if not with_values:
+        # A plugin's constructor may look at its values: then it is made with them.
+        with contextlib.suppress(Exception), torch.device("meta"):
+            return load_model(config.model.name, task, **config.model.options)
+    return load_model(config.model.name, task, **config.model.options)
 
 
 def _lacking(config: Config) -> str:

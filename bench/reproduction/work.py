@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.api import HasStages, model_traits
+from bench.api import HasOptimizers, HasStages, model_traits
 from bench.config import Config, Train
 from bench.errors import NotCountableError
 from bench.tables.settings import stage_settings, total_batch
@@ -15,6 +15,7 @@ from bench.tables.settings import stage_settings, total_batch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bench.cost.tracing import StepTrace
     from bench.tasks import Task
 
 
@@ -40,7 +41,7 @@ class TrainingWork:
     epochs: float
     """If nothing ends it early."""
     step_flops: int
-    """Of a training step, per sequence (a multiply-add is two operations)."""
+    """Of a training step, per sequence (a multiply-add is two operations); the mean where parts take turns."""
     forward_flops: int
     """Of a validation, per sequence."""
     state_bytes: int
@@ -56,8 +57,8 @@ class TrainingWork:
 
     def flops(self, counts: dict[str, int]) -> float:
         """Returns the operations of all epochs with their validations."""
-        validation = self.forward_flops * counts["val"] / self.settings.val_every_epochs
-        return self.epochs * (self.epoch_flops(counts) + validation)
+        count = validations_of(self.settings, self.epochs, counts, self.total_batch)
+        return self.epochs * self.epoch_flops(counts) + count * self.forward_flops * counts["val"]
 
 
 def trainings_of(model: nn.Module, config: Config) -> list[Training]:
@@ -74,11 +75,31 @@ def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str =
     return min(train.max_epochs, train.max_steps / steps) if train.max_steps is not None else float(train.max_epochs)
 
 
-def training_loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns what gives a module's loss `()` for context and target: its own, else the mean squared error."""
+def budget_wall_s(train: Train) -> float | None:
+    """Returns the least wall time of a training with a budget of compute, None without one.
+
+    Processor time is spent by all threads at once at best.
+    """
+    import torch
+
+    if train.budget is None:
+        return None
+    key, seconds = train.budget
+    return seconds / torch.get_num_threads() if key == "max_cpu_s" else seconds
+
+
+def validations_of(train: Train, epochs: float, counts: dict[str, int], batch: int) -> float:
+    """Returns the validations of so many epochs."""
+    if train.val_every_steps is None:
+        return epochs / train.val_every_epochs
+    return epochs * max(1, counts["train"] // batch) / train.val_every_steps
+
+
+def training_loss_of(module: nn.Module, step: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns what gives a module's loss `()` for context and target in a step: its own, else the squared error."""
     from bench.engine.losses import training_loss
 
-    return partial(training_loss, module, total_steps=100)
+    return partial(training_loss, module, step=step, total_steps=100)
 
 
 def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int]) -> list[TrainingWork]:
@@ -93,34 +114,52 @@ def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     Raises:
         NotCountableError: a training step depends on more than shapes.
     """
-    from bench.cost.tracing import state_bytes, traced_step
+    from bench.cost.tracing import state_bytes
 
     model.to("meta")
     found = []
     for training in trainings_of(model, config):
         module, train = training.module.to("meta"), training.settings
-        loss = training_loss_of(module)
         try:
-            one, two = (traced_step(module, loss, task.input_shape, task.target_shape, size) for size in (1, 2))
+            ones = _traced_turns(module, task)
+            pairs = [(one, _traced(module, task, 2, step)) for step, one in enumerate(ones)]
         except Exception as error:  # whatever a model does with values that are not there
             raise NotCountableError(
                 f"{type(module).__name__}: a training step cannot be traced without values: {error}. "
                 "--measure runs a few real ones"
             ) from error
-        activations = two.saved_bytes - one.saved_bytes
+        activations = max(two.saved_bytes - one.saved_bytes for one, two in pairs)
         found.append(
             TrainingWork(
                 stage=training.stage,
                 settings=train,
                 total_batch=total_batch(config, training.stage),
                 epochs=epochs_of(config, train, counts, training.stage),
-                step_flops=two.step_flops - one.step_flops,
-                forward_flops=two.forward_flops - one.forward_flops,
+                step_flops=sum(two.step_flops - one.step_flops for one, two in pairs) // len(pairs),
+                forward_flops=sum(two.forward_flops - one.forward_flops for one, two in pairs) // len(pairs),
                 state_bytes=state_bytes(module, train.optimizer, averaged=train.ema_decay is not None),
-                fixed_bytes=max(0, one.saved_bytes - activations),
+                fixed_bytes=max(0, max(one.saved_bytes for one in ones) - activations),
                 activation_bytes=activations,
             )
         )
+    return found
+
+
+def _traced(module: nn.Module, task: Task, size: int, step: int) -> StepTrace:
+    from bench.cost.tracing import traced_step
+
+    return traced_step(module, training_loss_of(module, step), task.input_shape, task.target_shape, size)
+
+
+def _traced_turns(module: nn.Module, task: Task) -> list[StepTrace]:
+    """Returns the steps of one sequence until each group of parameters has had its turn: one step for most models."""
+    from bench.engine.optimizers import TURNS
+
+    groups = [{id(p) for p in group[0]} for group in module.optimizers()] if isinstance(module, HasOptimizers) else []
+    found: list[StepTrace] = []
+    while not found or (groups and len(found) < TURNS):
+        found.append(_traced(module, task, 1, len(found)))
+        groups = [group for group in groups if not group & found[-1].reached]
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.config import canonical_json
+from bench.config import BUDGETS, canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
 from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
@@ -22,8 +22,10 @@ OTHER_TRAINING_DATA = "trained on other data"
 OTHER_OPTIONS = "other task options"
 OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
+OTHER_HYPERPARAMETERS = "other hyperparameters"
+WITHOUT_ROW = "models without a row"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
-_LENGTH = {"max_epochs", "max_steps", "limit"}
+_LENGTH = {"max_epochs", "max_steps", *BUDGETS, "limit"}
 """Settings that say how long a training is."""
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
@@ -74,7 +76,7 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
         reasons = _why_not(table, row, record, newest, tasks)
         if not reasons and row is None:
             same_model = any(row.model == record.model.name for row in table.rows)
-            reasons = ["other hyperparameters" if same_model else "models without a row"]
+            reasons = [OTHER_HYPERPARAMETERS if same_model else WITHOUT_ROW]
         if not reasons and row is not None:
             by_row[row.key].append(record)
         else:
@@ -283,8 +285,8 @@ def _of(count: int, wanted: tuple[int, ...], split: str, origin: str, table: Tab
 
 
 def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bool:
-    if record.model.name != row.model:
-        return False
+    if row.own_runs or record.model.name != row.model:
+        return record.run_id in row.own_runs
     if not row.options:
         return record.model.is_preset
     return wanted is not None and canonical_json(record.model.hyperparameters) == canonical_json(wanted)

@@ -13,6 +13,7 @@ from bench.tables.columns import (
     MSE_K2,
     NINO,
     NINO_RMSE,
+    OCEAN,
     OWN_COST,
     skill_columns,
 )
@@ -103,7 +104,8 @@ RUNS_ENSO_ERSST = Table(
         NINO_RMSE,
         MSE_K2,
         Column(key="mae", label="MAE K", group="Error"),
-        *skill_columns(NINO[0], NINO_RMSE, MSE_K2),
+        *OCEAN,
+        *skill_columns(NINO[0], NINO_RMSE, MSE_K2, OCEAN[0]),
     ),
     note=f"{_NOTE} A climatology has no variance and so no correlation. Errors are means over sea and land (0).",
 )

@@ -53,11 +53,18 @@ def _data(_: RunRecord, training: TrainingSummary) -> str:
     )
 
 
+_LENGTHS = {"max_steps": "steps", "max_cpu_s": "s of processor time", "max_device_s": "s of device time"}
+"""What ends a training before its epochs do, in its unit."""
+
+
 def _budget(record: RunRecord, training: TrainingSummary) -> str:
     if not training.steps:
         return ""
     settings = training.settings
-    at_most = f"{settings['max_steps']} steps" if settings.get("max_steps") else f"{settings.get('max_epochs')} epochs"
+    at_most = next(
+        (f"{settings[key]:g} {unit}" for key, unit in _LENGTHS.items() if settings.get(key)),
+        f"{settings.get('max_epochs')} epochs",
+    )
     # A model that is trained from Python has no `data` section: its batches are not known.
     batch = record.config.get("data", {}).get("batch_size")
     of_batch = f" of batch {batch}" if batch else ""

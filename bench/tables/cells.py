@@ -21,13 +21,14 @@ from bench.tables.admission import (
     summary,
 )
 from bench.tables.captions import captions
+from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
 from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.intervals import interval
 from bench.tables.protocols import members
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
-from bench.tables.variants import comparable_key, listed, shared_choices, variant_labels
+from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
 
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
@@ -54,13 +55,14 @@ class Cell:
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
-    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`."""
+    """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`.
+    Of a size that no run gave: match, differs, counted, not countable."""
     rank: int | None
     """1 for the best of its column as printed, 2 for the second; None where nothing may be compared.  No test."""
     mark: int | None
     """1 where it is the best beyond chance, or not worse than the best beyond chance; 2 for the next, which is."""
     marks: tuple[str, ...]
-    """`plugin`: the model comes from another distribution.  `changed code`: ran on uncommitted changes."""
+    """`own`: not of the paper.  `plugin`: of another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
     beats_reference: bool | None = None
     """Whether ours is better than the best trivial reference, or is that; None where none is asked for or there."""
@@ -126,7 +128,8 @@ def table_data(
         blocks = _run_blocks(table, good)
     tests = Tests(table, {record.run_id: record for record in records})
     blocks = [_judged(table, block, tests) for block in blocks]
-    blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)] or blocks
+    if table.groups:
+        blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)]
     return TableData(tuple(blocks), tuple(sorted([*left_out, *unreadable], key=lambda one: (one.reason, one.run_id))))
 
 
@@ -154,15 +157,16 @@ def _published_block(
 ) -> Block:
     cells, remarks = [], []
     run = {row.key: mine for row in table.rows if (mine := latest_per_seed(by_row[row.key]))}
+    counts = load_counts()
     for row in table.rows:
         mine = run.get(row.key, [])
         deviating = sorted({d for record in mine for d in deviations(table, record, row)})
         if deviating:
             remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
-        absent = _absent(row, left_out)
+        absent, size = _absent(row, left_out), None if mine else counts.of(table, row)
         cells += [
-            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent)
+            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, size=size)
             for column in table.columns
         ]
         remarks += [f"{row.label}: {row.note}"] if row.note else []
@@ -202,7 +206,8 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
     blocks = []
-    for group in sorted(groups.values(), key=lambda g: g[0].run_id):
+    in_order = sorted(groups.values(), key=lambda g: g[0].run_id)
+    for group, apart in zip(in_order, told_apart(in_order), strict=True):
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record, label in zip(group, variant_labels(group), strict=True):
             variants.setdefault((record.model.name, label), []).append(record)
@@ -218,7 +223,7 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
-        blocks.append(Block(_block_title(group[0]), tuple(cells), tuple(remarks)))
+        blocks.append(Block(_block_title(group[0]) + apart, tuple(cells), tuple(remarks)))
     return blocks
 
 
@@ -276,17 +281,20 @@ def _cell(
     *,
     deviates: bool = False,
     absent: str = NOT_RUN,
+    size: CountedSize | None = None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
+    counted = size.value_of(column.key) if size is not None else None
+    values += [] if counted is None else [counted * column.scale]
     ours = statistics.fmean(values) if values else None
     difference = None
-    if not records:
-        status = absent
+    if ours is None and not records:
+        status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
     elif ours is None:
         status = "undefined" if any(column.key in record.scores for record in records) else "not measured"
     elif figure is None or figure.incomparable:
-        status = "measured"
+        status = "measured" if records else COUNTED
     else:
         difference, status = compare(row, column, figure, ours)
     if deviates and records:
@@ -312,7 +320,7 @@ def _cell(
         status=status,
         rank=None,
         mark=None,
-        marks=_marks(records),
+        marks=("own", *_marks(records)) if row.own_runs else _marks(records),
         note="; ".join(note for note in (*notes, undefined if ours is None else None) if note),
     )
 

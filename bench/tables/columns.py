@@ -11,9 +11,10 @@ GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_per
 COST = (PARAMETERS, GMACS)
 # Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
 OWN_COST = (*COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
+TRAINING_CPU = Column(key="cpu_s", label="Training CPU s", group="Cost", digits=0)
 BOARD_COST = (
     Column(key="parameters", label="Params M", group="Cost", scale=1e-6, digits=3),
-    Column(key="cpu_s", label="Training CPU s", group="Cost", digits=0),
+    TRAINING_CPU,
 )
 LEVELS = {"m": "CSI-M", **{str(level): f"CSI-{level}" for level in reversed(VIL_THRESHOLDS)}}
 CSI = tuple(Column(key=f"csi_{level}", label=label, group="CSI") for level, label in LEVELS.items())
@@ -25,6 +26,11 @@ NINO = (
 )
 NINO_RMSE = Column(key="rmse_nino34", label="Nino3.4 RMSE K", group="Error", digits=3)
 MSE_K2 = Column(key="mse", label="MSE K^2", group="Error")
+OCEAN = (
+    Column(key="mse_ocean", label="MSE ocean K^2", group="Error", optional=True),
+    Column(key="mae_ocean", label="MAE ocean K", group="Error", optional=True),
+)
+"""Of the sea alone, each cell by its area."""
 MSE_1E4 = Column(key="mse", label="MSE 1e-4", group="Error", scale=1e4, digits=3)
 FRAMES = (
     Column(key="mse_frame_sum", label="MSE", group="Error", digits=2),
@@ -42,7 +48,7 @@ def skill_columns(*columns: Column) -> tuple[Column, ...]:
     return tuple(
         Column(
             key=f"skill_{column.key}", label=f"Skill {column.label}", group="Skill score", digits=3, better=None,
-            skill_of=column.key,
+            skill_of=column.key, optional=column.optional,
         )
         for column in columns
     )  # fmt: skip

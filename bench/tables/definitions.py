@@ -45,6 +45,8 @@ class Column(StrictModel):
     column, a row that does not beat that reference in a score is not ranked in it."""
     rank_of: str | None = None
     """The column whose ranks this one shows, see `bench.tables.standings.with_ranks`."""
+    optional: bool = False
+    """Left out where no run has the score: of metrics that a task got after runs of it were published."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -82,6 +84,8 @@ class Row(StrictModel):
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
     configs: tuple[str, ...] = ()
     """Of a board: the fingerprints of the configs of its runs, one per seed; none where they are not decided yet."""
+    own_runs: tuple[str, ...] = ()
+    """Of a model that is not of the paper (`bench.tables.own_rows`): the ids of the runs that the row is of."""
 
     @property
     def key(self) -> str:
@@ -92,6 +96,8 @@ class Row(StrictModel):
 class Group(StrictModel):
     """A block of a board: rows whose runs are named by their configs."""
 
+    name: str
+    """`references`, `rows`, or that of an ablation."""
     title: str
     rows: tuple[Row, ...]
     ranked: bool
@@ -112,7 +118,7 @@ class Table(StrictModel):
     data: dict[str, str] = {}
     """Of a board: the fingerprint of its data by split; a record of others is left out."""
     published: str | None = None
-    """File under `results/published`."""
+    """File under `results/published`, or the whole path of a plugin's own."""
     settings: str | None = None
     """File under `results/published/settings`: where the rows' training settings come from."""
     split: str = "test"
@@ -140,8 +146,8 @@ class Table(StrictModel):
         return {**self.task_options, **row.task_options}
 
     def training_of(self, row: Row) -> dict[str, Any]:
-        """Returns the paper's `train.*` settings of a row."""
-        return {**self.training, **row.training}
+        """Returns the paper's `train.*` settings of a row; none for one that is not of the paper."""
+        return {} if row.own_runs else {**self.training, **row.training}
 
     def training_counts_of(self, row: Row) -> tuple[int, ...]:
         """Returns how many training sequences a record of a row may have seen."""

@@ -16,6 +16,7 @@ LEGEND = {
     "†": "trained with another config than the table's; takes no part in best and second",
     "‡": "ran on code with uncommitted changes",
     "(plugin)": "the model comes from another distribution",
+    "(own)": "not of the paper: a model that was put beside its rows, trained in its own way",
 }
 
 
@@ -52,8 +53,8 @@ def spread_text(cell: Cell, column: Column) -> str:
 
 def row_label(cells: Sequence[Cell]) -> str:
     """Returns what stands in front of a row."""
-    marks = cells[0].marks
-    return cells[0].row + (" (plugin)" if "plugin" in marks else "") + (" ‡" if "changed code" in marks else "")
+    told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
+    return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
 
 
 def header(table: Table) -> list[str]:
@@ -75,7 +76,7 @@ def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> lis
             lines.append([label, "published", *(escape(cell.published_text or "") for cell in cells)])
             label = ""
         lines.append([label, "ours", *ours])
-        if any(cell.run_ids for cell in cells):
+        if any(cell.run_ids or cell.difference is not None for cell in cells):
             pairs = zip(cells, columns, strict=True)
             differences = [number(cell.difference, column, signed=True) for cell, column in pairs]
             lines.append(["", "difference", *differences])
@@ -91,12 +92,15 @@ def legend(blocks: Sequence[Block]) -> list[str]:
         found.append("a ± s (n): mean and standard deviation over n seeds")
     if any(cell.interval is not None for cell in cells):
         found.append("a [l, u]: one run and its 95 % interval over events (jackknife)")
+    if any(cell.ours is not None and not cell.run_ids for cell in cells):
+        found.append("sizes of rows that were not run are our counts, which need no data (`earthbench count`)")
     if any(cell.mark for cell in cells):
         found.append(MARKS)
     occurs = {
         "†": any(DEVIATES in cell.status and cell.status != NOT_RUN for cell in cells),
         "‡": any("changed code" in cell.marks for cell in cells),
         "(plugin)": any("plugin" in cell.marks for cell in cells),
+        "(own)": any("own" in cell.marks for cell in cells),
     }
     return found + [f"{mark}: {LEGEND[mark]}" for mark, there in occurs.items() if there]
 

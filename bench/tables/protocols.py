@@ -74,7 +74,8 @@ def _groups(board: BoardFile, decided: Decided) -> tuple[Group, ...]:
     for row in board.rows():
         by_block.setdefault(row.block, []).append(_row(row, decided))
     return tuple(
-        Group(title=titles[block], rows=tuple(rows), ranked=block != "references") for block, rows in by_block.items()
+        Group(name=block, title=titles[block], rows=tuple(rows), ranked=block != "references")
+        for block, rows in by_block.items()
     )
 
 

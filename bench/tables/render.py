@@ -21,10 +21,11 @@ from bench.tables.cells import Cell, TableData, table_data
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
 from bench.tables.protocols import TABLES, board_of, board_table, board_tables
-from bench.tables.runs import runs_table, task_of_runs
+from bench.tables.runs import runs_table, task_of_runs, with_scores_there
 
 FORMATS = ("md", "csv", "latex", "html", "json")
 RESULTS = Path("results")
+_OWN = "earthbench"
 COMMITTED = ("md", "json")
 """What is kept under `results/tables`; `earthbench table --format` gives any other."""
 
@@ -35,7 +36,7 @@ def table_names(root: AnyPath) -> list[str]:
 
 
 def load_table(name: str, root: AnyPath | None = None) -> Table:
-    """Returns the table registered as `name`, that of a board, or `runs/TASK` of a task without one.
+    """Returns a registered table, that of a board, or `runs/TASK` of a task that is registered or has records.
 
     Args:
         name: Of the table.
@@ -49,14 +50,21 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
     if name.startswith(TABLES):
         board = board_of(name, RESULTS if root is None else root)
         return board_table(board, load_table(f"runs/{board.board.task}", board.root).columns)
-    task = None if root is None or name in registry.names("table") else task_of_runs(name)
-    if task is not None:
-        return runs_table(task, read_records(root, task)[0])
+    if root is not None and name.startswith("runs/") and name not in registry.names("table"):
+        records = read_records(root, name.rpartition("/")[2])[0]
+        if (task := task_of_runs(name, (record.task.name for record in records))) is not None:
+            return runs_table(task, records)
     entry = registry.find("table", name)
     table = entry.load()
     if not isinstance(table, Table):
         raise BrokenPluginError(f"table {name!r} from {entry.origin} is not a bench.tables.definitions.Table")
     return table
+
+
+def tables_with_rows() -> list[Table]:
+    """Returns this project's tables that have rows of their own; whose sizes are counted."""
+    own = [name for name in registry.names("table") if registry.find("table", name).distribution == _OWN]
+    return [table for table in map(load_table, own) if table.rows]
 
 
 def render(
@@ -84,6 +92,7 @@ def _texts(
     unreadable: Sequence[Excluded],
 ) -> dict[str, str]:
     """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
+    table = with_scores_there(table, records)
     published = load_published(table.published) if table.published else None
     return texts_of(table, published, table_data(table, published, records, unreadable), forms)
 

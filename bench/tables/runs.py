@@ -8,19 +8,25 @@ from collections.abc import Iterable
 from bench import registry
 from bench.metrics.names import OWN
 from bench.records.schema import RunRecord
-from bench.tables.columns import OWN_COST
+from bench.tables.columns import OWN_COST, TRAINING_CPU
 from bench.tables.definitions import Column, Table
 
 _PREFIX = "runs/"
+_NAME = re.compile(rf"{_PREFIX}([a-z0-9_]+)")
 # Further scores of the contingency table, means of per-lead scores and counts: in the records, not in a table's width.
 _NOT_SHOWN = re.compile(rf"^(pod|sucr|far|bias|hss)_|_per_lead_mean|_count(_|$)|_{OWN}$")
 _UPPER = ("csi", "fss", "mse", "mae", "rmse", "crps", "ssim", "psnr", "bss")
 
 
-def task_of_runs(name: str) -> str | None:
-    """Returns the task that `runs/TASK` is of, or None where that is no registered task's."""
-    task = name.removeprefix(_PREFIX)
-    return task if name.startswith(_PREFIX) and task in registry.names("task") else None
+def task_of_runs(name: str, recorded: Iterable[str] = ()) -> str | None:
+    """Returns the task that `runs/TASK` is of, or None where that is neither registered nor recorded.
+
+    Args:
+        name: Of the table.
+        recorded: Tasks with records, perhaps of a plugin that is not installed here.
+    """
+    task = match[1] if (match := _NAME.fullmatch(name)) else None
+    return task if task in {*registry.names("task"), *recorded} else None
 
 
 def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
@@ -31,26 +37,36 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
         records: Of any task.
     """
     keys: dict[str, None] = {}
+    cost = OWN_COST
     for record in records:
         if record.task.name == task:
             added = _added(record)
             keys |= {key: None for key in record.scores if not (_NOT_SHOWN.search(key) or key.endswith(added))}
+            if record.training is not None and record.training.cpu_s is not None:  # not of older code's
+                cost = (*OWN_COST, TRAINING_CPU)
     return Table(
         name=f"{_PREFIX}{task}",
         title=f"Every complete run of task {task}",
         task=task,
-        columns=(*OWN_COST, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
+        columns=(*cost, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
         note="Measured here; one block per data set, split and task options. Scores are in the data's units.",
     )
+
+
+def with_scores_there(table: Table, records: Iterable[RunRecord]) -> Table:
+    """Returns a table without the optional columns of scores that none of the records of its task has."""
+    if not any(column.optional for column in table.columns):
+        return table
+    there = {score for record in records if record.task.name == table.task for score in record.scores}
+    columns = [one for one in table.columns if not one.optional or (one.skill_of or one.key) in there]
+    return table.model_copy(update={"columns": tuple(columns)})
 
 
 def tables_without_entry(records: Iterable[RunRecord]) -> list[Table]:
     """Returns the tables of the tasks that have records and no registered table `runs/TASK`."""
     records, known = list(records), registry.names("table")
-    tasks = sorted({record.task.name for record in records})
-    return [
-        runs_table(task, records) for task in tasks if task_of_runs(f"{_PREFIX}{task}") and _PREFIX + task not in known
-    ]
+    tasks = sorted({record.task.name for record in records if _PREFIX + record.task.name not in known})
+    return [runs_table(task, records) for task in tasks if task_of_runs(_PREFIX + task, tasks)]
 
 
 def added_columns(record: RunRecord) -> list[Column]:
@@ -67,8 +83,10 @@ def _added(record: RunRecord) -> tuple[str, ...]:
 
 def _label(key: str) -> str:
     first, _, rest = key.partition("_")
-    name = first.upper() if first in _UPPER else first
-    return f"{name}-{rest.upper() if rest == 'm' else rest}".replace("_", " ") if rest else name
+    if first not in _UPPER:
+        return f"{key.removesuffix(f'_{OWN}')} {OWN}" if key.endswith(f"_{OWN}") else key
+    level, *more = rest.split("_")
+    return " ".join([f"{first.upper()}-{'M' if level == 'm' else level}", *more]) if rest else first.upper()
 
 
 def _group(key: str) -> str:

@@ -29,6 +29,8 @@ _NO_SETTING = {
 _OF_COSINE = {"warmup_fraction", "warmup_start_ratio", "min_lr_ratio"}
 _SAMPLING = ("sampler", "steps", "eta", "members")
 """Hyperparameters of models that sample: `members` are averaged into the forecast that CSI scores."""
+_OWN_OPTIMIZERS = ("generator_lr", "discriminator_lr", "betas", "discriminator_steps", "grid_weight", "grid_samples")
+"""Hyperparameters of models with `optimizers()`: how they are trained, instead of `train.lr` and `train.betas`."""
 _NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
 """What a stage has besides the settings of a training."""
 
@@ -127,7 +129,9 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
     own = {"stages": "of each stage", "training_loss": "of the model"}
     yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     given = {**card.presets.get(config.task.name, {}), **config.model.options}
-    for key in _SAMPLING if "sample" in card.methods else ():
+    named = _SAMPLING if "sample" in card.methods else ()
+    named += _OWN_OPTIMIZERS if "optimizers" in card.methods else ()
+    for key in named:
         if key in card.parameters:
             yield f"model.{key}", given.get(key, _literal_or_text(card.parameters[key]))
     if config.evaluate.members is not None:
@@ -191,13 +195,14 @@ def stage_settings(config: Config) -> dict[str, Train]:
 def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
     """Yields key and value of all that decides how a run trains; of each stage where the config names stages."""
     stages = stage_settings(config)
+    own_rates = "optimizers" in registry.find("model", config.model.name).card().methods
     for name, train in stages.items() or [("", config.train)]:
         prefix = f"train.stages.{name}." if name else "train."
         yield f"{prefix}{TOTAL_BATCH}" if name else TOTAL_BATCH, total_batch(config, name)
         for key, value in train.model_dump(mode="json").items():
             if key in _NO_SETTING or (key == "max_steps" and value is None):
                 continue
-            if key in _OF_COSINE and train.schedule != "cosine":
+            if (key in _OF_COSINE and train.schedule != "cosine") or (own_rates and key in ("lr", "betas")):
                 continue
             if isinstance(value, dict):
                 yield from ((f"{prefix}{key}.{part}", own) for part, own in value.items())

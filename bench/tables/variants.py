@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from bench import registry
 from bench.config import canonical_json
+from bench.errors import EarthbenchError
 from bench.metrics.names import ADDED
 from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
@@ -17,14 +20,68 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
 
     That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
     ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
-    that the command line added.
+    that the command line added, and options of what models see alone.
     """
     assert record.data is not None
     conventions = {
         name: how for name, how in record.conventions.items() if not of_ensembles(name) and ADDED not in name
     }
-    task = canonical_json([record.task.fields, conventions])
+    context = _context_fields(record.task.name)
+    fields = {name: value for name, value in record.task.fields.items() if name not in context}
+    task = canonical_json([fields, conventions])
     return (record.task.name, record.data.fingerprint, record.data.split, record.task.version, task)
+
+
+@cache
+def _context_fields(task: str) -> frozenset[str]:
+    """Returns the options of a task that only change what models see; none of one that is not installed."""
+    try:
+        found: frozenset[str] = getattr(registry.find("task", task).load(), "context_fields", frozenset())
+    except EarthbenchError:
+        return frozenset()
+    return found
+
+
+def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Returns, for groups of comparable runs, the task's options and the metrics' conventions that not all have alike.
+
+    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once.
+    """
+    firsts = [group[0] for group in groups]
+    given = {key for record in firsts for key in _given_options(record)}
+    told = _unlike([{key: record.task.fields.get(key) for key in sorted(given)} for record in firsts], "task.")
+    options = {key.removeprefix("task.") for one in told for key in one}
+    conventions = [
+        {
+            f"{name}.{key}": value
+            for name, how in sorted(record.conventions.items())
+            if not of_ensembles(name) and ADDED not in name
+            for key, value in sorted(how.items())
+            if key not in options
+        }
+        for record in firsts
+    ]
+    versions = _unlike([{"version": record.task.version} for record in firsts], "task ")
+    texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _unlike(conventions), strict=True)]
+    return ["".join(f", {key}={value}" for key, value in one.items()) for one in texts]
+
+
+def _given_options(record: RunRecord) -> set[str]:
+    """Returns the names of a task's options that were given; of a run from Python, nobody knows: all that it has."""
+    given = record.config.get("task")
+    return set(given) - {"name"} if isinstance(given, dict) else set(record.task.fields)
+
+
+def _unlike(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[str, str]]:
+    """Returns the settings that not all have with the same value, as on the command line."""
+    texts = [
+        {key: value if isinstance(value, str) else canonical_json(value) for key, value in one.items()}
+        for one in settings
+    ]
+    unlike = [
+        key for key in dict.fromkeys(key for one in texts for key in one) if len({one.get(key) for one in texts}) > 1
+    ]
+    return [{prefix + key: one[key] for key in unlike if key in one} for one in texts]
 
 
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:

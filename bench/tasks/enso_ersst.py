@@ -6,29 +6,40 @@ climate models can be tried on observations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from bench.api import Split
+from bench.api import Shape, Split
+from bench.data.folds import blocks, check_fold, leave_out
+from bench.errors import DataError
 from bench.tasks.tropical_pacific import TropicalPacific
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.data.ersst.anomalies import BasePeriod, Months
     from bench.data.ersst.dataset import ErsstWindows
     from bench.data.report import Advance, Report
 
+_UNSET = {"variable": None, "folds": None, "fold": None, "val_years": None, "calendar": False}
+"""Options that came later: where they are not used, a record or checkpoint is named without them, as before."""
+
 
 class EnsoErsst(TropicalPacific):
-    """Observed SST (NOAA ERSST): 12 months of anomaly in, 14 months out (24x48, every month), split by time.
+    """Observed SST (NOAA ERSST, or another): 12 months of anomaly in, 14 months out (24x48, every month), by time.
 
     Five-degree means by area, 0 on land; anomalies from the mean of each calendar month over a base period; a window
     is in a split only with all of its months, so that no month is in two.  Errors are in K, and C-Nino3.4 is in the
     convention `correct`: a forecast without variance, such as the climatology, has no correlation.
 
     The base period is 1961-1990, the standard normal that ends before the test and that the shorter records have too.
+
+    With `folds` and `fold`, blocks of whole years are left out one after the other: fold k is tested on block k and
+    validated on the next one, and anomalies are from the months of the training alone.
 
     Models see the 0-1 scale of ICAR-ENSO, which weights that were trained on climate models need.  Its range
     of 27 K leaves observed anomalies a standard deviation of 0.02: to train on observations, set `scale=kelvin`.
@@ -37,9 +48,17 @@ class EnsoErsst(TropicalPacific):
     name: ClassVar[str] = "enso_ersst"
     presets_of: ClassVar[str] = "icar_enso"
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box"}
-    )
-    data_verbs: ClassVar[dict[str, str]] = {"fetch": "bench.data.ersst.download:FetchErsst"}
+        {
+            "train_gap", "eval_gap", "train_from", "val_from", "test_from", "test_to", "nino34_box", "variable",
+            "folds", "fold", "val_years",
+        }
+    )  # fmt: skip
+    context_fields: ClassVar[frozenset[str]] = frozenset({"calendar"})
+    data_verbs: ClassVar[dict[str, str]] = {
+        "make": "bench.data.ersst.synthetic:MakeSst",
+        "fetch": "bench.data.ersst.download:FetchErsst",
+        "fetch:ersst": "bench.data.ersst.v3b:FetchErsstV3b",
+    }
 
     train_from: date = Field(date(1950, 1, 1), description="training begins; few ships crossed the Pacific before")
     val_from: date = Field(date(1990, 1, 1), description="training ends before this date, validation begins")
@@ -54,6 +73,17 @@ class EnsoErsst(TropicalPacific):
     scale: Literal["icar_enso", "kelvin"] = Field(
         "icar_enso", description="what models see: ICAR-ENSO's 0-1 scale, which its weights need, or anomalies in K"
     )
+    variable: str | None = Field(
+        None, description="of the temperatures or anomalies; null: the one known by its name or standard_name"
+    )
+    calendar: bool = Field(
+        False, description="two more channels of contexts: sine and cosine of the season of each month"
+    )
+    folds: int | None = Field(None, description="blocks of whole years that train_from..test_to is cut into")
+    fold: int | None = Field(None, description="the block to test on, from 0; the next one is for validation")
+    val_years: int | None = Field(
+        None, ge=1, description="with folds: years of that block for validation, the rest for training; null: all"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> EnsoErsst:
@@ -65,47 +95,107 @@ class EnsoErsst(TropicalPacific):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_fold(self) -> EnsoErsst:
+        dates = frozenset({"val_from", "test_from", "base_from", "base_to"})
+        check_fold(self.folds, self.fold, dates, self.model_fields_set)
+        if self.val_years is not None and self.folds is None:
+            raise ValueError(f"val_years={self.val_years} needs folds; expected val_from and test_from without")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the options as plain JSON types."""
+        found = super().fields()
+        return {key: value for key, value in found.items() if key not in _UNSET or value != _UNSET[key]}
+
+    @property
+    def input_shape(self) -> Shape:
+        """Returns `(T_in, 24, 48, 1)`, with `calendar` `(T_in, 24, 48, 3)`."""
+        *size, channels = super().input_shape
+        return (size[0], size[1], size[2], channels + 2 * self.calendar)
+
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns skill and error of the index, and errors of the field in K."""
+        """Returns skill and error of the index, and errors of the field in K: of all cells, and of the sea by area."""
+        errors: dict[str, Any] = {"convention": "correct", "scale": 1.0, "t_out": self.t_out}
+        by_area = {**errors, "weights": ["area", "ocean"]}
         return {
             "enso": {"convention": "correct", "t_out": self.t_out, "box": self.nino34_box},
-            "mse": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
-            "mae": {"convention": "correct", "scale": 1.0, "t_out": self.t_out},
+            "mse": errors,
+            "mae": errors,
+            "mse@ocean": by_area,
+            "mae@ocean": by_area,
         }
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns `area`, and `ocean`: 1 where the temperature is known in every month, else 0."""
+        from bench.data.ersst.anomalies import anomalies_of, cropped
+
+        if self.data_root is None:
+            return super().cell_weights()
+        sea = anomalies_of(self.data_root, self._base, self.variable).sea
+        return {**super().cell_weights(), "ocean": cropped(sea).astype(np.float64)}
 
     def normalise(self, physical: Tensor) -> Tensor:
-        """Returns temperature anomalies on the scale that models see, float32."""
-        return physical.float() if self.scale == "kelvin" else super().normalise(physical)
+        """Returns temperature anomalies on the scale that models see, float32; of the season, what it is."""
+        return physical.float() if self.scale == "kelvin" else self._first_channel(physical, super().normalise)
 
     def denormalise(self, normalised: Tensor) -> Tensor:
-        """Returns temperature anomalies in K, float32."""
-        return normalised.float() if self.scale == "kelvin" else super().denormalise(normalised)
+        """Returns temperature anomalies in K, float32; of the season, what it is."""
+        return normalised.float() if self.scale == "kelvin" else self._first_channel(normalised, super().denormalise)
 
-    def split_dates(self) -> dict[Split, tuple[date, date]]:
-        """Returns the first day of each split, and the first day after it."""
+    @staticmethod
+    def _first_channel(values: Tensor, rescaled: Callable[[Tensor], Tensor]) -> Tensor:
+        if values.dim() == 0 or values.shape[-1] == 1:
+            return rescaled(values)
+        import torch
+
+        return torch.cat([rescaled(values[..., :1]), values[..., 1:].float()], -1)
+
+    def stretches(self) -> dict[Split, tuple[Months, ...]]:
+        """Returns the months of each split, those of a fold as far as the record reaches."""
+        dates = (self.train_from, self.val_from, self.test_from, self.test_to)
+        begin, val, test, end = (np.datetime64(day, "M") for day in dates)
+        if self.folds is None or self.fold is None:
+            return {"train": ((begin, val),), "val": ((val, test),), "test": ((test, end),), "all": ((begin, end),)}
+        from bench.data.ersst.anomalies import monthly_means
+
+        assert self.data_root is not None
+        months = monthly_means(self.data_root, self.variable).months
+        begin, end = max(begin, months[0]), min(end, months[-1] + 1)
+        first, last = begin.astype("datetime64[Y]"), (end - 1).astype("datetime64[Y]")
+        years = blocks(int((last - first).astype(int)) + 1, self.folds)
         return {
-            "train": (self.train_from, self.val_from),
-            "val": (self.val_from, self.test_from),
-            "test": (self.test_from, self.test_to),
-            "all": (self.train_from, self.test_to),
+            split: tuple(
+                (max(begin, (first + a).astype("datetime64[M]")), min(end, (first + b).astype("datetime64[M]")))
+                for a, b in parts
+            )
+            for split, parts in leave_out(years, self.fold, self.val_years).items()
         }
+
+    @property
+    def _base(self) -> BasePeriod:
+        from bench.data.ersst.anomalies import BasePeriod
+
+        if self.folds is None:
+            return BasePeriod.years(self.base_from, self.base_to)
+        return BasePeriod(self.stretches()["train"])
 
     def sequences(self, split: Split) -> ErsstWindows:
         """Returns the stored windows of a split, with the labels of their targets."""
         from bench.data.ersst.dataset import ErsstWindows
 
         assert self.data_root is not None
-        start, end = self.split_dates()[split]
         return ErsstWindows(
             self.data_root,
-            start=start,
-            end=end,
+            stretches=self.stretches()[split],
             t_in=self.t_in,
             t_out=self.t_out,
             gap=self.train_gap if split == "train" else self.eval_gap,
-            base=(self.base_from, self.base_to),
+            base=self._base,
             box=self.nino34_box,
+            variable=self.variable,
+            calendar=self.calendar,
         )
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
@@ -113,10 +203,19 @@ class EnsoErsst(TropicalPacific):
         from bench.data.ersst.dataset import describe
 
         assert self.data_root is not None
+        report = super().describe_data()
+        try:
+            base = self._base
+        except DataError as error:  # of folds, which need the record
+            if not read_everything:
+                raise
+            report.problems = [str(error)]
+            return report
         return describe(
             self.data_root,
-            (self.base_from, self.base_to),
-            super().describe_data(),
+            base,
+            report,
+            variable=self.variable,
             read_everything=read_everything,
             advance=advance,
         )

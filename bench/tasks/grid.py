@@ -12,9 +12,10 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
+from bench.data.folds import check_fold
 from bench.errors import ConfigError, DataError
 from bench.paths import expand_environment
-from bench.tasks.task import FrameCoordinates, Task
+from bench.tasks.task import FrameCoordinates, Turnable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +30,13 @@ _NOMINAL_SIZE = 128
 _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_enso"))
 
 
-class Grid(Task):
+class Grid(Turnable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
     `data.root` is read as it lies, frame by frame; cadence and gaps come from the times, and no window reaches over a
     gap.  NaN is missing: filled with 0 on the model's scale in contexts, left out of every loss and score in targets.
-    Without dates, training has the first 70 % of the frames and validation 15 %.  Scores are in the data's units, in
-    the convention `correct`.
+    Without dates, training has the first 70 % of the frames and validation 15 %; with `folds` and `fold`, blocks of
+    time are left out in turn.  Scores are in the data's units, in the convention `correct`.
     """
 
     name: ClassVar[str] = "grid"
@@ -44,10 +45,11 @@ class Grid(Task):
     data_verbs: ClassVar[dict[str, str]] = {
         "make": "bench.data.grid.synthetic:MakeRain",
         "convert:radar_files": "bench.data.grid.radar_files:ConvertRadarFiles",
+        "convert:meteonet": "bench.data.grid.meteonet:ConvertMeteonet",
     }
     from_training: ClassVar[frozenset[str]] = frozenset({"normalisation"})
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"stride", "val_from", "test_from", "split_by", "box", "random_crop", "thresholds"}
+        {"stride", "val_from", "test_from", "split_by", "folds", "fold", "box", "random_crop", "thresholds", "augment"}
     )
 
     variable: str | tuple[str, ...] | None = Field(
@@ -68,6 +70,8 @@ class Grid(Task):
     split_by: Literal["date", "place"] = Field("date", description="place: each split has columns of crops of its own")
     val_from: datetime | None = Field(None, description="training ends before this time, validation begins")
     test_from: datetime | None = Field(None, description="validation ends before this time, the test begins")
+    folds: int | None = Field(None, description="blocks of time, of equal length, that are left out in turn")
+    fold: int | None = Field(None, description="the block to test on, from 0; the next one is for validation")
     box: tuple[int, int, int, int] | None = Field(
         None, description="[ROW, END_ROW, COLUMN, END_COLUMN] of the pixels that are used; null: all"
     )
@@ -112,6 +116,7 @@ class Grid(Task):
             raise ValueError("random_crop=true needs crop=[H,W] and split_by=date")
         if self.val_from and self.test_from and self.val_from > self.test_from:
             raise ValueError(f"val_from={self.val_from} is after test_from={self.test_from}")
+        check_fold(self.folds, self.fold, frozenset({"val_from", "test_from", "split_by"}), self.model_fields_set)
         return self
 
     @cached_property
@@ -213,7 +218,17 @@ class Grid(Task):
 
         refuse_short(self.cube, self.t_in + self.t_out)
         dates = tuple(None if date is None else np.datetime64(date, "s") for date in (self.val_from, self.test_from))
-        return GridWindows(self.cube, split, self._cut, by=self.split_by, dates=(dates[0], dates[1]))
+        fold = None if self.folds is None or self.fold is None else (self.folds, self.fold)
+        return GridWindows(self.cube, split, self._cut, by=self.split_by, dates=(dates[0], dates[1]), fold=fold)
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns `area`, by the cosine of latitude, where rows have one and frames are not cut into crops."""
+        grid = self.cube.grid if self.data_root is not None and self.crop is None else None
+        latitudes = grid.coordinates[0] if grid is not None else None
+        if grid is None or latitudes is None or not str(grid.attributes[0].get("units", "")).startswith("deg"):
+            return {}
+        top, bottom, left, right = self._cut.extent(grid.size)
+        return {"area": np.repeat(np.cos(np.deg2rad(latitudes[top:bottom]))[:, None], right - left, 1)}
 
     def events(self, split: Split) -> SplitEvents:
         """Returns the ids of a split's frames, which have their times in them."""
@@ -250,7 +265,9 @@ class Grid(Task):
         names = (
             {"variable": self.cube.names[0] if self._channels == 1 else list(self.cube.names)} if self.data_root else {}
         )
-        return {**super().fields(), **names, **self.taken_from_training()}
+        unused = {"folds", "fold"} if self.folds is None else set()  # records from before there were folds have none
+        own = {key: value for key, value in super().fields().items() if key not in unused}
+        return {**own, **names, **self.taken_from_training()}
 
     def taken_from_training(self) -> dict[str, Any]:
         """Returns the numbers of the normalisation."""

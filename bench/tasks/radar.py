@@ -23,6 +23,7 @@ class Radar(Sevir):
     units: ClassVar[str] = "VIL code 0..255, from reflectivity or rain rate"
     published_sequences: ClassVar[dict[str, int]] = {}
     data_verbs: ClassVar[dict[str, str]] = {
+        "fetch:radar_open": "bench.data.radar_open.fetch:FetchRadarOpen",
         "convert:sevir": "bench.data.sevir.join:JoinTrees",
         "convert:radar_files": "bench.data.grid.radar_events:ConvertRadarEvents",
     }

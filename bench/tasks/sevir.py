@@ -16,7 +16,7 @@ from pydantic import Field
 from bench.api import Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
-from bench.tasks.task import FrameCoordinates, Task
+from bench.tasks.task import FrameCoordinates, Task, Turnable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ _PALETTE = Palette(
 )  # fmt: skip
 
 
-class Sevir(Task):
+class Sevir(Turnable):
     """SEVIR: 65 minutes of VIL in, 60 minutes out (13 -> 12 frames of 384x384, every 5 minutes).
 
     Frames per event and frame size are read from the files, so that any tree in SEVIR's format works.
@@ -59,7 +59,7 @@ class Sevir(Task):
     }
     reads_addresses: ClassVar[bool] = True
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by"}
+        {"stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by", "augment"}
     )
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
@@ -19,6 +19,7 @@ from bench.errors import ConfigError, DataError, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Bool, Float, Float32, Real
     from torch import Tensor
 
@@ -129,6 +130,8 @@ class Task(BaseModel, ABC):
     """Options whose values come from the training data unless they are given: whoever has the weights has them."""
     selection_fields: ClassVar[frozenset[str]] = frozenset()
     """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
+    context_fields: ClassVar[frozenset[str]] = frozenset()
+    """Options of what models see alone: runs that differ in them are scored on the same and may be compared."""
     data_root: Path | None = None
     """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
 
@@ -161,6 +164,11 @@ class Task(BaseModel, ABC):
         """Returns the registered metrics of the task and their options, in its published table's convention."""
 
     @property
+    def augments(self) -> bool:
+        """Returns whether training sequences are turned and mirrored at random."""
+        return False
+
+    @property
     def further_channels(self) -> tuple[str, ...]:
         """Returns the variables of the channels behind the first, which alone the task's metrics then are of."""
         return ()
@@ -189,6 +197,10 @@ class Task(BaseModel, ABC):
     def picture_palette(self) -> Palette:
         """Returns how frames are drawn."""
         return self.palette
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns weights `(H,W)` of 0 to 1 of a frame's cells by name, for errors with `weights`; none here."""
+        return {}
 
     def taken_from_training(self) -> dict[str, Any]:
         """Returns the options whose values come from the training data: other data are evaluated with the same."""
@@ -341,3 +353,22 @@ class Task(BaseModel, ABC):
     def data_fingerprint(self, split: Split) -> str:
         """Returns the SHA-256 of what identifies a split's data: the same wherever the data lies."""
         return fingerprint(self.dataset(split).identity())
+
+
+class Turnable(Task, ABC):
+    """A task whose frames have no direction that matters, so that turned and mirrored ones may be trained on."""
+
+    augment: bool = Field(
+        False,
+        description="turn and mirror each training sequence one of eight ways (four where H and W differ), drawn anew "
+        "in each epoch; not for fields with directions of their own, such as wind components",
+    )
+
+    @property
+    def augments(self) -> bool:
+        """Returns whether training sequences are turned and mirrored at random."""
+        return self.augment
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the task's options; without `augment` where it is off, as before there was such an option."""
+        return {key: value for key, value in super().fields().items() if key != "augment" or value}

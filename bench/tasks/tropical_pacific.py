@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from bench.api import MONTH_MINUTES, Palette, Shape
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 SST_MIN, SST_MAX = -16.549121856689453, 10.198975563049316
 SST_RANGE = SST_MAX - SST_MIN
 _FRAME_SIZE = (24, 48)
+_LATITUDES = np.arange(-55, 61, 5)
 
 
 class TropicalPacific(Task):
@@ -51,6 +53,10 @@ class TropicalPacific(Task):
     def cadence_minutes(self) -> float:
         """Returns the mean length of a month of the Gregorian calendar, 30.436875 days: 43,829.1 minutes."""
         return MONTH_MINUTES
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns `area`: the cosine of latitude, which the areas of cells between evenly spaced parallels go with."""
+        return {"area": np.repeat(np.cos(np.deg2rad(_LATITUDES))[:, None], _FRAME_SIZE[1], 1)}
 
     def normalise(self, physical: Tensor) -> Tensor:
         """Returns temperature anomalies on the 0-1 scale, float32."""

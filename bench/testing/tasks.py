@@ -14,6 +14,7 @@ from bench.api import SPLITS
 from bench.config import fingerprint
 from bench.errors import ContractError, EarthbenchError, counted, one_message
 from bench.metrics import load_metric
+from bench.metrics.names import metric_of
 from bench.tasks import Task
 
 # float32 there and back
@@ -72,7 +73,7 @@ def _metrics(task: Task, problems: list[str]) -> None:
     if not task.metrics:
         problems.append("metrics: expected at least one")
     for name, options in task.metrics.items():
-        load_metric(name, **options)
+        load_metric(metric_of(name), **options)
 
 
 def _units(task: Task, problems: list[str]) -> None:

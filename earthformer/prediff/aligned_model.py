@@ -5,6 +5,8 @@ Source: PreDiff, section 3.3; settings as in the authors' released code.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from earthformer.prediff.alignment import NORMS, SCALINGS, Guidance, KnowledgeAlignment, NoisyEncoder
-from earthformer.prediff.constraints import Control, make_constraint
+from earthformer.prediff.constraints import Constraint, Control, make_constraint
 from earthformer.prediff.diffusion import NoiseSchedule
 from earthformer.prediff.model import PreDiff
 from earthformer.prediff.noise import RowNoise
@@ -103,7 +105,7 @@ class PreDiffKA(PreDiff):
         self.alignment = KnowledgeAlignment(NoisyEncoder(self.latent_shape, out_channels=rule.values, **network), rule)
         noise = {key: self._depends_on["denoiser"][key] for key in ("beta_schedule", "timesteps", "linear")}
         scale: dict[str, Any] = {"scale_factor": self.diffusion.scale_factor, "augment": self.augment}
-        self._depends_on["alignment"] = {**network, **noise, "constraint": constraint, **scale}
+        self._depends_on["alignment"] = {**network, **noise, "constraint": constraint, **scale, **_source_of(rule)}
 
     def stages(self) -> tuple[Stage, ...]:
         """Returns the trainings of the model, in their order; see `Stage`."""
@@ -128,6 +130,17 @@ class PreDiffKA(PreDiff):
         if targets is None:  # for counters
             return _CountedGuide(self.alignment.network)
         return Guidance(self.alignment, targets, **self.guidance)  # type: ignore[arg-type]
+
+
+def _source_of(rule: Constraint) -> dict[str, str]:
+    """Returns a digest of the source of a constraint that is not of this library: other measures are other weights."""
+    if type(rule).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {}
+    try:
+        source = inspect.getsource(type(rule))
+    except OSError:  # of an interactive session
+        source = f"{type(rule).__module__}:{type(rule).__qualname__}"
+    return {"constraint_source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 class _CountedGuide:

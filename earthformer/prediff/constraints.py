@@ -1,7 +1,7 @@
 """What knowledge says of a forecast: a measure of its frames, and the value that the measure should have.
 
-Your own constraint is a subclass of `Constraint` with a `name`, given to `register_constraint`; it can then be
-named like the built-in ones.
+Your own constraint is a subclass of `Constraint` with a `name`: given to `register_constraint`, or an entry point of
+that name in the group `earthbench.constraints`. It can then be named like the built-in ones.
 
 Source: PreDiff, section 3.3 (knowledge alignment) and the constraints of its two experiments.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 _FRAME_AXES = (2, 3, 4)
+_GROUP = "earthbench.constraints"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def register_constraint(constraint: ConstraintT) -> ConstraintT:
 
 def constraint_names() -> list[str]:
     """Returns the names of all registered constraints."""
-    return sorted(_REGISTERED)
+    return sorted({*_REGISTERED, *(point.name for point in entry_points(group=_GROUP))})
 
 
 def make_constraint(name: str) -> Constraint:
@@ -106,6 +108,8 @@ def make_constraint(name: str) -> Constraint:
     Raises:
         ValueError: no constraint has this name.
     """
+    for point in entry_points(group=_GROUP, name=name) if name not in _REGISTERED else ():
+        _REGISTERED[name] = point.load()
     if name not in _REGISTERED:
         raise ValueError(f"constraint: expected one of {', '.join(constraint_names())}, found {name!r}")
     return _REGISTERED[name]()

@@ -10,7 +10,7 @@ https://github.com/CompVis/latent-diffusion (MIT), with 256 channels for their 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -124,6 +124,11 @@ class LDM(LatentForecaster):
             "members": 2,
         },
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by: autoencoder and U-Net halve them between their levels."""
+        return int(2 ** (len(hyperparameters["autoencoder_channels"]) + len(hyperparameters["channels"]) - 2))
 
     def __init__(
         self,

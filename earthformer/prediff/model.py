@@ -6,7 +6,7 @@ settings as in the authors' released code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from earthformer.prediff.denoiser import CuboidUNet
@@ -33,6 +33,11 @@ class PreDiff(LatentForecaster):
             "members": 2,
         },
     }
+
+    @staticmethod
+    def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
+        """Returns what height and width must be divisible by, which the autoencoder halves between its levels."""
+        return int(2 ** (len(hyperparameters["autoencoder_channels"]) - 1))
 
     def __init__(
         self,

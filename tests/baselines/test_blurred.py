@@ -61,6 +61,19 @@ def test_one_width_for_all_leads_is_the_best_of_those_that_are_the_same() -> Non
         assert chosen <= float((model(context) - target).square().mean())
 
 
+def test_of_large_frames_a_lattice_of_pixels_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, target = _diffused()
+    widths = torch.tensor([1.0, 2, 4, 8])
+    part = blurred(context[:, -1:], widths, every=3)
+    torch.testing.assert_close(part, blurred(context[:, -1:], widths)[:, :, ::3, ::3])
+    monkeypatch.setattr("baselines.blurred._LATTICE", 16)
+    off_the_lattice = torch.arange(48) % 3 != 0
+    target[:, :, off_the_lattice] = 1e3  # which is not looked at
+    model = BlurredPersistence(*SHAPES)
+    model.fit([(context, target)])
+    torch.testing.assert_close(model.width, widths)
+
+
 def test_no_blur_where_the_last_frame_stays() -> None:
     context, _ = _diffused()
     model = BlurredPersistence(*SHAPES)

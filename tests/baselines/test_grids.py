@@ -19,6 +19,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "climatology": ("climatology", "Climatology", {}, 1),
     "damped_persistence": ("damped_persistence", "DampedPersistence", {}, 1),
     "linear_inverse": ("linear_inverse", "LinearInverse", {"modes": 1}, 1),
+    "seasonal_regression": ("seasonal_regression", "SeasonalRegression", {"modes": 1, "seasons": 1}, 1),
     "unet": ("unet", "UNet", {"channels": (2, 3), "center_channels": 4}, 4),
     "unet_deep": ("unet", "UNet", {"channels": (2, 2, 2, 2), "center_channels": 4}, 16),
     "convlstm": ("convlstm", "ConvLSTM", {"hidden": (2, 3, 4), "head_channels": 2}, 8),

@@ -23,6 +23,7 @@ from bench.errors import ConfigError, ContractError, DataError
 
 SHAPES = ((4, 8, 16, 1), (3, 8, 16, 1))
 CODES = (3, 2, 4)
+CODES_OF_A_CONTEXT = torch.arange(32).view(1, 4, 2, 4)
 CONTEXT = torch.rand(5, *SHAPES[0], generator=torch.Generator().manual_seed(3))
 
 
@@ -263,6 +264,27 @@ def test_logits_code_by_code_are_those_of_one_pass() -> None:
     steps = [decoder.logits(vectors[:, :, place - 1] if place else None) for place in range(network.length)]
     expected = network(vectors.flatten(0, 1), encoded.repeat_interleave(members, dim=0))
     torch.testing.assert_close(torch.stack(steps, dim=2).flatten(0, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_codes_of_the_last_frames_are_given_and_not_drawn() -> None:
+    model = make(prompt_frames=2)
+    network, given = model.transformer, 2 * 2 * 4
+    assert (network.code_shape, network.given, network.length) == ((5, 2, 4), given, given + 24)
+    assert parameters(network) == parameters(make().transformer) + 2 * 16  # of positions in time
+    vectors, encoded = torch.randn(2, network.length, 16), network.encoded(CONTEXT[:2])
+    logits = network(vectors, encoded)
+    assert logits.shape == (2, 24, 32)
+    decoder = network.decoder(encoded, 1)
+    steps = [decoder.logits(vectors[:, None, place - 1] if place else None) for place in range(network.length)]
+    torch.testing.assert_close(torch.cat(steps[given:], dim=1), logits, atol=1e-4, rtol=1e-4)
+    # Of a transformer that sees the context's codes alone, members follow from the last frames.
+    for layer in network.layers:
+        nn.init.zeros_(layer.cross.out.weight)
+    seeds = torch.tensor([1])
+    expected = model.sample(CONTEXT[:1], members=2, seeds=seeds)
+    model.vqvae.encode = lambda frames: CODES_OF_A_CONTEXT  # type: ignore[method-assign]
+    found = [model.sample(context, members=2, seeds=seeds) for context in (CONTEXT[:1], CONTEXT[1:2])]
+    assert torch.equal(*found) and not torch.equal(found[0], expected)
 
 
 def test_a_layer_is_the_specification() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.ablation.variants import Ablation, ablation_names, finished_record, load_ablation, variants, varied_keys
 
 from bench.ablation import table as ablation_table
+from bench.ablation.records import finished_record
 from bench.ablation.table import cost_of, costs
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose
 from bench.errors import ConfigError, UnknownNameError
+from bench.protocols.variants import Ablation, ablation_names, load_ablation, variants, varied_keys
 
 WITHOUT_TRAINING = Ablation(
     title="How much is evaluated", base=["model=persistence"], sweeps=[["limit=1,2"]], labels={"limit": "sequences"}

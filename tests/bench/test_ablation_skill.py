@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.ablation.variants import Ablation, load_ablation, reference_configs, seeds_together, variants
 
 from bench.ablation import table as ablation_table
+from bench.ablation.records import reference_configs
 from bench.ablation.table import cost_of
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose
+from bench.protocols.variants import Ablation, load_ablation, seeds_together, variants
 
 CENTRES = Ablation(
     title="Centre of a small UNet",

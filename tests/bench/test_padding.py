@@ -13,6 +13,8 @@ import torch
 import xarray
 
 from bench import registry
+from bench.api import model_traits
+from bench.cli.main import main
 from bench.models import count, load_model
 from bench.padding import padded_shape
 from bench.tasks import load_task
@@ -36,6 +38,12 @@ MULTIPLES = {
     "unet": 4, "dgmr": 32, "convlstm": 8, "phydnet": 4, "predrnn": 4, "e3d_lstm": 4, "rainformer": 16, "simvp": 4,
     "tau": 4,
 }  # fmt: skip
+IN_STAGES = {"prediff": 4, "prediff_ka": 4, "ldm": 8, "videogpt": 4}
+"""Those of the preset `tiny`."""
+
+
+def tiny(name: str) -> dict[str, Any]:
+    return dict(model_traits(registry.find("model", name).load()).presets.get("tiny", {}))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_model_that_says_a_multiple_is_tried_here() -> None:
     names = [name for name in registry.names("model") if hasattr(registry.find("model", name).load(), "size_multiple")]
-    assert set(SMALL) <= set(names)
+    assert {*SMALL, *IN_STAGES} == {*names}
+
+
+@pytest.mark.parametrize("name", registry.names("model"))
+def test_every_model_can_be_made_for_any_size(name: str, root: Path) -> None:
+    task = load_task("grid", root, t_in=4, t_out=3)
+    model = load_model(name, task, **(SMALL.get(name) or tiny(name))).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, *task.input_shape)).shape == (2, *task.target_shape)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -86,6 +102,60 @@ def test_the_padded_forecast_is_that_of_continued_edges(root: Path) -> None:
     continued = torch.from_numpy(np.pad(context.numpy(), ((0, 0), (0, 0), (0, 3), (0, 3), (0, 0)), mode="edge"))
     with torch.no_grad():
         torch.testing.assert_close(model(context), model(continued)[:, :, : SIZE[0], : SIZE[1]])
+
+
+@pytest.mark.parametrize("name", IN_STAGES)
+def test_stages_are_trained_on_padded_frames_whose_padding_is_missing(name: str, root: Path) -> None:
+    """Each loss is that of frames which lie padded on disk, with NaN where there is nothing to forecast."""
+    task, whole = load_task("grid", root, t_in=4, t_out=3), load_task("grid", crop=[24, 16], t_in=4, t_out=3)
+    torch.manual_seed(0)
+    padded, plain = load_model(name, task, **tiny(name)), load_model(name, whole, **tiny(name))
+    assert (padded.frame_size, padded.padded_size) == (SIZE, padded_shape((3, *SIZE, 1), IN_STAGES[name])[1:3])
+    plain.load_state_dict(padded.state_dict())
+    context, target = torch.rand(2, *task.input_shape), torch.rand(2, *task.target_shape)
+    edges = ((0, 0), (0, 0), (0, 3), (0, 3), (0, 0))
+    continued = torch.from_numpy(np.pad(context.numpy(), edges, mode="edge"))
+    missing = torch.from_numpy(np.pad(target.numpy(), edges, constant_values=np.nan))
+    known = torch.ones_like(context, dtype=torch.bool)
+    known_inside = torch.from_numpy(np.pad(known.numpy(), edges))
+    for one, other in zip(padded.stages(), plain.stages(), strict=True):
+        assert one.name == other.name and {**other.depends_on, "padded_size": [24, 16]} == one.depends_on
+        assert {n: v.shape for n, v in one.module.state_dict().items()} == {
+            n: v.shape for n, v in other.module.state_dict().items()
+        }
+        verifies = model_traits(one.module).verifies_context
+        own, others = ({"context_known": known}, {"context_known": known_inside}) if verifies else ({}, {})
+        if one.prepare is not None:
+            one.prepare([(context, target)])
+            plain.load_state_dict(padded.state_dict())
+        one.module.eval(), other.module.eval()
+        losses = [
+            one.module.validation_loss(context, target, **own),
+            other.module.validation_loss(continued, missing, **others),
+        ]
+        assert torch.isfinite(losses[0]) and torch.equal(*losses)
+        found = copy.deepcopy(one.module).train().training_loss(context, target, step=0, total_steps=9, **own)
+        loss = sum(found.values()) if isinstance(found, dict) else found
+        assert torch.isfinite(loss)
+        loss.backward()
+    drawn = padded.eval().sample(context, members=2, seeds=torch.tensor([1, 2]))
+    assert drawn.shape == (2, 2, *task.target_shape)
+    torch.testing.assert_close(
+        drawn, plain.eval().sample(continued, members=2, seeds=torch.tensor([1, 2]))[..., : SIZE[0], : SIZE[1], :]
+    )
+
+
+@pytest.mark.slow
+def test_a_model_in_stages_is_trained_scored_and_loaded_on_any_size(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [f"{key}={value}" for key, value in tiny("prediff_ka").items()]
+    words = ["task=grid", "task.t_in=4", "task.t_out=3", f"data.root={root}", "model=prediff_ka", "device=cpu"]
+    words += [f"model.{one}".replace(" ", "") for one in given]
+    quiet = ["train.max_steps=1", "progress=false", "picture=false", "train.loggers=[]", "data.batch_size=2"]
+    assert main(["run", *words, *quiet]) == 0
+    assert main(["forecast", *words, f"checkpoint={next(tmp_path.rglob('last.ckpt'))}", "--latest"]) == 0
+    with xarray.open_dataset("forecast.nc") as found:
+        assert found["forecast"].shape == (1, 3, *SIZE) and np.isfinite(found["forecast"].values).all()
 
 
 def test_a_size_that_fits_is_left_alone() -> None:

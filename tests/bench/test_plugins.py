@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from bench.cli.main import main
 from bench.errors import BrokenPluginError, ContractError, NameClashError, UsageError
 from bench.metrics import load_metric
 from bench.tasks.sevir import Sevir
-from bench.testing import check_metric, check_task
+from bench.testing import check_constraint, check_metric, check_task
 
 MODEL = '''
 """A model in one file."""
@@ -63,6 +66,73 @@ def test_a_file_is_listed_shown_checked_and_stands_in_the_table(
     assert main(["run", "model=half_of_it", *where, *short, "--plugin", str(path)]) == 0
     assert main(["table", "runs/sevir", "--results", str(tmp_path / "results")]) == 0
     assert "half_of_it (plugin)" in capsys.readouterr().out
+
+
+TASK = '''
+from typing import ClassVar
+
+from bench.tasks.sevir import Sevir
+
+EARTHBENCH = {"api": 1, "tasks": {"NAME": "Storms"}}
+
+
+class Storms(Sevir):
+    """Storms by one score."""
+
+    name: ClassVar[str] = "NAME"
+
+    @property
+    def metrics(self):
+        return {"mae": {"scale": 1.0, "t_out": 12}}
+'''
+
+
+def test_a_plugins_task_has_a_table_by_itself_also_where_it_is_gone(
+    tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = ["--plugin", str(_file(tmp_path, "storms_by_mae", TASK))]
+    where = [f"results.root={tmp_path / 'results'}", f"data.root={storms}", "progress=false", "picture=false"]
+    assert main(["evaluate", "task=storms_by_mae", "model=persistence", "device=cpu", *where, *plugin]) == 0
+    table = ["table", "runs/storms_by_mae", "--results", str(tmp_path / "results")]
+    capsys.readouterr()
+    assert main([*table, "--write"]) == 0
+    text = (tmp_path / "results/tables/runs_storms_by_mae.md").read_text()
+    assert "MAE" in text and "persistence" in text and "MSE" not in text
+    assert main(["report", "--out", str(tmp_path / "site"), "--results", str(tmp_path / "results")]) == 0
+    assert "persistence" in (tmp_path / "site/table-runs_storms_by_mae.html").read_text()
+    assert main(["verify", "--results", str(tmp_path / "results")]) == 0
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    assert main([*table, "--check"]) == 0
+    (tmp_path / "results/tables/runs_storms_by_mae.md").write_text("another")
+    capsys.readouterr()
+    assert main(["verify", "--results", str(tmp_path / "results")]) == 4
+    assert "runs_storms_by_mae.md differs from a fresh rendering" in capsys.readouterr().err
+
+
+def test_a_plugins_metric_is_added_to_a_run_and_to_one_that_is_finished(
+    tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    template = (files("bench") / "scaffold" / "metric" / "metric.py.txt").read_text()
+    text = Template(template).substitute(class_name="Close", name="close_by")
+    literal = 'EARTHBENCH = {"api": 1, "metrics": {"close_by": "Close"}}'
+    plugin = ["--plugin", str(_file(tmp_path, "metric_of_mine", f"{text}\n{literal}\n"))]
+    quiet = ["progress=false", "picture=false", "device=cpu", "train.loggers=[]"]
+    unet = ["model=unet", "model.channels=[4,4]", "model.center_channels=4", "train.max_steps=1"]
+    assert main(["run", "task=sevir", f"data.root={storms}", *unet, *quiet]) == 0
+    (first,) = Path("results/runs/sevir/unet").glob("*.json")
+    assert main(["rescore", str(first), "evaluate.metrics.close_by={tolerance: 5}", *plugin]) == 0
+    assert "close_by own" in capsys.readouterr().out
+    (again,) = set(Path("results/runs/sevir/unet").glob("*.json")) - {first}
+    before, after = (json.loads(path.read_text()) for path in (first, again))
+    assert {key: after["scores"][key] for key in before["scores"]} == before["scores"]
+    assert 0 < after["scores"]["close_by_own"] <= 1
+    assert after["conventions"]["close_by@own"] == {"tolerance": 5}
+    assert main(["rescore", str(first), "evaluate.metrics.close_by={tolerence: 5}", *plugin]) == 2
+    assert "Did you mean 'tolerance'" in capsys.readouterr().err
+    assert main(["table", "runs/sevir"]) == 0
+    assert capsys.readouterr().out.count("## ") == 1
+    assert main(["verify"]) == 0
 
 
 def test_children_know_the_file_and_listing_does_not_run_it(tmp_path: Path) -> None:
@@ -117,9 +187,15 @@ def test_a_file_for_another_version_of_the_interface_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "more"), [("model", []), ("task", ["data.py"]), ("metric", [])])
+@pytest.mark.parametrize(
+    ("kind", "more", "attribute"),
+    [
+        ("model", [], "MyOwn"), ("task", ["data.py"], "MyOwn"), ("metric", [], "MyOwn"), ("table", [], "MY_OWN"),
+        ("constraint", [], "MyOwn"),
+    ],
+)  # fmt: skip
 def test_a_new_package_passes_its_checks(
-    kind: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, more: list[str], attribute: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "package"
     assert main(["new", kind, "my_own", "--out", str(out)]) == 0
@@ -137,7 +213,7 @@ def test_a_new_package_passes_its_checks(
     assert main(["new", kind, "my_own", "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
     groups = tomllib.loads((out / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert groups[f"earthbench.{kind}s"] == {"my_own": f"earthbench_my_own.{kind}:MyOwn"}
+    assert groups[f"earthbench.{kind}s"] == {"my_own": f"earthbench_my_own.{kind}:{attribute}"}
     assert groups[plugins.API_GROUP] == {f"v{plugins.API_VERSION}": "earthbench_my_own"}
 
 
@@ -210,3 +286,23 @@ def test_each_breach_of_a_metric_is_found() -> None:
         check_metric(_MeanOfBatches)
     assert "float32" in str(caught.value) and "changed its arguments" in str(caught.value)
     assert load_metric("mse") is not None
+
+
+@pytest.mark.parametrize("name", registry.names("constraint"))
+def test_every_registered_constraint_keeps_the_contract(name: str) -> None:
+    assert check_constraint(registry.find("constraint", name).load()).name == name
+
+
+def test_each_breach_of_a_constraint_is_found() -> None:
+    class HeaviestOfBatch(registry.find("constraint", "mean_intensity").load()):  # type: ignore[misc]
+        name = "Heaviest"
+
+        def measure(self, frames: torch.Tensor, labels: object = ()) -> torch.Tensor:
+            largest = frames.nan_to_num(nan=-torch.inf).amax(dim=(0, 2, 3, 4))
+            return largest.expand(len(frames), -1)[..., None]
+
+    with pytest.raises(ContractError, match="depends on the others of its batch") as caught:
+        check_constraint(HeaviestOfBatch)
+    assert "found 'Heaviest'" in str(caught.value) and "all pixels are missing, found inf" in str(caught.value)
+    with pytest.raises(ContractError, match="is no constraint"):
+        check_constraint(int)

@@ -24,7 +24,10 @@ _LEARNT = [
     "convlstm", "dgmr", "e3d_lstm", "earthformer", "earthformer_no_global", "ldm", "phydnet", "prediff", "prediff_ka",
     "predrnn", "rainformer", "simvp", "tau", "unet", "videogpt",
 ]  # fmt: skip
-_FITTED = ["blurred_persistence", "climatology", "damped_persistence", "linear_inverse", "optical_flow_blurred"]
+_FITTED = [
+    "blurred_persistence", "climatology", "damped_persistence", "linear_inverse", "optical_flow_blurred",
+    "seasonal_regression",
+]  # fmt: skip
 _NOT_TRAINED = ["blank", "earthformer_released", "optical_flow", "persistence", "steps"]
 """The released one is the same class with other numbers; the others learn nothing."""
 _OPTIONS = {
@@ -170,7 +173,8 @@ def test_a_fit_sees_what_is_known_only(name: str) -> None:
     model_class = registry.find("model", name).load()
     context, target = torch.randn(40, *shapes[0]), torch.randn(40, *shapes[1])
     gaps = [torch.full_like(part[:5], math.nan) for part in (context, target)]
-    one, other = model_class(*shapes), model_class(*shapes)
+    options = getattr(model_class, "presets", {}).get("tiny", {})
+    one, other = (model_class(*shapes, **options) for _ in range(2))
     one.fit([(context, target)])
     other.fit([(context[:20], target[:20]), (gaps[0], gaps[1]), (context[20:], target[20:])])
     for (key, expected), found in zip(one.state_dict().items(), other.state_dict().values(), strict=True):

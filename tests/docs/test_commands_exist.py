@@ -120,7 +120,7 @@ def _earthbench(words: list[str]) -> None:
         for name in [given] if isinstance(given, str) else given:
             _known(kind, name)
     if verb in ("table", "check") or (verb == "show" and options.kind in registry.KINDS and options.name):
-        kinds = {"table": ["table"], "check": ["model", "task", "metric"]}.get(verb) or [options.kind]
+        kinds = {"table": ["table"], "check": ["model", "task", "metric", "constraint"]}.get(verb) or [options.kind]
         assert PLACEHOLDER.match(options.name) or any(
             options.name in registry.names(kind) for kind in kinds
         ) or task_of_runs(options.name) or _of_the_page(options.name), options.name  # fmt: skip
@@ -129,9 +129,10 @@ def _earthbench(words: list[str]) -> None:
 
         find_rows(options.name)
     if verb == "ablate":
-        from bench.ablation.variants import load_ablation
+        from bench.protocols.variants import load_ablation
 
-        load_ablation(options.name)
+        if not options.name.endswith(".yaml"):  # the reader's own
+            load_ablation(options.name)
     if overrides:
         _overrides(overrides)
 

@@ -1,50 +1,27 @@
-"""Observed sea-surface temperature by month, from NetCDF files as NOAA publishes them, on the grid of ICAR-ENSO.
+"""Sea-surface temperature by month from NetCDF files, as NOAA publishes them or as others have them.
 
 Source: Huang et al. 2017, Extended Reconstructed Sea Surface Temperature version 5 (ERSSTv5), 2-degree monthly means,
 as one file of NOAA's Physical Sciences Laboratory (`sst.mnmean.nc`) or one file per month of NOAA's NCEI
-(`ersst.v5.YYYYMM.nc`).  Other files with time, latitude, longitude and temperatures or anomalies are read alike;
-docs/data.md says which.
+(`ersst.v5.YYYYMM.nc`).  Other files with time, latitude, longitude and temperatures or anomalies are read alike, those
+of ocean models too; docs/data.md says which.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bench.data.area_means import area_means, cell_edges
-from bench.data.icar_enso.dataset import CROP, LATITUDES, LONGITUDES
-from bench.data.netcdf import Variables, decoded, find, months_of, open_netcdf, text
+from bench.data.area_means import area_means, binned_means
+from bench.data.ersst.axes import ANOMALIES, Grid, find_axes, find_field, read_areas, read_grid, surface
+from bench.data.netcdf import months_of, open_netcdf, text
 from bench.data.plausibility import SST, SST_ANOMALY, Plausible, refuse_implausible
-from bench.errors import DataError, counted, one_message
+from bench.errors import DataError, counted, did_you_mean, one_message
 
-if TYPE_CHECKING:
-    from xarray import Variable
-
-Box = Literal["exact", "papers"]
-NINO34_DEGREES = ((-5.0, 5.0), (190.0, 240.0))
-"""5 S..5 N, 170..120 W."""
-PAPERS_BOX = (slice(10, 13), slice(38, 49))
-"""The same on the 5-degree grid as the papers take it: cells centred 5 S..5 N and 190..240 E, of one weight each."""
-_ANOMALIES = ("sst_anomaly", "ssta", "sstanom", "anom")
-# Names in order of preference, lower case, and standard names of CF.
-_FIELDS = (
-    ("sst", "tos", "sea_surface_temperature", *_ANOMALIES),
-    ("sea_surface_temperature", "sea_surface_temperature_anomaly", "sea_surface_foundation_temperature"),
-)
-_TIME = (("time",), ("time",))
-_LATITUDE = (("lat", "latitude", "nav_lat", "tlat"), ("latitude",))
-_LONGITUDE = (("lon", "longitude", "nav_lon", "tlong"), ("longitude",))
-_NORTH, _EAST = (re.compile(rf"(1|deg(ree)?s?_?({towards})?)?") for towards in ("n|north", "e|east"))
-"""Units of latitude and of longitude; many files have none."""
-_REGRID = "cdo remapbil,r180x89 IN.nc OUT.nc"
 _NAMED_BY_MONTH = re.compile(r"ersst\.v\d\w?\.((?:18|19|20)\d\d)(0[1-9]|1[0-2])\.nc")
 _KELVIN, _COLDEST_KELVIN = 273.15, 200.0
-_HALF = 0.5
-"""A 5-degree cell is sea where at least half of its area has a temperature."""
 
 
 @dataclass(frozen=True)
@@ -54,81 +31,37 @@ class Record:
     months: np.ndarray
     """`(T,)`, datetime64[M]."""
     field: np.ndarray
-    """`(T,H,W)`, float32 degrees, NaN on land."""
-    latitudes: np.ndarray
-    longitudes: np.ndarray
+    """Float32 degrees, NaN on land: `(T,H,W)`, or of a grid of cells `(T,J,I)` or `(T,P)`."""
+    grid: Grid
     files: tuple[str, ...]
     kind: Plausible
     """`SST` or `SST_ANOMALY`."""
+    areas: np.ndarray | None = None
+    """Of the cells of a grid that is not rectilinear, where a file has them."""
 
+    @property
+    def latitudes(self) -> np.ndarray:
+        """Returns the centres of rows `(H,)`, or of cells."""
+        return self.grid.latitudes
 
-@dataclass(frozen=True)
-class Anomalies:
-    """Departures from the mean of each calendar month over a base period."""
+    @property
+    def longitudes(self) -> np.ndarray:
+        """Returns the centres of columns `(W,)`, or of cells."""
+        return self.grid.longitudes
 
-    months: np.ndarray
-    """`(T,)`, datetime64[M]."""
-    sst: np.ndarray
-    """5-degree area means `(T,24,72)`, float32 K, 0 on land."""
-    sea: np.ndarray
-    """`(24,72)`: cells that are known in every month."""
-    nino34: dict[Box, np.ndarray]
-    """Monthly Nino3.4 index `(T,)`, float64 K: area mean of the exact box on the grid of the files, and the papers'."""
-    files: tuple[str, ...]
+    def means(self, latitude_edges: np.ndarray, longitude_edges: np.ndarray) -> np.ndarray:
+        """Returns means over other cells `(T,n,m)`, float64, NaN where less than half of one is known.
 
-
-def read_anomalies(root: Path, base_from: int, base_to: int) -> Anomalies:
-    """Returns the anomalies of a folder's record.
-
-    Args:
-        root: Folder with NetCDF files.
-        base_from: First year of the base period.
-        base_to: Its last year.
-
-    Raises:
-        DataError: no file with a record, files that do not fit together, a gap, or a base period that is not covered.
-    """
-    record = read_record(root)
-    months = record.months
-    base = (months >= np.datetime64(f"{base_from:04d}-01")) & (months <= np.datetime64(f"{base_to:04d}-12"))
-    if base.sum() != 12 * (base_to - base_from + 1) or base_to < base_from:
-        raise DataError(
-            f"{root}: base period {base_from}..{base_to}: the record has {months[0]}..{months[-1]}. "
-            "Set task.base_from and task.base_to."
-        )
-    grid = (record.field, record.latitudes, record.longitudes)
-    edges = cell_edges(LATITUDES, what="lat"), cell_edges(LONGITUDES, what="lon")
-    means = area_means(*grid, *edges, least_share=_HALF)
-    cells = _departures(means, months, base)
-    refuse_implausible(
-        cells,
-        SST_ANOMALY,
-        f"{root}: anomalies from {base_from}-{base_to}",
-        lambda at: f"{months[at[0]]}, lat {LATITUDES[at[1]]}, lon {LONGITUDES[at[2]]}",
-    )
-    sea = np.isfinite(cells).all(0)
-    sst = np.where(sea, cells, 0)
-    boxes = [np.array([bounds]) for bounds in NINO34_DEGREES]
-    box = area_means(*grid, *boxes)
-    exact = _departures(box, months, base)[:, 0, 0]
-    if not (np.isfinite(exact).all() and sea[PAPERS_BOX].all()):
-        without = months[~(np.isfinite(box[:, 0, 0]) & np.isfinite(means[:, *PAPERS_BOX]).all((1, 2)))]
-        raise DataError(
-            f"{root}: expected temperatures in the Nino3.4 box in every month, found {len(without)} months without: "
-            f"{', '.join(map(str, without[:5]))}"
-        )
-    indices: dict[Box, np.ndarray] = {"exact": exact, "papers": sst[:, *PAPERS_BOX].mean((1, 2))}
-    return Anomalies(months, sst.astype(np.float32), sea, indices, record.files)
-
-
-def _departures(values: np.ndarray, months: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Returns values less the mean of their calendar month over the base period, float64."""
-    calendar = months.astype("datetime64[M]").astype(np.int64) % 12
-    result = np.empty(values.shape)
-    for month in range(12):
-        of_month = calendar == month
-        result[of_month] = values[of_month] - values[of_month & base].mean(0)
-    return result
+        Args:
+            latitude_edges: Lower and upper edge of rows, `(n,2)`.
+            longitude_edges: Western and eastern edge of columns, `(m,2)`.
+        """
+        edges = (latitude_edges, longitude_edges)
+        if self.grid.rectilinear:
+            return area_means(self.field, self.latitudes, self.longitudes, *edges)
+        areas = None if self.areas is None else self.areas.ravel()
+        by_cell = self.field.reshape(len(self.field), -1)
+        return binned_means(by_cell, self.latitudes.ravel(), self.longitudes.ravel(), *edges, areas=areas)
 
 
 def record_files(root: Path) -> list[Path]:
@@ -136,24 +69,26 @@ def record_files(root: Path) -> list[Path]:
     return [path for path in sorted(root.glob("*.nc")) if not path.name.startswith(".")]
 
 
-def read_record(root: Path) -> Record:
+def read_record(root: Path, variable: str | None = None) -> Record:
     """Returns the record of a folder, in order of time.
+
+    Args:
+        root: Folder with NetCDF files.
+        variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
 
     Raises:
         DataError: lists what is wrong with the files.
     """
-    parts = [part for path in record_files(root) if (part := read_file(path)) is not None]
+    files = record_files(root)
+    parts = [part for path in files if (part := read_file(path, variable)) is not None]
     if not parts:
-        found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{root}: expected NetCDF files with sst (or sst_anomaly), time, lat and lon, such as sst.mnmean.nc; found "
-            f"{found}. `earthbench data fetch enso_ersst --out DIR` downloads it."
-        )
+        raise DataError(_no_record(root, files, variable))
     first = parts[0]
     problems = [
         f"{part.files[0]}: another grid than {first.files[0]}"
         for part in parts[1:]
         if not (_same(part.latitudes, first.latitudes) and _same(part.longitudes, first.longitudes))
+        or part.grid.rectilinear != first.grid.rectilinear
     ]
     problems += [
         f"{part.files[0]}: {part.kind.what}, but {first.files[0]} has {first.kind.what}"
@@ -175,47 +110,90 @@ def read_record(root: Path) -> Record:
             "Months must come from one file each; `cdo monmean IN.nc OUT.nc` makes monthly means of daily ones."
         )
     field = np.concatenate([part.field for part in parts])[order]
-    files = tuple(part.files[0] for part in parts)
-    return Record(months, field, first.latitudes, first.longitudes, files, first.kind)
+    names_of_files = tuple(part.files[0] for part in parts)
+    areas = None if first.grid.rectilinear else _areas(root, files, first.grid, field)
+    return Record(months, field, first.grid, names_of_files, first.kind, areas)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and np.allclose(one, other)
+    return one.shape == other.shape and np.allclose(one, other, equal_nan=True)
 
 
-def read_file(path: Path) -> Record | None:
+def _no_record(root: Path, files: list[Path], variable: str | None) -> str:
+    """Returns why a folder has no record."""
+    if variable is None:
+        found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        return (
+            f"{root}: expected NetCDF files with sst (or sst_anomaly), time, lat and lon, such as sst.mnmean.nc; found "
+            f"{found}. `earthbench data fetch enso_ersst --out DIR` downloads it; task.variable=NAME reads another "
+            "variable."
+        )
+    have: dict[str, None] = {}
+    for path in files:
+        with open_netcdf(path) as variables:
+            have |= dict.fromkeys(name for name in variables if len(variables[name].dims) > 1)
+    return (
+        f"{root}: expected a variable {variable!r} (task.variable) with time, latitude and longitude in its NetCDF "
+        f"files. {did_you_mean(variable, have)}"
+    )
+
+
+def _areas(root: Path, files: list[Path], grid: Grid, field: np.ndarray) -> np.ndarray | None:
+    """Returns the areas of a grid's cells, of whichever file has them.
+
+    Raises:
+        DataError: a cell with temperatures has none.
+    """
+    for path in files:
+        with open_netcdf(path) as variables:
+            areas = read_areas(path, variables, grid)
+        if areas is None:
+            continue
+        areas = np.where(areas > 0, areas, np.nan)
+        without = int((np.isfinite(field).any(0) & ~np.isfinite(areas)).sum())
+        if without:
+            raise DataError(
+                f"{path}: expected areas of all cells with temperatures, found {without} cells without. Cells are "
+                f"weighed by the cosine of their latitude where {root} has no areas."
+            )
+        return areas
+    return None
+
+
+def read_file(path: Path, variable: str | None = None) -> Record | None:
     """Returns a file's record; None where it has none (ICAR-ENSO's own files have rows of years, not a time).
+
+    Args:
+        path: A NetCDF file.
+        variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
 
     Raises:
         DataError: it cannot be read, its axes do not fit together, or its values are no sea-surface temperatures.
     """
     with open_netcdf(path) as variables:
-        name = find(variables, *_FIELDS)
-        axes = [find(variables, *wanted) for wanted in (_TIME, _LATITUDE, _LONGITUDE)]
-        if name is None or None in axes:
+        name = find_field(path, variables, variable)
+        axes = find_axes(variables, name) if name is not None else None
+        if name is None or axes is None:
             return None
-        time, latitude, longitude = (str(axis) for axis in axes)
-        variable = variables[name]
+        time, latitude, longitude = axes
         months = months_of(path, variables, time)
         if not len(months):
             raise DataError(f"{path}: {time}: expected months, found none")
         _hold_to_its_name(path, months)
-        latitudes, longitudes, dims = _grid(path, variables, latitude, longitude)
-        field = _field(path, name, variable, (*variables[time].dims[:1], *dims), (months, latitudes, longitudes))
+        grid = read_grid(path, variables, name, latitude, longitude)
+        dims = (*variables[time].dims[:1], *grid.dims)
+        field = surface(path, name, variables[name], dims, (len(months), *grid.shape))
         source = f"{path}: {name}"
-        said = " ".join((text(variable, "standard_name"), text(variable, "long_name"))).lower()
-        kind = SST_ANOMALY if name.lower() in _ANOMALIES or "anomal" in said else SST
-        field = _in_degrees(field, text(variable, "units"), kind, source)
+        said = " ".join((text(variables[name], "standard_name"), text(variables[name], "long_name"))).lower()
+        kind = SST_ANOMALY if name.lower() in ANOMALIES or "anomal" in said else SST
+        field = _in_degrees(field, text(variables[name], "units"), kind, source)
     if not np.isfinite(field).any():
         raise DataError(f"{source}: expected {kind.what} of {months[0]}..{months[-1]}, found no value that is known")
-    refuse_implausible(
-        field,
-        kind,
-        source,
-        lambda at: f"{months[at[0]]}, lat {latitudes[at[1]]:g}, lon {longitudes[at[2]]:g}",
-    )
-    once = int((np.abs(longitudes - longitudes[0]) < 360 - 1e-3).sum())  # a column that comes again would count twice
-    return Record(months, field[..., :once], latitudes, longitudes[:once], (path.name,), kind)
+    refuse_implausible(field, kind, source, lambda at: f"{months[at[0]]}, {grid.place(at[1:])}")
+    if grid.rectilinear:  # a column that comes again would count twice
+        once = int((np.abs(grid.longitudes - grid.longitudes[0]) < 360 - 1e-3).sum())
+        grid, field = replace(grid, longitudes=grid.longitudes[:once]), field[..., :once]
+    return Record(months, field, grid, (path.name,), kind)
 
 
 def _hold_to_its_name(path: Path, months: np.ndarray) -> None:
@@ -226,49 +204,6 @@ def _hold_to_its_name(path: Path, months: np.ndarray) -> None:
         )
 
 
-def _grid(
-    path: Path, variables: Variables, latitude: str, longitude: str
-) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
-    """Returns centres of rows and columns, degrees, float64, and the names of the two dimensions."""
-    rows, columns = (decoded(variables[axis], f"{path}: {axis}", np.float64) for axis in (latitude, longitude))
-    dims = (*variables[latitude].dims[:1], *variables[longitude].dims[-1:])
-    if rows.ndim == columns.ndim == 2 and (rows == rows[:, :1]).all() and (columns == columns[:1]).all():
-        rows, columns = rows[:, 0], columns[0]  # a regular grid, every cell's degrees written out
-    for name, found, degrees in ((latitude, rows, _NORTH), (longitude, columns, _EAST)):
-        units = text(variables[name], "units").lower()
-        if found.ndim != 1 or not np.isfinite(found).all() or not degrees.fullmatch(units):
-            what = f"shape {found.shape}" + (f" in {units!r}" if units else "")
-            raise DataError(
-                f"{path}: {name}: expected one axis of degrees, so that the grid is regular in latitude and longitude; "
-                f"found {what}. `{_REGRID}` makes one."
-            )
-    if np.abs(rows).max(initial=0) > 90 + 1e-3 or np.abs(columns).max(initial=0) > 720:
-        raise DataError(f"{path}: {latitude}, {longitude}: expected degrees, found {rows[:3]}, {columns[:3]}")
-    columns = np.unwrap(columns, period=360)  # 178, -180 go on as 178, 180
-    try:
-        cell_edges(rows, what=latitude), cell_edges(columns, what=longitude)
-    except DataError as error:
-        raise DataError(f"{path}: {error}. `{_REGRID}` makes such a grid.") from error
-    return rows, columns, dims
-
-
-def _field(
-    path: Path, name: str, variable: Variable, dims: tuple[Any, ...], axes: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """Returns the field `(T,H,W)`; by the names of its dimensions where they tell, else by their order."""
-    wanted = tuple(len(axis) for axis in axes)
-    if len(set(dims)) == 3 and set(dims) <= set(variable.dims):
-        others = [dim for dim in variable.dims if dim not in dims]
-        variable = variable.transpose(*dims, *others)
-    # NCEI's files have a level of depth, of which there is one
-    if tuple(size for size in variable.shape if size != 1) != tuple(size for size in wanted if size != 1):
-        raise DataError(
-            f"{path}: {name}: expected (time, lat, lon) {wanted}, found {tuple(variable.shape)}. "
-            "`cdo sellevidx,1 IN.nc OUT.nc` takes the surface of several levels."
-        )
-    return decoded(variable, f"{path}: {name}").reshape(wanted)
-
-
 def _in_degrees(field: np.ndarray, units: str, kind: Plausible, source: str) -> np.ndarray:
     """Returns degrees Celsius, or K of an anomaly; kelvin is known by the values, for units are often left out."""
     unit = re.sub(r"deg(rees?)?|scale|[\s_°]", "", units.lower())
@@ -277,8 +212,3 @@ def _in_degrees(field: np.ndarray, units: str, kind: Plausible, source: str) -> 
     if kind is SST and np.nanmin(field, initial=np.inf) > _COLDEST_KELVIN:
         return field - np.float32(_KELVIN)
     return field
-
-
-def cropped(sst: np.ndarray) -> np.ndarray:
-    """Returns 5-degree fields `(T,24,72)` within 95..330 degrees east, `(T,24,48)`, as ICAR-ENSO is cropped."""
-    return np.ascontiguousarray(sst[..., CROP])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,10 +10,13 @@ from bench.api import Split
 from bench.data.grid.cube import Cube
 from bench.data.grid.dataset import GridWindows
 from bench.data.report import Advance, Report
-from bench.errors import DataError
+from bench.errors import DataError, counted
 
 _FRAMES_LOOKED_AT = 64
 _SHOWN = 5
+_MANY_WINDOWS = 4
+_MANY_FRAMES = 32
+"""In a chunk, from which reading a window is mostly unpacking what is not wanted."""
 
 
 def describe(
@@ -58,9 +61,16 @@ def describe(
         f"{cube.root}  ({len(cube.parts)} file{'s' * (len(cube.parts) > 1)})",
         f"  {', '.join(map('{} [{}]'.format, cube.names, cube.units))} on (time, {', '.join(grid.names)}): "
         f"{len(cube)} frames of {size}, every {axis.cadence_minutes:g} min",
-        f"  time: {times[0]} to {times[-1]}, {len(axis.breaks)} gaps"
+        f"  time: {times[0]} to {times[-1]}, {counted(len(axis.breaks), 'gap')}"
         + (f": {'; '.join(axis.gaps[:_SHOWN])}{' ...' if len(axis.gaps) > _SHOWN else ''}" if axis.gaps else ""),
     ]
+    window = splits["all"].cut.window
+    if len(cube.parts) == 1 and cube.chunk >= max(_MANY_WINDOWS * window, _MANY_FRAMES):
+        chunks = {cube.names[0]: {"chunks": (window, *grid.size)}}
+        report.remarks.append(
+            f"{cube.chunk} frames are stored together, and each window of {window} unpacks them all. Faster, "
+            f"in xarray: load_dataset({str(cube.root)!r}).drop_encoding().to_zarr('other.zarr', encoding={chunks})"
+        )
     _look_at(report, cube, thresholds, scale, read_everything, advance)
     for split, windows in splits.items():
         used, count = windows.frames, len(windows)
@@ -70,6 +80,16 @@ def describe(
         if windows.why_empty:
             report.remarks.append(f"split {split} has no windows: {windows.why_empty}")
     return report
+
+
+def _readable(cube: Cube, chosen: Sequence[int], report: Report) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the number and the values of each frame; of what is stored together, as far as it can be read."""
+    for first in range(0, len(chosen), cube.chunk):
+        block = chosen[first : first + cube.chunk]
+        try:
+            yield from zip(block, cube.frames(block), strict=True)
+        except DataError as error:
+            report.problems.append(str(error))
 
 
 def _look_at(
@@ -87,12 +107,7 @@ def _look_at(
     channels = len(cube.names)
     missing, low, high = np.zeros(channels), np.full(channels, np.inf), np.full(channels, -np.inf)
     above, known_first, empty = np.zeros(len(thresholds)), 0, []
-    for done, at in enumerate(chosen.tolist()):
-        try:
-            values = cube.read(at, at + 1)[0]
-        except DataError as error:
-            report.problems.append(str(error))
-            continue
+    for done, (at, values) in enumerate(_readable(cube, chosen.tolist(), report)):
         known = np.isfinite(values)
         missing += 1 - known.mean((0, 1))
         low = np.minimum(low, np.where(known, values, np.inf).min((0, 1)))

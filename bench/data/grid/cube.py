@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
+import operator
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +133,17 @@ class Cube:
             ]
             found.append(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
         return found[0][..., None] if len(found) == 1 else np.stack(found, -1)
+
+    def frames(
+        self, chosen: Sequence[int], rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Iterator[np.ndarray]:
+        """Yields the frames `(H,W,C)` of ascending numbers; what is stored together is unpacked once."""
+        for part in self.parts:
+            own = [((at - part.first) // self.chunk, at) for at in chosen if 0 <= at - part.first < part.count]
+            for _, block in itertools.groupby(own, operator.itemgetter(0)):
+                wanted = [at for _, at in block]
+                values = self.read(wanted[0], wanted[-1] + 1, rows, columns)
+                yield from (values[at - wanted[0]] for at in wanted)
 
     def _piece(self, part: Part, name: str, first: int, last: int, rows: slice, columns: slice) -> np.ndarray:
         source = f"{part.path}: {name}"

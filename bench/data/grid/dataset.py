@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.api import Split
 from bench.data.digests import event_digests
+from bench.data.folds import Stretch, blocks, leave_out
 from bench.data.grid.cube import Cube
 from bench.data.sequences import SequenceDataset, Units
 from bench.errors import ConfigError, DataError
@@ -114,6 +115,7 @@ class GridWindows(SequenceDataset):
         cut: Lengths and sizes.
         by: By date, or by place: then each split has crops of its own, and all of the time.
         dates: First dates of validation and test, where given.
+        fold: How many blocks of time there are, and the one to test on, instead of dates.
     """
 
     def __init__(
@@ -124,17 +126,23 @@ class GridWindows(SequenceDataset):
         *,
         by: Literal["date", "place"] = "date",
         dates: tuple[np.datetime64 | None, np.datetime64 | None] = (None, None),
+        fold: tuple[int, int] | None = None,
     ) -> None:
         self.cube, self.split, self.cut, self.by = cube, split, cut, by
         self.size = cut.shape(cube.grid.size)
         self.places = cut.places(cube.grid.size)
-        frames = split_ranges(cube.axis.times, *dates)[split] if by == "date" else (0, len(cube))
+        ranges: tuple[Stretch, ...] = ((0, len(cube)),)
         if by == "place":
             self.places = self._own_places(split)
-        self.range = frames
+        elif fold is not None:
+            ranges = leave_out(blocks(len(cube), fold[0]), fold[1])[split]
+        else:
+            ranges = (split_ranges(cube.axis.times, *dates)[split],)
+        self._whole = [stretch for part in ranges for stretch in cube.axis.stretches(*part)]
+        """Frames without a gap, in the split."""
         self.stretches = [
             (first, 1 + (last - first - cut.window) // cut.stride)
-            for first, last in cube.axis.stretches(*frames)
+            for first, last in self._whole
             if last - first >= cut.window
         ]
         starts = [first + cut.stride * np.arange(count) for first, count in self.stretches]
@@ -189,13 +197,12 @@ class GridWindows(SequenceDataset):
         """Returns why there are no windows."""
         if len(self.starts):
             return None
-        first, last = self.range
-        longest = max((b - a for a, b in self.cube.axis.stretches(first, last)), default=0)
-        times = self.cube.axis.times
+        lengths = [last - first for first, last in self._whole]
+        longest, times = max(lengths, default=0), self.cube.axis.times
         return (
-            f"of its {last - first} frames (the data have {len(times)}, {times[0]} to {times[-1]}) at most {longest} "
+            f"of its {sum(lengths)} frames (the data have {len(times)}, {times[0]} to {times[-1]}) at most {longest} "
             f"follow each other without a gap, and a window needs {self.cut.window}: set task.val_from and "
-            "task.test_from, or task.t_in and task.t_out."
+            "task.test_from, or task.t_in and task.t_out"
         )
 
     def __len__(self) -> int:

@@ -51,8 +51,8 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
     rows, columns = _extent(train)
     count, total, square = (np.zeros(len(cube.names)) for _ in range(3))
     low, high = np.full(len(cube.names), np.inf), np.full(len(cube.names), -np.inf)
-    for at in chosen.tolist():
-        values = cube.read(at, at + 1, rows, columns).astype(np.float64)
+    for frame in cube.frames(chosen.tolist(), rows, columns):
+        values = frame[None].astype(np.float64)
         known = np.isfinite(values)
         filled = np.where(known, values, 0.0)
         count += known.sum((0, 1, 2))

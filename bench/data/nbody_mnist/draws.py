@@ -49,6 +49,10 @@ class Draws:
         """Returns the number of sequences."""
         return len(self.digit_indices)
 
+    def __getitem__(self, some: slice) -> Draws:
+        """Returns the draws of some sequences."""
+        return Draws(self.digit_indices[some], self.places[some], self.angles[some], self.speeds[some])
+
     def corners(self, sizes: np.ndarray, canvas: int) -> np.ndarray:
         """Returns the top-left corners at the start for digits of these widths and heights, both `(n,D,2)`."""
         return self.places * (canvas - sizes)
@@ -103,7 +107,7 @@ def write_sequences(sequences: Sequences, path: Path) -> None:
     """
     draws, system = sequences.draws, sequences.system
     per_digit = {key: np.full(draws.speeds.shape, value) for key, value in _NEUTRAL.items()}
-    ours = {} if system == System() else {key: np.int64(getattr(system, key)) for key in _SYSTEM}
+    ours = {} if system == System() else {key: np.array(getattr(system, key), np.int64) for key in _SYSTEM}
     write_arrays(
         path,
         **ours,
@@ -176,10 +180,10 @@ def read_sequences(path: Path) -> Sequences:
         problems.append(f"{_DISTRACTORS}: expected none, as in the paper's set, found {found[_DISTRACTORS].shape}")
     frames = found.get(_STORED) if system.pool else None
     if system.pool:
-        shape = (count, system.frame_count, system.frame_size, system.frame_size)
-        if frames is None or frames.shape != shape or frames.dtype != np.uint8:
+        drawn = (count, system.frame_count, system.frame_size, system.frame_size)
+        if frames is None or frames.shape != drawn or frames.dtype != np.uint8:
             described = "none" if frames is None else f"{frames.dtype} {frames.shape}"
-            problems.append(f"{_STORED}: expected uint8 {shape}, found {described}")
+            problems.append(f"{_STORED}: expected uint8 {drawn}, found {described}")
     if problems:
         raise DataError(one_message(f"{path} has {counted(len(problems), 'problem')}:", problems))
     return Sequences(draws, system, frames)

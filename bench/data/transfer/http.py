@@ -152,7 +152,7 @@ def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requ
             after = min(_number(response.headers.get("Retry-After")) or 0, _LONGEST_WAIT_S)
             raise RetryableError(f"the server answers {status} {response.reason}", after)
         if status not in (200, 206, 412, 416):
-            raise DataError(f"{url}: the server answers {status} {response.reason}. Check the address and --url.")
+            raise DataError(f"{url}: the server answers {status} {response.reason}. Check the address.")
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity" and status != 416:
             raise DataError(f"{url}: the server sends it as {encoding}, though asked not to; its bytes would differ")

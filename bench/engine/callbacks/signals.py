@@ -145,15 +145,13 @@ class StopAndSave(TakeSignals, Checkpoint):
         Not before a validation: continued from there, Lightning would leave it out. Nor after the last step of an
         epoch: its own checkpoint follows, and then a signal is obeyed.
         """
-        if trainer.global_step == self._step or trainer.is_last_batch or self.validations.due:
-            return
-        self._step = trainer.global_step
-        self._save_and_leave(trainer)
+        before, self._step = self._step, trainer.global_step
+        if trainer.global_step > before and not (trainer.is_last_batch or self.validations.due):
+            self._save_and_leave(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Saves and leaves after a validation within an epoch."""
         if not trainer.is_last_batch:
-            self._step = trainer.global_step
             self._save_and_leave(trainer)
 
     def _save_and_leave(self, trainer: lightning.Trainer) -> None:

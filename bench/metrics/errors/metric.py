@@ -7,6 +7,7 @@ SEVIR results); it has no rule for missing values, which `convention='correct'` 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -14,12 +15,17 @@ import torch
 from scipy.linalg.blas import dasum, sasum
 from torch import Tensor
 
+from bench.errors import ContractError, did_you_mean
 from bench.metrics.names import BETTER
 from bench.metrics.pairs import check_pair, rows_of, shared
 from bench.metrics.states import EventMetric, tell_apart
 
 # Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
 _BLOCK = 49_152
+
+
+# Weights of cells are rounded to whole multiples of it, as fine as float32: then their sums are exact.
+_WEIGHT_UNIT = 2.0**-24
 
 
 class ErrorSums(NamedTuple):
@@ -94,6 +100,32 @@ def _sums_there(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSum
     return ErrorSums(difference.square().sum(over), difference.abs().sum(over), known.sum(over))
 
 
+def weighted_sums(forecast: Tensor, target: Tensor, weights: np.ndarray, finite_only: bool) -> tuple[Tensor, ...]:
+    """Returns sums over the pixels of every frame of `(B,T,H,W,C)`, each `(B,T)`.
+
+    They are of weighted squared errors, of weighted absolute errors and of weights, float64, and of the number of
+    pixels with a weight over 0, int64.
+
+    Args:
+        forecast: Any dtype.
+        target: Any dtype.
+        weights: Of the cells, `(H,W)`, multiples of 2^-24.
+        finite_only: Leave out pairs whose difference is NaN or infinite.
+    """
+    channels = forecast.shape[-1]
+    inside = np.flatnonzero(np.repeat(weights.ravel(), channels))
+    weight = np.repeat(weights.ravel(), channels)[inside]
+    squared, absolute, total = (np.zeros(forecast.shape[:2]) for _ in range(3))
+    pixel_count = np.zeros(forecast.shape[:2], np.int64)
+    for at, row, truth in rows_of(forecast.cpu(), target.cpu()):
+        difference, mine = row[inside].astype(np.float64) - truth[inside], weight
+        if finite_only and not (known := np.isfinite(difference)).all():
+            difference, mine = difference[known], weight[known]
+        squared[at], absolute[at] = mine @ np.square(difference), mine @ np.abs(difference)
+        total[at], pixel_count[at] = mine.sum(), len(mine)
+    return tuple(torch.from_numpy(part) for part in (squared, absolute, total, pixel_count))
+
+
 class PixelwiseScore(EventMetric):
     """Mean over pixels of |forecast - target|^p on the scale of the tables, overall and per lead time.
 
@@ -105,11 +137,14 @@ class PixelwiseScore(EventMetric):
             infinity on either side are left out; no pair left gives NaN.
         scale: Physical value that becomes 1: 255 for 8-bit codes, whose errors the papers give on the 0-1 scale.
         t_out: Number of lead times, where known; else taken from the first update.
+        weights: Names of the task's weights of cells, such as `area` and `ocean`: a cell counts with their product, and
+            the mean is over the sum of the weights.  `NAME_pixel_count` then is of cells with a weight over 0.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
     better = BETTER
     family = "errors"
+    takes_cells = False
     score: ClassVar[Literal["mse", "mae"]]
     error_sum: Tensor
     pixel_count: Tensor
@@ -119,35 +154,70 @@ class PixelwiseScore(EventMetric):
         convention: Literal["upstream", "correct"] = "upstream",
         scale: float = 255.0,
         t_out: int | None = None,
+        weights: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_convention_and_scale(convention, scale)
-        self.convention, self.scale = convention, scale
+        if isinstance(weights, str):
+            raise ValueError(f"weights {weights!r}; expected a list of names")
+        self.convention, self.scale, self.weights = convention, scale, tuple(weights)
+        self.takes_cells = bool(weights)
         # float64 by name: a module-wide cast to half precision must not reach the sums
         self.add_statistic("error_sum", (t_out or 0,), torch.float64)
         self.add_statistic("pixel_count", (t_out or 0,), torch.int64)
-        tell_apart(self, convention=convention, scale=scale)
+        if weights:
+            self.add_statistic("weight_sum", (t_out or 0,), torch.float64)
+        tell_apart(self, convention=convention, scale=scale, **({"weights": self.weights} if weights else {}))
 
-    def update(self, forecast: Tensor, target: Tensor, events: Tensor | None = None) -> None:
+    def update(
+        self,
+        forecast: Tensor,
+        target: Tensor,
+        events: Tensor | None = None,
+        cells: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Adds the errors of a batch.
 
         Args:
             forecast: Physical units, `(B,T,H,W,C)`.
             target: The same shape; bytes or floats.
             events: The event of each sequence, `(B,)`, once events are tracked.
+            cells: The task's weights of cells by name, `(H,W)`; needed with `weights`.
 
         Raises:
-            ContractError: shapes differ, or the number of lead times changed.
+            ContractError: shapes differ, the number of lead times changed, or there are no such weights.
         """
         check_pair(forecast, target)
+        if self.weights:
+            known = (self.convention == "correct",)
+            squared, absolute, total, count = weighted_sums(forecast, target, self._product(cells, forecast), *known)
+            chosen = squared if self.score == "mse" else absolute
+            self.add({"error_sum": chosen, "pixel_count": count, "weight_sum": total}, events)
+            return
         sums = error_sums(forecast, target, self.convention == "correct")
         error_sum = sums.squared if self.score == "mse" else sums.absolute
         self.add({"error_sum": error_sum, "pixel_count": sums.pixel_count}, events)
 
+    def _product(self, cells: Mapping[str, np.ndarray] | None, frames: Tensor) -> np.ndarray:
+        """Returns the weights of cells `(H,W)`, multiples of 2^-24."""
+        product = np.ones(frames.shape[2:4])
+        for name in self.weights:
+            if name not in (cells or {}):
+                raise ContractError(f"{self.score}: no weights {name!r} of cells. {did_you_mean(name, cells or {})}")
+            own = np.asarray((cells or {})[name], np.float64)
+            if own.shape != product.shape or not (np.isfinite(own).all() and own.min() >= 0 and own.max() <= 1):
+                raise ContractError(
+                    f"{self.score}: weights {name!r} of cells: expected 0 to 1 for {product.shape} cells, found "
+                    f"{own.min():g} to {own.max():g} for {own.shape}"
+                )
+            product *= own
+        return np.rint(product / _WEIGHT_UNIT) * _WEIGHT_UNIT
+
     def score_options(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the sums."""
-        return {"score": self.score, "scale": self.scale, "convention": self.convention}
+        weights = {"weights": list(self.weights)} if self.weights else {}
+        return {"score": self.score, "scale": self.scale, "convention": self.convention, **weights}
 
 
 def check_convention_and_scale(convention: str, scale: float) -> None:

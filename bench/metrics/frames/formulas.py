@@ -17,13 +17,14 @@ def error_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
     """Returns one of the errors per pixel, see `bench.metrics.errors.metric.PixelwiseScore`.
 
     Args:
-        statistics: `error_sum` and `pixel_count`, each `(..., T)`.
+        statistics: `error_sum` and `pixel_count`, each `(..., T)`; of weighted errors `weight_sum`, too.
         options: `score` (`mse` or `mae`), `scale`, `convention`.
     """
     score = options["score"]
     scaled = statistics["error_sum"] / options["scale"] ** _POWERS[score]
     count = statistics["pixel_count"]
-    found = with_leads(score, quotient(scaled.sum(-1), count.sum(-1)), quotient(scaled, count))
+    weight = statistics.get("weight_sum", count)
+    found = with_leads(score, quotient(scaled.sum(-1), weight.sum(-1)), quotient(scaled, weight))
     if options["convention"] == "correct":
         found[f"{score}_pixel_count"] = count.sum(-1).astype(np.float64)
     return found

@@ -48,6 +48,8 @@ def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence:
     root = trained.record_path.parents[3]
     assert f"earthbench table runs/sevir --results {root}" in said
     assert f"earthbench compare small persistence --task sevir --results {root}" in said
+    weights = trained.folder / "checkpoints" / f"{trained.record.training.weights}.ckpt"
+    assert re.search(rf"earthbench forecast task=sevir model=small .*checkpoint={weights}$", said, re.MULTILINE)
     for fact in ("sequences/s", " GB", str(trained.record_path), str(trained.folder)):
         assert fact in said
 

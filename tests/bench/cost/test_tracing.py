@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import registry
+from bench.config import compose
 from bench.cost.tracing import Loss, samples_by_steps, state_bytes, traced_forecast, traced_sampling, traced_step
-from bench.reproduction.work import training_loss_of
+from bench.reproduction.work import training_loss_of, works_of
+from bench.tasks import Task
 
 CONTEXT, TARGET = (4, 32, 32, 1), (3, 32, 32, 1)
 # Layers that keep the same whatever the device; cuboid attention pads and drops out otherwise on the CPU.
@@ -103,6 +106,47 @@ def test_closed_forms() -> None:
     assert state_bytes(module, "adamw", averaged=False) == 4 * (64 + 3 + 5) + 4 * 64 * 3
     assert state_bytes(module, "sgd", averaged=True) == 2 * 4 * (64 + 3 + 5) + 4 * 64 * 2
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+class _Unheaded(nn.Module):
+    """Attention without an axis of heads, as DGMR's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        x = context.flatten(1, 3) @ self.weight  # (B, L, 4)
+        return nn.functional.scaled_dot_product_attention(x, x, x).sum()
+
+
+def test_attention_needs_no_axis_of_heads() -> None:
+    module, batch, length = _Unheaded().to("meta"), 3, 5
+    found = traced_step(module, _loss(module), (1, 1, length, 4), (1, 1, length, 4), batch)
+    # the product with the weights, and those with keys and with values
+    assert found.forward_flops == 2 * batch * (length * 4 * 4 + 2 * length * length * 4)
+
+
+class _InTurns(nn.Module):
+    """Two parts, of which the second, with four times the work, has every third step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 32, bias=False)
+
+    def optimizers(self) -> list[tuple[list[nn.Parameter], float, tuple[float, float]]]:
+        return [(list(part.parameters()), 1e-3, (0.9, 0.999)) for part in (self.first, self.second)]
+
+    def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
+        return (self.second if step % 3 == 2 else self.first)(context).sum()
+
+
+def test_a_step_of_parts_that_take_turns_is_their_mean() -> None:
+    task = SimpleNamespace(input_shape=(1, 1, 1, 8), target_shape=(1, 1, 1, 8))
+    config = compose(["task=sevir", "model=unet"])
+    (work,) = works_of(_InTurns(), cast(Task, task), config, {"train": 1, "val": 1, "test": 1})
+    assert work.forward_flops == (2 * 64 + 2 * 64 + 2 * 256) // 3
+    assert work.step_flops == 2 * work.forward_flops  # the context has no gradient
 
 
 class _Sampler(nn.Module):

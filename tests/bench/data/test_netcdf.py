@@ -27,7 +27,8 @@ from sst_files import (
     read,
 )
 
-from bench.data.ersst.files import read_anomalies, read_record
+from bench.data.ersst.anomalies import BasePeriod, anomalies_of
+from bench.data.ersst.files import read_record
 from bench.errors import DataError
 
 FILLS = {
@@ -170,7 +171,7 @@ def test_names_orders_and_grids(tmp_path: Path, file: SstFile) -> None:
     assert_same(found)
     reference = read(SstFile(), tmp_path / "reference")
     assert found.field.shape == reference.field.shape
-    one, other = (read_anomalies(root, 1960, 1961) for root in (tmp_path, tmp_path / "reference"))
+    one, other = (anomalies_of(root, BasePeriod.years(1960, 1961)) for root in (tmp_path, tmp_path / "reference"))
     np.testing.assert_allclose(one.sst, other.sst, atol=1e-5)
     np.testing.assert_allclose(one.nino34["exact"], other.nino34["exact"], atol=1e-6)
 

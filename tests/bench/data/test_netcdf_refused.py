@@ -16,7 +16,6 @@ from sst_files import (
     SstFile,
     assert_same,
     days_since,
-    every_cell,
     filled,
     on_axes,
     one_month,
@@ -25,11 +24,13 @@ from sst_files import (
 
 import bench
 from bench.cli.main import main
-from bench.data.ersst.files import read_anomalies, read_record
+from bench.data.ersst.anomalies import BasePeriod, anomalies_of
+from bench.data.ersst.files import read_record
 from bench.errors import DataError
 
 _CURVED = EVERY_CELL[0] + np.sin(EVERY_CELL[1] / 20), EVERY_CELL[1] + np.cos(EVERY_CELL[0] / 20)
 _ANOMALIES = SST - np.float32(15)
+_SHUFFLED = np.random.default_rng(0).permutation(len(LATITUDES))
 
 
 def _with(index: tuple[int, int, int], value: float) -> np.ndarray:
@@ -56,16 +57,22 @@ REFUSED = {
     "several levels": (
         SstFile(np.stack([SST, SST], 1), dims=("time", "lev", "lat", "lon")), r"expected \(time, lat, lon\).*sellevidx"
     ),
-    "a curvilinear grid": (
-        SstFile(dims=("time", "y", "x"), axes=every_cell(*_CURVED)),
-        r"nav_lat: expected one axis.*`cdo remapbil,r180x89 IN\.nc OUT\.nc`",
+    "latitudes without order": (
+        on_axes(LATITUDES[_SHUFFLED], LONGITUDES), r"degrees that ascend or descend.*`cdo remapbil,r180x89 IN"
     ),
-    "an uneven grid": (on_axes(LATITUDES + np.sin(LATITUDES), LONGITUDES), "evenly spaced degrees.*cdo remapbil"),
-    "radians": (
-        SstFile(axis_attributes={"lat": {"units": "radians"}}), "lat: expected one axis of degrees.*in 'radians'"
+    "latitudes by row, longitudes by cell": (
+        SstFile(dims=("time", "y", "x"), axes={"lat": (("y",), LATITUDES), "nav_lon": (("y", "x"), _CURVED[1])}),
+        r"nav_lon: expected degrees, of rows and columns or of every cell, found shape \(45, 90\).*cdo remapbil",
     ),
-    "degrees west": (SstFile(axis_attributes={"lon": {"units": "degrees_west"}}), "lon: expected one axis of degrees"),
-    "missing latitudes": (on_axes(np.where(LATITUDES > 80, np.nan, LATITUDES), LONGITUDES), "lat: expected one axis"),
+    "radians": (SstFile(axis_attributes={"lat": {"units": "radians"}}), "lat: expected degrees.*in 'radians'"),
+    "degrees west": (SstFile(axis_attributes={"lon": {"units": "degrees_west"}}), "lon: expected degrees"),
+    "missing latitudes": (on_axes(np.where(LATITUDES > 80, np.nan, LATITUDES), LONGITUDES), "lat: expected degrees"),
+    "two that could be it": (
+        SstFile(name="a", attributes={"standard_name": "sea_surface_temperature"}, axes={
+            "lat": (("lat",), LATITUDES), "lon": (("lon",), LONGITUDES), "b": (("time", "lat", "lon"), SST)
+        }, axis_attributes={"b": {"standard_name": "sea_surface_skin_temperature"}}),
+        "expected one sea-surface temperature, found a, b. Set task.variable=a",
+    ),
     "latitudes beyond the pole": (on_axes(LATITUDES + 4, LONGITUDES), "expected degrees"),
     "years": (SstFile(time_attributes={"units": "years since 1960-01-01"}), "expected times of CF.*cdo -r"),
     "dates as numbers": (SstFile(time_attributes={"units": "day as %Y%m%d.%f"}), "expected times of CF"),
@@ -130,7 +137,7 @@ class TestSeveralFiles:
         sst[7] = np.nan
         SstFile(sst).write(tmp_path / "sst.nc")
         with pytest.raises(DataError, match="in every month, found 1 months without: 1960-08"):
-            read_anomalies(tmp_path, 1960, 1961)
+            anomalies_of(tmp_path, BasePeriod.years(1960, 1961))
 
 
 @pytest.mark.parametrize("kind", ["undeclared fill", "no record", "link to nowhere", "a folder"])
@@ -189,7 +196,7 @@ class TestArraysThatAreNotThere:
         with h5py.File(path, "r+") as file:
             self._array(file, kind, tmp_path)
         with pytest.raises(DataError, match=message):
-            read_anomalies(tmp_path, 1960, 1961)
+            anomalies_of(tmp_path, BasePeriod.years(1960, 1961))
 
     @pytest.mark.parametrize("axis", ["time", "sst"])
     def test_more_than_any_memory_holds(self, tmp_path: Path, axis: str) -> None:

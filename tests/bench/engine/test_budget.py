@@ -192,3 +192,19 @@ def test_resumed_at_any_step_a_training_validates_and_selects_as_the_unbroken_on
     assert resumed.resumed_count == 1 and resumed.best_score == whole.best_score
     for name in ("last", "best"):
         assert _equal(_weights(tmp_path / "broken", name), _weights(tmp_path / "unbroken", name))
+
+
+@pytest.mark.usefixtures("small_model")
+def test_a_training_on_turned_sequences_resumes_to_the_same_bits(
+    storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["task.augment=true", "train.max_epochs=2"]
+    _run(storms, tmp_path / "unbroken", *words)
+    with monkeypatch.context() as patch:
+        _stop_in_step(patch, 7)
+        with pytest.raises(InterruptedRunError):
+            _run(storms, tmp_path / "broken", *words)
+    _run(storms, tmp_path / "broken", *words)
+    assert _equal(_weights(tmp_path / "broken"), _weights(tmp_path / "unbroken"))
+    _run(storms, tmp_path / "plain", words[1])
+    assert not _equal(_weights(tmp_path / "plain"), _weights(tmp_path / "unbroken"))

@@ -64,6 +64,15 @@ def test_a_published_file_without_a_source_is_refused(tmp_path: Path, monkeypatc
     assert "'4.1' is not 4.2" in str(caught.value)
 
 
+def test_figures_of_a_plugins_table_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
+    content = json.loads((definitions.published_folder() / "earthformer_sevir.json").read_text())
+    content["rows"] = {"unet": content["rows"]["unet"]}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    table = SEVIR.model_copy(update={"name": "mine", "published": str(tmp_path / "mine.json")})
+    text = render(table, [])
+    assert content["rows"]["unet"]["csi_m"]["text"] in text and text.count("published |") == 1
+
+
 def test_a_complete_official_run_stands_beside_the_published_figure(measured: RunRecord) -> None:
     record = as_official(measured, scores={**measured.scores, "csi_m": 0.2614, "mse": 11.53379e-3})
     cells = _cells([record])

@@ -9,12 +9,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
 from servers import serving
 
 import bench
 from bench.cli.main import main
 from bench.data.area_means import area_means, box_weights, cell_edges
-from bench.data.ersst.files import read_anomalies
+from bench.data.ersst.anomalies import BasePeriod, anomalies_of
 from bench.errors import ConfigError, DataError
 from bench.metrics.enso.metric import nino34_index
 
@@ -72,7 +73,7 @@ def test_area_means_are_those_of_a_fine_grid(tmp_path: Path) -> None:
 
 def test_anomalies_and_index_of_a_record(tmp_path: Path) -> None:
     field = _write(tmp_path / "sst.mnmean.nc")
-    found = read_anomalies(tmp_path, 1961, 1967)
+    found = anomalies_of(tmp_path, BasePeriod.years(1961, 1967))
     box, _ = _fine_mean(field, -5, 5, 190, 240)
     years = box.reshape(10, 12)
     np.testing.assert_allclose(found.nino34["exact"].reshape(10, 12), years - years[1:8].mean(0), atol=1e-3)
@@ -95,7 +96,7 @@ def test_other_forms_of_the_same_record(tmp_path: Path, form: str) -> None:
                     part["sst"].attrs.update(source["sst"].attrs)
     else:
         _write(tmp_path / "other" / "x.nc", 24, **{form: True})
-    one, other = (read_anomalies(tmp_path / name, 1960, 1961) for name in ("one", "other"))
+    one, other = (anomalies_of(tmp_path / name, BasePeriod.years(1960, 1961)) for name in ("one", "other"))
     np.testing.assert_allclose(other.sst, one.sst, atol=1e-4)
     assert np.array_equal(one.months, other.months)
 
@@ -111,7 +112,7 @@ class TestTask:
 
     def test_windows_and_labels(self, tmp_path: Path) -> None:
         _write(tmp_path / "sst.mnmean.nc")
-        whole = read_anomalies(tmp_path, 1960, 1967)
+        whole = anomalies_of(tmp_path, BasePeriod.years(1960, 1967))
         for box in ("exact", "papers"):
             task = bench.load_task("enso_ersst", tmp_path, **SPLITS, nino34_box=box, eval_gap=2)
             data = task.dataset("val")
@@ -181,7 +182,7 @@ class TestObserved:
     def test_the_index_is_noaas_own_within_the_readmes_tolerances(
         self, observed: Path, box: str, least: float, rmse: float, most: float
     ) -> None:
-        found = read_anomalies(observed / "enso", 1961, 1990)
+        found = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990))
         index = found.nino34[box]
         path = observed / "enso" / "ersst5.nino.mth.81-10.195001-199912.ascii"
         table = np.loadtxt(path, skiprows=1)
@@ -194,7 +195,7 @@ class TestObserved:
         assert np.abs(found.nino34["papers"] - theirs).max() < 1e-4  # the table has four decimals
 
     def test_fields_are_those_of_the_icar_layout(self, observed: Path) -> None:
-        found = read_anomalies(observed / "enso", 1961, 1990)
+        found = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990))
         icar = bench.load_task("icar_enso", observed / "enso").dataset("all").source
         np.testing.assert_allclose(found.sst[:, :, 19:67], icar.sst[0], atol=1e-6)
         assert found.sea.sum() == 1294
@@ -215,10 +216,39 @@ class TestObserved:
         task = bench.load_task("enso_ersst", observed / "enso", **options)
         record = bench.evaluate("persistence", task, device="cpu")
         assert record.data is not None and record.data.sequence_count == 95
-        monthly = read_anomalies(observed / "enso", 1961, 1990).nino34["exact"][360:]  # from January 1990
+        monthly = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990)).nino34["exact"][
+            360:
+        ]  # from January 1990
         now = monthly[11 : 11 + 95]
         observed_index = np.stack([[monthly[k + 12 + m : k + 15 + m].mean() for m in range(12)] for k in range(95)])
         expected = [np.corrcoef(now, observed_index[:, lead])[0, 1] for lead in range(12)]
         np.testing.assert_allclose(record.scores_per_lead["c_nino34"], expected, atol=1e-6)
         assert expected[0] > 0.8 > 0.3 > expected[11]
         assert record.scores["nino34_label_difference"] < 1e-6, "the metric's box is the labels' box"
+
+    @pytest.mark.slow
+    def test_the_public_years_become_the_data_of_the_records(
+        self, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Years cut from the packed record stand in for the originals, from which they differ by its rounding."""
+        theirs = observed / "sst" / "ersst_v3b_196001-201612.nc"
+        (tmp_path / "www").mkdir()
+        with xarray.open_dataset(theirs) as whole:
+            for year in range(1960, 2017):
+                part = whole.sel(time=str(year)).drop_encoding()
+                part.to_netcdf(tmp_path / "www" / f"NOAA_NCDC_ERSST_v3b_SST-{year}.nc", engine="h5netcdf")
+        words = ["data", "fetch", "ersst", "--out", str(tmp_path / "out")]
+        with serving(tmp_path / "www") as server:
+            assert main([*words, "--mirror", server.url]) == 0
+            assert main([*words, "--mirror", server.url]) == 0
+        said = capsys.readouterr().out
+        assert "684 months" in said and "1612.nc, equal to the data of the committed records" in said
+        fields = {"val_from": "1983-01-01", "test_from": "1988-01-01", "base_to": 1982}
+        identities = [
+            bench.load_task("enso_ersst", root, **fields).dataset("test").source.identity()
+            for root in (tmp_path / "out" / "sst", observed / "sst")
+        ]
+        assert identities[0] == identities[1]
+        name = "enso/ersst_v3b_5deg_196001-199912.nc"
+        with xarray.open_dataset(tmp_path / "out" / name) as made, xarray.open_dataset(observed / name) as stored:
+            np.testing.assert_allclose(made["sst_anomaly"], stored["sst_anomaly"], atol=5e-4)

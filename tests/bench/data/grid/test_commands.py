@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ def test_wrong_added_metrics_are_refused_before_anything_is_trained(
 
 def test_weights_are_scored_again_and_forecast_beyond_the_end(capsys: pytest.CaptureFixture) -> None:
     assert main(["run", *TASK, "data.root=rain.zarr", *UNET, "train.max_steps=2", *QUIET]) == 0
-    first = record_of("unet")
+    first, said = record_of("unet"), capsys.readouterr().out
+    (command,) = [line.strip() for line in said.splitlines() if "earthbench forecast" in line]
+    assert main(shlex.split(command)[1:]) == 0  # what the run says is next
+    assert xarray.open_dataset("forecast.nc")["forecast"].shape == (1, 2, 22, 30)
     path = f"results/runs/grid/unet/{first['run_id']}.json"
     assert main(["rescore", path, "evaluate.metrics.skill.thresholds=[1,3]"]) == 0
     (again,) = [found for at in (0, 1) if (found := record_of("unet", at))["run_id"] != first["run_id"]]

@@ -11,8 +11,10 @@ import xarray
 
 from bench.cli.main import main
 from bench.data.grid import radar_files
-from bench.data.grid.radar_events import vil_codes
-from bench.data.grid.radar_files import ConvertRadarFiles, read_frame, time_in_name
+from bench.data.grid.radar_events import ConvertRadarEvents
+from bench.data.grid.radar_files import ConvertRadarFiles
+from bench.data.grid.radar_frames import read_frame, time_in_name
+from bench.data.sevir.codes import vil_codes
 from bench.errors import DataError
 from bench.tasks import load_task
 
@@ -152,11 +154,11 @@ def test_original_files(
     files = sorted((observed / "radar_raw").glob(pattern))
     assert files
     frame = read_frame(files[0], reader)  # type: ignore[arg-type]
-    assert frame.rates.shape == size == (len(frame.y), len(frame.x))
+    assert frame.rates.shape == size == frame.lattice.shape
     known = frame.rates[np.isfinite(frame.rates)]
     assert known.min() == 0
     assert 0.1 < known.max() < highest
-    assert np.allclose(np.diff(frame.x), np.diff(frame.x)[0])
+    assert np.allclose(np.diff(frame.lattice.x), np.diff(frame.lattice.x)[0])
 
 
 def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
@@ -168,21 +170,30 @@ def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def codes_of_rates(rates: np.ndarray) -> np.ndarray:
+    return vil_codes(200.0 * np.asarray(rates, np.float64) ** 1.6)
+
+
 @pytest.mark.parametrize(
     ("rate", "code"),
     # by hand: 38.9 ln(VIL) + 83.9 with VIL = 3.44e-6 (200 R^1.6)^(4/7) 4500, below code 18 the line 90.66 VIL + 2
     [(0.0, 0), (0.1, 6), (1.0, 40), (10.0, 121), (100.0, 203), (1e4, 254), (np.nan, 255)],
 )
 def test_rates_are_coded_as_vil(rate: float, code: int) -> None:
-    assert vil_codes(np.array([[rate]])).tolist() == [[code]]
+    assert codes_of_rates(np.array([[rate]])).tolist() == [[code]]
 
 
 @pytest.mark.parametrize(
     ("reflectivity", "code"), [(17.3, 16), (29.7, 74), (41.2, 133), (46.5, 160), (50.6, 181), (58.0, 219)]
 )
 def test_thresholds_of_sevir_are_near_the_usual_levels_of_reflectivity(reflectivity: float, code: int) -> None:
-    rate = (10 ** (reflectivity / 10) / 200) ** (1 / 1.6)
-    assert abs(int(vil_codes(np.array([[rate]]))[0, 0]) - code) <= 1
+    assert abs(int(vil_codes(np.array([[10 ** (reflectivity / 10)]]))[0, 0]) - code) <= 1
+
+
+def test_more_rain_never_has_a_lower_code() -> None:
+    codes = vil_codes(10 ** (np.arange(-10, 70, 0.01) / 10)).astype(int)
+    assert (np.diff(codes) >= 0).all()
+    assert set(codes.tolist()) == {0, *range(6, 255)}
 
 
 def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path: Path) -> None:
@@ -195,9 +206,46 @@ def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path
     assert report.facts["events"] == 2  # 10 frames before the gap, 10 behind it
     assert (task.cadence_minutes, task.pixel_kilometres) == (15, pytest.approx(2, rel=0.01))
     context = task.dataset("all").stored(1)[0][..., 0].numpy()
-    expected = vil_codes(np.where(codes_of(10) == 255, np.nan, codes_of(10) / 10))[::-1, 1:7]
+    expected = codes_of_rates(np.where(codes_of(10) == 255, np.nan, codes_of(10) / 10))[::-1, 1:7]
     np.testing.assert_array_equal(context[0], expected)
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 2
     (tmp_path / "tree").rename(tmp_path / "old")
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "11", "--size", "6"]) == 2
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "7"]) == 2
+
+
+def test_events_are_made_by_several_processes_and_resume(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {}
+    for workers in (1, 2):
+        out = tmp_path / f"tree{workers}"
+        verb = ConvertRadarEvents(
+            reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=out, frames=5, size=6, workers=workers
+        )
+        seen: list[tuple[int, int]] = []
+        verb.run(lambda what, done, total: seen.append((done, total)))  # noqa: B023
+        assert seen == [(n, 20) for n in range(1, 21)]
+        with h5py.File(next(out.rglob("*.h5"))) as file:
+            made[workers] = file["vil"][:], (out / "CATALOG.csv").read_bytes()
+    np.testing.assert_array_equal(made[1][0], made[2][0])
+    assert made[1][1] == made[2][1]
+    broken = sorted(archive.glob("*.hdf"))[12]
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    again = verb.model_copy(update={"out": tmp_path / "again", "workers": 1})
+    with pytest.raises(DataError, match="1 of 20 files cannot be used"):
+        again.run(lambda *_: None)
+    broken.write_bytes(content)
+    read: list[str] = []
+
+    def counted(path: Path, *rest: object, **options: object) -> object:
+        read.append(path.name)
+        return read_frame(path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(radar_files, "read_frame", counted)
+    again.run(lambda *_: None)
+    assert len(read) == 1 + 5  # the first, for the grid, and the event that was not whole
+    with h5py.File(next((tmp_path / "again").rglob("*.h5"))) as file:
+        np.testing.assert_array_equal(file["vil"][:], made[1][0])
+    assert not list(tmp_path.glob(".*")) and not list((tmp_path / "again").rglob("*.npy"))

@@ -212,6 +212,19 @@ def test_an_address_is_read_as_a_path_is(cube: xarray.Dataset) -> None:
     np.testing.assert_array_equal(task.dataset("all").stored(0)[0][..., 0].numpy(), cube["rain_rate"].values[:2])
 
 
+@pytest.mark.parametrize("form", [netcdf, glob_of_files])
+@pytest.mark.parametrize("chosen", [range(FRAMES), [0, 5, 6, 7, 30, 59], []])
+def test_frames_of_chunks_are_those_that_are_read_one_by_one(
+    cube: xarray.Dataset, tmp_path: Path, form: Callable[..., Path], chosen: list[int]
+) -> None:
+    source = load_task("grid", form(cube, tmp_path), t_in=2, t_out=2).cube
+    rows, columns = slice(3, 20), slice(2, 9)
+    found = list(source.frames(chosen, rows, columns))
+    assert len(found) == len(chosen)
+    for at, values in zip(chosen, found, strict=True):
+        np.testing.assert_array_equal(values, source.read(at, at + 1, rows, columns)[0])
+
+
 def test_a_file_that_was_cut_off_is_named(cube: xarray.Dataset, tmp_path: Path) -> None:
     path = zarr(cube, tmp_path)
     task = load_task("grid", path, t_in=2, t_out=2)
@@ -236,6 +249,20 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     assert {split: count["sequences"] for split, count in facts["splits"].items()} == {
         split: len(task.dataset(split)) for split in ("train", "val", "test", "all")
     }
+    assert not report.remarks
+
+
+def test_info_says_how_to_store_what_is_slow_to_read(
+    cube: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cube(cube, Path("rain.nc"), frames_per_chunk=40)
+    (remark,) = load_task("grid", "rain.nc", t_in=2, t_out=2).inspect_data().remarks
+    assert remark.startswith("40 frames are stored together, and each window of 4 unpacks them all")
+    exec(f"import xarray; xarray.{remark.partition('in xarray: ')[2]}")
+    other = load_task("grid", "other.zarr", t_in=2, t_out=2)
+    assert other.cube.chunk == 4 and not other.inspect_data().remarks
+    np.testing.assert_array_equal(other.cube.read(0, FRAMES)[..., 0], cube["rain_rate"].values)
 
 
 @pytest.mark.parametrize("options", [{}, {"split_by": "place", "crop": [8, 5]}, {"crop": [8, 8], "random_crop": True}])

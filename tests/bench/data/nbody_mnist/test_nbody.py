@@ -13,49 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_nbody import plain_motion
 from scipy.ndimage import shift
 
 import bench
-from bench import registry
 from bench.cli.main import main
 from bench.data.mnist import digits_of_splits, load_digits
 from bench.data.nbody_mnist.simulation import cropped, energy, render, simulate
-from bench.errors import ConfigError, DataError
-
-
-def _plain_motion(x, v, sizes, frames=20, r=0, mass=1.0, sub_steps=5, canvas=128):
-    """The law of the specification, number by number, for one sequence; states and energies of each frame."""
-    x, v = [list(row) for row in x], [list(row) for row in v]
-    d, g = 10.0, 0.05
-    states, energies = [], []
-    for step in range(frames * sub_steps):
-        if step % sub_steps == 0:
-            states.append(([list(row) for row in x], [list(row) for row in v]))
-            kinetic = sum(mass * s * s / 2 for row in v for s in row)
-            potential = 0.0
-            for i in range(len(x)):
-                for j in range(i):
-                    s = (x[i][0] - x[j][0]) ** 2 + (x[i][1] - x[j][1]) ** 2 + d * d
-                    u = {0: math.sqrt(s), 1: math.log(s) / 2, 2: -1 / math.sqrt(s)}[r]
-                    potential += g * mass * mass * u
-            energies.append(kinetic + potential)
-        pulls = []
-        for i in range(len(x)):
-            pull = [0.0, 0.0]
-            for j in range(len(x)):
-                s = (x[i][0] - x[j][0]) ** 2 + (x[i][1] - x[j][1]) ** 2 + d * d
-                for axis in range(2):
-                    pull[axis] += g * mass * (x[j][axis] - x[i][axis]) * s ** (-(r + 1) / 2)
-            pulls.append(pull)
-        for i in range(len(x)):
-            for axis in range(2):
-                v[i][axis] = min(max(v[i][axis] + pulls[i][axis], -2), 2)
-                x[i][axis] += v[i][axis]
-                centre = x[i][axis] + sizes[i][axis] / 2
-                if centre < 10 or centre > canvas - 10:
-                    x[i][axis] = (10 if centre < 10 else canvas - 10) - sizes[i][axis] / 2
-                    v[i][axis] = -v[i][axis]
-    return states, energies
+from bench.errors import DataError
 
 
 def _start(seed: int, count: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +32,7 @@ def _start(seed: int, count: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarra
 @given(seed=st.integers(0, 10_000), exponent=st.sampled_from([0, 1, 2]), mass=st.sampled_from([1.0, 2.5]))
 def test_the_motion_is_that_of_the_law(seed: int, exponent: int, mass: float) -> None:
     x, v, sizes = _start(seed)
-    states, energies = _plain_motion(x[0], v[0], sizes[0], r=exponent, mass=mass)
+    states, energies = plain_motion(x[0], v[0], sizes[0], r=exponent, mass=mass)
     motion = simulate(x, v, sizes, exponent=exponent, masses=mass)
     np.testing.assert_allclose(motion.corners[0], [state[0] for state in states], atol=1e-9)
     np.testing.assert_allclose(motion.velocities[0], [state[1] for state in states], atol=1e-9)
@@ -147,7 +112,7 @@ class TestFiles:
         start = draws["affine_transforms_multipliers"] * 100
         angle, speed = draws["init_velocity_angle"], draws["init_velocity_magnitude"]
         velocity = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
-        states, energies = _plain_motion(start[1], velocity[1], np.full((3, 2), 28))
+        states, energies = plain_motion(start[1], velocity[1], np.full((3, 2), 28))
         expected = render(np.array([[s[0] for s in states]]), images[1:].astype(np.float32), np.full((1, 3, 2), 28))[0]
         context, target = data[1]
         np.testing.assert_allclose(np.concatenate([context, target])[..., 0], expected / 255, atol=1e-5)
@@ -204,131 +169,6 @@ class TestFiles:
     def test_more_frames_than_there_are(self, made: Path) -> None:
         with pytest.raises(DataError, match=r"expected 25 frames or more, found 20\. Set task.t_in"):
             bench.load_task("nbody_mnist", made, t_in=15).dataset("val")
-
-
-_COARSE = ["--digit-count", "2", "--canvas", "64", "--sub-steps", "2", "--frames", "12", "--pool", "4"]
-_WITH_PRESET = [
-    name
-    for name in registry.names("model")
-    if "nbody_mnist" in registry.find("model", name).card().presets and name != "ldm"
-]
-_COUNTS = ["--train", "6", "--val", "3", "--test", "4"]
-
-
-@pytest.fixture(scope="module")
-def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("nbody") / "coarse"
-    assert main(["data", "make", "nbody_mnist", "--out", str(out), *_COUNTS, *_COARSE]) == 0
-    return out
-
-
-class TestOtherSystems:
-    def test_shapes_are_those_of_the_data(self, coarse: Path, made: Path) -> None:
-        task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=5)
-        assert (task.input_shape, task.target_shape) == ((6, 16, 16, 1), (5, 16, 16, 1))
-        data = task.dataset("test")
-        context, target = data[3]
-        assert (context.shape, target.shape) == (task.input_shape, task.target_shape) and context.max() <= 1
-        assert torch.equal(context, data.stored(3)[0] / 255) and data.source.energy.shape == (4, 12)
-        for papers in (bench.load_task("nbody_mnist"), bench.load_task("nbody_mnist", made)):
-            assert papers.input_shape == (10, 64, 64, 1) and "energy" in papers.metrics
-
-    def test_frames_are_block_means_of_the_motion_between_nearer_walls(self, coarse: Path) -> None:
-        source = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6).dataset("val").source
-        draws, crops = source.draws, source._crops[source._which]
-        sizes = source._sizes[source._which]
-        for number in range(3):
-            start = draws.places[number] * (64 - sizes[number])
-            states, energies = _plain_motion(
-                start, draws.velocities[number], sizes[number], frames=12, sub_steps=2, canvas=64
-            )
-            corners = np.array([state[0] for state in states])
-            np.testing.assert_allclose(source.energy[number], energies, rtol=1e-12)
-            fine = render(corners[None], crops[number][None], sizes[number][None], canvas=64, pool=1)[0]
-            expected = fine.reshape(12, 16, 4, 16, 4).mean((2, 4))
-            found = torch.cat(source.stored(number)[:2])[..., 0]
-            assert found.dtype == torch.uint8
-            np.testing.assert_allclose(found, expected, atol=0.5001)
-
-    def test_what_the_data_are_of_is_in_them_and_in_their_identity(self, coarse: Path, tmp_path: Path) -> None:
-        task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
-        identity = task.dataset("test").identity()
-        assert identity["event_shape"] == [16, 16, 12]
-        assert identity["system"] == {
-            "digit_count": 2, "canvas": 64, "sub_steps": 2, "frame_count": 12, "pool": 4,
-        }  # fmt: skip
-        assert "2 digits on 64x64" in identity["origin"]
-        other = [*_COARSE[:5], "3", *_COARSE[6:]]
-        for name, options in (("same", _COARSE), ("other", other)):
-            assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / name), *_COUNTS, *options]) == 0
-        prints = [
-            bench.load_task("nbody_mnist", root, t_in=6, t_out=6).data_fingerprint("test")
-            for root in (coarse, tmp_path / "same", tmp_path / "other")
-        ]
-        assert prints[0] == prints[1] != prints[2]
-
-    def test_files_of_the_papers_system_are_the_authors_and_nothing_more(self, made: Path) -> None:
-        with np.load(made / "nbody_val.npz") as file:
-            assert not {"canvas", "sub_steps", "frame_count", "pool", "frames"} & set(file.files)
-        identity = bench.load_task("nbody_mnist", made).dataset("val").identity()
-        assert "system" not in identity and identity["origin"] == "generated N-body MNIST"
-
-    def test_other_sub_steps_are_scored_for_their_energy_and_pooled_frames_are_not(
-        self, coarse: Path, tmp_path: Path
-    ) -> None:
-        fine = ["--digit-count", "4", "--canvas", "96", "--sub-steps", "8", "--frames", "6"]
-        assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / "fine"), *_COUNTS, *fine]) == 0
-        task = bench.load_task("nbody_mnist", tmp_path / "fine", t_in=3, t_out=3)
-        assert task.input_shape == (3, 48, 48, 1) and task.metrics["energy"] == {"t_out": 3, "sub_steps": 8}
-        scores = bench.evaluate("persistence", task, device="cpu").scores
-        source = task.dataset("test").source
-        true = source.energy[:, 3:] - source.energy[:, 2:3]
-        assert scores["e_mae_target"] == pytest.approx(np.abs(true).mean(), abs=0.5)
-        assert scores["e_mae"] > 2 * scores["e_mae_target"]
-
-        record = bench.evaluate("persistence", bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6), device="cpu")
-        assert "e_mse" not in record.scores and record.scores["mse_frame_sum"] > 0
-
-    @pytest.mark.parametrize(
-        ("options", "words"),
-        [
-            (["--pool", "3"], "canvas: expected a multiple of 3, found 128"),
-            (["--canvas", "20"], "canvas: expected 32 or more, found 20"),
-            (["--digit-count", "0"], "digit_count: expected 1 or more, found 0"),
-        ],
-    )
-    def test_systems_that_cannot_be(
-        self, options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / "no"), *options]) == 2
-        assert words in capsys.readouterr().err and not (tmp_path / "no").exists()
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"pool": np.int64(5)}, "canvas: expected a multiple of 5"),
-            ({"sub_steps": np.zeros(2)}, "one integer each in .* others: sub_steps"),
-            ({"frames": np.zeros((3, 12, 8, 8), np.uint8)}, r"frames: expected uint8 \(3, 12, 16, 16\)"),
-            ({"canvas": np.int64(128), "pool": np.int64(8)}, "another split there has 2 digits on 64x64"),
-        ],
-    )
-    def test_damaged_or_mixed_systems(self, coarse: Path, tmp_path: Path, change: dict, words: str) -> None:
-        for name in ("mnist.npz", "nbody_train.npz"):
-            (tmp_path / name).write_bytes((coarse / name).read_bytes())
-        with np.load(coarse / "nbody_val.npz") as file:
-            np.savez(tmp_path / "nbody_val.npz", **{**file, **change})
-        with pytest.raises(DataError, match=words):
-            bench.load_task("nbody_mnist", tmp_path, t_in=6, t_out=6).dataset("val")
-
-    @pytest.mark.parametrize("name", _WITH_PRESET)
-    def test_every_model_is_made_for_small_frames_by_its_preset(self, coarse: Path, name: str) -> None:
-        task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
-        with torch.device("meta"):
-            bench.load_model(name, task)
-
-    def test_latents_of_small_frames_are_too_small_for_ldm(self, coarse: Path) -> None:
-        with pytest.raises(ConfigError, match=r"found 2 x 2: take fewer levels or frames of another size"):
-            bench.load_model("ldm", bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6))
 
 
 class TestGenerator:

@@ -1,0 +1,148 @@
+"""Seasonal regression: the leading patterns of the field, carried ahead by a law of its own for each calendar month."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from baselines.shapes import checked_shapes, checked_sizes
+
+# The covariance of a frame is a square of this side in float64, and the time of its eigenvectors grows with the cube.
+_MOST_VALUES = 4096
+# Below this share of the largest, the variance of a pattern is rounding.
+_LEAST_VARIANCE = 1e-10
+_MONTHS = 12
+_AT_ONCE = 64
+"""Windows."""
+
+
+class SeasonalRegression(nn.Module):
+    """Ridge regressions between principal components, one for each calendar month and lead time, fitted in one pass.
+
+    The amplitudes of the leading EOFs in the last frame of the context give those at each lead time, by a law of the
+    calendar month of that frame; what the EOFs do not hold is damped persistence, one slope for each cell and lead.
+    El Nino is locked to the season, so that such regressions are hard to beat by a law that is the same all year
+    (Barnston and Ropelewski 1992, J. Climate 5, 1316-1345; Kondrashov et al. 2005, J. Climate 18, 4425-4444).  EOFs are
+    of the values as the task gives them.  Before it is fitted it forecasts zeros.
+
+    It keeps the training data in memory until it is fitted.
+
+    Args:
+        input_shape: `(T_in, H, W, C + 2)`: the last two channels are sine and cosine of the season of each frame, as
+            `task.calendar=true` gives them; `(T_in, H, W, C)` with `seasons=1`.
+        target_shape: `(T_out, H, W, C)`, with the same H and W.
+        modes: Number of EOFs; fewer where the training data have no more.
+        ridge: What is added to the variance of each amplitude, of which 1 is its variance over all months.
+        seasons: Laws per year: 12, or 1 for one that is the same in all months.
+
+    Raises:
+        ValueError: context and target do not go together, a frame has more than 4096 values, or a hyperparameter is
+            none that can be.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"seasons": 1}}
+    mean: Tensor
+    eofs: Tensor
+    laws: Tensor
+    slopes: Tensor
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        target_shape: tuple[int, int, int, int],
+        modes: int = 10,
+        ridge: float = 0.3,
+        seasons: int = _MONTHS,
+    ) -> None:
+        super().__init__()
+        if seasons not in (1, _MONTHS):
+            raise ValueError(f"seasonal_regression: seasons must be 1 or {_MONTHS}, got {seasons}")
+        if not ridge >= 0:
+            raise ValueError(f"seasonal_regression: ridge must be 0 or more, got {ridge}")
+        source, (t_out, *cells) = checked_shapes("seasonal_regression", input_shape, target_shape, feeds_back=False)
+        extra = 2 if seasons == _MONTHS else 0
+        if source[3] != cells[2] + extra:
+            why = " (two of them the season: set task.calendar=true)" if extra else ""
+            raise ValueError(
+                f"seasonal_regression: contexts must have {cells[2] + extra} channels{why}, got {source[3]}"
+            )
+        (modes,) = checked_sizes("seasonal_regression", "modes", [modes])
+        self.frame_shape, self.seasons, self.ridge = tuple(cells), seasons, float(ridge)
+        size = torch.Size(cells).numel()
+        if size > _MOST_VALUES or modes > size:
+            raise ValueError(
+                f"seasonal_regression: at most {_MOST_VALUES} values a frame and as many modes as values, got {size} "
+                f"values {tuple(cells)} and {modes} modes"
+            )
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("eofs", torch.zeros(size, modes))
+        self.register_buffer("laws", torch.zeros(seasons, t_out, modes, modes))
+        self.register_buffer("slopes", torch.zeros(t_out, size))
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fits patterns to all frames of contexts and targets, then the laws; windows with a NaN count nowhere.
+
+        Args:
+            batches: Contexts and targets, see the class.
+
+        Raises:
+            ValueError: no window is complete.
+        """
+        channels, kept = self.frame_shape[2], []
+        for context, target in batches:
+            frames = torch.cat((context[..., :channels], target), 1).flatten(2)
+            whole = ~torch.isnan(frames).any(2).any(1)
+            kept.append((self._season(context)[whole], frames[whole]))
+        season, frames = (torch.cat(parts) for parts in zip(*kept, strict=True)) if kept else (None, None)
+        if season is None or frames is None or not len(frames):
+            raise ValueError("seasonal_regression: no window of the training data is free of NaN")
+        ahead, modes = self.slopes.shape[0], self.eofs.shape[1]
+        size, before = frames.shape[2], frames.shape[1] - ahead
+        mean = frames.mean((0, 1), dtype=torch.float64)
+        covariance = torch.zeros(size, size, dtype=torch.float64, device=frames.device)
+        for some in frames.split(_AT_ONCE):
+            anomalies = some.flatten(0, 1).double() - mean
+            covariance.addmm_(anomalies.T, anomalies)
+        variance, patterns = torch.linalg.eigh(covariance / (len(frames) * frames.shape[1]))  # in ascending order
+        variance, patterns = variance.flip(0)[:modes], patterns.flip(1)[:, :modes]
+        held = variance > _LEAST_VARIANCE * variance[0].clamp(min=torch.finfo(torch.float64).tiny)
+        patterns = patterns * held
+        spread = torch.where(held, variance, 1).sqrt()
+        last = frames[:, before - 1].double() - mean
+        now = last @ patterns / spread
+        remainder = last - last @ patterns @ patterns.T
+        known = remainder.square().sum(0)
+        self.mean.copy_(mean)
+        self.eofs.copy_(patterns)
+        for lead in range(ahead):
+            then = frames[:, before + lead].double() - mean
+            amplitudes = then @ patterns
+            for month in range(self.seasons):
+                mine = season == month
+                x, y = now[mine], amplitudes[mine]
+                square = x.T @ x + self.ridge * len(x) * torch.eye(modes).to(x)
+                law = torch.linalg.pinv(square, hermitian=True) @ (x.T @ y)  # 0 for a month without windows
+                self.laws[month, lead].copy_(law / spread[:, None])
+            slope = (remainder * (then - amplitudes @ patterns.T)).sum(0)
+            still = known <= _LEAST_VARIANCE * known.max()
+            self.slopes[lead].copy_(torch.where(still, 0, slope / torch.where(still, 1, known)))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns `(B, T_out, H, W, C)` for a context, see the class."""
+        mean, eofs, laws, slopes = (part.to(context.dtype) for part in (self.mean, self.eofs, self.laws, self.slopes))
+        last = context[:, -1, ..., : self.frame_shape[2]].flatten(1) - mean
+        amplitudes = last @ eofs
+        remainder = last - amplitudes @ eofs.T
+        ahead = torch.einsum("bi,btij->btj", amplitudes, laws[self._season(context)])
+        return (mean + ahead @ eofs.T + slopes * remainder[:, None]).unflatten(-1, self.frame_shape)
+
+    def _season(self, context: Tensor) -> Tensor:
+        """Returns the calendar month of the last frame `(B,)`, 0 for January; 0 throughout with one season."""
+        if self.seasons == 1:
+            return torch.zeros(len(context), dtype=torch.int64, device=context.device)
+        sine, cosine = context[:, -1, 0, 0, -2:].double().unbind(-1)
+        months: Tensor = (torch.atan2(sine, cosine) * (_MONTHS / (2 * torch.pi))).round().long() % _MONTHS
+        return months

@@ -1,0 +1,84 @@
+"""Folds of a time series: blocks of it are left out one after the other, so that all of it is forecast once.
+
+Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
+whole stretches are left out, for neighbouring months are no independent data.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from bench.api import Split
+from bench.errors import ConfigError
+
+Stretch = tuple[int, int]
+"""First and last + 1."""
+FEWEST = 3
+"""One block to test on, one to validate on, one or more to train on."""
+
+
+def blocks(count: int, folds: int) -> list[Stretch]:
+    """Returns consecutive blocks of equal length; the last one may be shorter.
+
+    Args:
+        count: Of what is cut: frames, or years.
+        folds: How many blocks.
+
+    Raises:
+        ConfigError: so many are not to be had.
+    """
+    length = -(-count // folds)
+    edges = [*range(0, count, length or 1), count]
+    if len(edges) - 1 != folds:
+        raise ConfigError(f"task.folds={folds}: {count} of the data make {len(edges) - 1} blocks of {length}")
+    return list(pairwise(edges))
+
+
+def leave_out(parts: list[Stretch], fold: int, val: int | None = None) -> dict[Split, tuple[Stretch, ...]]:
+    """Returns the stretches of each split: one block is the test, the next one (of the last, the first) validation.
+
+    Both together leave the training as few borders as there can be, over which no window reaches.
+
+    Args:
+        parts: All blocks, in order.
+        fold: The number of the block to test on.
+        val: Length of the validation, which begins where its block does; the rest of the block is for training.  None
+            for the whole block.
+    """
+    begin, end = parts[(fold + 1) % len(parts)]
+    middle = end if val is None else min(end, begin + val)
+    rest = [part for part in parts if part not in (parts[fold], (begin, end))]
+    train: list[Stretch] = []
+    for part in sorted(rest + [(middle, end)] * (middle < end)):
+        if train and train[-1][1] == part[0]:
+            train[-1] = (train[-1][0], part[1])
+        else:
+            train.append(part)
+    return {
+        "train": tuple(train),
+        "val": ((begin, middle),),
+        "test": (parts[fold],),
+        "all": ((parts[0][0], parts[-1][1]),),
+    }
+
+
+def check_fold(folds: int | None, fold: int | None, instead_of: frozenset[str], given: set[str]) -> None:
+    """Refuses options of a task that do not name a fold.
+
+    Args:
+        folds: How many.
+        fold: Which one.
+        instead_of: Options that folds take the place of.
+        given: Those that were given.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    if (folds is None) != (fold is None):
+        raise ValueError(f"folds={folds} and fold={fold}: expected both, or neither")
+    if folds is None or fold is None:
+        return
+    if folds < FEWEST or not 0 <= fold < folds:
+        raise ValueError(f"folds={folds}, fold={fold}: expected {FEWEST} folds or more, and a fold of 0..{folds - 1}")
+    if both := sorted(instead_of & given):
+        raise ValueError(f"{', '.join(both)}: folds take their place; leave them out")

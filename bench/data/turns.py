@@ -1,0 +1,47 @@
+"""Training sequences turned and mirrored: which way follows from the seed, the epoch and the number of the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data.sequences import Example, SequenceDataset
+
+_OF_TURNS = 0x7475
+"""Tells these random numbers from those of the order, which come from the same seed and epoch."""
+
+
+def ways_of(height: int, width: int) -> tuple[int, ...]:
+    """Returns the turns and flips that keep the shape of a frame: all eight of a square, four of another rectangle."""
+    return tuple(range(8)) if height == width else (0, 2, 4, 6)
+
+
+def turned(frames: Tensor, way: int) -> Tensor:
+    """Returns frames `(T,H,W,C)` after `way % 4` quarter turns, and mirrored before them where `way` is 4 or more."""
+    mirrored = frames.flip(2) if way >= 4 else frames
+    return torch.rot90(mirrored, way % 4, (1, 2)).contiguous()
+
+
+def drawn_ways(ways: tuple[int, ...], count: int, seed: int, epoch: int) -> Iterator[int]:
+    """Yields the way of each sequence of an epoch, in the order of their numbers."""
+    yield from np.random.default_rng([seed, epoch, _OF_TURNS]).choice(ways, count).tolist()
+
+
+class TurnedSequences:
+    """A map-style data set whose key is a number and a way; a number alone gives the sequence as it is stored."""
+
+    def __init__(self, source: SequenceDataset) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+        """Returns a sequence, context and target turned alike."""
+        index, way = key if isinstance(key, tuple) else (key, 0)
+        example = self.source[index]
+        return example._replace(context=turned(example.context, way), target=turned(example.target, way))

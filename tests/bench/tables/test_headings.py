@@ -1,0 +1,55 @@
+"""Headings of the blocks of a table of runs: what tells them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bench
+from bench.records.schema import RunRecord
+from bench.tables import load_table
+from bench.tables.cells import table_data
+from bench.tables.runs import runs_table
+from bench.tables.variants import told_apart
+
+
+@pytest.fixture(scope="module")
+def measured(storms: Path) -> RunRecord:
+    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
+
+
+def other(record: RunRecord, run_id: str, given: dict | None = None, **conventions: dict) -> RunRecord:
+    task = record.task.model_copy(update={"fields": {**record.task.fields, **(given or {})}})
+    conventions = {name: {**how, **conventions.get(name, {})} for name, how in record.conventions.items()}
+    config = {"task": {"name": record.task.name, **(given or {})}}
+    return record.model_copy(update={"run_id": run_id, "task": task, "conventions": conventions, "config": config})
+
+
+def test_options_and_conventions_that_blocks_do_not_share_stand_in_their_headings(measured: RunRecord) -> None:
+    records = [
+        other(measured, "2026-1", skill={"thresholds": [16, 74]}),
+        other(measured, "2026-2", {"stride": 6}, skill={"thresholds": [16, 74]}),
+        other(measured, "2026-3", skill={"thresholds": [1, 2.5]}),
+    ]
+    titles = [block.title for block in table_data(load_table("runs/sevir"), None, records).blocks]
+    assert [title.partition(", task.")[2] for title in titles] == [
+        "stride=12, skill.thresholds=[16,74]",
+        "stride=6, skill.thresholds=[16,74]",
+        "stride=12, skill.thresholds=[1,2.5]",
+    ]
+
+
+def test_a_convention_that_follows_from_an_option_is_named_once(measured: RunRecord) -> None:
+    groups = [[other(measured, "1", {"stride": n}, mse={"stride": n})] for n in (1, 2)]
+    assert told_apart(groups) == [", task.stride=1", ", task.stride=2"]
+
+
+def test_versions_of_a_task_are_told_apart(measured: RunRecord) -> None:
+    newer = measured.model_copy(update={"task": measured.task.model_copy(update={"version": 9})})
+    assert told_apart([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]
+
+
+def test_one_block_needs_no_more_than_its_data(measured: RunRecord) -> None:
+    (block,) = table_data(runs_table("sevir", [measured]), None, [other(measured, "1", {"stride": 6})]).blocks
+    assert "stride" not in block.title
