@@ -138,7 +138,7 @@ def _earthbench(words: list[str]) -> None:
 
 
 def _of_the_page(name: str) -> bool:
-    return name.startswith("my_")
+    return name.removeprefix("runs/").startswith("my_")
 
 
 def _known(kind: registry.Kind, name: str) -> None:
