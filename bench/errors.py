@@ -9,7 +9,7 @@ from bench.safe_text import without_secrets
 
 
 class EarthbenchError(Exception):
-    """What every error of this package is; by itself it means a fault of ours (exit code 1)."""
+    """Base of all errors of this package; raised directly, it reports a bug of earthbench (exit code 1)."""
 
     exit_code = 1
 

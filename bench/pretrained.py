@@ -100,7 +100,7 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
         license: Of the weights, as the Hub names it, e.g. `cc-by-4.0`.
 
     Raises:
-        ConfigError: nobody knows what the weights are, or the record is of others.
+        ConfigError: the origin of the weights is unknown, or the record belongs to other weights.
     """
     made, known = made_from(model), trained(model)
     if known is None or known.identity is None or made.task is None:

@@ -48,7 +48,7 @@ class Receipt:
     alternative_values: tuple[AlternativeValue, ...]
     commands: tuple[str, ...]
     settings: tuple[SourcedSetting, ...] = ()
-    """How a row that nobody ran would be trained and scored, and who says so."""
+    """How a row without a run would be trained and scored, with the sources."""
 
 
 def receipts_of(
@@ -147,7 +147,7 @@ def metric_of(record: RunRecord, key: str) -> str:
 
 
 def alternative_values(record: RunRecord, key: str) -> list[AlternativeValue]:
-    """Returns a record's score under every convention that can be had from what the record stores."""
+    """Returns a record's score under every convention that the stored counts allow."""
     if key.split("_")[0] in SCORES and record.counts is not None:
         return _from_counts(record, key)
     if key in _PAIR_COUNTS:

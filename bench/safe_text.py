@@ -37,7 +37,7 @@ _LATEX = {
 def without_secrets(text: str) -> str:
     """Returns a text with the credentials of every address in it masked: `s3://***@bucket`, `?sig=***`.
 
-    What `remember_secret` was told is masked wherever it stands.
+    Secrets given to `remember_secret` are masked everywhere.
     """
     for value, name in _known_secrets.items():
         text = text.replace(value, name)

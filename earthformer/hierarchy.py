@@ -64,7 +64,7 @@ class Encoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Returns the memories (B, T_i, H_i, W_i, C_i) and global vectors (B, G, r*C_i) of all levels, fine to coarse.
 
-        With `keep_globals` False nobody reads the returned global vectors, and their last update is left out.
+        With `keep_globals` False the returned global vectors are not used, and their last update is skipped.
 
         Raises:
             ValueError: `x` (B, T, H, W, C) is not of the configured shape.

@@ -190,7 +190,7 @@ class Options:
         """Refuses values that contradict one another.
 
         Raises:
-            ValueError: lists that differ in levels, or a value that nobody implements.
+            ValueError: lists that differ in levels, or a value that is not implemented.
         """
         if len(self.enc_depth) != len(self.dec_depth) or not len(self.enc_depth):
             raise ValueError(

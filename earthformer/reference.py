@@ -1,7 +1,7 @@
 """The plain formulation of cuboid attention and up-sampling, to count and to compare with.
 
 It is the one that the papers' costs were counted on: padded tokens are projected too, a mask is applied to every score,
-global vectors are updated even where nobody reads them, and up-sampling is followed by a convolution. The layers
+global vectors are updated even where they are not read, and up-sampling is followed by a convolution. The layers
 themselves give the same values and gradients to round-off.
 """
 

@@ -1,4 +1,4 @@
-"""`earthbench ablate NAME`: run what is missing of an ablation, through Hydra's launchers, and print its table."""
+"""`earthbench ablate NAME`: runs the missing variants of an ablation through Hydra's launchers and prints its table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the variants that have no record yet, then prints the table; a failed run is told at the end."""
+    """Runs the variants that have no record yet, then prints the table; failed runs are reported at the end."""
     ablation = load_ablation(options.name)
     runs = variants(ablation, options.overrides)
     failure: EarthbenchError | None = None
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         if runs[0].config.data.root is None:
             raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
         for config in (run.config for run in runs):
-            finished_record(config)  # data that cannot be used is told before the first run starts
+            finished_record(config)  # unusable data is reported before the first run starts
         failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)
         records = [finished_record(run.config) for run in runs]
         references = _references(runs[0].config)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="the run to compare it with")
     parser.add_argument("--task", help="only runs of this task")
     parser.add_argument(
-        "--score", action="append", help="this score, per lead time too (may be repeated; default: main)"
+        "--score", action="append", help="this score, also per lead time (may be repeated; default: main)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")

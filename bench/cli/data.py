@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "weights/"
 _WAYS = {
-    "make": "make data of one's own in the task's format",
+    "make": "generate data in the task's format",
     "fetch": "download published data or weights",
-    "convert": "make the data of one task from those of another",
+    "convert": "convert the data of one task for another",
 }
 EXAMPLES = (
     "earthbench data fetch sevir --help",
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     verbs = parser.add_subparsers(dest="what", required=True, metavar="info|check|make|fetch|convert")
     for name, summary in {
-        "info": "what is there",
-        "check": "everything that is wrong, in one message",
+        "info": "describe a data set",
+        "check": "list everything that is wrong, in one message",
     }.items():
         sub = verbs.add_parser(name, help=summary, description=summary)
         sub.add_argument("task", help="task whose format the data has, e.g. sevir")
-        sub.add_argument("--root", required=True, help="folder of the data set, or an address such as s3://...")
+        sub.add_argument("--root", required=True, help="folder of the data set, or a URL such as s3://...")
         sub.add_argument("--format", choices=("text", "json"), default="text")
         sub.add_argument(
             "overrides", nargs="*", metavar="task.FIELD=VALUE", help="fields of the task, e.g. task.admit_missing=true"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does what was asked for."""
+    """Runs the chosen verb."""
     if options.what in _WAYS:
         return _do(options.what, options.words)
     return {"info": _info, "check": _check}[options.what](options)
@@ -177,7 +177,7 @@ def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
     Without names but with `--help`, the first is the help text and the second None.
     """
     count = 2 if way == "convert" else 1
-    # Names come first; `make --out DIR sevir`, flags before the name, worked from the start and goes on to work.
+    # Names come first; flags before the name (`make --out DIR sevir`) have always worked and still do.
     tasks = registry.names("task")
     places = [at for at, word in enumerate(words) if at < count and not word.startswith("-")]
     if len(places) < count:

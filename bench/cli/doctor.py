@@ -1,4 +1,4 @@
-"""`earthbench doctor`: what would be wrong with a run on this machine, and the cure, before it starts."""
+"""`earthbench doctor`: what would stop a run on this machine, and the remedy, before it starts."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument("row", help="a row: the model's name, or the name or label of the row")
     parser.add_argument(
-        "column", nargs="?", help="a column: its score, e.g. csi_m, or its label; left out: the row's training settings"
+        "column", nargs="?", help="a column: its score, e.g. csi_m, or its label (default: the row's training settings)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")

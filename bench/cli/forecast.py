@@ -1,4 +1,4 @@
-"""`earthbench forecast`: one sequence or file in, a NetCDF file of members and a picture out; or a file for each."""
+"""`earthbench forecast`: forecasts one sequence or file and writes a NetCDF file and a picture; or all of a split."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.engine.forecast import Case
-    from bench.tables.pictures import Look
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
 EXAMPLES = (
     "earthbench forecast task=sevir model=persistence data.root=DIR --picture forecast.png",
     "earthbench forecast task=sevir model=unet checkpoint=FILE data.root=DIR --sequence 3 --out forecast.nc",
+    "earthbench forecast task=radar model=optical_flow data.root=DIR --beside persistence --picture radar.gif",
 )
 
 
@@ -35,21 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hydra overrides, e.g. task=sevir model=unet checkpoint=FILE data.root=DIR split=test",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--sequence", type=int, default=0, help="which sequence of the split (default 0)")
+    start.add_argument("--sequence", type=int, default=0, help="number of the sequence in the split (default 0)")
     start.add_argument("--input", type=Path, help="take the context from this .npy or NetCDF file instead")
     start.add_argument(
-        "--latest", action="store_true", help="forecast from the newest frames of the data, beyond their end"
+        "--latest", action="store_true", help="forecast from the newest frames of the data into the future"
     )
     start.add_argument(
         "--all",
         action="store_true",
-        help="every sequence of the split (the first limit=N): a file each in folder --out",
+        help="forecast every sequence of the split (the first limit=N), each into a file of the folder --out",
     )
     parser.add_argument("--members", type=int, default=1, help="members to draw, for probabilistic models (default 1)")
     parser.add_argument("--control", help="strengths of the knowledge control, e.g. --control=-4,-2,0,2,4")
     parser.add_argument("--threshold", type=float, help="draw the share of members at or above this value")
     parser.add_argument("--out", type=Path, help="NetCDF file (default forecast.nc); with --all a folder (forecasts)")
-    parser.add_argument("--picture", type=Path, help="a .png, .svg, .pdf, .gif or .mp4 beside it")
+    parser.add_argument("--picture", type=Path, help="also draw to this .png, .svg, .pdf, .gif or .mp4")
+    parser.add_argument(
+        "--beside", metavar="MODEL,...", help="also draw these models, which need no weights, e.g. persistence"
+    )
     parser.add_argument("--colours", help="colour map of matplotlib for --picture, e.g. cividis (default: the task's)")
 
 
@@ -59,15 +62,17 @@ def run(options: argparse.Namespace) -> int:
     from bench.engine.forecast import case_from_file, case_from_split, case_of_latest
     from bench.engine.trainer import torch_device
     from bench.models import has_weights, load_model, load_weights, options_of_weights
-    from bench.tables.pictures import FORMATS, Look
+    from bench.tables.look import Look
+    from bench.tables.pictures import FORMATS
     from bench.tasks import load_task
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")
     if options.picture is not None and options.all:
         raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
-    if options.colours is not None and options.picture is None:
-        raise UsageError("--colours is for the picture: give --picture FILE, too")
+    for flag in ("beside", "colours"):
+        if getattr(options, flag) is not None and options.picture is None:
+            raise UsageError(f"--{flag} is for the picture: give --picture FILE, too")
     controls = _numbers(options.control)
     config = compose(options.overrides)
     device = torch_device(config.device)
@@ -83,6 +88,9 @@ def run(options: argparse.Namespace) -> int:
             load_weights(model, local, other_code=config.train.resume == "anyway")
     elif has_weights(model):
         raise ConfigError(f"model {config.model.name!r} has weights to load: give checkpoint=FILE")
+    others = {name: load_model(name, task) for name in (options.beside or "").split(",") if name}
+    if trained := [name for name, other in others.items() if has_weights(other)]:
+        raise UsageError(f"--beside {trained[0]}: it has weights to load; expected models without, e.g. persistence")
     if options.all:
         folder = options.out or Path("forecasts")
         _forecast_all(model, task, folder, options.members, controls, config, device)
@@ -97,7 +105,22 @@ def run(options: argparse.Namespace) -> int:
     forecasts = _forecast(model, task, case, path, options.members, controls, config, device)
     print(f"forecast: {path}")
     if options.picture is not None:
-        _draw(options.picture, case, forecasts, task, config.model.name, controls, options.threshold, look)
+        from bench.engine.forecast import forecast
+        from bench.tables.pictures import Panel, draw, panels_of
+
+        panels = panels_of(
+            case.context[..., 0].numpy(),
+            None if case.target is None else case.target[..., 0].numpy(),
+            forecasts[..., 0].numpy(),
+            name=config.model.name,
+            threshold=options.threshold,
+            controls=controls,
+        )
+        for name, other in others.items():
+            panels.append(Panel(name, forecast(other, task, case.context, device=device)[0, ..., 0].numpy()))
+        since = f", from {case.coordinates.start.item():%d %B %Y, %H:%M} UTC" if case.coordinates is not None else ""
+        title = f"{config.model.name} on {task.name}, {case.name}{since}"
+        draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0
 
@@ -151,34 +174,6 @@ def _forecast_all(
         case = case_from_split(task, config.split, number)
         _forecast(model, task, case, folder / f"{number:06d}.nc", members, controls, config, device)
     print(f"forecasts: {len(numbers)} files in {folder}")
-
-
-def _draw(
-    path: Path,
-    case: Case,
-    forecasts: Tensor,
-    task: Task,
-    model: str,
-    controls: Controls,
-    threshold: float | None,
-    look: Look,
-) -> None:
-    from bench.tables.pictures import draw, panels_of
-
-    panels = panels_of(
-        case.context[..., 0].numpy(),
-        None if case.target is None else case.target[..., 0].numpy(),
-        forecasts[..., 0].numpy(),
-        threshold=threshold,
-        controls=controls,
-    )
-    draw(
-        path,
-        panels,
-        look=look,
-        cadence_minutes=case.cadence_minutes,
-        title=f"{model} on {task.name}, {case.name}",
-    )
 
 
 def _numbers(text: str | None) -> Controls:

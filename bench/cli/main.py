@@ -22,37 +22,37 @@ from bench.plugins import use_plugin_files
 VERBS = {
     "quickstart": (
         "bench.cli.quickstart",
-        "make small storms, train UNet for a moment, print a table and a picture",
+        "make small storms, train a small UNet, end with a table and a picture",
     ),
     "list": ("bench.cli.list_names", "list registered models, tasks, metrics and tables"),
     "show": ("bench.cli.show", "show one model, task, metric or table"),
-    "data": ("bench.cli.data", "describe, check or make data sets"),
+    "data": ("bench.cli.data", "describe, check, make, fetch or convert data sets"),
     "run": ("bench.cli.run", "train, evaluate and record; takes Hydra overrides"),
     "evaluate": (
         "bench.cli.evaluate",
         "evaluate a checkpoint or a model without weights; takes Hydra overrides",
     ),
-    "rescore": ("bench.cli.rescore", "score the weights of finished runs again, with further metrics"),
+    "rescore": ("bench.cli.rescore", "evaluate the weights of finished runs again, with further metrics"),
     "forecast": ("bench.cli.forecast", "forecast one sequence or file: a NetCDF file and a picture"),
     "new": ("bench.cli.new", "write a package with a model, task or metric of your own"),
     "check": ("bench.cli.check", "check a model, task or metric against its contract"),
     "ablate": ("bench.cli.ablate", "run the variants of an ablation and print its table; takes Hydra overrides"),
     "tune": ("bench.cli.tune", "try a grid of settings on the validation split; takes Hydra overrides"),
     "board": ("bench.cli.board", "run, list, print, check or draw a whole leaderboard from its YAML file"),
-    "doctor": ("bench.cli.doctor", "try what a run needs on this machine, and say what is wrong and the cure"),
-    "status": ("bench.cli.status", "what every run of a sweep, or of a work folder, is doing"),
+    "doctor": ("bench.cli.doctor", "test what a run needs on this machine; name problems and remedies"),
+    "status": ("bench.cli.status", "show the state of every run of a sweep or a work folder"),
     "count": ("bench.cli.count", "count parameters and multiply-adds"),
     "table": ("bench.cli.table", "print, write or check a table"),
-    "compare": ("bench.cli.compare", "whether two runs differ beyond chance: a paired test over events"),
-    "explain": ("bench.cli.explain", "the receipt of one figure of a table"),
+    "compare": ("bench.cli.compare", "test whether two runs differ beyond chance, paired over events"),
+    "explain": ("bench.cli.explain", "print the receipt of one figure of a table"),
     "reproduce": ("bench.cli.reproduce", "train and evaluate the rows of a published table"),
-    "report": ("bench.cli.report", "the leaderboards as a site that opens from the disk"),
+    "report": ("bench.cli.report", "write the leaderboards as a static site"),
     "verify": ("bench.cli.verify", "check records, published figures and rendered tables"),
-    "completion": ("bench.cli.completion", "completion of verbs, flags and names for a shell"),
-    "help": ("bench.cli.help", "the help of a verb"),
+    "completion": ("bench.cli.completion", "print a completion script for a shell"),
+    "help": ("bench.cli.help", "print the help of a verb"),
 }
 _READING = {"list", "show", "table", "explain", "status", "count", "compare", "completion", "help"}
-"""Verbs that only print: nothing is lost when nobody reads on."""
+"""Verbs that only print: nothing is lost when the reader closes the pipe."""
 _LOG_LEVELS = {"--verbose": "DEBUG", "--quiet": "WARNING"}
 _HYDRA_FLAGS = {"-m", "--multirun", "-c", "--cfg", "-cd", "--config-dir", "-i", "--info"}
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dispatch(arguments)
     except EarthbenchError as error:
         with shown_on("stderr"):
-            log.debug("where this came from:", exc_info=True)
+            log.debug("traceback:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

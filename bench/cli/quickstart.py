@@ -1,4 +1,4 @@
-"""`earthbench quickstart`: the whole way in three minutes on a laptop, with data that it makes itself."""
+"""`earthbench quickstart`: from generated data to a table and a picture, in three minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     from bench.records.store import read_records
     from bench.tables import load_table
     from bench.tables.cells import table_data
-    from bench.tables.pictures import Look, draw_forecasts
+    from bench.tables.look import Look
+    from bench.tables.pictures import draw_forecasts
     from bench.tables.render import text_of
     from bench.tasks.sevir import Sevir
 
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             bar = progress.add_task("storms", total=sum(_EVENTS.values()))
             make_sevir(data, events=_EVENTS, size=_SIZE, seed=options.seed, advance=lambda *_: progress.advance(bar))
     elif origin(data) != "synthetic storms":
-        raise DataError(f"{data} holds other data than this command makes; give another folder with --out")
+        raise DataError(f"{data} holds data that this command did not make; choose another folder with --out")
     else:
         print(f"[1/4] storms are in {data}")
 
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     print("[2/4] persistence")
     with shown_on("stdout"):
         persistence = run_pipeline(compose(["model=persistence", "progress=false", *common]), training=False)
-    print("[3/4] UNet: training and evaluation (the second time, the trained weights are found)")
+    print("[3/4] UNet: training and evaluation (a second call finds the trained weights)")
     with shown_on("stdout"):
         unet = run_pipeline(compose(["model=unet", *_TRAINING, *common]), training=True)
     picture = draw_forecasts(

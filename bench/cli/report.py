@@ -1,4 +1,4 @@
-"""`earthbench report --out DIR`: the leaderboards as a site that opens from the disk."""
+"""`earthbench report --out DIR`: writes the leaderboards as a static site."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="DEVICES",
-        help="with --dry-run: hours, memory and batches on devices that need not be here, e.g. 8xH100, a100-80g, or "
+        help="with --dry-run: hours, memory and batches on other devices, e.g. 8xH100, a100-80g, or "
         "NAME:TFLOPS,GIB,COUNT",
     )
     parser.add_argument("--seeds", help="e.g. 0,1,2 (default: the override seed=N, else 0)")
-    parser.add_argument("--again", action="store_true", help="also rows that have a record")
+    parser.add_argument("--again", action="store_true", help="run rows that have a record, too")
     parser.add_argument("--format", choices=("text", "json", "md"), default="text", help="of the plan (md: with --on)")
 
 

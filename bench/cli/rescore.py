@@ -1,4 +1,4 @@
-"""`earthbench rescore RECORD...`: the weights of finished runs are evaluated again, with further metrics."""
+"""`earthbench rescore RECORD...`: evaluates the weights of finished runs again, with further metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`earthbench show KIND NAME`: what one registered object is, without importing torch; `show pattern NAME` draws."""
+"""`earthbench show KIND NAME`: describes a registered object without importing torch; `show pattern NAME` draws."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     pictures = registry.names("picture")
     parser.add_argument("kind", choices=[*registry.KINDS, *pictures])
-    parser.add_argument("name", nargs="?", help=f"may be left out for {', '.join(pictures)}: lists the names")
+    parser.add_argument("name", nargs="?", help=f"optional for {', '.join(pictures)}: without it, the names are listed")
     parser.add_argument("--size", type=_size, metavar="T,H,W", help="grid that a picture is for, e.g. 6,4,4")
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw to this file (.png, .svg, .pdf)")
     parser.add_argument("--format", choices=("text", "json"), default="text")

@@ -1,4 +1,4 @@
-"""`earthbench status`: what every run of a sweep is doing, or of a work folder; reads no data and imports no torch."""
+"""`earthbench status`: the state of every run of a sweep or a work folder; reads no data and imports no torch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="those of the sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
         "without any sweep: every run under work=DIR",
     )
-    parser.add_argument("--watch", action="store_true", help="again every few seconds, until no run is running")
+    parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
 
 

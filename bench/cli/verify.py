@@ -1,4 +1,4 @@
-"""`earthbench verify`: the rules that committed results keep; exit code 4 names file and field of what breaks them."""
+"""`earthbench verify`: checks committed results against the rules; names file and field of each violation (exit 4)."""
 
 from __future__ import annotations
 

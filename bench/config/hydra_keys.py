@@ -2,7 +2,7 @@
 
 `hydra.callbacks`, `hydra.launcher._target_`, `hydra.job_logging` and a dozen more name something to import and call,
 set environment variables, or write files.  Looking for them in files would miss some of the many ways to set a key
-(packages, default lists, groups), so the composed config is compared with one that nobody has touched.
+(packages, default lists, groups), so the composed config is compared with an unmodified one.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def _checked(path: Path) -> bytes:
         try:
             values, depth = _size(content, yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError):
-            return content  # whoever reads it ends with the same words
+            return content  # whoever parses it raises the same error
     if depth > _DEEPEST:
         raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
     if values > _MOST_VALUES:
@@ -91,7 +91,7 @@ def _configs(folder: Path) -> list[Path]:
 
 
 def _names_outside(root: yaml.Node | None) -> list[str]:
-    """Returns the names in a config's defaults list that leave its folder, where nobody has looked at the files."""
+    """Returns the names in a config's defaults list that leave its folder, whose files were not checked."""
     if not isinstance(root, yaml.MappingNode):
         return []
     listed = [value for key, value in root.value if getattr(key, "value", None) == "defaults"]

@@ -79,7 +79,7 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
 
     Raises:
         NotCountableError: the model's `uncountable` says why it cannot be counted.
-        ContractError: the model does not trace, or uses an operation that nobody knows how to count.
+        ContractError: the model does not trace, or uses an operation without a counting rule.
     """
     if why := model_traits(model).uncountable:
         raise NotCountableError(f"{type(model).__name__} cannot be counted: {why}")

@@ -75,8 +75,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)
     context = task.denormalise(task.to_context(stored[0]))
-    name = f"{split} sequence {sequence}"
     target, coordinates = task.to_target(stored[1]).float(), task.coordinates(split, sequence)
+    name = f"{split} split, sequence {sequence}"
     return Case(name, sequence, context, target, task.cadence_minutes, coordinates)
 
 

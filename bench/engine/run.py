@@ -50,7 +50,8 @@ from bench.records.samples import write_sample
 from bench.records.schema import RunRecord, TrainingIdentity, TrainingSummary
 from bench.records.store import read_records, record_path, write_record
 from bench.safe_text import without_secrets
-from bench.tables.pictures import Look, draw_forecasts
+from bench.tables.look import Look
+from bench.tables.pictures import draw_forecasts
 from bench.tasks import Task, load_task
 
 
@@ -250,7 +251,7 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
                 context=sequences["context"][0],
                 target=sequences["target"][0],
                 forecasts={config.model.name: sequences["forecast"][0]},
-                look=Look.of(task),
+                look=Look.of(task).at(job.test_task.coordinates(config.split, 0)),
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),

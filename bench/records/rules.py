@@ -134,7 +134,7 @@ def counts(record: RunRecord) -> Broken:
 
 
 RULES: tuple[Rule, ...] = (fingerprints, outcome, scope, trained_apart, same_code, undefined, counts)
-"""What is asked of a record by itself.  A further rule is a function above and its name here."""
+"""Rules about a single record.  A further rule is a function above and its name here."""
 
 
 def statistics(record: RunRecord, arrays: Arrays) -> Broken:

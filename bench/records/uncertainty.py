@@ -267,7 +267,7 @@ def _p_values(
     ways: np.ndarray,
 ) -> dict[str, float]:
     """Returns p-values by score of the difference of means over the runs of two sides; NaN where it is undefined."""
-    weights = np.concatenate([np.ones((1, ways.shape[1])), ways])  # the first way: nobody trades
+    weights = np.concatenate([np.ones((1, ways.shape[1])), ways])  # the first assignment: no swaps
     kept = [[_sums(own, weights) for own in side] for side in (a, b)]
     given = [[{key: sums[0] - sums for key, sums in of_run.items()} for of_run in side] for side in kept]
     differences = dict.fromkeys(scores, np.zeros(len(weights)))

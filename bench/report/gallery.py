@@ -16,7 +16,7 @@ from bench.logs import log
 from bench.records.samples import Sample, read_sample
 from bench.records.schema import RunRecord
 from bench.tables.durations import TimeAxis
-from bench.tables.pictures import Look, colouring, levels_of
+from bench.tables.look import Look, colouring, levels_of
 from bench.tables.variants import comparable_key, variant_labels
 
 Kept = TypeVar("Kept")
@@ -68,6 +68,8 @@ class Scene:
     probabilities: tuple[Strip, ...]
     """Of ensembles: the share of members in an event."""
     boxes: tuple[Box, ...]
+    coast: str
+    """Coastlines as an SVG path over the frame's pixels; empty where there are none."""
     colours: tuple[tuple[str, str], ...]
     """Colour and the interval of values that it stands for, ascending: the legend."""
     difference_colours: tuple[tuple[str, str], ...]
@@ -159,6 +161,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
             if (chance := newest[label].probability) is not None and look.event_threshold is not None
         ),
         boxes=tuple(_box(name, cells, (height, width), look.palette) for name, cells in (look.regions or {}).items()),
+        coast=_path(look, height),
         colours=_legend(look.palette, levels),
         difference_colours=_legend(symmetric, symmetric.levels),
     )
@@ -183,6 +186,19 @@ def _box(name: str, cells: tuple[float, float, float, float], size: tuple[int, i
         width=100 * (right - left) / width,
         height=100 * (bottom - top) / height,
     )
+
+
+def _path(look: Look, height: int) -> str:
+    """Returns coastlines as an SVG path, in pixels from the upper left corner of a frame."""
+    if look.coast is None:
+        return ""
+    rows = height - 1 - look.coast[:, 1] if look.palette.first_row == "lower" else look.coast[:, 1]
+    path, before = [], np.nan
+    for x, y in zip(look.coast[:, 0] + 0.5, rows + 0.5, strict=True):
+        if not np.isnan(x):
+            path.append(f"{'M' if np.isnan(before) else 'L'}{x:.2f} {y:.2f}")
+        before = x
+    return "".join(path)
 
 
 def _write(path: Path, frames: np.ndarray, palette: Palette, levels: tuple[float, ...]) -> None:

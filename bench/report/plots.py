@@ -21,7 +21,8 @@ from bench.report.boards import charts
 from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
-from bench.tables.pictures import PRINT_DPI, Look, draw_forecasts
+from bench.tables.look import Look
+from bench.tables.pictures import PRINT_DPI, draw_forecasts
 
 _LEAD_SCORES = 2
 _CHARTS_ABREAST = 4

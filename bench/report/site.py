@@ -25,7 +25,7 @@ from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Published, Table, load_published, main_column
 from bench.tables.lines import legend
-from bench.tables.pictures import Look
+from bench.tables.look import Look
 from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry, with_scores_there
 

@@ -4,84 +4,29 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bench import registry
 from bench.api import Palette
-from bench.errors import ConfigError, EarthbenchError, did_you_mean
+from bench.errors import ConfigError
 from bench.files import replacing
 from bench.tables.durations import TimeAxis
-
-if TYPE_CHECKING:
-    from bench.records.schema import RunRecord
+from bench.tables.look import Look, colouring, levels_of
 
 FORMATS = (".png", ".svg", ".pdf", ".gif", ".mp4")
 PRINT_DPI = 300
+_MOVING_DPI = 100
 _MOVING = (".gif", ".mp4")
 _MEMBERS_SHOWN = 3
-_FRAMES_PER_SECOND = 3
+_FRAMES_PER_SECOND = 5
 _COLUMNS = 6
 _LEAST_PIXELS = 128
-
-
-@dataclass(frozen=True)
-class Look:
-    """How the frames of a task are drawn."""
-
-    palette: Palette = field(default_factory=Palette)
-    units: str = ""
-    timeless: bool = False
-    regions: Mapping[str, tuple[float, float, float, float]] | None = None
-    """See `Task.regions`."""
-    event_threshold: float | None = None
-    """See `Task.event_threshold`."""
-
-    @classmethod
-    def of(cls, task: Any, colours: str | None = None) -> Look:
-        """The look of a task, a class or an object, with another colour map of matplotlib's where one is named.
-
-        Raises:
-            ConfigError: no colour map has this name.
-        """
-        of_class = isinstance(task, type)
-        palette, units = (task.palette, task.units) if of_class else (task.picture_palette, task.physical_units)
-        return cls(palette, units, task.timeless, task.regions, task.event_threshold).coloured(colours)
-
-    @classmethod
-    def of_name(cls, task: str, colours: str | None = None) -> Look:
-        """The same for a task's name; that of an unknown kind where its distribution is not installed here."""
-        try:
-            return cls.of(registry.find("task", task).load(), colours)
-        except EarthbenchError as error:
-            if isinstance(error, ConfigError):
-                raise
-            return cls().coloured(colours)
-
-    @classmethod
-    def of_record(cls, record: RunRecord, colours: str | None = None) -> Look:
-        """The same for a record's task, in the units of its data where these have their own."""
-        look = cls.of_name(record.task.name, colours)
-        own = record.data.identity.get("units") if record.data is not None else None
-        return replace(look, units=str(own[0])) if own else look
-
-    def coloured(self, colours: str | None) -> Look:
-        """The look with a named colour map at the same levels."""
-        if colours is None:
-            return self
-        from matplotlib import colormaps
-
-        if colours not in colormaps:
-            known = sorted(name for name in colormaps if not name.endswith("_r"))
-            raise ConfigError(
-                f"no colour map {colours!r}. {did_you_mean(colours, known)} "
-                "Monotone ones are cividis, viridis and gray."
-            )
-        return replace(self, palette=replace(self.palette, colours=colours))
+_COAST = "#8c8c8c"  # seen on black and on white
+_PAUSE = 4  # frames that a moving picture rests on its last
 
 
 @dataclass(frozen=True)
@@ -99,6 +44,7 @@ def panels_of(
     target: np.ndarray | None,
     members: np.ndarray,
     *,
+    name: str = "forecast",
     threshold: float | None = None,
     controls: tuple[float, ...] | None = None,
 ) -> list[Panel]:
@@ -108,16 +54,17 @@ def panels_of(
         context: `(T_in,H,W)`, physical units.
         target: `(T_out,H,W)`, where it is known.
         members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, one row of the mean for each.
+        name: Of the row of a single member.
         threshold: Adds the share of members at or above it.
         controls: The control of each block of members.
     """
     rows = [Panel("context", context, first=1 - len(context))]
     if target is not None:
-        rows.append(Panel("target", target))
+        rows.append(Panel("observed", target))
     if controls is not None:
         return rows + [Panel(f"n = {n:+g}", block.mean(0)) for n, block in zip(controls, members, strict=True)]
     if len(members) == 1:
-        rows.append(Panel("forecast", members[0]))
+        rows.append(Panel(name, members[0]))
     else:
         rows += [Panel(f"member {k + 1}", members[k]) for k in range(min(_MEMBERS_SHOWN, len(members)))]
         rows.append(Panel("mean", members.mean(0)))
@@ -127,9 +74,10 @@ def panels_of(
 
 
 def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float, title: str) -> Path:
-    """Draws the panels, a row each, or moves them in a `.gif` or `.mp4`, a lead time a frame.
+    """Draws the panels, a row each, or moves them side by side in a `.gif` or `.mp4`, a lead time a frame.
 
-    A `.png` has 300 dots per inch; `.svg` and `.pdf` keep text and lines as such.
+    What moves begins with the context in every panel.  A `.png` has 300 dots per inch; `.svg` and `.pdf` keep text
+    and lines as such.
 
     Args:
         path: Where to.
@@ -179,7 +127,10 @@ class _Paint:
                 corner, size = (left, top), (right - left, bottom - top)
                 box = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=thick, zorder=2)
                 axis.add_patch(box)
-        return axis.imshow(shown, origin=self.look.palette.first_row, **how)
+        image = axis.imshow(shown, origin=self.look.palette.first_row, **how)
+        if self.look.coast is not None:
+            axis.plot(*self.look.coast.T, color=_COAST, linewidth=0.6, scalex=False, scaley=False)
+        return image
 
     def lead(self, panel: Panel, index: int) -> str:
         """The time of a frame against the start."""
@@ -233,74 +184,80 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
 
 def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
     import matplotlib.pyplot as plt
-    from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
 
-    height, width = panels[0].frames.shape[1:]
-    lines = max(_wrapped(panel.name).count("\n") for panel in panels)
+    context = next(panel for panel in panels if panel.first < 1)
+    shown = [panel for panel in panels if panel is not context]
+    height, width = context.frames.shape[1:]
+    lines = max(_wrapped(panel.name).count("\n") for panel in shown)
     figure, axes = plt.subplots(
         1,
-        len(panels),
-        figsize=(2.0 * len(panels) + 1.8, 2.0 * height / width + 1.0 + 0.15 * lines),
+        len(shown),
+        figsize=(2.0 * len(shown) + 1.0, 2.0 * height / width + 0.9 + 0.15 * lines),
         squeeze=False,
         layout="constrained",
     )
     images: dict[bool, Any] = {}
-    updates: list[Callable[[int], None]] = []
-
-    def updating(axis: Any, panel: Panel, image: Any) -> Callable[[int], None]:
-        def update(step: int) -> None:
-            index = min(step, len(panel.frames) - 1)  # the context stays on its last frame while the forecast runs
-            index = len(panel.frames) - 1 if panel.first < 1 else index
-            image.set_data(np.ma.masked_invalid(panel.frames[index]))
-            axis.set_title(f"{_wrapped(panel.name)}\n{paint.lead(panel, index)}", fontsize=8)
-
-        return update
-
-    for axis, panel in zip(axes[0], panels, strict=True):
-        image = paint.frame(axis, panel, 0)
-        images[panel.probability] = image
-        updates.append(updating(axis, panel, image))
+    drawn = []
+    for axis, panel in zip(axes[0], shown, strict=True):
+        drawn.append(paint.frame(axis, panel, 0))
+        images[panel.probability] = drawn[-1]
+        axis.set_title(_wrapped(panel.name), fontsize=9)
     paint.bars(figure, axes, images)
-    figure.suptitle(title, fontsize=10)
 
-    def draw_step(step: int) -> list[Any]:
-        for update in updates:
-            update(step)
-        return []
+    def draw_lead(lead: int) -> None:
+        """Draws the frames of a lead time; up to 0, the context."""
+        for panel, image in zip(shown, drawn, strict=True):
+            frames = panel.frames if lead > 0 else context.frames
+            index = lead - (panel.first if lead > 0 else context.first)
+            frame = frames[min(index, len(frames) - 1)]
+            image.set_data(
+                np.ma.masked_all(frame.shape) if panel.probability and lead < 1 else np.ma.masked_invalid(frame)
+            )
+        time = paint.times.lead(lead)
+        figure.suptitle(f"{title}\n{time}" + (" (context)" if lead < 1 else ""), fontsize=9)
 
-    steps = max(len(panel.frames) for panel in panels if panel.first >= 1)
-    writer = (PillowWriter if suffix == ".gif" else FFMpegWriter)(fps=_FRAMES_PER_SECOND)
-    # The writer tells the format by the ending, which a half-written file does not have yet.
-    named = path.with_name(path.name + suffix)
+    last = max(panel.first + len(panel.frames) - 1 for panel in shown)
+    leads = [*range(context.first, last + 1), *[last] * _PAUSE]
     try:
-        FuncAnimation(figure, draw_step, frames=steps).save(named, writer=writer, dpi=100)
+        (_save_gif if suffix == ".gif" else _save_film)(path, figure, draw_lead, leads, title)
+    finally:
+        plt.close(figure)
+
+
+def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
+    """Writes frames in the same 256 colours, without dithering: unlike matplotlib's writer, which changes them."""
+    from PIL import Image
+
+    frames = []
+    figure.set_dpi(_MOVING_DPI)
+    for lead in leads:
+        draw_lead(lead)
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))
+    colours = Image.fromarray(np.concatenate([np.asarray(frames[at]) for at in (0, len(frames) // 2, -1)])).quantize()
+    first, *others = (frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames)
+    duration = 1000 // _FRAMES_PER_SECOND
+    first.save(path, "GIF", save_all=True, append_images=others, duration=duration, loop=0, comment=title.encode())
+
+
+def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
+    from matplotlib.animation import FFMpegWriter
+
+    # The writer tells the format by the ending, which a half-written file does not have yet.
+    named = path.with_name(path.name + ".mp4")
+    writer = FFMpegWriter(fps=_FRAMES_PER_SECOND, metadata={"title": title})
+    try:
+        with writer.saving(figure, named, _MOVING_DPI):
+            for lead in leads:
+                draw_lead(lead)
+                writer.grab_frame()
         named.replace(path)
     finally:
         named.unlink(missing_ok=True)
-        plt.close(figure)
 
 
 def _wrapped(name: str) -> str:
     return textwrap.fill(name, 22)
-
-
-def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
-    """Returns eleven levels that span the finite values of some frames."""
-    known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
-    least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return tuple(np.linspace(least, greatest if greatest > least else least + 1, 11))
-
-
-def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
-    """Returns matplotlib's colour map and norm for a palette."""
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    if isinstance(palette.colours, str):
-        named = colormaps[palette.colours]
-        return named, BoundaryNorm(levels, named.N, extend="both")
-    listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
-    return listed, BoundaryNorm(levels, listed.N)
 
 
 def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
@@ -352,6 +309,6 @@ def draw_forecasts(
         cadence_minutes: Time between frames.
         title: Above the picture.
     """
-    rows = [Panel("context", context, first=1 - len(context)), Panel("target", target)]
+    rows = [Panel("context", context, first=1 - len(context)), Panel("observed", target)]
     rows += [Panel(name, frames) for name, frames in forecasts.items()]
     return draw(path, rows, look=look, cadence_minutes=cadence_minutes, title=title)

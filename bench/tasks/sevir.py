@@ -16,7 +16,7 @@ from pydantic import Field
 from bench.api import Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
-from bench.tasks.task import Task, Turnable
+from bench.tasks.task import FrameCoordinates, Task, Turnable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,6 +158,34 @@ class Sevir(Turnable):
         chosen = select_events(read_catalogue(self.data_root), start=start, end=end, admit_missing=self.admit_missing)
         storage = storage_of(self.data_root, chosen)
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
+
+    def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
+        """Returns times and places of a window's frames, where the catalogue tells both."""
+        import numpy as np
+
+        from bench.data.sevir.catalogue import read_catalogue
+        from bench.data.sevir.dataset import SevirSequences
+        from bench.data.sevir.places import pixel_axes
+
+        windows = self.dataset(split).source
+        if self.data_root is None or not isinstance(windows, SevirSequences):
+            return None
+        event, first = windows.where(index)
+        axes = pixel_axes(read_catalogue(self.data_root), event.id, self.frame_size)
+        if axes is None or event.frames is None:
+            return None
+        minutes = event.minutes[0] + (first + self.t_in - 1) * self.cadence_minutes
+        names = "projection_y_coordinate", "projection_x_coordinate"
+        return FrameCoordinates(
+            start=np.datetime64(event.time, "s") + np.timedelta64(round(60 * minutes), "s"),
+            names=("y", "x"),
+            y=axes[0],
+            x=axes[1],
+            attributes=({"standard_name": names[0], "units": "m"}, {"standard_name": names[1], "units": "m"}),
+            mapping=axes[2],
+            variables=("vil",),
+            units=("1",),
+        )
 
     def item(self, source: SequenceDataset, index: int) -> tuple[Tensor, Tensor]:
         """Returns one window on the 0-1 scale."""

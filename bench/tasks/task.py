@@ -115,6 +115,8 @@ class Task(BaseModel, ABC):
     """In physical units: of ensembles, pictures show the share of members at or above it."""
     regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {}
     """Boxes that pictures outline: name to first row, last row, first column, last column, in cells of a frame."""
+    degrees: ClassVar[tuple[range, range] | None] = None
+    """Latitudes of the rows and longitudes of the columns, where these are the same in all data."""
     plausible: ClassVar[Plausible | None] = None
     """What values its frames can have, in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}

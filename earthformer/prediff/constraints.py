@@ -1,7 +1,7 @@
 """What knowledge says of a forecast: a measure of its frames, and the value that the measure should have.
 
-A constraint of one's own is a subclass of `Constraint` with a `name`: given to `register_constraint`, or an entry point
-of that name in the group `earthbench.constraints`. It can then be named like the built-in ones.
+Your own constraint is a subclass of `Constraint` with a `name`: given to `register_constraint`, or an entry point of
+that name in the group `earthbench.constraints`. It can then be named like the built-in ones.
 
 Source: PreDiff, section 3.3 (knowledge alignment) and the constraints of its two experiments.
 """

@@ -25,7 +25,7 @@ class LostCheckpoint:
         file: its published name.
         url: none.
         missing_because: why it cannot be downloaded.
-        usage: how a file of one's own is used; ``{path}`` stands for it.
+        usage: how to use a local file; ``{path}`` is its path.
     """
 
     file: str

@@ -103,7 +103,7 @@ class AutoencoderStage(nn.Module):
             "divergence": self.loss.divergence(posterior, share),
         }
         if self.loss.is_adversarial(step):
-            # The discriminator must not tell the two by what nobody asked of the reconstruction.
+            # The discriminator must not see pixels that the reconstruction is not trained on.
             judged = torch.where(torch.isnan(truth), image, reconstructed)
             deception = self.loss.deception(self.discriminator, judged, share)
             last = self.autoencoder.decoder.conv_out.weight

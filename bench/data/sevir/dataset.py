@@ -21,6 +21,7 @@ from bench.data.digests import event_digests
 from bench.data.sequences import SequenceDataset, Units
 from bench.data.sevir.catalogue import (
     MISSING,
+    Event,
     check_vil,
     read_catalogue,
     read_headers,
@@ -137,6 +138,11 @@ class SevirSequences(SequenceDataset):
     def __len__(self) -> int:
         """Returns the number of windows."""
         return len(self.events) * self.windows_per_event
+
+    def where(self, index: int) -> tuple[Event, int]:
+        """Returns the event of a window and the number of the window's first frame in it."""
+        number, window = divmod(index % len(self), self.windows_per_event)
+        return self.events[number], window * self.stride
 
     def stored(self, index: int) -> tuple[Tensor, Tensor]:
         """Returns context and target of one window as uint8 codes `(T,H,W,1)`: 0..254, 255 for missing.

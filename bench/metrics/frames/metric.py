@@ -191,7 +191,7 @@ class _LpipsDistance:
     No module: the network must not become a part of the metric, nor of a checkpoint.
 
     Raises:
-        ConfigError: the weights of AlexNet are neither here nor to be had.
+        ConfigError: the weights of AlexNet are not cached and cannot be downloaded.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,8 @@ from bench.cli.main import main
 from bench.engine.ensembles import Ensemble, draw_members
 from bench.engine.forecast import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
-from bench.tables.pictures import Look, draw, panels_of
+from bench.tables.look import Look
+from bench.tables.pictures import draw, panels_of
 
 
 class Sampler(nn.Module):
@@ -87,12 +88,16 @@ def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
     case, model = case_from_split(task, "test"), Sampler()
     blocks = torch.stack([forecast(model, task, case.context, members=2, control=n) for n in (-1.0, 1.0)])
     path = write_netcdf(as_dataset(case, blocks, task, model, controls=(-1, 1)), tmp_path / "f.nc")
-    with xarray.open_dataset(path, engine="h5netcdf", decode_timedelta=False) as content:
+    with xarray.open_dataset(path, engine="h5netcdf", decode_times=False) as content:
         assert content.attrs["Conventions"].startswith("CF-") and {"title", "source", "history"} <= set(content.attrs)
         for name, variable in content.variables.items():
+            if name == "crs":
+                assert "Lambert Azimuthal Equal Area" in variable.attrs["crs_wkt"]
+                continue
             assert "units" in variable.attrs and {"long_name", "standard_name"} & set(variable.attrs), name
         assert content["lead_time"].attrs["standard_name"] == "forecast_period"
         assert {content[axis].attrs["axis"] for axis in "xy"} == {"X", "Y"}
+        assert content["forecast"].attrs["grid_mapping"] == "crs" and content["x"].attrs["units"] == "m"
 
 
 def test_what_is_wrong_is_said(task, tmp_path: Path) -> None:
@@ -124,7 +129,7 @@ def test_rows_of_a_picture() -> None:
     members = np.stack([np.full((2, 4, 4), value) for value in (10.0, 20.0, 30.0, 40.0)])
     rows = panels_of(np.zeros((3, 4, 4)), np.ones((2, 4, 4)), members, threshold=25)
     assert [row.name for row in rows] == [
-        "context", "target", "member 1", "member 2", "member 3", "mean", "P(>= 25)",
+        "context", "observed", "member 1", "member 2", "member 3", "mean", "P(>= 25)",
     ]  # fmt: skip
     assert rows[-2].frames[0, 0, 0] == 25 and rows[-1].frames[0, 0, 0] == 0.5 and rows[0].first == -2
     controlled = panels_of(np.zeros((3, 4, 4)), None, np.stack([members, members]), controls=(-2, 2))
@@ -137,7 +142,9 @@ def test_pictures_are_what_their_name_says(tmp_path: Path, suffix: str) -> None:
     path = draw(tmp_path / f"p{suffix}", rows, look=Look(units="1"), cadence_minutes=5, title="t")
     with Image.open(path) as image:
         assert image.format == suffix[1:].upper()
-        assert getattr(image, "n_frames", 1) == (3 if suffix == ".gif" else 1)
+        assert getattr(image, "n_frames", 1) == (
+            5 if suffix == ".gif" else 1
+        )  # two of the context, three of the forecast
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -146,6 +153,9 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
     base = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}"]
     assert main([*base, "--out", "a.nc", "--picture", "a.png"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nc", "a.png"]
+    assert main([*base, "--out", "b.nc", "--picture", "b.gif", "--beside", "blank,persistence"]) == 0
+    with Image.open("b.gif") as image:
+        assert image.n_frames == 13 + 12 and image.width > 2.5 * image.height, "four panels side by side"
     assert main([*base, "--all", "limit=2", "--out", "many"]) == 0
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000000.nc", "000001.nc"]
     capsys.readouterr()
@@ -155,6 +165,8 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
         ([*base, "--members", "0"], "members=0: expected at least 1"),
         ([*base, "--all", "--picture", "a.png"], "--all makes many"),
         ([*base, "--colours", "cividis"], "give --picture"),
+        ([*base, "--beside", "persistence"], "give --picture"),
+        ([*base, "--picture", "a.png", "--beside", "unet"], "without, e.g. persistence"),
         ([*base, "--picture", "a.png", "--colours", "civdis"], "cividis"),
         (["forecast", "model=unet", f"data.root={storms}"], "checkpoint=FILE"),
         (["forecast", "model=persistence"], "nothing to forecast from"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,20 @@ def test_the_digest_of_a_rendering_is_that_of_its_contents() -> None:
     contents = table_data(table, None, read_store(ROOT / "results", table.task)[0])
     rendered = json.loads((ROOT / "results/tables/runs_radar.json").read_text(encoding="utf-8"))
     assert digest_of(contents) == inputs_digest(rendered["blocks"])
+
+
+def test_the_animation_is_what_its_command_draws() -> None:
+    """The data are not in the repository: a changed command, or another number of frames, shows that it is stale."""
+    page = (ROOT / "docs/own_data.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^earthbench forecast .*radar_forecast\.gif$", page, re.MULTILINE)
+    t_in, t_out, sequence = (int(re.search(rf"{key}[= ](\d+)", command)[1]) for key in ("t_in", "t_out", "sequence"))
+    path = ROOT / "docs/radar_forecast.gif"
+    with Image.open(path) as image:
+        title = image.info["comment"].decode()
+        assert image.n_frames == t_in + t_out, f"docs/{path.name} is stale; make it again: {command}"
+    model = re.search(r"model=(\w+)", command)[1]
+    assert title.startswith(f"{model} on radar, all split, sequence {sequence},"), (
+        f"docs/{path.name} is stale: {command}"
+    )
+    assert path.stat().st_size < 1_500_000
+    assert "docs/radar_forecast.gif" in (ROOT / "README.md").read_text(encoding="utf-8")

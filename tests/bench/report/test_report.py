@@ -17,7 +17,7 @@ from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.report import build
 from bench.report.gallery import _box, scenes
-from bench.tables.pictures import Look
+from bench.tables.look import Look
 
 
 @pytest.fixture(scope="module")

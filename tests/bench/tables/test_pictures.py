@@ -11,7 +11,8 @@ from bench import registry
 from bench.api import MONTH_MINUTES
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
-from bench.tables.pictures import PRINT_DPI, Look, Panel, _spread, draw
+from bench.tables.look import Look
+from bench.tables.pictures import PRINT_DPI, Panel, _spread, draw
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from bench.data.loading import evaluation_loader
 from bench.engine.run import run
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
-from bench.tables.pictures import Look, draw_forecasts
+from bench.tables.look import Look
+from bench.tables.pictures import draw_forecasts
 
 
 @pytest.fixture(scope="module")
