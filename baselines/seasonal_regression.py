@@ -96,9 +96,9 @@ class SeasonalRegression(nn.Module):
             frames = torch.cat((context[..., :channels], target), 1).flatten(2)
             whole = ~torch.isnan(frames).any(2).any(1)
             kept.append((self._season(context)[whole], frames[whole]))
-        season, frames = (torch.cat(parts) for parts in zip(*kept, strict=True)) if kept else (None, None)
-        if season is None or frames is None or not len(frames):
+        if not any(len(season) for season, _ in kept):
             raise ValueError("seasonal_regression: no window of the training data is free of NaN")
+        season, frames = (torch.cat(parts) for parts in zip(*kept, strict=True))
         ahead, modes = self.slopes.shape[0], self.eofs.shape[1]
         size, before = frames.shape[2], frames.shape[1] - ahead
         mean = frames.mean((0, 1), dtype=torch.float64)

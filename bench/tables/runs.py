@@ -37,7 +37,7 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
         records: Of any task.
     """
     keys: dict[str, None] = {}
-    cost = OWN_COST
+    cost: tuple[Column, ...] = OWN_COST
     for record in records:
         if record.task.name == task:
             added = _added(record)
