@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,14 @@ class Event:
         """Returns the times of the first and the last frame."""
         first, last = self.minutes
         return self.time + timedelta(minutes=first), self.time + timedelta(minutes=last)
+
+
+class Part(TypedDict, total=False):
+    """Which events a split has: what `select_events` takes besides the sensor."""
+
+    start: datetime | None
+    end: datetime | None
+    folder: str | None
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:
@@ -121,6 +130,7 @@ def select_events(
     img_type: str = "vil",
     start: datetime | None = None,
     end: datetime | None = None,
+    folder: str | None = None,
     admit_missing: bool = False,
 ) -> list[Event]:
     """Returns the events of one sensor centred in `(start, end]`, sorted by id as text.
@@ -130,10 +140,11 @@ def select_events(
         img_type: The sensor.
         start: Exclusive lower bound of the event's centre time.
         end: Inclusive upper bound.
+        folder: First folder of the event's file, below `data/`.
         admit_missing: Keep events with missing pixels; by default only those whose `pct_missing` is exactly 0.
     """
     rows = catalogue
-    for _, kept in _filters(rows, img_type, start, end, admit_missing):
+    for _, kept in _filters(rows, img_type, start, end, folder, admit_missing):
         rows = kept
     columns = {name: rows[name] if name in rows.columns else [math.nan] * len(rows) for name in _OPTIONAL}
     numbers = [pd.to_numeric(pd.Series(columns[name]), errors="coerce") for name in _OPTIONAL[1:]]
@@ -157,6 +168,7 @@ def why_no_events(
     img_type: str = "vil",
     start: datetime | None = None,
     end: datetime | None = None,
+    folder: str | None = None,
     admit_missing: bool = False,
 ) -> str | None:
     """Returns which filter of `select_events` leaves no row of a catalogue, and of how many; None where rows are left.
@@ -166,12 +178,13 @@ def why_no_events(
         img_type: As for `select_events`, like all others.
         start: Exclusive lower bound.
         end: Inclusive upper bound.
+        folder: First folder of the event's file, below `data/`.
         admit_missing: Keep events with missing pixels.
     """
     before = len(catalogue)
     if not before:
         return "the catalogue has no rows"
-    for condition, rows in _filters(catalogue, img_type, start, end, admit_missing):
+    for condition, rows in _filters(catalogue, img_type, start, end, folder, admit_missing):
         if not len(rows):
             return f"none of {before} rows has {condition}"
         before = len(rows)
@@ -179,7 +192,12 @@ def why_no_events(
 
 
 def _filters(
-    rows: pd.DataFrame, img_type: str, start: datetime | None, end: datetime | None, admit_missing: bool
+    rows: pd.DataFrame,
+    img_type: str,
+    start: datetime | None,
+    end: datetime | None,
+    folder: str | None,
+    admit_missing: bool,
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each condition in words and the rows that are left by it and those before.
 
@@ -194,6 +212,9 @@ def _filters(
     if end is not None:
         rows = rows[rows["time_utc"] <= end]
         yield f"a time_utc up to {end}", rows
+    if folder is not None:
+        rows = rows[rows["file_name"].str.startswith(f"{folder}/")]
+        yield f"a file_name below {folder}/", rows
     if not admit_missing:
         known = rows["pct_missing"].notna().sum()
         rows = rows[rows["pct_missing"] == 0]

@@ -21,6 +21,7 @@ from bench.data.digests import event_digests
 from bench.data.sequences import SequenceDataset, Units
 from bench.data.sevir.catalogue import (
     MISSING,
+    Part,
     check_vil,
     read_catalogue,
     read_headers,
@@ -60,6 +61,7 @@ class SevirSequences(SequenceDataset):
         stride: Frames between the starts of an event's windows.
         start: Exclusive lower bound of the event's centre time.
         end: Inclusive upper bound.
+        folder: First folder of the event's file, below `data/`.
         admit_missing: Keep events with missing pixels (code 255).
         skip_missing: Leave out events whose files are missing, unreadable or other than the catalogue says.
 
@@ -82,13 +84,15 @@ class SevirSequences(SequenceDataset):
         stride: int,
         start: datetime | None = None,
         end: datetime | None = None,
+        folder: str | None = None,
         admit_missing: bool = False,
         skip_missing: bool = False,
     ) -> None:
         self.root, self.t_in, self.t_out, self.stride = root, t_in, t_out, stride
         catalogue = read_catalogue(root)
-        self.events = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
-        self.why_empty = why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        part: Part = {"start": start, "end": end, "folder": folder}
+        self.events = select_events(catalogue, **part, admit_missing=admit_missing)
+        self.why_empty = why_no_events(catalogue, **part, admit_missing=admit_missing)
         headers, problems = read_headers(root, self.events)
         chosen = self.events
         if problems and skip_missing:
