@@ -148,9 +148,9 @@ class Sevir(Turnable):
             t_in=self.t_in,
             t_out=self.t_out,
             stride=self.stride,
-            **part,
             admit_missing=self.admit_missing,
             skip_missing=self.skip_missing,
+            **part,
         )
 
     def events(self, split: Split) -> SplitEvents:
@@ -160,7 +160,7 @@ class Sevir(Turnable):
 
         assert self.data_root is not None
         catalogue = read_catalogue(self.data_root)
-        chosen = select_events(catalogue, **self.part(split), admit_missing=self.admit_missing)
+        chosen = select_events(catalogue, admit_missing=self.admit_missing, **self.part(split))
         storage = storage_of(self.data_root, chosen)
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 

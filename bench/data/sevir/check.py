@@ -82,12 +82,12 @@ def describe(
         "splits": {},
     }
     for split, part in splits.items():
-        chosen = select_events(catalogue, **part, admit_missing=admit_missing)
+        chosen = select_events(catalogue, admit_missing=admit_missing, **part)
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
     _say(report)
     _remark(report, catalogue, window)
     for split, part in splits.items():
-        if empty := why_no_events(catalogue, **part, admit_missing=admit_missing):
+        if empty := why_no_events(catalogue, admit_missing=admit_missing, **part):
             report.remarks.append(f"split {split} has no events: {empty}")
     names: dict[tuple[str, int], str] = {}
     for event, place in zip(events, storage_of(root, events), strict=True):
@@ -165,7 +165,7 @@ def read_everything(
                 if advance:
                     advance(done, len(events))
     for split, part in splits.items():
-        chosen = {event.id for event in select_events(catalogue, **part, admit_missing=admit_missing)}
+        chosen = {event.id for event in select_events(catalogue, admit_missing=admit_missing, **part)}
         if chosen and chosen <= constant:
             report.problems.append(f"split {split}: each of its {len(chosen)} events is constant: nothing to forecast")
 

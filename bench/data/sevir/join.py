@@ -1,4 +1,4 @@
-"""Folders in SEVIR's format as one, in their own pixels and frames or in fewer: to train on all of them, or in minutes."""
+"""Folders in SEVIR's format as one, to train on all of them; on coarser pixels and in fewer frames if asked."""
 
 from __future__ import annotations
 
