@@ -127,7 +127,7 @@ def test_folders_can_be_the_splits(storms: Path, others: Path, tmp_path: Path) -
     assert _join(roots, tmp_path / "both") == 0
     task = bench.load_task("radar", tmp_path / "both", split_by="folder")  # type: ignore[arg-type]
     assert {split: {name[0] for name in task.dataset(split).ids} for split in ("train", "test")} == {
-        "train": {"S"},
+        "train": {"R"},
         "test": {"Q"},
     }
     assert len(task.dataset("all").ids) == len(pd.read_csv(tmp_path / "both" / "CATALOG.csv"))
