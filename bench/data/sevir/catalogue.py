@@ -128,11 +128,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def select_events(
-    catalogue: pd.DataFrame,
-    *,
-    img_type: str = "vil",
-    admit_missing: bool = False,
-    **part: Unpack[Part],
+    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> list[Event]:
     """Returns the events of one sensor that a split has, sorted by id as text.
 
@@ -162,11 +158,7 @@ def select_events(
 
 
 def why_no_events(
-    catalogue: pd.DataFrame,
-    *,
-    img_type: str = "vil",
-    admit_missing: bool = False,
-    **part: Unpack[Part],
+    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> str | None:
     """Returns which filter of `select_events` leaves no row of a catalogue, and of how many; None where rows are left.
 
