@@ -17,6 +17,7 @@ from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.report import build
 from bench.report.gallery import _box, scenes
+from bench.report.site import _code
 from bench.tables.look import Look
 
 
@@ -129,6 +130,13 @@ def test_names_cannot_leave_their_text(measured: RunRecord, tmp_path: Path) -> N
     write_record(measured.model_copy(update={"model": model, "scope_because": evil}), tmp_path / "results")
     site = build(tmp_path / "results", tmp_path / "site").parent
     assert not [path.name for path in site.glob("*.html") if "<script>alert" in path.read_text(encoding="utf-8")]
+
+
+def test_a_published_page_has_our_counts_and_its_commands_as_code(root: Path, tmp_path: Path) -> None:
+    page = (build(root, tmp_path / "site").parent / "table-earthformer_sevir.html").read_text(encoding="utf-8")
+    assert 'data-side="published"' in page and '<span class="counterpart match">ours 15.1</span>' in page
+    assert "(<code>earthbench count</code>)" in page
+    assert _code("`<script>` & <b>") == "<code>&lt;script&gt;</code> &amp; &lt;b&gt;"
 
 
 def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_path: Path) -> None:
