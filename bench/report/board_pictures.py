@@ -260,7 +260,7 @@ def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
             axis.barh(place, 2 * spread, _MARGIN, mean - spread, color="0.88")
         axis.plot([mean, mean], [place - _MARGIN / 2, place + _MARGIN / 2], color="C0", linewidth=2)
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 34) for label, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 38) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(_axis_label(shown, shown.column.label), fontsize=9)
     _finish(
