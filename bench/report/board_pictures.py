@@ -27,6 +27,8 @@ _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
 """Times of training that differ by more have a logarithmic axis."""
+_BELOW = 0.25
+"""References are drawn down to so much skill below the learned rows."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
@@ -45,6 +47,7 @@ class _Shown:
     lead_label: str
     reference: RunRecord
     """The best trivial one in the main score."""
+    reference_label: str
     references: _Rows
     learned: _Rows
     """Of the first block that competes."""
@@ -79,7 +82,11 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     if column is None or best is None:
         raise ConfigError(f"{board.path.name}: no trivial reference was run yet, so there is no skill to draw")
     check_ending(Path(f"x{ending}"))
-    reference = next(record for record in used if record.model.name == best.model)
+    reference = next(  # by its score, too: a board may have two references of a model
+        record
+        for record in used
+        if record.model.name == best.model and (record.scores.get(column.key) or 0) * column.scale == best.value
+    )
     titles = {group.name: group.title for group in table.groups}
     rows = {name: _rows(block, by_id) for name, block in zip(titles, contents.blocks, strict=True)}
     per_lead = board.board.per_lead or column.key
@@ -87,8 +94,11 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
         title=table.title,
         column=column,
         per_lead=per_lead,
-        lead_label=next((one.label for one in table.columns if one.key == per_lead), per_lead),
+        lead_label=next(
+            (one.label.removesuffix("-M") for one in table.columns if one.key.startswith(per_lead)), per_lead
+        ),
         reference=reference,
+        reference_label=_label_of(reference, rows),
         references=rows.get("references", []),
         learned=next((mine for name, mine in rows.items() if name != "references"), []),
         units=_units(board, reference),
@@ -111,6 +121,11 @@ def _rows(block: Block, records: Mapping[str, RunRecord]) -> _Rows:
     return [(row[0].row, [records[run_id] for run_id in row[0].run_ids]) for row in block.rows if row[0].run_ids]
 
 
+def _label_of(record: RunRecord, blocks: Mapping[str, _Rows]) -> str:
+    every = [row for rows in blocks.values() for row in rows]
+    return next((label for label, mine in every if record.run_id in {one.run_id for one in mine}), record.model.name)
+
+
 def _units(board: BoardFile, record: RunRecord) -> str:
     count = "" if record.statistics is None else f"{record.statistics.unit_count} "
     return f"{count}independent units: {board.board.units}"
@@ -128,9 +143,13 @@ def _draw_leads(path: Path, shown: _Shown) -> Path:
     axis.axhline(0, color="0.4", linewidth=0.8)
     times = TimeAxis.of_record(shown.reference)
     kinds = set()
+    learned, lowest, highest = {label for label, _ in shown.learned}, {True: 0.0, False: 0.0}, 0.0
     for label, mine in rows:
         curve = [_at_lead(shown, mine, lead) for lead in range(len(shown.reference.scores_per_lead[shown.per_lead]))]
         x = times.values(len(curve))
+        values = [point.value for point in curve if not math.isnan(point.value)]
+        lowest[label in learned] = min([lowest[label in learned], *values])
+        highest = max([highest, *values])
         axis.plot(x, [point.value for point in curve], label=label, **looks[label])
         known = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
         kinds |= {point.kind for _, point in known}
@@ -145,7 +164,11 @@ def _draw_leads(path: Path, shown: _Shown) -> Path:
     axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
     bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
-    _finish(figure, axis, shown, f"{bands}{shown.units}")
+    cut = ""
+    if lowest[False] < (floor := lowest[True] - _BELOW):  # else a bad reference would press all other lines together
+        axis.set_ylim(floor, highest + _BELOW / 4)
+        cut = f" The axis is cut: references go down to {lowest[False]:.2f}."
+    _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
@@ -209,10 +232,10 @@ def _draw_compute(path: Path, shown: _Shown) -> Path:
     if spent and max(spent) > _LOGARITHMIC * min(spent):
         axis.set_xscale("log")
     else:
-        axis.set_xlim(0, 1.1 * max(spent, default=1))
+        axis.set_xlim(0.9 * min(spent, default=0), 1.1 * max(spent, default=1))
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
-    _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}")
+    _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
@@ -237,21 +260,22 @@ def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
             axis.barh(place, 2 * spread, _MARGIN, mean - spread, color="0.88")
         axis.plot([mean, mean], [place - _MARGIN / 2, place + _MARGIN / 2], color="C0", linewidth=2)
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 34) for label, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 38) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(_axis_label(shown, shown.column.label), fontsize=9)
     _finish(
         figure, axis, shown,
-        f"{title}. Dots: seeds; bar: their mean; grey: one standard deviation over seeds to either side. {shown.units}",
+        f"{title}. Dots: seeds; bar: their mean; grey: their standard deviation to either side. {shown.units}.",
     )  # fmt: skip
     return save_picture(figure, path, shown.digest)
 
 
 def _axis_label(shown: _Shown, score: str) -> str:
-    return f"skill in {score} against {shown.reference.model.name}"
+    return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 48)}"
 
 
 def _finish(figure: Any, axis: Any, shown: _Shown, said: str) -> None:
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
-    figure.suptitle(f"{textwrap.fill(shown.title, 76)}\n{textwrap.fill(said, 88)}", fontsize=9)
+    figure.suptitle(textwrap.fill(shown.title, 92), fontsize=9.5)
+    axis.set_title(textwrap.fill(said, 84), fontsize=7.5, color="0.35", loc="left")

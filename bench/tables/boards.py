@@ -1,8 +1,7 @@
-"""Tables of what was measured here: every complete run of a task, one block per data set, and a small ablation."""
+"""Tables of what was measured here: every complete run of a task, one block per data set."""
 
 from __future__ import annotations
 
-from bench.tables.catalogue import pattern_rows
 from bench.tables.columns import (
     CSI,
     ENERGY,
@@ -110,32 +109,3 @@ RUNS_ENSO_ERSST = Table(
     note=f"{_NOTE} A climatology has no variance and so no correlation. Errors are means over sea and land (0).",
 )
 """All complete runs of the task enso_ersst: one block per record and time split."""
-
-_SMALL = {
-    "base_units": 16,
-    "num_heads": 2,
-    "initial_downsample_scale": 4,
-    "enc_depth": [1, 1],
-    "dec_depth": [1, 1],
-}
-
-SMALL_PATTERNS_NBODY_MNIST = Table(
-    name="ablations/patterns_nbody_mnist",
-    title=(
-        "Cuboid patterns and global vectors of a small Earthformer (base units 16, depth 1,1) on 512 generated N-body "
-        "MNIST sequences: one epoch, 128 steps of 4"
-    ),
-    task="nbody_mnist",
-    columns=(*OWN_COST, *FRAMES, *skill_columns(FRAMES[0], FRAMES[2])),
-    rows=pattern_rows(**_SMALL),
-    data_origin="generated N-body MNIST",
-    sequence_counts=(128,),
-    training_sequence_counts=(512,),
-    training={"max_epochs": 1, "max_steps": None, "limit": None, "lr": 1e-3},
-    note=(
-        "Measured here, of a size and budget that a CPU has time for: it says which patterns learn fast, not which are "
-        "best when trained to the end. The encoder's pattern is varied, the decoder stays axial. Errors are sums over "
-        "a frame, averaged over frames."
-    ),
-)
-"""The ablation of cuboid patterns at a size and budget of minutes on a CPU."""

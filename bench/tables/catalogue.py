@@ -134,14 +134,14 @@ _PATTERNS = {
 }
 
 
-def pattern_rows(**size: Any) -> tuple[Row, ...]:
-    """Returns a row per pattern, without and with global vectors, of the preset's size but for some hyperparameters."""
+def _pattern_rows() -> tuple[Row, ...]:
+    """Returns a row per pattern, without and with global vectors."""
     rows = []
     for pattern, label in _PATTERNS.items():
         for vectors in (0, 8):
             # Rows differ from the model's preset only where they must: the preset is axial with 8 vectors.
-            options = size | ({"enc_attn_patterns": pattern} if size or pattern != "axial" else {})
-            options |= {"num_global_vectors": vectors} if size or vectors != 8 else {}
+            options = {"enc_attn_patterns": pattern} if pattern != "axial" else {}
+            options |= {"num_global_vectors": vectors} if vectors != 8 else {}
             name = pattern + ("_global" if vectors else "")
             rows.append(
                 Row(
@@ -198,7 +198,7 @@ EARTHFORMER_PATTERNS_MOVING_MNIST = Table(
     title="Earthformer (NeurIPS 2022), cuboid patterns and global vectors on MovingMNIST: 10 -> 10 frames of 64x64",
     task="moving_mnist",
     columns=(*COST, *FRAMES),
-    rows=(*pattern_rows(), Row(model="phydnet", label="PhyDNet", **_OWN_RECIPES["phydnet"])),
+    rows=(*_pattern_rows(), Row(model="phydnet", label="PhyDNet", **_OWN_RECIPES["phydnet"])),
     published="earthformer_patterns_moving_mnist.json",
     settings="earthformer_patterns_moving_mnist.json",
     sequence_counts=(1_000,),
@@ -214,7 +214,7 @@ EARTHFORMER_PATTERNS_NBODY_MNIST = EARTHFORMER_PATTERNS_MOVING_MNIST.model_copy(
     | {
         "name": "earthformer/patterns_nbody_mnist",
         "title": EARTHFORMER_PATTERNS_MOVING_MNIST.title.replace("MovingMNIST", "N-body MNIST"),
-        "rows": pattern_rows(),
+        "rows": _pattern_rows(),
         "published": "earthformer_patterns_nbody_mnist.json",
         "settings": "earthformer_patterns_nbody_mnist.json",
         "note": _PATTERN_NOTE + _NBODY_NOTE + _FRAME_SUMS + _MACS_NOTE,

@@ -16,21 +16,30 @@ from bench.tables.cells import table_data
 
 ROOT = Path(__file__).parents[3]
 MADE_BY = {
-    "leaderboard.png": ("runs/enso_ersst", "python tests/browser/picture.py"),
+    "leaderboard.png": ("boards/nbody16", "python tests/browser/picture.py"),
     "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
-    "leaderboards_enso_ersst_curves.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --curves"),
     "leaderboards_radar.png": ("runs/radar", "earthbench table runs/radar --picture"),
-    "leaderboards_radar_curves.png": ("runs/radar", "earthbench table runs/radar --curves"),
+    "pictures/nbody16_lead.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
+    "pictures/nbody16_compute.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
+    "pictures/nbody16_patterns_patterns.png": (
+        "boards/nbody16_patterns",
+        "earthbench board picture results/boards/nbody16_patterns.yaml",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MADE_BY)
 def test_a_picture_is_as_new_as_its_table(name: str) -> None:
     table, command = MADE_BY[name]
-    rendered = json.loads((ROOT / f"results/tables/{load_table(table).file_stem}.json").read_text(encoding="utf-8"))
+    stem = load_table(table, ROOT / "results").file_stem
+    rendered = json.loads((ROOT / f"results/tables/{stem}.json").read_text(encoding="utf-8"))
     with Image.open(ROOT / "docs" / name) as image:
         found = image.info.get(INPUTS)
-    assert found == inputs_digest(rendered["blocks"]), f"docs/{name} is stale; make it again: {command} docs/{name}"
+    assert found == inputs_digest(rendered["blocks"]), f"docs/{name} is stale; make it again: {command}"
+
+
+def test_every_picture_of_a_board_is_checked() -> None:
+    assert {f"pictures/{path.name}" for path in (ROOT / "docs/pictures").iterdir()} <= set(MADE_BY)
 
 
 def test_the_digest_of_a_rendering_is_that_of_its_contents() -> None:

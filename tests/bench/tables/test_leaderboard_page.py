@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs/leaderboards.md"
 FIGURE = re.compile(r"(?P<ours>-?[\d.]+)(?: ± (?P<spread>[\d.]+) \((?P<runs>\d+)\))?")
 
 Row = dict[str, dict[str, Any]]
@@ -25,9 +26,9 @@ def _rendered(name: str) -> list[Row]:
     return [row for row in rows.values() if row["Params M"]["run_ids"]]
 
 
-def _printed(page: str, header: str) -> list[dict[str, str]]:
+def _printed(header: str) -> list[dict[str, str]]:
     """Returns the rows of the page's only Markdown table whose header line starts so."""
-    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
     (at,) = (number for number, line in enumerate(lines) if line.startswith(header))
     columns = [name.strip() for name in lines[at].strip("|").split("|")]
     rows = []
@@ -57,15 +58,10 @@ def _label(column: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("page", "header", "table"),
-    [
-        ("docs/leaderboards.md", "| model | C-Nino3.4-M", "runs_enso_ersst"),
-        ("docs/leaderboards.md", "| model | CSI-M", "runs_radar"),
-        ("docs/leaderboards.md", "| model | MSE | MAE", "runs_nbody_mnist"),
-    ],
+    ("header", "table"), [("| model | C-Nino3.4-M", "runs_enso_ersst"), ("| model | CSI-M", "runs_radar")]
 )
-def test_every_printed_row_is_a_rendered_one_and_no_model_is_left_out(page: str, header: str, table: str) -> None:
-    rendered, printed = _rendered(table), _printed(page, header)
+def test_every_printed_run_is_a_rendered_one_and_no_model_is_left_out(header: str, table: str) -> None:
+    rendered, printed = _rendered(table), _printed(header)
     told: set[str] = set()
     for line in printed:
         name = line.pop("model")
@@ -76,20 +72,23 @@ def test_every_printed_row_is_a_rendered_one_and_no_model_is_left_out(page: str,
             if spelled.startswith(row["Params M"]["model"])
             and all(_says(text, row[_label(column)]) for column, text in line.items())
         ]
-        assert same, f"{page}: {name}: {line} is no row of results/tables/{table}.json"
+        assert same, f"{name}: {line} is no row of results/tables/{table}.json"
         told |= {row["Params M"]["model"] for row in same}
     assert told == {row["Params M"]["model"] for row in rendered}
 
 
-def test_the_printed_patterns_are_the_rendered_ones() -> None:
-    page = "docs/leaderboards.md"
-    rendered = {row["MSE"]["row"].lower(): row for row in _rendered("ablations_patterns_nbody_mnist")}
-    printed = _printed(page, "| encoder's pattern")
-    for line in printed[:-1]:  # the last is persistence, of `runs/nbody_mnist`
-        name = line.pop("encoder's pattern").lower()
-        for column, pair in line.items():
-            for text, row in zip(pair.split(" / "), (name, f"{name} + global"), strict=True):
-                assert _says(text, rendered[row][column.split()[0]]), f"{page}: {name}: {column}: {pair}"
-    assert 2 * len(printed[:-1]) == len(rendered)
-    (persistence,) = (row for row in _rendered("runs_nbody_mnist") if row["MSE"]["model"] == "persistence")
-    assert all(_says(text, persistence[column.split()[0]]) for column, text in list(printed[-1].items())[1:])
+@pytest.mark.parametrize(
+    ("header", "table"),
+    [
+        ("| model on N-body MNIST", "boards_nbody16"),
+        ("| pattern on N-body MNIST", "boards_nbody16_patterns"),
+    ],
+)
+def test_every_row_of_a_board_is_printed_as_it_is_rendered(header: str, table: str) -> None:
+    rendered = {row["Rank"]["row"]: row for row in _rendered(table)}
+    printed = _printed(header)
+    for line in printed:
+        (_, name), *figures = line.items()
+        for column, text in figures:
+            assert _says(text, rendered[name][column]), f"{name}: {column}: {text} is not what {table}.json has"
+    assert [next(iter(line.values())) for line in printed] == list(rendered)
