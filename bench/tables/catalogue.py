@@ -140,7 +140,7 @@ def _pattern_rows() -> tuple[Row, ...]:
     for pattern, label in _PATTERNS.items():
         for vectors in (0, 8):
             # Rows differ from the model's preset only where they must: the preset is axial with 8 vectors.
-            options = {"enc_attn_patterns": pattern} if pattern != "axial" else {}
+            options: dict[str, Any] = {"enc_attn_patterns": pattern} if pattern != "axial" else {}
             options |= {"num_global_vectors": vectors} if vectors != 8 else {}
             name = pattern + ("_global" if vectors else "")
             rows.append(
