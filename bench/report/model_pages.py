@@ -80,7 +80,8 @@ def model_pages(
         records: All records.
         files: Of each, by run id.
     """
-    names = {row.model for table, _, _ in tables for row in table.rows} | {record.model.name for record in records}
+    rows = [row for _, _, contents in tables for block in contents.blocks for row in block.rows]
+    names = {row[0].model for row in rows} | {record.model.name for record in records}
     standing = {
         run_id: table
         for table, _, contents in tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -139,10 +140,19 @@ def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Everything is escaped: names come from records and plugins.
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["code"] = _code
+    return environment
+
+
+def _code(text: str) -> Any:
+    """Returns text with what stands between backticks as code; all of it is escaped."""
+    from markupsafe import Markup, escape  # of jinja2
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:

@@ -5,9 +5,16 @@ Source: Veillette et al. 2020 (the format); the composites are of national weath
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field, model_validator
+
+from bench.api import Split
+from bench.data.sevir.splits import TEST_FROM, VAL_FROM
 from bench.tasks.sevir import Sevir
+
+if TYPE_CHECKING:
+    from bench.data.sevir.catalogue import Part
 
 
 class Radar(Sevir):
@@ -16,7 +23,8 @@ class Radar(Sevir):
     Any folder with `CATALOG.csv` and `data/vil/` will do.  Lead times are frames: a tree with a frame every 2 minutes
     is forecast 24 minutes ahead, one with a frame every 10 minutes two hours, so that scores of different folders are
     of different tasks.  The split is by date, as SEVIR's; a folder of one day has the split `all`, and `task.val_from`
-    and `task.test_from` cut elsewhere.
+    and `task.test_from` cut elsewhere.  With `split_by=folder`, files below `data/train/`, `data/val/` and `data/test/`
+    are the splits, as `data convert sevir radar` lays those of folders of these names.
     """
 
     name: ClassVar[str] = "radar"
@@ -27,3 +35,23 @@ class Radar(Sevir):
         "convert:sevir": "bench.data.sevir.join:JoinTrees",
         "convert:radar_files": "bench.data.grid.radar_events:ConvertRadarEvents",
     }
+
+    split_by: Literal["date", "folder"] = Field(
+        "date", description="folder: the splits are the files below data/train/, data/val/ and data/test/"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule_of_splitting(self) -> Radar:
+        if self.split_by == "folder" and (self.val_from, self.test_from) != (VAL_FROM, TEST_FROM):
+            raise ValueError("split_by=folder: the folders are the splits; leave val_from and test_from out")
+        return self
+
+    def part(self, split: Split) -> Part:
+        """Returns what the events of a split are chosen by: dates, or the folder of the split's name."""
+        if self.split_by == "date":
+            return super().part(split)
+        return {} if split == "all" else {"folder": split}
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the task's options; without `split_by` where it is by date, as before there was such an option."""
+        return {key: value for key, value in super().fields().items() if (key, value) != ("split_by", "date")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench.api import Palette, Shape, Split
+from bench.api import SPLITS, Palette, Shape, Split
 from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.tasks.task import FrameCoordinates, Task, Turnable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.data.leaks import SplitEvents
     from bench.data.report import Advance, Report
     from bench.data.sequences import SequenceDataset
+    from bench.data.sevir.catalogue import Part
     from bench.data.sevir.dataset import SevirSequences
 
 # The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
@@ -130,10 +131,15 @@ class Sevir(Turnable):
         return split_dates(self.val_from, self.test_from)
 
     def sequences(self, split: Split) -> SequenceDataset:
-        """Returns the stored windows of a split, which is decided by the date of an event's centre."""
-        return self._between(*self.split_dates()[split])
+        """Returns the stored windows of a split."""
+        return self._sequences_of(self.part(split))
 
-    def _between(self, start: datetime | None, end: datetime | None) -> SevirSequences:
+    def part(self, split: Split) -> Part:
+        """Returns what the events of a split are chosen by."""
+        start, end = self.split_dates()[split]
+        return {"start": start, "end": end}
+
+    def _sequences_of(self, part: Part) -> SevirSequences:
         from bench.data.sevir.dataset import SevirSequences
 
         assert self.data_root is not None
@@ -142,10 +148,9 @@ class Sevir(Turnable):
             t_in=self.t_in,
             t_out=self.t_out,
             stride=self.stride,
-            start=start,
-            end=end,
             admit_missing=self.admit_missing,
             skip_missing=self.skip_missing,
+            **part,
         )
 
     def events(self, split: Split) -> SplitEvents:
@@ -154,8 +159,8 @@ class Sevir(Turnable):
         from bench.data.sevir.catalogue import read_catalogue, select_events, storage_of
 
         assert self.data_root is not None
-        start, end = self.split_dates()[split]
-        chosen = select_events(read_catalogue(self.data_root), start=start, end=end, admit_missing=self.admit_missing)
+        catalogue = read_catalogue(self.data_root)
+        chosen = select_events(catalogue, admit_missing=self.admit_missing, **self.part(split))
         storage = storage_of(self.data_root, chosen)
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 
@@ -199,13 +204,12 @@ class Sevir(Turnable):
 
         assert self.data_root is not None
         window = self.t_in + self.t_out
+        parts = {split: self.part(split) for split in SPLITS}
         report = sevir_report.describe(
-            self.data_root, self.split_dates(), window=window, stride=self.stride, admit_missing=self.admit_missing
+            self.data_root, parts, window=window, stride=self.stride, admit_missing=self.admit_missing
         )
         if read_everything:
-            sevir_report.read_everything(
-                self.data_root, report, self.split_dates(), advance, admit_missing=self.admit_missing
-            )
+            sevir_report.read_everything(self.data_root, report, parts, advance, admit_missing=self.admit_missing)
         return report
 
     def normalise(self, physical: Tensor) -> Tensor:
@@ -270,7 +274,7 @@ class SevirLR(Sevir):
             return super().sequences(split)
         from bench.data.sevir.splits import RandomPart
 
-        part = RandomPart(self._between(None, self.test_from), split)
+        part = RandomPart(self._sequences_of({"end": self.test_from}), split)
         warnings.warn(
             "task.split_by=random: windows of one event are in training and in validation, so that validation scores "
             "are optimistic (`earthbench data info` counts them)",

@@ -16,6 +16,7 @@ class Watched:
 
     def __init__(self, browser: Any, site: Path, width: int, **options: Any) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        self.page.set_default_timeout(180_000)  # nothing here tests speed, and the machine may be busy
         self.complaints: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,17 @@ class Event:
         """Returns the times of the first and the last frame."""
         first, last = self.minutes
         return self.time + timedelta(minutes=first), self.time + timedelta(minutes=last)
+
+
+class Part(TypedDict, total=False):
+    """What the events of a split are chosen by; a key that is not there leaves all."""
+
+    start: datetime | None
+    """Exclusive lower bound of the event's centre time."""
+    end: datetime | None
+    """Inclusive upper bound."""
+    folder: str
+    """First folder of the event's file, below `data/`."""
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:
@@ -116,24 +128,18 @@ def _stays_inside(name: str) -> bool:
 
 
 def select_events(
-    catalogue: pd.DataFrame,
-    *,
-    img_type: str = "vil",
-    start: datetime | None = None,
-    end: datetime | None = None,
-    admit_missing: bool = False,
+    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> list[Event]:
-    """Returns the events of one sensor centred in `(start, end]`, sorted by id as text.
+    """Returns the events of one sensor that a split has, sorted by id as text.
 
     Args:
         catalogue: Rows as `read_catalogue` returns them.
         img_type: The sensor.
-        start: Exclusive lower bound of the event's centre time.
-        end: Inclusive upper bound.
         admit_missing: Keep events with missing pixels; by default only those whose `pct_missing` is exactly 0.
+        **part: The split; without, all.
     """
     rows = catalogue
-    for _, kept in _filters(rows, img_type, start, end, admit_missing):
+    for _, kept in _filters(rows, img_type, part, admit_missing):
         rows = kept
     columns = {name: rows[name] if name in rows.columns else [math.nan] * len(rows) for name in _OPTIONAL}
     numbers = [pd.to_numeric(pd.Series(columns[name]), errors="coerce") for name in _OPTIONAL[1:]]
@@ -152,35 +158,27 @@ def select_events(
 
 
 def why_no_events(
-    catalogue: pd.DataFrame,
-    *,
-    img_type: str = "vil",
-    start: datetime | None = None,
-    end: datetime | None = None,
-    admit_missing: bool = False,
+    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> str | None:
     """Returns which filter of `select_events` leaves no row of a catalogue, and of how many; None where rows are left.
 
     Args:
         catalogue: Rows as `read_catalogue` returns them.
         img_type: As for `select_events`, like all others.
-        start: Exclusive lower bound.
-        end: Inclusive upper bound.
         admit_missing: Keep events with missing pixels.
+        **part: The split.
     """
     before = len(catalogue)
     if not before:
         return "the catalogue has no rows"
-    for condition, rows in _filters(catalogue, img_type, start, end, admit_missing):
+    for condition, rows in _filters(catalogue, img_type, part, admit_missing):
         if not len(rows):
             return f"none of {before} rows has {condition}"
         before = len(rows)
     return None
 
 
-def _filters(
-    rows: pd.DataFrame, img_type: str, start: datetime | None, end: datetime | None, admit_missing: bool
-) -> Iterator[tuple[str, pd.DataFrame]]:
+def _filters(rows: pd.DataFrame, img_type: str, part: Part, admit_missing: bool) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each condition in words and the rows that are left by it and those before.
 
     The authors' order is another, with the same result: only duplicates, the last, depend on the other conditions.
@@ -188,12 +186,15 @@ def _filters(
     found = ", ".join(map(str, rows["img_type"].value_counts().index[:5]))
     rows = rows[rows["img_type"] == img_type]
     yield f"img_type {img_type!r} (found: {found or 'no img_type at all'})", rows
-    if start is not None:
+    if (start := part.get("start")) is not None:
         rows = rows[rows["time_utc"] > start]
         yield f"a time_utc after {start}", rows
-    if end is not None:
+    if (end := part.get("end")) is not None:
         rows = rows[rows["time_utc"] <= end]
         yield f"a time_utc up to {end}", rows
+    if (folder := part.get("folder")) is not None:
+        rows = rows[rows["file_name"].str.startswith(f"{folder}/")]
+        yield f"a file_name below {folder}/", rows
     if not admit_missing:
         known = rows["pct_missing"].notna().sum()
         rows = rows[rows["pct_missing"] == 0]

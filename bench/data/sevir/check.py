@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from bench.api import Split
 from bench.data.report import Advance, Report
 from bench.data.sevir.catalogue import (
     Event,
+    Part,
     cadence_minutes,
     check_vil,
     disagreements,
@@ -31,7 +31,7 @@ from bench.errors import DataError
 
 def describe(
     root: Path,
-    splits: Mapping[Split, tuple[datetime | None, datetime | None]],
+    splits: Mapping[Split, Part],
     *,
     window: int,
     stride: int,
@@ -41,7 +41,7 @@ def describe(
 
     Args:
         root: Folder with `CATALOG.csv`.
-        splits: Name to `(after, up to and including)`.
+        splits: Name to what `select_events` chooses its events by.
         window: Frames of one sequence.
         stride: Frames between the starts of an event's sequences.
         admit_missing: Events with missing pixels count, too.
@@ -81,13 +81,13 @@ def describe(
         "sequences_per_event": per_event,
         "splits": {},
     }
-    for split, (start, end) in splits.items():
-        chosen = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+    for split, part in splits.items():
+        chosen = select_events(catalogue, admit_missing=admit_missing, **part)
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
     _say(report)
     _remark(report, catalogue, window)
-    for split, (start, end) in splits.items():
-        if empty := why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing):
+    for split, part in splits.items():
+        if empty := why_no_events(catalogue, admit_missing=admit_missing, **part):
             report.remarks.append(f"split {split} has no events: {empty}")
     names: dict[tuple[str, int], str] = {}
     for event, place in zip(events, storage_of(root, events), strict=True):
@@ -126,7 +126,7 @@ def _remark(report: Report, catalogue: Any, window: int) -> None:
 def read_everything(
     root: Path,
     report: Report,
-    splits: Mapping[Split, tuple[datetime | None, datetime | None]],
+    splits: Mapping[Split, Part],
     advance: Advance | None = None,
     *,
     admit_missing: bool = False,
@@ -164,8 +164,8 @@ def read_everything(
                     constant.add(event.id)
                 if advance:
                     advance(done, len(events))
-    for split, (start, end) in splits.items():
-        chosen = {event.id for event in select_events(catalogue, start=start, end=end, admit_missing=admit_missing)}
+    for split, part in splits.items():
+        chosen = {event.id for event in select_events(catalogue, admit_missing=admit_missing, **part)}
         if chosen and chosen <= constant:
             report.problems.append(f"split {split}: each of its {len(chosen)} events is constant: nothing to forecast")
 

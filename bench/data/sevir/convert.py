@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import ClassVar
@@ -120,8 +121,25 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
     Raises:
         DataError: an event cannot be read, or the file not written.
     """
-    if _is_converted((source, target)):
-        return target.stat().st_size, digest(target)
+    if not _is_converted((source, target)):
+        write_reduced(source, target, low_resolution, advance)
+    return target.stat().st_size, digest(target)
+
+
+def write_reduced(
+    source: Path, target: Path, reduced: Callable[[np.ndarray], np.ndarray], advance: object = None
+) -> None:
+    """Writes a reduced form of every event of a file, with the ids.
+
+    Args:
+        source: An HDF5 file with `vil` (N,H,W,T) and perhaps `id`.
+        target: Takes its name when it is complete.
+        reduced: Of an event, uint8 `(H,W,T)`, in fewer pixels and frames.
+        advance: Called with `(done, total)` after each event.
+
+    Raises:
+        DataError: an event cannot be read, or the file not written.
+    """
     header = read_header(source)
     unwritten = [index for index in range(header.event_count) if not header.is_written(index)]
     if unwritten:
@@ -129,7 +147,7 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
             f"{source}: {len(unwritten)} events were never, or not wholly, written (the first at index "
             f"{unwritten[0]}); as zeros they would become dry scenes"
         )
-    shape = low_resolution(np.empty((header.height, header.width, header.frames), np.uint8)).shape
+    shape = reduced(np.zeros((header.height, header.width, header.frames), np.uint8)).shape
     with replacing(target) as part:
         with open_hdf5(source) as file, h5py.File(part, "w") as low:
             events = low.create_dataset("vil", (header.event_count, *shape), np.uint8)
@@ -139,7 +157,7 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
                     file["vil"].read_direct(buffer, np.s_[index])
                 except HDF5_ERRORS as error:
                     raise DataError(f"{source}: event at index {index} cannot be read: {error}") from error
-                events[index] = low_resolution(buffer)
+                events[index] = reduced(buffer)
                 if callable(advance):
                     advance(index + 1, header.event_count)
             if "id" in file:
@@ -147,7 +165,6 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
             low.attrs[_SOURCE] = _version(source)
         with part.open("rb+") as written:
             os.fsync(written.fileno())
-    return target.stat().st_size, digest(target)
 
 
 def _version(source: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Unpack
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ from bench.data.sequences import SequenceDataset, Units
 from bench.data.sevir.catalogue import (
     MISSING,
     Event,
+    Part,
     check_vil,
     read_catalogue,
     read_headers,
@@ -59,10 +60,9 @@ class SevirSequences(SequenceDataset):
         t_in: Frames of the context.
         t_out: Frames of the target, right after the context.
         stride: Frames between the starts of an event's windows.
-        start: Exclusive lower bound of the event's centre time.
-        end: Inclusive upper bound.
         admit_missing: Keep events with missing pixels (code 255).
         skip_missing: Leave out events whose files are missing, unreadable or other than the catalogue says.
+        **part: What the events are chosen by.
 
     Raises:
         DataError: lists every file that is missing, unreadable or disagrees with the catalogue.
@@ -81,15 +81,14 @@ class SevirSequences(SequenceDataset):
         t_in: int,
         t_out: int,
         stride: int,
-        start: datetime | None = None,
-        end: datetime | None = None,
         admit_missing: bool = False,
         skip_missing: bool = False,
+        **part: Unpack[Part],
     ) -> None:
         self.root, self.t_in, self.t_out, self.stride = root, t_in, t_out, stride
         catalogue = read_catalogue(root)
-        self.events = select_events(catalogue, start=start, end=end, admit_missing=admit_missing)
-        self.why_empty = why_no_events(catalogue, start=start, end=end, admit_missing=admit_missing)
+        self.events = select_events(catalogue, admit_missing=admit_missing, **part)
+        self.why_empty = why_no_events(catalogue, admit_missing=admit_missing, **part)
         headers, problems = read_headers(root, self.events)
         chosen = self.events
         if problems and skip_missing:

@@ -1,4 +1,4 @@
-"""Several folders in SEVIR's format as one, so that a model can be trained on all of them."""
+"""Folders in SEVIR's format as one, to train on all of them; on coarser pixels and in fewer frames if asked."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir.catalogue import MISSING, read_catalogue, read_headers, select_events
+from bench.data.sevir.convert import write_reduced
 from bench.data.sevir.times import as_iso
+from bench.data.sevir.writing import catalogue_row
 from bench.data.transfer.manifest import digest, origin, write_manifest
+from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, one_message
+from bench.errors import DataError, UsageError, one_message
 from bench.files import replacing
 
 _SENSOR = "vil"
 
 
 class JoinTrees(DataVerb):
-    """The VIL events of several folders in one; splits stay what their dates say."""
+    """The VIL events of folders in one; each event keeps its date, and the name of its folder in that of its file."""
 
-    summary: ClassVar[str] = "put the events of several folders in SEVIR's format into one"
+    summary: ClassVar[str] = "put the events of folders in SEVIR's format into one, on coarser pixels if you like"
 
-    roots: tuple[Folder, ...] = Field(min_length=2, description="folders of equal frames, whose events all differ")
+    roots: tuple[Folder, ...] = Field(min_length=1, description="folders of equal frames, whose events all differ")
     out: Folder = Field(description="folder to make; must hold no data set yet")
+    pool: int = Field(1, ge=1, description="pixels are means over so many by so many, missing where one of them is")
+    every: int = Field(1, ge=1, description="of so many frames the first is kept")
+
+    @property
+    def _is_coarser(self) -> bool:
+        return self.pool > 1 or self.every > 1
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Links (or, onto another disk, copies) the files of each folder and writes one catalogue.
+        """Links (or, onto another disk, copies) the files of each folder, or coarsens them, and writes one catalogue.
 
         Raises:
+            UsageError: there is nothing to do with one folder.
             DataError: a folder is not whole, frames differ in size or number, an event is in two, or `out` is taken.
         """
+        if len(self.roots) < 2 and not self._is_coarser:
+            raise UsageError(f"--roots {self.roots[0]}: expected at least 2 folders, or --pool or --every")
         if (self.out / "CATALOG.csv").exists():
             raise DataError(f"{self.out} already holds a data set (CATALOG.csv); choose another folder")
         self._check()
@@ -46,9 +59,13 @@ class JoinTrees(DataVerb):
             rows = rows[rows["img_type"] == _SENSOR]
             for file_name in sorted(set(rows["file_name"])):
                 target = self.out / "data" / name / file_name
-                _place(root / "data" / file_name, target)
+                if self._is_coarser:
+                    write_reduced(root / "data" / file_name, target, self._coarser)
+                else:
+                    _place(root / "data" / file_name, target)
                 files[f"data/{name}/{file_name}"] = target.stat().st_size, digest(target)
-            tables.append(rows.assign(file_name=f"{name}/" + rows["file_name"]))
+            rows = rows.assign(file_name=f"{name}/" + rows["file_name"])
+            tables.append(self._described_anew(rows) if self._is_coarser else rows)
             advance("folders", number, len(self.roots))
         joined = pd.concat(tables, ignore_index=True)
         self._describe([len(rows) for rows in tables])
@@ -71,22 +88,63 @@ class JoinTrees(DataVerb):
             sizes.update({(header.height, header.width, header.frames): root for header in headers.values()})
             problems += [f"event {e.id} is in {seen[e.id]} and in {root}" for e in events if e.id in seen]
             seen.update({event.id: root for event in events})
+            problems += [
+                f"{header.path}: frames of {header.height}x{header.width} are no multiple of --pool {self.pool}"
+                for header in headers.values()
+                if header.height % self.pool or header.width % self.pool
+            ]
         if len(sizes) > 1:
             listing = ", ".join(f"{'x'.join(map(str, size))} in {root}" for size, root in sizes.items())
             problems.append(f"events of H x W x T {listing}; expected one size")
         if problems:
             raise DataError(one_message("these folders cannot be joined:", problems))
 
+    def _coarser(self, event: np.ndarray) -> np.ndarray:
+        """Returns an event `(H,W,T)` as means of blocks of pixels, in the frames that are kept."""
+        return block_means(event[:, :, :: self.every], self.pool)
+
+    def _described_anew(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Returns rows with the size, times and values of their coarser events; ids that stand twice are left out."""
+        rows = rows[~rows["id"].duplicated(keep=False)].copy()
+        if "minute_offsets" in rows.columns:
+            rows["minute_offsets"] = [
+                ":".join(text.split(":")[:: self.every]) if isinstance(text, str) else text
+                for text in rows["minute_offsets"]
+            ]
+        for name, of_file in rows.groupby("file_name"):
+            with open_hdf5(self.out / "data" / str(name)) as file:
+                for label, index in of_file["file_index"].items():
+                    seen = catalogue_row(file[_SENSOR][int(float(index))])
+                    for column in ("size_x", "size_y", "data_min", "data_max", "pct_missing"):
+                        rows.loc[label, column] = str(seen[column])
+        return rows
+
     def _describe(self, event_counts: list[int]) -> None:
         """Writes what the data is, unless all of it is files of others."""
         counts: Counter[str] = Counter()
         for root, count in zip(self.roots, event_counts, strict=True):
             counts[origin(root)] += count
-        if set(counts) == {"files"}:
+        if set(counts) == {"files"} and not self._is_coarser:
             return
         text = " + ".join(f"{what} ({count} events)" for what, count in counts.items())
+        if self._is_coarser:
+            text += f", means of {self.pool}x{self.pool} pixels, every {self.every} frames"
         with replacing(self.out / "DATASET.json") as part:
             part.write_text(json.dumps({"origin": text}) + "\n", encoding="utf-8")
+
+
+def block_means(codes: np.ndarray, pool: int) -> np.ndarray:
+    """Returns uint8 `(H/pool, W/pool, T)`: the mean code of each block, halves up; missing where a pixel is missing.
+
+    Args:
+        codes: uint8 `(H, W, T)`.
+        pool: Pixels on a side of a block; H and W are multiples.
+    """
+    height, width, frames = codes.shape
+    blocks = codes.reshape(height // pool, pool, width // pool, pool, frames)
+    doubled = 2 * blocks.sum((1, 3), dtype=np.int64)  # in whole numbers: the same everywhere
+    means = (doubled + pool**2) // (2 * pool**2)
+    return np.where((blocks == MISSING).any((1, 3)), MISSING, means).astype(np.uint8)
 
 
 def _folder_names(roots: tuple[Path, ...]) -> list[str]:

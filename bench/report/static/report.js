@@ -115,6 +115,8 @@ function board($, section) {
 // Of long names the middle goes: settings at the end tell runs of a model apart.
 const short = (label, most = 30) => (label.length > most ? `${label.slice(0, most / 3)}…${label.slice(1 - Math.ceil((most * 2) / 3))}` : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// Names are small: their colour is mixed with that of text, or the palest and the darkest could not be read.
+const legible = (colour) => `#${[1, 3, 5].map((at) => Math.round(0.65 * parseInt(colour.slice(at, at + 2), 16) + (dark() ? 89 : 0)).toString(16).padStart(2, "0")).join("")}`;
 const MARGIN = { l: 58, r: 12, t: 10, b: 48 };
 const inner = (plot, margin) => [plot.clientWidth - margin.l - margin.r, plot.clientHeight - margin.t - margin.b];
 
@@ -206,7 +208,7 @@ function curves(plot, list, styles, { x: xOf, xTitle, yTitle, xaxis = {}, yrange
   for (let k = ends.length - 1, limit = height - gap / 2; k >= 0; k -= 1, limit = ends[k + 1].at - gap) ends[k].at = Math.min(ends[k].at, limit);
   const annotations = ends.map(({ curve, at }) => ({
     xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: 1 - at / height, yanchor: "middle", showarrow: false,
-    text: short(curve.label, most), font: { size: 11, color: styles[curve.label].colour },
+    text: short(curve.label, most), font: { size: 11, color: legible(styles[curve.label].colour) },
   }));
   const words = list.map((c) => `${c.label}: ${c.y.map((v) => (v === null ? "undefined" : +v.toPrecision(4))).join(", ")}`).join(". ");
   const bands = list.some((curve) => finite(curve.low || []).length) ? "A row's band, the range over seeds or the interval of one run, shows when it is pointed at." : "";

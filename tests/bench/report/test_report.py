@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.records.schema import RunRecord
 from bench.records.store import write_record
 from bench.report import build
 from bench.report.gallery import _box, scenes
+from bench.report.site import _code
 from bench.tables.look import Look
 
 
@@ -111,8 +113,12 @@ def test_the_same_store_gives_the_same_site(root: Path, tmp_path: Path) -> None:
     assert _texts(build(root, tmp_path / "a").parent) == _texts(tmp_path / "b"), "an older report is written over"
 
 
-def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(root: Path, tmp_path: Path) -> None:
+def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(
+    root: Path, tmp_path: Path, committed_results: Path
+) -> None:
+    shutil.copytree(committed_results / "boards", root / "boards")  # of which nothing was run here
     site = build(root, tmp_path / "site").parent
+    assert (site / "table-boards_nbody16.html").is_file()
     for path in site.glob("*.html"):
         text = path.read_text(encoding="utf-8")
         loaded = re.findall(r'(?:src|<link[^>]* href)="([^"]*)"', text) + re.findall(r"url\('([^']*)'\)", text)
@@ -129,6 +135,13 @@ def test_names_cannot_leave_their_text(measured: RunRecord, tmp_path: Path) -> N
     write_record(measured.model_copy(update={"model": model, "scope_because": evil}), tmp_path / "results")
     site = build(tmp_path / "results", tmp_path / "site").parent
     assert not [path.name for path in site.glob("*.html") if "<script>alert" in path.read_text(encoding="utf-8")]
+
+
+def test_a_published_page_has_our_counts_and_its_commands_as_code(root: Path, tmp_path: Path) -> None:
+    page = (build(root, tmp_path / "site").parent / "table-earthformer_sevir.html").read_text(encoding="utf-8")
+    assert 'data-side="published"' in page and '<span class="counterpart match">ours 15.1</span>' in page
+    assert "(<code>earthbench count</code>)" in page
+    assert _code("`<script>` & <b>") == "<code>&lt;script&gt;</code> &amp; &lt;b&gt;"
 
 
 def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_path: Path) -> None:
