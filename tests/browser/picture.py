@@ -31,6 +31,7 @@ def main() -> None:
         site = build(REPO / "results", Path(folder) / "site").parent
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1320, "height": 1400})
+        page.set_default_timeout(240_000)  # a busy machine takes its time
         page.goto((site / PAGE).as_uri())
         page.wait_for_selector(".board[data-ready]")
         page.wait_for_selector(".chart .scatterlayer .trace")
