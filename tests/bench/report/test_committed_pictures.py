@@ -16,7 +16,6 @@ from bench.tables.cells import table_data
 
 ROOT = Path(__file__).parents[3]
 MADE_BY = {
-    "leaderboard.png": ("boards/nbody16", "python tests/browser/picture.py"),
     "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
     "leaderboards_radar.png": ("runs/radar", "earthbench table runs/radar --picture"),
     "pictures/nbody16_lead.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
