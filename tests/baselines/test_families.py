@@ -262,7 +262,7 @@ def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str
             (2, 4, 4, 1),
             r"phy_hidden=7 on a code of one pixel \(strides \(2, 1, 2\)\).*expected two or more: phy_hidden=14",
         ),
-        ("PhyDNet", {"conv_hidden": (64, 32)}, (2, 32, 32, 1), "conv_hidden must end with 64"),
+        ("PhyDNet", {"conv_hidden": (64, 32)}, (2, 32, 32, 1), "conv_hidden must end with code_channels=64"),
         ("E3DLSTM", {}, (2, 32, 30, 1), "E3DLSTM: width must be divisible by 4, got 30"),
         ("E3DLSTM", {"hidden": (4, 6)}, (2, 32, 32, 1), "hidden must be the same in all layers"),
         ("E3DLSTM", {"kernel_size": 4}, (2, 32, 32, 1), "kernel_size must be odd, got 4"),
