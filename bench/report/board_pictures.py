@@ -266,6 +266,7 @@ def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
     _finish(
         figure, axis, shown,
         f"{title}. Dots: seeds; bar: their mean; grey: their standard deviation to either side. {shown.units}.",
+        characters=60,  # the labels of rows take a third of the width
     )  # fmt: skip
     return save_picture(figure, path, shown.digest)
 
@@ -274,8 +275,8 @@ def _axis_label(shown: _Shown, score: str) -> str:
     return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 48)}"
 
 
-def _finish(figure: Any, axis: Any, shown: _Shown, said: str) -> None:
+def _finish(figure: Any, axis: Any, shown: _Shown, said: str, characters: int = 84) -> None:
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
     figure.suptitle(textwrap.fill(shown.title, 92), fontsize=9.5)
-    axis.set_title(textwrap.fill(said, 84), fontsize=7.5, color="0.35", loc="left")
+    axis.set_title(textwrap.fill(said, characters), fontsize=7.5, color="0.35", loc="left")

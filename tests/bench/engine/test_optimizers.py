@@ -103,8 +103,9 @@ def _task(shape: tuple[int, int, int, int]) -> SimpleNamespace:
 def test_one_cycle_multiplies_each_rate_and_leaves_betas_alone() -> None:
     shape = (4, 8, 8, 1)
     task = SimpleNamespace(
-        name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={}
-    )
+        name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={},
+        cell_weights=dict,
+    )  # fmt: skip
     model = _TwoParts(shape, (3, 8, 8, 1))
     made = Forecaster(model, task, Train(schedule="onecycle"), total_steps=10).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -219,8 +220,9 @@ def test_a_rate_for_all_is_refused_before_anything_is_trained(storms: Path, tmp_
 def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_loss() -> None:
     shape = (4, 8, 8, 1)
     task = SimpleNamespace(
-        name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={}
-    )
+        name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={},
+        cell_weights=dict,
+    )  # fmt: skip
     settings = Train(schedule="plateau", plateau_patience=1, lr=1e-2)
     forecaster = Forecaster(nn.Linear(1, 1), task, settings, total_steps=10)
     made = forecaster.configure_optimizers()

@@ -74,7 +74,9 @@ def test_every_score_of_every_task_has_a_direction_but_those_that_are_none(
         warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update()
         found = Forecaster(_Draws(), bench.load_task(name), ensemble=ensemble).directions()
     without = {re.sub(r"_lead_\d+$", "", score) for score, better in found.items() if better is None}
-    assert all(re.match(r".*_(count|target)(_members)?$|spread$|nino34_label_difference", score) for score in without)
+    assert all(
+        re.match(r".*_(count|target)(_ocean|_members)*$|spread$|nino34_label_difference", score) for score in without
+    )
     counts = [score for score in found if re.search(r"_count(_members)?$", score)]
     assert all(found[score] is None for score in counts)
 

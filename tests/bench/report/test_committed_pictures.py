@@ -17,7 +17,10 @@ from bench.tables.cells import table_data
 ROOT = Path(__file__).parents[3]
 MADE_BY = {
     "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
-    "leaderboards_radar.png": ("runs/radar", "earthbench table runs/radar --picture"),
+    "pictures/radar_places_lead.png": (
+        "boards/radar_places",
+        "earthbench board picture results/boards/radar_places.yaml",
+    ),
     "pictures/nbody16_lead.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
     "pictures/nbody16_compute.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
     "pictures/nbody16_patterns_patterns.png": (

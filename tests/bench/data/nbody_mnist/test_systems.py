@@ -13,13 +13,11 @@ import bench
 from bench import registry
 from bench.cli.main import main
 from bench.data.nbody_mnist.simulation import render
-from bench.errors import ConfigError, DataError
+from bench.errors import DataError
 
 _COARSE = ["--digit-count", "2", "--canvas", "64", "--sub-steps", "2", "--frames", "12", "--pool", "4"]
 _WITH_PRESET = [
-    name
-    for name in registry.names("model")
-    if "nbody_mnist" in registry.find("model", name).card().presets and name != "ldm"
+    name for name in registry.names("model") if "nbody_mnist" in registry.find("model", name).card().presets
 ]
 _COUNTS = ["--train", "6", "--val", "3", "--test", "4"]
 
@@ -145,8 +143,3 @@ def test_every_model_is_made_for_small_frames_by_its_preset(coarse: Path, name: 
     task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
     with torch.device("meta"):
         bench.load_model(name, task)
-
-
-def test_latents_of_small_frames_are_too_small_for_ldm(coarse: Path) -> None:
-    with pytest.raises(ConfigError, match=r"found 2 x 2: take fewer levels or frames of another size"):
-        bench.load_model("ldm", bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6))
