@@ -28,7 +28,9 @@ _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
 """Times of training that differ by more have a logarithmic axis."""
 _BELOW = 0.25
-"""References are drawn down to so much skill below the learned rows."""
+"""Lines are drawn down to so much skill below the learned rows."""
+_WORST = -1.0
+"""Learned rows are drawn down to this skill, twice the error of the reference: below, how bad a row is says little."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
@@ -165,11 +167,14 @@ def _draw_leads(path: Path, shown: _Shown) -> Path:
     axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
     bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
     cut = ""
-    if lowest[False] < (floor := lowest[True] - _BELOW):  # else a bad reference would press all other lines together
+    if min(lowest.values()) < (
+        floor := max(lowest[True], _WORST) - _BELOW
+    ):  # else the other lines were pressed together
         axis.set_ylim(floor, highest + _BELOW / 4)
-        cut = f" The axis is cut: references go down to {lowest[False]:.2f}."
+        cut = f" The axis is cut: lines go down to {min(lowest.values()):.2f}."
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    axis.set_xticks(times.values(len(shown.reference.scores_per_lead[shown.per_lead])))
+    figure.legend(loc="outside lower center", ncols=3 if len(max(looks, key=len)) < 40 else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 

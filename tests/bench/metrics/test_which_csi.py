@@ -69,24 +69,28 @@ def test_the_coverage_of_the_page_is_what_the_simulation_gives(simulation: Modul
     """The same draws again; within what another machine's rounding can move."""
     title = simulation.POPULATIONS[name].title
     for events in (5, 10, 20):
-        said = float(_table("How often the 95 % interval holds")[events][title].split(" ")[0])
+        said = float(_table("Share of the 95 % intervals that contain")[events][title].split(" ")[0])
         assert simulation.coverage(name, events, ("ours",))["ours"] == pytest.approx(said, abs=0.0015)
-        cell = _table("How often two equal models are told apart")[events][title]
+        cell = _table("Share of test sets that tell two equal models apart")[events][title]
         apart = simulation.told_apart(name, events, ("ours",))["ours"]
         assert apart == pytest.approx(float(cell.split(" ")[0]), abs=0.0015)
         wide = simulation.widths(name, events)
-        assert _table("How wide the interval is")[events][title] == f"{wide[0]:.2f}, {wide[1]:.1f}"
+        assert _table("Width of the interval relative")[events][title] == f"{wide[0]:.2f}, {wide[1]:.1f}"
 
 
 def test_the_page_has_every_population_and_number_of_events(simulation: ModuleType) -> None:
     titles = [population.title for population in simulation.POPULATIONS.values()]
-    for heading in ("How often the 95 % interval holds", "How often two equal models", "How wide the interval is"):
+    for heading in (
+        "Share of the 95 % intervals that contain",
+        "Share of test sets that tell two equal models apart",
+        "Width of the interval relative",
+    ):
         table = _table(heading)
         assert tuple(table) == simulation.EVENTS and all(list(row) == titles for row in table.values())
 
 
 def test_the_fewest_events_of_the_page_are_those_of_the_code() -> None:
-    assert f"**The fewest events are {FEWEST_EVENTS}.**" in PAGE.read_text()
+    assert f"**At least {FEWEST_EVENTS} events are needed.**" in PAGE.read_text()
     assert f"{smallest_p(5):.2f} with five, {smallest_p(6):.2f} with six" in PAGE.read_text()
     tables = (PAGE.parent / "tables.md").read_text()
     assert f"p < {CHANCE}, the third with p < {CHANCE} / 3, the fourth with {CHANCE} / 6" in tables
