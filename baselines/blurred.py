@@ -119,7 +119,7 @@ def blurred(frames: Tensor, width: Tensor, *, every: int = 1) -> Tensor:
     rows, columns = (_kernels(width.to(frames), size)[:, ::every] for size in frames.shape[2:4])
 
     def summed(values: Tensor) -> Tensor:
-        return (rows @ values.to(frames).movedim(-1, 1) @ columns.mT).movedim(1, -1)
+        return (rows @ values.to(frames).movedim(-1, 1) @ columns.transpose(-2, -1)).movedim(1, -1)
 
     values, weights = summed(filled(frames)), summed(known)
     return torch.where(weights > _LEAST_WEIGHT, values / weights.clamp(min=_LEAST_WEIGHT), 0)

@@ -105,7 +105,7 @@ class SeasonalRegression(nn.Module):
         covariance = torch.zeros(size, size, dtype=torch.float64, device=frames.device)
         for some in frames.split(_AT_ONCE):
             anomalies = some.flatten(0, 1).double() - mean
-            covariance.addmm_(anomalies.T, anomalies)
+            covariance.addmm_(anomalies.transpose(0, 1), anomalies)
         variance, patterns = torch.linalg.eigh(covariance / (len(frames) * frames.shape[1]))  # in ascending order
         variance, patterns = variance.flip(0)[:modes], patterns.flip(1)[:, :modes]
         held = variance > _LEAST_VARIANCE * variance[0].clamp(min=torch.finfo(torch.float64).tiny)
@@ -113,7 +113,7 @@ class SeasonalRegression(nn.Module):
         spread = torch.where(held, variance, 1).sqrt()
         last = frames[:, before - 1].double() - mean
         now = last @ patterns / spread
-        remainder = last - last @ patterns @ patterns.T
+        remainder = last - last @ patterns @ patterns.transpose(0, 1)
         known = remainder.square().sum(0)
         self.mean.copy_(mean)
         self.eofs.copy_(patterns)
@@ -123,10 +123,12 @@ class SeasonalRegression(nn.Module):
             for month in range(self.seasons):
                 mine = season == month
                 x, y = now[mine], amplitudes[mine]
-                square = x.T @ x + self.ridge * len(x) * torch.eye(modes).to(x)
-                law = torch.linalg.pinv(square, hermitian=True) @ (x.T @ y)  # 0 for a month without windows
+                square = x.transpose(0, 1) @ x + self.ridge * len(x) * torch.eye(modes).to(x)
+                law = torch.linalg.pinv(square, hermitian=True) @ (
+                    x.transpose(0, 1) @ y
+                )  # 0 for a month without windows
                 self.laws[month, lead].copy_(law / spread[:, None])
-            slope = (remainder * (then - amplitudes @ patterns.T)).sum(0)
+            slope = (remainder * (then - amplitudes @ patterns.transpose(0, 1))).sum(0)
             still = known <= _LEAST_VARIANCE * known.max()
             self.slopes[lead].copy_(torch.where(still, 0, slope / torch.where(still, 1, known)))
 
@@ -135,9 +137,9 @@ class SeasonalRegression(nn.Module):
         mean, eofs, laws, slopes = (part.to(context.dtype) for part in (self.mean, self.eofs, self.laws, self.slopes))
         last = context[:, -1, ..., : self.frame_shape[2]].flatten(1) - mean
         amplitudes = last @ eofs
-        remainder = last - amplitudes @ eofs.T
+        remainder = last - amplitudes @ eofs.transpose(0, 1)
         ahead = torch.einsum("bi,btij->btj", amplitudes, laws[self._season(context)])
-        return (mean + ahead @ eofs.T + slopes * remainder[:, None]).unflatten(-1, self.frame_shape)
+        return (mean + ahead @ eofs.transpose(0, 1) + slopes * remainder[:, None]).unflatten(-1, self.frame_shape)
 
     def _season(self, context: Tensor) -> Tensor:
         """Returns the calendar month of the last frame `(B,)`, 0 for January; 0 throughout with one season."""

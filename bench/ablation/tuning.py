@@ -57,8 +57,9 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
         EarthbenchError: no point has a score; that of the first failure.
     """
     jobs = [layered(point, on_validation(point)) for point in points]
-    failure = launch(jobs)
     configs = [compose(job) for job in jobs]
+    finished_record(configs[0])  # data that cannot be used is told before anything is trained
+    failure = launch(jobs)
     trials = [
         Trial(tuple(point), config, finished_record(config)) for point, config in zip(points, configs, strict=True)
     ]
