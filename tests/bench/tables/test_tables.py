@@ -70,7 +70,7 @@ def test_figures_of_a_plugins_table_lie_in_a_file_of_its_own(tmp_path: Path) -> 
     (tmp_path / "mine.json").write_text(json.dumps(content))
     table = SEVIR.model_copy(update={"name": "mine", "published": str(tmp_path / "mine.json")})
     text = render(table, [])
-    assert content["rows"]["unet"]["csi_m"]["text"] in text and text.count("published |") == 1
+    assert content["rows"]["unet"]["csi_m"]["text"] in text and text.count("| published ") == 1
 
 
 def test_a_complete_official_run_stands_beside_the_published_figure(measured: RunRecord) -> None:
