@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import Any
 
 MODULES = {
+    "ablation.variants": "protocols.variants",
     "config_errors": "config.messages",
     "data.archive_fetch": "data.author_archives",
     "data.archives": "data.transfer.archives",
     "data.digits": "data.mnist",
     "data.download": "data.transfer.download",
     "data.enso_ersst": "data.ersst.dataset",
-    "data.ersst": "data.ersst.files",
+    "data.ersst": "data.ersst.anomalies",
     "data.ersst_fetch": "data.ersst.download",
     "data.events": "data.sequences",
     "data.http": "data.transfer.http",

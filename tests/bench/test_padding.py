@@ -48,8 +48,8 @@ def tiny(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    values = np.random.default_rng(0).gamma(0.5, 2, (20, *SIZE)).astype(np.float32)
-    times = np.datetime64("2024-01-01", "ns") + np.arange(20) * np.timedelta64(300, "s")
+    values = np.random.default_rng(0).gamma(0.5, 2, (60, *SIZE)).astype(np.float32)
+    times = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(300, "s")
     path = tmp_path_factory.mktemp("grid") / "rain.nc"
     xarray.Dataset({"rain": (("time", "y", "x"), values)}, {"time": times}).to_netcdf(path, engine="h5netcdf")
     return path
@@ -153,7 +153,17 @@ def test_a_model_in_stages_is_trained_scored_and_loaded_on_any_size(root: Path, 
     words += [f"model.{one}".replace(" ", "") for one in given]
     quiet = ["train.max_steps=1", "progress=false", "picture=false", "train.loggers=[]", "data.batch_size=2"]
     assert main(["run", *words, *quiet]) == 0
-    assert main(["forecast", *words, f"checkpoint={next(tmp_path.rglob('last.ckpt'))}", "--latest"]) == 0
+    assert (
+        main(
+            [
+                "forecast",
+                *words,
+                f"checkpoint={next(tmp_path.glob('outputs/grid/prediff_ka/*/checkpoints/last.ckpt'))}",
+                "--latest",
+            ]
+        )
+        == 0
+    )
     with xarray.open_dataset("forecast.nc") as found:
         assert found["forecast"].shape == (1, 3, *SIZE) and np.isfinite(found["forecast"].values).all()
 

@@ -22,6 +22,12 @@ def test_a_former_module_shows_what_the_new_one_has(old: str, monkeypatch: pytes
         assert not public or getattr(former, public) is getattr(new, public)
 
 
+def test_anomalies_of_a_folder_are_read_as_before() -> None:
+    with pytest.warns(DeprecationWarning, match="bench.data.ersst.read_anomalies is now"):
+        from bench.data.ersst import read_anomalies
+    assert read_anomalies.__module__ == "bench.data.ersst.anomalies"
+
+
 def test_an_unknown_module_is_as_missing_as_ever() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'bench\.nobodys'"):
         importlib.import_module("bench.nobodys")

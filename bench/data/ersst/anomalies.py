@@ -119,6 +119,11 @@ def anomalies_of(root: Path, base: BasePeriod, variable: str | None = None) -> A
     return _anomalies(root, base, variable, _files(root))
 
 
+def read_anomalies(root: Path, base_from: int, base_to: int, variable: str | None = None) -> Anomalies:
+    """Returns the anomalies of a folder from the mean of whole years, `base_from` to `base_to`: see `anomalies_of`."""
+    return anomalies_of(root, BasePeriod.years(base_from, base_to), variable)
+
+
 def cropped(sst: np.ndarray) -> np.ndarray:
     """Returns 5-degree fields `(...,24,72)` within 95..330 degrees east, `(...,24,48)`, as ICAR-ENSO is cropped."""
     return np.ascontiguousarray(sst[..., CROP])

@@ -11,7 +11,7 @@ import torch
 import xarray
 
 import bench
-from bench.data.ersst.anomalies import BasePeriod, anomalies_of, cropped
+from bench.data.ersst.anomalies import cropped, read_anomalies
 from bench.data.sevir.dataset import SevirSequences
 from bench.engine.evaluate import EvaluationSettings, evaluate_with_sample
 from bench.engine.trainer import trainer_device
@@ -51,7 +51,7 @@ def test_radar_of_the_contiguous_states(observed: Path, tmp_path: Path) -> None:
 
 def test_sea_surface_temperature(observed: Path, tmp_path: Path) -> None:
     """The anomalies of `enso_ersst`, on its grid, 0 on land as there, with its dates and windows."""
-    found = anomalies_of(observed / "sst", BasePeriod.years(1961, 1990))
+    found = read_anomalies(observed / "sst", 1961, 1990)
     cube = xarray.Dataset(
         {"sst": (("time", "lat", "lon"), cropped(found.sst), {"units": "K"})},
         {"time": found.months.astype("datetime64[ns]")},
