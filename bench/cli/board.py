@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "overrides",
                 nargs="*",
                 metavar="KEY=VALUE",
-                help="places and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that changes "
-                "a number",
+                help="locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
+                "changes a number",
             )
         if name == "plan":
             sub.add_argument("--format", choices=("text", "json"), default="text")

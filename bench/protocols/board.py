@@ -1,6 +1,6 @@
 """A board: one YAML file that says what is compared, on which data, with which budget, seeds and references.
 
-It lies at `ROOT/boards/NAME.yaml`; its records go to `ROOT/runs`, its table to `ROOT/tables`.
+It is `ROOT/boards/NAME.yaml`; its records go to `ROOT/runs`, its table to `ROOT/tables`.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class BoardFile:
-    """A board and where it lies."""
+    """A board and its file."""
 
     board: Board
     path: Path
@@ -210,7 +210,7 @@ class BoardFile:
 
     @property
     def decided_path(self) -> Path:
-        """Returns where decisions lie."""
+        """Returns the file of its decisions."""
         return self.path.with_name(f"{self.name}{_DECIDED}")
 
     def rows(self) -> list[BoardRow]:
@@ -262,14 +262,14 @@ def read_board(path: Path) -> BoardFile:
     """Returns the board of a file.
 
     Raises:
-        ConfigError: it lies in no folder `boards`, is not readable, or a key or value is wrong; names each.
+        ConfigError: it is not in a folder `boards`, is not readable, or a key or value is wrong; names each.
     """
     path = path.expanduser().absolute()
     if not path.name.endswith(_SUFFIX) or path.name.endswith(_DECIDED):
         raise ConfigError(f"{path}: a board is a file NAME{_SUFFIX}")
     if path.parent.name != FOLDER:
         raise ConfigError(
-            f"{path}: a board lies in a folder {FOLDER!r}, whose parent takes its records and tables: move it to "
+            f"{path}: a board must be in a folder {FOLDER!r}, whose parent takes its records and tables: move it to "
             f"results/{FOLDER}/{path.name}"
         )
     return BoardFile(read_protocol(path, Board), path)
@@ -296,7 +296,7 @@ def run_names(row: BoardRow, chosen: Sequence[str] = (), steps: int | None = Non
 
 
 def refuse_other_numbers(row: BoardRow, typed: Sequence[str]) -> None:
-    """Refuses words of the command line that would make another board.
+    """Refuses overrides of the command line that would change a number of the board.
 
     Raises:
         ConfigError: names those that change a number.
@@ -310,6 +310,6 @@ def refuse_other_numbers(row: BoardRow, typed: Sequence[str]) -> None:
             continue
         if fingerprint(numbers_only(compose(layered(plain, [word])))) != wanted:
             raise ConfigError(
-                f"{key_of(word)}={value_of(word)} would change the board's numbers; on the command line go places and "
-                "speed (data.root, work, device, data.num_workers, hydra/launcher); the rest is said by the YAML file"
+                f"{key_of(word)}={value_of(word)} would change the board's numbers. The command line takes locations "
+                "and speed only (data.root, work, device, data.num_workers, hydra/launcher); edit the YAML file instead"
             )

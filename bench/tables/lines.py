@@ -21,9 +21,9 @@ LEGEND = {
 
 
 MARKS = (
-    "bold: the best, and each row that is not worse beyond chance; italic or underlined: the next, which is (p < 0.05: "
-    "permutation test over events, and t-test over seeds where a row has several; other seeds may order single runs "
-    "otherwise)"
+    "bold: the best, and each row that is not worse beyond chance; italic or underlined: the best of the others "
+    "(p < 0.05: permutation test over events, and t-test over seeds where a row has several; with other seeds, single "
+    "runs may rank differently)"
 )
 
 
