@@ -107,7 +107,9 @@ def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"{board.path}: neither references nor rows: nothing to run")
     own = [one for one in overrides if one not in hydra_s_own(overrides)]
     refuse_other_numbers(row, own)
-    return [*own, f"results.root='{board.root}'"]
+    here = Path.cwd()  # records are committed: where a clone lies is not for them
+    root = board.root.relative_to(here) if board.root.is_relative_to(here) else board.root
+    return [*own, f"results.root='{root}'"]
 
 
 def _missing(board: BoardFile, rows: Sequence[BoardRow], decided: Decided) -> list[list[str]]:

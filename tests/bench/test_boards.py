@@ -76,6 +76,7 @@ def test_a_board_from_nothing(
     assert list(decided.rows) == ["unet"] and len(decision.tried) == 2 and decision.monitor == "val/loss"
     best = min((one for one in decision.tried if one.score is not None), key=lambda one: one.score or 0.0)
     assert (decision.chosen, decision.steps) == (best.settings, best.steps) and decision.on
+    assert {record.config["results"]["root"] for record in records} == {"results"}, "not where this clone lies"
     assert len(records) == 2 + 2 + 2 and {record.data.split for record in records if record.data} == {"test"}
     unet = [r for r in records if r.training and r.model.hyperparameters.get("center_channels") == 4]
     assert [r.training.steps for r in unet if r.training] == [decision.steps] * 2
