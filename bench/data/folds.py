@@ -1,7 +1,7 @@
 """Folds of a time series: blocks of it are left out one after the other, so that all of it is forecast once.
 
 Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
-whole stretches are left out, for neighbouring months are no independent data.
+whole stretches are left out, for neighbouring months are not independent data.
 """
 
 from __future__ import annotations
