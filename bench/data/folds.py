@@ -17,12 +17,13 @@ FEWEST = 3
 """One block to test on, one to validate on, one or more to train on."""
 
 
-def blocks(count: int, folds: int) -> list[Stretch]:
+def blocks(count: int, folds: int, what: str = "of the data") -> list[Stretch]:
     """Returns consecutive blocks of equal length; the last one may be shorter.
 
     Args:
         count: Of what is cut: frames, or years.
         folds: How many blocks.
+        what: The word for them in messages.
 
     Raises:
         ConfigError: so many are not to be had.
@@ -30,7 +31,7 @@ def blocks(count: int, folds: int) -> list[Stretch]:
     length = -(-count // folds)
     edges = [*range(0, count, length or 1), count]
     if len(edges) - 1 != folds:
-        raise ConfigError(f"task.folds={folds}: {count} of the data make {len(edges) - 1} blocks of {length}")
+        raise ConfigError(f"task.folds={folds}: {count} {what} make {len(edges) - 1} blocks of {length}")
     return list(pairwise(edges))
 
 
