@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import xarray
+from scipy import ndimage
 
 from bench.cli.main import main
 from bench.data.grid import radar_files
-from bench.data.grid.radar_events import ConvertRadarEvents
+from bench.data.grid.radar_events import ConvertRadarEvents, side_by_side
 from bench.data.grid.radar_files import ConvertRadarFiles
-from bench.data.grid.radar_frames import read_frame, time_in_name
+from bench.data.grid.radar_frames import Frame, read_frame, time_in_name
 from bench.data.sevir.codes import vil_codes
 from bench.errors import DataError
 from bench.tasks import load_task
@@ -249,3 +251,48 @@ def test_events_are_made_by_several_processes_and_resume(
     with h5py.File(next((tmp_path / "again").rglob("*.h5"))) as file:
         np.testing.assert_array_equal(file["vil"][:], made[1][0])
     assert not list(tmp_path.glob(".*")) and not list((tmp_path / "again").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_squares_side_by_side_are_whole_and_share_no_pixel(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    seen = ndimage.binary_opening(draws.random((30, 41)) < 0.97, iterations=1)
+    taken = np.zeros_like(seen, int)
+    for row, column in side_by_side(seen, 5):
+        square = np.s_[row : row + 5, column : column + 5]
+        assert taken[square].shape == (5, 5) and seen[square].all()
+        taken[square] += 1
+    assert taken.max() == 1
+    assert len(side_by_side(np.ones((30, 41), bool), 5)) == 6 * 8
+    assert side_by_side(np.zeros((30, 41), bool), 5) == []
+
+
+def test_an_archive_becomes_places_without_missing_pixels(archive: Path, tmp_path: Path) -> None:
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--frames", "5", "--size", "2"]
+    assert main(["data", "convert", "radar_files", "radar", *words, "--out", str(tmp_path / "all"), "--places"]) == 0
+    task = load_task("radar", tmp_path / "all", t_in=3, t_out=2)
+    ids, times = task.dataset("all").ids, task.events("all").times
+    assert len(ids) == len(set(ids)) > len(set(times or ())) == 4
+    assert not task.inspect_data(read_everything=True).problems
+    few = ["--places", "--echo", "100", "--out", str(tmp_path / "few")]
+    assert main(["data", "convert", "radar_files", "radar", *words, *few]) == 0
+    rainy = load_task("radar", tmp_path / "few", t_in=3, t_out=2).dataset("all")
+    assert 0 < len(rainy) < len(ids)
+    assert all(np.mean(np.concatenate(rainy.stored(at)) >= 16) == 1 for at in range(len(rainy)))
+    none = ["--places", "--echo", "100", "--size", "6", "--out", str(tmp_path / "none")]
+    assert main(["data", "convert", "radar_files", "radar", *words, *none]) == 2
+    assert main(["data", "convert", "radar_files", "radar", *words, "--echo", "1", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_codes_are_of_the_relation_that_the_importer_gives(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swiss(*arguments: object, **options: object) -> Frame:
+        return dataclasses.replace(read_frame(*arguments, **options), z_r=(316.0, 1.5))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(radar_files, "read_frame", swiss)
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "tree"), "--size", "6"]
+    assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8"]) == 0
+    task = load_task("radar", tmp_path / "tree", t_in=4, t_out=4, admit_missing=True)
+    rates = np.where(codes_of(10) == 255, np.nan, codes_of(10) / 10)[::-1, 1:7]
+    np.testing.assert_array_equal(task.dataset("all").stored(1)[0][0, ..., 0], vil_codes(316.0 * rates**1.5))
