@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.api import Samples, Split, samples_with
+from bench.api import MONTH_MINUTES, Samples, Split, samples_with
 from bench.data.netcdf import decoded, open_netcdf
 from bench.data.plausibility import refuse_implausible
 from bench.engine.ensembles import draw, member_seed
@@ -260,18 +260,29 @@ def as_dataset(
 
 def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
     """Returns the data's own coordinates: times, places, and the names of several variables."""
-    start, minute = np.datetime64(data.start, "ns"), np.timedelta64(60_000_000_000, "ns")
     found: dict[str, Any] = {
-        "forecast_reference_time": ((), start, {"standard_name": "forecast_reference_time"}),
-        "time": ("lead_time", start + (leads * minute).astype("timedelta64[ns]"), {"standard_name": "time"}),
-        "time_of_context": ("context_time", start + (ages * minute).astype("timedelta64[ns]"), {"long_name": "time"}),
+        "forecast_reference_time": ((), data.start.astype("M8[ns]"), {"standard_name": "forecast_reference_time"}),
+        "time": ("lead_time", _times(data.start, leads), {"standard_name": "time"}),
+        "time_of_context": ("context_time", _times(data.start, ages), {"long_name": "time"}),
     }
     for name, values, attributes in zip(("y", "x"), (data.y, data.x), data.attributes, strict=True):
         if values is not None:
             found[name] = (name, values, {**attributes, "axis": name.upper()})
+    found |= {name: (("y", "x"), values, attributes) for name, (values, attributes) in data.auxiliary.items()}
     if len(data.variables) > 1:
         found["channel"] = ("channel", list(data.variables), {"long_name": "variable"})
     return found
+
+
+def _times(start: np.datetime64, minutes: np.ndarray) -> np.ndarray:
+    """Returns times, datetime64[ns], so many minutes after another; of months, at the same time of each month."""
+    months = minutes / MONTH_MINUTES
+    if not np.allclose(months, np.rint(months), rtol=0, atol=1e-6):
+        return start.astype("M8[ns]") + (minutes * 60e9).astype("m8[ns]")
+    first = start.astype("M8[M]")
+    month, within = first + months.astype(int), start.astype("M8[s]") - first
+    last_day = ((month + 1).astype("M8[D]") - month - 1).astype("m8[s]") + within % np.timedelta64(1, "D")
+    return (month + np.minimum(within, last_day)).astype("M8[ns]")
 
 
 def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:

@@ -60,6 +60,8 @@ class Grid:
     """Of these coordinates."""
     mapping: dict[str, Any] = field(default_factory=dict)
     """Attributes of the CF grid mapping, where there is one."""
+    auxiliary: dict[str, tuple[np.ndarray, dict[str, Any]]] = field(default_factory=dict)
+    """Latitudes and longitudes on (y, x), float64 `(H,W)`, and their attributes, where the grid is curvilinear."""
 
     @property
     def tag(self) -> str:
@@ -371,8 +373,20 @@ def _grid(variables: Variables, name: str, dimensions: tuple[str, str, str]) -> 
         attributes.append(_plain(found.attrs) if known and found is not None else {})
     mapping = variables.get(text(variable, "grid_mapping"))
     size = variable.sizes[axes[0]], variable.sizes[axes[1]]
+    auxiliary = {
+        str(one): (decoded(found.transpose(*axes), f"{name}: {one}", np.float64), _plain(found.attrs))
+        for one, found in variables.items()
+        if set(found.dims) == set(axes) and one not in axes and _is_place(variable, str(one), found)
+    }
     return Grid(size, axes, (coordinates[0], coordinates[1]), (attributes[0], attributes[1]),
-                _plain(mapping.attrs) if mapping is not None else {})  # fmt: skip
+                _plain(mapping.attrs) if mapping is not None else {}, auxiliary)  # fmt: skip
+
+
+def _is_place(variable: Variable, name: str, coordinate: Variable) -> bool:
+    """Returns whether a variable is the latitude or longitude of a field's cells."""
+    named = name in text(variable, "coordinates").split()
+    degrees = text(coordinate, "units").lower().startswith("degree")
+    return named or degrees or text(coordinate, "standard_name") in ("latitude", "longitude")
 
 
 def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
     summary: ClassVar[str] = "read a radar archive with pySTEPS and cut it into events in SEVIR's format"
 
     frames: int = Field(49, ge=2, description="frames of an event")
-    size: int = Field(384, ge=1, description="height and width of an event, from the middle of the image")
+    size: int = Field(384, ge=2, description="height and width of an event, from the middle of the image")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Converts event by event, resumes a stopped conversion of the same files, and returns what was made."""
@@ -49,7 +49,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         height, width = first.lattice.shape
         if min(height, width) < self.size:
             raise ConfigError(f"--size {self.size}: the images have {height}x{width} pixels")
-        rows, columns = (slice((whole - self.size) // 2, (whole + self.size) // 2) for whole in (height, width))
+        rows, columns = _middle((height, width), self.size)
         work = Unfinished(self.out, self._job(files), lambda folder: None)
         work.done = [start for start in work.done if (work.folder / f"{start}.npy").is_file()]
 
@@ -70,8 +70,9 @@ class ConvertRadarEvents(ConvertRadarFiles):
 
     def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> int:
         """Writes the tree of the events that were kept; returns how many have missing pixels."""
-        start, lattice = axis.times[0].item(), first.lattice
+        start, lattice = axis.times[0].item(), first.lattice.part(*_middle(first.lattice.shape, self.size))
         metres = _METRES.get(lattice.units, 1.0) * self.size
+        corners = lattice.corners()
         table = []
         for index, block in enumerate(blocks):
             times = axis.times[block.start : block.stop]
@@ -84,10 +85,16 @@ class ConvertRadarEvents(ConvertRadarFiles):
                     time_utc=middle.item().isoformat(sep=" "),
                     minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
                     height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                    width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres,
+                    width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **corners,
                 )
             )  # fmt: skip
         write_tree(work.folder, table, (np.load(work.folder / f"{block.start}.npy") for block in blocks))
         for block in blocks:
             (work.folder / f"{block.start}.npy").unlink()
         return sum(row["pct_missing"] > 0 for row in table)
+
+
+def _middle(shape: tuple[int, int], size: int) -> tuple[slice, slice]:
+    """Returns the rows and columns of a square in the middle of an image."""
+    rows, columns = (slice((whole - size) // 2, (whole + size) // 2) for whole in shape)
+    return rows, columns

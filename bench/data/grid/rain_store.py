@@ -61,6 +61,19 @@ class Lattice:
             )
         return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
+    def corners(self) -> dict[str, float]:
+        """Returns the degrees of the lower left and the upper right corner, named as in SEVIR's catalogue."""
+        from pyproj import Proj
+
+        down, across = ((axis[1] - axis[0]) / 2 for axis in (self.y, self.x))
+        x, y = (self.x[0] - across, self.x[-1] + across), (self.y[-1] + down, self.y[0] - down)
+        longitude, latitude = (x, y) if self.units == "degree" else Proj(self.projection)(x, y, inverse=True)
+        return {
+            f"{corner}crnr{name}": float(values[at])
+            for at, corner in enumerate(("ll", "ur"))
+            for name, values in (("lat", latitude), ("lon", longitude))
+        }
+
     def part(self, rows: slice, columns: slice) -> Lattice:
         """Returns the lattice of some rows and columns."""
         return Lattice(self.y[rows], self.x[columns], self.projection, self.units)

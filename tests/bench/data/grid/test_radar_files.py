@@ -13,7 +13,7 @@ from bench.cli.main import main
 from bench.data.grid import radar_files
 from bench.data.grid.radar_events import ConvertRadarEvents
 from bench.data.grid.radar_files import ConvertRadarFiles
-from bench.data.grid.radar_frames import read_frame, time_in_name
+from bench.data.grid.radar_frames import lattice_of, read_frame, time_in_name
 from bench.data.sevir.codes import vil_codes
 from bench.errors import DataError
 from bench.tasks import load_task
@@ -212,6 +212,41 @@ def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path
     (tmp_path / "tree").rename(tmp_path / "old")
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "11", "--size", "6"]) == 2
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "7"]) == 2
+
+
+def test_a_nowcast_of_events_has_their_times_and_places(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf"]
+    assert main(["data", "convert", "radar_files", "grid", *words, "--out", "rain.zarr"]) == 0
+    words += ["--frames", "8", "--size", "6", "--out", "tree"]
+    assert main(["data", "convert", "radar_files", "radar", *words]) == 0
+    fields = ["task.t_in=4", "task.t_out=3", "task.admit_missing=true", "task.mask_missing=true"]
+    command = ["forecast", "task=radar", *fields, "data.root=tree", "model=persistence", "--latest"]
+    assert main([*command, "--out", "nowcast.nc", "--picture", "nowcast.png"]) == 0
+    with xarray.open_dataset("nowcast.nc") as found, xarray.open_zarr("rain.zarr", consolidated=False) as cube:
+        np.testing.assert_array_equal(
+            found["time_of_context"], cube["time"][14:18]
+        )  # 8 of 10 behind the gap
+        np.testing.assert_allclose(found["x"], cube["x"][1:7], atol=1e-3)
+        np.testing.assert_allclose(found["y"], cube["y"][::-1], atol=1e-3)
+        assert found["crs"].attrs["grid_mapping_name"] == "lambert_azimuthal_equal_area"
+
+
+@pytest.mark.parametrize(
+    ("projection", "expected"),
+    [
+        ("+proj=stere +lat_0=90 +a=6378.137 +b=6356.752 +x_0=2 +y_0=0", "+a=6378137 +b=6356752 +x_0=2000 +y_0=0"),
+        ("+proj=stere +lat_0=90 +a=6378137 +b=6356752 +x_0=2 +units=km", "+a=6378137 +b=6356752 +x_0=2 +units=m"),
+    ],
+)
+def test_kilometres_become_metres(projection: str, expected: str) -> None:
+    corners = {"x1": 0.0, "x2": 8.0, "y1": -6.0, "y2": 0.0, "cartesian_unit": "km", "projection": projection}
+    lattice = lattice_of(SIZE, corners)
+    assert lattice.units == "m" and lattice.projection == f"+proj=stere +lat_0=90 {expected}"
+    np.testing.assert_allclose(lattice.x, 1000 * np.arange(8) + 500)
+    np.testing.assert_allclose(lattice.y, -1000 * np.arange(6) - 500)
 
 
 def test_events_are_made_by_several_processes_and_resume(

@@ -181,3 +181,12 @@ def test_a_picture_without_levels_spans_what_is_drawn(tmp_path: Path) -> None:
             cadence_minutes=43_829.1, title="",
         )  # fmt: skip
         assert path.stat().st_size > 1000
+
+
+def test_the_ocean_is_where_the_test_record_is_not_always_zero(cmip: tuple, tmp_path: Path) -> None:
+    def dry(file: h5py.File) -> None:
+        file["sst"][:, :, 3, 30] = 0
+
+    task = small_task(changed_copy(cmip[0], tmp_path / "land", "CMIP_train.nc", dry))
+    ocean = task.cell_weights()["ocean"]
+    assert ocean[3, 30 - 19] == 0 and ocean.sum() == 24 * 48 - 1
