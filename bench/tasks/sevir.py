@@ -255,7 +255,12 @@ class Sevir(Turnable):
 
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns the normalised context; missing pixels become no echo when the task masks them."""
-        return self.normalise(stored.masked_fill(stored == _MISSING, 0) if self.mask_missing else stored)
+        if not self.mask_missing:
+            return self.normalise(stored)
+        missing = stored == _MISSING
+        if stored.is_floating_point():  # from a file that we wrote
+            missing |= stored.isnan()
+        return self.normalise(stored.masked_fill(missing, 0))
 
     def context_known(self, stored: Tensor) -> Tensor:
         """Returns where the context was observed: everywhere, unless the task masks missing pixels."""

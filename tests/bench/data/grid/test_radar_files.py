@@ -226,9 +226,7 @@ def test_a_nowcast_of_events_has_their_times_and_places(
     command = ["forecast", "task=radar", *fields, "data.root=tree", "model=persistence", "--latest"]
     assert main([*command, "--out", "nowcast.nc", "--picture", "nowcast.png"]) == 0
     with xarray.open_dataset("nowcast.nc") as found, xarray.open_zarr("rain.zarr", consolidated=False) as cube:
-        np.testing.assert_array_equal(
-            found["time_of_context"], cube["time"][14:18]
-        )  # 8 of 10 behind the gap
+        np.testing.assert_array_equal(found["time_of_context"], cube["time"][14:18])  # 8 of 10 behind the gap
         np.testing.assert_allclose(found["x"], cube["x"][1:7], atol=1e-3)
         np.testing.assert_allclose(found["y"], cube["y"][::-1], atol=1e-3)
         assert found["crs"].attrs["grid_mapping_name"] == "lambert_azimuthal_equal_area"
