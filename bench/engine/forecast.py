@@ -294,8 +294,8 @@ def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray)
 
 def _times(start: np.datetime64, minutes: np.ndarray) -> np.ndarray:
     """Returns times, datetime64[ns], so many minutes after another; of months, at the same time of each month."""
-    months = minutes / MONTH_MINUTES
-    if not np.allclose(months, np.rint(months), rtol=0, atol=1e-6):
+    months = np.rint(minutes / MONTH_MINUTES)
+    if not np.allclose(minutes, months * MONTH_MINUTES):
         return start.astype("M8[ns]") + (minutes * 60e9).astype("m8[ns]")
     first = start.astype("M8[M]")
     month, within = first + months.astype(int), start.astype("M8[s]") - first

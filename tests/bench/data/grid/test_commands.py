@@ -139,13 +139,14 @@ def test_a_curvilinear_grid_keeps_its_latitudes_and_longitudes() -> None:
     j, i = np.meshgrid(np.arange(22.0), np.arange(30.0), indexing="ij")
     turned = whole.assign_coords(
         nav_lat=(("y", "x"), 50 + j / 10 + i / 100, {"units": "degrees_north", "standard_name": "latitude"}),
-        nav_lon=(("y", "x"), 5 + i / 10 - j / 100, {"units": "degrees_east", "standard_name": "longitude"}),
+        nav_lon=(("y", "x"), 5 + i / 10 - j / 100, {"units": "degrees_east"}),
+        warmth=(("y", "x"), i, {"units": "degree_Celsius"}),
     )
     turned.to_netcdf("turned.nc", engine="h5netcdf")
     words = [*TASK, "task.box=[2,20,0,30]", "data.root=turned.nc", "model=persistence"]
     assert main(["forecast", *words, "--latest", "--picture", "nowcast.png"]) == 0
     with xarray.open_dataset("forecast.nc") as found:
-        assert {"nav_lat", "nav_lon"} <= set(found["forecast"].coords)
+        assert {"nav_lat", "nav_lon"} <= set(found["forecast"].coords) and "warmth" not in found
         np.testing.assert_array_equal(found["nav_lat"], turned["nav_lat"][2:20])
 
 
