@@ -35,10 +35,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
     summary: ClassVar[str] = "read a radar archive with pySTEPS and cut it into events in SEVIR's format"
 
     frames: int = Field(49, ge=2, description="frames of an event")
-<<<<<<< HEAD
     size: int = Field(384, ge=2, description="height and width of an event, from the middle of the image")
-=======
-    size: int = Field(384, ge=1, description="height and width of an event, from the middle of the image")
     places: bool = Field(
         False, description="instead of the middle: events side by side, wherever no pixel is missing in any frame"
     )
@@ -51,7 +48,6 @@ class ConvertRadarEvents(ConvertRadarFiles):
         if self.echo and not self.places:
             raise ValueError("--echo needs --places")
         return self
->>>>>>> main
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Converts stretch by stretch, resumes a stopped conversion of the same files, and returns what was made."""
@@ -71,10 +67,6 @@ class ConvertRadarEvents(ConvertRadarFiles):
         height, width = first.lattice.shape
         if min(height, width) < self.size:
             raise ConfigError(f"--size {self.size}: the images have {height}x{width} pixels")
-<<<<<<< HEAD
-        rows, columns = _middle((height, width), self.size)
-=======
->>>>>>> main
         work = Unfinished(self.out, self._job(files), lambda folder: None)
         work.done = [start for start in work.done if (work.folder / f"{start}.npy").is_file()]
 
@@ -93,54 +85,28 @@ class ConvertRadarEvents(ConvertRadarFiles):
             + " task.admit_missing=true task.mask_missing=true" * (missing > 0),
         ]
 
-<<<<<<< HEAD
-    def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> int:
-        """Writes the tree of the events that were kept; returns how many have missing pixels."""
-        start, lattice = axis.times[0].item(), first.lattice.part(*_middle(first.lattice.shape, self.size))
-        metres = _METRES.get(lattice.units, 1.0) * self.size
-        corners = lattice.corners()
-        table = []
-        for index, block in enumerate(blocks):
-            times = axis.times[block.start : block.stop]
-            middle = times[self.frames // 2]
-            offsets = (times - middle).astype(int) / 60
-            table.append(
-                catalogue_row(
-                    np.load(work.folder / f"{block.start}.npy"), id=f"R{middle.item():%y%m%d%H%M}{index:04d}",
-                    file_name=f"vil/{start:%Y}/RADAR_VIL_{start:%Y%m%d%H%M}.h5", file_index=index,
-                    time_utc=middle.item().isoformat(sep=" "),
-                    minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
-                    height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                    width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **corners,
-                )
-            )  # fmt: skip
-        write_tree(work.folder, table, (np.load(work.folder / f"{block.start}.npy") for block in blocks))
-        for block in blocks:
-            (work.folder / f"{block.start}.npy").unlink()
-        return sum(row["pct_missing"] > 0 for row in table)
-
-
-def _middle(shape: tuple[int, int], size: int) -> tuple[slice, slice]:
-    """Returns the rows and columns of a square in the middle of an image."""
-    rows, columns = (slice((whole - size) // 2, (whole + size) // 2) for whole in shape)
-    return rows, columns
-=======
     def _events(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the events of a stretch `(N,H,W,T)`, the first row in the south, for its codes, the first row north."""
+        """Returns the events of a stretch `(N,H,W,T)`, the first row in the south, for its codes, first row north."""
         if self.places:
             corners = side_by_side(~(codes == MISSING).any(0), self.size)
         else:
-            height, width = codes.shape[1:]
-            corners = [((height - self.size) // 2, (width - self.size) // 2)]
+            rows, columns = self._middle(codes.shape[1:])
+            corners = [(rows.start, columns.start)]
         found = [codes[:, top : top + self.size, left : left + self.size] for top, left in corners]
         found = [event for event in found if 100 * np.mean(event >= _ECHO) >= self.echo]
         events = np.array(found, np.uint8).reshape(-1, len(codes), self.size, self.size)
         return np.moveaxis(events[:, :, ::-1], 1, -1)
 
+    def _middle(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Returns the rows and columns of the square in the middle of an image `(H,W)`."""
+        rows, columns = (slice((whole - self.size) // 2, (whole + self.size) // 2) for whole in shape)
+        return rows, columns
+
     def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> tuple[int, int]:
         """Writes the tree of the events that were kept; returns their number, and how many have missing pixels."""
         start, lattice = axis.times[0].item(), first.lattice
         metres = _METRES.get(lattice.units, 1.0) * self.size
+        corners = {} if self.places else lattice.part(*self._middle(lattice.shape)).corners()
         kept = {block.start: np.load(work.folder / f"{block.start}.npy", mmap_mode="r") for block in blocks}
         table: list[dict[str, Any]] = []
         for block in blocks:
@@ -156,7 +122,7 @@ def _middle(shape: tuple[int, int], size: int) -> tuple[slice, slice]:
                         time_utc=middle.item().isoformat(sep=" "),
                         minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
                         height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres,
+                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **corners,
                     )
                 )  # fmt: skip
         if not table:
@@ -192,4 +158,3 @@ def side_by_side(seen: np.ndarray, size: int) -> list[tuple[int, int]]:
                 after = free[at] + size
         best = max(best, found, key=len)
     return best
->>>>>>> main
