@@ -31,7 +31,7 @@ def widths_for(
         make: Returns the model with other widths.
 
     Raises:
-        ValueError: the target is no positive integer, or no widths come within 10 % of it; says which are nearest.
+        ValueError: the target is not a positive integer, or no widths come within 10 % of it; says which are nearest.
     """
     if isinstance(target, bool) or not isinstance(target, int) or target < 1:
         raise ValueError(f"{TARGET} must be a positive integer, got {target!r}")
@@ -55,11 +55,13 @@ def widths_for(
     for _ in range(_GUESSES):  # most parameters grow with the square of the widths
         near = (2 ** (sign * step / _STEPS_PER_OCTAVE) for step in range(_STEPS_PER_OCTAVE) for sign in (1, -1))
         found = next(((factor, count) for factor in near if (count := counted(scale * factor)) is not None), None)
-        if found is None:
-            raise refused[0]
+        if found is None:  # too small or large for the model
+            break
         scale *= found[0] * math.sqrt(target / found[1])
     for step in range(-_STEPS_PER_OCTAVE // 2, _STEPS_PER_OCTAVE // 2 + 1):
         counted(scale * 2 ** (step / _STEPS_PER_OCTAVE))
+    if not counts:
+        raise refused[0]
     count, nearest = min(counts.values(), key=lambda one: abs(one[0] - target))
     if abs(count - target) > _TOLERANCE * target:
         shown = " ".join(f"{name}={value}" for name, value in nearest.items())

@@ -109,15 +109,16 @@ def run(options: argparse.Namespace) -> int:
         from bench.tables.pictures import Panel, draw, panels_of
 
         panels = panels_of(
-            case.context[..., 0].numpy(),
+            case.observed_context[..., 0].numpy(),
             None if case.target is None else case.target[..., 0].numpy(),
-            forecasts[..., 0].numpy(),
+            case.where_observed(forecasts)[..., 0].numpy(),
             name=config.model.name,
             threshold=options.threshold,
             controls=controls,
         )
         for name, other in others.items():
-            panels.append(Panel(name, forecast(other, task, case.context, device=device)[0, ..., 0].numpy()))
+            found = case.where_observed(forecast(other, task, case.context, device=device))
+            panels.append(Panel(name, found[0, ..., 0].numpy()))
         since = f", from {case.coordinates.start.item():%d %B %Y, %H:%M} UTC" if case.coordinates is not None else ""
         title = f"{config.model.name} on {task.name}, {case.name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)

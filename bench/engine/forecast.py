@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.api import Samples, Split, samples_with
+from bench.api import MONTH_MINUTES, Samples, Split, samples_with
 from bench.data.netcdf import decoded, open_netcdf
 from bench.data.plausibility import refuse_implausible
 from bench.engine.ensembles import draw, member_seed
@@ -45,6 +45,19 @@ class Case:
     cadence_minutes: float
     coordinates: FrameCoordinates | None = None
     """When and where it is, where the data say."""
+    observed: Tensor | None = None
+    """Where the context was observed rather than filled, bool `(T_in,H,W,C)`; None for everywhere."""
+
+    @property
+    def observed_context(self) -> Tensor:
+        """Returns the context, NaN where it was filled."""
+        return self.context if self.observed is None else self.context.masked_fill(~self.observed, torch.nan)
+
+    def where_observed(self, forecasts: Tensor) -> Tensor:
+        """Returns forecasts `(...,T,H,W,C)`, NaN at pixels that no frame of the context has: models guess there."""
+        if self.observed is None:
+            return forecasts
+        return forecasts.masked_fill(~self.observed[..., : forecasts.shape[-1]].any(0), torch.nan)
 
 
 def case_of_latest(task: Task) -> Case:
@@ -57,7 +70,7 @@ def case_of_latest(task: Task) -> Case:
     stored, coordinates = task.latest()
     context = task.denormalise(task.to_context(stored))
     name = f"{coordinates.start}"
-    return Case(name, 0, context, None, task.cadence_minutes, coordinates)
+    return Case(name, 0, context, None, task.cadence_minutes, coordinates, task.context_known(stored))
 
 
 def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
@@ -77,7 +90,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
     context = task.denormalise(task.to_context(stored[0]))
     target, coordinates = task.to_target(stored[1]).float(), task.coordinates(split, sequence)
     name = f"{split} split, sequence {sequence}"
-    return Case(name, sequence, context, target, task.cadence_minutes, coordinates)
+    known = task.context_known(stored[0])
+    return Case(name, sequence, context, target, task.cadence_minutes, coordinates, known)
 
 
 def case_from_file(task: Task, path: Path) -> Case:
@@ -109,30 +123,33 @@ def case_from_file(task: Task, path: Path) -> Case:
             f"{path} cannot be read as a context: {said}. Expected a .npy array {task.input_shape} of "
             f"{task.physical_units} or a NetCDF file with a variable `context` of that shape."
         ) from error
+    frames = _frames(context, task, task.input_shape, f"context in {path}")
+    filled = task.denormalise(task.to_context(frames)) if bool(frames.isnan().any()) else frames
+    if bool(frames.isinf().any()) or not bool(filled.isfinite().all()):
+        wrong = np.argwhere(~np.isfinite(frames.numpy()))
+        raise DataError(
+            f"context in {path}: expected {task.physical_units}, found {len(wrong)} missing values, at {_at(wrong[0])}"
+        )
     return Case(
         path.name,
         0,
-        _frames(context, task, task.input_shape, f"context in {path}"),
-        None if target is None else _frames(target, task, task.target_shape, f"target in {path}", missing=True),
+        filled,
+        None if target is None else _frames(target, task, task.target_shape, f"target in {path}"),
         cadence,
+        observed=frames.isfinite(),
     )
 
 
-def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str, *, missing: bool = False) -> Tensor:
+def _at(index: Sequence[int]) -> str:
+    return "frame {}, row {}, column {}, channel {}".format(*index)
+
+
+def _frames(values: np.ndarray, task: Task, shape: tuple[int, ...], what: str) -> Tensor:
     frames = values[..., None] if values.ndim == 3 else values
     if frames.shape != shape or frames.dtype.kind not in "iuf":
         raise DataError(f"{what} has shape {values.shape} of {values.dtype}; expected numbers (T,H,W,C) = {shape}")
-
-    def place(index: tuple[int, ...]) -> str:
-        return "frame {}, row {}, column {}, channel {}".format(*index)
-
-    unknown = np.argwhere(~np.isfinite(frames))
-    if len(unknown) and not missing:
-        raise DataError(
-            f"{what}: expected {task.physical_units}, found {len(unknown)} missing values, at {place(unknown[0])}"
-        )
     if task.plausible is not None:
-        refuse_implausible(frames, task.plausible, what, place)
+        refuse_implausible(frames, task.plausible, what, _at)
     return torch.from_numpy(np.ascontiguousarray(frames, np.float32))
 
 
@@ -241,8 +258,9 @@ def as_dataset(
     if controls is not None:
         coordinates["control"] = ("control", np.asarray(controls, float), _CONTROL)
         leading.insert(0, "control")
-    context = case.context[..., :channels]  # without static fields
-    variables = {"forecast": variable(forecasts, *leading), "context": variable(context, "context_time")}
+    context = case.observed_context[..., :channels]  # without static fields
+    shown = case.where_observed(forecasts)
+    variables = {"forecast": variable(shown, *leading), "context": variable(context, "context_time")}
     if case.target is not None:
         variables["target"] = variable(case.target, "lead_time")
     found = xarray.Dataset(
@@ -260,18 +278,29 @@ def as_dataset(
 
 def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
     """Returns the data's own coordinates: times, places, and the names of several variables."""
-    start, minute = np.datetime64(data.start, "ns"), np.timedelta64(60_000_000_000, "ns")
     found: dict[str, Any] = {
-        "forecast_reference_time": ((), start, {"standard_name": "forecast_reference_time"}),
-        "time": ("lead_time", start + (leads * minute).astype("timedelta64[ns]"), {"standard_name": "time"}),
-        "time_of_context": ("context_time", start + (ages * minute).astype("timedelta64[ns]"), {"long_name": "time"}),
+        "forecast_reference_time": ((), data.start.astype("M8[ns]"), {"standard_name": "forecast_reference_time"}),
+        "time": ("lead_time", _times(data.start, leads), {"standard_name": "time"}),
+        "time_of_context": ("context_time", _times(data.start, ages), {"long_name": "time"}),
     }
     for name, values, attributes in zip(("y", "x"), (data.y, data.x), data.attributes, strict=True):
         if values is not None:
             found[name] = (name, values, {**attributes, "axis": name.upper()})
+    found |= {name: (("y", "x"), values, attributes) for name, (values, attributes) in data.auxiliary.items()}
     if len(data.variables) > 1:
         found["channel"] = ("channel", list(data.variables), {"long_name": "variable"})
     return found
+
+
+def _times(start: np.datetime64, minutes: np.ndarray) -> np.ndarray:
+    """Returns times, datetime64[ns], so many minutes after another; of months, at the same time of each month."""
+    months = np.rint(minutes / MONTH_MINUTES)
+    if not np.allclose(minutes, months * MONTH_MINUTES):
+        return start.astype("M8[ns]") + (minutes * 60e9).astype("m8[ns]")
+    first = start.astype("M8[M]")
+    month, within = first + months.astype(int), start.astype("M8[s]") - first
+    last_day = ((month + 1).astype("M8[D]") - month - 1).astype("m8[s]") + within % np.timedelta64(1, "D")
+    return (month + np.minimum(within, last_day)).astype("M8[ns]")
 
 
 def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:

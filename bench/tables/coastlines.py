@@ -68,8 +68,7 @@ def _projected(mapping: dict[str, Any], attributes: dict[str, Any]) -> np.ndarra
     from pyproj.exceptions import ProjError
 
     try:
-        known = "grid_mapping_name" in mapping or "crs_wkt" in mapping
-        crs = CRS.from_cf(mapping) if known else CRS.from_user_input(mapping.get("proj4", ""))
+        crs = CRS.from_user_input(mapping["proj4"]) if "proj4" in mapping else CRS.from_cf(mapping)
         to_plane = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
     except (ProjError, KeyError, ValueError) as error:
         log.debug("no coastline: %s", error)

@@ -69,7 +69,8 @@ def panels_of(
         rows += [Panel(f"member {k + 1}", members[k]) for k in range(min(_MEMBERS_SHOWN, len(members)))]
         rows.append(Panel("mean", members.mean(0)))
     if threshold is not None:
-        rows.append(Panel(f"P(>= {threshold:g})", (members >= threshold).mean(0), probability=True))
+        reached = np.where(np.isnan(members), np.nan, members >= threshold)
+        rows.append(Panel(f"P(>= {threshold:g})", reached.mean(0), probability=True))
     return rows
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from bench.api import Shape, Split
 from bench.data.folds import blocks, check_fold, leave_out
 from bench.errors import DataError
+from bench.tasks.task import FrameCoordinates
 from bench.tasks.tropical_pacific import TropicalPacific
 
 if TYPE_CHECKING:
@@ -183,19 +184,58 @@ class EnsoErsst(TropicalPacific):
 
     def sequences(self, split: Split) -> ErsstWindows:
         """Returns the stored windows of a split, with the labels of their targets."""
+        return self._windows(self.stretches()[split], self.train_gap if split == "train" else self.eval_gap)
+
+    def _windows(self, stretches: tuple[Months, ...], gap: int) -> ErsstWindows:
         from bench.data.ersst.dataset import ErsstWindows
 
         assert self.data_root is not None
         return ErsstWindows(
             self.data_root,
-            stretches=self.stretches()[split],
+            stretches=stretches,
             t_in=self.t_in,
             t_out=self.t_out,
-            gap=self.train_gap if split == "train" else self.eval_gap,
+            gap=gap,
             base=self._base,
             box=self.nino34_box,
             variable=self.variable,
             calendar=self.calendar,
+        )
+
+    def coordinates(self, split: Split, index: int) -> FrameCoordinates:
+        """Returns months and places of a sequence's frames."""
+        windows = self.sequences(split)
+        return self._coordinates(windows.months[windows.starts_at(index) + self.t_in - 1])
+
+    def latest(self) -> tuple[Tensor, FrameCoordinates]:
+        """Returns the newest months of the record, as stored, and their coordinates.
+
+        Raises:
+            DataError: the record is shorter than a context.
+        """
+        from bench.data.ersst.anomalies import monthly_means
+
+        assert self.data_root is not None
+        months = monthly_means(self.data_root, self.variable).months
+        if len(months) < self.t_in:
+            raise DataError(f"{self.data_root}: {len(months)} months of the {self.t_in} that a context needs")
+        windows = self._windows(((months[-self.t_in], months[-1] + 1),), 1)
+        return windows.context(0), self._coordinates(months[-1])
+
+    def _coordinates(self, newest: np.datetime64) -> FrameCoordinates:
+        latitudes, longitudes = self.degrees
+        return FrameCoordinates(
+            start=newest.astype("M8[s]"),
+            names=("lat", "lon"),
+            y=np.array(latitudes, np.float64),
+            x=np.array(longitudes, np.float64),
+            attributes=(
+                {"standard_name": "latitude", "units": "degrees_north"},
+                {"standard_name": "longitude", "units": "degrees_east"},
+            ),
+            mapping={},
+            variables=("sea-surface temperature anomaly",),
+            units=("K",),
         )
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:

@@ -363,6 +363,10 @@ class Grid(Turnable):
             mapping=grid.mapping,
             variables=self.cube.names,
             units=self.cube.units,
+            auxiliary={
+                name: (values[row : row + height, column : column + width], attributes)
+                for name, (values, attributes) in grid.auxiliary.items()
+            },
         )
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:

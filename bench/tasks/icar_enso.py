@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from bench.api import Split
@@ -43,6 +44,16 @@ class IcarEnso(TropicalPacific):
             "mse": {"convention": "upstream", "scale": SST_RANGE, "t_out": self.t_out},
             "mae": {"convention": "upstream", "scale": SST_RANGE, "t_out": self.t_out},
         }
+
+    def cell_weights(self) -> dict[str, np.ndarray]:
+        """Returns `area`, and `ocean`: 1 where the test's record, or the observed one, is ever other than 0, else 0."""
+        from bench.data.icar_enso.dataset import family_of
+
+        if self.data_root is None:
+            return super().cell_weights()
+        windows = self.sequences("test" if family_of(self.data_root) == "CMIP" else "all")
+        sea = np.any([(record != 0).any(0) for record in windows.sst], 0)
+        return {**super().cell_weights(), "ocean": sea.astype(np.float64)}
 
     def sequences(self, split: Split) -> IcarEnsoWindows:
         """Returns the stored windows of a split, with the labels of their targets."""

@@ -17,6 +17,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.data.folds import check_fold
 from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, days_of_splits, split_dates
+from bench.errors import DataError
 from bench.tasks.task import FrameCoordinates, Task, Turnable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from bench.data.leaks import SplitEvents
     from bench.data.report import Advance, Report
     from bench.data.sequences import SequenceDataset
-    from bench.data.sevir.catalogue import Part
+    from bench.data.sevir.catalogue import Event, Part
     from bench.data.sevir.dataset import SevirSequences
 
 # The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
@@ -199,29 +200,58 @@ class Sevir(Turnable):
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 
     def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
-        """Returns times and places of a window's frames, where the catalogue tells both."""
+        """Returns times and places of a window's frames, as far as the catalogue tells."""
+        from bench.data.sevir.dataset import SevirSequences
+
+        windows = self.dataset(split).source
+        if not isinstance(windows, SevirSequences):
+            return None
+        event, first = windows.where(index)
+        return self._coordinates(event, first + self.t_in - 1)
+
+    def latest(self) -> tuple[Tensor, FrameCoordinates]:
+        """Returns the last frames of the event that ends last, as stored, and their coordinates.
+
+        Raises:
+            DataError: the tree has no events, or its catalogue no `minute_offsets`.
+        """
+        from bench.data.sevir.dataset import SevirSequences
+
+        assert self.data_root is not None
+        windows = SevirSequences(
+            self.data_root, t_in=self.t_in, t_out=0, stride=1, admit_missing=self.admit_missing,
+            skip_missing=self.skip_missing,
+        )  # fmt: skip
+        if not len(windows):
+            raise DataError(f"{self.data_root} has no events: {windows.why_empty}")
+        number, event = max(enumerate(windows.events), key=lambda found: (found[1].span[1], -found[0]))
+        index = (number + 1) * windows.windows_per_event - 1
+        coordinates = self._coordinates(event, windows.where(index)[1] + self.t_in - 1)
+        if coordinates is None:
+            raise DataError(
+                f"{self.data_root}/CATALOG.csv has no minute_offsets for event {event.id}: which frames are the latest "
+                "is not known. Take a sequence of a split: --sequence N"
+            )
+        return windows.stored(index)[0], coordinates
+
+    def _coordinates(self, event: Event, newest: int) -> FrameCoordinates | None:
+        """Returns when frame `newest` of an event is, and where; None where the catalogue does not tell when."""
         import numpy as np
 
         from bench.data.sevir.catalogue import read_catalogue
-        from bench.data.sevir.dataset import SevirSequences
         from bench.data.sevir.places import pixel_axes
 
-        windows = self.dataset(split).source
-        if self.data_root is None or not isinstance(windows, SevirSequences):
+        if self.data_root is None or event.frames is None:
             return None
-        event, first = windows.where(index)
+        minutes = event.minutes[0] + newest * self.cadence_minutes
         axes = pixel_axes(read_catalogue(self.data_root), event.id, self.frame_size)
-        if axes is None or event.frames is None:
-            return None
-        minutes = event.minutes[0] + (first + self.t_in - 1) * self.cadence_minutes
-        names = "projection_y_coordinate", "projection_x_coordinate"
         return FrameCoordinates(
             start=np.datetime64(event.time, "s") + np.timedelta64(round(60 * minutes), "s"),
             names=("y", "x"),
-            y=axes[0],
-            x=axes[1],
-            attributes=({"standard_name": names[0], "units": "m"}, {"standard_name": names[1], "units": "m"}),
-            mapping=axes[2],
+            y=axes.y if axes else None,
+            x=axes.x if axes else None,
+            attributes=axes.attributes if axes else ({}, {}),
+            mapping=axes.mapping if axes else {},
             variables=("vil",),
             units=("1",),
         )
@@ -259,7 +289,12 @@ class Sevir(Turnable):
 
     def to_context(self, stored: Tensor) -> Tensor:
         """Returns the normalised context; missing pixels become no echo when the task masks them."""
-        return self.normalise(stored.masked_fill(stored == _MISSING, 0) if self.mask_missing else stored)
+        if not self.mask_missing:
+            return self.normalise(stored)
+        missing = stored == _MISSING
+        if stored.is_floating_point():  # from a file that we wrote
+            missing |= stored.isnan()
+        return self.normalise(stored.masked_fill(missing, 0))
 
     def context_known(self, stored: Tensor) -> Tensor:
         """Returns where the context was observed: everywhere, unless the task masks missing pixels."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,6 +46,8 @@ class FrameCoordinates:
     variables: tuple[str, ...]
     units: tuple[str, ...]
     """Of each channel of the target."""
+    auxiliary: Mapping[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    """Further coordinates by name: values on (y, x), such as the latitudes of a curvilinear grid, and attributes."""
 
 
 class NormalisedSequences:
@@ -216,7 +219,7 @@ class Task(BaseModel, ABC):
         Raises:
             ConfigError: the data are events, none of which is the newest.
         """
-        raise ConfigError(f"task {self.name!r} has events, none of which is the latest; task=grid has one record")
+        raise ConfigError(f"task {self.name!r} has events, none of which is the latest: --sequence N takes one")
 
     @abstractmethod
     def sequences(self, split: Split) -> SequenceDataset:

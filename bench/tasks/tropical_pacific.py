@@ -31,7 +31,7 @@ class TropicalPacific(Task):
     event_threshold: ClassVar[float | None] = 0.5  # K: El Nino
     # 5 S..5 N, 190..240 E: from the middle of one 5 degree cell to that of another
     regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {"Nino3.4": (10, 12, 19, 29)}
-    degrees: ClassVar[tuple[range, range] | None] = (range(-55, 61, 5), range(95, 331, 5))
+    degrees: ClassVar[tuple[range, range]] = (range(-55, 61, 5), range(95, 331, 5))
     plausible: ClassVar[Plausible | None] = SST_ANOMALY
 
     t_in: int = Field(12, ge=1, description="months of the context")

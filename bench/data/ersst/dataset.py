@@ -103,17 +103,29 @@ class ErsstWindows(SequenceDataset):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        first = int(self._starts[index])
+        first = self.starts_at(index)
         middle, end = first + self.t_in, first + self.t_in + self.t_out
-        # copies: whoever changes what it is given must not change the record
-        frames = torch.from_numpy(self.sst[first:end].copy())[..., None]
-        context, target = frames[: self.t_in], frames[self.t_in :]
-        if self.calendar:
-            angles = torch.from_numpy(calendar_months(self.months[first:middle])).double() * (2 * torch.pi / YEAR)
-            season = torch.stack([angles.sin(), angles.cos()], -1).float()[:, None, None]
-            context = torch.cat([context, season.expand(-1, *FRAME_SIZE, -1)], -1)
         monthly = torch.from_numpy(self.nino34[middle:end].copy())
-        return context, target, monthly.double().unfold(0, INDEX_MONTHS, 1).mean(-1).float()
+        labels = monthly.double().unfold(0, INDEX_MONTHS, 1).mean(-1).float()
+        return self.context(first), self._frames(middle, end), labels
+
+    def context(self, first: int) -> Tensor:
+        """Returns the context that begins with a month of the split, by number; its target need not be there."""
+        frames = self._frames(first, first + self.t_in)
+        if not self.calendar:
+            return frames
+        months = calendar_months(self.months[first : first + self.t_in])
+        angles = torch.from_numpy(months).double() * (2 * torch.pi / YEAR)
+        season = torch.stack([angles.sin(), angles.cos()], -1).float()[:, None, None]
+        return torch.cat([frames, season.expand(-1, *FRAME_SIZE, -1)], -1)
+
+    def starts_at(self, index: int) -> int:
+        """Returns the number of a window's first month among the months of the split."""
+        return int(self._starts[index])
+
+    def _frames(self, first: int, end: int) -> Tensor:
+        # copies: whoever changes what it is given must not change the record
+        return torch.from_numpy(self.sst[first:end].copy())[..., None]
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies these data: every month, and how they are cut."""

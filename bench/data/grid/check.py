@@ -71,9 +71,12 @@ def describe(
             f"{cube.chunk} frames are stored together, and each window of {window} unpacks them all. Faster, "
             f"in xarray: load_dataset({str(cube.root)!r}).drop_encoding().to_zarr('other.zarr', encoding={chunks})"
         )
-    _look_at(report, cube, thresholds, scale, read_everything, advance)
+    known = _look_at(report, cube, thresholds, scale, read_everything, advance)
     for split, windows in splits.items():
         used, count = windows.frames, len(windows)
+        seen = [known[at] for at in used.tolist() if at in known]
+        if seen and any(known.values()) and not any(seen):
+            report.problems.append(f"{cube.root}: split {split}: {cube.names[0]} is NaN in all of {len(seen)} frames")
         report.facts["splits"][split] = {"events": len(used), "sequences": count}
         span = f", {times[used[0]]} to {times[used[-1]]}" if len(used) else ""
         report.lines.append(f"  {split:<5} {count:>7} windows of {len(used)} frames{span}")
@@ -99,14 +102,14 @@ def _look_at(
     scale: str,
     read_everything: bool,
     advance: Advance | None,
-) -> None:
-    """Adds what the values say."""
+) -> dict[int, bool]:
+    """Adds what the values say; returns which of the frames looked at have a known value of the first variable."""
     chosen = np.arange(len(cube))
     if not read_everything and len(chosen) > _FRAMES_LOOKED_AT:
         chosen = np.unique(np.linspace(0, len(cube) - 1, _FRAMES_LOOKED_AT).round().astype(int))
     channels = len(cube.names)
     missing, low, high = np.zeros(channels), np.full(channels, np.inf), np.full(channels, -np.inf)
-    above, known_first, empty = np.zeros(len(thresholds)), 0, []
+    above, known_first, found = np.zeros(len(thresholds)), 0, {}
     for done, (at, values) in enumerate(_readable(cube, chosen.tolist(), report)):
         known = np.isfinite(values)
         missing += 1 - known.mean((0, 1))
@@ -115,8 +118,7 @@ def _look_at(
         first = values[..., 0][known[..., 0]]
         known_first += first.size
         above += [(first >= threshold).sum() for threshold in thresholds]
-        if not first.size:
-            empty.append(at)
+        found[at] = bool(first.size)
         if advance:
             advance(done + 1, len(chosen))
     looked = "all frames" if len(chosen) == len(cube) else f"{len(chosen)} frames, evenly in time"
@@ -145,6 +147,8 @@ def _look_at(
                 f"{cube.root}: {cube.names[0]}: no value of {looked} reaches a threshold (the lowest is "
                 f"{min(thresholds):g} {cube.units[0]}, the highest value {high[0]:.4g}): are the units others?"
             )
+    empty = [at for at, known_there in found.items() if not known_there]
     if empty and len(empty) < len(chosen):
         some = ", ".join(str(cube.axis.times[at]) for at in empty[:_SHOWN])
         report.remarks.append(f"{len(empty)} frames have no known value: {some}")
+    return found

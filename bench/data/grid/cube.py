@@ -7,20 +7,20 @@ and missing values are read as `bench.data.netcdf` reads them.
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
 import operator
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.data.grid.axes import dimensions_of, grid_of, only_variable, time_variable
 from bench.data.grid.times import TimeAxis, decoded_times, time_axis
 from bench.data.netcdf import Variables, decoded, open_netcdf, text
 from bench.errors import DataError, EarthbenchError, did_you_mean
@@ -28,16 +28,6 @@ from bench.errors import DataError, EarthbenchError, did_you_mean
 if TYPE_CHECKING:
     from xarray import Variable
 
-_AXES = {
-    "time": ("time", "valid_time", "t", "date", "datetime"),
-    "y": ("y", "lat", "latitude", "yc", "south_north", "northing", "row", "rows", "nlat", "rlat"),
-    "x": ("x", "lon", "longitude", "xc", "west_east", "easting", "column", "columns", "col", "nlon", "rlon"),
-}
-_STANDARD_NAMES = {
-    "time": ("time",),
-    "y": ("projection_y_coordinate", "latitude", "grid_latitude"),
-    "x": ("projection_x_coordinate", "longitude", "grid_longitude"),
-}
 _ZARR_FILES = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
 _NETCDF_ENDINGS = (".nc", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
 _MOST_OPEN = 32
@@ -45,35 +35,6 @@ _BLOCK_BYTES = 128 << 20
 """Memory for the frames that are hashed together."""
 _LARGEST = 1e20
 """No field has such values; fill values do."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the pixels of a cube lie."""
-
-    size: tuple[int, int]
-    names: tuple[str, str]
-    """Of the dimensions y and x."""
-    coordinates: tuple[np.ndarray | None, np.ndarray | None]
-    """Of y `(H,)` and x `(W,)`, float64, where the cube has them."""
-    attributes: tuple[dict[str, Any], dict[str, Any]]
-    """Of these coordinates."""
-    mapping: dict[str, Any] = field(default_factory=dict)
-    """Attributes of the CF grid mapping, where there is one."""
-
-    @property
-    def tag(self) -> str:
-        """Returns six hexadecimal digits that tell one place from another."""
-        content = hashlib.sha256(repr((self.size, sorted(map(str, self.mapping.items())))).encode())
-        for axis in self.coordinates:
-            content.update(b"none" if axis is None else np.ascontiguousarray(axis, np.float64).tobytes())
-        return content.hexdigest()[:6]
-
-    @property
-    def from_north(self) -> bool:
-        """Returns whether the first row is the northernmost."""
-        y = self.coordinates[0]
-        return y is not None and len(y) > 1 and bool(y[0] > y[-1])
 
 
 @dataclass(frozen=True)
@@ -103,9 +64,9 @@ class Cube:
         self._process = os.getpid()
         paths = part_paths(root)
         first = self._variables(paths[0])
-        self.names = tuple(variables) or (_only_variable(first, str(paths[0])),)
-        self.dimensions = {name: _dimensions(first, name, str(paths[0])) for name in self.names}
-        self.grid = _grid(first, self.names[0], self.dimensions[self.names[0]])
+        self.names = tuple(variables) or (only_variable(first, str(paths[0])),)
+        self.dimensions = {name: dimensions_of(first, name, str(paths[0])) for name in self.names}
+        self.grid = grid_of(first, self.names[0], self.dimensions[self.names[0]])
         self.units = tuple(text(first[name], "units", "1") or "1" for name in self.names)
         self.long_name = text(first[self.names[0]], "long_name") or self.names[0]
         self.static_names = tuple(static)
@@ -195,7 +156,7 @@ class Cube:
                 size = tuple(variables[name].sizes[d] for d in self.dimensions[name][1:] if d in variables[name].sizes)
                 if size != self.grid.size:
                     raise DataError(f"{path}: {name}: expected {self.grid.size} pixels as {paths[0]} has, found {size}")
-            found.append((decoded_times(_time_variable(variables, dim, str(path)), f"{path}: {dim}"), path))
+            found.append((decoded_times(time_variable(variables, dim, str(path)), f"{path}: {dim}"), path))
         if len(found) > 1:
             found.sort(key=lambda one: str(one[0][0]))
         parts, count = [], 0
@@ -288,103 +249,6 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
             f"{path}: xarray cannot open it: {said}. Expected NetCDF or Zarr; `earthbench data convert radar_files "
             "grid` reads radar formats"
         ) from error
-
-
-def _only_variable(variables: Variables, source: str) -> str:
-    """Returns the one variable that has three dimensions or more, time among them."""
-    fields = [name for name, found in variables.items() if sum(size > 1 for size in found.shape) >= 3]
-    fields = fields or [name for name, found in variables.items() if found.ndim >= 3]
-    if len(fields) == 1:
-        return fields[0]
-    if not fields:
-        known = ", ".join(f"{name}{found.dims}" for name, found in variables.items()) or "none"
-        raise DataError(f"{source}: expected a variable on (time, y, x), found {known}")
-    fields = sorted(fields)
-    raise DataError(
-        f"{source}: {len(fields)} variables on a grid: {', '.join(fields)}. Say which one is forecast: "
-        f"task.variable={fields[0]}, or several: task.variable=[{','.join(fields[:2])}]"
-    )
-
-
-def _dimensions(variables: Variables, name: str, source: str) -> tuple[str, str, str]:
-    """Returns the dimensions (time, y, x) of a variable."""
-    if name not in variables:
-        fields = [one for one, found in variables.items() if found.ndim >= 2]
-        raise DataError(f"{source}: no variable {name!r}. {did_you_mean(name, fields)}")
-    variable = variables[name]
-    wide = [str(dim) for dim, size in variable.sizes.items() if size > 1]
-    role = {dim: _role(variables, dim) for dim in map(str, variable.dims)}
-    time = next((dim for dim, found in role.items() if found == "time"), None)
-    if time is None:
-        raise DataError(
-            f"{source}: {name} has no dimension of time among {tuple(role)}. Expected (time, y, x) with a coordinate "
-            "`time`; in xarray: data.expand_dims('time') or data.rename(...), with times"
-        )
-    space = [dim for dim in role if dim != time and (dim in wide or role[dim] in ("y", "x"))]
-    if len(space) > 2:
-        extra = next((dim for dim in space if role[dim] is None), space[0])
-        raise DataError(
-            f"{source}: {name} has {len(space) + 1} dimensions {tuple(variable.dims)}; expected (time, y, x). Choose "
-            f"one {extra}; in xarray: data.isel({extra}=0)"
-        )
-    if len(space) < 2:
-        raise DataError(f"{source}: {name} has the dimensions {tuple(variable.dims)}; expected (time, y, x)")
-    y, x = space
-    if role[y] == "x" or role[x] == "y":
-        y, x = x, y
-    return time, y, x
-
-
-def _role(variables: Variables, dim: str) -> str | None:
-    """Returns which axis a dimension is: time, y, x or unknown; by its coordinate's attributes, else by its name."""
-    found = variables.get(dim)
-    if found is not None:
-        if text(found, "axis").upper() in ("T", "Y", "X"):
-            return {"T": "time", "Y": "y", "X": "x"}[text(found, "axis").upper()]
-        if found.dtype.kind == "M" or " since " in text(found, "units"):
-            return "time"
-        for role, names in _STANDARD_NAMES.items():
-            if text(found, "standard_name") in names:
-                return role
-    return next((role for role, names in _AXES.items() if dim.lower() in names), None)
-
-
-def _time_variable(variables: Variables, dim: str, source: str) -> Variable:
-    if dim in variables and variables[dim].ndim <= 1:
-        return variables[dim]
-    along = [found for found in variables.values() if found.dims == (dim,) and " since " in text(found, "units")]
-    if along:
-        return along[0]
-    raise DataError(
-        f"{source}: dimension {dim!r} has no times. In xarray: data.assign_coords({dim}=pandas.date_range(START, "
-        "periods=..., freq='5min'))"
-    )
-
-
-def _grid(variables: Variables, name: str, dimensions: tuple[str, str, str]) -> Grid:
-    variable, axes = variables[name], dimensions[1:]
-    coordinates, attributes = [], []
-    for dim in axes:
-        found = variables.get(dim)
-        known = found is not None and found.ndim == 1 and found.dtype.kind in "iuf"
-        coordinates.append(decoded(found, f"{name}: {dim}", np.float64) if known and found is not None else None)
-        attributes.append(_plain(found.attrs) if known and found is not None else {})
-    mapping = variables.get(text(variable, "grid_mapping"))
-    size = variable.sizes[axes[0]], variable.sizes[axes[1]]
-    return Grid(size, axes, (coordinates[0], coordinates[1]), (attributes[0], attributes[1]),
-                _plain(mapping.attrs) if mapping is not None else {})  # fmt: skip
-
-
-def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Returns attributes that can be written again: text and numbers, without those of packing."""
-    left_out = ("_FillValue", "missing_value", "DIMENSION_LABELS", "bounds")
-    found = {}
-    for key, value in attributes.items():
-        plain = value.decode(errors="replace") if isinstance(value, bytes) else value
-        plain = plain.tolist() if isinstance(plain, np.ndarray | np.generic) else plain
-        if key not in left_out and isinstance(plain, str | int | float | list):
-            found[str(key)] = plain
-    return found
 
 
 def _values(variable: Variable, source: str) -> np.ndarray:

@@ -35,7 +35,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
     summary: ClassVar[str] = "read a radar archive with pySTEPS and cut it into events in SEVIR's format"
 
     frames: int = Field(49, ge=2, description="frames of an event")
-    size: int = Field(384, ge=1, description="height and width of an event, from the middle of the image")
+    size: int = Field(384, ge=2, description="height and width of an event, from the middle of the image")
     places: bool = Field(
         False, description="instead of the middle: events side by side, wherever no pixel is missing in any frame"
     )
@@ -86,21 +86,27 @@ class ConvertRadarEvents(ConvertRadarFiles):
         ]
 
     def _events(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the events of a stretch `(N,H,W,T)`, the southern row first, for its codes, the northern row first."""
+        """Returns the events of a stretch `(N,H,W,T)`, rows from the south; its codes have rows from the north."""
         if self.places:
             corners = side_by_side(~(codes == MISSING).any(0), self.size)
         else:
-            height, width = codes.shape[1:]
-            corners = [((height - self.size) // 2, (width - self.size) // 2)]
+            rows, columns = self._middle(codes.shape[1:])
+            corners = [(rows.start, columns.start)]
         found = [codes[:, top : top + self.size, left : left + self.size] for top, left in corners]
         found = [event for event in found if 100 * np.mean(event >= _ECHO) >= self.echo]
         events = np.array(found, np.uint8).reshape(-1, len(codes), self.size, self.size)
         return np.moveaxis(events[:, :, ::-1], 1, -1)
 
+    def _middle(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Returns the rows and columns of the square in the middle of an image `(H,W)`."""
+        rows, columns = (slice((whole - self.size) // 2, (whole + self.size) // 2) for whole in shape)
+        return rows, columns
+
     def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> tuple[int, int]:
         """Writes the tree of the events that were kept; returns their number, and how many have missing pixels."""
         start, lattice = axis.times[0].item(), first.lattice
         metres = _METRES.get(lattice.units, 1.0) * self.size
+        corners = {} if self.places else lattice.part(*self._middle(lattice.shape)).corners()
         kept = {block.start: np.load(work.folder / f"{block.start}.npy", mmap_mode="r") for block in blocks}
         table: list[dict[str, Any]] = []
         for block in blocks:
@@ -116,7 +122,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
                         time_utc=middle.item().isoformat(sep=" "),
                         minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
                         height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres,
+                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **corners,
                     )
                 )  # fmt: skip
         if not table:

@@ -29,6 +29,8 @@ _DATES = (
 )
 _DAY_OF_YEAR = re.compile(r"^[A-Z]{3}(\d{2})(\d{3})(\d{2})(\d{2})")
 """MeteoSwiss: product, year, day of the year, hour, minute."""
+_LEAST_RADIUS = 1e5
+"""Of the Earth; a smaller one is in kilometres."""
 
 
 @dataclass(frozen=True)
@@ -143,4 +145,15 @@ def lattice_of(shape: tuple[int, ...], metadata: dict[str, Any]) -> Lattice:
     y = np.linspace(metadata["y2"], metadata["y1"], 2 * height + 1)[1::2]
     units = str(metadata.get("cartesian_unit", "m"))
     projection = " ".join(str(metadata["projection"]).split())
+    if units == "km":  # CF, PROJ and the other readers have metres
+        return Lattice(1000 * y, 1000 * x, _in_metres(projection), "m")
     return Lattice(y, x, projection, "degree" if units.startswith("degree") else units)
+
+
+def _in_metres(projection: str) -> str:
+    """Returns a PROJ string for metres: KNMI has an Earth of 6378.137, in kilometres."""
+    found = re.sub(r"\+units=km\b", "+units=m", projection)
+    radius = re.search(r"\+[aR]=([\d.]+)", found)
+    if radius is None or float(radius[1]) > _LEAST_RADIUS:
+        return found
+    return re.sub(r"\+(a|b|R|x_0|y_0)=([-+\d.]+)", lambda said: f"+{said[1]}={1000 * float(said[2]):.10g}", found)

@@ -18,6 +18,8 @@ from bench.files import replacing
 
 FRAMES_PER_CHUNK = 16
 _DONE = "earthbench-done.json"
+_SAME_PLACE = 0.1
+"""Of a pixel."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Lattice:
                 f"y {self.y[-1]:g}..{self.y[0]:g}"
             )
         return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+    def corners(self) -> dict[str, float]:
+        """Returns the degrees of the lower left and the upper right corner, named as in SEVIR's catalogue."""
+        from pyproj import Proj
+
+        down, across = ((axis[1] - axis[0]) / 2 for axis in (self.y, self.x))
+        x, y = (self.x[0] - across, self.x[-1] + across), (self.y[-1] + down, self.y[0] - down)
+        longitude, latitude = (x, y) if self.units == "degree" else Proj(self.projection)(x, y, inverse=True)
+        return {
+            f"{corner}crnr{name}": float(values[at])
+            for at, corner in enumerate(("ll", "ur"))
+            for name, values in (("lat", latitude), ("lon", longitude))
+        }
 
     def part(self, rows: slice, columns: slice) -> Lattice:
         """Returns the lattice of some rows and columns."""
@@ -129,7 +144,7 @@ def empty_store(folder: Path, lattice: Lattice, times: np.ndarray, source: str) 
     names = ("latitude", "longitude") if degrees else ("projection_y_coordinate", "projection_x_coordinate")
     units = ("degrees_north", "degrees_east") if degrees else (lattice.units, lattice.units)
     header = xarray.Dataset(
-        {"crs": ((), 0, _mapping(lattice.projection))},
+        {"crs": ((), 0, _mapping(lattice))},
         {
             "time": ("time", times.astype("datetime64[ns]"), {"standard_name": "time"}),
             "y": ("y", lattice.y, {"standard_name": names[0], "units": units[0]}),
@@ -155,16 +170,20 @@ def rain_rates(folder: Path) -> Any:
     return zarr.open_group(folder, mode="a")["rain_rate"]
 
 
-def _mapping(projection: str) -> dict[str, Any]:
-    """Returns the CF attributes of a projection, as far as pyproj knows them."""
-    found: dict[str, Any] = {"proj4": projection}
-    try:
-        from pyproj import CRS
+def _mapping(lattice: Lattice) -> dict[str, Any]:
+    """Returns the CF attributes of a projection; its WKT where CF cannot say it, as Switzerland's and the Dutch one."""
+    from pyproj import CRS, Proj
+    from pyproj.exceptions import ProjError
 
+    try:
         with warnings.catch_warnings():  # what of it CF cannot say stands in proj4
             warnings.simplefilter("ignore", UserWarning)
-            known = CRS.from_user_input(projection).to_cf()
-        found |= {key: value for key, value in known.items() if key != "crs_wkt"}
-    except Exception:  # no pyproj, or a projection that CF has not
-        pass
-    return found
+            known = CRS.from_user_input(lattice.projection).to_cf()
+    except ProjError:
+        return {"proj4": lattice.projection}
+    wkt, corner, pixel = known.pop("crs_wkt"), (lattice.x[0], lattice.y[0]), abs(lattice.x[1] - lattice.x[0])
+    same = False
+    with contextlib.suppress(ProjError, KeyError, ValueError):
+        again = Proj(CRS.from_cf(known))(*Proj(lattice.projection)(*corner, inverse=True))
+        same = np.allclose(again, corner, rtol=0, atol=_SAME_PLACE * pixel)
+    return {"proj4": lattice.projection, **(known if same else {"crs_wkt": wkt})}

@@ -69,9 +69,7 @@ class _Key:
 def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarray]:
     """Returns the target's lattice, and the rows and columns of the source that its pixels lie at, fractions."""
     old, here, there = source.lattice, _projection(source.lattice.projection), _projection(target.projection)
-    # coordinates in km of a projection whose Earth is in metres
-    scale = 1000.0 if old.units == "km" and here.crs.ellipsoid.semi_major_metre > 1e5 and _unit(here) == "m" else 1.0
-    extent = target.extent or _covered(old, scale, here, there, target)
+    extent = target.extent or _covered(old, here, there, target)
     size = target.resolution
     left, bottom = (math.floor(edge / size + _ROUNDING) for edge in extent[::2])
     right, top = (math.ceil(edge / size - _ROUNDING) for edge in extent[1::2])
@@ -85,18 +83,18 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
         target.projection, _unit(there),
     )  # fmt: skip
     x, y = here(*there(*np.meshgrid(new.x, new.y), inverse=True))
-    rows = (np.asarray(y) / scale - old.y[0]) / (old.y[1] - old.y[0])
-    columns = (np.asarray(x) / scale - old.x[0]) / (old.x[1] - old.x[0])
+    rows = (np.asarray(y) - old.y[0]) / (old.y[1] - old.y[0])
+    columns = (np.asarray(x) - old.x[0]) / (old.x[1] - old.x[0])
     nowhere = ~(np.isfinite(rows) & np.isfinite(columns))
     rows[nowhere] = columns[nowhere] = -9.0
     return new, rows, columns
 
 
-def _covered(old: Lattice, scale: float, here: Any, there: Any, target: Target) -> tuple[float, float, float, float]:
+def _covered(old: Lattice, here: Any, there: Any, target: Target) -> tuple[float, float, float, float]:
     """Returns the extent of the source's edge in the target's projection."""
     half = [abs(float(axis[1] - axis[0])) / 2 for axis in (old.x, old.y)]
-    x = np.linspace(old.x[0] - half[0], old.x[-1] + half[0], _EDGE_POINTS) * scale
-    y = np.linspace(old.y[0] + half[1], old.y[-1] - half[1], _EDGE_POINTS) * scale
+    x = np.linspace(old.x[0] - half[0], old.x[-1] + half[0], _EDGE_POINTS)
+    y = np.linspace(old.y[0] + half[1], old.y[-1] - half[1], _EDGE_POINTS)
     sides = [(x, np.full_like(x, y[at])) for at in (0, -1)] + [(np.full_like(y, x[at]), y) for at in (0, -1)]
     edge = np.concatenate([np.array(there(*here(*side, inverse=True))) for side in sides], 1)
     edge = edge[:, np.isfinite(edge).all(0)]

@@ -45,7 +45,8 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
     frames = train.frames
     if not len(frames):
         raise DataError(
-            f"task.scale={scale} takes its numbers from the training split, which is empty: {train.why_empty}"
+            f"task.scale={scale} takes its numbers from the training split, which is empty: {train.why_empty}. A model "
+            f"without weights forecasts on any scale: task.normalisation={[[0, 1]] * len(cube.names)}"
         )
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).round().astype(int))]
     rows, columns = _extent(train)

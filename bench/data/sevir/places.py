@@ -5,42 +5,74 @@ Source: Veillette et al. 2020 (SEVIR), columns `proj`, `llcrnrlat`, `llcrnrlon`,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-_COLUMNS = ("llcrnrlat", "llcrnrlon", "height_m", "width_m")
+_CORNER, _FAR_CORNER, _EXTENT = ("llcrnrlat", "llcrnrlon"), ("urcrnrlat", "urcrnrlon"), ("height_m", "width_m")
+_METRES = (
+    {"standard_name": "projection_y_coordinate", "units": "m"},
+    {"standard_name": "projection_x_coordinate", "units": "m"},
+)
+_DEGREES = (
+    {"standard_name": "latitude", "units": "degrees_north"},
+    {"standard_name": "longitude", "units": "degrees_east"},
+)
 
 
-def pixel_axes(
-    catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
-    """Returns y `(H,)` and x `(W,)` of an event's pixels in metres and their CF grid mapping, or None.
+@dataclass(frozen=True)
+class PixelAxes:
+    """Where the pixels of an event lie; row 0 is in the south."""
+
+    y: np.ndarray
+    """Middles of the rows `(H,)`, in metres, or in degrees where the frames lie on latitudes and longitudes."""
+    x: np.ndarray
+    attributes: tuple[dict[str, Any], dict[str, Any]]
+    """CF attributes of y and x."""
+    mapping: dict[str, Any]
+    """CF grid mapping."""
+
+
+def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) -> PixelAxes | None:
+    """Returns where an event's pixels lie, or None.
 
     None where the catalogue has no projection, corner or extent, or PROJ knows no such projection.
 
     Args:
         catalogue: Rows as `read_catalogue` returns them.
         event_id: The event.
-        size: `(H, W)` of its frames; row 0 is in the south.
+        size: `(H, W)` of its frames.
     """
     from pyproj import CRS, Transformer
     from pyproj.exceptions import ProjError
 
-    if not {*_COLUMNS, "proj"} <= set(catalogue.columns):
-        return None
     row = catalogue[catalogue["id"] == event_id].iloc[0]
-    latitude, longitude, height, width = (pd.to_numeric(row[name], errors="coerce") for name in _COLUMNS)
-    if not np.isfinite([latitude, longitude, height, width]).all() or min(height, width) <= 0:
+    corner = _numbers(row, _CORNER)
+    if corner is None or "proj" not in row:
         return None
     try:
         crs = CRS.from_user_input(str(row["proj"]))
-        left, bottom = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True).transform(longitude, latitude)
+        if crs.is_geographic:
+            start, end = corner, _numbers(row, _FAR_CORNER)
+        else:
+            to_plane = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
+            start = np.array(to_plane.transform(corner[1], corner[0])[::-1])
+            extent = _numbers(row, _EXTENT)
+            end = None if extent is None else start + extent
     except ProjError:
         return None
+    if end is None or not (end > start).all():
+        return None
     y, x = (
-        start + (np.arange(count) + 0.5) * extent / count
-        for start, extent, count in ((bottom, height, size[0]), (left, width, size[1]))
+        first + (np.arange(count) + 0.5) * (last - first) / count
+        for first, last, count in zip(start, end, size, strict=True)
     )
-    return y, x, crs.to_cf()
+    return PixelAxes(y, x, _DEGREES if crs.is_geographic else _METRES, crs.to_cf())
+
+
+def _numbers(row: pd.Series, names: tuple[str, ...]) -> np.ndarray | None:
+    """Returns the numbers in cells of a row; None where one is none."""
+    found = np.array([pd.to_numeric(row.get(name), errors="coerce") for name in names], float)
+    return found if np.isfinite(found).all() else None

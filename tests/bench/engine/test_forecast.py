@@ -14,7 +14,14 @@ from torch import nn
 import bench
 from bench.cli.main import main
 from bench.engine.ensembles import Ensemble, draw_members
-from bench.engine.forecast import as_dataset, case_from_file, case_from_split, forecast, write_netcdf
+from bench.engine.forecast import (
+    as_dataset,
+    case_from_file,
+    case_from_split,
+    case_of_latest,
+    forecast,
+    write_netcdf,
+)
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
 from bench.tables.look import Look
 from bench.tables.pictures import draw, panels_of
@@ -98,6 +105,28 @@ def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
         assert content["lead_time"].attrs["standard_name"] == "forecast_period"
         assert {content[axis].attrs["axis"] for axis in "xy"} == {"X", "Y"}
         assert content["forecast"].attrs["grid_mapping"] == "crs" and content["x"].attrs["units"] == "m"
+
+
+def test_what_was_never_observed_is_missing_in_the_file(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).gamma(0.5, 2.0, (24, 8, 10)).astype(np.float32)
+    frames[:, 0, :3], frames[20, 4, 4] = np.nan, np.nan
+    times = np.datetime64("2024-06-01", "ns") + np.arange(24) * np.timedelta64(300, "s")
+    cube = xarray.Dataset({"rain_rate": (("time", "y", "x"), frames, {"units": "mm/h"})}, {"time": times})
+    cube.to_netcdf(tmp_path / "rain.nc", engine="h5netcdf")
+    task = bench.load_task("grid", tmp_path / "rain.nc", t_in=4, t_out=2)
+    model = bench.load_model("persistence", task)
+    case = case_of_latest(task)
+    path = write_netcdf(as_dataset(case, forecast(model, task, case.context), task, model), tmp_path / "f.nc")
+    with xarray.open_dataset(path) as found:
+        np.testing.assert_allclose(found["context"], frames[-4:], atol=1e-6)
+        assert np.isnan(found["forecast"][..., 0, :3]).all()
+        assert np.isfinite(found["forecast"]).sum() == 2 * (8 * 10 - 3)
+    again = case_from_file(task, path)
+    torch.testing.assert_close(again.context, case.context)
+    torch.testing.assert_close(again.observed, case.observed)
+    np.save(tmp_path / "infinite.npy", np.full((4, 8, 10), np.inf))
+    with pytest.raises(DataError, match="missing values, at frame 0"):
+        case_from_file(task, tmp_path / "infinite.npy")
 
 
 def test_what_is_wrong_is_said(task, tmp_path: Path) -> None:

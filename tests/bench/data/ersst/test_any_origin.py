@@ -326,3 +326,23 @@ class TestFolds:
         weights = self._task(root, 0).cell_weights()
         assert weights["ocean"].shape == (24, 48) and weights["ocean"].min() == 1
         np.testing.assert_allclose(weights["area"][:, 0], np.cos(np.deg2rad(LATITUDES)))
+
+    def test_the_latest_months_are_forecast_into_the_future(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        words = ["task=enso_ersst", f"data.root={root}", "task.folds=4", "task.fold=0"]
+        assert main(["forecast", *words, "model=persistence", "--latest", "--picture", "months.png"]) == 0
+        newest = monthly_means(root).months[-1]
+        with xr.open_dataset("forecast.nc") as found:
+            assert found["forecast"].dims == ("member", "lead_time", "lat", "lon")
+            assert found["forecast"].attrs["units"] == "K"
+            months = (newest + np.arange(-11, 15)).astype("M8[ns]")
+            np.testing.assert_array_equal(found["time_of_context"], months[:12])
+            np.testing.assert_array_equal(found["time"], months[12:])
+            sst = anomalies_of(root, self._task(root, 0)._base).sst[-1]
+            np.testing.assert_allclose(found["context"][-1], sst[:, 19:67], atol=1e-6)
+        seasonal = self._task(root, 0, calendar=True).latest()[0]
+        assert tuple(seasonal.shape) == (12, 24, 48, 3)
+        where = self._task(root, 0).coordinates("test", 1)
+        assert where.start == np.datetime64(self._task(root, 0).dataset("test").source.months[12], "s")

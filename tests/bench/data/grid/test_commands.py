@@ -133,10 +133,36 @@ def test_two_variables_are_scored_each_in_its_own_units() -> None:
     assert main(["verify"]) == 0
 
 
-def test_events_have_no_latest(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    assert (
-        main(["data", "make", "sevir", "--out", "storms", "--size", "16", "--train", "1", "--val", "1", "--test", "1"])
-        == 0
+def test_a_curvilinear_grid_keeps_its_latitudes_and_longitudes() -> None:
+    whole = xarray.open_zarr("rain.zarr", consolidated=False).load().drop_vars(["x", "y", "crs"])
+    del whole["rain_rate"].attrs["grid_mapping"]
+    j, i = np.meshgrid(np.arange(22.0), np.arange(30.0), indexing="ij")
+    turned = whole.assign_coords(
+        nav_lat=(("y", "x"), 50 + j / 10 + i / 100, {"units": "degrees_north", "standard_name": "latitude"}),
+        nav_lon=(("y", "x"), 5 + i / 10 - j / 100, {"units": "degrees_east"}),
+        warmth=(("y", "x"), i, {"units": "degree_Celsius"}),
     )
-    assert main(["forecast", "task=sevir", "data.root=storms", "model=persistence", "--latest"]) == 2
-    assert "task=grid" in capsys.readouterr().err
+    turned.to_netcdf("turned.nc", engine="h5netcdf")
+    words = [*TASK, "task.box=[2,20,0,30]", "data.root=turned.nc", "model=persistence"]
+    assert main(["forecast", *words, "--latest", "--picture", "nowcast.png"]) == 0
+    with xarray.open_dataset("forecast.nc") as found:
+        assert {"nav_lat", "nav_lon"} <= set(found["forecast"].coords) and "warmth" not in found
+        np.testing.assert_array_equal(found["nav_lat"], turned["nav_lat"][2:20])
+
+
+def test_months_are_forecast_month_by_month() -> None:
+    times = np.arange("2001-02", "2003-02", dtype="M8[M]").astype("M8[D]") - 1  # stamped with their last day
+    values = np.random.default_rng(0).normal(0, 1, (24, 4, 6)).astype(np.float32)
+    cube = xarray.Dataset({"anomaly": (("time", "y", "x"), values, {"units": "K"})}, {"time": times.astype("M8[ns]")})
+    cube.to_netcdf("months.nc", engine="h5netcdf")
+    words = ["task=grid", "task.t_in=3", "task.t_out=2", "data.root=months.nc", "model=persistence"]
+    assert main(["forecast", *words, "--latest"]) == 0
+    with xarray.open_dataset("forecast.nc") as found:
+        np.testing.assert_array_equal(found["time"], np.array(["2003-01-31", "2003-02-28"], "M8[ns]"))
+        np.testing.assert_array_equal(found["time_of_context"], times[-3:].astype("M8[ns]"))
+
+
+def test_what_has_no_dates_has_no_latest(capsys: pytest.CaptureFixture) -> None:
+    assert main(["data", "make", "moving_mnist", "--out", "digits", "--train", "1", "--val", "1", "--test", "1"]) == 0
+    assert main(["forecast", "task=moving_mnist", "data.root=digits", "model=persistence", "--latest"]) == 2
+    assert "--sequence N" in capsys.readouterr().err

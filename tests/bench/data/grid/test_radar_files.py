@@ -15,7 +15,7 @@ from bench.cli.main import main
 from bench.data.grid import radar_files
 from bench.data.grid.radar_events import ConvertRadarEvents, side_by_side
 from bench.data.grid.radar_files import ConvertRadarFiles
-from bench.data.grid.radar_frames import Frame, read_frame, time_in_name
+from bench.data.grid.radar_frames import Frame, lattice_of, read_frame, time_in_name
 from bench.data.sevir.codes import vil_codes
 from bench.errors import DataError
 from bench.tasks import load_task
@@ -141,28 +141,6 @@ def test_what_cannot_be_converted_is_said(archive: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "rain.zarr").exists()
 
 
-@pytest.mark.parametrize(
-    ("reader", "pattern", "size", "highest"),
-    [
-        ("knmi_hdf5", "radar/KNMI/2010/08/*26060*.h5", (765, 700), 30.0),
-        ("odim_hdf5", "radar/OPERA/20180824/*1800*.hdf", (2200, 1900), 2000.0),  # clutter and all
-        ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817[05]0*.pgm.gz", (1226, 760), 100.0),
-        ("mch_gif", "radar/mch/20150515/*13515[45]5*.gif", (640, 710), 200.0),
-    ],
-)
-def test_original_files(
-    reader: str, pattern: str, size: tuple[int, int], highest: float, observed: Path, tmp_path: Path
-) -> None:
-    files = sorted((observed / "radar_raw").glob(pattern))
-    assert files
-    frame = read_frame(files[0], reader)  # type: ignore[arg-type]
-    assert frame.rates.shape == size == frame.lattice.shape
-    known = frame.rates[np.isfinite(frame.rates)]
-    assert known.min() == 0
-    assert 0.1 < known.max() < highest
-    assert np.allclose(np.diff(frame.lattice.x), np.diff(frame.lattice.x)[0])
-
-
 def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
     ConvertRadarFiles(reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=tmp_path / "rain.zarr").run(lambda *_: None)
     with xarray.open_zarr(tmp_path / "rain.zarr", consolidated=False) as found:
@@ -214,6 +192,77 @@ def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path
     (tmp_path / "tree").rename(tmp_path / "old")
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "11", "--size", "6"]) == 2
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "7"]) == 2
+
+
+def test_a_nowcast_of_events_has_their_times_and_places(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf"]
+    assert main(["data", "convert", "radar_files", "grid", *words, "--out", "rain.zarr"]) == 0
+    words += ["--frames", "8", "--size", "6", "--out", "tree"]
+    assert main(["data", "convert", "radar_files", "radar", *words]) == 0
+    fields = ["task.t_in=4", "task.t_out=3", "task.admit_missing=true", "task.mask_missing=true"]
+    command = ["forecast", "task=radar", *fields, "data.root=tree", "model=persistence", "--latest"]
+    assert main([*command, "--out", "nowcast.nc", "--picture", "nowcast.png"]) == 0
+    with xarray.open_dataset("nowcast.nc") as found, xarray.open_zarr("rain.zarr", consolidated=False) as cube:
+        np.testing.assert_array_equal(found["time_of_context"], cube["time"][14:18])  # 8 of 10 behind the gap
+        np.testing.assert_allclose(found["x"], cube["x"][1:7], atol=1e-3)
+        np.testing.assert_allclose(found["y"], cube["y"][::-1], atol=1e-3)
+        assert found["crs"].attrs["grid_mapping_name"] == "lambert_azimuthal_equal_area"
+
+
+def write_rainfields(path: Path, start: np.datetime64, rates: np.ndarray) -> None:
+    """Accumulations of 6 minutes on Albers' projection, axes in km, as the Bureau of Meteorology has them."""
+    height, width = rates.shape
+    albers = {"grid_mapping_name": "albers_conical_equal_area", "longitude_of_central_meridian": 145.0,
+              "latitude_of_projection_origin": -37.8, "standard_parallel": [-18.0, -36.0]}  # fmt: skip
+    times = {"start_time": start, "valid_time": start + np.timedelta64(360, "s")}
+    xarray.Dataset(
+        {
+            "precipitation": (("y", "x"), (rates / 10).astype(np.float32), {"units": "kg m-2"}),
+            "proj": ((), np.int8(0), albers),
+            **{name: ((), moment) for name, moment in times.items()},
+        },
+        {
+            "x": ("x", np.arange(width) + 0.5, {"units": "km", "valid_min": 0.0, "valid_max": float(width)}),
+            "y": ("y", -np.arange(height) - 0.5, {"units": "km", "valid_min": -float(height), "valid_max": 0.0}),
+        },
+    ).to_netcdf(path, engine="h5netcdf", encoding={"precipitation": {"_FillValue": -1.0}})
+
+
+def test_rainfields_become_a_cube_and_events(tmp_path: Path) -> None:
+    rates = np.random.default_rng(0).gamma(0.5, 4.0, (6, 8, 10)).astype(np.float32)
+    rates[:, 0, 0] = np.nan
+    for number, frame in enumerate(rates):
+        name = f"310_20180616_{1200 + 6 * number}00.prcp-c6.nc"
+        write_rainfields(tmp_path / name, np.datetime64("2018-06-16T12:00", "ns"), frame)
+    words = ["--reader", "bom_netcdf", "--in", f"{tmp_path}/*.nc"]
+    assert main(["data", "convert", "radar_files", "grid", *words, "--out", str(tmp_path / "rain.zarr")]) == 0
+    cube = load_task("grid", tmp_path / "rain.zarr", t_in=2, t_out=2, data_units="mm/h").cube
+    assert cube.axis.cadence_minutes == 6
+    np.testing.assert_allclose(cube.read(0, 6)[..., 0], rates, rtol=1e-5)
+    assert cube.grid.coordinates[1] is not None and cube.grid.coordinates[1][0] == 500
+    words += ["--out", str(tmp_path / "tree"), "--frames", "6", "--size", "8"]
+    assert main(["data", "convert", "radar_files", "radar", *words]) == 0
+    fields = {"t_in": 3, "t_out": 3, "admit_missing": True, "mask_missing": True}
+    codes = load_task("radar", tmp_path / "tree", **fields).dataset("all").stored(0)[0][..., 0]
+    np.testing.assert_array_equal(codes, codes_of_rates(rates[:3, ::-1, 1:9]))
+
+
+@pytest.mark.parametrize(
+    ("projection", "expected"),
+    [
+        ("+proj=stere +lat_0=90 +a=6378.137 +b=6356.752 +x_0=2 +y_0=0", "+a=6378137 +b=6356752 +x_0=2000 +y_0=0"),
+        ("+proj=stere +lat_0=90 +a=6378137 +b=6356752 +x_0=2 +units=km", "+a=6378137 +b=6356752 +x_0=2 +units=m"),
+    ],
+)
+def test_kilometres_become_metres(projection: str, expected: str) -> None:
+    corners = {"x1": 0.0, "x2": 8.0, "y1": -6.0, "y2": 0.0, "cartesian_unit": "km", "projection": projection}
+    lattice = lattice_of(SIZE, corners)
+    assert lattice.units == "m" and lattice.projection == f"+proj=stere +lat_0=90 {expected}"
+    np.testing.assert_allclose(lattice.x, 1000 * np.arange(8) + 500)
+    np.testing.assert_allclose(lattice.y, -1000 * np.arange(6) - 500)
 
 
 def test_events_are_made_by_several_processes_and_resume(

@@ -118,6 +118,14 @@ def test_all_nan_is_refused(tmp_path: Path) -> None:
     assert any("all values are NaN" in problem for problem in task.inspect_data().problems)
 
 
+def test_a_split_without_a_known_value_is_a_problem(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).gamma(0.5, 2.0, (24, 8, 10)).astype(np.float32)
+    values[:18] = np.nan
+    task = load_task("grid", write(cube(values=values), tmp_path / "rain.nc"), t_in=2, t_out=1)
+    (problem,) = task.inspect_data(read_everything=True).problems
+    assert "split train: rain_rate is NaN in all of 17 frames" in problem
+
+
 def test_an_undeclared_fill_value_is_refused(tmp_path: Path) -> None:
     task = load_task("grid", write(undeclared_fill(), tmp_path / "rain.zarr"), t_in=2, t_out=2)
     with pytest.raises(DataError, match="fill value"):

@@ -22,11 +22,6 @@ def test_the_same_lattice_gives_the_same_image(resampling: Resampling) -> None:
     np.testing.assert_allclose(found, RATES, atol=1e-4)
 
 
-def test_kilometres_are_metres_of_the_same_projection() -> None:
-    kilometres = Lattice(METRES.y / 1000, METRES.x / 1000, LAEA, "km")
-    np.testing.assert_array_equal(reprojected(RATES, kilometres, Target(LAEA, 1000.0))[0], RATES)
-
-
 @pytest.mark.parametrize(
     ("projection", "resolution", "units"), [("EPSG:4326", 0.01, "degree"), ("EPSG:3035", 500, "m")]
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 import xarray
 
+from bench.api import MONTH_MINUTES
 from bench.data.grid.synthetic import rain_cube, write_cube
 from bench.data.sequences import events_of
 from bench.errors import DataError
@@ -149,6 +150,25 @@ def test_monthly_data_have_the_cadence_of_a_month(tmp_path: Path) -> None:
     task = load_task("grid", tmp_path / "sst.nc", t_in=2, t_out=1)
     assert task.cadence_minutes == pytest.approx(43_829.1)
     assert task.cube.axis.gaps == ["2000-12-15T00:00:00 to 2001-02-15T00:00:00"]
+
+
+@pytest.mark.parametrize("calendar", ["noleap", "360_day", "julian", "proleptic_gregorian"])
+def test_months_of_any_calendar(calendar: str, tmp_path: Path) -> None:
+    times = xarray.date_range("1999-01-01", periods=36, freq="MS", calendar=calendar, use_cftime=True)
+    values = np.random.default_rng(0).normal(size=(36, 4, 6)).astype(np.float32)
+    sst = xarray.Dataset({"tos": (("time", "lat", "lon"), values, {"units": "degC"})}, {"time": times})
+    sst.to_netcdf(tmp_path / "sst.nc", engine="h5netcdf")
+    task = load_task("grid", tmp_path / "sst.nc", t_in=3, t_out=3)
+    assert task.cadence_minutes == MONTH_MINUTES and not len(task.cube.axis.breaks)
+    assert str(task.cube.axis.times[25]).startswith("2001-02")
+
+
+def test_days_that_no_standard_calendar_has_are_refused(tmp_path: Path) -> None:
+    times = xarray.date_range("1999-01-01", periods=90, freq="D", calendar="360_day", use_cftime=True)
+    sst = xarray.Dataset({"tos": (("time", "lat", "lon"), np.ones((90, 4, 6), np.float32))}, {"time": times})
+    sst.to_netcdf(tmp_path / "sst.nc", engine="h5netcdf")
+    with pytest.raises(DataError, match=r"calendar '360_day' cannot be put on the standard calendar.*setcalendar"):
+        load_task("grid", tmp_path / "sst.nc").dataset("train")
 
 
 def test_variables_are_channels_and_static_fields_stand_behind_them(cube: xarray.Dataset, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from enso_trees import LAT, LON, ROWS, changed_copy, rows_of, small_task, write_arrays, write_tree
 
 import bench
+from bench.cli.main import main
 from bench.config import compose
 from bench.data.icar_enso.dataset import Member, cmip_members, merged
 from bench.data.loading import evaluation_loader
@@ -181,3 +183,20 @@ def test_a_picture_without_levels_spans_what_is_drawn(tmp_path: Path) -> None:
             cadence_minutes=43_829.1, title="",
         )  # fmt: skip
         assert path.stat().st_size > 1000
+
+
+def test_the_ocean_is_where_the_test_record_is_not_always_zero(cmip: tuple, tmp_path: Path) -> None:
+    def dry(file: h5py.File) -> None:
+        file["sst"][:, :, 3, 30] = 0
+
+    root = changed_copy(cmip[0], tmp_path / "land", "CMIP_train.nc", dry)
+    task = small_task(root)
+    ocean = task.cell_weights()["ocean"]
+    assert ocean[3, 30 - 19] == 0 and ocean.sum() == 24 * 48 - 1
+    options = [f"task.{name}={value}" for name, value in ROWS.items()]
+    words = ["task=icar_enso", *options, f"data.root={root}", "model=persistence", f"results.root={tmp_path}"]
+    added = "evaluate.metrics.ocean={metric: mse, weights: [area, ocean]}"
+    assert main(["evaluate", *words, "progress=false", "picture=false", f"work={tmp_path}", added]) == 0
+    (record,) = tmp_path.glob("runs/icar_enso/persistence/*.json")
+    scores = json.loads(record.read_text())["scores"]
+    assert 0 < scores["mse_ocean"] != scores["mse"]
