@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
         "Hydra's flags work too: -m sweeps over a=1,2, --cfg job prints the config",

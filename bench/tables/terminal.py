@@ -96,7 +96,8 @@ def terminal(
 ) -> str:
     """Returns the text of a table for a terminal, ending in a newline.
 
-    What does not fit is left out and named: first spreads and intervals, then costs where there are scores of ours, then columns from the right.
+    What does not fit is left out and named: first spreads and intervals, then costs if there are scores of ours, then
+    columns from the right.
 
     Args:
         table: The definition; its columns are those to show.
