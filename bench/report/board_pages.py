@@ -96,6 +96,13 @@ def _other_firsts(table: Table, contents: TableData, shown: ShownBoard) -> list[
         if values:
             firsts[column.label] = (max if column.better == "higher" else min)(values, key=lambda one: one[0])[1]
     first = firsts.pop(shown.column.label, None)
-    same = [score for score, label in firsts.items() if label == first]
-    other = [f"By {score}, the first learned row is {label}." for score, label in firsts.items() if label != first]
-    return [*([f"{first} is also the first learned row by {', '.join(same)}."] if first and same else []), *other]
+    by_label: dict[str, list[str]] = {}
+    for score, label in firsts.items():
+        by_label.setdefault(label, []).append(score)
+    same = by_label.pop(first or "", [])
+    lines = [f"{first} is also first among the learned rows by {_listed(same)}."] if same else []
+    return [*lines, *(f"By {_listed(scores)}, {label} is first." for label, scores in by_label.items())]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -249,12 +249,12 @@ def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
+    greys = styles([(label, True) for label, _ in shown.references])
     for label, mine in shown.references:
         value = shown.skill_of(mine[0])
         if value is not None and value > 0:  # the best trivial one is the axis, and worse ones lie below
-            axis.axhline(value, color="0.6", linewidth=0.9, linestyle="--")
-            at = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-            axis.annotate(label, (1, value), fontsize=7, color="0.4", **at)
+            look = line_look(asdict(greys[label])) | {"marker": None}
+            axis.axhline(value, label=label, **look)
     spent = []
     looks = styles([(label, False) for label, _ in shown.learned])
     for label, mine in shown.learned:
@@ -273,7 +273,7 @@ def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
     _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 

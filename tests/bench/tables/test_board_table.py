@@ -200,7 +200,7 @@ def test_a_board_whose_models_lose_to_a_blur_is_on_the_first_page(measured: RunR
     text = build(board.root, board.root.parent / "site").read_text(encoding="utf-8")
     measured_ones, _, others = text.partition("boards without runs")
     assert "boards/made" in measured_ones and "boards/made" not in others
-    assert "Top 3 of 4 by MSE" in measured_ones and "none is ranked" in measured_ones
+    assert "Top 3 of 4 by MSE" in measured_ones and "none has a rank" in measured_ones
 
 
 def test_a_board_is_listed_printed_verified_and_checked(
