@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class DampedPersistence(nn.Module):
     Raises:
         ValueError: frames of context and target differ in shape, or `slopes` is something else.
     """
+
+    trivial: ClassVar[bool] = True
 
     slope: Tensor
     intercept: Tensor

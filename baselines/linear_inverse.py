@@ -47,7 +47,7 @@ class LinearInverse(nn.Module):
             meanwhile.
 
     Raises:
-        ValueError: frames of context and target differ in shape, `modes` is no number of EOFs that a frame can have,
+        ValueError: frames of context and target differ in shape, `modes` is not a number of EOFs that a frame can have,
             or a frame has more than 4096 values.
     """
 

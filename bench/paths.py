@@ -79,7 +79,7 @@ def expand_environment(text: str, key: str) -> str:
         name, default = found["name"], found["default"]
         given = os.environ.get(name)
         if given is None and default is None:
-            raise ConfigError(f"{key}={text}: there is no environment variable {name}")
+            raise ConfigError(f"{key}={text}: environment variable {name} is not set")
         if given is not None:
             remember_secret(name, given)
             return given

@@ -192,5 +192,5 @@ def _make_importable(path: Path) -> None:
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
-        where = f"module {path.stem!r} is {spec.origin}" if spec else f"{path.stem!r} is no name for a module"
+        where = f"module {path.stem!r} is {spec.origin}" if spec else f"{path.stem!r} is not a name for a module"
         raise BrokenPluginError(f"plugin file {path}: {where}; rename the file")

@@ -68,7 +68,7 @@ def receipts_of(
         column: A column's key, or its label.
         records: Of any task.
         root: Results root that they were read from.
-        unreadable: Files that are no record.
+        unreadable: Files that are not records.
 
     Raises:
         UnknownNameError: no such row or column; the message offers the nearest.

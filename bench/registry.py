@@ -89,7 +89,7 @@ def _candidates(kind: Kind) -> dict[str, list[Entry]]:
     for point in installed.select(group=f"earthbench.{kind}s"):
         distribution, version = _name_and_version(point.dist)
         entry = Entry(kind, point.name, point.value, distribution, version, frozenset(written_for[distribution]))
-        # The same distribution may be seen twice (a wheel and its build folder on the path): that is no clash.
+        # The same distribution may be seen twice (a wheel and its build folder on the path): that is not a clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
     for name, value, path, api in file_entries(f"{kind}s"):
         found[name].setdefault((str(path), value), Entry(kind, name, value, "file", path.name, api))

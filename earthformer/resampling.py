@@ -58,7 +58,7 @@ class PatchMerging(nn.Module):
         """Returns the merged tokens of `x` (B, T, H, W, C): each axis divided by its factor, rounded up.
 
         Raises:
-            ValueError: the number of frames alone is no multiple of its factor (as in the authors' code, which pads
+            ValueError: the number of frames alone is not a multiple of its factor (as in the authors' code, which pads
                 frames only together with rows or columns).
         """
         batch, channels = x.shape[0], x.shape[-1]

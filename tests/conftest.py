@@ -65,7 +65,7 @@ def observed() -> Path:
 
 @pytest.fixture(scope="session")
 def committed_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`results/` as committed: the records that somebody made in a clone are no matter of the tests."""
+    """`results/` as committed: the records that somebody made in a clone do not concern the tests."""
     listing = subprocess.run(["git", "ls-files", "-z", "results"], cwd=REPO, capture_output=True, check=False)
     if listing.returncode:  # no git, or an unpacked archive: all that is there came with it
         return REPO / "results"

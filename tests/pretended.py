@@ -2,7 +2,7 @@
 
 Code takes the branches it would take on a GPU. Counted are waits for the device (values that reach Python, results
 whose size is up to the values) and calls (kernels). Mixing devices and `.numpy()` raise as they would. No time, memory
-or rounding is pretended: it is no substitute for a GPU.
+or rounding is pretended: it is not a substitute for a GPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A grid of settings tried on the validation split: each point is trained, and the test split is not looked at.
 
-A point is a run with `split=val` whose record goes to `WORK/tuning`, beside checkpoints: what was tried is no result.
+A point is a run with `split=val` whose record goes to `WORK/tuning`, beside checkpoints: a trial is not a result.
 Its training is that of the same config with `split=test`, which finds the weights and trains nothing again.
 """
 

@@ -170,7 +170,7 @@ def _load(value: str) -> type[DataVerb]:
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise UsageError("that much is not started unasked: add --yes")
+        raise UsageError("a download of this size needs your consent: add --yes")
     if input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UsageError("stopped; nothing was downloaded or written")
 

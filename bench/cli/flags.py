@@ -88,14 +88,14 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
             f"{flag(str(problem['loc'][0]))} {problem['input']}: {problem['msg']}" if problem["loc"] else problem["msg"]
             for problem in error.errors()
         ]
-        raise UsageError(one_message(f"{command} cannot be done so:", lines)) from error
+        raise UsageError(one_message(f"{command} cannot run with these arguments:", lines)) from error
 
 
 def results_root(given: Path, *, may_be_made: bool = False) -> Path:
     """Returns the folder that `--results` names; the default one need not be there yet.
 
     Raises:
-        DataError: it is no folder.
+        DataError: it is not a folder.
     """
     root = given.expanduser()
     if not root.is_dir() and (root.exists() or not (may_be_made or given == RESULTS)):

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise NameClashError(f"{options.kind} {name!r} is registered already: {origin}")
     out = (options.out or Path(f"earthbench-{name.replace('_', '-')}")).expanduser()
     if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is there already and not empty; give another folder with --out")
+        raise DataError(f"{out} already exists and is not empty; choose another folder with --out")
     package = f"earthbench_{name}"
     class_name = "".join(part.capitalize() for part in name.split("_"))
     words = {

@@ -64,7 +64,7 @@ def _record(name: str, results: Path) -> RunRecord:
 def _config(record: RunRecord, overrides: Sequence[str]) -> Config:
     """Returns the config that evaluates the weights of a record again."""
     if record.status != "ok" or "task" not in record.config or not isinstance(record.config["task"], dict):
-        raise DataError(f"record {record.run_id} is of no finished `earthbench run`: nothing to score again")
+        raise DataError(f"record {record.run_id} is not of a finished `earthbench run`; there is nothing to rescore")
     plain = {key: value for key, value in record.config.items()}
     given = to_plain(composed_by_hydra([f"task={record.task.name}", f"model={record.model.name}", *overrides]))
     for word in overrides:

@@ -175,7 +175,7 @@ def job(composed: Any) -> None:
 
 
 def launch(jobs: Sequence[Sequence[str]], task: Callable[[Any], None]) -> EarthbenchError | None:
-    """Runs jobs that are no product of settings by the launcher that their overrides name, and waits for all.
+    """Runs jobs that are not a product of settings by the launcher that their overrides name, and waits for all.
 
     What Hydra and a job print goes to stderr.
 
@@ -213,7 +213,7 @@ def sweep(
         overrides: Those of all jobs, or with the values to sweep over.
         flags: Hydra's own.
         task: The job.
-        jobs: The overrides of each job of a sweep that is no product of values.
+        jobs: The overrides of each job of a sweep that is not a product of values.
 
     Raises:
         InterruptedRunError: a signal; the jobs that were to come have not been started.
@@ -237,7 +237,7 @@ def sweep(
             hydra.main(config_path="pkg://bench.conf", config_name="config", version_base="1.3")(task)()
     except SystemExit as exit_:  # its parser has said why
         if exit_.code:
-            raise ConfigError("earthbench run: a flag of Hydra's is not right, see above") from exit_
+            raise ConfigError("earthbench run: invalid Hydra flag, see above") from exit_
     except _SweepStopped as stopped:
         assert stopped.__cause__ is not None
         raise stopped.__cause__ from None
@@ -275,7 +275,7 @@ def _shown() -> Iterator[None]:
             yield
     except SystemExit as exit_:
         if exit_.code:
-            said = err.getvalue().strip().splitlines() or ["Hydra ended without a word"]
+            said = err.getvalue().strip().splitlines() or ["Hydra ended without a message"]
             raise ConfigError(f"earthbench run: {said[-1]}") from exit_
     print(out.getvalue(), end="")
     print(err.getvalue(), end="", file=sys.stderr)

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains what is missing of the grid, prints it from best to worst, and recommends the best."""
     points = [layered(point) for point in expand_sweep(options.overrides)]
     if len(points) == 1:
-        raise UsageError("earthbench tune: one value of each key is no grid; give several, as in train.lr=1e-3,2e-3")
+        raise UsageError("earthbench tune: a grid needs several values of a key, as in train.lr=1e-3,2e-3")
     varied = [one for one in dict.fromkeys(o for p in points for o in p) if not all(one in p for p in points)]
     keys = list(dict.fromkeys(key_of(one) for one in varied))
     hydra = hydra_s_own(options.overrides)

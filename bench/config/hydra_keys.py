@@ -16,7 +16,7 @@ from bench.errors import ConfigError, first_line, one_message
 
 LAUNCHER_GROUP = "hydra/launcher"
 INSTALL_LAUNCHERS = "pip install 'earthbench[sweep]' brings joblib and submitit, 'earthbench[ray]' Ray."
-_PATHS = ("checkpoint", "work")  # keys of the config's top level that are no groups, and may have `..` in their values
+_PATHS = ("checkpoint", "work")  # keys of the config's top level that are not groups, and may have `..` in their values
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "verbose")
 # Numbers and names that a launcher hands to its engine. None of them is a command, code, or an environment.
 _LAUNCHER = (
@@ -54,7 +54,7 @@ def search_folders(overrides: Sequence[str]) -> list[Path]:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name, _, chosen = (override.input_line or "").partition("=")
         if ".." in chosen and "." not in override.key_or_group and override.key_or_group not in _PATHS:
-            raise ConfigError(f"{name}={chosen}: a config's name does not leave its folder")
+            raise ConfigError(f"{name}={chosen}: a config's name must not leave its folder")
         if override.key_or_group != "hydra.searchpath":
             continue
         value = override.value()
@@ -62,7 +62,7 @@ def search_folders(overrides: Sequence[str]) -> list[Path]:
             text = str(one)
             folder = text.removeprefix("file://")
             if not isinstance(one, str) or "://" in folder or "${" in folder:
-                raise ConfigError(f"{override.input_line}: {text} is no folder; expected hydra.searchpath=[DIR]")
+                raise ConfigError(f"{override.input_line}: {text} is not a folder; expected hydra.searchpath=[DIR]")
             folders.append(Path(folder))
     return folders
 

@@ -35,14 +35,14 @@ def check_config_folder(folder: Path) -> None:
         dots = b".." in content or b"\\" in content  # a dot may be written \x2e
         with suppress(yaml.YAMLError, UnicodeDecodeError):  # Hydra ends with the same words should it read this file
             if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
-                raise ConfigError(f"{path}: its defaults list has {outside[0]!r}; no config's name leaves its folder")
+                raise ConfigError(f"{path}: defaults list: {outside[0]!r}; a config's name must not leave its folder")
 
 
 def read_yaml(path: Path) -> Any:
     """Returns the content of a user's YAML file.
 
     Raises:
-        ConfigError: it is not there, is no YAML or has a key twice, or could fill the memory; names it.
+        ConfigError: it is not there, is not YAML, or has a key twice, or could fill the memory; names it.
     """
     from omegaconf import OmegaConf  # whose reader takes no key twice
 
@@ -56,10 +56,10 @@ def read_yaml(path: Path) -> Any:
 def _checked(path: Path) -> bytes:
     """Returns the bytes of a YAML file that cannot fill the memory."""
     if not path.is_file():
-        raise ConfigError(f"{path}: not a file, or a link to none")
+        raise ConfigError(f"{path}: not a file, or a broken link")
     size = path.stat().st_size
     if size > _MOST_BYTES:
-        raise ConfigError(f"{path}: {size} bytes are no config; expected at most {_MOST_BYTES}")
+        raise ConfigError(f"{path}: {size} bytes is too large for a config; expected at most {_MOST_BYTES}")
     content = path.read_bytes()
     try:
         values, depth = _size(content, _Loader)
@@ -69,7 +69,7 @@ def _checked(path: Path) -> bytes:
         except (yaml.YAMLError, UnicodeDecodeError):
             return content  # whoever parses it raises the same error
     if depth > _DEEPEST:
-        raise ConfigError(f"{path}: no config is nested more than {_DEEPEST} levels deep")
+        raise ConfigError(f"{path}: nested more than {_DEEPEST} levels deep")
     if values > _MOST_VALUES:
         raise ConfigError(
             f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"

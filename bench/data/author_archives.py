@@ -36,7 +36,7 @@ class FetchArchive(DataVerb):
     """The file without which nothing reads the data set: it is put in its place last."""
     limits: ClassVar[Limits]
 
-    out: Folder = Field(description="folder of the data set; the same command goes on where it stopped")
+    out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
     url: str
     tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
     timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")

@@ -1,7 +1,7 @@
 """Folds of a time series: blocks of it are left out one after the other, so that all of it is forecast once.
 
 Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
-whole stretches are left out, for neighbouring months are no independent data.
+whole stretches are left out, for neighbouring months are not independent data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ FEWEST = 3
 """One block to test on, one to validate on, one or more to train on."""
 
 
-def blocks(count: int, folds: int) -> list[Stretch]:
+def blocks(count: int, folds: int, what: str = "of the data") -> list[Stretch]:
     """Returns consecutive blocks of equal length; the last one may be shorter.
 
     Args:
         count: Of what is cut: frames, or years.
         folds: How many blocks.
+        what: The word for them in messages.
 
     Raises:
         ConfigError: so many are not to be had.
@@ -30,7 +31,7 @@ def blocks(count: int, folds: int) -> list[Stretch]:
     length = -(-count // folds)
     edges = [*range(0, count, length or 1), count]
     if len(edges) - 1 != folds:
-        raise ConfigError(f"task.folds={folds}: {count} of the data make {len(edges) - 1} blocks of {length}")
+        raise ConfigError(f"task.folds={folds}: {count} {what} make {len(edges) - 1} blocks of {length}")
     return list(pairwise(edges))
 
 

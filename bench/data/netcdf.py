@@ -227,7 +227,7 @@ def _as_code(value: float, dtype: np.dtype[Any]) -> int | None:
 def _limits(variable: Variable, source: str, dtype: np.dtype[Any]) -> tuple[tuple[float, float] | tuple[()], bool]:
     """Returns the limits of valid values, if any, and whether they are those of codes rather than of unpacked values.
 
-    By the User's Guide they are of codes, unless a packed array's limits are no whole numbers of its own type.
+    By the User's Guide they are of codes, unless a packed array's limits are not whole numbers of its own type.
     """
     names = ("valid_range",) if "valid_range" in variable.attrs else ("valid_min", "valid_max")
     present = [name for name in names if name in variable.attrs]

@@ -181,7 +181,7 @@ def draw(
         **options: Further arguments of `sample`.
 
     Raises:
-        ContractError: what the model returned are no members, or it draws on another device than its generator's.
+        ContractError: what the model returned are not members, or it draws on another device than its generator's.
     """
     name = type(model).__name__
     if samples_with(model, "seeds"):
@@ -227,7 +227,7 @@ def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensembl
         target_shape: What each member has to be.
 
     Raises:
-        ContractError: the model refuses, or what it returned are no members.
+        ContractError: the model refuses, or what it returned are not members.
         RunFailedError: the model says that its numbers diverged.
     """
     name = type(model).__name__

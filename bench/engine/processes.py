@@ -147,7 +147,7 @@ def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
             found = getattr(errors, kind, None)
             raise (found if isinstance(found, type) else RuntimeError)(content)
     if told.get(0, ("", None))[0] != "returned":
-        raise RunFailedError(f"a process of {devices} ended without a word: it was killed, perhaps for memory")
+        raise RunFailedError(f"a process of {devices} died without a message, perhaps for lack of memory")
     return told[0][1]
 
 

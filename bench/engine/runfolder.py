@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
-    """Writes how far a run is; a disk that refuses is no reason to end the run."""
+    """Writes how far a run is; a disk that refuses is not a reason to end the run."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(DataError), replacing(folder / _PROGRESS) as part:
         part.write_text(progress.model_copy(update={"updated_utc": now}).model_dump_json() + "\n", encoding="utf-8")
@@ -129,7 +129,7 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
     try:
         before = read_owner(folder)
         if before is not None and before.ended is None:
-            log.info(f"takes over from process {before.pid} on {before.host}, which ended without a word")
+            log.info(f"takes over from process {before.pid} on {before.host}, which died without a message")
         owner = Owner(
             pid=os.getpid(),
             host=socket.gethostname(),

@@ -23,7 +23,7 @@ class RunningAverage(ModelEmaV3):
 
     timm averages every number that a state_dict holds, or every parameter: a frozen one may be a mask of minus
     infinity, whose difference from itself is not a number, or an integer, which has no average. Buffers are the model's
-    too: a running variance or a count is no weight.
+    too: a running variance or a count is not a weight.
     """
 
     @torch.no_grad()

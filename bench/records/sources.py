@@ -40,7 +40,7 @@ def class_source(made: type, origin: str, version: str | None = None) -> SourceP
 
     Of a class of this project these are the modules that its own imports; of a package of somebody else every file of
     the package, for what it opens beside its modules is not to be seen in them; of a file its module and those beside
-    it.  Libraries and the harness are no part of it.
+    it.  Libraries and the harness are not part of it.
 
     Args:
         made: The class.
@@ -70,7 +70,7 @@ def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, Sou
         metrics: Names of the task's metrics.
 
     Returns:
-        `model`, `harness` and, where they are no part of this project, `task` and `metric NAME`.
+        `model`, `harness` and, where they are not part of this project, `task` and `metric NAME`.
     """
     found = {"model": registered_source("model", model), "harness": harness_source()}
     if task.__module__.partition(".")[0] not in _OURS:
@@ -142,7 +142,7 @@ def _closure(module: str) -> dict[str, Path]:
 
 
 def _imports(path: Path, module: str) -> Iterator[str]:
-    """Yields the names of modules that a file may import, anywhere in it; some of them are no modules."""
+    """Yields the names of modules that a file may import, anywhere in it; some of them are not modules."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -91,7 +91,7 @@ def _interval(record: RunRecord, score: str, level: float) -> tuple[tuple[float,
     if found is None:
         return None, "no statistics per event are at hand"
     if score.endswith("_count"):
-        return None, "a count is no estimate"
+        return None, "a count is not an estimate"
     name, metric = found
     whole, left_out = _without_each(metric, _own(arrays, name), score)
     low, high = jackknife_interval(whole, left_out, level=level, scale=scale_of(score))

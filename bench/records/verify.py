@@ -1,6 +1,6 @@
 """Checks committed records from their files alone: each broken rule of `bench.records.rules` is named.
 
-Nothing that lies in the folder ends the check: what is no record is named too.
+Nothing that lies in the folder ends the check: what is not a record is named too.
 """
 
 from __future__ import annotations

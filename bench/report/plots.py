@@ -205,7 +205,7 @@ def draw_learning_curves(
 
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
-    """Draws the runs of a row; training losses that are no squared error of the forecast get an axis of their own."""
+    """Draws the runs of a row; training losses other than a squared error of the forecast get an axis of their own."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     highest = max((loss for curve in curves for _, loss in curve.val), default=math.inf)

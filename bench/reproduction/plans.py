@@ -235,7 +235,7 @@ def seeds_of(given: Sequence[str], seeds: str | None) -> list[int]:
     """Returns the seeds to run: of `--seeds 0,1,2`, else of an override `seed=N`, else 0.
 
     Raises:
-        ConfigError: both are given, or one is no number.
+        ConfigError: both are given, or one is not a number.
     """
     named = [word.partition("=")[2] for word in given if word.startswith("seed=")]
     if named and seeds:

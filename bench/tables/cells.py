@@ -129,7 +129,7 @@ def table_data(
         table: The definition.
         published: Its published figures.
         records: Of any task, in any order.
-        unreadable: Files that are no record, as `read_store` gives them.
+        unreadable: Files that are not records, as `read_store` gives them.
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
@@ -333,7 +333,7 @@ def _cell(
         published_text=figure.text if figure else None,
         sources=figure.sources if figure else (),
         ours=ours,
-        # A size is no sample: its seeds have the same.
+        # A size is not a sample: its seeds have the same.
         spread=statistics.stdev(values) if len(values) > 1 and column.key not in _SIZES else None,
         interval=(bounds[0] * column.scale, bounds[1] * column.scale) if bounds else None,
         run_ids=tuple(record.run_id for record in records),

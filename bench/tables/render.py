@@ -45,7 +45,7 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
 
     Raises:
         UnknownNameError: no table has this name.
-        BrokenPluginError: the registered object is no table.
+        BrokenPluginError: the registered object is not a table.
     """
     if name.startswith(TABLES):
         board = board_of(name, RESULTS if root is None else root)
@@ -80,7 +80,7 @@ def render(
         table: The definition.
         records: Of any task.
         form: One of `FORMATS`.
-        unreadable: Files that are no record, as `read_store` gives them: they are named, and mark their rows.
+        unreadable: Files that are not records, as `read_store` gives them: they are named, and mark their rows.
     """
     return _texts(table, records, (form,), unreadable)[form]
 

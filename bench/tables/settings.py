@@ -19,7 +19,7 @@ from bench.tables.definitions import Row, StrictModel, Table, published_folder
 
 ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
-# Where things lie and what is logged; `limit` is no part of a paper's training, and stages are looked into.
+# Where things lie and what is logged; `limit` is not part of a paper's training, and stages are looked into.
 _NO_SETTING = {
     "accumulate", "checkpoints", "compile", "deterministic", "divergence_factor", "limit", "loggers", "resume",
     "save_every_minutes", "stages",
@@ -139,7 +139,7 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _literal_or_text(source: str) -> Any:
-    """Returns the value of a default as its source text gives it; the text where it is no literal."""
+    """Returns the value of a default as its source text gives it; the text where it is not a literal."""
     try:
         return ast.literal_eval(source)
     except (ValueError, SyntaxError):

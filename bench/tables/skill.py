@@ -1,7 +1,7 @@
 """Skill against the best trivial reference on the same data, and the rows that have none.
 
 A trivial reference knows nothing of motion or growth: its model's class says `trivial = True` (`blank`, `climatology`,
-`persistence`, `blurred_persistence`).  A row that does not beat the best of them is shown, but not ranked.
+`persistence`, `blurred_persistence`, `damped_persistence`).  A row that does not beat the best of them is shown, but not ranked.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEVIATES = "config deviates"
 UNRANKED = "unranked"
 CHANCE = 0.05
-"""What comes up by chance more often than this is no difference."""
+"""What comes up by chance more often than this is not a difference."""
 PERMUTATIONS = 2000
 """As many as are wanted to tell the best from the fourteenth, see `asked_of`."""
 _SEEDS_ALONE = 2

@@ -19,7 +19,7 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
     """Returns what two records must share for their scores to be compared.
 
     That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
-    ensemble adds is no part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
+    ensemble adds is not part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
     that the command line added, and options of what models see alone.
     """
     assert record.data is not None

@@ -124,7 +124,7 @@ class Grid(Turnable):
         """Returns the data under the root.
 
         Raises:
-            DataError: they are no cube, or in other units than `task.data_units`.
+            DataError: they are not a cube, or in other units than `task.data_units`.
         """
         from bench.data.grid.cube import Cube
 

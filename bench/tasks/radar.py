@@ -23,7 +23,7 @@ class Radar(Sevir):
     Any folder with `CATALOG.csv` and `data/vil/` will do.  Lead times are frames: a tree with a frame every 2 minutes
     is forecast 24 minutes ahead, one with a frame every 10 minutes two hours, so that scores of different folders are
     of different tasks.  The split is by date, as SEVIR's; a folder of one day has the split `all`, and `task.val_from`
-    and `task.test_from` cut elsewhere.  With `split_by=folder`, files below `data/train/`, `data/val/` and `data/test/`
+    and `task.test_from` cut elsewhere, or `task.folds` and `task.fold` leave blocks of whole days out in turn.  With `split_by=folder`, files below `data/train/`, `data/val/` and `data/test/`
     are the splits, as `data convert sevir radar` lays those of folders of these names.
     """
 

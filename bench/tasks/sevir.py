@@ -7,15 +7,16 @@ Gao et al. 2023, PreDiff (SEVIR-LR, 7 -> 6 frames).
 from __future__ import annotations
 
 import warnings
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.api import SPLITS, Palette, Shape, Split
+from bench.data.folds import check_fold
 from bench.data.plausibility import VIL_CODE, Plausible
-from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir.splits import TEST_FROM, VAL_FROM, days_of_splits, split_dates
 from bench.tasks.task import FrameCoordinates, Task, Turnable
 
 if TYPE_CHECKING:
@@ -60,8 +61,11 @@ class Sevir(Turnable):
     }
     reads_addresses: ClassVar[bool] = True
     selection_fields: ClassVar[frozenset[str]] = frozenset(
-        {"stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by", "augment"}
-    )
+        {
+            "stride", "val_from", "test_from", "admit_missing", "skip_missing", "mask_missing", "split_by", "augment",
+            "folds", "fold", "val_days",
+        }
+    )  # fmt: skip
     nominal_size: ClassVar[int] = 384
     nominal_cadence: ClassVar[float] = 5.0
     event_threshold: ClassVar[float | None] = 74.0
@@ -76,6 +80,24 @@ class Sevir(Turnable):
         False, description="leave out events whose files are missing or wrong; the run then is partial"
     )
     mask_missing: bool = Field(False, description="code 255: no echo in contexts, not verified in targets")
+    folds: int | None = Field(None, description="blocks of whole days that are left out in turn, instead of dates")
+    fold: int | None = Field(None, description="the block to test on, from 0; the next one is for validation")
+    val_days: int | None = Field(
+        None, ge=1, description="with folds: days of that block for validation, the rest for training; null: all"
+    )
+
+    @model_validator(mode="after")
+    def _a_fold(self) -> Sevir:
+        dates = frozenset({"val_from", "test_from", "split_by"})
+        check_fold(self.folds, self.fold, dates, self.model_fields_set)
+        if self.val_days is not None and self.folds is None:
+            raise ValueError(f"val_days={self.val_days} needs folds; expected val_from and test_from without")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the options as plain JSON types; those of folds where they are used, for older records have none."""
+        unused = () if self.folds is not None else ("folds", "fold", "val_days")
+        return {key: value for key, value in super().fields().items() if key not in unused}
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -136,8 +158,20 @@ class Sevir(Turnable):
 
     def part(self, split: Split) -> Part:
         """Returns what the events of a split are chosen by."""
+        if self.folds is not None and self.fold is not None:
+            days = days_of_splits(self._days, self.folds, self.fold, self.val_days)
+            return {} if split == "all" else {"days": days[split]}
         start, end = self.split_dates()[split]
         return {"start": start, "end": end}
+
+    @cached_property
+    def _days(self) -> tuple[date, ...]:
+        """Returns the days that have events, in order; an event is of the day of its centre."""
+        from bench.data.sevir.catalogue import read_catalogue, select_events
+
+        assert self.data_root is not None
+        events = select_events(read_catalogue(self.data_root), admit_missing=self.admit_missing)
+        return tuple(sorted({event.time.date() for event in events}))
 
     def _sequences_of(self, part: Part) -> SevirSequences:
         from bench.data.sevir.dataset import SevirSequences

@@ -26,7 +26,7 @@ def check_constraint(constraint_class: type) -> Any:
     """
     missing = [name for name in ("name", "measure", "compared") if not hasattr(constraint_class, name)]
     if missing:
-        raise ContractError(f"{constraint_class!r} is no constraint: it has no {', '.join(missing)}")
+        raise ContractError(f"{constraint_class!r} is not a constraint: it has no {', '.join(missing)}")
     constraint: Any = constraint_class()
     problems: list[str] = []
     if not re.fullmatch(r"[a-z][a-z0-9_]*", str(constraint.name)):

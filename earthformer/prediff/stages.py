@@ -123,7 +123,7 @@ class DenoiserStage(nn.Module):
     """Trains the denoiser, and the log-variance of every step's loss, on latents of the frozen autoencoder."""
 
     def __init__(self, diffusion: LatentDiffusion, encode: Encode, *, augment: bool) -> None:
-        """Joins them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+        """Joins them; `encode` is a function, so that the autoencoder is not part of this module's weights."""
         super().__init__()
         self.diffusion = diffusion
         self.encode = encode
@@ -179,7 +179,7 @@ class AlignmentStage(nn.Module):
         scale_factor: float,
         augment: bool,
     ) -> None:
-        """Joins them; `encode` is a function, so that the autoencoder is no part of this module's weights."""
+        """Joins them; `encode` is a function, so that the autoencoder is not part of this module's weights."""
         super().__init__()
         self.alignment = alignment
         self.schedule = schedule

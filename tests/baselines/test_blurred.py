@@ -123,4 +123,4 @@ def test_blank_is_zero_in_physical_units_whatever_models_see() -> None:
 def test_these_are_the_trivial_references() -> None:
     """Known without an import, so that a table need not have torch."""
     trivial = {name for name in registry.names("model") if registry.find("model", name).card().trivial}
-    assert trivial == {"blank", "blurred_persistence", "climatology", "persistence"}
+    assert trivial == {"blank", "blurred_persistence", "climatology", "damped_persistence", "persistence"}

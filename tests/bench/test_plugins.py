@@ -304,5 +304,5 @@ def test_each_breach_of_a_constraint_is_found() -> None:
     with pytest.raises(ContractError, match="depends on the others of its batch") as caught:
         check_constraint(HeaviestOfBatch)
     assert "found 'Heaviest'" in str(caught.value) and "all pixels are missing, found inf" in str(caught.value)
-    with pytest.raises(ContractError, match="is no constraint"):
+    with pytest.raises(ContractError, match="is not a constraint"):
         check_constraint(int)

@@ -86,7 +86,7 @@ def test_an_address_takes_the_environment_where_it_is_opened(monkeypatch, tmp_pa
     monkeypatch.setenv("HERE", str(tmp_path))
     assert as_path("${oc.env:HERE}/x", "results.root") == local_folder("${oc.env:HERE}/x", "work") == tmp_path / "x"
     assert as_path("${oc.env:NOT_THERE,${oc.env:HERE}}/x", "results.root") == tmp_path / "x"
-    with pytest.raises(ConfigError, match=r"work=\$\{oc.env:NOT_THERE\}.*no environment variable NOT_THERE"):
+    with pytest.raises(ConfigError, match=r"work=\$\{oc.env:NOT_THERE\}.*environment variable NOT_THERE is not set"):
         local_folder("${oc.env:NOT_THERE}", "work")
 
 

@@ -154,7 +154,7 @@ def test_the_command_ends_as_promised_and_repeated_has_the_bits_of_an_unbroken_o
     assert said in log and "Traceback" not in log and (name == "SIGKILL" or f"stopped by {name}" in log)
     # after a kill, loaders look for their parent every five seconds
     until(lambda: not any(Path(f"/proc/{loader}").exists() for loader in loaders), "its loaders to end", 20)
-    assert read_records("results") == ([], []), "half of an evaluation is no record"
+    assert read_records("results") == ([], []), "half of an evaluation is not a record"
     assert len(list(Path().glob("outputs/*/*/*/owner.json"))) == 1, "the next job of the sweep was not started"
     assert main(words) == 0
     records = {record.seed: record for record in read_records("results")[0]}

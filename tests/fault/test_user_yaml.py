@@ -37,7 +37,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("- 1", "config"),
         (_BOMB, "aliases"),
         ("a: &a [*a]", "aliases"),
-        ("a: " + "x" * (2 << 20), "bytes are no config"),
+        ("a: " + "x" * (2 << 20), "too large for a config"),
         ("[" * 100_000, "levels deep"),
         ("[" * 60 + "]" * 60, "levels deep"),
         ("- " * 2000 + "1", "levels deep"),

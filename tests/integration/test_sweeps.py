@@ -39,7 +39,7 @@ def engine(launcher: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment to call the command in: with Ray, that of a cluster on this machine.
 
     Ray gives up after 30 seconds of starting, a number fixed in its code, and a loaded machine needs longer. Starting
-    it is no part of what is tested: it is started apart from the sweep, and again where it says that it was too slow.
+    it is not part of what is tested: it is started apart from the sweep, and again where it says that it was too slow.
     """
     given = os.environ | {"OMP_NUM_THREADS": "1"}
     if launcher != "ray":

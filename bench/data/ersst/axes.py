@@ -118,7 +118,7 @@ def read_grid(path: Path, variables: Variables, field: str, latitude: str, longi
         longitude: Degrees east, of columns or of every cell.
 
     Raises:
-        DataError: they are no degrees, or fit neither rows and columns nor cell by cell.
+        DataError: they are not degrees, or fit neither rows and columns nor cell by cell.
     """
     rows, columns = (decoded(variables[axis], f"{path}: {axis}", np.float64) for axis in (latitude, longitude))
     dims = (*variables[latitude].dims[:1], *variables[longitude].dims[-1:])

@@ -154,7 +154,7 @@ def describe(
         advance: Called with `(done, total)` after each file.
 
     Raises:
-        DataError: the files are no record; while everything is read, that is one of the problems.
+        DataError: the files are not a record; while everything is read, that is one of the problems.
     """
     if read_everything:
         check_manifest(root, report, advance)

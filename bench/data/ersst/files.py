@@ -168,7 +168,7 @@ def read_file(path: Path, variable: str | None = None) -> Record | None:
         variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
 
     Raises:
-        DataError: it cannot be read, its axes do not fit together, or its values are no sea-surface temperatures.
+        DataError: it cannot be read, its axes do not fit together, or its values are not sea-surface temperatures.
     """
     with open_netcdf(path) as variables:
         name = find_field(path, variables, variable)

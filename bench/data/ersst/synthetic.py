@@ -41,7 +41,7 @@ class MakeSst(DataVerb):
         """
         path = self.out / f"{self.form}_made.nc"
         if path.exists():
-            raise DataError(f"{path} is there already; choose another folder or delete it")
+            raise DataError(f"{path} already exists; choose another folder or delete it")
         self.out.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             sst_record(self.years, self.first_year, self.form, self.seed).to_netcdf(part, engine="h5netcdf")

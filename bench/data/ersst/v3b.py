@@ -52,7 +52,7 @@ class FetchErsstV3b(DataVerb):
         """Downloads the years, joins and averages them, and returns what was made.
 
         Raises:
-            DataError: a file cannot be had, or the files are no record of these months.
+            DataError: a file cannot be had, or the files are not a record of these months.
         """
         raw = self.out / "sst_raw"
         policy, lock, done = RetryPolicy(tries=self.tries, timeout_s=self.timeout), threading.Lock(), 0

@@ -1,26 +1,32 @@
 """Radar archives of weather services as events in SEVIR's format: rain rates re-coded as vertically integrated liquid.
 
-Source: Marshall and Palmer 1948 (Z = 200 R^1.6); `bench.data.sevir.codes` for what follows.
+Source: Z = a R^b as the service's importer has it, else Marshall and Palmer 1948 (200 and 1.6);
+`bench.data.sevir.codes` for what follows.
 """
 
 from __future__ import annotations
 
 import shlex
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.data.grid.radar_files import ConvertRadarFiles
 from bench.data.grid.radar_frames import Frame, dated_files
 from bench.data.grid.rain_store import Unfinished
 from bench.data.grid.times import TimeAxis, time_axis
+from bench.data.sevir.catalogue import MISSING
 from bench.data.sevir.codes import vil_codes
 from bench.data.sevir.writing import catalogue_row, write_tree
 from bench.data.verbs import AdvanceLabel
 from bench.errors import ConfigError, DataError
 
 _METRES = {"m": 1.0, "km": 1000.0, "degree": 111_195.0}
+
+
+_ECHO = 16
+"""SEVIR's lowest threshold."""
 
 
 class ConvertRadarEvents(ConvertRadarFiles):
@@ -30,9 +36,21 @@ class ConvertRadarEvents(ConvertRadarFiles):
 
     frames: int = Field(49, ge=2, description="frames of an event")
     size: int = Field(384, ge=1, description="height and width of an event, from the middle of the image")
+    places: bool = Field(
+        False, description="instead of the middle: events side by side, wherever no pixel is missing in any frame"
+    )
+    echo: float = Field(
+        0.0, ge=0, le=100, description="with --places: least per cent of an event's pixels that have code 16 or more"
+    )
+
+    @model_validator(mode="after")
+    def _echo_of_places(self) -> ConvertRadarEvents:
+        if self.echo and not self.places:
+            raise ValueError("--echo needs --places")
+        return self
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts event by event, resumes a stopped conversion of the same files, and returns what was made."""
+        """Converts stretch by stretch, resumes a stopped conversion of the same files, and returns what was made."""
         files = dated_files(self.inputs)
         axis = time_axis(np.array([time for time, _ in files], "datetime64[s]"), f"--in {self.inputs}: times")
         blocks = [
@@ -49,45 +67,88 @@ class ConvertRadarEvents(ConvertRadarFiles):
         height, width = first.lattice.shape
         if min(height, width) < self.size:
             raise ConfigError(f"--size {self.size}: the images have {height}x{width} pixels")
-        rows, columns = (slice((whole - self.size) // 2, (whole + self.size) // 2) for whole in (height, width))
         work = Unfinished(self.out, self._job(files), lambda folder: None)
         work.done = [start for start in work.done if (work.folder / f"{start}.npy").is_file()]
 
         def keep(block: range, rates: np.ndarray) -> None:
-            # a frame's first row is the southernmost in SEVIR
-            codes = vil_codes(200.0 * np.maximum(rates[:, rows, columns].astype(np.float64), 0.0) ** 1.6)[:, ::-1]
-            np.save(work.folder / f"{block.start}.npy", np.moveaxis(codes, 0, -1))
+            a, b = first.z_r
+            codes = np.stack([vil_codes(a * np.maximum(frame.astype(np.float64), 0.0) ** b) for frame in rates])
+            np.save(work.folder / f"{block.start}.npy", self._events(codes))
 
         self._convert([path for _, path in files], blocks, first, work, keep, advance)
-        missing = self._write(work, axis, blocks, first)
+        count, missing = self._write(work, axis, blocks, first)
         work.finish()
         return [
-            f"{len(blocks)} events of {self.frames} frames of {self.size}x{self.size} in {self.out}, {missing} of them "
+            f"{count} events of {self.frames} frames of {self.size}x{self.size} in {self.out}, {missing} of them "
             "with missing pixels",
             f"try: earthbench data info radar --root {shlex.quote(str(self.out))}"
             + " task.admit_missing=true task.mask_missing=true" * (missing > 0),
         ]
 
-    def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> int:
-        """Writes the tree of the events that were kept; returns how many have missing pixels."""
+    def _events(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the events of a stretch `(N,H,W,T)`, the first row in the south, for its codes, the first row north."""
+        if self.places:
+            corners = side_by_side(~(codes == MISSING).any(0), self.size)
+        else:
+            height, width = codes.shape[1:]
+            corners = [((height - self.size) // 2, (width - self.size) // 2)]
+        found = [codes[:, top : top + self.size, left : left + self.size] for top, left in corners]
+        found = [event for event in found if 100 * np.mean(event >= _ECHO) >= self.echo]
+        events = np.array(found, np.uint8).reshape(-1, len(codes), self.size, self.size)
+        return np.moveaxis(events[:, :, ::-1], 1, -1)
+
+    def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> tuple[int, int]:
+        """Writes the tree of the events that were kept; returns their number, and how many have missing pixels."""
         start, lattice = axis.times[0].item(), first.lattice
         metres = _METRES.get(lattice.units, 1.0) * self.size
-        table = []
-        for index, block in enumerate(blocks):
+        kept = {block.start: np.load(work.folder / f"{block.start}.npy", mmap_mode="r") for block in blocks}
+        table: list[dict[str, Any]] = []
+        for block in blocks:
             times = axis.times[block.start : block.stop]
             middle = times[self.frames // 2]
             offsets = (times - middle).astype(int) / 60
-            table.append(
-                catalogue_row(
-                    np.load(work.folder / f"{block.start}.npy"), id=f"R{middle.item():%y%m%d%H%M}{index:04d}",
-                    file_name=f"vil/{start:%Y}/RADAR_VIL_{start:%Y%m%d%H%M}.h5", file_index=index,
-                    time_utc=middle.item().isoformat(sep=" "),
-                    minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
-                    height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                    width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres,
-                )
-            )  # fmt: skip
-        write_tree(work.folder, table, (np.load(work.folder / f"{block.start}.npy") for block in blocks))
+            for codes in kept[block.start]:
+                index = len(table)
+                table.append(
+                    catalogue_row(
+                        codes, id=f"R{middle.item():%y%m%d%H%M}{index:04d}",
+                        file_name=f"vil/{start:%Y}/RADAR_VIL_{start:%Y%m%d%H%M}.h5", file_index=index,
+                        time_utc=middle.item().isoformat(sep=" "),
+                        minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
+                        height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
+                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres,
+                    )
+                )  # fmt: skip
+        if not table:
+            raise DataError(
+                f"--in {self.inputs}: no place of {self.size}x{self.size} pixels without missing ones has echo in "
+                f"{self.echo:g} % of them; a smaller --size or --echo may"
+            )
+        write_tree(work.folder, table, (codes for block in blocks for codes in kept[block.start]))
         for block in blocks:
             (work.folder / f"{block.start}.npy").unlink()
-        return sum(row["pct_missing"] > 0 for row in table)
+        return len(table), sum(row["pct_missing"] > 0 for row in table)
+
+
+def side_by_side(seen: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """Returns row and column of the first pixel of squares that share none, in strips across the image.
+
+    In a strip, squares follow each other as closely as its missing pixels allow; of all rows where the first strip
+    can begin, the first with the most squares is taken.
+
+    Args:
+        seen: bool `(H,W)`: where a square may lie.
+        size: Pixels on a side.
+    """
+    sums = np.pad(seen.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    whole = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size] == size**2
+    best: list[tuple[int, int]] = []
+    for first in range(min(size, len(whole))):
+        found = []
+        for row in range(first, len(whole), size):
+            free, after = np.flatnonzero(whole[row]), 0
+            while (at := np.searchsorted(free, after)) < len(free):
+                found.append((row, int(free[at])))
+                after = free[at] + size
+        best = max(best, found, key=len)
+    return best

@@ -132,9 +132,9 @@ class ConvertRadarFiles(DataVerb):
         frame = read_frame(path, self.reader, accutime=self.accutime)
         if self.to_projection is not None and self.resolution is not None:
             target = Target(self.to_projection, self.resolution, self.resampling, self.extent)
-            return Frame(*reprojected(frame.rates, frame.lattice, target))
+            return Frame(*reprojected(frame.rates, frame.lattice, target), frame.z_r)
         rows, columns = frame.lattice.cropped(self.extent)
-        return Frame(frame.rates[rows, columns], frame.lattice.part(rows, columns))
+        return Frame(frame.rates[rows, columns], frame.lattice.part(rows, columns), frame.z_r)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ class Frame:
     rates: np.ndarray
     """`(H,W)`, float32 mm/h, NaN where the radar saw nothing."""
     lattice: Lattice
+    z_r: tuple[float, float] = (200.0, 1.6)
+    """a and b of Z = a R^b: those of the importer, where it gives any."""
 
 
 def dated_files(pattern: str) -> list[tuple[np.datetime64, Path]]:
@@ -123,11 +125,12 @@ def read_frame(path: Path, reader: Reader, *, accutime: float = 5.0) -> Frame:
     try:
         from pysteps.utils.conversion import to_rainrate
 
-        if metadata["unit"] == "dBZ":
-            metadata = {"zr_a": 200.0, "zr_b": 1.6, **metadata}
+        metadata = {"zr_a": 200.0, "zr_b": 1.6, **metadata}
+        z_r = float(metadata["zr_a"]), float(metadata["zr_b"])
         rates, metadata = to_rainrate(values, metadata)
         rates = np.asarray(rates, np.float32)
-        return Frame(rates[::-1] if metadata.get("yorigin") == "lower" else rates, lattice_of(rates.shape, metadata))
+        rates = rates[::-1] if metadata.get("yorigin") == "lower" else rates
+        return Frame(rates, lattice_of(rates.shape, metadata), z_r)
     except Exception as error:  # as above
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a file that {reader} reads: {said}") from error

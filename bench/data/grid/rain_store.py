@@ -82,7 +82,7 @@ class Unfinished:
 
     def __init__(self, out: Path, job: dict[str, Any], begin: Callable[[Path], None]) -> None:
         if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise DataError(f"{out} is there already; choose another name or delete it")
+            raise DataError(f"{out} already exists; choose another name or delete it")
         self.out, self.folder = out, out.with_name(f".{out.name}.part")
         self.job = json.loads(json.dumps(job))
         self.done: list[int] = []

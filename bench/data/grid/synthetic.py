@@ -34,7 +34,7 @@ class MakeRain(DataVerb):
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Writes the cube and returns what was made and what to try with it."""
         if self.out.exists():
-            raise DataError(f"{self.out} is there already; choose another name or delete it")
+            raise DataError(f"{self.out} already exists; choose another name or delete it")
         dataset = rain_cube(self.frames, (self.height, self.width), gap=self.gap, seed=self.seed)
         write_cube(dataset, self.out)
         root = shlex.quote(f"data.root={self.out}")

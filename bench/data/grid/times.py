@@ -20,7 +20,7 @@ _TOLERANCE = 0.1
 """Of the cadence: radar scans start a few seconds early or late."""
 _FEWEST_REGULAR = 0.5
 _MOST_IRREGULAR = 0.05
-"""Shares of the steps: at least so many are one cadence, at most so many are no multiple of it."""
+"""Shares of the steps: at least so many are one cadence, at most so many are not a multiple of it."""
 _MONTH_DAYS = (28, 31)
 
 

@@ -88,7 +88,7 @@ class MovingMnistSequences(SequenceDataset):
         path, number = self.places[index]
         frames = torch.from_numpy(np.array(mapped(path)[: self.t_in + self.t_out, number]))[..., None]
         if not frames.amax((1, 2, 3)).all():  # as in a file whose writer died: digits never leave the frame
-            raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: it was never wholly written")
+            raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: the file is incomplete")
         return frames[: self.t_in], frames[self.t_in :]
 
     @cached_property

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TypedDict, Unpack
 
@@ -70,6 +70,8 @@ class Part(TypedDict, total=False):
     """Inclusive upper bound."""
     folder: str
     """First folder of the event's file, below `data/`."""
+    days: Collection[date]
+    """Days, one of which the event's centre is on."""
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:
@@ -192,6 +194,9 @@ def _filters(rows: pd.DataFrame, img_type: str, part: Part, admit_missing: bool)
     if (end := part.get("end")) is not None:
         rows = rows[rows["time_utc"] <= end]
         yield f"a time_utc up to {end}", rows
+    if (days := part.get("days")) is not None:
+        rows = rows[rows["time_utc"].dt.date.isin(days)]
+        yield f"a time_utc on one of {len(days)} days from {min(days)} to {max(days)}", rows
     if (folder := part.get("folder")) is not None:
         rows = rows[rows["file_name"].str.startswith(f"{folder}/")]
         yield f"a file_name below {folder}/", rows

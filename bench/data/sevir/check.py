@@ -28,6 +28,8 @@ from bench.data.transfer.manifest import check_manifest, origin
 from bench.data.transfer.paths import open_hdf5
 from bench.errors import DataError
 
+_SHOWN_DAYS = 8
+
 
 def describe(
     root: Path,
@@ -84,6 +86,8 @@ def describe(
     for split, part in splits.items():
         chosen = select_events(catalogue, admit_missing=admit_missing, **part)
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
+        if "days" in part:
+            report.facts["splits"][split]["days"] = sorted({str(event.time.date()) for event in chosen})
     _say(report)
     _remark(report, catalogue, window)
     for split, part in splits.items():
@@ -106,9 +110,16 @@ def _say(report: Report) -> None:
         f"  {facts['events_with_missing_pixels']} more events have missing pixels (task.admit_missing=true)",
     ]
     report.add_split_lines()
+    for split, count in facts["splits"].items():
+        if days := count.get("days"):
+            report.lines.append(f"  days of {split}: {_listed(days)}")
     for name, file in facts["files"].items():
         packed = file["compression"] or "plain"
         report.lines.append(f"  {name}: {file['events']} events, {file['bytes'] / 1e6:.1f} MB, {packed}")
+
+
+def _listed(days: list[str]) -> str:
+    return ", ".join(days) if len(days) <= _SHOWN_DAYS else f"{len(days)} from {days[0]} to {days[-1]}"
 
 
 def _remark(report: Report, catalogue: Any, window: int) -> None:

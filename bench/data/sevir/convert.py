@@ -39,7 +39,7 @@ class ConvertToLowResolution(DataVerb):
     summary: ClassVar[str] = "make SEVIR-LR from SEVIR: every second frame, the maximum of 3x3 pixels"
 
     root: Folder = Field(description="folder of the SEVIR data")
-    out: Folder = Field(description="folder to make; the same command goes on where it stopped")
+    out: Folder = Field(description="folder to make; the same command continues where it stopped")
     workers: int = Field(
         min(4, os.cpu_count() or 1), ge=1, le=256, description="processes; each has one file at a time"
     )
@@ -55,7 +55,7 @@ class ConvertToLowResolution(DataVerb):
             raise DataError(f"--out {self.out} is the folder that is converted; choose another")
         _, problems = read_headers(self.root, select_events(catalogue))
         if problems:
-            raise DataError(one_message(f"the data under {self.root} is not whole:", problems))
+            raise DataError(one_message(f"the data under {self.root} is incomplete:", problems))
         names = sorted(set(catalogue.loc[catalogue["img_type"] == "vil", "file_name"]))
         # A file that only left-out rows name need not be there.
         names = [name for name in names if (self.root / "data" / name).is_file()]

@@ -103,7 +103,7 @@ class SevirSequences(SequenceDataset):
                 f"run `earthbench data check sevir --root {root}` for everything, or set task.skip_missing=true for a "
                 "partial run without these"
             )
-            raise DataError(one_message(f"the data under {root} is not whole ({advice}):", problems))
+            raise DataError(one_message(f"the data under {root} is incomplete ({advice}):", problems))
         header = next(iter(headers.values()), None)
         self.frame_size = (header.height, header.width) if header else None
         self.frames = header.frames if header else 0

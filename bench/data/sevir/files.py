@@ -241,7 +241,7 @@ def _ids(path: Path, file: h5py.File, count: int) -> tuple[str, ...] | None:
         )
     _check_filters(path, ids)
     if _written_chunks(path, file, ids) is not None:
-        raise DataError(f"{path}: 'id' was declared, but not or not wholly written")
+        raise DataError(f"{path}: 'id' was declared but never, or only partly, written")
     return tuple(_text(value) for value in ids[:])
 
 

@@ -89,7 +89,7 @@ class JoinTrees(DataVerb):
             problems += [f"event {e.id} is in {seen[e.id]} and in {root}" for e in events if e.id in seen]
             seen.update({event.id: root for event in events})
             problems += [
-                f"{header.path}: frames of {header.height}x{header.width} are no multiple of --pool {self.pool}"
+                f"{header.path}: frames of {header.height}x{header.width} are not a multiple of --pool {self.pool}"
                 for header in headers.values()
                 if header.height % self.pool or header.width % self.pool
             ]

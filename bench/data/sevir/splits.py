@@ -9,10 +9,12 @@ windows of an event overlap and may lie on both sides, so its validation scores 
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import Split
+from bench.data.folds import blocks, leave_out
 from bench.data.sequences import SequenceDataset, Units
 
 if TYPE_CHECKING:
@@ -30,6 +32,25 @@ SEED = 0
 def split_dates(val_from: datetime, test_from: datetime) -> dict[Split, tuple[datetime | None, datetime | None]]:
     """Returns per split the dates that an event's centre is after, and up to and including."""
     return {"train": (None, val_from), "val": (val_from, test_from), "test": (test_from, None), "all": (None, None)}
+
+
+def days_of_splits(days: Sequence[date], folds: int, fold: int, val_days: int | None) -> dict[Split, frozenset[date]]:
+    """Returns the days of each split when blocks of them are left out in turn: no day is in two of train, val and test.
+
+    Args:
+        days: All days that have events, in order.
+        folds: How many blocks.
+        fold: The one to test on; the next one is for validation.
+        val_days: Days of that block for validation, the rest of which is for training; None for all.
+
+    Raises:
+        ConfigError: there are too few days.
+    """
+    parts = leave_out(blocks(len(days), folds, "days"), fold, val_days)
+    return {
+        split: frozenset(day for first, last in stretches for day in days[first:last])
+        for split, stretches in parts.items()
+    }
 
 
 class RandomPart(SequenceDataset):

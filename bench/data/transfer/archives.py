@@ -99,7 +99,7 @@ def _checked(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, limits: Lim
     for member in members:
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or any(sign in member.name for sign in "\\:\0") or not name.parts:
-            problems.append(f"{member.name!r} leaves the folder, or is no name that every system can have")
+            problems.append(f"{member.name!r} leaves the folder, or is not a name that every system allows")
         elif member.kind not in ("file", "folder"):
             problems.append(f"{member.name!r} is {member.kind}")
         elif name in seen and member.kind == "file":

@@ -109,7 +109,7 @@ def describe(url: str, response: requests.Response) -> Remote:
 def _digests(headers: requests.structures.CaseInsensitiveDict[str]) -> dict[str, str]:
     found = {}
     # An ETag of 32 digits is the MD5 in the stores that data sets are published in.  (That of a file which was
-    # uploaded to S3 in parts ends in -N and is no digest of the file.)
+    # uploaded to S3 in parts ends in -N and is not a digest of the file.)
     if etag := re.fullmatch(r'"([0-9a-f]{32})"', headers.get("ETag", "")):
         found["md5"] = etag[1]
     encoded = headers.get("x-amz-checksum-sha256")
@@ -245,7 +245,7 @@ def retry(
             if failures >= policy.tries:
                 raise DataError(
                     f"{url}: {error}; given up after {failures} tries in a row. "
-                    "The same command goes on where it stopped; or download it by hand from that address."
+                    "The same command continues where it stopped; or download it by hand from that address."
                 ) from error
             wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
             log.debug("%s: %s; tries again in %.3g s", url, error, wait)

@@ -72,7 +72,7 @@ def open_hdf5(path: Path) -> h5py.File:
     drivers: this one is not h5py's default, so that users can open the same files as they like.
 
     Raises:
-        OSError: it cannot be read, or is no HDF5.
+        OSError: it cannot be read, or is not HDF5.
         DataError: the server does not give it.
     """
     if isinstance(path, Path):

@@ -86,7 +86,7 @@ def fetch_weights(url: str, folder: Path, *, moved: object = None, policy: Retry
     """Returns a file of weights that is what it was when it was first downloaded to this folder.
 
     Raises:
-        DataError: it cannot be had, is no checkpoint, or differs from the recorded digest.
+        DataError: it cannot be had, is not a checkpoint, or differs from the recorded digest.
     """
     address = https(url)
     path = folder / Path(urlsplit(address).path).name
@@ -115,7 +115,7 @@ def _recorded(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuses a file that is no checkpoint, or one with a byte that its own checksums deny; runs nothing of it.
+    """Refuses a file that is not a checkpoint, or one with a byte that its own checksums deny; runs nothing of it.
 
     Raises:
         DataError: says what it is instead.
@@ -127,7 +127,7 @@ def check_checkpoint(path: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
         except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-            raise DataError(f"{path}: a checkpoint that is not whole: {error}") from error
+            raise DataError(f"{path}: an incomplete checkpoint: {error}") from error
         if broken:
             raise DataError(f"{path}: {broken} in it has changed since it was written")
     elif not (start.startswith(b"\x80") or start[8:9] == b"{"):  # an older torch.save; safetensors

@@ -60,7 +60,7 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Mon
     better = own[name] if mode == "auto" else _BY_MODE[mode]
     if better is None:
         raise ConfigError(
-            f"train.early_stopping.monitor={name}: neither way is known to be better. Set "
+            f"train.early_stopping.monitor={name}: it is not known whether higher or lower is better. Set "
             "train.early_stopping.mode=min or max; the metric of a plugin says it by `better` or `higher_is_better`"
         )
     if own[name] not in (None, better):

@@ -86,7 +86,7 @@ class Nino34(ExactMetric):
         if box not in ("papers", "exact"):
             raise ValueError(f"box {box!r}; expected 'papers' or 'exact'")
         self.convention, self.t_out, self.box = convention, t_out, box
-        # a correlation is no sum over batches: the K indices of every window are kept, some 100 bytes of each
+        # a correlation is not a sum over batches: the K indices of every window are kept, some 100 bytes of each
         self.add_state("forecast_index", [], dist_reduce_fx="cat")
         self.add_state("observed_index", [], dist_reduce_fx="cat")
         self.add_state("window_event", [], dist_reduce_fx="cat")

@@ -221,7 +221,7 @@ class PixelwiseScore(EventMetric):
 
 
 def check_convention_and_scale(convention: str, scale: float) -> None:
-    """Refuses what is no convention and no scale.
+    """Refuses what is neither a convention nor a scale.
 
     Raises:
         ValueError: says what was expected.

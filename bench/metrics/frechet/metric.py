@@ -201,12 +201,12 @@ def i3d_features(weights: Path) -> tuple[Features, int]:
             "classes); features=storm needs no file, and is another score."
         ) from error
     except Exception as error:  # whatever a file that is none makes torch say
-        raise ConfigError(f"weights={str(weights)!r} is no state dict of I3D: {first_line(error)}") from error
+        raise ConfigError(f"weights={str(weights)!r} is not a state dict of I3D: {first_line(error)}") from error
     return _I3DFeatures(network.eval().requires_grad_(False)), classes
 
 
 class _I3DFeatures:
-    """The logits of I3D, `(N,D)`; no module, so that the network is no part of the metric."""
+    """The logits of I3D, `(N,D)`; no module, so that the network is not part of the metric."""
 
     def __init__(self, network: Module) -> None:
         self.network = network

@@ -150,7 +150,7 @@ class TestRandomSplit:
         assert main([*words, f"work={tmp_path / 'w'}", f"results.root={tmp_path / 'r'}", "picture=false"]) == 0
         (path,) = (tmp_path / "r").rglob("*.json")
         assert json.loads(path.read_text())["task"]["fields"]["split_by"] == "random"
-        # windows of the chosen test split are no part of either
+        # windows of the chosen test split are not part of either
         assert "leaks" not in json.loads(path.read_text())["data"]["identity"]
 
 

@@ -215,7 +215,7 @@ def test_why_there_is_no_interval(plain: RunRecord, many: tuple[RunRecord, RunRe
     assert why_no_interval(full, "no_such_score") == "no statistics per event are at hand"
     assert why_no_interval(full.with_arrays(None), "mse") == "no statistics per event are at hand"
     assert "end of its range" in why_no_interval(_made(plain, np.r_[np.zeros(11), 1.0]), "mse")
-    assert why_no_interval(_made(plain, np.linspace(1, 2, 12)), "mse_pixel_count") == "a count is no estimate"
+    assert why_no_interval(_made(plain, np.linspace(1, 2, 12)), "mse_pixel_count") == "a count is not an estimate"
 
 
 def test_models_are_compared_on_the_same_events(plain: RunRecord, noisy: RunRecord) -> None:

@@ -121,7 +121,7 @@ def test_ranks_are_shared_within_the_noise_and_not_given_behind_the_reference(
     skill, mse = cells["unet", "skill_mse"], cells["unet", "mse"]
     persistence = _column(blocks["References"], "mse")["persistence"]
     assert isinstance(persistence, float) and mse.ours is not None and skill.ours is not None
-    assert skill.ours == pytest.approx(1 - mse.ours / persistence), "the flow is no trivial reference"
+    assert skill.ours == pytest.approx(1 - mse.ours / persistence), "the flow is not a trivial reference"
     assert mse.spread == pytest.approx(np.std([0.30, 0.34, 0.26], ddof=1) * 1e3, rel=0.2) and len(mse.run_ids) == 3
     assert cells["unet", "cpu_s"].ours == 7.0
 

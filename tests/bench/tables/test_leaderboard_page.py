@@ -70,7 +70,7 @@ def test_every_printed_run_is_a_rendered_one_and_no_model_is_left_out(header: st
             if spelled.startswith(row["Params M"]["model"])
             and all(_says(text, row[_label(column)]) for column, text in line.items())
         ]
-        assert same, f"{name}: {line} is no row of results/tables/{table}.json"
+        assert same, f"{name}: {line} is not a row of results/tables/{table}.json"
         told |= {row["Params M"]["model"] for row in same}
     assert told == {row["Params M"]["model"] for row in rendered}
 

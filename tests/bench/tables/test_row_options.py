@@ -106,7 +106,7 @@ def test_every_setting_of_a_row_is_as_its_source_says_or_tells_how_it_differs(na
         found = {one.key: one for one in sourced_settings(table, row.key, compose(overrides_of(table, row, (), 0)))}
         assert not [one.key for one in found.values() if one.differs], row.key
         asked = {one.key for one in known.settings if row.key in one.rows}
-        assert asked <= set(found), f"{row.key}: {sorted(asked - set(found))} are no settings of its runs"
+        assert asked <= set(found), f"{row.key}: {sorted(asked - set(found))} are not settings of its runs"
         assert "loss" in found and any(key.endswith("schedule") for key in found)
 
 

@@ -93,7 +93,7 @@ def test_what_chance_could_have_put_second_shares_the_mark(measured: RunRecord) 
     assert _marks(records) == {"unet": 1, "convlstm": 1, "predrnn": 2}
     assert {cell.model: cell.rank for cell in _block(records).cells if cell.column == "mse"} == {
         "unet": 1, "convlstm": 2, "predrnn": None,
-    }, "the order as printed is no test"  # fmt: skip
+    }, "the order as printed is not a test"  # fmt: skip
 
 
 def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRecord) -> None:

@@ -116,7 +116,7 @@ def test_a_stopped_conversion_resumes(archive: Path, tmp_path: Path, monkeypatch
     verb.run(lambda *_: None)
     assert len(read) == 1 + 4  # the first, for the grid, and the second block
     np.testing.assert_allclose(load_task("grid", out).cube.read(17, 18)[0, 2:, :, 0], codes_of(17)[2:] / 10, atol=1e-5)
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         verb.run(lambda *_: None)
 
 

@@ -117,7 +117,7 @@ def test_frames_that_blocks_do_not_fill_are_refused(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _join([storms], tmp_path / "out", "--pool", "5") == 2
-    assert "32x32 are no multiple of --pool 5" in capsys.readouterr().err
+    assert "32x32 are not a multiple of --pool 5" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
