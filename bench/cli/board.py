@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does what was asked for."""
+    """Runs the subcommand."""
     board = read_board(options.file)
     return {"run": _run, "plan": _plan, "table": _table, "check": _check, "picture": _picture}[options.what](
         board, options

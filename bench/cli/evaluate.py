@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates and prints what came of it."""
+    """Evaluates and prints the result."""
     config = compose(options.overrides)
     from bench.engine.run import run as run_pipeline
 

@@ -120,7 +120,7 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
 
 
 def execute(config: Any, *, again: bool) -> None:
-    """Runs a checked config and prints what came of it."""
+    """Runs a checked config and prints the result."""
     from bench.cli.outcome import print_outcome
     from bench.engine.run import run as run_pipeline
 
