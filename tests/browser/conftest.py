@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture import CHROMIUM
+from report_picture import CHROMIUM
 
 import bench
 from bench.records.samples import write_sample

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from picture import OUT, photograph
 from PIL import Image
+from report_picture import OUT, photograph
 
 from bench.report.plots import INPUTS
 
@@ -343,5 +343,5 @@ def test_the_picture_of_the_documentation_can_be_taken_again(browser: Any, commi
     photograph(browser, committed.parent, tmp_path / OUT.name)
     with Image.open(tmp_path / OUT.name) as taken, Image.open(OUT) as shown:
         assert taken.size == shown.size and taken.info[INPUTS] == shown.info[INPUTS], (
-            f"{OUT.name} is stale; make it again: python tests/browser/picture.py"
+            f"{OUT.name} is stale; make it again: python tests/report_picture.py"
         )

@@ -1,4 +1,4 @@
-"""Takes the picture of a board's page that `docs/report.md` shows: `python tests/browser/picture.py`.
+"""Takes the picture of a board's page that `docs/report.md` shows: `python tests/report_picture.py`.
 
 `tests/bench/report/test_committed_pictures.py` fails if it is older than the table; `tests/browser` takes it anew.
 """
@@ -20,7 +20,7 @@ from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import table_data
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[1]
 TABLE, PAGE, OUT = "boards/nbody16", "table-boards_nbody16.html", REPO / "docs" / "leaderboard.png"
 CHROMIUM = os.environ.get("EARTHBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 WIDTH, HEIGHT = 1320, 1650
