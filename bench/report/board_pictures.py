@@ -27,6 +27,8 @@ _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
 """Times of training that differ by more have a logarithmic axis."""
+_LONG = 40
+"""Characters of a label from which a legend has two columns instead of three."""
 _BELOW = 0.25
 """Lines are drawn down to so much skill below the learned rows."""
 _WORST = -1.0
@@ -206,7 +208,7 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
         cut = f" The axis is cut: lines go down to {min(lowest.values()):.2f}."
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
     axis.set_xticks(times.values(len(shown.reference.scores_per_lead[shown.per_lead])))
-    figure.legend(loc="outside lower center", ncols=3 if len(max(looks, key=len)) < 40 else 2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3 if max(map(len, looks)) < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
@@ -273,7 +275,8 @@ def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
     _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    longest = max(map(len, axis.get_legend_handles_labels()[1]), default=0)
+    figure.legend(loc="outside lower center", ncols=3 if longest < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
