@@ -124,6 +124,7 @@ class ConvLSTM(HasReference):
     reconstructions.
     """
 
+    widths: ClassVar[dict[str, int]] = {"hidden": 1, "head_channels": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"strides": (3, 2, 4)},
         "sevir_lr": {"strides": (2, 2, 2)},

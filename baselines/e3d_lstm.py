@@ -191,6 +191,7 @@ class E3DLSTM(NextFrameModel):
     """
 
     loss_reduction = "sum"
+    widths: ClassVar[dict[str, int]] = {"hidden": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"patch_size": 8, "stem_channels": 16},
         "sevir_lr": {"patch_size": 8},

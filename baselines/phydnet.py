@@ -13,12 +13,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from baselines.convlstm import ConvLSTMCell, State
-from baselines.convolutions import RepeatedConv
 from baselines.masking import filled, joined_truth, known_mse
 from baselines.moments import k2m
+from baselines.phycell import PHY_GROUPS, PhyCell
 from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 from baselines.weights import Config, as_mapping, check_config, load_strictly
@@ -26,7 +25,6 @@ from baselines.weights import Config, as_mapping, check_config, load_strictly
 # The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet); the stem has half the code's width.
 CODE_CHANNELS = 64
 CODE_GROUPS = 16
-PHY_GROUPS = 7
 LEAKY_SLOPE = 0.2
 # Teacher forcing there falls by 0.003 per epoch and the default run has 1001 epochs.
 TEACHER_FORCING_SHARE = 1 / (0.003 * 1001)
@@ -58,57 +56,6 @@ def _transposed(in_channels: int, out_channels: int, stride: int) -> nn.ConvTran
     return nn.ConvTranspose2d(in_channels, out_channels, 3, stride, padding=1, output_padding=stride - 1)
 
 
-class _Derivatives(nn.Module):
-    """The right-hand side of the learned equation: a linear mix of filters that are held near derivatives."""
-
-    def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, hidden, kernel_size, padding=kernel_size // 2)
-        # The authors' name; it is a group norm.
-        self.bn1 = nn.GroupNorm(PHY_GROUPS, hidden)
-        self.conv2 = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv2(self.bn1(self.conv1(h)))
-
-
-class PhyCell(nn.Module):
-    """A cell that steps its state by a learned equation and corrects it towards the input by a learned gain.
-
-    Source: arXiv:2003.01460 (PhyCell: prediction and correction); the gain also sees the state before.
-    """
-
-    def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
-        """Builds a cell of as many channels with `hidden` filters."""
-        super().__init__()
-        self.F = _Derivatives(hidden, kernel_size, channels)
-        self.convgate = nn.Conv2d(2 * channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Returns the state (B, C, h, w) after one step on an input (B, C, h, w)."""
-        return self._correct(x, h, self.convgate(torch.cat((x, h), dim=1)))
-
-    def run(self, inputs: Tensor, h: Tensor) -> Tensor:
-        """Returns the states (T, B, C, h, w) of steps on inputs (T, B, C, h, w) that are all known.
-
-        The gain's convolution is split, and the part over the inputs is taken for all steps at once.
-        """
-        if len(inputs) == 1:
-            return self(inputs[0], h).unsqueeze(0)
-        over_x, over_h = (part.contiguous() for part in self.convgate.weight.chunk(2, dim=1))
-        from_x = each_frame(lambda x: F.conv2d(x, over_x, self.convgate.bias, padding=1), inputs)
-        recur = RepeatedConv(over_h)
-        states = []
-        for x, gain in zip(inputs.unbind(0), from_x.unbind(0), strict=True):
-            h = self._correct(x, h, gain + recur(h))
-            states.append(h)
-        return torch.stack(states)
-
-    def _correct(self, x: Tensor, h: Tensor, gain: Tensor) -> Tensor:
-        predicted = h + self.F(h)
-        return predicted + torch.sigmoid(gain) * (x - predicted)
-
-
 class _Cells(nn.Module, Generic[Cell]):
     """The cells of a branch, under the authors' name."""
 
@@ -134,6 +81,7 @@ class PhyDNet(HasReference):
     and 8.7 % more operations.
     """
 
+    widths: ClassVar[dict[str, int]] = {"conv_hidden": 32, "code_channels": 32}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"strides": (2, 2, 2), "conv_hidden": (256, 256, 256, 64)},
         "sevir_lr": {"strides": (2, 1, 2), "conv_hidden": (128, 128, 64)},

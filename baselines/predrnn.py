@@ -107,6 +107,7 @@ class PredRNN(NextFrameModel):
     convolutional stem that no source describes (see `baselines.patches`).
     """
 
+    widths: ClassVar[dict[str, int]] = {"hidden": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"patch_size": 8, "stem_channels": 16},
         "sevir_lr": {"patch_size": 8},

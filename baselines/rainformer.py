@@ -213,6 +213,7 @@ class Rainformer(nn.Module):
 
     # Two branches of each gate are in the original's state_dict and in its published size, and are never called.
     parameters_without_gradient: ClassVar[tuple[str, ...]] = ("*.layers.*.4.conv_2.*", "*.layers.*.4.conv_3.*")
+    widths: ClassVar[dict[str, int]] = {"hidden": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"hidden": 64, "downscale": (2, 2, 2, 2), "heads": (3, 6, 12, 24), "window": 12},
         "sevir_lr": {"hidden": 32, "downscale": (2, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 8},

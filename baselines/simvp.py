@@ -130,6 +130,7 @@ class SimVP(nn.Module):
         ValueError: A grid size is not divisible, or sizes do not fit together.
     """
 
+    widths: ClassVar[dict[str, int]] = {"hid_s": 2, "hid_t": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {"n_s": 6},
         "sevir_lr": {},

@@ -36,6 +36,7 @@ class UNet(nn.Module):
         ValueError: A grid size is not divisible by 2 to the number of levels, or sizes do not fit together.
     """
 
+    widths: ClassVar[dict[str, int]] = {"channels": 1, "center_channels": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {},
         "sevir_lr": {},

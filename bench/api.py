@@ -181,6 +181,8 @@ class ModelTraits:
     """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
     of_task: Mapping[str, str] = field(default_factory=dict)
     """What it takes from the task unless it is given, such as its cadence: `{hyperparameter: attribute}`."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Hyperparameters that `target_params` scales by one factor, and what each stays a multiple of; a literal."""
     options_class: str | None = None
     """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
     size_multiple: int | Callable[[Mapping[str, Any]], int] = 1

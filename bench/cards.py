@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+TARGET = "target_params"
+"""The hyperparameter of every model with `widths` that asks for a number of parameters instead of them."""
 # A class may be re-exported or inherit its constructor; further than this nobody writes it on purpose.
 _MOST_HOPS = 8
 
@@ -27,6 +29,8 @@ class Card:
     parameters: dict[str, str] = field(default_factory=dict)
     accepts_any_parameter: bool = False
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    """Of a model: the hyperparameters that a target number of parameters scales."""
     path: Path | None = None
     trivial: bool = False
     """Of a model: whether its forecast takes no skill, so that others are measured against it."""
@@ -214,7 +218,8 @@ def read_card(value: str) -> Card:
     summary = doc.strip().splitlines()[0] if doc.strip() else "(no description)"
     trivial = isinstance(node, ast.ClassDef) and _literal(node, home, "trivial") is True
     methods = _methods(node, home) if isinstance(node, ast.ClassDef) else frozenset()
-    return Card(summary, doc, parameters, anything, presets, path, trivial, methods)
+    widths = (_literal(node, home, "widths") or {}) if isinstance(node, ast.ClassDef) else {}
+    return Card(summary, doc, parameters, anything, presets, widths, path, trivial, methods)
 
 
 def _methods(node: ast.ClassDef, module: str, hops: int = 0) -> frozenset[str]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.api import FitsInOnePass, model_traits
+from bench.cards import TARGET
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
@@ -107,6 +108,8 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
+        if model_traits(model_class).widths and TARGET in chosen:
+            chosen = _with_target(model_class, task, chosen)
         model = _made(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
         with suppress(BrokenPluginError):  # a class made at run time has no source to look into
@@ -133,6 +136,19 @@ def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> n
     if shapes[0] != tuple(task.input_shape):
         pad_frames(model, task.input_shape[1:3], shapes[0][1:3])
     return model
+
+
+def _with_target(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hyperparameters with the widths that a target number of parameters asks for, instead of it."""
+    from bench.model_sizes import widths_for
+
+    given = {key: value for key, value in hyperparameters.items() if key != TARGET}
+    known = {**_inherited_defaults(model_class), **_defaults(model_class), **_plain(given)}
+    scaled = {key: multiple for key, multiple in model_traits(model_class).widths.items() if known.get(key) is not None}
+    found = widths_for(
+        hyperparameters[TARGET], scaled, known, lambda widths: _made(model_class, task, {**given, **widths})
+    )
+    return {**given, **found}
 
 
 def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, Any]) -> nn.Module:

@@ -121,6 +121,7 @@ class Earthformer(CuboidTransformer):
     parameter counts and multiply-adds.
     """
 
+    widths: ClassVar[dict[str, int]] = {"base_units": 4, "initial_downsample_stack_conv_dim_list": 4}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir": {
             "base_units": 128,

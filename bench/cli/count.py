@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bench import registry
+from bench.api import model_traits
+from bench.cards import TARGET
 from bench.cli.printing import print
 from bench.errors import (
     EarthbenchError,
@@ -34,6 +36,7 @@ _MOST_PROCESSES = 4
 EXAMPLES = (
     "earthbench count --model unet --task sevir",
     "earthbench count --table earthformer/sevir",
+    "earthbench count --task sevir_lr --target-params 350000",
     "earthbench count --check",
 )
 
@@ -43,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", help="the rows of this table, compared with its published figures")
     parser.add_argument("--model", action="append", help="this model (may be repeated; default: all registered)")
     parser.add_argument("--task", default="sevir", help="shapes of this task (default sevir)")
+    parser.add_argument(
+        "--target-params", type=int, metavar="N", help="with widths that give each model about N parameters"
+    )
     parser.add_argument("--speed", action="store_true", help="also measure latency and peak memory of one forecast")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     action = parser.add_mutually_exclusive_group()
@@ -54,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     """Counts and prints; a model that is not there or cannot be counted is a line with the reason."""
     if options.write or options.check:
         return _committed(options)
+    if options.table and options.target_params:
+        raise UsageError("--target-params: the rows of a table have sizes of their own; name models, not --table")
     lines = _table_lines(options) if options.table else _model_lines(options)
     if options.format == "json":
         print(json.dumps(lines, indent=1, allow_nan=False))
@@ -78,7 +86,12 @@ def _model_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.model or []:
         registry.find("model", name)
     models = options.model or registry.names("model")
-    return list(_counted([(options.task, model, {}) for model in models], options.speed))
+    if options.target_params is None:
+        return list(_counted([(options.task, model, {}) for model in models], options.speed))
+    able = [model for model in models if registry.find("model", model).card().widths]
+    if other := [model for model in options.model or [] if model not in able]:
+        raise UsageError(f"--target-params: {', '.join(other)}: no widths to scale (earthbench show model NAME)")
+    return list(_counted([(options.task, model, {TARGET: options.target_params}) for model in able], options.speed))
 
 
 def _committed(options: argparse.Namespace) -> int:
@@ -92,8 +105,9 @@ def _committed(options: argparse.Namespace) -> int:
     from bench.tables.counts import CountedSize, counts_path, load_counts, rows_to_count, write_counts
     from bench.tables.render import tables_with_rows
 
-    if options.table or options.model or options.speed:
-        raise UsageError("--write and --check count the rows of all tables: leave --table, --model and --speed out")
+    if options.table or options.model or options.speed or options.target_params:
+        others = "--table, --model, --speed and --target-params"
+        raise UsageError(f"--write and --check count the rows of all tables: leave {others} out")
     rows = list(rows_to_count(tables_with_rows()).values())
     fresh = []
     for (task, model, hyperparameters), line in zip(rows, _counted(rows, speed=False), strict=True):
@@ -165,8 +179,9 @@ def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any
 
 
 def _count(task_name: str, model: str, options: dict[str, Any], speed: bool) -> dict[str, Any]:
+    from bench.config import canonical_json
     from bench.cost import count_model, measure_speed
-    from bench.models import load_model
+    from bench.models import load_model, made_from
     from bench.tasks import load_task
 
     line: dict[str, Any] = {"model": model, "task": task_name}
@@ -182,6 +197,10 @@ def _count(task_name: str, model: str, options: dict[str, Any], speed: bool) -> 
     except EarthbenchError as error:
         return {**line, "status": "failed", "note": str(error)}
     line |= {"status": "counted", **cost.as_dict()}
+    if TARGET in options:
+        found = made_from(made).hyperparameters
+        widths = {key: found.get(key) for key in model_traits(made).widths}
+        line["note"] = " ".join(f"model.{key}={canonical_json(value)}" for key, value in widths.items() if value)
     if speed:
         measured = measure_speed(made, task.input_shape)
         line |= {

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import registry
 from bench.api import Picture
+from bench.cards import TARGET
 from bench.cli.printing import print, wrapped
 from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
@@ -71,6 +72,7 @@ def _registered(kind: registry.Kind, name: str) -> dict[str, Any]:
         shown["hyperparameters" if entry.kind == "model" else "options"] = card.parameters
     if entry.kind == "model":
         shown["presets"] = card.presets
+        shown["widths"] = {f"model.{TARGET}=N scales": ", ".join(card.widths)} if card.widths else "not scaled"
     elif entry.kind == "task":
         shown |= _task(entry.name)
     elif entry.kind == "table":

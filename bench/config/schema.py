@@ -29,6 +29,7 @@ from pydantic import (
 
 from bench import registry
 from bench.api import Split
+from bench.cards import TARGET
 from bench.config.messages import ACCUMULATE, explain, instead_of_accumulate
 from bench.errors import ConfigError, did_you_mean, one_message
 from bench.safe_text import content_without_secrets
@@ -344,9 +345,10 @@ def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
         ConfigError: names the unknown hyperparameters and the nearest known ones.
     """
     card = registry.find("model", model).card()
-    unknown = [] if card.accepts_any_parameter else [key for key in given if key not in card.parameters]
+    known = [*card.parameters, *([TARGET] if card.widths else [])]
+    unknown = [] if card.accepts_any_parameter else [key for key in given if key not in known]
     if unknown:
-        lines = [f"model.{key}: {did_you_mean(key, card.parameters)}" for key in unknown]
+        lines = [f"model.{key}: {did_you_mean(key, known)}" for key in unknown]
         raise ConfigError(one_message(f"model {model!r} has no such hyperparameter:", lines))
 
 
