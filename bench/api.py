@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the house, as types; nothing here imports torch at run time.
+"""The contracts between the packages, as types; nothing here imports torch at run time.
 
 Layout at every border is `(B, T, H, W, C)`, float32.  A model sees normalised units; a metric sees physical units.
 """
@@ -10,12 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
-
-from bench.errors import ContractError, one_message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _Traits = TypeVar("_Traits", "ModelTraits", "MetricTraits")
-_NEARLY = 0.85
-"""Ratio of `difflib` from which a name is taken for a misspelling of another."""
-
 Shape = tuple[int, int, int, int]
 """`(T, H, W, C)` of one context or target."""
 
@@ -63,12 +57,13 @@ class _Methods(type(Protocol)):  # type: ignore[misc]
     """Makes `isinstance` ask for what can be called: layers called `stages` are no `HasStages`, nor is a number."""
 
     def __instancecheck__(cls, thing: object) -> bool:
-        found = {name: getattr(thing, name, None) for name in _methods_of(cls)}
+        found = {name: getattr(thing, name, None) for name in methods_of(cls)}
         # A loss may be a layer of its own.
         return all(callable(v) and (n.endswith("_loss") or not hasattr(v, "named_modules")) for n, v in found.items())
 
 
-def _methods_of(capability: type) -> list[str]:
+def methods_of(capability: type) -> list[str]:
+    """Returns the names of the public methods of a capability."""
     return [name for name, member in vars(capability).items() if not name.startswith("_") and inspect.isroutine(member)]
 
 
@@ -318,61 +313,6 @@ def metric_traits(metric: object) -> MetricTraits:
 def _declared(thing: object, traits: type[_Traits]) -> _Traits:
     found = {one.name: getattr(thing, one.name, None) for one in fields(traits)}  # a class's property has no value yet
     return traits(**{name: value for name, value in found.items() if not isinstance(value, NoneType | property)})
-
-
-def check_model_members(model: object) -> None:
-    """Refuses a model, or a stage's module, that has part of the contract under a wrong name.
-
-    Raises:
-        ContractError: lists all such members.
-    """
-    problems = _wrong_members(model, ModelTraits, MODEL_CAPABILITIES)
-    declared = model_traits(model)
-    if declared.loss_reduction not in ("mean", "sum"):
-        problems.append(f"loss_reduction: expected 'mean' or 'sum', found {declared.loss_reduction!r}")
-    for name in ("evaluation_only", "parameters_without_gradient"):
-        if isinstance(found := getattr(declared, name), str):  # whose characters would be taken for names
-            problems.append(f"{name}: expected a tuple of texts, found {found!r}")
-    _refuse(model, problems)
-
-
-def check_metric_members(metric: object) -> None:
-    """Refuses a metric that has part of the contract under a wrong name.
-
-    Raises:
-        ContractError: lists all such members.
-    """
-    problems = _wrong_members(metric, MetricTraits, METRIC_CAPABILITIES)
-    if metric_traits(metric).takes_events and not isinstance(metric, TracksEvents):
-        problems.append("takes_events: expected family, track_events(), event_statistics() and score_options(), too")
-    _refuse(metric, problems)
-
-
-def _refuse(thing: object, problems: list[str]) -> None:
-    if problems:
-        raise ContractError(one_message(f"{type(thing).__name__} does not keep the contract (bench.api):", problems))
-
-
-def _wrong_members(thing: object, traits: type, capabilities: tuple[type, ...]) -> list[str]:
-    """Returns what is wrong with the public members that an object has from its own package and not from a library.
-
-    A contract that is found by name takes a misspelt member for one that is not there.  What the constructor takes is
-    a hyperparameter, and no misspelling.
-    """
-    attributes = [one.name for one in fields(traits)]
-    methods = [name for one in capabilities for name in _methods_of(one)]
-    package = type(thing).__module__.partition(".")[0]
-    classes = [one for one in type(thing).__mro__ if one.__module__.partition(".")[0] == package]
-    own = {name: member for one in classes for name, member in vars(one).items()} | vars(thing)
-    allowed = {*methods, *attributes, *inspect.signature(type(thing)).parameters}
-    problems = []
-    for name in sorted(own):
-        if name.startswith("_") or name in allowed:
-            continue
-        meant = get_close_matches(name, methods if callable(own[name]) else attributes, n=1, cutoff=_NEARLY)
-        if meant and meant[0] not in own:
-            problems.append(f"{name}: no member of the contract. Did you mean {meant[0]}? If not, choose another name")
-    return problems
 
 
 class Stage(Protocol):

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; a key of "
         "the ablation is replaced (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs side by side",

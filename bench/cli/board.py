@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.ablate import job
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.cli.run import launch
 from bench.cli.status import Line, lines_of
 from bench.cli.table import print_contents
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument(
                 "overrides",
                 nargs="*",
+                default=[],
                 metavar="KEY=VALUE",
                 help="locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
                 "changes a number",
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does what was asked for."""
+    """Runs the subcommand."""
     board = read_board(options.file)
     return {"run": _run, "plan": _plan, "table": _table, "check": _check, "picture": _picture}[options.what](
         board, options
@@ -135,7 +136,7 @@ def _plan(board: BoardFile, options: argparse.Namespace) -> int:
         print(json.dumps({"runs": [asdict(line) for line in lines]}, indent=1))
         return 0
     for line in lines:
-        print(line)
+        print(wrapped(str(line), 10))
     counts = Counter(line.state for line in lines)
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return 0

@@ -43,14 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--root", required=True, help="folder of the data set, or a URL such as s3://...")
         sub.add_argument("--format", choices=("text", "json"), default="text")
         sub.add_argument(
-            "overrides", nargs="*", metavar="task.FIELD=VALUE", help="fields of the task, e.g. task.admit_missing=true"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="task.FIELD=VALUE",
+            help="fields of the task, e.g. task.admit_missing=true",
         )
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
     for name, summary in _WAYS.items():
         # Which flags there are depends on the task: with another prefix, argparse leaves all words to `_do`.
         sub = verbs.add_parser(name, help=summary, description=summary, prefix_chars="\0", add_help=False)
-        sub.add_argument("words", nargs="*")
+        sub.add_argument("words", nargs="*", default=[])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="Hydra overrides, e.g. task=sevir model=persistence data.root=DIR split=all checkpoint=FILE",
     )
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates and prints what came of it."""
+    """Evaluates and prints the result."""
     config = compose(options.overrides)
     from bench.engine.run import run as run_pipeline
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.flags import RESULTS, results_root
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped, wrapped_command
 from bench.config import compose
 from bench.errors import UsageError, counted
 from bench.receipts import Receipt, receipts_of, seed_values
@@ -19,6 +21,8 @@ from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
 
+_INDENT = 14
+_RUN, _SEED = "earthbench run ", re.compile(r" seed=(\d+)(?=\s|$)")
 EXAMPLES = (
     "earthbench explain earthformer/sevir convlstm csi_m",
     "earthbench explain earthformer/sevir convlstm",
@@ -48,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps([_as_json(receipt) for receipt in receipts], indent=1, allow_nan=False, default=str))
         return 0
     for number_, receipt in enumerate(receipts):
-        print("\n" * bool(number_) + "\n".join(_lines(receipt)))
+        print("\n" * bool(number_) + "\n".join(wrapped(line, _INDENT) for line in _lines(receipt)))
+        if commands := _over_seeds(receipt.commands):
+            print("\n" + "\n".join(f"  again       {wrapped_command(command, _INDENT)}" for command in commands))
     return 0
 
 
@@ -138,5 +144,19 @@ def _lines(receipt: Receipt) -> list[str]:
             lines.append(
                 f"    {reading.convention:<{width}}  {shown}" + (f"  ({reading.remark})" if reading.remark else "")
             )
-    lines += ["", *(f"  again       {command}" for command in receipt.commands)] if receipt.commands else []
     return lines
+
+
+def _over_seeds(commands: Sequence[str]) -> list[str]:
+    """Returns the commands of a row's runs: those that differ in the seed alone as one sweep over seeds."""
+    alike: dict[str, list[str]] = {}
+    for command in commands:
+        alike.setdefault(_SEED.sub(" seed=", command), []).append(command)
+    found = []
+    for same in alike.values():
+        if len(same) > 1 and same[0].startswith(_RUN):
+            seeds = ",".join(match[1] for command in same if (match := _SEED.search(command)))
+            found.append(_SEED.sub(f" seed={seeds}", same[0]).replace(_RUN, f"{_RUN}-m ", 1))
+        else:
+            found += same
+    return found

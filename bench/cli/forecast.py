@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="Hydra overrides, e.g. task=sevir model=unet checkpoint=FILE data.root=DIR split=test",
     )

@@ -9,7 +9,7 @@ EXAMPLES = ("earthbench help run", "earthbench help data make sevir")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("words", nargs="*", metavar="VERB", help="left out: all verbs")
+    parser.add_argument("words", nargs="*", default=[], metavar="VERB", help="left out: all verbs")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -139,7 +139,7 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,
         description="Benchmark and reproducibility harness for Earth-system forecasting.",
         epilog="`earthbench help VERB` shows what a verb takes, with examples. "
-        "Exit codes: 0 done, 1 our fault, 2 wrong input, 3 a run failed, 4 a check failed, 130 stopped.",
+        "Exit codes: 0 done, 1 internal error, 2 invalid input, 3 a run failed, 4 a check failed, 130 stopped.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     # taken out before parsing, so that they may stand anywhere

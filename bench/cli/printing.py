@@ -19,6 +19,15 @@ def wrapped(text: str, indent: int) -> str:
                          break_long_words=False, break_on_hyphens=False, replace_whitespace=False)  # fmt: skip
 
 
+def wrapped_command(command: str, indent: int) -> str:
+    """Returns a command as long as it is, or in a terminal as lines that fit, which a shell takes as one."""
+    if not sys.stdout.isatty():
+        return command
+    width = shutil.get_terminal_size().columns - indent - len(" \\")
+    lines = textwrap.wrap(command, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    return f" \\\n{' ' * indent}".join(lines)
+
+
 def print(*words: object, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Prints as Python's own `print` does, each word made safe for a terminal."""
     builtins.print(*(for_terminal(str(word)) for word in words), sep=sep, end=end, file=file, flush=flush)

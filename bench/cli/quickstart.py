@@ -18,6 +18,7 @@ _TRAINING = (
     "model.channels=[16,32,64]", "model.center_channels=128", "model.norm_momentum=0.1", "data.batch_size=8",
     "train.max_epochs=8", "train.lr=2e-3", "train.early_stopping.monitor=val/mse",
 )  # fmt: skip
+_COLUMNS = ("csi_m", "csi_16", "csi_74", "csi_133", "mse")
 EXAMPLES = ("earthbench quickstart --out quickstart",)
 
 
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.tables.look import Look
     from bench.tables.pictures import draw_forecasts
     from bench.tables.render import text_of
+    from bench.tables.terminal import narrowed
     from bench.tasks.sevir import Sevir
 
     started = time.perf_counter()
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     records = [r for r in read_records(out / "results", "sevir")[0] if r.run_id in fresh]
     contents = table_data(table, None, records)
     if sys.stdout.isatty():
-        print_table(table, contents, records)
+        print_table(*narrowed(table, contents, _COLUMNS), records)
         print()
     else:
         print(text_of(table, None, contents, "md"))

@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="TABLE or TABLE/ROW, e.g. earthformer/sevir or earthformer/sevir/convlstm")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. data.root=DIR data.micro_batch=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Hydra overrides, e.g. data.root=DIR data.micro_batch=4",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
     parser.add_argument("--measure", action="store_true", help="time a few steps of each row instead of estimating")

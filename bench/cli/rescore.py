@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("records", nargs="+", metavar="RECORD", help="files of records, or run ids")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. evaluate.metrics.skill.thresholds=[1,3]"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. evaluate.metrics.skill.thresholds=[1,3]"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where run ids are looked up (default: results)")
 

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
         "Hydra's flags work too: -m sweeps over a=1,2, --cfg job prints the config",
@@ -119,7 +120,7 @@ def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], lis
 
 
 def execute(config: Any, *, again: bool) -> None:
-    """Runs a checked config and prints what came of it."""
+    """Runs a checked config and prints the result."""
     from bench.cli.outcome import print_outcome
     from bench.engine.run import run as run_pipeline
 

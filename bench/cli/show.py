@@ -10,7 +10,7 @@ from typing import Any
 from bench import registry
 from bench.api import Picture
 from bench.cards import TARGET
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
 
@@ -67,7 +67,7 @@ def _registered(kind: registry.Kind, name: str) -> dict[str, Any]:
         "origin": entry.origin,
         "summary": card.summary,
     }
-    shown["description"] = card.doc
+    shown["description"] = card.doc.removeprefix(card.summary).lstrip() or card.doc
     if entry.kind in ("model", "metric"):
         shown["hyperparameters" if entry.kind == "model" else "options"] = card.parameters
     if entry.kind == "model":
@@ -144,6 +144,8 @@ def _print(shown: dict[str, Any], indent: str = "") -> None:
             _print(value, indent + "  ")
         elif isinstance(value, str) and "\n" in value:
             print(f"{indent}{key}:")
-            print("\n".join(f"{indent}  {line}".rstrip() for line in value.splitlines()))
+            for line in value.splitlines():
+                own = len(line) - len(line.lstrip())
+                print(wrapped(f"{indent}  {line}".rstrip(), len(indent) + 2 + own))
         else:
-            print(f"{indent}{key}: {'none' if value in ({}, None, '') else value}")
+            print(wrapped(f"{indent}{key}: {'none' if value in ({}, None, '') else value}", len(indent) + 2))

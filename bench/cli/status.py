@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="those of the sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
         "without any sweep: every run under work=DIR",

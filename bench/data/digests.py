@@ -108,7 +108,7 @@ def _shown(events: list[int], path: Path) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import track
 
-    title = f"reading {path.name} for its fingerprint (once)"
+    title = f"fingerprint of {path.name}"
     if sys.stderr.isatty():
         yield from track(events, title, console=Console(stderr=True), transient=True)
         return

@@ -187,7 +187,7 @@ def forecast(
     if members < 1:
         raise ConfigError(f"members={members}: expected at least 1")
     if members > 1 and not isinstance(model, Samples):
-        raise ConfigError(f"model {name!r} is deterministic: it has one member, {members} were asked for")
+        raise ConfigError(f"model {name!r} is deterministic: it has one member; found members={members}")
     if control is not None and not samples_with(model, "control"):
         raise ConfigError(f"model {name!r} takes no control")
     model = model.to(device).eval()

@@ -55,7 +55,7 @@ class Check:
 
 
 def checks(config: Config) -> Iterator[Check]:
-    """Yields what came of each check, as soon as it is known.
+    """Yields the result of each check as soon as it is known.
 
     Args:
         config: Of the run to prepare.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.api import check_metric_members
 from bench.cards import Card
 from bench.errors import BrokenPluginError, ConfigError, did_you_mean
+from bench.members import check_metric_members
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -17,8 +17,8 @@ from bench.records.uncertainty import skill_interval
 from bench.report.boards import is_reference, styles
 from bench.report.plots import check_ending, digest_of, line_look, pyplot, save_picture
 from bench.tables.admission import read_store
-from bench.tables.cells import Block, table_data
-from bench.tables.definitions import Column, main_column
+from bench.tables.cells import Block, TableData, table_data
+from bench.tables.definitions import Column, Table, main_column
 from bench.tables.durations import UNITS_IN_FULL, TimeAxis
 from bench.tables.render import load_table
 from bench.tables.skill import references, skill
@@ -27,6 +27,8 @@ _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
 """Times of training that differ by more have a logarithmic axis."""
+_LONG = 40
+"""Characters of a label from which a legend has two columns instead of three."""
 _BELOW = 0.25
 """Lines are drawn down to so much skill below the learned rows."""
 _WORST = -1.0
@@ -38,9 +40,10 @@ _Rows = Sequence[tuple[str, list[RunRecord]]]
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What all pictures of a board are drawn from."""
+class ShownBoard:
+    """What the pictures and the page of a board are made from."""
 
+    name: str
     title: str
     column: Column
     """The main score."""
@@ -50,6 +53,8 @@ class _Shown:
     reference: RunRecord
     """The best trivial one in the main score."""
     reference_label: str
+    blocks: Mapping[str, tuple[str, _Rows]]
+    """Name and rows of each block but the references, by its title."""
     references: _Rows
     learned: _Rows
     """Of the first block that competes."""
@@ -75,15 +80,28 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     """
     table = load_table(board.table, board.root)
     records, unreadable = read_store(board.root, table.task)
-    contents = table_data(table, None, records, unreadable)
+    shown = shown_board(board, table, table_data(table, None, records, unreadable), records)
+    if shown is None:
+        raise ConfigError(f"{board.path.name}: no trivial reference was run yet, so there is no skill to draw")
+    return list(draw_shown(shown, out, ending))
+
+
+def shown_board(board: BoardFile, table: Table, contents: TableData, records: Sequence[RunRecord]) -> ShownBoard | None:
+    """Returns what is shown of a board, or None where no trivial reference was run yet.
+
+    Args:
+        board: The protocol.
+        table: Its table.
+        contents: The table's contents.
+        records: The runs that these were made from.
+    """
     by_id = contents.by_id(records)
     shown_ids = {run_id for block in contents.blocks for cell in block.cells for run_id in cell.run_ids}
     used = [record for run_id, record in by_id.items() if run_id in shown_ids]
     column = main_column(table)
     best = references(table, used[:1], used).get(column.key) if column is not None else None
     if column is None or best is None:
-        raise ConfigError(f"{board.path.name}: no trivial reference was run yet, so there is no skill to draw")
-    check_ending(Path(f"x{ending}"))
+        return None
     reference = next(  # by its score, too: a board may have two references of a model
         record
         for record in used
@@ -92,7 +110,8 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     titles = {group.name: group.title for group in table.groups}
     rows = {name: _rows(block, by_id) for name, block in zip(titles, contents.blocks, strict=True)}
     per_lead = board.board.per_lead or column.key
-    shown = _Shown(
+    return ShownBoard(
+        name=board.name,
         title=table.title,
         column=column,
         per_lead=per_lead,
@@ -101,21 +120,36 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
         ),
         reference=reference,
         reference_label=_label_of(reference, rows),
+        blocks={titles[name]: (name, mine) for name, mine in rows.items() if name != "references"},
         references=rows.get("references", []),
         learned=next((mine for name, mine in rows.items() if name != "references"), []),
         units=_units(board, reference),
         digest=digest_of(contents),
     )
+
+
+def draw_shown(shown: ShownBoard, out: Path, ending: str) -> dict[Path, str]:
+    """Draws the pictures of a board into a folder and returns their paths with what each shows.
+
+    Args:
+        shown: What is drawn.
+        out: The folder.
+        ending: Of the names: one that matplotlib knows.
+
+    Raises:
+        ConfigError: the ending is not known.
+    """
+    check_ending(Path(f"x{ending}"))
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [
-        _draw_leads(out / f"{board.name}_lead{ending}", shown),
-        _draw_compute(out / f"{board.name}_compute{ending}", shown),
-    ]
-    drawn += [
-        _draw_seeds(out / f"{board.name}_{'seeds' if name == 'rows' else name}{ending}", shown, title, rows[name])
-        for name, title in titles.items()
-        if name != "references" and rows[name]
-    ]
+    score, drawn = shown.column.label, {}
+    if shown.reference.scores_per_lead.get(shown.per_lead):
+        drawn[_draw_leads(out / f"{shown.name}_lead{ending}", shown)] = f"Skill in {shown.lead_label} by lead time"
+    compute = _draw_compute(out / f"{shown.name}_compute{ending}", shown)
+    drawn[compute] = f"Skill in {score} against the time of training"
+    for title, (name, rows) in shown.blocks.items():
+        if rows:
+            path = out / f"{shown.name}_{'seeds' if name == 'rows' else name}{ending}"
+            drawn[_draw_seeds(path, shown, title, rows)] = f"{title}: skill in {score} of each seed"
     return drawn
 
 
@@ -133,7 +167,7 @@ def _units(board: BoardFile, record: RunRecord) -> str:
     return f"{count}independent units: {board.board.units}"
 
 
-def _draw_leads(path: Path, shown: _Shown) -> Path:
+def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     """Draws the skill of references and learned rows by lead time."""
     plt = pyplot()
     rows = [row for row in [*shown.references, *shown.learned] if shown.reference not in row[1]]
@@ -174,7 +208,7 @@ def _draw_leads(path: Path, shown: _Shown) -> Path:
         cut = f" The axis is cut: lines go down to {min(lowest.values()):.2f}."
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
     axis.set_xticks(times.values(len(shown.reference.scores_per_lead[shown.per_lead])))
-    figure.legend(loc="outside lower center", ncols=3 if len(max(looks, key=len)) < 40 else 2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3 if max(map(len, looks)) < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
@@ -188,7 +222,7 @@ class _Point:
     kind: str = ""
 
 
-def _at_lead(shown: _Shown, mine: Sequence[RunRecord], lead: int) -> _Point:
+def _at_lead(shown: ShownBoard, mine: Sequence[RunRecord], lead: int) -> _Point:
     """Returns a row's skill at a lead time, with the interval over units, or else the range over seeds."""
     better = shown.column.better
     its = shown.reference.scores_per_lead[shown.per_lead][lead]
@@ -212,17 +246,17 @@ def _formula(better: str | None) -> Callable[[Any, Any], Any]:
     return (lambda a, b: 1 - a / b) if better == "lower" else (lambda a, b: (a - b) / (1 - b))
 
 
-def _draw_compute(path: Path, shown: _Shown) -> Path:
+def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     """Draws each learned row's skill against the time of its training, and references as lines."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
+    greys = styles([(label, True) for label, _ in shown.references])
     for label, mine in shown.references:
         value = shown.skill_of(mine[0])
         if value is not None and value > 0:  # the best trivial one is the axis, and worse ones lie below
-            axis.axhline(value, color="0.6", linewidth=0.9, linestyle="--")
-            at = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-            axis.annotate(label, (1, value), fontsize=7, color="0.4", **at)
+            look = line_look(asdict(greys[label])) | {"marker": None}
+            axis.axhline(value, label=label, **look)
     spent = []
     looks = styles([(label, False) for label, _ in shown.learned])
     for label, mine in shown.learned:
@@ -241,7 +275,8 @@ def _draw_compute(path: Path, shown: _Shown) -> Path:
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
     _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    longest = max(map(len, axis.get_legend_handles_labels()[1]), default=0)
+    figure.legend(loc="outside lower center", ncols=3 if longest < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
@@ -252,7 +287,7 @@ def _seconds(record: RunRecord) -> float | None:
     return trained.cpu_s if trained.device_s is None else trained.device_s
 
 
-def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
+def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
     """Draws a dot per seed, the mean, and the standard deviation over seeds of each row of a block."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 1.4 + _BAND * len(rows)), layout="constrained")
@@ -276,11 +311,11 @@ def _draw_seeds(path: Path, shown: _Shown, title: str, rows: _Rows) -> Path:
     return save_picture(figure, path, shown.digest)
 
 
-def _axis_label(shown: _Shown, score: str) -> str:
+def _axis_label(shown: ShownBoard, score: str) -> str:
     return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 48)}"
 
 
-def _finish(figure: Any, axis: Any, shown: _Shown, said: str, characters: int = 84) -> None:
+def _finish(figure: Any, axis: Any, shown: ShownBoard, said: str, characters: int = 84) -> None:
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
     figure.suptitle(textwrap.fill(shown.title, 92), fontsize=9.5)

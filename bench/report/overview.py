@@ -30,6 +30,8 @@ class Podium:
     better: str
     rows: tuple[Top, ...]
     row_count: int
+    ranked: bool
+    """False where no row of the table beats the best trivial reference: then the best ones stand without a rank."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,16 @@ def _podiums(table: Table, contents: TableData) -> tuple[Podium, ...]:
     column = main_column(table)
     if column is None:
         return ()
+    blocks = [
+        (block.title, [row for row in shown_rows(table, block) if row.cells[0].sort["ours"] is not None])
+        for block in contents.blocks
+    ]
+    any_ranked = any(row.rank for _, rows in blocks for row in rows)
     found = []
-    for block in contents.blocks:
-        measured = [row for row in shown_rows(table, block) if row.cells[0].sort["ours"] is not None]
-        ranked = [row for row in measured if row.rank]
-        if ranked:
-            top = tuple(
-                Top(row.rank, row.label, row.model, f"{row.cells[0].ours} {row.cells[0].spread}".strip())
-                for row in ranked[:3]
-            )
-            found.append(Podium(block.title, column.label, column.better or "", top, len(measured)))
+    for title, measured in blocks:
+        top = [row for row in measured if row.rank or not any_ranked][:3]
+        if top:
+            values = [f"{row.cells[0].ours} {row.cells[0].spread}".strip() for row in top]
+            shown = tuple(Top(row.rank, row.label, row.model, value) for row, value in zip(top, values, strict=True))
+            found.append(Podium(title, column.label, column.better or "", shown, len(measured), any_ranked))
     return tuple(found)

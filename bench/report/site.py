@@ -17,6 +17,7 @@ from typing import Any
 from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
+from bench.report.board_pages import BoardPage, board_page
 from bench.report.boards import charts, column_groups, shown_rows, shown_side
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
@@ -96,7 +97,7 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
         "page_of": page_of,
     }
     front = {
-        "measured": sorted(measured, key=lambda one: -one.run_count),
+        "measured": sorted(measured, key=lambda one: (not one.table.groups, -one.run_count)),
         "published": [one for one in overviews if one.table.published and one not in measured],
         "empty": [one for one in overviews if not one.table.published and one not in measured],
         "unreadable": unreadable,
@@ -110,7 +111,8 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     }
     for table in tables:
         files = write_downloads(table, published[table.name], filled[table.name], out)
-        shown = _table(table, published[table.name], filled[table.name], store, files)
+        board = board_page(table, filled[table.name], records, root, out)
+        shown = _table(table, published[table.name], filled[table.name], store, files, board)
         pages[page_of_table(table)] = ("table.html", shown)
     for model in models:
         pages[model.page] = ("model.html", {"model": model})
@@ -162,7 +164,12 @@ def _printed(published: Published | None) -> dict[str, dict[str, str]]:
 
 
 def _table(
-    table: Table, published: Published | None, contents: TableData, store: Store, downloads: dict[str, str]
+    table: Table,
+    published: Published | None,
+    contents: TableData,
+    store: Store,
+    downloads: dict[str, str],
+    board: BoardPage | None,
 ) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     data = []
@@ -196,6 +203,7 @@ def _table(
         "heading": heading(table),
         "main": column,
         "published": published,
+        "board": board,
         "groups": column_groups(table),
         "blocks": blocks,
         "legend": legend(contents.blocks),

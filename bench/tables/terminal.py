@@ -96,7 +96,8 @@ def terminal(
 ) -> str:
     """Returns the text of a table for a terminal, ending in a newline.
 
-    What does not fit is left out and named: first spreads and intervals, then costs, then columns from the right.
+    What does not fit is left out and named: first spreads and intervals, then costs if there are scores of ours, then
+    columns from the right.
 
     Args:
         table: The definition; its columns are those to show.
@@ -112,7 +113,7 @@ def terminal(
     console = Console(file=text, width=width, force_terminal=styled, color_system="standard" if styled else None,
                       highlight=False, legacy_windows=False)  # fmt: skip
     console.print(Text(f"{one_line(table.name)}: {one_line(table.title)}", style="bold"))
-    notes, shown = list[str](), list[Block]()
+    notes, shown, too_wide = list[str](), list[Block](), list[str]()
     for block in contents.blocks:
         if not block.cells:
             continue
@@ -125,11 +126,12 @@ def terminal(
         notes += block.absences
         if table.published and not all(row[0].run_ids for row in block.rows):
             notes.append("rows without `ours` were not run")
-        if left_out:
-            notes.append(f"too wide for {width} characters: {', '.join(left_out)} (see --columns and --format md)")
+        too_wide += [one for one in left_out if one not in too_wide]
     if not any(block.cells for block in contents.blocks):
         console.print(f"\nNo complete runs. A first one: earthbench evaluate task={table.task} model=persistence "
                       "data.root=DIR", markup=False)  # fmt: skip
+    if too_wide:
+        notes.append(f"too wide for {width} characters: {', '.join(too_wide)}. --columns chooses, --format md has all")
     notes += [*legend(shown), *contents.remarks]
     if count := sum(len(block.remarks) for block in contents.blocks):
         notes.append(f"{counted(count, 'remark')} on the rows and their training: --format md")
@@ -153,13 +155,15 @@ def _fitted(
     """Returns the widest form of a block that fits, drawn and as it is, and what it leaves out."""
     bare = replace(block, cells=tuple(replace(cell, spread=None, interval=None) for cell in block.cells))
     kept, left_out, form = list(table.columns), list[str](), block
+    # Of a published table that was not run, the costs are what is ours.
+    costs_first = any(cell.ours is not None for cell in block.cells if cell.column not in COSTS)
     while (drawn := _drawn(table, form, kept, records, width, styled)) is None:
         if form != bare:
             form = bare
             left_out.append("spreads and intervals")
             continue
         costs = [column for column in kept if column.key in COSTS]
-        dropped = costs[0] if 0 < len(costs) < len(kept) else kept[-1]
+        dropped = costs[0] if costs_first and 0 < len(costs) < len(kept) else kept[-1]
         kept = [column for column in kept if column is not dropped]
         left_out.append(dropped.label)
     return drawn, form, left_out

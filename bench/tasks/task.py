@@ -157,7 +157,7 @@ class Task(BaseModel, ABC):
         if not os.path.isdir(root):  # noqa: PTH112 - unlike `Path.is_dir`, false also for a name that no disk takes
             raise DataError(
                 f"data root {str(root)!r} is not a folder: expected the data of task {cls.name!r} there. "
-                "Set data.root to where it lies (`earthbench data info` shows what is needed)."
+                "Set data.root to where it lies (`earthbench data --help` lists how to fetch, make or convert it)."
             )
         return root
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bench.api import check_metric_members, metric_traits
+from bench.api import metric_traits
 from bench.errors import ContractError, one_message
+from bench.members import check_metric_members
 
 Batch = tuple[Tensor, ...]
 

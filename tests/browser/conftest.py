@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from report_picture import CHROMIUM
 
 import bench
 from bench.records.samples import write_sample
@@ -16,8 +16,6 @@ from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart, Tr
 from bench.records.statistics import compact, content_sha256
 from bench.records.store import write_record
 from bench.report import build
-
-_CHROMIUM = os.environ.get("EARTHBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 MODELS = {
     "persistence": 0.26, "unet": 0.34, "convlstm": 0.41, "predrnn": 0.405, "earthformer": 0.43,
@@ -136,13 +134,13 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
-    if _CHROMIUM is None:
-        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCH_CHROMIUM may name one"
+    if CHROMIUM is None:
+        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCHCHROMIUM may name one"
         if os.environ.get("EARTHBENCH_REQUIRE_BROWSER"):
             pytest.fail(reason)
         pytest.skip(reason)
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is installed by `tox -e browser`")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield started
         started.close()

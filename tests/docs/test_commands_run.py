@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pages import CHECKED_ONLY, PAGES, REPO, SHELL, Block, blocks
+from PIL import Image, ImageChops, ImageStat
 
 from bench import plugins
 from bench.cli.main import main
@@ -61,6 +63,21 @@ def test_the_commands_of_a_page(
         for words in block.commands:
             code = _run([*words, *_added(words, block)], made)
             assert code == 0, f"{block.name}: {' '.join(words)}: exit code {code}\n{capsys.readouterr()}"
+            if words[:2] == ["earthbench", "quickstart"]:
+                _check_shown_output(page, capsys.readouterr().out)
+
+
+def _check_shown_output(page: Path, printed: str) -> None:
+    """Fails where the scores or the picture that the page shows are not those of the command."""
+    shown, result = page.read_text(encoding="utf-8"), re.compile(r"MSE (\S+) < (\S+), after")
+    for ours, theirs in zip(result.search(printed).groups(), result.search(shown).groups(), strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=0.1), f"{page.name} shows older scores"
+    for line in ("[1/4] making 84 storms", "data 8fde125c31", "8 epochs, 192 steps"):
+        assert line in printed and line in shown
+    with Image.open(page.parent / "quickstart.png") as picture, Image.open("quickstart/quickstart.png") as drawn:
+        assert picture.size == drawn.size
+        difference = ImageStat.Stat(ImageChops.difference(picture.convert("L"), drawn.convert("L"))).mean[0]
+    assert difference < 4, "docs/quickstart.png is not what the command draws: copy quickstart/quickstart.png there"
 
 
 def _added(words: list[str], block: Block) -> list[str]:

@@ -228,7 +228,7 @@ def read_arrays(path: Path, names: tuple[str, ...], *, required: tuple[str, ...]
 
 
 def _check_sizes(path: Path, names: list[str]) -> None:
-    """Refuses arrays that declare more than the archive has of them: numpy makes room for them before it reads.
+    """Refuses arrays that declare more than the archive has of them: numpy allocates them before it reads.
 
     Raises:
         DataError: one does.

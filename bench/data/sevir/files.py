@@ -214,7 +214,7 @@ def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozens
             )
         return None
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
-    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 makes room for a whole chunk, however little of it is data
+    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 allocates a whole chunk, however little of it is data
         raise DataError(
             f"{path}: {array.name[1:]!r} has chunks of {chunk_bytes} bytes; expected {_MOST_EVENT_BYTES} at most"
         )

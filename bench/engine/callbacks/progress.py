@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from bench.engine.runfolder import Progress, duration, write_progress
 from bench.logs import console_level, log
@@ -192,6 +194,10 @@ class ProgressMeter(Callback):
             self._file_at = now
 
 
+_WIDE = 140
+"""Columns of a terminal in which a bar and all figures behind it fit in a line."""
+
+
 class RunProgressBar(RichProgressBar):
     """Lightning's bar of an epoch, with speed and the time that the whole training has left.
 
@@ -200,7 +206,9 @@ class RunProgressBar(RichProgressBar):
     """
 
     def __init__(self, meter: ProgressMeter) -> None:
-        super().__init__(leave=True)
+        # On a narrow terminal, a line for each figure: in one text they would be broken anywhere.
+        delimiter = " " if shutil.get_terminal_size().columns >= _WIDE else "\n"
+        super().__init__(leave=True, theme=RichProgressBarTheme(metrics_text_delimiter=delimiter))
         self.meter = meter
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:

@@ -112,8 +112,15 @@ function board($, section) {
 // Charts
 
 // Plotly takes some markup in names; what records call themselves is text.
-// Of long names the middle goes: settings at the end tell runs of a model apart.
-const short = (label, most = 30) => (label.length > most ? `${label.slice(0, most / 3)}…${label.slice(1 - Math.ceil((most * 2) / 3))}` : label).replace(/&/g, "&amp;").replace(/</g, "&lt;");
+// Of long names the middle goes: settings at the end tell runs of a model apart. Words stay whole where they can.
+function shortened(label, most) {
+  if (label.length <= most) return label;
+  const words = label.split(" "), head = words[0].replace(/,$/, "");
+  let tail = "";
+  for (let k = words.length - 1; k > 0 && head.length + 1 + words[k].length + tail.length < most; k -= 1) tail = `${words[k]} ${tail}`.trim();
+  return tail ? `${head}…${tail}` : `${label.slice(0, most / 3)}…${label.slice(1 - Math.ceil((most * 2) / 3))}`;
+}
+const short = (label, most = 30) => shortened(label, most).replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // Names are small: their colour is mixed with that of text, or the palest and the darkest could not be read.
 const legible = (colour) => `#${[1, 3, 5].map((at) => Math.round(0.65 * parseInt(colour.slice(at, at + 2), 16) + (dark() ? 89 : 0)).toString(16).padStart(2, "0")).join("")}`;
@@ -178,6 +185,18 @@ function light(section, label) {
   for (const row of section.querySelectorAll(".leaderboard tbody tr")) row.classList.toggle("lit", row.dataset.label === label);
 }
 
+// Ticks of a logarithmic axis between two exponents: 1, 2, 5 of each decade, or even steps where these are too few.
+function logTicks([low, high]) {
+  const found = [], from = 10 ** low, to = 10 ** high;
+  for (let e = Math.floor(low); e <= high; e += 1) for (const m of high - low > 2.5 ? [1] : [1, 2, 5]) if (m * 10 ** e >= from && m * 10 ** e <= to) found.push(m * 10 ** e);
+  if (found.length < 3) {
+    const power = 10 ** Math.floor(Math.log10((to - from) / 4)), step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= (to - from) / 5);
+    found.length = 0;
+    for (let v = Math.ceil(from / step) * step; v <= to; v += step) found.push(v);
+  }
+  return { type: "log", range: [low, high], tickmode: "array", tickvals: found, ticktext: found.map((v) => `${+v.toPrecision(3)}`), fixedrange: true };
+}
+
 const finite = (values) => values.filter((value) => value !== null && value !== undefined && Number.isFinite(value));
 function padded(values, share = 0.06) {
   const low = Math.min(...values), high = Math.max(...values), space = (high - low || Math.abs(high) || 1) * share;
@@ -186,7 +205,7 @@ function padded(values, share = 0.06) {
 
 // Lines with their names at their ends; where there is no room for all, the best rows and the references have theirs.
 function curves(plot, list, styles, { x: xOf, xTitle, yTitle, xaxis = {}, yrange }) {
-  const traces = [], narrow = plot.clientWidth < 480, most = narrow ? 15 : 24;
+  const traces = [], narrow = plot.clientWidth < 480, most = narrow ? 18 : 30;
   for (const curve of list) {
     const { colour, symbol, dash } = styles[curve.label], x = xOf(curve);
     const at = x.map((_, k) => k).filter((k) => (curve.low || [])[k] !== null && (curve.low || [])[k] !== undefined);
@@ -282,7 +301,7 @@ function paretoChart(parent, list, styles) {
     return { traces,
       remark: [line.length ? `Dotted: Pareto front (${side}).` : "", open ? "Open symbols: published." : "", bare ? `${bare} point${bare > 1 ? "s" : ""} without a name: point at it.` : "",
         missing.length ? `Not drawn on the logarithmic axis: ${missing.join("; ")}.` : ""].filter(Boolean).join(" "),
-      extra: { xaxis: { type: "log", range: xrange, dtick: xrange[1] - xrange[0] > 2.5 ? 1 : "D2", tickformat: "~g", title: { text: `${unit} (logarithmic)` } }, yaxis: { range: yrange, title: { text: `${label} (${better} is better)` } } },
+      extra: { xaxis: { ...logTicks(xrange), title: { text: `${unit} (logarithmic)` } }, yaxis: { range: yrange, title: { text: `${label} (${better} is better)` } } },
       words: points.map((p) => `${p.label}, ${p.side}: ${p.y} at ${p[cost] ?? p.why[cost]}`).join(". ") };
   });
 }
@@ -302,16 +321,18 @@ function lossChart(parent, list) {
   chart(parent, "Learning curves", [["row", named(list)]], (plot, key) => {
     const { runs } = pick(list, key), colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
     // Losses far above all validations are of another kind, such as sums: they have an axis of their own.
-    const highest = Math.max(...runs.flatMap((run) => run.val.map(([, loss]) => loss)));
-    const apart = Math.min(...runs.flatMap((run) => run.train.map(([, loss]) => loss))) > 3 * highest;
+    const of = (part) => runs.flatMap((run) => run[part].map(([, loss]) => loss)).filter((loss) => loss > 0);
+    const trainings = of("train"), validations = of("val");
+    const losses = (parts) => (parts.flat().length ? logTicks(padded(parts.flat().map(Math.log10))) : { type: "log" });
+    const apart = Math.min(...trainings) > 3 * Math.max(...validations);
     const traces = runs.flatMap((run, k) => [["training", run.train, { yaxis: apart ? "y2" : "y", mode: "lines", opacity: 0.55, line: { width: 1, color: colours[k % 6] } }],
       ["validation", run.val, { mode: "lines+markers", line: { width: 2, color: colours[k % 6] }, marker: { size: 5 } }]]
       .filter(([, points]) => points.length)
-      .map(([name, points, how]) => ({ x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: `seed ${run.seed}, ${name}`, ...how })));
+      .map(([name, points, how]) => ({ showlegend: name === "validation" || !run.val.length, x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: run.val.length ? `seed ${run.seed}` : `seed ${run.seed}, training`, ...how })));
     const words = runs.map((run) => `seed ${run.seed}: last validation loss ${run.val.at(-1)?.[1] ?? "none"}`).join(". ");
     return { traces, words, remark: `Thin: training loss, in the model's own terms${apart ? " (axis on the right)" : ""}; dots: validation.`,
-      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { type: "log", tickformat: "~g", title: { text: apart ? "validation loss" : "loss" } },
-        ...(apart ? { margin: { ...MARGIN, r: 60 }, yaxis2: { type: "log", tickformat: "~g", overlaying: "y", side: "right", showgrid: false, title: { text: "training loss" } } } : {}) } };
+      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { ...losses(apart ? [validations] : [trainings, validations]), title: { text: apart ? "validation loss" : "loss" } },
+        ...(apart ? { margin: { ...MARGIN, r: 60 }, yaxis2: { ...losses([trainings]), overlaying: "y", side: "right", showgrid: false, title: { text: "training loss" } } } : {}) } };
   });
 }
 

@@ -16,6 +16,7 @@ from bench.tables.cells import table_data
 
 ROOT = Path(__file__).parents[3]
 MADE_BY = {
+    "leaderboard.png": ("boards/nbody16", "python tests/report_picture.py"),
     "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
     "pictures/radar_places_lead.png": (
         "boards/radar_places",

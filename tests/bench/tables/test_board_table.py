@@ -17,6 +17,7 @@ from bench.protocols.decided import Decided, Decision, write_decided
 from bench.records import write_record
 from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart
 from bench.records.statistics import compact, content_sha256
+from bench.report import build
 from bench.tables.cells import Block, table_data
 from bench.tables.render import load_table, render
 
@@ -181,11 +182,25 @@ def test_the_scores_of_folds_are_those_of_all_their_cases(
         write_record(record, folded.root)
     monkeypatch.chdir(folded.root.parent)
     assert main(["table", "boards/made", "--write"]) == 0 and main(["report", "--out", "site"]) == 0
+    page = (folded.root.parent / "site/table-boards_made.html").read_text(encoding="utf-8")
+    assert "50 independent units: storms of their own; 3 seeds; 2 folds, scored together" in page
+    assert "5 optimiser steps of training a seed" in page and "persistence: the best trivial one in MSE" in page
+    assert 'src="pictures/made_compute.svg"' in page and (folded.root.parent / "site/pictures/made_seeds.svg").is_file()
     assert main(["table", "boards/made", "--format", "text"]) == 0
     capsys.readouterr()
     assert main(["explain", "boards/made", "unet", "mse"]) == 0
     said = capsys.readouterr().out
     assert "2026-unet-0.json" in said and "2026-unet-0b.json" in said
+
+
+def test_a_board_whose_models_lose_to_a_blur_is_on_the_first_page(measured: RunRecord, board: BoardFile) -> None:
+    worse = {name: [error + 3 for error in errors] for name, errors in LEARNED.items()}
+    for record in _records(measured, board, {**REFERENCES, **worse}):
+        write_record(record, board.root)
+    text = build(board.root, board.root.parent / "site").read_text(encoding="utf-8")
+    measured_ones, _, others = text.partition("boards without runs")
+    assert "boards/made" in measured_ones and "boards/made" not in others
+    assert "Top 3 of 4 by MSE" in measured_ones and "none has a rank" in measured_ones
 
 
 def test_a_board_is_listed_printed_verified_and_checked(

@@ -64,7 +64,7 @@ def test_columns_and_rows_are_those_asked_for_best_first(committed_results: Path
 
 def test_what_does_not_fit_is_named_and_costs_go_first(committed_results: Path) -> None:
     text = _text(committed_results, "runs/radar", width=80, styled=False)
-    (note,) = re.findall(r"too wide for 80 characters: (.*?) \(see", " ".join(text.split()))
+    (note,) = re.findall(r"too wide for 80 characters: (.*?)\. --columns", " ".join(text.split()))
     assert note.split(", ")[:4] == ["spreads and intervals", "Params M", "GMACs", "Training min"]
     table = load_table("runs/radar")
     shown = next(line for line in text.splitlines() if line.startswith("Model"))
