@@ -86,7 +86,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         ]
 
     def _events(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the events of a stretch `(N,H,W,T)`, the southern row first, for its codes, the northern row first."""
+        """Returns the events of a stretch `(N,H,W,T)`, southern row first, for codes whose first row is northern."""
         if self.places:
             corners = side_by_side(~(codes == MISSING).any(0), self.size)
         else:
