@@ -15,18 +15,18 @@ from bench.cli.main import main
 from bench.data.sevir.splits import days_of_splits
 from bench.errors import ConfigError
 
-FIELDS = {"t_in": 2, "t_out": 2, "folds": 4}
+FIELDS = {"t_in": 2, "t_out": 2, "folds": 3}
 
 
 @pytest.fixture
 def dated(storms: Path, tmp_path: Path) -> Path:
-    """The storms, three on each of some days, the last of each shortly before midnight."""
+    """The storms, two on each of five days, the second shortly before midnight."""
     root = tmp_path / "dated"
     root.mkdir()
     (root / "data").symlink_to(storms / "data")
     table = pd.read_csv(storms / "CATALOG.csv")
-    hours = pd.to_timedelta([6, 12, 23] * len(table), unit="h")[: len(table)]
-    days = pd.to_timedelta([at // 3 for at in range(len(table))], unit="D")
+    hours = pd.to_timedelta([6, 23] * len(table), unit="h")[: len(table)]
+    days = pd.to_timedelta([at // 2 for at in range(len(table))], unit="D")
     table["time_utc"] = pd.Timestamp("2020-05-01") + days + hours
     table.to_csv(root / "CATALOG.csv", index=False)
     return root
@@ -64,7 +64,7 @@ def test_each_event_is_tested_once_and_no_day_is_in_two_splits(dated: Path) -> N
 
 
 def test_the_days_of_each_split_are_shown(dated: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["task.folds=4", "task.fold=0", "task.t_in=2", "task.t_out=2"]
+    words = ["task.folds=3", "task.fold=0", "task.t_in=2", "task.t_out=2"]
     for verb in ("info", "check"):
         assert main(["data", verb, "radar", "--root", str(dated), *words]) == 0
         assert "days of test: 2020-05-01" in capsys.readouterr().out
