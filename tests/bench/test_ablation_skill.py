@@ -51,7 +51,7 @@ def test_seeds_of_a_variant_are_together() -> None:
 def test_references_are_the_trivial_models_on_the_same_data() -> None:
     config = compose(["task=sevir", "model=unet", "data.root=x", "seed=3", "train.lr=0.5"])
     assert {one.model.name for one in reference_configs(config)} == {
-        "blank", "blurred_persistence", "climatology", "persistence",
+        "blank", "blurred_persistence", "climatology", "damped_persistence", "persistence",
     }  # fmt: skip
     assert all(one.data == config.data and not one.model.options for one in reference_configs(config))
     assert not reference_configs(compose(["task=sevir", "model=unet", "limit=2"])), "a part of the data ranks nothing"

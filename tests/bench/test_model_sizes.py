@@ -19,7 +19,7 @@ _ABLE = [name for name in registry.names("model") if registry.find("model", name
 _UNABLE = [name for name in registry.names("model") if name not in _ABLE]
 # Widths in groups, or so few that one more is much: not every size has one.
 _COARSE = {"earthformer", "earthformer_no_global", "earthformer_released", "phydnet", "rainformer", "simvp", "tau"}
-_TASKS = ("sevir_lr", "nbody_mnist", "icar_enso")
+_TASKS = ("nbody_mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sevir_lr", "icar_enso")))
 
 
 def _size(model: nn.Module) -> int:

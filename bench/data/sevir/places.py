@@ -45,7 +45,7 @@ def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) ->
         event_id: The event.
         size: `(H, W)` of its frames.
     """
-    from pyproj import CRS, Transformer
+    from pyproj import CRS, Proj
     from pyproj.exceptions import ProjError
 
     row = catalogue[catalogue["id"] == event_id].iloc[0]
@@ -57,8 +57,8 @@ def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) ->
         if crs.is_geographic:
             start, end = corner, _numbers(row, _FAR_CORNER)
         else:
-            to_plane = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
-            start = np.array(to_plane.transform(corner[1], corner[0])[::-1])
+            # The projection alone: a change of datum (`+towgs84`) would move the corner.
+            start = np.array(Proj(crs)(corner[1], corner[0])[::-1])
             extent = _numbers(row, _EXTENT)
             end = None if extent is None else start + extent
     except ProjError:

@@ -52,7 +52,7 @@ def test_rates_of_original_files(
          (49.9, 8.3)),
         ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817*.pgm.gz", ("--workers", "2"), 5, (63.7, 24.4)),
         ("mch_gif", "radar/mch/20150515/AQC1513516*.gif", (), 5, (46.7, 8.3)),
-        ("mrms_grib", "mrms/2019/06/10/*.grib2", ("--extent=-98,-94,33,37",), 2, (35.0, -96.0)),
+        ("mrms_grib", "mrms/2019/06/10/*.grib2", ("--extent=-82.2,-78.2,33,37",), 2, (35.0, -80.2)),
     ],
     ids=["knmi_hdf5", "odim_hdf5", "fmi_pgm", "mch_gif", "mrms_grib"],
 )  # fmt: skip

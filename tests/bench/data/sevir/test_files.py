@@ -178,7 +178,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
     "endless events": (_dataset(shape=(2_000_000_000, 8, 10, 49)), "declares 2000000000 events"),
     "endless ids": (_ids(None, shape=(2_000_000_000,), dtype="S16"), r"'id' is \|S16 with shape \(2000000000,\)"),
     "long ids": (_ids(None, shape=(4,), dtype="S4000000"), "'id' is"),
-    "ids never written": (_ids(None, shape=(4,), dtype="S16"), "'id' was declared, but not"),
+    "ids never written": (_ids(None, shape=(4,), dtype="S16"), "'id' was declared but never"),
     "ids of other number": (_ids(_IDS[:3]), r"'id' is object with shape \(3,\)"),
     "ids as numbers with a point": (_ids(np.arange(4.0)), "'id' is float64"),
     "ids as a scalar": (_ids(b"R0"), r"with shape \(\)"),

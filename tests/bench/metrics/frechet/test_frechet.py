@@ -68,7 +68,7 @@ def test_fvd_has_its_name_with_the_networks_weights_only(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="no such file"):
         bench.load_metric("frechet", features="i3d", weights=tmp_path / "i3d.pt")
     torch.save({"logits.conv3d.weight": torch.zeros(4, 2)}, tmp_path / "other.pt")
-    with pytest.raises(ConfigError, match="no state dict of I3D"):
+    with pytest.raises(ConfigError, match="not a state dict of I3D"):
         bench.load_metric("frechet", features="i3d", weights=tmp_path / "other.pt")
     torch.save(I3D(6).state_dict(), tmp_path / "i3d.pt")
     metric = bench.load_metric("frechet", features="i3d", weights=tmp_path / "i3d.pt")
