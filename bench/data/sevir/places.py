@@ -74,5 +74,6 @@ def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) ->
 
 def _numbers(row: pd.Series, names: tuple[str, ...]) -> np.ndarray | None:
     """Returns the numbers in cells of a row; None where one is none."""
-    found = np.array([pd.to_numeric(row.get(name), errors="coerce") for name in names], float)
+    cells: pd.Series[Any] = pd.to_numeric(row.reindex(list(names)), errors="coerce")
+    found = cells.to_numpy(float)
     return found if np.isfinite(found).all() else None

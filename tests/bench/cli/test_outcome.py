@@ -49,7 +49,8 @@ def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence:
     assert f"earthbench table runs/sevir --results {root}" in said
     assert f"earthbench compare small persistence --task sevir --results {root}" in said
     weights = trained.folder / "checkpoints" / f"{trained.record.training.weights}.ckpt"
-    assert re.search(rf"earthbench forecast task=sevir model=small .*checkpoint={weights} --latest$", said, re.MULTILINE)
+    following = rf"earthbench forecast task=sevir model=small .*checkpoint={weights} --latest$"
+    assert re.search(following, said, re.MULTILINE)
     for fact in ("sequences/s", " GB", str(trained.record_path), str(trained.folder)):
         assert fact in said
 
