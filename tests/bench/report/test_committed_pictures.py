@@ -17,7 +17,11 @@ from bench.tables.cells import table_data
 ROOT = Path(__file__).parents[3]
 MADE_BY = {
     "leaderboard.png": ("boards/nbody16", "python tests/report_picture.py"),
-    "leaderboards_enso_ersst.png": ("runs/enso_ersst", "earthbench table runs/enso_ersst --picture"),
+    "pictures/sst_decades_lead.png": (
+        "boards/sst_decades",
+        "earthbench board picture results/boards/sst_decades.yaml",
+    ),
+    "pictures/radar_days_lead.png": ("boards/radar_days", "earthbench board picture results/boards/radar_days.yaml"),
     "pictures/radar_places_lead.png": (
         "boards/radar_places",
         "earthbench board picture results/boards/radar_places.yaml",
