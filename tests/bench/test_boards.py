@@ -128,4 +128,4 @@ def test_a_grid_by_itself(
     first = found["trials"][0]
     assert found["best"] == [f"train.lr={first['train.lr']}", f"data.batch_size={first['data.batch_size']}"]
     assert not (tmp_path / "results").exists(), "what was tried is not a result"
-    assert main([*words, "train.lr=1e-3"]) == 2 and "no grid" in capsys.readouterr().err
+    assert main([*words, "train.lr=1e-3"]) == 2 and "several values" in capsys.readouterr().err
