@@ -19,8 +19,8 @@ from bench.api import FitsInOnePass, model_traits
 from bench.cards import TARGET
 from bench.checkpoint_format import OURS, local_weights, read_checkpoint
 from bench.config import check_hyperparameters
+from bench.contract import check_model_members
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
-from bench.members import check_model_members
 from bench.padding import pad_frames, padded_shape, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from bench.api import Shape, TrainsWithOwnLoss, ValidatesWithOwnLoss, model_traits
 from bench.config import Train
+from bench.contract import check_model_members
 from bench.data.sequences import Example
 from bench.engine.accumulation import Accumulation, known_pixels, loss_options, scale_gradients, total_loss
 from bench.engine.compiling import FullBatches
@@ -31,7 +32,6 @@ from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
-from bench.members import check_model_members
 from bench.metrics import load_metric
 from bench.metrics.names import Better
 from bench.tasks.task import Task

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cards import Card
+from bench.contract import check_metric_members
 from bench.errors import BrokenPluginError, ConfigError, did_you_mean
-from bench.members import check_metric_members
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

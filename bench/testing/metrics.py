@@ -12,8 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bench.api import metric_traits
+from bench.contract import check_metric_members
 from bench.errors import ContractError, one_message
-from bench.members import check_metric_members
 
 Batch = tuple[Tensor, ...]
 

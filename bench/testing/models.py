@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.api import FitsInOnePass, HasStages, Shape, model_traits
 from bench.config import Train
+from bench.contract import check_model_members
 from bench.cost import count_model
 from bench.engine.forecaster import check_forecast
 from bench.engine.independence import dependence
@@ -23,7 +24,6 @@ from bench.engine.losses import training_loss
 from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
 from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message
-from bench.members import check_model_members
 
 # One forecast by two models of the same weights: they may differ by their choice of kernels.
 _RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6

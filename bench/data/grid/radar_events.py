@@ -73,7 +73,9 @@ class ConvertRadarEvents(ConvertRadarFiles):
         def keep(block: range, rates: np.ndarray) -> None:
             a, b = first.z_r
             codes = np.stack([vil_codes(a * np.maximum(frame.astype(np.float64), 0.0) ** b) for frame in rates])
-            np.save(work.folder / f"{block.start}.npy", self._events(codes))
+            events, squares = self._events(codes)
+            np.save(work.folder / f"{block.start}.squares.npy", squares)
+            np.save(work.folder / f"{block.start}.npy", events)  # the last: it says that the stretch is done
 
         self._convert([path for _, path in files], blocks, first, work, keep, advance)
         count, missing = self._write(work, axis, blocks, first)
@@ -85,36 +87,35 @@ class ConvertRadarEvents(ConvertRadarFiles):
             + " task.admit_missing=true task.mask_missing=true" * (missing > 0),
         ]
 
-    def _events(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the events of a stretch `(N,H,W,T)`, rows from the south; its codes have rows from the north."""
-        if self.places:
-            corners = side_by_side(~(codes == MISSING).any(0), self.size)
-        else:
-            rows, columns = self._middle(codes.shape[1:])
-            corners = [(rows.start, columns.start)]
-        found = [codes[:, top : top + self.size, left : left + self.size] for top, left in corners]
-        found = [event for event in found if 100 * np.mean(event >= _ECHO) >= self.echo]
-        events = np.array(found, np.uint8).reshape(-1, len(codes), self.size, self.size)
-        return np.moveaxis(events[:, :, ::-1], 1, -1)
+    def _events(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the events of a stretch `(N,H,W,T)`, rows from the south, and first row and column of each `(N,2)`.
 
-    def _middle(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """Returns the rows and columns of the square in the middle of an image `(H,W)`."""
-        rows, columns = (slice((whole - self.size) // 2, (whole + self.size) // 2) for whole in shape)
-        return rows, columns
+        Args:
+            codes: Of whole images `(T,H,W)`, rows from the north, as the squares' are counted.
+        """
+        size = self.size
+        height, width = codes.shape[1:]
+        middle = [((height - size) // 2, (width - size) // 2)]
+        squares = side_by_side(~(codes == MISSING).any(0), size) if self.places else middle
+        found = [(codes[:, top : top + size, left : left + size], (top, left)) for top, left in squares]
+        found = [(event, at) for event, at in found if 100 * np.mean(event >= _ECHO) >= self.echo]
+        events = np.array([event for event, _ in found], np.uint8).reshape(-1, len(codes), size, size)
+        return np.moveaxis(events[:, :, ::-1], 1, -1), np.array([at for _, at in found], int).reshape(-1, 2)
 
     def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> tuple[int, int]:
         """Writes the tree of the events that were kept; returns their number, and how many have missing pixels."""
         start, lattice = axis.times[0].item(), first.lattice
         metres = _METRES.get(lattice.units, 1.0) * self.size
-        corners = {} if self.places else lattice.part(*self._middle(lattice.shape)).corners()
         kept = {block.start: np.load(work.folder / f"{block.start}.npy", mmap_mode="r") for block in blocks}
         table: list[dict[str, Any]] = []
         for block in blocks:
             times = axis.times[block.start : block.stop]
             middle = times[self.frames // 2]
             offsets = (times - middle).astype(int) / 60
-            for codes in kept[block.start]:
+            squares = np.load(work.folder / f"{block.start}.squares.npy")
+            for codes, (top, left) in zip(kept[block.start], squares.tolist(), strict=True):
                 index = len(table)
+                place = lattice.part(slice(top, top + self.size), slice(left, left + self.size))
                 table.append(
                     catalogue_row(
                         codes, id=f"R{middle.item():%y%m%d%H%M}{index:04d}",
@@ -122,7 +123,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
                         time_utc=middle.item().isoformat(sep=" "),
                         minute_offsets=":".join(f"{minutes:g}" for minutes in offsets), proj=lattice.projection,
                         height_m=abs(float(lattice.y[1] - lattice.y[0])) * metres,
-                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **corners,
+                        width_m=abs(float(lattice.x[1] - lattice.x[0])) * metres, **place.corners(),
                     )
                 )  # fmt: skip
         if not table:
@@ -133,6 +134,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         write_tree(work.folder, table, (codes for block in blocks for codes in kept[block.start]))
         for block in blocks:
             (work.folder / f"{block.start}.npy").unlink()
+            (work.folder / f"{block.start}.squares.npy").unlink()
         return len(table), sum(row["pct_missing"] > 0 for row in table)
 
 

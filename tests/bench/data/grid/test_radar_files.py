@@ -323,6 +323,12 @@ def test_an_archive_becomes_places_without_missing_pixels(archive: Path, tmp_pat
     ids, times = task.dataset("all").ids, task.events("all").times
     assert len(ids) == len(set(ids)) > len(set(times or ())) == 4
     assert not task.inspect_data(read_everything=True).problems
+    places = [task.coordinates("all", at) for at in range(len(ids))]
+    assert all(place is not None for place in places)
+    corners = {(round(place.y[0]), round(place.x[0])) for place in places if place is not None}
+    assert len(corners) == len(ids) // 4
+    side = 2 * 1990  # metres: two pixels, the corners of the file in degrees of three digits
+    assert all(abs(y - v) >= side or abs(x - u) >= side for y, x in corners for v, u in corners - {(y, x)})
     few = ["--places", "--echo", "100", "--out", str(tmp_path / "few")]
     assert main(["data", "convert", "radar_files", "radar", *words, *few]) == 0
     rainy = load_task("radar", tmp_path / "few", t_in=3, t_out=2).dataset("all")
