@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import math
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_videogpt import CODES, CONTEXT, SHAPES, make, seeded
 from torch import Tensor, nn
 
-from baselines import videogpt, vqvae
+from baselines import videogpt
 from baselines.videogpt import VideoGPT
-from baselines.vqvae import VQVAE, Codebook
-from bench.config import compose
+from baselines.vqvae import VQVAE
 from bench.cost import count_model
 from bench.engine.ensembles import Ensemble, draw_members
-from bench.engine.run import Outcome, run
-from bench.errors import ConfigError, ContractError, DataError
 
-SHAPES = ((4, 8, 16, 1), (3, 8, 16, 1))
-CODES = (3, 2, 4)
 CODES_OF_A_CONTEXT = torch.arange(32).view(1, 4, 2, 4)
-CONTEXT = torch.rand(5, *SHAPES[0], generator=torch.Generator().manual_seed(3))
-
-
-def make(shapes: tuple[Any, Any] = SHAPES, **changes: Any) -> VideoGPT:
-    """A tiny model whose logits differ from the first code on: a fresh one finds all codes equally likely."""
-    torch.manual_seed(0)
-    made = VideoGPT(*shapes, **(VideoGPT.presets["tiny"] | changes))
-    nn.init.normal_(made.transformer.output.weight, std=0.3)
-    return made.eval()
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def parameters(module: nn.Module) -> int:
@@ -103,134 +84,6 @@ class _Logits(nn.Module):
         network = self.model.transformer
         vectors = self.model.vqvae.codebook.vectors[:1].expand(len(context), network.length, -1)
         return network(vectors, network.encoded(context))
-
-
-# The VQ-VAE
-
-
-def test_a_convolution_pads_more_on_the_left() -> None:
-    conv = vqvae._SameConv(1, 1, 4, (1, 2, 2))
-    x = torch.rand(1, 1, 3, 8, 6)
-    expected = F.conv3d(F.pad(x, (1, 1, 1, 1, 2, 1)), conv.weight, conv.bias, stride=(1, 2, 2))
-    assert expected.shape == (1, 1, 3, 4, 3)
-    torch.testing.assert_close(conv(x), expected)
-
-
-def test_axial_attention_is_the_sum_along_three_axes() -> None:
-    torch.manual_seed(0)
-    block, x = vqvae._Axial(8), torch.randn(2, 8, 3, 4, 5)
-    expected = torch.zeros(2, 3, 4, 5, 8)
-    for axis, qkv, out in zip((3, 2, 1), block.qkv, block.out, strict=True):
-        lines = x.permute(0, 2, 3, 4, 1).movedim(axis, 3)
-        q, k, v = (part.unflatten(-1, (2, 4)) for part in F.linear(lines, qkv.weight).chunk(3, dim=-1))
-        weights = torch.einsum("abciyd,abcjyd->abcyij", q, k).div(2).softmax(-1)  # sqrt(4) = 2
-        seen = torch.einsum("abcyij,abcjyd->abciyd", weights, v).flatten(-2)
-        expected = expected + F.linear(seen, out.weight, out.bias).movedim(3, axis)
-    torch.testing.assert_close(block(x), expected.permute(0, 4, 1, 2, 3))
-
-
-def test_codes_and_frames_have_their_shapes_and_do_not_depend_on_the_mode_or_the_batch() -> None:
-    model = make().vqvae.train()
-    frames = torch.rand(4, *SHAPES[1])
-    codes = model.encode(frames)
-    assert codes.shape == (4, *CODES) and codes.dtype == torch.long
-    assert torch.equal(model.encode(frames[2:3]), codes[2:3])
-    decoded = model.decode(codes)
-    assert decoded.shape == frames.shape and 0 <= decoded.min() <= decoded.max() <= 1
-    assert model.training and all(part.training for part in model.modules())
-
-
-def test_losses_of_the_vqvae_are_the_specification() -> None:
-    model = make().vqvae
-    frames = torch.rand(2, *SHAPES[1])
-    latents = model.encoder((frames - 0.5).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-    vectors = model.codebook.vectors[torch.cdist(latents, model.codebook.vectors).argmin(-1)]
-    back = model.decoder(vectors.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1) + 0.5
-    found = model.losses(frames)
-    torch.testing.assert_close(found["reconstruction"], F.mse_loss(back, frames) / 0.06)
-    torch.testing.assert_close(found["commitment"], 0.25 * F.mse_loss(latents, vectors))
-
-
-def test_the_variance_is_that_of_the_known_pixels() -> None:
-    model, frames = make().vqvae, torch.rand(6, *SHAPES[1])
-    frames[0, 1] = math.nan
-    model.fit_variance(frames.split(2))
-    torch.testing.assert_close(model.variance, frames[~frames.isnan()].var(correction=0))
-    for alike in (torch.full((2, *SHAPES[1]), 0.3), torch.full((2, *SHAPES[1]), math.nan)):
-        with pytest.raises(ValueError, match="expected target frames that differ, found"):
-            model.fit_variance([alike])
-
-
-def _book(codes: int = 4, width: int = 3) -> Codebook:
-    torch.manual_seed(0)
-    return Codebook(codes, width).train()
-
-
-def test_the_first_known_latents_are_the_codebook() -> None:
-    book, latents = _book(), torch.randn(10, 3)
-    share = torch.zeros(10)
-    before = book.vectors.clone()
-    book(latents, share)
-    assert torch.equal(book.vectors, before) and not book.started, "nothing known, nothing learnt"
-    share[[1, 4, 6, 9]] = 1.0
-    vectors = book(latents, share)
-    assert book.started
-    torch.testing.assert_close(vectors[share > 0], latents[share > 0])
-
-
-def test_a_codebook_that_its_latents_lie_on_stays_as_it_is() -> None:
-    book = _book()
-    latents = torch.randn(4, 3)
-    book(latents, torch.ones(4))
-    for _ in range(50):
-        book(latents.repeat(5, 1), torch.ones(20))
-    found = book.vectors[book.nearest(latents)]
-    torch.testing.assert_close(found, latents)
-    torch.testing.assert_close(book.counts, 5 - 4 * 0.99**50 * torch.ones(4))
-    assert book.perplexity == pytest.approx(4)
-
-
-def test_a_codebook_moves_by_its_decay_and_dead_codes_are_replaced() -> None:
-    book, origin = _book(2, 1), torch.tensor([[0.0], [10.0]])
-    book(origin, torch.ones(2))
-    order = book.vectors[:, 0].argsort()
-    latents, share = torch.tensor([[1.0], [2.0], [90.0]]), torch.tensor([1.0, 1.0, 0.0])
-    book(latents, share)
-    counts = book.counts[order]
-    torch.testing.assert_close(counts, torch.tensor([0.99 + 0.02, 0.99]))
-    near, dead = book.vectors[order, 0]
-    assert float(near) == pytest.approx(0.01 * 3 / 1.01, rel=1e-4)
-    assert float(dead) in (1.0, 2.0), "a known latent takes the place of the code with a count below 1"
-    book.eval()
-    state = {name: value.clone() for name, value in book.state_dict().items()}
-    book(latents, share)
-    assert all(torch.equal(value, state[name]) for name, value in book.state_dict().items())
-
-
-def test_the_codebook_is_saved_with_the_weights(tmp_path: Path) -> None:
-    model = make()
-    model.vqvae.train().losses(torch.rand(2, *SHAPES[1]))
-    model.vqvae.fit_variance([torch.rand(2, *SHAPES[1])])
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    torch.manual_seed(5)
-    fresh = VideoGPT(*SHAPES, **VideoGPT.presets["tiny"])
-    fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    for name in ("vectors", "sums", "counts", "started"):
-        assert torch.equal(getattr(fresh.vqvae.codebook, name), getattr(model.vqvae.codebook, name)), name
-    assert torch.equal(fresh.vqvae.variance, model.vqvae.variance) and fresh.vqvae.codebook.started
-
-
-def test_a_collapsed_codebook_is_told_of() -> None:
-    model = make(codes=64)
-    prepare = model.stages()[1].prepare
-    assert prepare is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prepare([])
-    model.vqvae.codebook.counts.copy_(torch.tensor([100.0] + [0.1] * 63))
-    assert model.vqvae.codebook.perplexity == pytest.approx(1.6, abs=0.01)
-    with pytest.warns(UserWarning, match=r"perplexity of its 64 codes is 1\.\d. Train stage vqvae longer"):
-        prepare([])
 
 
 # The transformer
@@ -424,73 +277,3 @@ def test_steps_are_told() -> None:
 def test_what_cannot_work_is_refused(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(make())
-
-
-# One command
-
-
-STAGED = [
-    "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", "data.batch_size=4", "limit=2", "model=videogpt",
-    *(f"model.{key}={value}" for key, value in VideoGPT.presets["tiny"].items()), "train.max_epochs=1",
-    "train.limit=8", "train.loggers=[]", "train.stages.gpt.ema_decay=0.9", "progress=false", "picture=false",
-    "device=cpu",
-]  # fmt: skip
-
-
-def start(storms: Path, out: Path, *overrides: str) -> tuple[Outcome, list[str]]:
-    lines: list[str] = []
-    folders = [f"data.root={storms}", f"results.root={out / 'results'}", f"work={out / 'work'}"]
-    return run(compose([*STAGED, *folders, *overrides]), training=True, say=lines.append), lines
-
-
-@pytest.fixture(scope="module")
-def trained(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    out = tmp_path_factory.mktemp("trained")
-    return out, start(storms, out, "evaluate.members=2")[0]
-
-
-def test_one_command_trains_both_stages_and_evaluates(trained: tuple[Path, Outcome], storms: Path) -> None:
-    out, outcome = trained
-    summary = outcome.record.training
-    assert summary is not None and summary.steps == 4
-    assert summary.stopped_because == "vqvae: max_epochs; gpt: max_epochs"
-    assert "crps" in outcome.record.scores
-    (whole,) = out.glob("work/sevir_lr/videogpt/*/checkpoints/last.ckpt")
-    state = torch.load(whole, weights_only=True)["state_dict"]
-    (stage,) = out.glob("work/sevir_lr/stages/vqvae-*/checkpoints/best.ckpt")
-    of_stage = torch.load(stage, weights_only=True)["state_dict"]
-    for name in ("codebook.vectors", "variance", "encoder.0.weight"):
-        assert torch.equal(state[f"vqvae.{name}"], of_stage[f"model.vqvae.{name}"]), name
-    assert state["vqvae.codebook.started"] and state["vqvae.variance"] != torch.tensor(0.06)
-
-
-def test_a_stage_may_come_from_a_file(trained: tuple[Path, Outcome], storms: Path, tmp_path: Path) -> None:
-    out, _ = trained
-    (whole,) = out.glob("work/sevir_lr/videogpt/*/checkpoints/last.ckpt")
-    state = torch.load(whole, weights_only=True)["state_dict"]
-    given = {key.removeprefix("vqvae."): value for key, value in state.items() if key.startswith("vqvae.")}
-    for number, content in enumerate((state, given, {"state_dict": given})):
-        torch.save(content, tmp_path / f"{number}.pt")
-        stage = make(((3, 32, 32, 1), (2, 32, 32, 1))).stages()[0]
-        stage.load(tmp_path / f"{number}.pt")
-        assert all(torch.equal(value, given[name]) for name, value in stage.part.state_dict().items())
-    outcome, _ = start(storms, tmp_path, f"train.stages.vqvae.checkpoint={tmp_path / '1.pt'}")
-    assert outcome.record.training is not None
-    assert outcome.record.training.stopped_because == "vqvae: given weights; gpt: max_epochs"
-
-
-def test_wrong_stages_are_refused(storms: Path, tmp_path: Path) -> None:
-    (tmp_path / "no.pt").write_text("nothing")
-    torch.save(make(codes=16).vqvae.state_dict(), tmp_path / "other.pt")
-    for overrides, error, words in (
-        (["train.stages.vqvae.checkpoint=missing.pt"], DataError, "missing.pt: no such file"),
-        ([f"train.stages.vqvae.checkpoint={tmp_path / 'other.pt'}"], ConfigError, r"codebook.vectors is \(16, 16\)"),
-        (["train.stages.vqvea.lr=1.0"], ConfigError, "vqvea: Did you mean 'vqvae'"),
-        (["model.downsample=5"], ConfigError, "downsample must be a power of 2"),
-    ):
-        with pytest.raises(error, match=words):
-            start(storms, tmp_path, *overrides)
-    with pytest.raises(ValueError, match=r"no.pt: expected tensors"):
-        make().stages()[0].load(tmp_path / "no.pt")
-    with pytest.raises(ContractError, match=r"draws no members: .*expected a context"):
-        draw_members(make(), CONTEXT[:, :2], torch.arange(5), Ensemble(2), SHAPES[1])
