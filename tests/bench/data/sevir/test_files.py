@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
+from sevir_files import IDS, NAME, SHAPE, Write, create, made_codes, write_events
 
 import bench
 from bench.cli.main import main
-from bench.data.sevir.files import FileInUseError, other_order, read_header
+from bench.data.sevir.files import other_order
 from bench.errors import DataError
-
-_IDS = [b"R0", b"R1", b"R2", b"R3"]
-_SHAPE = (4, 8, 10, 49)
-_NAME = "vil/2019/a.h5"
-Write = Callable[[h5py.File, np.ndarray], None]
-
-
-def _codes(shape: tuple[int, ...] = _SHAPE) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-
-
-def _tree(root: Path, write: Write, *, codes: np.ndarray | None = None, columns: dict | None = None, **file) -> Path:
-    """Writes a tree of four test events, the file by `write(file, codes)`."""
-    codes = _codes() if codes is None else codes
-    path = root / "data" / _NAME
-    path.parent.mkdir(parents=True)
-    with h5py.File(path, "w", **file) as stored:
-        write(stored, codes)
-        if "id" not in stored:
-            stored["id"] = _IDS[: len(codes)]
-    rows = {
-        "id": [name.decode() for name in _IDS[: len(codes)]], "file_name": _NAME, "file_index": range(len(codes)),
-        "img_type": "vil", "time_utc": "2019-07-01 03:00:00", "pct_missing": 0.0, "data_max": 254.0,
-        "minute_offsets": ":".join(str(5 * n) for n in range(49)), "size_y": 8, "size_x": 10,
-    }  # fmt: skip
-    pd.DataFrame(rows | (columns or {})).to_csv(root / "CATALOG.csv", index=False)
-    return root
 
 
 def _virtual(source: str, fill: int = 0) -> Write:
@@ -77,7 +45,7 @@ def _linked_twice(file: h5py.File, codes: np.ndarray) -> None:
 def _ids_linked(file: h5py.File, codes: np.ndarray) -> None:
     path = Path(file.filename).with_name("ids.h5")
     with h5py.File(path, "w") as other:
-        other["id"] = _IDS
+        other["id"] = IDS
     file["vil"], file["id"] = codes, h5py.ExternalLink(str(path), "/id")
 
 
@@ -155,7 +123,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda f, c: None, "no dataset 'vil'; found id"),
     "null": (lambda f, c: f.__setitem__("vil", h5py.Empty("u1")), "expected uint8"),
     "float 0..1": (lambda f, c: f.__setitem__("vil", (c / 255).astype("f4")), "is float32 with shape"),
-    "float with NaN": (lambda f, c: f.__setitem__("vil", np.full(_SHAPE, np.nan)), "is float64 with shape"),
+    "float with NaN": (lambda f, c: f.__setitem__("vil", np.full(SHAPE, np.nan)), "is float64 with shape"),
     "int16": (lambda f, c: f.__setitem__("vil", c.astype("i2") - 100), "is int16 with shape"),
     "big-endian uint16": (lambda f, c: f.__setitem__("vil", (c.astype("u2") * 2).astype(">u2")), "is >u2 with shape"),
     "bool": (lambda f, c: f.__setitem__("vil", c > 9), "is bool with shape"),
@@ -179,7 +147,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
     "endless ids": (_ids(None, shape=(2_000_000_000,), dtype="S16"), r"'id' is \|S16 with shape \(2000000000,\)"),
     "long ids": (_ids(None, shape=(4,), dtype="S4000000"), "'id' is"),
     "ids never written": (_ids(None, shape=(4,), dtype="S16"), "'id' was declared but never"),
-    "ids of other number": (_ids(_IDS[:3]), r"'id' is object with shape \(3,\)"),
+    "ids of other number": (_ids(IDS[:3]), r"'id' is object with shape \(3,\)"),
     "ids as numbers with a point": (_ids(np.arange(4.0)), "'id' is float64"),
     "ids as a scalar": (_ids(b"R0"), r"with shape \(\)"),
     "ids as a group": (
@@ -195,12 +163,12 @@ _REFUSED: dict[str, tuple[Write, str]] = {
 @pytest.mark.parametrize("kind", _REFUSED)
 def test_it_is_refused_by_reader_and_check(tmp_path: Path, kind: str, capsys) -> None:
     write, message = _REFUSED[kind]
-    root = _tree(tmp_path, write)
-    with pytest.raises(DataError, match=f"(?s){_NAME}.*{message}".replace("$", r"(\n|$)")):
+    root = write_events(tmp_path, write)
+    with pytest.raises(DataError, match=f"(?s){NAME}.*{message}".replace("$", r"(\n|$)")):
         bench.load_task("sevir", root).dataset("test")
     assert main(["data", "check", "sevir", "--root", str(root)]) == 2
     captured = capsys.readouterr()
-    assert _NAME in captured.err and "no problems" not in captured.out
+    assert NAME in captured.err and "no problems" not in captured.out
 
 
 def _space_padded(file: h5py.File, codes: np.ndarray) -> None:
@@ -209,7 +177,7 @@ def _space_padded(file: h5py.File, codes: np.ndarray) -> None:
     kind.set_size(8)
     kind.set_strpad(h5py.h5t.STR_SPACEPAD)
     array = h5py.h5d.create(file.id, b"id", kind, h5py.h5s.create_simple((4,)))
-    array.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([name.ljust(8) for name in _IDS]), kind)
+    array.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([name.ljust(8) for name in IDS]), kind)
 
 
 def _compact(file: h5py.File, codes: np.ndarray) -> None:
@@ -228,29 +196,25 @@ def _few_bits(file: h5py.File, codes: np.ndarray) -> None:
     array.write(h5py.h5s.ALL, h5py.h5s.ALL, codes % 16, h5py.h5t.NATIVE_UINT8)
 
 
-def _create(**options) -> Write:
-    return lambda file, codes: file.create_dataset("vil", data=codes, **options)
-
-
 _READ: dict[str, Write] = {
-    "plain": _create(),
-    "in chunks": _create(chunks=(1, 4, 5, 49)),
-    "several events in a chunk": _create(chunks=(3, 8, 10, 7)),
-    "chunks of HDF5's choice": _create(chunks=True),
-    "gzip, shuffle, checksum": _create(compression="gzip", shuffle=True, fletcher32=True),
-    "lzf": _create(compression="lzf"),
-    "scale-offset": _create(scaleoffset=0),
-    "may grow": _create(maxshape=(None, 8, 10, 49)),
+    "plain": create(),
+    "in chunks": create(chunks=(1, 4, 5, 49)),
+    "several events in a chunk": create(chunks=(3, 8, 10, 7)),
+    "chunks of HDF5's choice": create(chunks=True),
+    "gzip, shuffle, checksum": create(compression="gzip", shuffle=True, fletcher32=True),
+    "lzf": create(compression="lzf"),
+    "scale-offset": create(scaleoffset=0),
+    "may grow": create(maxshape=(None, 8, 10, 49)),
     "of the header": _compact,
     "soft link": lambda f, c: (f.__setitem__("g/real", c), f.__setitem__("vil", h5py.SoftLink("/g/real"))),
     "hard link": lambda f, c: (f.__setitem__("g/real", c), f.__setitem__("vil", f["g/real"])),
     "many attributes": lambda f, c: f.create_dataset("vil", data=c).attrs.update({"a": np.arange(9), "units": "?"}),
     "beside others": lambda f, c: (f.__setitem__("a", c[::-1]), f.__setitem__("vil", c), f.__setitem__("z", c)),
-    "ids of free length": _ids(_IDS, dtype=h5py.string_dtype("utf-8")),
-    "ids of free length, ASCII": _ids(_IDS, dtype=h5py.string_dtype("ascii")),
-    "ids padded with zeros": _ids(np.array(_IDS, "S16")),
+    "ids of free length": _ids(IDS, dtype=h5py.string_dtype("utf-8")),
+    "ids of free length, ASCII": _ids(IDS, dtype=h5py.string_dtype("ascii")),
+    "ids padded with zeros": _ids(np.array(IDS, "S16")),
     "ids padded with spaces": _space_padded,
-    "ids in chunks": _ids(np.array(_IDS), chunks=(3,), compression="gzip"),
+    "ids in chunks": _ids(np.array(IDS), chunks=(3,), compression="gzip"),
 }
 
 
@@ -265,18 +229,18 @@ _READ: dict[str, Write] = {
     ],
 )
 def test_it_is_read_right(tmp_path: Path, kind: str, options: dict) -> None:
-    root = _tree(tmp_path, _READ[kind], **options)
+    root = write_events(tmp_path, _READ[kind], **options)
     data = bench.load_task("sevir", root).dataset("test")
     for index in range(len(data)):
         event, window = divmod(index, 3)
-        expected = _codes()[event].transpose(2, 0, 1)[window * 12 :][:25, ..., None]
+        expected = made_codes()[event].transpose(2, 0, 1)[window * 12 :][:25, ..., None]
         assert np.array_equal(np.concatenate([part.numpy() for part in data.stored(index)]), expected)
     assert main(["data", "check", "sevir", "--root", str(root)]) == 0
 
 
 def test_bytes_that_hold_codes_in_some_of_their_bits_are_read_by_hdf5(tmp_path: Path) -> None:
-    data = bench.load_task("sevir", _tree(tmp_path, _few_bits, columns={"data_max": 15.0})).dataset("test")
-    assert np.array_equal(data.stored(3)[0].numpy()[..., 0], _codes()[1].transpose(2, 0, 1)[:13] % 16)
+    data = bench.load_task("sevir", write_events(tmp_path, _few_bits, columns={"data_max": 15.0})).dataset("test")
+    assert np.array_equal(data.stored(3)[0].numpy()[..., 0], made_codes()[1].transpose(2, 0, 1)[:13] % 16)
 
 
 @pytest.mark.parametrize(("chunks", "fill"), [(None, 0), ((4, 8, 10, 49), 0), ((4, 8, 10, 49), 7)])
@@ -284,7 +248,7 @@ def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
     tmp_path: Path, chunks: tuple[int, ...] | None, fill: int, capsys
 ) -> None:
     """A writer that died: the array, or the chunk, has room for all events, and the last two were never written."""
-    root = _tree(tmp_path, _partly(chunks, fill))
+    root = write_events(tmp_path, _partly(chunks, fill))
     data = bench.load_task("sevir", root).dataset("test")
     data.stored(5)
     message = f"event R2 at index 2 is {fill} throughout, but the catalogue says data_max = 254"
@@ -304,30 +268,30 @@ def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
 
 def test_an_event_without_echo_that_the_catalogue_knows_is_read(tmp_path: Path, capsys) -> None:
     columns = {"data_max": [254.0, 254.0, 0.0, np.nan]}
-    root = _tree(tmp_path, _partly(None), columns=columns)
+    root = write_events(tmp_path, _partly(None), columns=columns)
     assert not bench.load_task("sevir", root).dataset("test").stored(9)[1].any()
     assert main(["data", "check", "sevir", "--root", str(root)]) == 0
     assert "event R2 is constant (0)" in capsys.readouterr().out
 
 
 def test_a_split_of_constant_events_only_is_a_problem(tmp_path: Path, capsys) -> None:
-    root = _tree(tmp_path, _create(), codes=np.full(_SHAPE, 9, np.uint8), columns={"data_max": 9.0})
+    root = write_events(tmp_path, create(), codes=np.full(SHAPE, 9, np.uint8), columns={"data_max": 9.0})
     assert main(["data", "check", "sevir", "--root", str(root)]) == 2
     assert "split test: each of its 4 events is constant" in capsys.readouterr().err
 
 
 def test_events_without_bytes_are_skipped_one_by_one(tmp_path: Path) -> None:
-    root = _tree(tmp_path, _partly((1, 8, 10, 49)))
+    root = write_events(tmp_path, _partly((1, 8, 10, 49)))
     data = bench.load_task("sevir", root, skip_missing=True).dataset("test")
     assert data.ids == ("R0", "R1") and data.incomplete == "2 events skipped: R2, R3"
-    none = _tree(tmp_path / "none", _dataset())
+    none = write_events(tmp_path / "none", _dataset())
     data = bench.load_task("sevir", none, skip_missing=True).dataset("test")
     assert len(data) == 0 and data.why_empty == "All 4 events are left out by task.skip_missing. "
 
 
 def test_conversion_makes_no_dry_scenes_of_what_was_never_written(tmp_path: Path, capsys) -> None:
     """Not even of an event that no task reads."""
-    root = _tree(tmp_path / "sevir", _partly((1, 8, 10, 49)), columns={"pct_missing": [0.0, 0.0, 0.5, 0.5]})
+    root = write_events(tmp_path / "sevir", _partly((1, 8, 10, 49)), columns={"pct_missing": [0.0, 0.0, 0.5, 0.5]})
     assert main(["data", "convert", "sevir", "sevir_lr", "--root", str(root), "--out", str(tmp_path / "low")]) == 2
     assert "2 events were never, or not wholly, written (the first at index 2)" in capsys.readouterr().err
     assert not list(tmp_path.rglob("low/**/*.h5"))
@@ -336,9 +300,9 @@ def test_conversion_makes_no_dry_scenes_of_what_was_never_written(tmp_path: Path
 @pytest.mark.parametrize("name", ["sevir", "radar"])
 @pytest.mark.parametrize(("order", "told"), [("NTHW", True), ("NHTW", True), ("NTHW", False)])
 def test_axes_in_another_order_are_refused(tmp_path: Path, name: str, order: str, told: bool) -> None:
-    codes = _codes((4, 10, 10, 49)).transpose([dict(zip("NHWT", range(4), strict=True))[axis] for axis in order])
+    codes = made_codes((4, 10, 10, 49)).transpose([dict(zip("NHWT", range(4), strict=True))[axis] for axis in order])
     sizes = {"size_y": 10, "size_x": 10} if told else {"size_y": "", "size_x": "", "minute_offsets": ""}
-    root = _tree(tmp_path, _create(), codes=codes, columns=sizes)
+    root = write_events(tmp_path, create(), codes=codes, columns=sizes)
     axes = r"\(N, T, H, W\)" if order == "NTHW" else r"\(N, H, T, W\)"
     task = bench.load_task(name, root, t_in=3, t_out=2)
     with pytest.raises(DataError, match=f"axes seem to lie as {axes}"):
@@ -370,117 +334,3 @@ def test_axes_in_another_order_are_refused(tmp_path: Path, name: str, order: str
 )
 def test_the_catalogue_tells_the_order_of_axes(shape, size, frames, order) -> None:
     assert other_order(shape, size, frames) == order
-
-
-def _other_process(code: str, path: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, env={**os.environ, **environment}
-    )
-
-
-_READ_HEADER = (
-    "import sys, pathlib\nfrom bench.data.sevir.files import read_header\n"
-    "try: print(read_header(pathlib.Path(sys.argv[1])).event_count)\n"
-    "except Exception as error: print(type(error).__name__, error)"
-)
-
-
-def test_a_file_that_another_program_holds_is_read_without_its_lock(tmp_path: Path) -> None:
-    path = _tree(tmp_path, _create()) / "data" / _NAME
-    with h5py.File(path, "r+") as held:
-        held.flush()
-        assert _other_process(_READ_HEADER, path).stdout == "4\n"
-        asked_for = _other_process(_READ_HEADER, path, HDF5_USE_FILE_LOCKING="TRUE").stdout
-        assert asked_for.startswith("FileInUseError") and "unset that variable" in asked_for
-
-
-def test_a_file_marked_as_written_to_is_no_damaged_file(tmp_path: Path) -> None:
-    """HDF5's latest format has such a mark; `task.skip_missing` must not skip what only has to be waited for."""
-    root = _tree(tmp_path, _create(), libver="latest")
-    code = "import sys, bench; bench.load_task('sevir', sys.argv[1], skip_missing=True).dataset('test')"
-    with h5py.File(root / "data" / _NAME, "r+", libver="latest") as held:
-        held.flush()
-        said = _other_process(code, root).stderr
-    assert "FileInUseError" in said and "h5clear --status" in said
-
-
-def test_users_can_open_the_files_that_a_data_set_holds(tmp_path: Path) -> None:
-    root = _tree(tmp_path, _create(compression="gzip"))
-    data = bench.load_task("sevir", root).dataset("test")
-    data.stored(0)
-    with h5py.File(root / "data" / _NAME) as file:  # with locks, h5py's default
-        assert np.array_equal(file["vil"][0], _codes()[0])
-        data.stored(4)
-    with h5py.File(root / "data" / _NAME, "r+") as file:
-        file.attrs["note"] = 1
-
-
-def test_a_header_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    path.write_bytes(b"no HDF5 at all")
-    with pytest.raises(DataError, match=r"a.h5: not readable as HDF5 \(14 bytes\)") as caught:
-        read_header(path)
-    assert not isinstance(caught.value, FileInUseError)
-
-
-def test_check_takes_the_fields_of_the_task(tmp_path: Path, capsys) -> None:
-    codes = _codes()
-    codes[1, 0, 0, 0] = 255
-    columns = {"pct_missing": [0.0, 0.1, 0.1, 0.0]}
-    root = _tree(tmp_path, _create(), codes=codes, columns=columns)
-    words = ["data", "check", "sevir", "--root", str(root)]
-    for fields, count in (([], 2), (["task.admit_missing=true"], 4)):
-        assert main([*words, *fields]) == 0
-        assert f"no problems: {count} events read" in capsys.readouterr().out
-    info = ["data", "info", "sevir", "--root", str(root), "--format", "json", "task.val_from=2019-08-01"]
-    assert main([*info, "task.test_from=2019-09-01"]) == 0
-    facts = json.loads(capsys.readouterr().out)["facts"]
-    assert facts["splits"]["train"]["events"] == 2 and facts["splits"]["test"]["events"] == 0
-    expected = {"task.nothing=1": "task.nothing", "data.root=x": "task.admit_missing=true", "task.t_in=0": "t_in"}
-    for wrong, message in expected.items():
-        assert main([*words, wrong]) == 2
-        assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"img_type": "VIL"}, "none of 4 rows has img_type 'vil' (found: VIL)"),
-        ({"pct_missing": ""}, "none of 4 rows has pct_missing 0 (0 have a number there"),
-        ({"pct_missing": 0.5}, "none of 4 rows has pct_missing 0 (4 have a number there"),
-        ({"id": "R0"}, "none of 4 rows has an id that no other row has"),
-    ],
-)
-def test_a_filter_that_leaves_nothing_is_named(tmp_path: Path, columns: dict, message: str, capsys) -> None:
-    root = _tree(tmp_path, _create(), columns=columns)
-    assert main(["data", "check", "sevir", "--root", str(root)]) == 2
-    assert f"no events: {message}" in capsys.readouterr().err
-    words = ["evaluate", "task=sevir", "model=persistence", f"data.root={root}", f"results.root={tmp_path}"]
-    assert main([*words, f"work={tmp_path / 'w'}"]) == 2
-    assert f"N{message[1:]}" in capsys.readouterr().err
-
-
-def test_a_split_without_events_says_which_date_leaves_none(tmp_path: Path, capsys) -> None:
-    root = _tree(tmp_path, _create())
-    assert main(["data", "check", "sevir", "--root", str(root)]) == 0
-    found = capsys.readouterr().out
-    assert "split train has no events: none of 4 rows has a time_utc up to 2019-01-01 00:00:00" in found
-
-
-def test_one_stored_event_under_two_ids_is_a_leak(tmp_path: Path, capsys) -> None:
-    columns = {
-        "file_index": [0, 1, 0, 3], "time_utc": ["2018-06-01", "2018-07-01", "2019-07-01", "2019-07-02"],
-        "file_name": [_NAME, _NAME, "vil/link.h5", _NAME],
-    }  # fmt: skip
-    root = _tree(tmp_path / "t", lambda f, c: (f.__setitem__("vil", c), f.__setitem__("id", _IDS)), columns=columns)
-    with h5py.File(root / "data" / _NAME, "r+") as file:
-        del file["id"]
-    (root / "data/vil/link.h5").symlink_to(root / "data" / _NAME)
-    (leak,) = bench.load_task("sevir", root).leaks
-    assert leak.splits == ("train", "test") and leak.ids == () and leak.stored_alike == ("R0 = R2",)
-    assert bench.load_task("sevir", root).dataset("test").identity()["leaks"][0]["stored_alike"] == ["R0 = R2"]
-    assert main(["data", "check", "sevir", "--root", str(root)]) == 2
-    assert "splits train and test share 1 stored events under two ids: R0 = R2" in capsys.readouterr().err
-    words = ["run", "task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=4", f"data.root={root}"]
-    assert main([*words, f"work={tmp_path / 'w'}", f"results.root={tmp_path / 'r'}", "progress=false"]) == 2
-    assert "train and the evaluated test share 1 events: R2" in capsys.readouterr().err
