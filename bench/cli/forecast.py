@@ -8,9 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from bench.cli.outcome import FAR_TOO_VARIED, far_too_varied
 from bench.cli.printing import print
 from bench.config import Config, compose
 from bench.errors import ConfigError, UsageError
+from bench.logs import log
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,14 +109,18 @@ def run(options: argparse.Namespace) -> int:
     path = options.out or Path("forecast.nc")
     forecasts = _forecast(model, task, case, path, options.members, controls, config, device)
     print(f"forecast: {path}")
+    shown, seen = case.where_observed(forecasts)[..., 0].numpy(), case.observed_context[..., 0].numpy()
+    spread = float(np.nanstd(seen))
+    if spread > 0 and (share := float(np.nanstd(shown)) / spread) > FAR_TOO_VARIED:
+        log.warning(far_too_varied("the forecast", share, "observed before"))
     if options.picture is not None:
         from bench.engine.forecast import forecast
         from bench.tables.pictures import Panel, draw, panels_of
 
         panels = panels_of(
-            case.observed_context[..., 0].numpy(),
+            seen,
             None if case.target is None else case.target[..., 0].numpy(),
-            case.where_observed(forecasts)[..., 0].numpy(),
+            shown,
             name=config.model.name,
             threshold=options.threshold,
             controls=controls,

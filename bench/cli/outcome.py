@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _BASELINE = "persistence"
 _NEARLY_CONSTANT = 0.1
 """A forecast with less than this share of the observed standard deviation says almost nothing."""
+FAR_TOO_VARIED = 10.0
+"""One with more than so many times the observed standard deviation has outliers that no weather has."""
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -118,9 +120,19 @@ def _warnings(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
             f"the forecast of the first sequence is almost constant: its standard deviation is {share:.1%} of the "
             f"observed one; {cure}"
         )
+    if share is not None and share > FAR_TOO_VARIED:
+        yield far_too_varied("the forecast of the first sequence", share, "observed")
     columns = [column for column in main_columns(record) if record.scores.get(column.key) is not None]
     if baseline is not None and columns and _judged(record, baseline, columns[0]) == "worse":
         yield f"{columns[0].label} is worse than that of persistence, which takes no training"
+
+
+def far_too_varied(forecast: str, share: float, compared: str) -> str:
+    """Returns what is said of a forecast whose standard deviation is a multiple of one compared with."""
+    return (
+        f"{forecast} varies {share:.3g} times as much as what was {compared}: its errors are of outliers. Train "
+        "longer; task.scale=log1p and dbz amplify them, linear and zscore do not"
+    )
 
 
 def _share_of_spread(outcome: Outcome) -> float | None:

@@ -68,6 +68,13 @@ def test_a_forecast_of_almost_nothing_is_said(trained: Outcome, capsys) -> None:
     assert "almost constant" not in _said(replace(trained, sample=unknown), capsys)  # no rain was observed
 
 
+def test_a_forecast_of_outliers_is_said(trained: Outcome, capsys) -> None:
+    sample = {**trained.sample, "forecast": 20 * trained.sample["target"]}
+    record = trained.record.model_copy(update={"model": trained.record.model.model_copy(update={"name": "unet"})})
+    said = " ".join(_said(replace(trained, record=record, sample=sample), capsys).split())
+    assert "the forecast of the first sequence varies 20 times as much as what was observed" in said
+
+
 def test_a_reference_is_not_told_to_train(persistence: Outcome, capsys) -> None:
     sample = {**persistence.sample, "forecast": np.zeros_like(persistence.sample["target"])}
     said = _said(replace(persistence, sample=sample), capsys)

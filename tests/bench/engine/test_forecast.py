@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import bench
+from bench.cli import forecast as forecast_verb
 from bench.cli.main import main
 from bench.engine.ensembles import Ensemble, draw_members
 from bench.engine.forecast import (
@@ -203,3 +204,12 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_forecast_of_outliers_is_said(storms: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    usual = forecast_verb._forecast
+    monkeypatch.setattr(forecast_verb, "_forecast", lambda *given: 1000 * usual(*given))
+    words = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}", "device=cpu", "--out", "a.nc"]
+    assert main(words) == 0
+    assert "times as much as what was observed before: its errors are of outliers" in capsys.readouterr().err
