@@ -79,7 +79,7 @@ def test_what_is_no_size_is_refused(target: object) -> None:
 
 
 def test_a_size_that_no_widths_have_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"target_params=3: no widths .* the nearest, hidden=1, have \d+ parameters"):
+    with pytest.raises(ConfigError, match=r"target_params=3: no widths .* nearest, hidden=\d+, have \d+ parameters"):
         load_model("rainformer", bench.load_task("nbody_mnist"), target_params=3)
 
 

@@ -41,7 +41,7 @@ def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results
     [
         (["optical_flo", "persistence"], "Did you mean 'optical_flow'"),
         (["optical_flow", "convlstm", "--score", "csi_n"], "Did you mean 'csi_m'"),
-        (["optical_flow", "simvp"], "was scored on the same data"),
+        (["optical_flow", "e3d_lstm"], "was scored on the same data"),
         (["unet", "persistence"], "give --task, one of enso_ersst, nbody_mnist, radar"),
     ],
 )

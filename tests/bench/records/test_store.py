@@ -6,6 +6,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from old_records import RECORD_OF_SCHEMA_2
 from pydantic import ValidationError
 
 import bench
@@ -40,6 +41,13 @@ def test_round_trip_and_nothing_left_beside_it(record: RunRecord, tmp_path: Path
     assert path == tmp_path / "runs/sevir/persistence" / f"{record.run_id}.json"
     assert read_record(path) == record.sealed()
     assert {p.name for p in path.parent.iterdir()} == {path.name, path.with_suffix(".npz").name}
+
+
+def test_a_record_of_an_older_schema_is_read_and_its_seal_is_of_the_file() -> None:
+    content = json.loads(RECORD_OF_SCHEMA_2.read_text())
+    assert content["schema_version"] == 2
+    read = read_record(RECORD_OF_SCHEMA_2)
+    assert (read.schema_version, read.run_id, read.scores) == (SCHEMA_VERSION, content["run_id"], content["scores"])
 
 
 def test_nothing_is_ever_replaced(record: RunRecord, tmp_path: Path) -> None:
