@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
-    a, b = _pair(options)
+    a, b, groups = _pair(options)
     scores = options.score or [column.key for column in main_columns(a)]
     for score in scores:
         for record in (a, b):
@@ -54,13 +54,16 @@ def run(options: argparse.Namespace) -> int:
     assert a.data is not None and a.statistics is not None
     print(f"A  {a.model.name}, seed {a.seed}, {a.run_id}")
     print(f"B  {b.model.name}, seed {b.seed}, {b.run_id}")
-    print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}\n")
+    print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}")
+    if groups > 1:
+        print(f"the newest of {groups} data sets or task options that both were scored on; run ids choose others")
+    print()
     print("\n".join(_lines(found)))
     return 0
 
 
-def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord]:
-    """Returns the newest runs that two names stand for and that can be compared.
+def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord, int]:
+    """Returns the newest runs that two names stand for and that can be compared, and on how many data both have any.
 
     Raises:
         UnknownNameError: no run has such a name.
@@ -82,7 +85,8 @@ def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord]:
     if len({a.task.name for a, _ in pairs}) > 1:
         tasks = ", ".join(sorted({a.task.name for a, _ in pairs}))
         raise UsageError(f"{options.a!r} and {options.b!r} have runs on several tasks: give --task, one of {tasks}")
-    return max(pairs, key=lambda pair: (pair[0].run_id, pair[1].run_id))
+    a, b = max(pairs, key=lambda pair: (pair[0].run_id, pair[1].run_id))
+    return a, b, len({comparable_key(a) for a, _ in pairs})
 
 
 def _named(name: str, records: Sequence[RunRecord], root: Path) -> list[RunRecord]:
