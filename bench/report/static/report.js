@@ -163,7 +163,7 @@ function chart(parent, title, choices, draw) {
   let listens = false;
   const redraw = () => {
     const { traces, extra, words, remark = "" } = draw(plot, ...selects.map((select) => select.value));
-    plot.setAttribute("aria-label", `${title}. ${words}`);
+    plot.setAttribute("aria-label", `${[title, ...selects.map((select) => select.selectedOptions[0].text)].join(", ")}. ${words}`);
     note.textContent = remark;
     Plotly.react(plot, traces, layout(extra), { displayModeBar: false, responsive: true }).then(() => light(section, null));
     if (listens) return;
