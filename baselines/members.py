@@ -64,6 +64,6 @@ class RowNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def normal(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Returns the next numbers (B, *shape) of all rows, moved to a device."""
-        return torch.stack([torch.randn(*shape, generator=own) for own in self.generators]).to(device)
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Returns the next numbers (B, *shape) of all rows, of the type of a tensor and where it is."""
+        return torch.stack([torch.randn(*shape, generator=own) for own in self.generators]).to(like)

@@ -140,7 +140,7 @@ class NextFrameModel(HasReference):
         if self.time_reversed and step % 2:
             backwards, truth = torch.cat((context, target), dim=1).flip(1), truth.flip(1)
             context, target = backwards[:, : self.t_in], backwards[:, self.t_in :]
-        return self.losses(context, target, None if mask is None else mask.to(context.device), truth)
+        return self.losses(context, target, None if mask is None else mask.to(context.device, non_blocking=True), truth)
 
 
 def each_frame(layer: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ Setting = tuple[Any, Callable[[Any], Any]]
 
 
 @contextmanager
-def unchanged(origin: str) -> Iterator[None]:
+def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
     """Puts back what an import changed for the whole process, and warns of it; what it prints goes to stderr.
 
     Random numbers, the default type, the threads and the choice of deterministic algorithms decide the scores of every
@@ -30,6 +30,7 @@ def unchanged(origin: str) -> Iterator[None]:
 
     Args:
         origin: Who is imported, for the warning.
+        ours: Whether it is of this project: then a library that it imports drew the numbers, and nobody is warned.
     """
     before = _settings()
     try:
@@ -41,7 +42,7 @@ def unchanged(origin: str) -> Iterator[None]:
         for name in changed:
             value, put_back = before[name]
             put_back(value)
-        if changed:
+        if changed and not ours:
             warnings.warn(f"{origin} changed {', '.join(changed)} when it was imported: put back", stacklevel=3)
 
 

@@ -59,7 +59,7 @@ class Entry:
         self._refuse_other_api()
         module, _, attribute = self.value.partition(":")
         try:
-            with unchanged(self.origin):
+            with unchanged(self.origin, ours=self.distribution == "earthbench"):
                 return getattr(importlib.import_module(module), attribute)
         except KeyboardInterrupt:
             raise

@@ -130,9 +130,9 @@ def attributes(package: str) -> Callable[[str], Any]:
     old = package.removeprefix("bench.")
 
     def attribute(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = getattr(importlib.import_module(f"bench.{MODULES[old]}"), name)
+        value = None if name.startswith("__") else getattr(importlib.import_module(f"bench.{MODULES[old]}"), name)
+        if value is None or isinstance(value, ModuleType):  # pickling asks every module for names such as `torch`
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         _warn(f"{old}.{name}", f"{MODULES[old]}.{name}")
         return value
 

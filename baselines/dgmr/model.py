@@ -233,7 +233,7 @@ class DGMR(HasReference):
             )
         noise = RowNoise(seeds)
         with _in_eval_mode(self.generator):
-            return self._made(context, lambda: noise.normal(self.generator.noise_shape, context.device), members)
+            return self._made(context, lambda: noise.normal(self.generator.noise_shape, context), members)
 
     def _made(self, context: Tensor, draw: Callable[[], Tensor], count: int) -> Tensor:
         """Returns forecasts (count, B, T_out, H, W, C) from noise (B, 8, h, w) that is drawn for each of them.
@@ -290,7 +290,7 @@ class DGMR(HasReference):
         Their noise is torch's of the CPU, so that it is the same on every device.
         """
         shape = (len(context), *self.generator.noise_shape)
-        return self._made(context, lambda: torch.randn(shape).to(context.device), count)
+        return self._made(context, lambda: torch.randn(shape).to(context, non_blocking=True), count)
 
     def _grid_loss(self, mean: Tensor, target: Tensor) -> Tensor:
         """Returns the weighted absolute error of the mean of samples, as a mean over known pixels."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench import registry
 from bench.cli.flags import Parser
 from bench.cli.printing import print
+from bench.engine.trainer import leave_group
 from bench.errors import EarthbenchError, RunFailedError, UsageError, did_you_mean
 from bench.logs import LEVEL, log, shown_on
 from bench.plugins import use_plugin_files
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         arguments = _set_log_level(use_plugin_files(arguments))
         with shown_on("stderr"):
-            return _dispatch(arguments)
+            code = _dispatch(arguments)
+            leave_group()
+            return code
     except EarthbenchError as error:
         with shown_on("stderr"):
             log.debug("traceback:", exc_info=True)

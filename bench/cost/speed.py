@@ -41,7 +41,7 @@ def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, 
     model.eval()
     on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_memory(device)
     resident = _resident_peak_bytes()
     times = []
     with torch.inference_mode():
@@ -62,6 +62,12 @@ def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, 
         threads=torch.get_num_threads(),
         repeats=repeats,
     )
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts the count of a GPU's peak memory anew; torch refuses where nothing has used the GPU yet."""
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(*, on_gpu: bool) -> int:

@@ -111,7 +111,7 @@ def traced_sampling(model: nn.Module, context_shape: Shape) -> int | None:
         return None
     totals: list[int] = []
 
-    def note() -> bool:
+    def note(_done: int) -> bool:
         totals.append(counter.flops)
         return len(totals) < 2
 
@@ -126,24 +126,25 @@ def samples_by_steps(model: nn.Module) -> bool:
     return samples_with(model, "advance")
 
 
-def first_steps(model: nn.Module, context: Tensor, note: Callable[[], bool]) -> int:
-    """Draws one member until `note` has seen enough, and returns how many steps there would be.
+def first_steps(model: nn.Module, context: Tensor, note: Callable[[int], bool], *, members: int = 1) -> int:
+    """Draws members until `note` has seen enough, and returns how many steps there would be, of all rows.
 
     Args:
         model: One that `samples_by_steps`.
         context: `(B,T,H,W,C)`.
-        note: Called after each step; returns whether to go on.
+        note: Called after each step with how many are done; returns whether to go on.
+        members: How many.
     """
     steps = 0
 
     def advance(done: int, total: int) -> None:
         nonlocal steps
         steps = total
-        if not note():
+        if not note(done):
             raise _EnoughError
 
     with contextlib.suppress(_EnoughError):
-        model.sample(context, members=1, advance=advance)  # type: ignore[operator]
+        model.sample(context, members=members, advance=advance)  # type: ignore[operator]
     return steps
 
 

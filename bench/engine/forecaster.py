@@ -213,10 +213,15 @@ class Forecaster(ScoresWithFloat64):
 
     @property
     def _can_fuse(self) -> bool:
-        """Returns whether one kernel may update all weights: whole ones on a GPU, whose gradients need no unscaling."""
+        """Returns whether one kernel may update all weights: whole ones on a GPU, in a precision that allows it.
+
+        Lightning refuses to clip the gradients of a fused optimiser in mixed precision, bfloat16 included, where none
+        is unscaled; 16-bit floats need it to unscale them.
+        """
         assert self.train_config is not None
-        on_gpu = all(parameter.is_cuda for parameter in self.model.parameters())
-        return on_gpu and self.device_mesh is None and self.train_config.precision != "16-mixed"
+        config, on_gpu = self.train_config, all(parameter.is_cuda for parameter in self.model.parameters())
+        mixed = config.precision == "16-mixed" or (config.precision == "bf16-mixed" and config.clip_norm is not None)
+        return on_gpu and self.device_mesh is None and not mixed
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the next optimiser step."""

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ def form_group(device: str, devices: int, nodes: int) -> None:
         where = trainer_device(device, devices, nodes, "ddp")
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         lightning.Trainer(**where, **quiet).strategy.setup_environment()
+
+
+def leave_group() -> None:
+    """Leaves the group of a run's processes before this one ends: NCCL warns of a group that is never left."""
+    torch = sys.modules.get("torch")  # a command that has not imported it has formed no group
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def trainer_device(

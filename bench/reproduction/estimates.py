@@ -143,6 +143,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     """
     import torch
 
+    from bench.cost.speed import peak_memory_bytes, reset_peak_memory
     from bench.engine.micro_batch import known_micro_batch
     from bench.engine.trainer import torch_device, translated_errors
 
@@ -150,8 +151,9 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     # None where a training would look for what fits
     size = known_micro_batch(model, task, config, on_gpu=place.type == "cuda") or min(2, config.micro_batch_limit)
     model.to(place)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
+    on_gpu = place.type == "cuda"
+    if on_gpu:
+        reset_peak_memory(place)
     epoch_s = total_s = 0.0
     with translated_errors(f"timed steps at batch size {size}"):
         for training in trainings_of(model, config) if trained else []:
@@ -163,8 +165,9 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
             # A validation is a forward pass, about a third of a step.
             validations_s = count * step_s / _PASSES_OF_A_STEP * counts["val"] / size
             total_s += budget_wall_s(settings) or epochs * own_epoch_s + validations_s
+        steps_bytes = peak_memory_bytes(on_gpu=True) if on_gpu else 0  # before forecasts have a peak of their own
         forecast_s, forecast_bytes = _timed_forecast(model, task, config, size, place)
-    peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
+    peak = max(steps_bytes, peak_memory_bytes(on_gpu=True)) if on_gpu else 0
     parameters = sum(p.numel() for p in model.parameters())
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     return Estimate(
@@ -241,17 +244,19 @@ def _timed_forecast(model: nn.Module, task: Task, config: Config, size: int, pla
     if not samples_by_steps(model):
         speed = measure_speed(model, task.input_shape, batch_size=size, repeats=_TIMED_STEPS)
         return speed.latency_s / size, speed.peak_memory_bytes
-    times = []
+    seen: list[tuple[float, int]] = []
 
-    def note() -> bool:
+    def note(done: int) -> bool:
         _wait_for(place)
-        times.append(time.perf_counter())
-        return len(times) <= _TIMED_STEPS
+        seen.append((time.perf_counter(), done))
+        return len(seen) <= _TIMED_STEPS
 
-    with torch.no_grad():
-        steps = first_steps(model, torch.rand((1, *task.input_shape), device=place), note)
-    step_s = (times[-1] - times[0]) / max(1, len(times) - 1)
-    return steps * step_s * members_of(model, config), 0
+    # As many sequences and members as an evaluation draws at a time: a GPU is as fast with one as with several.
+    context = torch.rand((size, *task.input_shape), device=place)
+    with torch.no_grad(), _in_precision(config.train, place.type), _autocast(config.train, place.type):
+        steps = first_steps(model, context, note, members=members_of(model, config))
+    (started, first), (ended, last) = seen[0], seen[-1]
+    return steps * (ended - started) / max(1, last - first) / size, 0
 
 
 def _wait_for(place: torch.device) -> None:

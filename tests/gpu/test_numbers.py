@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ def _step(model: nn.Module, device: str, context: Tensor, target: Tensor) -> tup
     model.to(device).eval()  # without dropout, whose draws are each device's own
     model.zero_grad()
     forecast = model(context.to(device))
-    loss = (forecast.float() - target.to(device)).square().mean()
+    loss = (forecast - target.to(device)).square().mean()
     if loss.requires_grad:
         loss.backward()
     gradients = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
@@ -54,6 +55,14 @@ def _step(model: nn.Module, device: str, context: Tensor, target: Tensor) -> tup
 
 def _difference(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).norm() / one.double().norm().clamp(min=1e-12))
+
+
+def _errors(exact: tuple[float, Tensor, Tensor], found: tuple[float, Tensor, Tensor]) -> dict[str, float]:
+    return {
+        "loss": abs(found[0] - exact[0]) / max(exact[0], 1e-12),
+        "gradient": _difference(exact[1], found[1]),
+        "forecast": _difference(exact[2], found[2]),
+    }
 
 
 @pytest.mark.parametrize(("name", "task_name", "tiny"), _models())
@@ -70,15 +79,16 @@ def test_models_against_the_cpu(
     except EarthbenchError:
         return  # not for this grid
     batch = _batch(task)
-    loss, gradients, forecast = _step(model, "cpu", *batch)
+    exact = _step(copy.deepcopy(model).double(), "cpu", *(part.double() for part in batch))
+    # What rounding on a CPU does to it: PhyDNet's gradients differ by 2e-3 between one thread and two.
+    rounding = _errors(exact, _step(model, "cpu", *batch))
     for tf32 in (False, True):
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
-        there = _step(model, device, *batch)
-        found = {"loss": abs(there[0] - loss) / max(loss, 1e-12), "gradient": _difference(gradients, there[1])}
-        found["forecast"] = _difference(forecast, there[2])
+        found = _errors(exact, _step(model, device, *batch))
         report(model=name, task=task_name, size="tiny" if tiny else "preset", tf32=tf32, **found)
-        bound = {"loss": 1e-2, "gradient": 0.3, "forecast": 5e-2} if tf32 else dict.fromkeys(found, 1e-3)
+        tolerated = {key: max(1e-3, 5 * error) for key, error in rounding.items()}
+        bound = {"loss": 1e-2, "gradient": 0.3, "forecast": 5e-2} if tf32 else tolerated
         assert all(found[key] <= bound[key] for key in found), found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,15 @@ pytestmark = pytest.mark.gpu
 _PRECISIONS = ("plain float32", "float32", "tf32", "bf16", "bf16 compiled")
 
 
+@pytest.fixture
+def empty_gpu() -> Iterator[None]:
+    """Gives back the memory of a test, so that the next one has all of it."""
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
+
+
 def _sync(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -25,11 +35,14 @@ def _sync(device: str) -> None:
 
 @pytest.mark.parametrize("micro_batch", [2, 8, 16])
 @pytest.mark.parametrize("precision", _PRECISIONS)
+@pytest.mark.usefixtures("empty_gpu")
 def test_earthformer_at_full_size(
     precision: str, micro_batch: int, device: str, small: bool, report: Callable[..., None]
 ) -> None:
-    if (precision == "plain float32" and micro_batch > 2) or (small and (micro_batch > 2 or "compiled" in precision)):
-        return  # the plain formulation needs too much memory; a CPU tries the test only
+    if small and (micro_batch > 2 or "compiled" in precision):
+        return  # a CPU tries the test only
+    if (precision == "plain float32" and micro_batch > 2) or (precision == "bf16 compiled" and micro_batch != 8):
+        return  # the plain formulation needs too much memory; one compilation takes minutes
     task = bench.load_task("icar_enso" if small else "sevir")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -50,14 +63,18 @@ def test_earthformer_at_full_size(
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     took = []
-    for _ in range(2 if small else 5):
-        _sync(device)
-        started = time.perf_counter()
-        if precision.startswith("plain"):
-            plain = model.reference()
-        step()
-        _sync(device)
-        took.append(time.perf_counter() - started)
+    try:
+        for _ in range(2 if small else 5):
+            _sync(device)
+            started = time.perf_counter()
+            if precision.startswith("plain"):
+                plain = model.reference()
+            step()
+            _sync(device)
+            took.append(time.perf_counter() - started)
+    except torch.OutOfMemoryError:
+        report(precision=precision, micro_batch=micro_batch, ms_per_sequence="does not fit", peak_gib="")
+        return
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
     report(
         precision=precision, micro_batch=micro_batch, ms_per_sequence=1000 * min(took[1:]) / micro_batch, peak_gib=peak
