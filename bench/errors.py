@@ -70,13 +70,17 @@ class InterruptedRunError(EarthbenchError):
     exit_code = 130
 
 
+_MOST_CHOICES = 40
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns `Did you mean 'x'?` for the nearest choices, else the list of choices."""
+    """Returns `Did you mean 'x'?` for the nearest choices, else the list of choices, cut where it is long."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return "Known: " + (", ".join(known) if known else "none") + "."
+    more = f" and {len(known) - _MOST_CHOICES} more" if len(known) > _MOST_CHOICES else ""
+    return "Known: " + (", ".join(known[:_MOST_CHOICES]) if known else "none") + more + "."
 
 
 def first_line(error: BaseException) -> str:

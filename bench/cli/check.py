@@ -10,7 +10,7 @@ from typing import Any
 from bench import registry
 from bench.api import model_traits
 from bench.cli.printing import print
-from bench.errors import ContractError, EarthbenchError, UnknownNameError, did_you_mean
+from bench.errors import ContractError, EarthbenchError, UnknownNameError, UsageError, did_you_mean
 
 _KINDS = ("model", "task", "metric", "constraint")
 EXAMPLES = (
@@ -33,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
     asked: list[Any] = [kind for kind in _KINDS if options.kind in (None, kind)]
     kinds = [kind for kind in asked if options.name in registry.names(kind)]
     if not kinds:
+        if options.name in registry.names("table"):
+            raise UsageError(f"{options.name!r} is a table: `earthbench table {options.name}` prints it")
         known = [name for kind in asked for name in registry.names(kind)]
         raise UnknownNameError(
             f"no model, task, metric or constraint {options.name!r}. {did_you_mean(options.name, known)}"

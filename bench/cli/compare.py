@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
     a, b, groups = _pair(options)
-    scores = options.score or [column.key for column in main_columns(a)]
+    main = [column.key for record in (a, b) for column in main_columns(record)]
+    of_one = [key for key in dict.fromkeys(main) if key not in a.scores or key not in b.scores]
+    scores = options.score or [key for key in dict.fromkeys(main) if key not in of_one]
     for score in scores:
         for record in (a, b):
             if score.partition("_lead_")[0] not in record.scores:
@@ -57,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}")
     if groups > 1:
         print(f"the newest of {groups} data sets or task options that both were scored on; run ids choose others")
+    if of_one and not options.score:
+        print(f"not compared, as one of the two has no such score: {', '.join(of_one)}")
     print()
     print("\n".join(_lines(found)))
     return 0

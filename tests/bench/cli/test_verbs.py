@@ -51,6 +51,23 @@ def test_what_cannot_be_compared_is_said(capsys, committed_results: Path, words:
     assert cure in _out(capsys, "compare", *words, "--results", str(committed_results), code=2)
 
 
+def test_a_score_that_one_of_two_runs_lacks_is_left_out_and_said(capsys, storms: Path, tmp_path: Path) -> None:
+    places = [f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
+    given = ["task=sevir", f"data.root={storms}", "device=cpu", "progress=false", "picture=false", *places]
+    assert main(["evaluate", *given, "model=blank", "evaluate.metrics.other={metric: mae}"]) == 0
+    assert main(["evaluate", *given, "model=persistence"]) == 0
+    capsys.readouterr()
+    words = ["blank", "persistence", "--results", f"{tmp_path}/results"]
+    for pair in (words, [words[1], words[0], *words[2:]]):
+        shown = _out(capsys, "compare", *pair)
+        assert "one of the two has no such score: mae_other" in shown and "\ncsi_m " in shown
+    assert "has no score 'mae_other'" in _out(capsys, "compare", *words, "--score", "mae_other", code=2)
+
+
+def test_check_of_a_table_names_the_verb_for_it(capsys) -> None:
+    assert "`earthbench table runs/sevir` prints it" in _out(capsys, "check", "runs/sevir", code=2)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_has_examples_and_is_its_own(capsys, verb: str) -> None:
     shown = _out(capsys, "help", verb)
