@@ -39,7 +39,7 @@ from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.summaries import summary_beside
 from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
-from bench.errors import ConfigError, DataError, RunFailedError, one_message
+from bench.errors import ConfigError, DataError, RunFailedError, first_line, one_message
 from bench.files import check_writable
 from bench.logs import console_level, log, only_in_files, run_log, said_to
 from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
@@ -262,6 +262,9 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
             write()
         except (DataError, OSError) as error:
             log.warning(f"warning: {error}; the record is whole without it")
+        except Exception as error:  # of a library that draws: hours of training do not fail for a picture
+            log.debug("traceback:", exc_info=True)
+            log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is whole without it")
     return drawn if drawn.is_file() else None
 
 

@@ -244,23 +244,25 @@ def test_a_damaged_sample_or_curve_is_a_finding(record: RunRecord, tmp_path: Pat
         read_sample(record, tmp_path)
 
 
-def test_a_full_disk_after_the_record_is_a_warning(
-    storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("drawing", [OSError(28, "No space left on device"), ImportError("No module named 'pyproj'")])
+def test_a_full_disk_or_a_broken_library_after_the_record_is_a_warning(
+    drawing: Exception, storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*args: object, **options: object) -> None:
         raise DataError("samples/x.npz cannot be written: [Errno 28] No space left on device")
 
-    def no_space_on_disk(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fails(*args: object, **options: object) -> None:
+        raise drawing
 
     monkeypatch.setattr(pipeline, "write_sample", no_space)
-    monkeypatch.setattr(pipeline, "draw_forecasts", no_space_on_disk)
+    monkeypatch.setattr(pipeline, "draw_forecasts", fails)
     words = ["task=sevir", "model=persistence", "device=cpu", "progress=false", f"data.root={storms}", "picture=true"]
     config = compose([*words, f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"])
     with logged() as said:
         outcome = pipeline.run(config, training=False)
     assert outcome.picture_path is None and read_record(outcome.record_path) == outcome.record
-    assert sum("No space left on device" in line and line.startswith("warning: ") for line in said) == 2
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert len(warned) == 2 and "No space left on device" in warned[0] and str(drawing.args[-1]) in warned[1]
     assert verify_records(tmp_path / "results") == (1, [])
 
 
