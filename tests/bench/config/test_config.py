@@ -3,11 +3,14 @@ from __future__ import annotations
 import importlib.resources
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, validate
 from bench.errors import ConfigError, UnknownNameError
+from bench.models import load_model
+from bench.tasks import load_task
 
 
 def test_the_default_config_composes_and_its_defaults_are_those_of_the_schema() -> None:
@@ -25,6 +28,16 @@ def test_every_shipped_config_composes(group: str) -> None:
     for name in names:
         override = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
         compose([override.lstrip("+")])
+
+
+@pytest.mark.parametrize("name", ["simvp", "simvp model=tau", "prediff", "ldm", "dgmr", "videogpt"])
+def test_small_presets_are_of_models_for_frames_of_64x64(name: str) -> None:
+    config = compose([*f"experiment=small_{name}".split(), "task=nbody_mnist", "task.t_in=6", "task.t_out=6"])
+    task = load_task("nbody_mnist", **config.task.options)
+    with torch.device("meta"):
+        model = load_model(config.model.name, task, **config.model.options)
+    assert 4e6 < sum(parameter.numel() for parameter in model.parameters()) < 23e6
+    assert set(config.train.stages) <= {stage.name for stage in getattr(model, "stages", tuple)()}
 
 
 def test_hyperparameters_and_task_fields_need_no_plus() -> None:
