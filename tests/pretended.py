@@ -1,7 +1,7 @@
 """A pretended GPU: tensors that say cuda:0, whose values are computed on the CPU, and a count of what a GPU would feel.
 
 Code takes the branches it would take on a GPU. Counted are waits for the device (values that reach Python, results
-whose size is up to the values) and calls (kernels). Mixing devices and `.numpy()` raise as they would. No time, memory
+whose size is up to the values, copies to it that block) and calls (kernels). Mixing devices and `.numpy()` raise as they would. No time, memory
 or rounding is pretended: it is not a substitute for a GPU.
 """
 
@@ -164,13 +164,15 @@ class _Mode(TorchFunctionMode):
         if device is not None and torch.device(device).type == "cuda":
             made = func(*tree_map(_held, args), **{**kwargs, "device": "cpu"})
             OnGPU.log.kernels += 1
+            if func is torch.tensor:
+                OnGPU.log.wait("copy to the GPU")
             return tree_map(_there, made)
         return func(*args, **kwargs)
 
 
 def _moved(tensor: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
     device = kwargs.pop("device", None)
-    kwargs.pop("non_blocking", None)
+    blocks = not kwargs.pop("non_blocking", False)
     if rest and isinstance(rest[0], Tensor):
         other = rest.pop(0)
         device, kwargs["dtype"] = other.device, other.dtype
@@ -181,7 +183,12 @@ def _moved(tensor: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
     rest = [value for value in rest if not isinstance(value, bool)]
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     if device is not None:
-        tensor = to_gpu(tensor) if torch.device(device).type == "cuda" else to_cpu(tensor)
+        if torch.device(device).type == "cuda":
+            if blocks and not isinstance(tensor, OnGPU):
+                OnGPU.log.wait("copy to the GPU")
+            tensor = to_gpu(tensor)
+        else:
+            tensor = to_cpu(tensor)
     return Tensor.to(tensor, *rest, **kwargs) if rest or kwargs else tensor
 
 

@@ -58,7 +58,7 @@ class SpatialDiscriminator(nn.Module):
     def forward(self, future: Tensor) -> Tensor:
         """Returns scores (N, 1), summed over frames drawn at random, for forecasts (N, T_out, H, W, C)."""
         count, t_out = future.shape[:2]
-        order = torch.rand(count, t_out).argsort(1)[:, :_FRAMES_SEEN].to(future.device)
+        order = torch.rand(count, t_out).argsort(1)[:, :_FRAMES_SEEN].to(future.device, non_blocking=True)
         frames = future[torch.arange(count, device=future.device)[:, None], order]
         x = frames.flatten(0, 1).permute(0, 3, 1, 2)
         scores: Tensor = self.head(self.blocks(F.pixel_unshuffle(F.avg_pool2d(x, 2), 2)))
@@ -97,7 +97,9 @@ def _random_window(sequence: Tensor) -> Tensor:
     """Returns (N, T, H/2, W/2, C), each sequence's window drawn by itself."""
     count, _, height, width, _ = sequence.shape
     device = sequence.device
-    top, left = (torch.randint(size - size // 2 + 1, (count, 1, 1)).to(device) for size in (height, width))
+    top, left = (
+        torch.randint(size - size // 2 + 1, (count, 1, 1)).to(device, non_blocking=True) for size in (height, width)
+    )
     rows = top + torch.arange(height // 2, device=device)[:, None]
     columns = left + torch.arange(width // 2, device=device)
     each = torch.arange(count, device=device)[:, None, None]

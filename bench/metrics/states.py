@@ -167,7 +167,7 @@ class EventMetric(ExactMetric):
         """
         for name, each in found.items():
             total = self._sized(name, each.shape[1:])
-            setattr(self, name, total + each.sum(0).to(total))
+            setattr(self, name, total + each.sum(0).to(total, non_blocking=total.is_cuda))
             if self.event_count and events is not None:
                 by_event = self._sized(_by_event(name), (self.event_count, *each.shape[1:]))
                 by_event.index_add_(0, events.to(by_event.device), each.to(by_event))

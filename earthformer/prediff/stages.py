@@ -239,7 +239,9 @@ def random_turn(frames: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     # In the grid's units a pixel is 2/W wide and 2/H high: a turn must not stretch the frame.
     rows = (cos * flip[0], -sin * (height / width) * flip[0]), (sin * (width / height) * flip[1], cos * flip[1])
-    turn = torch.stack([torch.stack((*row, torch.zeros(count)), dim=1) for row in rows], dim=1).to(frames)
+    turn = torch.stack([torch.stack((*row, torch.zeros(count)), dim=1) for row in rows], dim=1).to(
+        frames, non_blocking=True
+    )
     grid = F.affine_grid(turn, list(frames.shape), align_corners=False)
     return F.grid_sample(frames, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 

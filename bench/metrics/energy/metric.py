@@ -94,7 +94,10 @@ class Energy(EventMetric):
         # both sides in one call: tracking is thousands of small operations, whatever the number of sequences
         frames = torch.cat([forecast[..., 0].float(), target[..., 0].float()])
         energies = frame_energies(
-            frames, crops.to(frames.device).repeat(2, 1, 1, 1), np.tile(corners, (2, 1, 1)), self.sub_steps
+            frames,
+            crops.to(frames.device, non_blocking=True).repeat(2, 1, 1, 1),
+            np.tile(corners, (2, 1, 1)),
+            self.sub_steps,
         )
         for side, part in zip(("", "_target"), np.split(energies, 2), strict=True):
             error = torch.from_numpy(part - before).masked_fill(~known, 0)
@@ -116,7 +119,7 @@ def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray, sub_steps
         sub_steps: Sub-steps of the simulation between two frames.
     """
     finite = torch.isfinite(frames).flatten(2).all(-1).cpu().numpy()
-    start = torch.from_numpy(corners).to(frames.device)
+    start = torch.from_numpy(corners).to(frames.device, non_blocking=True)
     readable = torch.nan_to_num(frames.detach(), 0.0, 0.0, 0.0)
     tracked = track(readable, crops, start, farthest=MAX_SPEED * sub_steps).cpu().numpy()
     places = np.concatenate([corners[:, None], tracked], 1)

@@ -43,7 +43,7 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor, *, farthest: float) ->
     places = corners.double() / _HALF - _EDGE
     steps = torch.arange(-reach, reach + 1, device=frames.device, dtype=frames.dtype) / reach
     inertia = _INERTIA * digits.size[..., None, None] * (steps[:, None] ** 2 + steps[None, :] ** 2)
-    star = torch.tensor(_STAR, device=frames.device)
+    star = torch.tensor(_STAR).to(frames.device, non_blocking=True)
     found = []
     for frame in frames.unbind(1):
         places = _locate(frame, digits, places, inertia, star)

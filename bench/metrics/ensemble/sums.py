@@ -107,7 +107,8 @@ def _sums_there(members: Tensor, truth: Tensor, limits: list[list[int | float]])
     ordered = members.sort(0).values
     # whole (K,B,T) at a time: pairs, and observed ones, with at least j members at or above each threshold
     limit, truth_limit = (
-        torch.tensor(each, dtype=members.dtype, device=members.device)[:, None, None, None] for each in limits
+        torch.tensor(each, dtype=members.dtype).to(members.device, non_blocking=True)[:, None, None, None]
+        for each in limits
     )
     observed = (truth >= truth_limit) & known
     at_least = [known.expand_as(observed)] + [(ordered[m - j] >= limit) & known for j in range(1, m + 1)]
