@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from pretended import pretended_gpu
 from torch import Tensor, nn
 
+import bench
 import bench.engine.callbacks.resume
 import bench.engine.train
 from bench.config import Config, Train, compose
@@ -233,3 +236,24 @@ def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_los
         forecaster.lr_scheduler_step(how["scheduler"], loss)
         rates.append(made["optimizer"].param_groups[0]["lr"])
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fused"),
+    [
+        ({}, True),
+        ({"precision": "bf16-mixed"}, False),  # Lightning refuses to clip for it
+        ({"precision": "bf16-mixed", "clip_norm": None}, True),
+        ({"precision": "16-mixed", "clip_norm": None}, False),
+    ],
+)
+def test_a_fused_optimiser_on_a_gpu_where_lightning_allows_it(
+    settings: dict[str, Any], fused: bool
+) -> None:
+    task = bench.load_task("nbody_mnist")
+    model = bench.load_model("convlstm", task, hidden=[4], strides=[1], conv_kernels=[3], deconv_kernels=[3])
+    forecaster = Forecaster(model, task, Train(**settings), total_steps=5)
+    assert not forecaster.configure_optimizers()["optimizer"].defaults["fused"], "on a CPU"
+    with pretended_gpu():
+        forecaster.to("cuda")
+        assert bool(forecaster.configure_optimizers()["optimizer"].defaults["fused"]) is fused
