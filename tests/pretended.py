@@ -1,8 +1,8 @@
 """A pretended GPU: tensors that say cuda:0, whose values are computed on the CPU, and a count of what a GPU would feel.
 
 Code takes the branches it would take on a GPU. Counted are waits for the device (values that reach Python, results
-whose size is up to the values, copies to it that block) and calls (kernels). Mixing devices and `.numpy()` raise as they
-would. No time, memory or rounding is pretended: it is not a substitute for a GPU.
+whose size is up to the values, copies to it that block) and calls (kernels). Mixing devices and `.numpy()` raise as
+they would. No time, memory or rounding is pretended: it is not a substitute for a GPU.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def ssim_at(forecast: Tensor, target: Tensor, data_ranges: Tensor) -> Tensor:
         raise ContractError(
             f"SSIM's window is {_WINDOW}x{_WINDOW} pixels, frames are {forecast.shape[1]}x{forecast.shape[2]}"
         )
-    ranges = data_ranges.to(forecast.device, non_blocking=forecast.is_cuda)
-    c1, c2 = (((k * ranges) ** 2)[:, None, None] for k in (_K1, _K2))
+    there = data_ranges.to(forecast.device, non_blocking=forecast.is_cuda)
+    c1, c2 = (((k * there) ** 2)[:, None, None] for k in (_K1, _K2))
     on_cpu = forecast.device.type == "cpu"
     pixels = forecast.shape[1] * forecast.shape[2]
     frames = max(1, _BLOCK // pixels) if on_cpu else max(1, len(forecast))

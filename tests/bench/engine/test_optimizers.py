@@ -247,9 +247,7 @@ def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_los
         ({"precision": "16-mixed", "clip_norm": None}, False),
     ],
 )
-def test_a_fused_optimiser_on_a_gpu_where_lightning_allows_it(
-    settings: dict[str, Any], fused: bool
-) -> None:
+def test_a_fused_optimiser_on_a_gpu_where_lightning_allows_it(settings: dict[str, Any], fused: bool) -> None:
     task = bench.load_task("nbody_mnist")
     model = bench.load_model("convlstm", task, hidden=[4], strides=[1], conv_kernels=[3], deconv_kernels=[3])
     forecaster = Forecaster(model, task, Train(**settings), total_steps=5)
