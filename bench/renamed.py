@@ -130,11 +130,12 @@ def attributes(package: str) -> Callable[[str], Any]:
     old = package.removeprefix("bench.")
 
     def attribute(name: str) -> Any:
-        value = None if name.startswith("__") else getattr(importlib.import_module(f"bench.{MODULES[old]}"), name)
-        if value is None or isinstance(value, ModuleType):  # pickling asks every module for names such as `torch`
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        _warn(f"{old}.{name}", f"{MODULES[old]}.{name}")
-        return value
+        if not name.startswith("__"):
+            value = getattr(importlib.import_module(f"bench.{MODULES[old]}"), name)
+            if not isinstance(value, ModuleType):  # pickling asks every module for names such as `torch`
+                _warn(f"{old}.{name}", f"{MODULES[old]}.{name}")
+                return value
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return attribute
 

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
     a, b, groups = _pair(options)
-    main = [column.key for record in (a, b) for column in main_columns(record)]
-    of_one = [key for key in dict.fromkeys(main) if key not in a.scores or key not in b.scores]
-    scores = options.score or [key for key in dict.fromkeys(main) if key not in of_one]
+    main = dict.fromkeys(column.key for record in (a, b) for column in main_columns(record))
+    of_one = [key for key in main if key not in a.scores or key not in b.scores]
+    scores = options.score or [key for key in main if key not in of_one]
     for score in scores:
         for record in (a, b):
             if score.partition("_lead_")[0] not in record.scores:

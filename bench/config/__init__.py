@@ -1,5 +1,6 @@
 """The run's config: composed by Hydra, checked by pydantic, named by a fingerprint."""
 
+from bench.config.fingerprints import canonical_json, fingerprint, numbers_of, numbers_only, stored
 from bench.config.hydra import (
     compose,
     composed_by_hydra,
@@ -17,12 +18,7 @@ from bench.config.schema import (
     Evaluate,
     Results,
     Train,
-    canonical_json,
     check_hyperparameters,
-    fingerprint,
-    numbers_of,
-    numbers_only,
-    stored,
     validate,
 )
 

@@ -26,7 +26,7 @@ from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, dra
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean, masked_mse
-from bench.engine.optimizers import parameter_groups, takes_turns
+from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.scorer import Scored, Scorer
@@ -186,7 +186,7 @@ class Forecaster(ScoresWithFloat64):
             lr=lr,
             weight_decay=config.weight_decay,
             **({"betas": config.betas} if config.betas else {}),
-            **({"fused": True} if self._can_fuse else {}),
+            **({"fused": True} if can_fuse(self.model, config, sharded=self.device_mesh is not None) else {}),
         )  # timm exempts norms and biases from decay
         if config.schedule == "onecycle":
             rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
@@ -210,18 +210,6 @@ class Forecaster(ScoresWithFloat64):
             t_in_epochs=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    @property
-    def _can_fuse(self) -> bool:
-        """Returns whether one kernel may update all weights: whole ones on a GPU, in a precision that allows it.
-
-        Lightning refuses to clip the gradients of a fused optimiser in mixed precision, bfloat16 included, where none
-        is unscaled; 16-bit floats need it to unscale them.
-        """
-        assert self.train_config is not None
-        config, on_gpu = self.train_config, all(parameter.is_cuda for parameter in self.model.parameters())
-        mixed = config.precision == "16-mixed" or (config.precision == "bf16-mixed" and config.clip_norm is not None)
-        return on_gpu and self.device_mesh is None and not mixed
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the next optimiser step."""

@@ -1,4 +1,4 @@
-"""Which parameters an optimiser steps, and at which learning rates: one for all, or groups that a model names."""
+"""Which parameters an optimiser steps, at which learning rates (one for all, or groups that a model names), and how."""
 
 from __future__ import annotations
 
@@ -78,3 +78,13 @@ def _check_named_once(model: nn.Module, named: Iterable[nn.Parameter]) -> None:
             f"optimizers() of {type(model).__name__} must name every trained parameter once; it does not name "
             f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} once"
         )
+
+
+def can_fuse(model: nn.Module, train: Train, *, sharded: bool) -> bool:
+    """Returns whether one kernel may update all weights: whole ones on a GPU, in a precision that allows it.
+
+    Lightning refuses to clip the gradients of a fused optimiser in mixed precision, in bfloat16 too, where none has to
+    be unscaled; those of 16-bit floats have to be.
+    """
+    mixed = train.precision == "16-mixed" or (train.precision == "bf16-mixed" and train.clip_norm is not None)
+    return not (sharded or mixed) and all(parameter.is_cuda for parameter in model.parameters())

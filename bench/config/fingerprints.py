@@ -1,0 +1,72 @@
+"""A config as it is kept, and the fingerprint that names it: of what can change a number."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.config.schema import Config
+from bench.safe_text import content_without_secrets
+
+# What never changes a number: where things lie, and how fast they are read.
+_NOT_IN_FINGERPRINT = {
+    "data": {"root", "test_root", "micro_batch", "num_workers", "timeout_s"},
+    "results": {"root"},
+    "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
+}
+_NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
+# What the weights of a training do not depend on, besides.
+_EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
+
+
+def canonical_json(content: Any) -> str:
+    """Returns JSON text that is equal for equal content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(content: Any) -> str:
+    """Returns the SHA-256 of the canonical JSON of plain content."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """Returns a config as records, checkpoints and logs keep it: JSON types, without credentials.
+
+    The folders of results and work are relative where they lie in the current one: a sweep makes them absolute for its
+    launcher, and a record is read on other machines.
+    """
+    content = dict(content_without_secrets(config.model_dump(mode="json")))
+    content["results"]["root"], content["work"] = map(_from_here, (content["results"]["root"], content["work"]))
+    return content
+
+
+def _from_here(folder: str) -> str:
+    path, here = Path(folder), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else folder
+
+
+def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
+    """Returns the part of a config that can change a number: without paths, device, workers, loggers.
+
+    Args:
+        config: The whole config.
+        training: Only what can change trained weights.
+    """
+    return numbers_of(stored(config), training=training)
+
+
+def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+    """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
+    plain = copy.deepcopy(dict(config))
+    for section, keys in _NOT_IN_FINGERPRINT.items():
+        plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
+    stop = plain["train"]["early_stopping"]
+    if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
+        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
+    left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
+    return {k: v for k, v in plain.items() if k not in left_out}
