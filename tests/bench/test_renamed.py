@@ -31,3 +31,8 @@ def test_anomalies_of_a_folder_are_read_as_before() -> None:
 def test_an_unknown_module_is_as_missing_as_ever() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'bench\.nobodys'"):
         importlib.import_module("bench.nobodys")
+
+
+def test_a_former_module_has_no_modules_of_its_own() -> None:
+    """Pickling looks for a name such as `torch` in every module, which warned once for each object."""
+    assert not hasattr(importlib.import_module("bench.data.sevir"), "torch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from bench import plugins
 from bench.cli.main import main
 from bench.models import load_model
+from bench.plugins import unchanged
 from bench.tasks import load_task
 
 _MODEL = '''
@@ -97,3 +99,12 @@ def test_listing_and_showing_are_done_without_importing_it(tmp_path: Path, capsy
     for verb in (["list", "models"], ["show", "model", name]):
         assert main([*given, *verb]) == 0
         assert "The last frame." in capsys.readouterr().out
+
+
+def test_what_a_library_of_ours_draws_when_imported_is_put_back_without_a_warning() -> None:
+    before = random.getstate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with unchanged("baselines.unet:UNet", ours=True):
+            random.seed(3)
+    assert random.getstate() == before

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import importlib.resources
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, validate
+from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, stored, validate
 from bench.errors import ConfigError, UnknownNameError
 from bench.models import load_model
 from bench.tasks import load_task
@@ -38,6 +39,14 @@ def test_small_presets_are_of_models_for_frames_of_64x64(name: str) -> None:
         model = load_model(config.model.name, task, **config.model.options)
     assert 4e6 < sum(parameter.numel() for parameter in model.parameters()) < 23e6
     assert set(config.train.stages) <= {stage.name for stage in getattr(model, "stages", tuple)()}
+
+
+def test_a_record_names_folders_from_where_the_run_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, plain = [f"work='{tmp_path}/outputs'", f"results.root='{tmp_path}/results'"], compose([])
+    assert stored(compose(here)) == stored(plain) and (plain.work, plain.results.root) == ("outputs", "results")
+    for elsewhere in ("/elsewhere/outputs", "s3://bucket/outputs", "../outputs"):
+        assert stored(compose([f"work='{elsewhere}'"]))["work"] == elsewhere
 
 
 def test_hyperparameters_and_task_fields_need_no_plus() -> None:
