@@ -16,9 +16,10 @@ from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
 from bench.tables.admission import Excluded, deviations, training_seed
-from bench.tables.cells import Cell, table_data, value_of
+from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Row, Table, load_published
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
+from bench.tables.values import value_of
 
 _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
 
@@ -87,6 +88,7 @@ def receipts_of(
             if cell.column != key or row not in asked_for:
                 continue
             mine = tuple(by_id[run_id] for run_id in contents.run_ids(cell))
+            folded = len(mine) > len(cell.run_ids)
             found.append(
                 Receipt(
                     table=table,
@@ -103,7 +105,7 @@ def receipts_of(
                         sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
                     ),
                     convention=_convention(mine[0], key) if mine else "",
-                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not contents.parts else (),
+                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not folded else (),
                     commands=_commands(table, cell, mine),
                     settings=() if mine or cell.column in COSTS else _settings(table, cell),
                 )

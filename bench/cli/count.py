@@ -213,8 +213,8 @@ def _count(task_name: str, model: str, options: dict[str, Any], speed: bool) -> 
 
 def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     from bench.tables import load_table
-    from bench.tables.cells import compare
     from bench.tables.definitions import load_published
+    from bench.tables.values import compare
 
     table = load_table(options.table)
     if not table.rows:

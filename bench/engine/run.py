@@ -34,6 +34,7 @@ from bench.engine.evaluate import (
 from bench.engine.identity import events_of, expected_run, identify, seen_events
 from bench.engine.loggers import LOGS, logged_curve
 from bench.engine.micro_batch import evaluation_batch
+from bench.engine.pictured import coastlines_of
 from bench.engine.processes import Processes, has_to_launch, launch, main_process_lock, process_rank
 from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.summaries import summary_beside
@@ -240,6 +241,15 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
     """
     config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
 
+    look = Look.of(task)
+
+    def sample() -> None:
+        assert record.data is not None
+        coast = coastlines_of(job.test_task, config.split, record.data.sequence_count)
+        # of several processes, the first keeps those of the sequences that it sees
+        there = coast is not None and len(coast) == len(sequences["target"])
+        write_sample(sequences | ({"coast": coast} if there else {}), record, job.results)
+
     def curve() -> None:
         if job.train and (found := logged_curve(folder / LOGS)) is not None:
             write_learning_curve(found, record, job.results)
@@ -251,13 +261,13 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
                 context=sequences["context"][0],
                 target=sequences["target"][0],
                 forecasts={config.model.name: sequences["forecast"][0]},
-                look=Look.of(task).at(job.test_task.coordinates(config.split, 0)),
+                look=look.at(job.test_task.coordinates(config.split, 0)),
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),
             )
 
-    for write in (lambda: write_sample(sequences, record, job.results), curve, picture):
+    for write in (sample, curve, picture):
         try:
             write()
         except (DataError, OSError) as error:

@@ -76,6 +76,9 @@ def as_one_record(records: Sequence[RunRecord]) -> RunRecord:
     trainings = [record.training for record in records if record.training is not None]
     changes: dict[str, Any] = {
         "run_id": f"{first.run_id}-and-{len(records) - 1}-more",
+        "task": first.task.model_copy(
+            update={"fields": {key: value for key, value in first.task.fields.items() if key != "fold"}}
+        ),
         "scores": overall, "scores_per_lead": per_lead, "undefined": undefined, "counts": None, "curves": {},
         "data": first.data.model_copy(
             update={

@@ -12,9 +12,10 @@ from bench.records.schema import MembersPart, RunRecord
 from bench.tables import load_table
 from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, Excluded
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, table_data, value_of
+from bench.tables.cells import Block, Cell, table_data
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
+from bench.tables.values import value_of
 from bench.tables.variants import comparable_key, shared_choices, variant_labels
 
 SEVIR = load_table("earthformer/sevir")
