@@ -171,5 +171,5 @@ def read_checkpoint(path: Path, *, sealed: bool = False) -> Any:
             f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
         ) from error
     if not sealed and isinstance(content, dict) and OURS in content and seal_of(path) is None:
-        raise DataError(f"checkpoint {path} is damaged: earthbench wrote it, but its checksum is gone")
+        raise DataError(f"checkpoint {path} is damaged: earthbench wrote it, but its checksum is missing")
     return content

@@ -43,7 +43,7 @@ def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
             value, put_back = before[name]
             put_back(value)
         if changed and not ours:
-            warnings.warn(f"{origin} changed {', '.join(changed)} when it was imported: put back", stacklevel=3)
+            warnings.warn(f"{origin} changed {', '.join(changed)} when it was imported: restored", stacklevel=3)
 
 
 def _settings() -> dict[str, Setting]:

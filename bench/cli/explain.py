@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_settings(table: Table, options: argparse.Namespace) -> int:
     if not table.rows:
-        raise UsageError(f"table {table.name!r} lists runs that exist; name a column, e.g. csi_m, for a receipt")
+        raise UsageError(f"table {table.name!r} lists finished runs; name a column, e.g. csi_m, for a receipt")
     row = table.row(next((row.key for row in table.rows if options.row in (row.key, row.label)), options.row))
     settings = sourced_settings(table, row.key, compose(overrides_of(table, row, (), seed=0)))
     if options.format == "json":

@@ -120,7 +120,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     # refuses a device that is not there before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     if config.device == "mps":
-        log.info("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
+        log.info("device=mps: operations that it lacks run on the CPU, and scores are summed there in float64")
     results, work = as_path(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")
@@ -271,10 +271,10 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
         try:
             write()
         except (DataError, OSError) as error:
-            log.warning(f"warning: {error}; the record is whole without it")
+            log.warning(f"warning: {error}; the record is complete without it")
         except Exception as error:  # of a library that draws: hours of training do not fail for a picture
             log.debug("traceback:", exc_info=True)
-            log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is whole without it")
+            log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is complete without it")
     return drawn if drawn.is_file() else None
 
 

@@ -75,9 +75,7 @@ def _shared_summary(path: Path, identity: TrainingIdentity | None) -> TrainingSu
     try:
         summary = TrainingSummary.model_validate(said)
     except ValidationError as error:
-        raise DataError(
-            f"{path.parent} does not say how its weights were trained in a way this earthbench reads"
-        ) from error
+        raise DataError(f"{path.parent} has no readable description of how its weights were trained") from error
     return summary if summary.identity == identity else None
 
 

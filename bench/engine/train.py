@@ -297,7 +297,7 @@ def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> T
         return None
     weights = checkpoints / f"{done.weights}.ckpt"
     if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
-        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
+        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is ignored")
         return None
     anyway = config.train.resume == "anyway"
     refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)

@@ -42,7 +42,7 @@ def pooled(records: Sequence[RunRecord]) -> Pooled:
     parts = [record.statistics for record in records]
     for record, arrays, part in zip(records, kept, parts, strict=True):
         if arrays is None or part is None:
-            raise ConfigError(f"record {record.run_id} has no statistics per event at hand; evaluate it again")
+            raise ConfigError(f"record {record.run_id} has no statistics per event; evaluate it again")
         if parts[0] is None or part.metrics != parts[0].metrics:
             raise ConfigError(
                 f"records {records[0].run_id} and {record.run_id} were scored by other metrics: expected the same"

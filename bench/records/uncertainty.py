@@ -105,7 +105,7 @@ def _bounds(
     score: str, values: tuple[np.ndarray, np.ndarray] | None, level: float
 ) -> tuple[tuple[float, float] | None, str]:
     if values is None:
-        return None, "no statistics per event are at hand"
+        return None, "the statistics per event are missing"
     if score.endswith("_count"):
         return None, "a count is not an estimate"
     low, high = jackknife_interval(*values, level=level, scale=scale_of(score))
@@ -144,7 +144,7 @@ def compare(
     sides = [(record, read_arrays(record)) for record in (record_a, record_b)]
     for record, arrays in sides:
         if arrays is None or record.statistics is None:
-            raise ConfigError(f"record {record.run_id} has no statistics per event at hand; evaluate it again")
+            raise ConfigError(f"record {record.run_id} has no statistics per event; evaluate it again")
     a, b = record_a.statistics, record_b.statistics
     assert a is not None and b is not None
     if not _same_events(record_a, record_b):

@@ -71,7 +71,7 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     """
     environment = _environment()
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
-        raise DataError(f"{out} holds something else than a report; give another folder with --out")
+        raise DataError(f"{out} is not empty and is not a report; choose another folder with --out")
     Look().coloured(colours)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("", encoding="utf-8")

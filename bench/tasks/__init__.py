@@ -36,4 +36,4 @@ def load_task(name: str, data_root: str | Path | None = None, **overrides: Any) 
         return task_class(data_root=data_root, **overrides)
     except ValidationError as error:
         lines = explain(error, task_class, prefix="task.")
-        raise ConfigError(one_message(f"task {name!r} cannot be made so:", lines)) from error
+        raise ConfigError(one_message(f"task {name!r} cannot be made with these options:", lines)) from error

@@ -219,7 +219,9 @@ class Task(BaseModel, ABC):
         Raises:
             ConfigError: the data are events, none of which is the newest.
         """
-        raise ConfigError(f"task {self.name!r} has events, none of which is the latest: --sequence N takes one")
+        raise ConfigError(
+            f"task {self.name!r} consists of separate events, so there is no latest context: use --sequence N"
+        )
 
     @abstractmethod
     def sequences(self, split: Split) -> SequenceDataset:

@@ -108,7 +108,7 @@ def _checked(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, limits: Lim
     if (total := sum(member.size for member in files)) > limits.bytes:
         problems.append(f"it unfolds to {total:,} bytes, expected {limits.bytes:,} at most")
     if problems:
-        raise DataError(one_message(f"{path} is refused, nothing of it was written:", problems))
+        raise DataError(one_message(f"{path} is refused; nothing was written:", problems))
     return files
 
 
@@ -142,7 +142,7 @@ def unpack(path: Path, folder: Path, places: Mapping[str, str], limits: Limits, 
                     if advance:
                         advance(done + written, total)
             if written != member.size:
-                raise DataError(f"{path}: {member.name!r} has other than the {member.size} bytes that it announces")
+                raise DataError(f"{path}: {member.name!r} does not have the {member.size} bytes that it announces")
             done += written
         if isinstance(archive, tarfile.TarFile):
             _read_to_the_end(archive, limits)

@@ -79,7 +79,7 @@ def https(url: str) -> str:
         return f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
     if parts.scheme in ("http", "https") and parts.netloc:
         return url
-    raise UsageError(f"{url!r} is not an address to download from: expected https://, http:// or s3://")
+    raise UsageError(f"{url!r} is not a download URL: expected https://, http:// or s3://")
 
 
 def head(url: str, policy: RetryPolicy, stop: threading.Event | None = None) -> Remote:
@@ -199,7 +199,7 @@ def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: 
                 )
             content = b"".join(_until(stop, chunks(response)))
         if len(content) != end - start:
-            raise RetryableError(f"{len(content)} of {end - start} bytes came")
+            raise RetryableError(f"{len(content)} of {end - start} bytes arrived")
         return content
 
     return retry(ask, remote.url, policy, stop) if end > start else b""
@@ -245,7 +245,7 @@ def retry(
             if failures >= policy.tries:
                 raise DataError(
                     f"{url}: {error}; given up after {failures} tries in a row. "
-                    "The same command continues where it stopped; or download it by hand from that address."
+                    "The same command resumes; or download the file yourself from that URL."
                 ) from error
             wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
             log.debug("%s: %s; tries again in %.3g s", url, error, wait)

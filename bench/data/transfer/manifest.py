@@ -61,7 +61,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / NAME} is not readable: {error!r}. Delete it to do without.") from error
+        raise DataError(f"{root / NAME} is not readable: {error!r}. Delete it to continue without it.") from error
     return dict(content)
 
 

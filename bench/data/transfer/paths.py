@@ -100,7 +100,7 @@ class RemoteFile(AbstractBufferedFile):
 
     def __init__(self, remote: Remote, policy: RetryPolicy, block_bytes: int = 1 << 16) -> None:
         if remote.size is None:
-            raise DataError(f"{remote.url}: the server does not say how long it is, so that no part can be asked for")
+            raise DataError(f"{remote.url}: the server does not report the length, so byte ranges cannot be requested")
         self.remote, self.policy = remote, policy
         super().__init__(
             None, remote.url, block_size=block_bytes, cache_type="blockcache", cache_options={"maxblocks": 8},

@@ -172,7 +172,7 @@ def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_
 def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("")
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="is not a report"):
         build(root, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

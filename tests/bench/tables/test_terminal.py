@@ -121,4 +121,4 @@ def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
 
 def test_columns_of_a_written_table_are_not_chosen(capsys, tmp_path: Path) -> None:
     assert main(["table", "runs/radar", "--results", str(tmp_path), "--write", "--sort", "mse"]) == 2
-    assert "for a table that is printed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "apply to printed tables only" in capsys.readouterr().err and not list(tmp_path.iterdir())
