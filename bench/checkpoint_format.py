@@ -1,4 +1,4 @@
-"""The file format of checkpoints: `torch.save`'s archive with the SHA-256 of itself as the archive's comment.
+"""The file format of checkpoints: `torch.save`'s archive with its own SHA-256 as the archive's comment.
 
 `torch.load` does not look at the checksums that `torch.save` wrote.  Any program still reads such a file.  Weights that
 were shared (`bench.pretrained`) are a safetensors file beside a `config.json`, which has the checksum.

@@ -1,4 +1,4 @@
-"""The receipt of a table's cell: its records, how they differ from the paper, and what else they could say."""
+"""The receipt of a table's cell: its records, their differences from the paper, and other conventions' values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds of a time series: blocks of it are left out one after the other, so that all of it is forecast once.
+"""Folds of a time series: blocks are left out in turn, so that each is forecast once.
 
 Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
 whole stretches are left out, for neighbouring months are not independent data.

@@ -247,7 +247,7 @@ def refuse_empty(task: Task, split: Split) -> None:
 
 
 def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
-    """Refuses to evaluate weights on what they were trained or selected on, whatever the options of the task say.
+    """Refuses to evaluate weights on events that they were trained or selected on, independent of the task's options.
 
     The training split may be evaluated, and all of the data; the record then is partial.
 

@@ -237,7 +237,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
 def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.ndarray], folder: Path) -> Path | None:
     """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
 
-    The record is published: whatever of these cannot be written is said, and the run is done all the same.
+    The record is published by now: a failure here is a warning, and the run is complete without these.
     """
     config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
 

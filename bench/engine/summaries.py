@@ -1,4 +1,4 @@
-"""How a training went, as the file beside its checkpoints says: a run that finds it there has nothing left to train."""
+"""The summary of a training beside its checkpoints; a run that finds it has nothing left to train."""
 
 from __future__ import annotations
 

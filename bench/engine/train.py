@@ -1,4 +1,4 @@
-"""Training: Lightning's trainer, checkpoints that resume to the same bits, and signals that are obeyed."""
+"""Training: Lightning's trainer, bit-identical resuming, and signals."""
 
 from __future__ import annotations
 

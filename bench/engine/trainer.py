@@ -1,4 +1,4 @@
-"""How this project starts Lightning's trainer: on which device, and how quietly."""
+"""Setup of Lightning's trainer: device, precision, messages and errors."""
 
 from __future__ import annotations
 

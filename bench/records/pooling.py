@@ -17,7 +17,7 @@ from bench.records.statistics import Arrays, content_sha256, read_arrays
 
 @dataclass(frozen=True)
 class Pooled:
-    """What several records say together."""
+    """The scores of several records together."""
 
     scores: dict[str, float]
     """By name, those per lead time as `NAME_lead_L`; of the metrics that keep statistics per event."""

@@ -1,4 +1,4 @@
-"""Reads the files of a results root whatever lies under their names: content of a bounded size, or one error in words.
+"""Safe reading of the files of a results root: content of bounded size, or one clear error.
 
 A store is written by many runs and machines: one file that is torn, flipped, huge or no file at all must not end what
 reads the others.

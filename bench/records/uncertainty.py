@@ -1,4 +1,4 @@
-"""How sure a score is, and a difference of two: from sums per event, with no second evaluation.
+"""Uncertainty of a score and of a difference, from sums per event, without a second evaluation.
 
 Sources: `bench.metrics.resampling` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
 (permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (forecasts' contingency tables that trade places).
@@ -60,7 +60,7 @@ def interval(record: RunRecord, score: str, *, level: float = 0.95) -> tuple[flo
 
 
 def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
-    """Returns by name what `interval` does of several scores, and reads the statistics once."""
+    """Returns `interval` of several scores by name; reads the statistics once."""
     return {score: bounds for score, (bounds, _) in _intervals(record, scores).items()}
 
 

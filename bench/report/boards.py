@@ -62,7 +62,7 @@ def shown_columns(table: Table) -> list[Column]:
 
 
 def is_reference(model: str) -> bool:
-    """Whether a model's forecast takes no skill; unknown models are taken to have some."""
+    """Whether a model is a trivial reference; unknown models are not."""
     try:
         return registry.find("model", model).card().trivial
     except EarthbenchError:

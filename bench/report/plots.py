@@ -1,4 +1,4 @@
-"""A table as pictures to put on a slide: scores with how sure they are, forecasts, and how the rows were learnt."""
+"""Pictures of a table: scores with intervals, forecasts, and learning curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages need besides their text: DataTables and Plotly as their Python packages ship them, and our own."""
+"""The report as a static site: its pages, and the scripts and styles that they need."""
 
 from __future__ import annotations
 

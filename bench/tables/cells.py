@@ -1,4 +1,4 @@
-"""From records to cells: what each figure of a table says, and which are the best of their column."""
+"""From records to cells: each figure of a table, and the best of each column."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OWN_DISTRIBUTION = "(earthbench "
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: published, ours, and what the two say of each other.  All in the paper's units."""
+    """One figure of a table: published, ours, and their comparison.  All in the paper's units."""
 
     row: str
     row_key: str

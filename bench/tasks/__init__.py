@@ -1,4 +1,4 @@
-"""What is forecast from what: shapes, splits, units and metrics of each task."""
+"""Tasks: shapes, splits, units and metrics of each forecasting problem."""
 
 from __future__ import annotations
 

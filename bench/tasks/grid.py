@@ -1,4 +1,4 @@
-"""A cube of one's own on (time, y, x): whatever xarray reads, forecast and scored as the built-in tasks are."""
+"""The user's cube on (time, y, x) in any format that xarray reads, forecast and scored like the built-in tasks."""
 
 from __future__ import annotations
 

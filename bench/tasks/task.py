@@ -356,7 +356,7 @@ class Task(BaseModel, ABC):
         return type(self)().fields()
 
     def data_fingerprint(self, split: Split) -> str:
-        """Returns the SHA-256 of what identifies a split's data: the same wherever the data lies."""
+        """Returns the SHA-256 of a split's identity, which does not depend on the location of the data."""
         return fingerprint(self.dataset(split).identity())
 
 

@@ -1,4 +1,4 @@
-"""Unpacking archives from outside: names are checked before a byte is written, and sizes are counted, not believed.
+"""Unpacking of untrusted archives: names are checked before a byte is written, and sizes are counted.
 
 `zipfile` keeps inside its folder but writes whatever a bomb unfolds to; `tarfile` of Python 3.11 leaves its folder,
 follows links and makes devices.  Here plain files are all that there is, and one wrong member refuses the archive.

@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped and take their final name only when they are whole.
+"""Downloads that resume, and get their final name only when complete.
 
 A file grows under `NAME.part`, beside `NAME.part.json` which says of which version of what.  Length, the digests that
 the server or the caller names, and the caller's own check come before the final name; what fails a digest is moved to
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file that is whole and verified."""
+    """A complete, verified file."""
 
     path: Path
     bytes: int
@@ -60,7 +60,7 @@ def download(
     policy: RetryPolicy | None = None,
     stop: threading.Event | None = None,
 ) -> Downloaded:
-    """Returns a file that is whole, downloading what is missing of it.
+    """Returns a complete file, downloading its missing part.
 
     Args:
         url: http or https.

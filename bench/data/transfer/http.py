@@ -1,4 +1,4 @@
-"""HTTP reading that does not trust the line: bounded tries, time limits, and ranges of bytes that are what was asked.
+"""Robust HTTP reading: bounded retries, time limits, and checked byte ranges.
 
 `requests` speaks the protocol.  What it leaves open is here: a try that got nowhere is repeated with a growing wait, a
 body that ends early is an error, and a range must come back as the very bytes that were asked for.
@@ -32,7 +32,7 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a server is waited for."""
+    """Retries and time limits of requests."""
 
     tries: int = 5
     """In a row without a new byte, before it is given up."""
@@ -56,7 +56,7 @@ class RetryableError(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says about a file."""
+    """A server's description of a file."""
 
     url: str
     size: int | None

@@ -1,4 +1,4 @@
-"""Where the data of a folder comes from, in a word that records and tables repeat."""
+"""Manifests of data folders, and the origin that records and tables repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading data where it lies, on disk or behind an address: `s3://`, `https://`, `memory://`, whatever fsspec reads.
+"""Reading data from disk or from a URL that fsspec opens: `s3://`, `https://`, `memory://`, ...
 
 A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, which answers to the same methods.
 """
