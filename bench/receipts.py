@@ -15,9 +15,10 @@ from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
 from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.tables.admission import Excluded, deviations, training_seed
+from bench.tables.admission import Excluded, deviations
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Row, Table, load_published
+from bench.tables.folds import run_name
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 from bench.tables.values import value_of
 
@@ -273,8 +274,8 @@ def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") 
     return words
 
 
-def seed_values(receipt: Receipt) -> list[tuple[int, float | None]]:
-    """Returns per record its seed and its value in the table's units."""
+def run_values(receipt: Receipt) -> list[tuple[str, float | None]]:
+    """Returns per record its seed (and fold) and its value in the table's units."""
     column = receipt.table.column(receipt.cell.column)
-    values = [(training_seed(record), value_of(record, column.key)) for record in receipt.records]
-    return [(seed, None if value is None else value * column.scale) for seed, value in values]
+    values = [(run_name(record), value_of(record, column.key)) for record in receipt.records]
+    return [(name, None if value is None else value * column.scale) for name, value in values]

@@ -16,6 +16,7 @@ from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
 from bench.tables.definitions import COSTS, Column, Table, main_column
 from bench.tables.durations import UNITS_IN_FULL, TimeAxis
+from bench.tables.folds import run_name
 from bench.tables.intervals import intervals
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
@@ -230,12 +231,6 @@ def charts(
             losses or {},
         ),
     }
-
-
-def run_name(record: RunRecord) -> str:
-    """What tells a run from the others of its row: its seed, and its fold where there are several."""
-    fold = record.task.fields.get("fold")
-    return f"seed {record.seed}" if fold is None else f"seed {record.seed}, fold {fold}"
 
 
 def _loss_curves(

@@ -18,7 +18,7 @@ from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
 from bench.report.board_pages import BoardPage, board_page
-from bench.report.boards import charts, column_groups, run_name, shown_rows, shown_side
+from bench.report.boards import charts, column_groups, shown_rows, shown_side
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
 from bench.report.model_pages import model_pages, page_of
@@ -26,6 +26,7 @@ from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import TableData, table_data
 from bench.tables.definitions import Column, Published, Table, load_published, main_column
+from bench.tables.folds import run_name
 from bench.tables.lines import legend, number
 from bench.tables.look import Look
 from bench.tables.render import load_table, table_names

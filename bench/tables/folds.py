@@ -8,6 +8,7 @@ from bench.config import canonical_json, numbers_of
 from bench.errors import UsageError
 from bench.records.pooling import as_one_record
 from bench.records.schema import RunRecord
+from bench.tables.admission import training_seed
 
 
 def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, list[RunRecord]]]:
@@ -41,6 +42,12 @@ def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[
                 continue
         found += every
     return sorted(found, key=lambda record: record.run_id), parts
+
+
+def run_name(record: RunRecord) -> str:
+    """Returns what tells a run from the others of its row: its seed, and its fold where there are several."""
+    fold = record.task.fields.get("fold")
+    return f"seed {training_seed(record)}" + ("" if fold is None else f", fold {fold}")
 
 
 def _without_fold(record: RunRecord) -> str | None:
