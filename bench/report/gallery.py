@@ -73,6 +73,7 @@ class Scene:
     colours: tuple[tuple[str, str], ...]
     """Colour and the interval of values that it stands for, ascending: the legend."""
     difference_colours: tuple[tuple[str, str], ...]
+    probability_colours: tuple[tuple[str, str], ...]
 
 
 def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord, root: Path) -> Kept | None:
@@ -121,6 +122,8 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     data = first.data
     assert data is not None
     times = TimeAxis.of_record(first)
+    shares = replace(look.palette, colours="Blues")
+    _, *within, (all_members, _) = _legend(shares, _SHARES)
     before = times.leads(1 - len(shown.context), len(shown.context))
     after = times.leads(1, len(shown.target))
 
@@ -154,7 +157,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
         probabilities=tuple(
             Strip(
                 f"{label}: P(>= {look.event_threshold:g})",
-                picture(chance, f"chance{k}", replace(look.palette, colours="Blues"), _SHARES),
+                picture(chance, f"chance{k}", shares, _SHARES),
                 after,
             )
             for k, label in enumerate(sorted(newest))
@@ -164,6 +167,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
         coast=_path(look.coast if shown.coast is None else shown.coast, height, look.palette),
         colours=_legend(look.palette, levels),
         difference_colours=_legend(symmetric, symmetric.levels),
+        probability_colours=(*within, (all_members, "1")),
     )
 
 

@@ -75,7 +75,7 @@ def overview(table: Table, contents: TableData) -> Overview:
         page=page_of_table(table),
         row_count=len(rows),
         measured_count=sum(any(cell.run_ids for cell in row) for row in rows),
-        run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
+        run_count=len({run_id for cell in cells for run_id in contents.run_ids(cell)}),
         statuses={key: statuses[key] for key in ("match", "differs") if key in statuses},
         podiums=_podiums(table, contents),
     )

@@ -138,7 +138,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
     if CHROMIUM is None:
-        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCHCHROMIUM may name one"
+        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCH_CHROMIUM may name one"
         if os.environ.get("EARTHBENCH_REQUIRE_BROWSER"):
             pytest.fail(reason)
         pytest.skip(reason)

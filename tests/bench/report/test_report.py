@@ -83,6 +83,7 @@ def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRe
     (forecast,) = first.forecasts
     assert set(forecast.scores) == {"RMSE 4"} and forecast.frames[0] == "+5 min" and first.context.frames[-1] == "0 min"
     assert first.probabilities[0].label.endswith("P(>= 74)")
+    assert [text for _, text in first.probability_colours][::10] == ["0 to 0.1", "1"]
     for strip in (first.context, first.target, forecast, *first.probabilities):
         assert (tmp_path / "site" / strip.picture).is_file()
     assert (tmp_path / "site" / forecast.difference).is_file()
