@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _kind(text: str) -> str:
     for kind in registry.KINDS:
-        if text in registry.names(kind):
+        if kind != "picture" and text in registry.names(kind):
             raise argparse.ArgumentTypeError(f"{text!r} is a {kind}: `earthbench show {kind} {text}`")
     return text
 
