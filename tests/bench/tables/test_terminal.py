@@ -34,8 +34,8 @@ def _text(results: Path, name: str, *, columns: tuple[str, ...] = (), sort: str 
     if name == "runs/radar":
         records = _of_one_evening(records)
     published = load_published(table.published) if table.published else None
-    shown = narrowed(table, table_data(table, published, records, unreadable), columns, sort)
-    return terminal(*shown, {record.run_id: record for record in records}, **options)
+    contents = table_data(table, published, records, unreadable)
+    return terminal(*narrowed(table, contents, columns, sort), contents.by_id(records), **options)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
