@@ -97,7 +97,7 @@ def sample_at(path: AnyPath) -> Sample | None:
     coast = found.get(_COAST)
     if coast is not None and (coast.ndim != 3 or coast.shape[::2] != (len(several[PARTS[0]]), 2)):
         raise DataError(f"{path}: expected coastlines (N,K,2), found {coast.shape}")
-    made = [Sample(**dict(zip(several, frames, strict=True))) for frames in zip(*several.values(), strict=True)]
+    made = [Sample(*frames) for frames in zip(*several.values(), strict=True)]
     if coast is not None:
         made = [replace(one, coast=line.astype(np.float32)) for one, line in zip(made, coast, strict=True)]
     first, *others = made
