@@ -351,7 +351,7 @@ def _costs(
     found["latency"] = _seconds_per_sequence(mine)
     why = {key: "measured runs only" if key == "latency" and side == "published" else "not known" for key in found}
     if side == "ours" and mine and mine[-1].model.gmacs is None:
-        why["gmacs"] = mine[-1].model.gmacs_missing_because or "not counted"
+        why["gmacs"] = (mine[-1].model.gmacs_missing_because or "not counted").splitlines()[0].rstrip(":")
     for key, factor in factors.items():
         if side == "published" and found.get(key) is not None:
             found[key], why[key] = None, f"printed at {factor:g} times our count"
