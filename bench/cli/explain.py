@@ -160,6 +160,8 @@ def _as_sweeps(commands: Sequence[str]) -> list[str]:
         if len(same) == 1 or not same[0].startswith(_RUN) or len(same) < math.prod(map(len, values.values())):
             found += same
             continue
-        sweep = _SWEPT.sub(lambda match, values=values: f" {match[1]}={','.join(values[match[1]])}", same[0])
+        sweep = same[0]
+        for key, given in values.items():
+            sweep = re.sub(rf" {re.escape(key)}=\d+(?=\s|$)", f" {key}={','.join(given)}", sweep)
         found.append(sweep.replace(_RUN, f"{_RUN}-m ", 1))
     return found

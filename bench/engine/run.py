@@ -246,9 +246,9 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
     def sample() -> None:
         assert record.data is not None
         coast = coastlines_of(job.test_task, config.split, record.data.sequence_count)
-        # of several processes, the first keeps those of the sequences that it sees
-        there = coast is not None and len(coast) == len(sequences["target"])
-        write_sample(sequences | ({"coast": coast} if there else {}), record, job.results)
+        # of several processes, the first keeps the sequences that it sees alone
+        more = {} if coast is None or len(coast) != len(sequences["target"]) else {"coast": coast}
+        write_sample(sequences | more, record, job.results)
 
     def curve() -> None:
         if job.train and (found := logged_curve(folder / LOGS)) is not None:
