@@ -49,6 +49,8 @@ class Receipt:
     commands: tuple[str, ...]
     settings: tuple[SourcedSetting, ...] = ()
     """How a row without a run would be trained and scored, with the sources."""
+    row_note: str = ""
+    """What a reader has to know of a row of a published table."""
 
 
 def receipts_of(
@@ -102,10 +104,11 @@ def receipts_of(
                     deviations=tuple(
                         sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
                     ),
-                    convention=_convention(mine[0], key) if mine else "",
+                    convention=_convention(mine[0], key) if mine else COSTS.get(key, ""),
                     alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not contents.parts else (),
                     commands=_commands(table, cell, mine),
                     settings=() if mine or cell.column in COSTS else _settings(table, cell),
+                    row_note=row_of.note if (row_of := _row_of(table, cell)) else "",
                 )
             )
     if not found:

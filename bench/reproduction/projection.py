@@ -150,8 +150,9 @@ def text_lines(found: Projection) -> list[str]:
                 else "not even one sequence fits"
             )
         )
-    if found.evaluation_gpu_hours is not None:
-        lines.append(f"time     evaluation: {found.evaluation_gpu_hours:,.2f} GPU-hours")
+    evaluation = found.evaluation_gpu_hours
+    known = "not estimated: its forecasts cannot be counted" if evaluation is None else f"{evaluation:,.2f} GPU-hours"
+    lines.append(f"time     evaluation: {known}")
     lines.append(f"in all   {found.gpu_hours:,.1f} GPU-hours, {found.hours:,.1f} h; peaks: {found.source}")
     return lines
 
