@@ -181,6 +181,13 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], words: str) 
         Steps(**{"input_shape": SHAPES[0], "target_shape": SHAPES[1], **options})
 
 
+def test_a_scale_on_which_dry_is_not_0_is_refused() -> None:
+    context = _rain()[:, :3]
+    with pytest.raises(ValueError, match=r"expected rain from 0 on, found -0\.5"):
+        _sample(context - 0.5)
+    assert torch.isfinite(_sample(context - 1e-6)).all()
+
+
 def test_its_cost_is_unknown_and_not_zero() -> None:
     with pytest.raises(NotCountableError, match="OpenCV"):
         count_model(Steps(*SHAPES), SHAPES[0])
