@@ -4,8 +4,8 @@
     bench.as_pretrained(model, record, license="cc-by-4.0").save_pretrained("folder")  # or .push_to_hub("owner/name")
     bench.load_model("unet", task, weights="folder")  # or hf://owner/name
 
-A folder has `model.safetensors`, `config.json` (what makes the model, the identity of its training, its scores) and the
-card, `README.md`.
+A folder has `model.safetensors`, `config.json` (what makes the model, the identity of its training, all its scores) and the
+card, `README.md`, with the main ones.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bench.config.overrides import literal
 from bench.errors import ConfigError
 from bench.models import made_from, trained
 from bench.records.schema import RunRecord, TrainingSummary
+from bench.tables.terminal import main_columns
 
 _LIBRARY = "earthbench"
 
@@ -43,6 +44,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         trained: What a checkpoint says of its weights: `identity` and `events`.
         training: How the weights came about, a `TrainingSummary` as JSON.
         scores: Of the record.
+        main_scores: Those that the card shows.
         data: What they were scored on, in words.
         license: Of the weights, as the Hub names it.
     """
@@ -60,6 +62,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         trained: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
         scores: dict[str, Any] | None = None,
+        main_scores: Sequence[str] = (),
         data: str = "",
         license: str = "",
     ) -> None:
@@ -128,6 +131,7 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
         trained={"identity": known.identity.model_dump(mode="json"), "events": events},
         training=training.model_dump(mode="json") if training else None,
         scores=dict(record.scores) if record else None,
+        main_scores=[column.key for column in main_columns(record)] if record else [],
         data=_data(record),
         license=license,
     )
@@ -168,7 +172,7 @@ def _card(config: dict[str, Any]) -> str:
         "```",
     ]
     if config["scores"]:
-        shown = {k: v for k, v in config["scores"].items() if "_lead_" not in k and v is not None}
+        shown = {key: config["scores"].get(key) for key in config["main_scores"]}
         lines += ["", f"Scores ({config['data']}):", "", "| score | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.6g} |" for name, value in shown.items()]
+        lines += [f"| {name} | {value:.6g} |" for name, value in shown.items() if value is not None]
     return f"---\n{about.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"

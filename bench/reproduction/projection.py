@@ -183,6 +183,8 @@ def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
             lines.append(
                 f"| {name}, evaluation | | | | | | | {_figure(evaluation)} | {_figure(evaluation / found.count)} |"
             )
+        if found.evaluation_gpu_hours is None and not found.parts:
+            lines.append(f"| {name}, not estimated | | | | | | | | |")
         hours, gpu_hours = hours + found.hours, gpu_hours + found.gpu_hours
     lines.append(f"| all, one seed | | | | | | | {_figure(gpu_hours)} | {_figure(hours)} |")
     return "\n".join(lines)
