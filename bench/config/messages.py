@@ -29,9 +29,16 @@ def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = ""
             lines.append(f"{where}: unknown key. {did_you_mean(last, fields_at(schema, parents))}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing")
+        elif isinstance(problem["input"], dict):  # a rule over several keys, which names their values
+            lines.append(f"{where.removesuffix('.') or 'config'}: {_reason(problem)}")
         else:
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+            lines.append(f"{where} = {problem['input']!r}: {_reason(problem)}")
     return lines
+
+
+def _reason(problem: Any) -> str:
+    """Returns what is wrong, without pydantic's name of the exception."""
+    return str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def instead_of_accumulate(accumulate: Any, micro_batch: Any = None, section: str = "data.") -> str:

@@ -75,7 +75,7 @@ def test_folds_are_options_only_where_they_are_used() -> None:
     assert not {"folds", "fold", "val_days"} & bench.load_task("sevir").fields().keys()
     assert bench.load_task("sevir_lr", folds=3, fold=1, val_days=2).fields()["val_days"] == 2
     for name, options, words in (
-        ("sevir", {"folds": 3}, "expected both, or neither"),
+        ("sevir", {"folds": 3}, "task: folds=3 and fold=None: expected both, or neither"),
         ("sevir", {"val_days": 3}, "needs folds"),
         ("radar", {"folds": 3, "fold": 0, "split_by": "folder"}, "split_by: folds take their place"),
         ("sevir_lr", {"folds": 3, "fold": 0, "val_from": "2019-02-01"}, "val_from: folds take their place"),
