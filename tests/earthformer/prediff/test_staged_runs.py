@@ -133,6 +133,7 @@ def test_shared_weights_draw_the_members_that_were_scored(
     context = task.dataset("test")[0].context[None]
     with torch.inference_mode():
         assert torch.equal(again(context), shared(context))
+        assert torch.equal(load_model("prediff", task, weights=tmp_path).eval()(context), shared(context))
     assert again.model.sampler.steps == 2 and again.model.members == 2
     card = (tmp_path / "README.md").read_text()
     assert "model.sampler=dpm_solver++ model.steps=2" in card and "checkpoint=ADDRESS" in card
