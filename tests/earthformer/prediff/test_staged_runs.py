@@ -130,7 +130,7 @@ def test_shared_weights_draw_the_members_that_were_scored(
     shared = as_pretrained(load_model("prediff", task, weights=whole), outcome.record)
     shared.save_pretrained(tmp_path)
     again = PretrainedModel.from_pretrained(tmp_path)
-    context = task.dataset("test")[0].context[None]
+    context = task.dataset("test")[0][0][None]
     with torch.inference_mode():
         assert torch.equal(again(context), shared(context))
         assert torch.equal(load_model("prediff", task, weights=tmp_path).eval()(context), shared(context))
