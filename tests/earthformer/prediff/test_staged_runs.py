@@ -132,8 +132,9 @@ def test_shared_weights_draw_the_members_that_were_scored(
     again = PretrainedModel.from_pretrained(tmp_path)
     context = task.dataset("test")[0][0][None]
     with torch.inference_mode():
-        assert torch.equal(again(context), shared(context))
-        assert torch.equal(load_model("prediff", task, weights=tmp_path).eval()(context), shared(context))
+        expected = shared.eval()(context)
+        for one in (again, load_model("prediff", task, weights=tmp_path).eval()):
+            torch.testing.assert_close(one.eval()(context), expected, rtol=1e-4, atol=1e-4)
     assert again.model.sampler.steps == 2 and again.model.members == 2
     card = (tmp_path / "README.md").read_text()
     assert "model.sampler=dpm_solver++ model.steps=2" in card and "checkpoint=ADDRESS" in card
