@@ -44,11 +44,11 @@ class Steps(nn.Module):
         members: How many `forward` averages.
         minutes: Between frames; the task's own unless given.
         kilometres: The width of a pixel; the task's own unless given.
-        threshold: The least rain, on the 0-1 scale.
+        threshold: The least rain, on the scale that models see: VIL code 16, unless given.
 
     Raises:
-        ValueError: frames of context and target differ in shape, there is no motion in one frame, or a number is not
-            positive.
+        ValueError: frames of context and target differ in shape, there is no motion in one frame, a number is not
+            positive, or, in a forecast, rain is below 0.
     """
 
     uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
@@ -94,6 +94,11 @@ class Steps(nn.Module):
     @torch.no_grad()
     def _draw(self, context: Tensor, members: int, base: int) -> Tensor:
         fields = filled(context[:, -self.order - 1 :]).permute(0, 4, 1, 2, 3).double().cpu().numpy() * _CODE
+        if fields.min() < -1:  # of codes: a digit of rounding is none
+            raise ValueError(
+                f"steps: expected rain from 0 on, found {fields.min() / _CODE:.3g}: on this scale 0 is not dry "
+                "(task=grid has task.scale=log1p and dbz for rain)"
+            )
         drawn = np.empty((members, len(fields), fields.shape[1], self.t_out, *fields.shape[3:]), np.float32)
         for row, sequence in enumerate(fields):
             seed = int(np.random.SeedSequence([base, zlib.crc32(sequence.tobytes())]).generate_state(1)[0] >> 1)

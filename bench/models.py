@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.api import FitsInOnePass, model_traits
 from bench.cards import TARGET
-from bench.checkpoint_format import OURS, local_weights, read_checkpoint
+from bench.checkpoint_format import OURS, local_weights, read_checkpoint, shared_config
 from bench.config import check_hyperparameters
 from bench.contract import check_model_members
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
@@ -85,7 +85,8 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
         name: A registered model, e.g. `unet`.
         task: Gives the shapes, and the name under which the model may have a preset.
         weights: A checkpoint of a run, a folder of shared weights, or an fsspec URL of either (`hf://owner/name`); the
-            model then has the hyperparameters that they were trained with, but for those that are given.
+            model then has the hyperparameters that they were trained with, but for those that are given; from a
+            folder, also those of its sampling.
         **hyperparameters: Override the preset (`earthbench show model NAME` lists them).
 
     Raises:
@@ -161,6 +162,7 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
     identity = said_of(read_checkpoint(path), path).identity
     if identity is not None and identity.model != name:
         raise ConfigError(f"weights {path} are of model {identity.model!r}, not of {name!r}")
+    given = {**shared_config(path).get("hyperparameters", {}), **given}  # also of how members are drawn
     model = load_model(name, task, **given)
     if identity is not None:
         own = trained_hyperparameters(model)

@@ -4,8 +4,8 @@
     bench.as_pretrained(model, record, license="cc-by-4.0").save_pretrained("folder")  # or .push_to_hub("owner/name")
     bench.load_model("unet", task, weights="folder")  # or hf://owner/name
 
-A folder has `model.safetensors`, `config.json` (what makes the model, the identity of its training, its scores) and the
-card, `README.md`.
+A folder has `model.safetensors`, `config.json` (what makes the model, the identity of its training, all its scores) and
+the card, `README.md`, with the main scores.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from bench import registry
 from bench.checkpoint_format import OURS, SHARED, SHARED_CONFIG
 from bench.config.overrides import literal
 from bench.errors import ConfigError
-from bench.models import made_from, trained
+from bench.models import made_from, trained, trained_hyperparameters
 from bench.records.schema import RunRecord, TrainingSummary
+from bench.tables.terminal import main_columns
 
 _LIBRARY = "earthbench"
 
@@ -43,6 +44,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         trained: What a checkpoint says of its weights: `identity` and `events`.
         training: How the weights came about, a `TrainingSummary` as JSON.
         scores: Of the record.
+        main_scores: Those that the card shows.
+        members: How many members the scores are of; None without any.
+        member_seed: What they were drawn from.
         data: What they were scored on, in words.
         license: Of the weights, as the Hub names it.
     """
@@ -60,6 +64,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         trained: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
         scores: dict[str, Any] | None = None,
+        main_scores: Sequence[str] = (),
+        members: int | None = None,
+        member_seed: int = 0,
         data: str = "",
         license: str = "",
     ) -> None:
@@ -73,7 +80,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         return forecast
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes the weights, then `config.json` with their SHA-256."""
+        """Writes the weights, then `config.json` with their SHA-256; the card of earlier weights goes."""
+        (save_directory / "README.md").unlink(missing_ok=True)  # the mixin writes a card only where there is none
         super()._save_pretrained(save_directory)
         with (save_directory / SHARED).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -96,7 +104,7 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
 
     Args:
         model: With weights that `load_model(..., weights=...)` or `load_weights` loaded.
-        record: Of these weights: its scores and how they were trained go on the card.
+        record: Of these weights: its scores and how they were trained go on the card, and its sampler is the model's.
         license: Of the weights, as the Hub names it, e.g. `cc-by-4.0`.
 
     Raises:
@@ -113,6 +121,9 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
             f"record {record.run_id} is of other weights: SHA-256 {record.checkpoint_sha256}, expected {known.sha256}"
         )
     task, defaults = made.task, made.task.defaults()
+    own = trained_hyperparameters(model)
+    scored_with = {k: v for k, v in record.model.hyperparameters.items() if k not in own} if record else {}
+    hyperparameters = {**made.hyperparameters, **scored_with}
     training: TrainingSummary | None = record.training if record else None
     events = {
         split: {"ids": sorted(part.ids), "contents": sorted(part.contents)} for split, part in known.events.items()
@@ -121,13 +132,16 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
         name=made.name,
         input_shape=list(task.input_shape),
         target_shape=list(task.target_shape),
-        hyperparameters=made.hyperparameters,
-        preset=made.preset,
+        hyperparameters=hyperparameters,
+        preset=made.preset and hyperparameters == made.hyperparameters,
         task=task.name,
         task_options={key: value for key, value in task.fields().items() if value != defaults.get(key)},
         trained={"identity": known.identity.model_dump(mode="json"), "events": events},
         training=training.model_dump(mode="json") if training else None,
         scores=dict(record.scores) if record else None,
+        main_scores=[column.key for column in main_columns(record)] if record else [],
+        members=record.members.count if record and record.members else None,
+        member_seed=record.members.seed if record and record.members else 0,
         data=_data(record),
         license=license,
     )
@@ -153,6 +167,8 @@ def _card(config: dict[str, Any]) -> str:
     words += [f"model={config['name']}"]
     if not config["preset"]:
         words += [f"model.{k}={literal(v)}" for k, v in config["hyperparameters"].items()]
+    if config["members"]:
+        words += [f"evaluate.{key}={config[key]}" for key in ("members", "member_seed") if config[key]]
     lines = [
         f"# {config['name']} on {config['task']}",
         "",
@@ -168,7 +184,7 @@ def _card(config: dict[str, Any]) -> str:
         "```",
     ]
     if config["scores"]:
-        shown = {k: v for k, v in config["scores"].items() if "_lead_" not in k and v is not None}
+        shown = {key: config["scores"].get(key) for key in config["main_scores"]}
         lines += ["", f"Scores ({config['data']}):", "", "| score | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.6g} |" for name, value in shown.items()]
+        lines += [f"| {name} | {value:.6g} |" for name, value in shown.items() if value is not None]
     return f"---\n{about.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"

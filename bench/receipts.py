@@ -51,6 +51,8 @@ class Receipt:
     commands: tuple[str, ...]
     settings: tuple[SourcedSetting, ...] = ()
     """How a row without a run would be trained and scored, with the sources."""
+    row_note: str = ""
+    """What a reader has to know of a row of a published table."""
 
 
 def receipts_of(
@@ -105,10 +107,11 @@ def receipts_of(
                     deviations=tuple(
                         sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
                     ),
-                    convention=_convention(mine[0], key) if mine else "",
+                    convention=_convention(mine[0], key) if mine else COSTS.get(key, ""),
                     alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not folded else (),
                     commands=_commands(table, cell, mine),
                     settings=() if mine or cell.column in COSTS else _settings(table, cell),
+                    row_note=row_of.note if (row_of := _row_of(table, cell)) else "",
                 )
             )
     if not found:

@@ -211,5 +211,5 @@ class MeanNorm(nn.Module):
         mean = self.running_mean
         if self.training:
             mean = x.mean(0)
-            self.running_mean.lerp_(mean.detach().float(), self.momentum)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), self.momentum)
         return (x - mean) * self.scale + self.offset

@@ -70,12 +70,17 @@ def run(options: argparse.Namespace) -> int:
 
     left_out = {"by_operator", "uncounted", "note", "gflops", "torch_gmacs", "trainable_parameters"}
     left_out |= {"task"} if options.table else set()
+    published = {key for line in lines for key in line if key.startswith("published_")}
+    unknown = {key for key in published if all(line[key] is None for line in lines)}
+    left_out |= unknown
     shown = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
     heads = {key: key.replace("_", "\n") for line in shown for key in line}  # of two lines: it fits a terminal
     print(tabulate(shown, headers=heads, floatfmt=".3f", intfmt=",", missingval="-"))
     for line in lines:
         if line.get("note"):
             print(f"{line['model']}: {line['note']}")
+    if options.table and unknown == published:
+        print("No published size of these rows could be confirmed from a source: there is none to compare with.")
     print("GMACs: fvcore, batch 1, multiply-add = 1 (what the papers print as GFLOPS). GFLOPs = 2 x GMACs.")
     print("--format json has more: trainable parameters, PyTorch's own count, what each operator takes.")
     return 0
@@ -228,10 +233,11 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = [(table.task, row.model, row.options) for row in table.rows]
     for row, line in zip(table.rows, _counted(rows, options.speed), strict=True):
         line = {"row": row.key, **line} if row.key != row.model else line
-        verdicts, notes = [], [line.get("note"), *(row.notes.get(key) for key in columns)]
+        verdicts, notes = [], [line.get("note")]
         for key, column in columns.items():
             figure = published.rows.get(row.key, {}).get(key) if published else None
             line[f"published_{key}"] = figure.value if figure else None
+            notes += [row.notes.get(key)] if figure else []
             if figure and key in line:
                 verdicts.append(compare(row, column, figure, line[key] * column.scale)[1])
         if line["status"] == "counted" and verdicts:

@@ -16,12 +16,13 @@ from bench.config import compose
 from bench.errors import UsageError, counted
 from bench.receipts import Receipt, receipts_of, run_values
 from bench.tables.admission import read_store
+from bench.tables.cells import NOT_RUN
 from bench.tables.definitions import Table
 from bench.tables.folds import run_name
 from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
-from bench.tables.settings import overrides_of, setting_lines, sourced_settings
+from bench.tables.settings import is_trained, overrides_of, setting_lines, sourced_settings
 
 _INDENT = 14
 _RUN, _SWEPT = "earthbench run ", re.compile(r" (task\.fold|seed)=(\d+)(?=\s|$)")
@@ -68,9 +69,9 @@ def _print_settings(table: Table, options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps([{**asdict(one), "kind": one.kind} for one in settings], indent=1, allow_nan=False))
         return 0
-    print(f"{table.name}, {row.label}: " + ("how it is trained" if settings else "nothing to train"))
-    print("\n".join(f"  {line}" for line in setting_lines(settings)))
-    print("\n".join(f"  note: {note}" for note in (row.note, table.note) if note))
+    print(f"{table.name}, {row.label}: " + ("how it is trained" if is_trained(table, row.key) else "nothing to train"))
+    lines = [*setting_lines(settings), *(f"note: {note}" for note in (row.note, table.note) if note)]
+    print("\n".join(f"  {line}" for line in lines))
     return 0
 
 
@@ -84,6 +85,7 @@ def _as_json(receipt: Receipt) -> dict[str, object]:
         "deviations": receipt.deviations,
         "convention": receipt.convention,
         "readings": [asdict(reading) for reading in receipt.alternative_values],
+        "row_note": receipt.row_note,
         "settings": [{**asdict(one), "kind": one.kind} for one in receipt.settings],
         "commands": receipt.commands,
     }
@@ -105,7 +107,7 @@ def _lines(receipt: Receipt) -> list[str]:
     if cell.difference is not None:
         lines.append(f"  difference  {number(cell.difference, column, signed=True)}")
     lines.append(f"  status      {cell.status}")
-    lines += [f"  note        {cell.note}"] if cell.note else []
+    lines += [f"  note        {note}" for note in (cell.note, receipt.row_note) if note]
     for record, path in zip(receipt.records, receipt.paths, strict=True):
         lines += ["", f"  record      {path}"]
         lines.append(f"    sha256    {record.sha256}")
@@ -131,9 +133,12 @@ def _lines(receipt: Receipt) -> list[str]:
             )
     if receipt.records:
         settings = receipt.deviations or (["as the paper's"] if receipt.table.training else ["no published config"])
-        lines += ["", *(f"  config      {setting}" for setting in settings), f"  convention  {receipt.convention}"]
+        lines += ["", *(f"  config      {setting}" for setting in settings)]
+    lines += [f"  convention  {receipt.convention}"] if receipt.convention else []
     if receipt.settings:
         lines += ["", "  settings", *(f"    {line}" for line in setting_lines(list(receipt.settings)))]
+    elif cell.status == NOT_RUN and receipt.table.rows and not is_trained(receipt.table, cell.row_key):
+        lines += ["", "  settings    none: there is nothing to train"]
     if receipt.alternative_values:
         lines.append(
             "  the same forecasts under other conventions" + (" (newest seed)" if len(receipt.records) > 1 else "")

@@ -95,13 +95,15 @@ def _scores(record: RunRecord, baseline: RunRecord | None) -> Iterator[str]:
 
 
 def _printed(record: RunRecord, column: Column) -> str:
-    value = record.scores.get(column.key)
+    if column.key not in record.scores:
+        return "-"  # such as the score of an ensemble
+    value = record.scores[column.key]
     return "undefined" if value is None else number(value * column.scale, column)
 
 
 def _judged(record: RunRecord, baseline: RunRecord, column: Column) -> str:
     a, b = record.scores.get(column.key), baseline.scores.get(column.key)
-    if a is None or b is None or a == b:
+    if a is None or b is None or a == b or column.better is None:
         return ""
     return "better" if (a > b) == (column.better == "higher") else "worse"
 

@@ -107,7 +107,9 @@ def _lines(one: RowPlan) -> list[str]:
     lines.append(f"  data     {one.data}")
     if one.estimate is not None:
         estimate = one.estimate
-        lines.append(f"  time     epoch {_time(estimate.epoch_s)}, in all {_time(estimate.total_s)}; {estimate.basis}")
+        known = estimate.total_s is not None
+        times = f"epoch {_time(estimate.epoch_s)}, in all {_time(estimate.total_s or 0)}; " if known else ""
+        lines.append(f"  time     {times}{estimate.basis}" + ("" if known else "; --measure runs a few"))
         lines.append(f"  memory   {estimate.memory_bytes / 1e9:.2f} GB ({estimate.memory_basis})")
     lines += [f"  {line}" for line in text_lines(one.projection)] if one.projection is not None else []
     lines += [f"  setting  {line}" for line in summary_lines(list(one.settings))]
@@ -119,8 +121,9 @@ def _total(plans: Sequence[RowPlan]) -> str:
     counts = {status: sum(one.status == status for one in plans) for status in ("to run", "done", "cannot run")}
     text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
-    if waiting:
-        text += f"; {_time(sum(waiting))} in all on this device"
+    if known := [total_s for total_s in waiting if total_s is not None]:
+        text += f"; {_time(sum(known))} in all on this device"
+        text += f", without {counted(len(waiting) - len(known), 'row')} of unknown time" * (len(known) < len(waiting))
     projections = [one.projection for one in plans if one.projection is not None]
     if projections:
         hours, gpu_hours = (sum(getattr(one, key) for one in projections) for key in ("hours", "gpu_hours"))

@@ -146,7 +146,8 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
             for depth, part in enumerate(parts):
                 fields = fields_at(parts[:depth])
                 if fields and part not in fields:
-                    return f"{override}: unknown key {key!r}. {did_you_mean(part, fields)}"
+                    meant = f"Did you mean {part!r}?" if depth and part in fields_at([]) else did_you_mean(part, fields)
+                    return f"{override}: unknown key {key!r}. {meant}"
     given = "" if isinstance(error, HydraException) else f" ({' '.join(overrides)})"
     return "config: " + " ".join(lines) + given
 

@@ -316,6 +316,7 @@ def validate(plain: Mapping[str, Any]) -> Config:
         config = Config.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(one_message("the config is not valid:", explain(error, Config))) from error
+    _refuse_empty_addresses(config)
     for group in (config.task, config.model):
         try:
             _finite(group.options)
@@ -323,6 +324,17 @@ def validate(plain: Mapping[str, Any]) -> Config:
             raise ConfigError(f"the config is not valid: {group.name}: {error}") from error
     check_hyperparameters(config.model.name, config.model.options)
     return config
+
+
+def _refuse_empty_addresses(config: Config) -> None:
+    for section, keys in ADDRESSES.items():
+        part = getattr(config, section) if section else config
+        for key in keys:
+            if getattr(part, key) == "":
+                name = f"{section}.{key}" if section else key
+                raise ConfigError(
+                    f"{name}=: expected a path or an address, found an empty text. Give one, or leave it out"
+                )
 
 
 def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:

@@ -46,8 +46,10 @@ class Estimate:
     """How the times came about: `measured` steps, or estimated from multiply-adds at a measured throughput."""
     epoch_s: float
     """Training of one epoch, without validation."""
-    total_s: float
-    """All epochs, their validations, and the evaluation; of a budget of compute, that without validations."""
+    total_s: float | None
+    """All epochs, their validations, and the evaluation; of a budget of compute, that without validations.
+
+    None where it is not known."""
     memory_bytes: int
     memory_basis: str
 
@@ -101,6 +103,8 @@ def estimated(
         total_s = (training_s or epochs * epoch_s + forward_s * validated) + forward_s * counts["test"]
     else:
         forecast = forecast_flops_of(model, task, config)
+        if forecast is None and not works:
+            return Estimate("not estimated: its forecasts cannot be counted", 0.0, None, parameters * 4, "weights")
         source = f"{(forecast or 0) / 2e9:,.1f} GMACs a forecast (counted)"
         epoch_s = sum(work.epoch_flops(counts) for work in works) / 2 / speed
         trainings_s = (budget_wall_s(work.settings) or work.flops(counts) / 2 / speed for work in works)

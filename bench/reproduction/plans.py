@@ -161,7 +161,7 @@ def _plan(
         )
     return RowPlan(
         table.name, row.key, seed, overrides, status, reason, data, parameters, estimate, projection,
-        tuple(sourced_settings(table, row.key, config)) if trained else (), tuple(writes), comparable,
+        tuple(sourced_settings(table, row.key, config)), tuple(writes), comparable,
     )  # fmt: skip
 
 

@@ -150,8 +150,9 @@ def text_lines(found: Projection) -> list[str]:
                 else "not even one sequence fits"
             )
         )
-    if found.evaluation_gpu_hours is not None:
-        lines.append(f"time     evaluation: {found.evaluation_gpu_hours:,.2f} GPU-hours")
+    evaluation = found.evaluation_gpu_hours
+    known = "not estimated: its forecasts cannot be counted" if evaluation is None else f"{evaluation:,.2f} GPU-hours"
+    lines.append(f"time     evaluation: {known}")
     lines.append(f"in all   {found.gpu_hours:,.1f} GPU-hours, {found.hours:,.1f} h; peaks: {found.source}")
     return lines
 
@@ -182,6 +183,8 @@ def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
             lines.append(
                 f"| {name}, evaluation | | | | | | | {_figure(evaluation)} | {_figure(evaluation / found.count)} |"
             )
+        if found.evaluation_gpu_hours is None and not found.parts:
+            lines.append(f"| {name}, not estimated | | | | | | | | |")
         hours, gpu_hours = hours + found.hours, gpu_hours + found.gpu_hours
     lines.append(f"| all, one seed | | | | | | | {_figure(gpu_hours)} | {_figure(hours)} |")
     return "\n".join(lines)

@@ -166,6 +166,8 @@ def _traced_turns(module: nn.Module, task: Task) -> list[StepTrace]:
 def forecast_flops_of(model: nn.Module, task: Task, config: Config) -> int | None:
     """Returns the operations of the forecast of one sequence, with all members; None where it cannot be traced.
 
+    Nor can it where torch does not do the work, as of a model that says why it is `uncountable`.
+
     Args:
         model: Left on the meta device, without its values.
         task: Gives the shapes.
@@ -173,6 +175,8 @@ def forecast_flops_of(model: nn.Module, task: Task, config: Config) -> int | Non
     """
     from bench.cost.tracing import traced_forecast, traced_sampling
 
+    if model_traits(model).uncountable:
+        return None
     member = traced_sampling(model.to("meta"), task.input_shape)
     if member is not None:
         return member * members_of(model, config)

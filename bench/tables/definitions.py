@@ -14,7 +14,7 @@ from bench.metrics.names import better_of
 
 COSTS = {
     "parameters": "every element of every parameter",
-    "gmacs": "fvcore, batch 1, multiply-add = 1",
+    "gmacs": "fvcore, batch 1, multiply-add = 1; of an ensemble, one member with all steps of its sampling",
     "training_s": "wall time of the training on the device that the record names",
     "cpu_s": "processor seconds of the training's steps, over all threads",
 }

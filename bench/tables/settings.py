@@ -146,8 +146,16 @@ def _literal_or_text(source: str) -> Any:
         return source
 
 
+def is_trained(table: Table, row: str) -> bool:
+    """Returns whether a row, named by its key, has anything to train, as far as is known."""
+    known = load_settings(table)
+    return known is None or row not in known.untrained
+
+
 def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSetting]:
-    """Returns every training setting of a run of a row, with its source; none of a row without anything to train.
+    """Returns every training setting of a run of a row, with its source.
+
+    Of a row without anything to train, it is what decides how it samples; nothing if it does not.
 
     Args:
         table: The table.
@@ -155,12 +163,16 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
         config: Of the run; what it changes against a source is marked.
     """
     known = load_settings(table)
-    if known and row in known.untrained:
-        return []
+    stated = [*training_settings(config), *forecast_settings(config)]
+    if not is_trained(table, row):
+        samples = "sample" in registry.find("model", config.model.name).card().methods
+        stated = [pair for pair in forecast_settings(config) if samples and pair[0] != "loss"]
     given = {one.key: one for one in known.settings if row in one.rows} if known else {}
-    why = known.assumed if known and not given else ("no source gives it" if known else "no source was looked for")
+    why = "no source gives it" if known else "no source was looked for"
+    if known and is_trained(table, row) and not any(key.startswith(("train.", TOTAL_BATCH)) for key in given):
+        why = known.assumed
     found = []
-    for key, value in (*training_settings(config), *forecast_settings(config)):
+    for key, value in stated:
         if key not in given:
             found.append(SourcedSetting(key, value, (), why))
             continue
@@ -198,19 +210,25 @@ def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
     own_rates = "optimizers" in registry.find("model", config.model.name).card().methods
     for name, train in stages.items() or [("", config.train)]:
         prefix = f"train.stages.{name}." if name else "train."
+        schedule = "constant" if _is_constant(train) else train.schedule
         yield f"{prefix}{TOTAL_BATCH}" if name else TOTAL_BATCH, total_batch(config, name)
         for key, value in train.model_dump(mode="json").items():
             if key in _NO_SETTING or (key == "max_steps" and value is None):
                 continue
-            if (key in _OF_COSINE and train.schedule != "cosine") or (own_rates and key in ("lr", "betas")):
+            if (key in _OF_COSINE and schedule != "cosine") or (own_rates and key in ("lr", "betas")):
                 continue
             if isinstance(value, dict):
                 yield from ((f"{prefix}{key}.{part}", own) for part, own in value.items())
             else:
                 yield f"{prefix}{key}", value
         if train.schedule == "cosine":  # which is not written down
-            yield f"{prefix}schedule", "cosine"
+            yield f"{prefix}schedule", schedule
     yield "seed", config.seed
+
+
+def _is_constant(train: Train) -> bool:
+    """Returns whether the learning rate stays what it is: a cosine that ends where it starts, without warm-up."""
+    return train.schedule == "cosine" and not train.warmup_fraction and train.min_lr_ratio == 1
 
 
 def summary_lines(settings: list[SourcedSetting]) -> list[str]:
@@ -224,12 +242,13 @@ def summary_lines(settings: list[SourcedSetting]) -> list[str]:
 
 
 def setting_lines(settings: list[SourcedSetting]) -> list[str]:
-    """Returns a line per setting with its kind of source, then the sources."""
+    """Returns a line per setting with its kind of source, then why some are assumed, and the sources."""
     width = max((len(f"{one.key}={_shown(one.value)}") for one in settings), default=0)
     lines = []
     for one in settings:
-        shown = f"{one.key}={_shown(one.value)}"
-        lines.append(f"{shown:<{width}}  {one.kind}" + (f": {one.note}" if one.note else ""))
+        shown, note = f"{one.key}={_shown(one.value)}", one.note if one.sources else ""
+        lines.append(f"{shown:<{width}}  {one.kind}" + (f": {note}" if note else ""))
+    lines += [f"{ASSUMED}: {why}" for why in dict.fromkeys(one.note for one in settings if not one.sources)]
     return lines + [f"source: {source}" for source in dict.fromkeys(s for one in settings for s in one.sources)]
 
 

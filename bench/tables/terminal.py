@@ -68,14 +68,25 @@ def find_column(table: Table, name: str) -> Column:
     return table.column(next((one.key for one in table.columns if name in (one.key, one.label)), name))
 
 
+_OF_MEMBERS = (
+    Column(key="crps", label="CRPS"),
+    Column(key="crps_fair", label="CRPS, fair"),
+    Column(key="spread_skill_ratio", label="spread / skill"),
+)
+
+
 def main_columns(record: RunRecord) -> list[Column]:
-    """Returns the scores to show of a run: those of its task's table of runs, else some that have a better side."""
+    """Returns the scores to show of a run: those of its task's table of runs, else some that have a better side.
+
+    Those of a table are followed by what an ensemble has besides.
+    """
     tables = (load_table(name) for name in registry.names("table") if name == f"runs/{record.task.name}")
     if (table := next(tables, None)) is None and task_of_runs(f"runs/{record.task.name}"):
         table = runs_table(record.task.name, [record])
     if table is not None:
         shown = [column for column in table.columns if column.better and column.key in record.scores]
-        return [*shown, *added_columns(record)]
+        of_members = [one for one in _OF_MEMBERS if one.key in record.scores and one not in shown]
+        return [*shown, *of_members, *added_columns(record)]
     columns = (Column(key=key, label=key) for key in record.scores)
     return [column for column in columns if column.better][:_MOST_SCORES]
 

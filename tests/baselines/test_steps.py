@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zlib
 
 import numpy as np
+import pysteps.motion.lucaskanade
+import pysteps.nowcasts.steps
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from baselines.optical_flow import quiet
 from baselines.steps import Steps
 from bench.cost import count_model
 from bench.errors import NotCountableError
@@ -48,6 +52,22 @@ def test_members_follow_from_the_seed_and_the_first_are_the_same_however_many() 
     assert not torch.equal(_sample(context, seed=1), members)
     assert not torch.equal(members[0], members[1])
     assert not torch.equal(_sample(context[:1].flip(2))[0], members[0, :1].flip(2)), "another sequence, another seed"
+
+
+def test_members_are_those_of_pysteps_called_as_described() -> None:
+    """Of VIL codes from 16 on: six scales, noise of their spectrum, a perturbed motion, values of the last field."""
+    with quiet():
+        codes = 255 * _rain()[0, :3, :, :, 0].double().numpy()
+        rain = np.where(codes < 16, 0, codes)
+        seed = int(np.random.SeedSequence([0, zlib.crc32(codes.tobytes())]).generate_state(1)[0] >> 1)
+        drawn = pysteps.nowcasts.steps.forecast(
+            rain, pysteps.motion.lucaskanade.dense_lucaskanade(rain), 4, n_ens_members=3, n_cascade_levels=6,
+            precip_thr=16.0, kmperpixel=3.0, timestep=10.0, noise_method="nonparametric", vel_pert_method="bps",
+            mask_method="incremental", probmatching_method="cdf", ar_order=2, seed=seed, num_workers=1,
+        )  # fmt: skip
+    drawn = np.nan_to_num(drawn)
+    expected = torch.from_numpy(np.where(drawn < 16, 0, drawn).clip(0, 255) / 255).float()[..., None]
+    torch.testing.assert_close(Steps(*SHAPES, members=3)(_rain()[:, :3])[0], expected.mean(0))
 
 
 def test_the_forecast_is_the_mean_of_as_many_members() -> None:
@@ -159,6 +179,13 @@ def test_a_missing_strip_and_any_size_and_two_frames_work() -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Steps(**{"input_shape": SHAPES[0], "target_shape": SHAPES[1], **options})
+
+
+def test_a_scale_on_which_dry_is_not_0_is_refused() -> None:
+    context = _rain()[:, :3]
+    with pytest.raises(ValueError, match=r"expected rain from 0 on, found -0\.5"):
+        _sample(context - 0.5)
+    assert torch.isfinite(_sample(context - 1e-6)).all()
 
 
 def test_its_cost_is_unknown_and_not_zero() -> None:

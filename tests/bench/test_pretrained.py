@@ -60,6 +60,14 @@ def test_the_card_says_what_they_are_and_how_to_score_them(shared: Shared) -> No
     assert "license: cc-by-4.0" in card and "library_name: earthbench" in card
     assert "earthbench evaluate task=sevir model=unet" in card and "model.center_channels=8" in card
     assert f"| csi_m | {shared.outcome.record.scores['csi_m']:.6g} |" in card
+    assert card.count("\n| ") < 12 and "bias_upstream" not in card, "the scores that a run prints, not all"
+
+
+def test_a_folder_that_is_written_again_has_the_card_of_its_weights(shared: Shared, tmp_path: Path) -> None:
+    model = bench.load_model("unet", bench.load_task("sevir", shared.storms), weights=shared.checkpoint)
+    for license in ("mit", "cc-by-4.0"):
+        bench.as_pretrained(model, license=license).save_pretrained(tmp_path)
+        assert f"license: {license}" in (tmp_path / "README.md").read_text()
 
 
 def test_one_command_scores_them_and_knows_their_training(shared: Shared, tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence:
         assert fact in said
 
 
+def test_what_an_ensemble_has_besides_is_said(trained: Outcome, capsys) -> None:
+    assert "CRPS" not in _said(trained, capsys)
+    scores = trained.record.scores | {"crps": 0.0213, "crps_fair": 0.0181, "spread_skill_ratio": 0.7}
+    said = _said(replace(trained, record=trained.record.model_copy(update={"scores": scores})), capsys)
+    for label, value in (("CRPS", "0.0213"), ("CRPS, fair", "0.0181"), ("spread / skill", "0.7000")):
+        assert re.search(rf"^  {label} +{re.escape(value)} +-$", said, re.MULTILINE), label
+
+
 def test_a_forecast_of_almost_nothing_is_said(trained: Outcome, capsys) -> None:
     sample = {**trained.sample, "forecast": np.full_like(trained.sample["target"], 0.25)}
     model = trained.record.model.model_copy(update={"name": "unet"})

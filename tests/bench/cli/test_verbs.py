@@ -135,3 +135,21 @@ def test_a_report_is_opened_in_the_browser(capsys, monkeypatch, tmp_path: Path) 
 
 def test_one_of_something_is_singular() -> None:
     assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+def test_a_count_has_published_sizes_where_a_source_gives_some(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = {"status": "counted", "parameters": 15_082_069, "gmacs": 257.4}
+    monkeypatch.setattr(
+        "bench.cli.count._counted", lambda rows, speed: ({"model": m, "task": t, **size} for t, m, _ in rows)
+    )
+    assert main(["count", "--table", "earthformer/sevir"]) == 0
+    said = capsys.readouterr().out
+    assert "earthformer            match" in said and "compared with half the published figure" in said
+    assert "No published size" not in said
+    for table in ("earthformer/moving_mnist", "earthformer/depth"):
+        assert main(["count", "--table", table]) == 0
+        said = capsys.readouterr().out
+        assert "No published size of these rows could be confirmed" in said and "half the published" not in said
+        assert max(len(line) for line in said.splitlines() if "15,082,069" in line) <= 80

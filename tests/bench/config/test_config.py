@@ -169,3 +169,14 @@ def test_a_trial_of_a_model_whose_forecasts_take_long_is_smaller_and_may_be_told
     told = compose(["experiment=debug", "model=prediff", "model.steps=7", "limit=3"])
     assert (told.model.options["steps"], told.limit) == (7, 3)
     assert compose(["experiment=debug"]).limit == 4 and compose(["model=prediff"]).model.options == {}
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "data.root", "work", "train.checkpoints", "results.root"])
+def test_an_empty_path_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}=: expected a path or an address, found an empty text"):
+        compose(["task=sevir", "model=unet", f"{key}="])
+
+
+def test_a_key_of_the_top_level_is_meant_where_it_is_named_in_a_section() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.checkpoint'\. Did you mean 'checkpoint'"):
+        compose(["task=sevir", "model=unet", "train.checkpoint=a.ckpt"])

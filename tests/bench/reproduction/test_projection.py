@@ -199,6 +199,22 @@ def test_a_setting_says_who_gives_it_and_what_a_caller_changed() -> None:
     assert found["total_batch"].value == 64 and "maintainers' answer" in found["total_batch"].kind
     assert found["train.ema_decay"].kind == "assumed"
     assert sourced_settings(table, "persistence", config) == []
+    table, config = _config("prediff/sevir_lr", "steps")
+    assert {one.key: one.kind for one in sourced_settings(table, "steps", config)} == {
+        "model.members": "paper and maintainers' answer",
+        "evaluate.members": "assumed",
+    }
+    table, config = _config("prediff/sevir_lr", "dgmr")
+    found = {one.key: one for one in sourced_settings(table, "dgmr", config)}
+    assert found["train.schedule"].value == "constant" and not found.keys() & {"train.min_lr_ratio", "train.lr"}
+
+
+def test_time_of_forecasts_that_cannot_be_counted_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    table = load_table("prediff/sevir_lr")
+    found = plan(table, table.row("steps"), [], 0, throughput=lambda device: 1e12).estimate
+    assert found is not None and found.total_s is None and "not estimated" in found.basis
+    assert main(["reproduce", "prediff/sevir_lr/steps", *ON, "h100"]) == 0
+    assert "evaluation: not estimated" in capsys.readouterr().out
 
 
 def test_plan_and_explain_print_them(capsys: pytest.CaptureFixture[str]) -> None:

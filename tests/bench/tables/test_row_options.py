@@ -135,6 +135,16 @@ def test_explain_of_a_cell_that_nobody_ran_shows_settings_and_sources(capsys: py
     settings = {one["key"]: one for one in json.loads(capsys.readouterr().out)[0]["settings"]}
     assert settings["model.members"]["value"] == 8 and "third party" in settings["model.members"]["sources"][0]
     assert settings["evaluate.members"]["kind"] == "assumed" and settings["task.split_by"]["value"] == "random"
+    told = {
+        "persistence crps": "settings    none: there is nothing to train",
+        "steps crps": "model.members=8     paper and maintainers' answer",
+        "prediff gmacs": "convention  fvcore, batch 1, multiply-add = 1; of an ensemble, one member",
+        "ldm fvd": "note        its code was not released",
+        "unet csi_m": "assumed: nothing published says how the baselines were trained on SEVIR-LR",
+    }
+    for cell, words in told.items():
+        assert main(["explain", "prediff/sevir_lr", *cell.split()]) == 0
+        assert words in capsys.readouterr().out, cell
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

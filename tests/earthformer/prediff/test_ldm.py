@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +159,24 @@ def test_noise_and_latents_are_two_views_of_one_prediction() -> None:
     torch.testing.assert_close(model.diffusion.predicted_noise(noised, t, latents), noise, atol=1e-3, rtol=1e-3)
 
 
-# The scale of the latents, and training
+# Noise, the scale of the latents, and training
+
+
+def test_the_loss_is_the_mean_squared_error_of_the_noise_at_the_authors_levels() -> None:
+    model = make()
+    beta = [(math.sqrt(1.5e-3) + (math.sqrt(1.95e-2) - math.sqrt(1.5e-3)) * i / 999) ** 2 for i in range(1000)]
+    kept = torch.tensor(beta, dtype=torch.float64).neg().add(1).cumprod(0)
+    t = torch.tensor([3, 700])
+    latents, noise = torch.randn(2, *model.latent_shape), torch.randn(2, *model.latent_shape)
+    cond = model.autoencoder.to_latents(CONTEXT)
+    level = kept[t].view(2, 1, 1, 1, 1)
+    noised = (level.sqrt() * latents + (1 - level).sqrt() * noise).float()
+    with torch.no_grad():
+        error = noise - model.diffusion.denoiser(noised, t, cond)
+        found, plain = model.diffusion.losses(latents, cond, t, noise)
+    assert error.std() > 0.1
+    torch.testing.assert_close(found, error.square().mean())
+    torch.testing.assert_close(plain, found)
 
 
 def stage_of(model: LDM) -> DenoiserStage:

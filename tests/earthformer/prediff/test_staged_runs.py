@@ -16,6 +16,8 @@ from bench.engine.forecaster import Forecaster
 from bench.engine.run import Outcome, run
 from bench.engine.stages import _prepare
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
+from bench.models import load_model
+from bench.pretrained import PretrainedModel, as_pretrained
 from bench.tasks import load_task
 from earthformer.prediff.aligned_model import PreDiffKA
 from earthformer.prediff.autoencoder import make_autoencoder
@@ -116,6 +118,26 @@ def test_wrong_stages_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         start(storms, tmp_path, "model=prediff", *overrides)
+
+
+def test_shared_weights_draw_the_members_that_were_scored(
+    trained: tuple[Path, Outcome, list[str]], storms: Path, tmp_path: Path
+) -> None:
+    """How members are drawn is no part of the weights: the record says it, and the card's command with it."""
+    out, outcome, _ = trained
+    (whole,) = out.glob("work/sevir_lr/prediff/*/checkpoints/last.ckpt")
+    task = load_task("sevir_lr", storms, t_in=3, t_out=2, stride=12)
+    shared = as_pretrained(load_model("prediff", task, weights=whole), outcome.record)
+    shared.save_pretrained(tmp_path)
+    again = PretrainedModel.from_pretrained(tmp_path)
+    context = task.dataset("test")[0][0][None]
+    with torch.inference_mode():
+        expected = shared.eval()(context)
+        for one in (again, load_model("prediff", task, weights=tmp_path).eval()):
+            torch.testing.assert_close(one.eval()(context), expected, rtol=1e-4, atol=1e-4)
+    assert again.model.sampler.steps == 2 and again.model.members == 2
+    card = (tmp_path / "README.md").read_text()
+    assert "model.sampler=dpm_solver++ model.steps=2" in card and "checkpoint=ADDRESS" in card
 
 
 def test_weights_of_another_latent_size_are_refused(storms: Path, tmp_path: Path) -> None:
