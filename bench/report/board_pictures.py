@@ -312,7 +312,7 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
 
 
 def _axis_label(shown: ShownBoard, score: str) -> str:
-    return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 48)}"
+    return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 30)}"
 
 
 def _finish(figure: Any, axis: Any, shown: ShownBoard, said: str, characters: int = 84) -> None:
