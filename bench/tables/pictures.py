@@ -62,7 +62,9 @@ def panels_of(
     if target is not None:
         rows.append(Panel("observed", target))
     if controls is not None:
-        return rows + [Panel(f"n = {n:+g}" if n else "n = 0", block.mean(0)) for n, block in zip(controls, members, strict=True)]
+        return rows + [
+            Panel(f"n = {n:+g}" if n else "n = 0", block.mean(0)) for n, block in zip(controls, members, strict=True)
+        ]
     if len(members) == 1:
         rows.append(Panel(name, members[0]))
     else:
