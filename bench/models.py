@@ -340,7 +340,8 @@ def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bo
     problems = model_differences(found.identity, made.name, trained_hyperparameters(model))
     problems += task_differences(found.identity, made.task)
     if problems:
-        raise ConfigError(one_message(f"checkpoint {path} was trained as something else:", problems))
+        message = f"checkpoint {path} was trained with other settings; give those of its training:"
+        raise ConfigError(one_message(message, problems))
     sources = sources_of(type(model), type(made.task), ())
     changed = source_differences(found.identity.sources, {k: v for k, v in sources.items() if k != "harness"})
     if changed and not other_code:

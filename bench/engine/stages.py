@@ -162,7 +162,7 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity, task: Task, *, an
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
         problems += task_differences(given.identity, task)
         if problems:
-            raise ConfigError(one_message(f"{key} was trained as something else:", problems))
+            raise ConfigError(one_message(f"{key} was trained with other settings; give those of its training:", problems))
         sources = {name: source for name, source in identity.sources.items() if name in ("model", "task")}
         changed = source_differences(given.identity.sources, sources)
         if changed and not anyway:

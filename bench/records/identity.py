@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from bench.tasks.task import Task
 
 
-_ABSENT = "not there"
+_ABSENT = object()
+"""Of a key that one side does not set."""
 
 
 def model_differences(trained: TrainingIdentity, model: str, hyperparameters: Mapping[str, Any]) -> list[str]:
@@ -104,8 +105,12 @@ def _differing(prefix: str, trained: Mapping[str, Any], now: Mapping[str, Any]) 
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += _differing(where, before, after)
         else:
-            lines.append(f"{where}: trained with {before!r}, asked for {after!r}")
+            lines.append(f"{where}: trained with {_shown(before)}, asked for {_shown(after)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is _ABSENT else repr(value)
 
 
 @dataclass(frozen=True)
