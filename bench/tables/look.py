@@ -89,10 +89,8 @@ def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
 
     known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
     least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    found = MaxNLocator(_LEVELS, steps=[1, 2, 2.5, 5, 10]).tick_values(
-        least, greatest if greatest > least else least + 1
-    )
-    return tuple(found.tolist())
+    greatest = greatest if greatest > least else least + 1
+    return tuple(map(float, MaxNLocator(_LEVELS, steps=[1, 2, 2.5, 5, 10]).tick_values(least, greatest)))
 
 
 def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
