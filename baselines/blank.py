@@ -1,4 +1,4 @@
-"""Blank: nothing at all, in physical units."""
+"""Blank: zeros in physical units."""
 
 from __future__ import annotations
 

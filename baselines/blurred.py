@@ -1,4 +1,4 @@
-"""Blurred forecasts: what is uncertain is smoothed, each lead time as much as lessens its error the most.
+"""Blurred forecasts: each lead time is smoothed by the width that minimises its error.
 
 Small scales are lost first: a forecast that keeps them where nothing can be known of them is punished twice in squared
 error, and smoothing beats it by far.  That is how a network trained on squared error gains over persistence, too, so

@@ -1,4 +1,4 @@
-"""Climatology: what it is like on average, whatever it is like now."""
+"""Climatology: the mean of the training targets."""
 
 from __future__ import annotations
 

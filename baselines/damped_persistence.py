@@ -1,4 +1,4 @@
-"""Damped persistence: the last frame, drawn to the mean the more the further ahead."""
+"""Damped persistence: the last frame, relaxed to the mean with lead time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the members of a probabilistic forecast are drawn from: a seed for each sequence, whatever its batch holds."""
+"""Seeds of the members of a probabilistic forecast: one for each sequence, independent of its batch."""
 
 from __future__ import annotations
 

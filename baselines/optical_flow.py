@@ -1,4 +1,4 @@
-"""Optical flow: the last field, moved on along its own motion; what a forecaster would use where nothing is trained.
+"""Optical flow: the last field, extrapolated along its own motion; a reference without training.
 
 Sources: Lucas and Kanade 1981, IJCAI, 674-679 (the motion); Germann and Zawadzki 2002, Mon. Wea. Rev. 130, 2859-2873
 (semi-Lagrangian extrapolation); both as in pySTEPS (Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219).

@@ -1,4 +1,4 @@
-"""Persistence: the last observed frame, again and again."""
+"""Persistence: the last observed frame at every lead time."""
 
 from __future__ import annotations
 

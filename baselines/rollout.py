@@ -1,4 +1,4 @@
-"""What the recurrent models share: two formulations of a roll-out, and what surrounds a recurrent core."""
+"""Roll-outs of the recurrent models: two formulations, and the code around a recurrent core."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

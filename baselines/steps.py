@@ -1,4 +1,4 @@
-"""STEPS: an ensemble of rain that moves, grows and decays, as weather services forecast it; nothing to train.
+"""STEPS: the ensemble nowcast of rain that weather services use; nothing to train.
 
 The last field is moved along its own motion and split into scales.  Each scale follows an autoregression with the
 memory that the last frames show, and what it forgets is replaced by noise of the field's own spectrum; each member has

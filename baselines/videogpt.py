@@ -36,7 +36,7 @@ _LEAST_SHARE_USED = 1 / 32
 
 
 class VideoGPT(HasReference):
-    """Draws forecasts code by code; made of a VQ-VAE and a transformer that are trained one after the other.
+    """VideoGPT: a VQ-VAE and a transformer that draws its codes, trained one after the other.
 
     One thing differs from the release: there the transformer models the codes of context and future, and draws the
     context again; here it models those of the future only. It sees the context through the ResNet, and with

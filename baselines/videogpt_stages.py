@@ -1,4 +1,4 @@
-"""How VideoGPT is trained: what a stage is, and that of the transformer; the other is `baselines.vqvae.VQVAEStage`.
+"""Training stages of VideoGPT: the interface, and the transformer's; the other is `baselines.vqvae.VQVAEStage`.
 
 Yan, Zhang, Abbeel and Srinivas, "VideoGPT: Video Generation using VQ-VAE and Transformers", 2021, arXiv:2104.10157.
 """

@@ -1,4 +1,4 @@
-"""What can be said about a registered object without importing it: read from its source text.
+"""Descriptions of registered objects, read from their source text without importing them.
 
 Listing a registry must neither import torch nor run a plugin's code, so summaries, hyperparameters and presets
 are read from the syntax tree of the module that an entry point names.

@@ -1,4 +1,4 @@
-"""The file format of checkpoints: `torch.save`'s archive with the SHA-256 of itself as the archive's comment.
+"""The file format of checkpoints: `torch.save`'s archive with its own SHA-256 as the archive's comment.
 
 `torch.load` does not look at the checksums that `torch.save` wrote.  Any program still reads such a file.  Weights that
 were shared (`bench.pretrained`) are a safetensors file beside a `config.json`, which has the checksum.
@@ -171,5 +171,5 @@ def read_checkpoint(path: Path, *, sealed: bool = False) -> Any:
             f"checkpoint {path} cannot be read safely: it is not a file of tensors and plain values"
         ) from error
     if not sealed and isinstance(content, dict) and OURS in content and seal_of(path) is None:
-        raise DataError(f"checkpoint {path} is damaged: earthbench wrote it, but its checksum is gone")
+        raise DataError(f"checkpoint {path} is damaged: earthbench wrote it, but its checksum is missing")
     return content

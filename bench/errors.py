@@ -49,11 +49,11 @@ class ContractError(UsageError):
 
 
 class NotCountableError(ContractError):
-    """A model that says that its work is done where no counter sees it."""
+    """A model whose work is done where no counter sees it, as it declares."""
 
 
 class RunFailedError(EarthbenchError):
-    """A run that started and failed: not-a-number, out of memory, divergence (exit code 3)."""
+    """A run that started and failed: NaN, out of memory, divergence (exit code 3)."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: AnyPath, key: str) -> None:
-    """Refuses a folder that cannot be written to: found out before a run rather than after it.
+    """Refuses a folder that cannot be written to, before a run rather than after it.
 
     Args:
         folder: Made if it is not there; local or remote.

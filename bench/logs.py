@@ -145,6 +145,8 @@ def run_log(folder: Path, rank: int) -> Iterator[None]:
 @contextmanager
 def said_to(say: Callable[[str], None]) -> Iterator[None]:
     """Within it, a function takes each line: what `run(..., say=...)` was until 0.1."""
-    warnings.warn("say= is now the logger `earthbench`; the argument goes in 0.3", DeprecationWarning, stacklevel=4)
+    warnings.warn(
+        "say= is now the logger `earthbench`; the argument will be removed in 0.3", DeprecationWarning, stacklevel=4
+    )
     with _handled_by(*log.handlers, _Listener(say), level=log.level or logging.INFO, propagate=log.propagate):
         yield

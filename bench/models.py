@@ -324,7 +324,7 @@ def said_of(content: Any, path: Path) -> Trained:
         return Trained(sha256, TrainingIdentity.model_validate(said["identity"]), events, path)
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"checkpoint {path} does not say what was trained in a way this earthbench reads; another release wrote it"
+            f"checkpoint {path} was written by another release: this earthbench cannot read how it was trained"
         ) from error
 
 

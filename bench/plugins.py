@@ -1,4 +1,4 @@
-"""What belongs to the whole process, and so to no plugin: it is put back after a plugin's module was imported."""
+"""Plugin files, and state of the process that an import of a plugin must not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Setting = tuple[Any, Callable[[Any], Any]]
 
 @contextmanager
 def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
-    """Puts back what an import changed for the whole process, and warns of it; what it prints goes to stderr.
+    """Undoes changes of the process by an import, with a warning; the import's output goes to stderr.
 
     Random numbers, the default type, the threads and the choice of deterministic algorithms decide the scores of every
     model. Not seen: functions of other libraries that a module replaces by its own.
@@ -43,7 +43,7 @@ def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
             value, put_back = before[name]
             put_back(value)
         if changed and not ours:
-            warnings.warn(f"{origin} changed {', '.join(changed)} when it was imported: put back", stacklevel=3)
+            warnings.warn(f"{origin} changed {', '.join(changed)} when it was imported: restored", stacklevel=3)
 
 
 def _settings() -> dict[str, Setting]:

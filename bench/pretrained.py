@@ -1,4 +1,4 @@
-"""Trained weights to share: a folder or a repository of the Hugging Face Hub, with a card that says what they are.
+"""Trained weights to share: a folder or a repository of the Hugging Face Hub, with a card.
 
     model = bench.load_model("unet", task, weights="outputs/.../best.ckpt")
     bench.as_pretrained(model, record, license="cc-by-4.0").save_pretrained("folder")  # or .push_to_hub("owner/name")

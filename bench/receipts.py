@@ -1,4 +1,4 @@
-"""The receipt of a table's cell: its records, how they differ from the paper, and what else they could say."""
+"""The receipt of a table's cell: its records, their differences from the paper, and other conventions' values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
 from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.tables.admission import Excluded, deviations, training_seed
-from bench.tables.cells import Cell, table_data, value_of
+from bench.tables.admission import Excluded, deviations
+from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Row, Table, load_published
+from bench.tables.folds import run_name
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
+from bench.tables.values import value_of
 
 _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carries
 
@@ -87,6 +89,7 @@ def receipts_of(
             if cell.column != key or row not in asked_for:
                 continue
             mine = tuple(by_id[run_id] for run_id in contents.run_ids(cell))
+            folded = len(mine) > len(cell.run_ids)
             found.append(
                 Receipt(
                     table=table,
@@ -103,7 +106,7 @@ def receipts_of(
                         sorted({d for record in mine for d in deviations(table, record, _row_of(table, cell))})
                     ),
                     convention=_convention(mine[0], key) if mine else "",
-                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not contents.parts else (),
+                    alternative_values=tuple(alternative_values(mine[-1], key)) if mine and not folded else (),
                     commands=_commands(table, cell, mine),
                     settings=() if mine or cell.column in COSTS else _settings(table, cell),
                 )
@@ -271,8 +274,8 @@ def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") 
     return words
 
 
-def seed_values(receipt: Receipt) -> list[tuple[int, float | None]]:
-    """Returns per record its seed and its value in the table's units."""
+def run_values(receipt: Receipt) -> list[tuple[str, float | None]]:
+    """Returns per record its seed (and fold) and its value in the table's units."""
     column = receipt.table.column(receipt.cell.column)
-    values = [(training_seed(record), value_of(record, column.key)) for record in receipt.records]
-    return [(seed, None if value is None else value * column.scale) for seed, value in values]
+    values = [(run_name(record), value_of(record, column.key)) for record in receipt.records]
+    return [(name, None if value is None else value * column.scale) for name, value in values]

@@ -6,10 +6,13 @@ Built-ins are registered by this project's own `pyproject.toml` in the very way 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import Distribution, entry_points
+from functools import cache, lru_cache
+from importlib.metadata import Distribution, EntryPoints, entry_points
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, hidden_by, read_card
@@ -74,25 +77,44 @@ class Entry:
             raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} {problem}")
 
 
-@cache
 def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:
-    """Returns both from a distribution's metadata, which would be parsed anew at every look."""
     return (distribution.name, distribution.version) if distribution else ("unknown", "?")
 
 
-def _candidates(kind: Kind) -> dict[str, list[Entry]]:
-    found: dict[str, dict[tuple[str, str], Entry]] = defaultdict(dict)
+_Found = dict[str, dict[tuple[str, str], Entry]]
+"""Entries by name, and by distribution and value."""
+
+
+@lru_cache(maxsize=len(KINDS))
+def _installed(kind: Kind, look: Callable[[], EntryPoints], _: tuple[tuple[str, int], ...]) -> _Found:
+    """Returns what installed distributions register, kept for as long as the folders that have them do not change."""
+    found: _Found = defaultdict(dict)
     written_for: dict[str, set[str]] = defaultdict(set)
-    installed = entry_points()  # one look at all distributions
-    for point in installed.select(group=API_GROUP):
-        written_for[_name_and_version(point.dist)[0]].add(point.name)
-    for point in installed.select(group=f"earthbench.{kind}s"):
-        distribution, version = _name_and_version(point.dist)
+    points = look()  # one look at all distributions
+    of_points = cache(_name_and_version)  # metadata would be parsed anew for each
+    for point in points.select(group=API_GROUP):
+        written_for[of_points(point.dist)[0]].add(point.name)
+    for point in points.select(group=f"earthbench.{kind}s"):
+        distribution, version = of_points(point.dist)
         entry = Entry(kind, point.name, point.value, distribution, version, frozenset(written_for[distribution]))
         # The same distribution may be seen twice (a wheel and its build folder on the path): that is not a clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
+    return found
+
+
+def _changed(folder: str) -> int:
+    """Returns when the content of a folder of `sys.path` changed; 0 for what is no folder."""
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _candidates(kind: Kind) -> dict[str, list[Entry]]:
+    installed = _installed(kind, entry_points, tuple((folder, _changed(folder)) for folder in sys.path))
+    found = {name: dict(by_origin) for name, by_origin in installed.items()}
     for name, value, path, api in file_entries(f"{kind}s"):
-        found[name].setdefault((str(path), value), Entry(kind, name, value, "file", path.name, api))
+        found.setdefault(name, {})[str(path), value] = Entry(kind, name, value, "file", path.name, api)
     return {name: list(by_origin.values()) for name, by_origin in sorted(found.items())}
 
 

@@ -158,7 +158,9 @@ class RenamedModules(MetaPathFinder, Loader):
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"bench.{old} is now bench.{new}; the old name goes in 0.3", DeprecationWarning, stacklevel=4)
+    warnings.warn(
+        f"bench.{old} is now bench.{new}; the old name will be removed in 0.3", DeprecationWarning, stacklevel=4
+    )
 
 
 if not any(isinstance(finder, RenamedModules) for finder in sys.meta_path):

@@ -1,4 +1,4 @@
-"""Pictures of what a cuboid pattern does: cells of the grid that attend to one another have one colour.
+"""Pictures of cuboid patterns: cells of the grid that attend to one another have one colour.
 
 Needs no torch, and matplotlib only when something is drawn. The drawing stands here and not in the harness because
 it needs nothing but the patterns; the harness finds it under the entry point group ``earthbench.pictures``.

@@ -1,1 +1,1 @@
-"""Sweeps on data: which runs are there already, what is decided on validation, and an ablation's table of costs."""
+"""Sweeps on data: runs that exist, decisions on the validation split, and an ablation's table of costs."""

@@ -1,4 +1,4 @@
-"""What a board decides before its runs: on which data, with how many steps, and with which point of the grid."""
+"""Decisions of a board before its runs: the data, the number of steps, and the point of the grid."""
 
 from __future__ import annotations
 

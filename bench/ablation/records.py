@@ -1,4 +1,4 @@
-"""Which runs of a sweep are there already: a record that has the config and the data of a run is used again."""
+"""Finds runs of a sweep that have a record: one with the run's config and data is used again."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench import registry
 from bench.cli.flags import RESULTS, results_root
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import ConfigError, UnknownNameError, UsageError, counted, did_you_mean
 from bench.metrics.names import better_of
 from bench.records import Comparison, compare
@@ -58,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"B  {b.model.name}, seed {b.seed}, {b.run_id}")
     print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}")
     if groups > 1:
-        print(f"the newest of {groups} data sets or task options that both were scored on; run ids choose others")
+        print(wrapped(f"the newest of {groups} data sets or task options that both have; run ids choose others", 2))
     if of_one and not options.score:
-        print(f"not compared, as one of the two has no such score: {', '.join(of_one)}")
+        print(wrapped(f"not compared, because one of the two lacks the score: {', '.join(of_one)}", 2))
     print()
     print("\n".join(_lines(found)))
     return 0
@@ -70,14 +71,16 @@ def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord, int]:
     """Returns the newest runs that two names stand for and that can be compared, and on how many data both have any.
 
     Raises:
-        UnknownNameError: no run has such a name.
+        UnknownNameError: no run has such a name, or is of such a task.
         ConfigError: none of the one can be compared with one of the other.
     """
+    root = results_root(options.results)
     records = [
-        record
-        for record in read_records(results_root(options.results), options.task)[0]
-        if record.status == "ok" and record.data is not None
+        record for record in read_records(root, options.task)[0] if record.status == "ok" and record.data is not None
     ]
+    if options.task is not None and not records:
+        near = did_you_mean(options.task, registry.names("task"))
+        raise UnknownNameError(f"no run of task {options.task!r} under {root}. {near}")
     of_a, of_b = (_named(name, records, options.results) for name in (options.a, options.b))
     pairs = [(a, b) for b in of_b for a in of_a if a.run_id != b.run_id and comparable_key(a) == comparable_key(b)]
     if not pairs:
@@ -110,8 +113,8 @@ def _lines(found: Sequence[Comparison]) -> list[str]:
         better = better_of(one.score)
         ahead = "A" if (one.difference > 0) == (better == "higher") else "B"
         certain = one.p_value < CHANCE and one.difference and isinstance(better, str)
-        interval = f"[{one.low:+.4g}, {one.high:+.4g}]" if one.low is not None and one.high is not None else "-"
-        rows.append([one.score, f"{one.a:.4g}", f"{one.b:.4g}", f"{one.difference:+.4g}", interval,
+        interval = f"[{one.low:+.3g}, {one.high:+.3g}]" if one.low is not None and one.high is not None else "-"
+        rows.append([one.score, f"{one.a:.4g}", f"{one.b:.4g}", f"{one.difference:+.3g}", interval,
                      f"{one.p_value:.3g}", ahead if certain else "-"])  # fmt: skip
     head = ["score", "A", "B", "A - B", "95 % interval", "p", "better"]
     aligned = ("left", *["right"] * 5, "left")
@@ -119,5 +122,5 @@ def _lines(found: Sequence[Comparison]) -> list[str]:
     lines = [*text.splitlines(), ""]
     lines += sorted({f"no interval: {one.why_no_interval}" for one in found if one.why_no_interval})
     least = max(one.smallest_p for one in found)
-    lines.append(f"p: permutation test over events; the smallest that is possible here is {least:.3g}")
+    lines.append(f"p: permutation test over events; the smallest possible here is {least:.3g}")
     return lines

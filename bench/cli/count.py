@@ -160,7 +160,7 @@ def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> 
             counts = pool.map(_count, *zip(*models, strict=True), [speed] * len(models))
             yield from _told(counts, len(models))
         except BrokenProcessPool as error:
-            raise RunFailedError("a process that counted was killed, perhaps for want of memory") from error
+            raise RunFailedError("a counting process was killed, perhaps for lack of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -213,13 +213,13 @@ def _count(task_name: str, model: str, options: dict[str, Any], speed: bool) -> 
 
 def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     from bench.tables import load_table
-    from bench.tables.cells import compare
     from bench.tables.definitions import load_published
+    from bench.tables.values import compare
 
     table = load_table(options.table)
     if not table.rows:
         raise UsageError(
-            f"table {options.table!r} lists runs that exist and has no rows of its own to count; count models of its "
+            f"table {options.table!r} lists finished runs and has no rows of its own to count; count models of its "
             f"task instead: earthbench count --task {table.task} --model NAME"
         )
     published = load_published(table.published) if table.published else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,16 +14,17 @@ from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print, wrapped, wrapped_command
 from bench.config import compose
 from bench.errors import UsageError, counted
-from bench.receipts import Receipt, receipts_of, seed_values
+from bench.receipts import Receipt, receipts_of, run_values
 from bench.tables.admission import read_store
 from bench.tables.definitions import Table
+from bench.tables.folds import run_name
 from bench.tables.intervals import why_none
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import overrides_of, setting_lines, sourced_settings
 
 _INDENT = 14
-_RUN, _SEED = "earthbench run ", re.compile(r" seed=(\d+)(?=\s|$)")
+_RUN, _SWEPT = "earthbench run ", re.compile(r" (task\.fold|seed)=(\d+)(?=\s|$)")
 EXAMPLES = (
     "earthbench explain earthformer/sevir convlstm csi_m",
     "earthbench explain earthformer/sevir convlstm",
@@ -53,14 +55,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for number_, receipt in enumerate(receipts):
         print("\n" * bool(number_) + "\n".join(wrapped(line, _INDENT) for line in _lines(receipt)))
-        if commands := _over_seeds(receipt.commands):
+        if commands := _as_sweeps(receipt.commands):
             print("\n" + "\n".join(f"  again       {wrapped_command(command, _INDENT)}" for command in commands))
     return 0
 
 
 def _print_settings(table: Table, options: argparse.Namespace) -> int:
     if not table.rows:
-        raise UsageError(f"table {table.name!r} lists runs that exist; name a column, e.g. csi_m, for a receipt")
+        raise UsageError(f"table {table.name!r} lists finished runs; name a column, e.g. csi_m, for a receipt")
     row = table.row(next((row.key for row in table.rows if options.row in (row.key, row.label)), options.row))
     settings = sourced_settings(table, row.key, compose(overrides_of(table, row, (), seed=0)))
     if options.format == "json":
@@ -94,9 +96,7 @@ def _lines(receipt: Receipt) -> list[str]:
     lines += [f"    {source}" for source in receipt.published_sources]
     lines += [f"  ours        {ours_text(cell, column)}"]
     if len(receipt.records) > 1:
-        values = ", ".join(
-            f"{number(value, column) or 'undefined'} (seed {seed})" for seed, value in seed_values(receipt)
-        )
+        values = ", ".join(f"{number(value, column) or 'undefined'} ({name})" for name, value in run_values(receipt))
         lines.append(f"    {values}")
     elif (
         receipt.records and cell.ours is not None and column.key in receipt.records[0].scores and cell.interval is None
@@ -109,7 +109,7 @@ def _lines(receipt: Receipt) -> list[str]:
     for record, path in zip(receipt.records, receipt.paths, strict=True):
         lines += ["", f"  record      {path}"]
         lines.append(f"    sha256    {record.sha256}")
-        lines.append(f"    made      {record.created_utc}, seed {record.seed}, {record.model.origin}")
+        lines.append(f"    made      {record.created_utc}, {run_name(record)}, {record.model.origin}")
         commit = record.code.commit[:10] if record.code.commit else "no commit"
         changed = ", with uncommitted changes" if record.code.dirty else ""
         lines.append(f"    code      earthbench {record.code.version}, {commit}{changed}")
@@ -147,16 +147,21 @@ def _lines(receipt: Receipt) -> list[str]:
     return lines
 
 
-def _over_seeds(commands: Sequence[str]) -> list[str]:
-    """Returns the commands of a row's runs: those that differ in the seed alone as one sweep over seeds."""
+def _as_sweeps(commands: Sequence[str]) -> list[str]:
+    """Returns the commands of a row's runs: those that differ in seed and fold alone as one sweep."""
     alike: dict[str, list[str]] = {}
     for command in commands:
-        alike.setdefault(_SEED.sub(" seed=", command), []).append(command)
+        alike.setdefault(_SWEPT.sub(r" \1=", command), []).append(command)
     found = []
     for same in alike.values():
-        if len(same) > 1 and same[0].startswith(_RUN):
-            seeds = ",".join(match[1] for command in same if (match := _SEED.search(command)))
-            found.append(_SEED.sub(f" seed={seeds}", same[0]).replace(_RUN, f"{_RUN}-m ", 1))
-        else:
+        values: dict[str, dict[str, None]] = {}
+        for match in (match for command in same for match in _SWEPT.finditer(command)):
+            values.setdefault(match[1], {})[match[2]] = None
+        if len(same) == 1 or not same[0].startswith(_RUN) or len(same) < math.prod(map(len, values.values())):
             found += same
+            continue
+        sweep = same[0]
+        for key, given in values.items():
+            sweep = re.sub(rf" {re.escape(key)}=\d+(?=\s|$)", f" {key}={','.join(given)}", sweep)
+        found.append(sweep.replace(_RUN, f"{_RUN}-m ", 1))
     return found

@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
         for word in self._given:
             if word.startswith("--") and word.partition("=")[0] not in {"--", *self._option_string_actions}:
                 raise UsageError(f"{self.prog}: unknown argument {word}. {self.suggestion(word)}")
-        raise UsageError(f"{self.prog}: {message}. `{self.prog} --help` shows examples".replace(".. ", ". "))
+        end = "" if message.endswith((".", "?")) else "."
+        raise UsageError(f"{self.prog}: {message}{end} `{self.prog} --help` shows examples")
 
     def add_examples(self, examples: Sequence[str]) -> None:
         """Shows commands at the end of the help; that of a sub-command shows its own."""

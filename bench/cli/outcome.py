@@ -1,4 +1,4 @@
-"""What a run ends with: its main scores beside persistence's, what it took, where things are, and what to do next."""
+"""The summary at the end of a run: main scores beside persistence's, cost, files and the next commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAR_TOO_VARIED = 10.0
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Prints what a reader wants to know of a run that has just ended."""
+    """Prints the summary of a finished run."""
     record = outcome.record
     assert record.data is not None
     convention = ", ".join(sorted({str(o["convention"]) for o in record.conventions.values() if "convention" in o}))

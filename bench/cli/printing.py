@@ -1,4 +1,4 @@
-"""`print` for the command line: whatever foreign text a line holds, it moves no cursor and shows no secret."""
+"""`print` for the command line: control characters and secrets in foreign text are not printed."""
 
 from __future__ import annotations
 

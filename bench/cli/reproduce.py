@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
 
     devices = parse_devices(options.on) if options.on is not None else None
     if devices is not None and (not options.dry_run or options.measure):
-        raise UsageError("--on plans for devices that need not be here: give --dry-run with it, and not --measure")
+        raise UsageError("--on plans for other devices: use it with --dry-run and without --measure")
     if options.format == "md" and devices is None:
-        raise UsageError("--format md prints what rows take on devices: give --on, e.g. --dry-run --on 8xH100")
+        raise UsageError("--format md prints the plan for other devices: give --on, e.g. --dry-run --on 8xH100")
     table, rows = find_rows(options.name)
     throughput = lru_cache(measured_throughput)  # one measurement serves all rows
     plans = []

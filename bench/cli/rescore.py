@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     wrong = [word for word in overrides if not word.startswith(_TAKES)]
     if wrong:
         raise UsageError(
-            f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}: all else is the record's"
+            f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}: all else comes from the record"
         )
     if not names:
         raise UsageError("earthbench rescore: expected the file of a record, or a run id")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from bench.cli.printing import print, wrapped
 from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
 
+_SOURCE_WIDTH = 100
+"""Lines of docstrings that would be longer with the next word were wrapped."""
 EXAMPLES = (
     "earthbench show model unet",
     "earthbench show table earthformer/sevir",
@@ -24,11 +28,18 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     pictures = registry.names("picture")
-    parser.add_argument("kind", choices=[*registry.KINDS, *pictures])
+    parser.add_argument("kind", type=_kind, choices=[*registry.KINDS, *pictures])
     parser.add_argument("name", nargs="?", help=f"optional for {', '.join(pictures)}: without it, the names are listed")
     parser.add_argument("--size", type=_size, metavar="T,H,W", help="grid that a picture is for, e.g. 6,4,4")
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw to this file (.png, .svg, .pdf)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def _kind(text: str) -> str:
+    for kind in registry.KINDS:
+        if kind != "picture" and text in registry.names(kind):
+            raise argparse.ArgumentTypeError(f"{text!r} is a {kind}: `earthbench show {kind} {text}`")
+    return text
 
 
 def _size(text: str) -> tuple[int, ...]:
@@ -144,8 +155,22 @@ def _print(shown: dict[str, Any], indent: str = "") -> None:
             _print(value, indent + "  ")
         elif isinstance(value, str) and "\n" in value:
             print(f"{indent}{key}:")
-            for line in value.splitlines():
+            for line in _unwrapped(value.splitlines()) if sys.stdout.isatty() else value.splitlines():
                 own = len(line) - len(line.lstrip())
                 print(wrapped(f"{indent}  {line}".rstrip(), len(indent) + 2 + own))
         else:
             print(wrapped(f"{indent}{key}: {'none' if value in ({}, None, '') else value}", len(indent) + 2))
+
+
+def _unwrapped(lines: Sequence[str]) -> list[str]:
+    """Returns the lines of a docstring with those joined that were wrapped at the width of the source."""
+    joined: list[str] = []
+    before = 0
+    for line in lines:
+        word = line.lstrip().partition(" ")[0]
+        if joined and word not in ("", "-") and before + 1 + len(word) > _SOURCE_WIDTH:
+            joined[-1] += f" {line.lstrip()}"
+        else:
+            joined.append(line)
+        before = len(line)
+    return joined

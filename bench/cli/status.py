@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     for config in configs:
         _refuse_files(config)
     if options.watch and options.format == "json":
-        raise UsageError("--watch is for reading along; without it, --format json says how it stands")
+        raise UsageError("--watch is for readers: leave it out for the current state as JSON")
     if options.watch:
         return _watch(jobs, configs)
     lines = _found(jobs, configs)

@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     table = load_table(options.name, root)
     if (options.columns or options.sort) and (options.write or options.check or options.picture or options.samples
                                               or options.curves):  # fmt: skip
-        raise UsageError("--columns and --sort are for a table that is printed")
+        raise UsageError("--columns and --sort apply to printed tables only")
     if options.model and (options.write or options.check):
-        raise UsageError("--with is for a table that is printed or drawn: what is committed has the paper's rows")
+        raise UsageError("--with applies to tables that are printed or drawn: committed ones have the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")

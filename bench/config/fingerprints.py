@@ -1,4 +1,4 @@
-"""A config as it is kept, and the fingerprint that names it: of what can change a number."""
+"""The stored form of a config, and the fingerprint of its settings that can change a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interpolations of a config: all are resolved but those that say from the environment where something lies."""
+"""Interpolations of a config: all are resolved except locations that come from the environment."""
 
 from __future__ import annotations
 

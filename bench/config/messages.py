@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: one line per problem."""
+"""Messages about invalid configs: one line per problem."""
 
 from __future__ import annotations
 

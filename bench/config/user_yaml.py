@@ -1,4 +1,4 @@
-"""What a user's own YAML may be: of a size that a config has, however often its aliases repeat a part of it."""
+"""Limits on a user's YAML files: no larger than a config, with all aliases expanded."""
 
 from __future__ import annotations
 

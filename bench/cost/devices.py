@@ -1,4 +1,4 @@
-"""GPUs that need not be here: what their data sheets promise, and devices named on the command line."""
+"""Data-sheet figures of GPUs for plans, and devices named on the command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _OWN = re.compile(r"([^:]+):([^,]+),([^,]+)(?:,([^,]+))?")
 
 @dataclass(frozen=True)
 class Devices:
-    """So many GPUs of one kind."""
+    """A number of GPUs of one kind."""
 
     device: Device
     count: int

@@ -1,4 +1,4 @@
-"""Run a model for the shapes of its tensors alone, so that it can be traced and counted in no time."""
+"""Runs a model on shapes alone, so that it can be traced and counted quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step computes and keeps, from a trace without values: on torch's meta device nothing is allocated."""
+"""Operations and memory of a training step, from a trace without values on torch's meta device."""
 
 from __future__ import annotations
 

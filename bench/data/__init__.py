@@ -1,1 +1,1 @@
-"""Data sets on disk: the only room of the harness that opens data files."""
+"""Data sets on disk: the only package of the harness that opens data files."""

@@ -29,7 +29,7 @@ _ASK_ABOVE_BYTES = 2e9
 
 
 class FetchArchive(DataVerb):
-    """A data set that is one archive: downloaded, checked, unpacked, looked at, and only then put in its place."""
+    """A data set in one archive: downloaded, checked, unpacked and verified before it gets its final name."""
 
     task: ClassVar[str]
     last: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Digests of events, so that a change in any of them is noticed: read once, and kept until the file changes.
+"""Digests of events, which reveal a change in any of them; kept until the file changes.
 
 Reading 150 GB takes minutes.  What was read is therefore remembered in the user's cache folder, by the file's path,
 size, inode and times of change: where any of them differs, the events are read again.
@@ -34,7 +34,7 @@ _WAIT_S = 3600.0
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes when a file does."""
+    """The state of a file, which changes with its content."""
 
     path: str
     size: int

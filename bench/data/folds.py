@@ -1,4 +1,4 @@
-"""Folds of a time series: blocks of it are left out one after the other, so that all of it is forecast once.
+"""Folds of a time series: blocks are left out in turn, so that each is forecast once.
 
 Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
 whole stretches are left out, for neighbouring months are not independent data.
@@ -26,7 +26,7 @@ def blocks(count: int, folds: int, what: str = "of the data") -> list[Stretch]:
         what: The word for them in messages.
 
     Raises:
-        ConfigError: so many are not to be had.
+        ConfigError: there are not so many.
     """
     length = -(-count // folds)
     edges = [*range(0, count, length or 1), count]
@@ -82,4 +82,4 @@ def check_fold(folds: int | None, fold: int | None, instead_of: frozenset[str], 
     if folds < FEWEST or not 0 <= fold < folds:
         raise ValueError(f"folds={folds}, fold={fold}: expected {FEWEST} folds or more, and a fold of 0..{folds - 1}")
     if both := sorted(instead_of & given):
-        raise ValueError(f"{', '.join(both)}: folds take their place; leave them out")
+        raise ValueError(f"{', '.join(both)}: folds replace them; leave them out")

@@ -1,4 +1,4 @@
-"""Images of handwritten digits, the bodies of N-body MNIST and MovingMNIST, from wherever there are some."""
+"""Images of handwritten digits, the bodies of N-body MNIST and MovingMNIST, from several sources."""
 
 from __future__ import annotations
 

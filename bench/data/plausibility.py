@@ -1,4 +1,4 @@
-"""What values a field can have: stated here once, for every task and every reader.
+"""Plausible ranges of each field, for all tasks and readers.
 
 A fill value that no attribute declares, packed numbers read raw, kelvin taken for degrees: all end as numbers that no
 such field has.  Readers refuse them where they lie; a run refuses a split that has one value everywhere.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plausible:
-    """The values that a field can have; NaN, where a value is missing, is none of its business."""
+    """The plausible values of a field; NaN means missing and is ignored."""
 
     what: str
     low: float

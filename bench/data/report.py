@@ -1,4 +1,4 @@
-"""What was found when data were looked at, whatever their format."""
+"""Findings about data, independent of their format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Advance = Callable[[int, int], None]
 
 @dataclass
 class Report:
-    """Facts, the same in words, remarks (allowed, but good to know) and problems."""
+    """Facts, the same facts in words, remarks (allowed, but worth knowing) and problems."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON types; `events` is the number of independent events, `splits` has `events` and `sequences` of each split."""

@@ -26,7 +26,7 @@ Folder = Annotated[Path, AfterValidator(Path.expanduser)]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a verb is about to do: lines for the reader, and whether it is too much to start unasked."""
+    """The plan of a verb: lines for the reader, and whether it needs consent."""
 
     lines: tuple[str, ...] = ()
     ask: bool = False

@@ -1,4 +1,4 @@
-"""How many optimiser steps a budget of compute is: a few real steps are timed once, before the first one."""
+"""Conversion of a compute budget to optimiser steps: a few real steps are timed once, before the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget of compute as a number of steps, without a run: what a board decides once for all seeds of a row."""
+"""A compute budget as a number of steps, without a run: decided once for all seeds of a board's row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, verified before they are used, on a disk or behind an fsspec URL.
+"""Checkpoint files on a disk or at an fsspec URL: written atomically, verified before use.
 
 Lightning writes a local checkpoint to the temporary folder, which may be another disk, and moves it without a sync.
 That matters to a run that may be killed.

@@ -1,4 +1,4 @@
-"""Sequences for which a model fell back on a simpler forecast, counted over an evaluation."""
+"""Counts of sequences for which a model fell back on a simpler forecast."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def refuse_empty(task: Task, split: Split) -> None:
 
 
 def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
-    """Refuses to evaluate weights on what they were trained or selected on, whatever the options of the task say.
+    """Refuses to evaluate weights on events that they were trained or selected on, independent of the task's options.
 
     The training split may be evaluated, and all of the data; the record then is partial.
 
@@ -263,8 +263,8 @@ def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
         if shared and not by_design:
             raise ConfigError(
                 f"the weights were {verb} on {len(shared)} of the {len(task.dataset(split).ids)} events of "
-                f"split {split!r}: {', '.join(shared[:5])}. Evaluate them on the split that they left out (the options "
-                "of the task that they were trained with), or train anew."
+                f"split {split!r}: {', '.join(shared[:5])}. Evaluate them on a split that they have not seen (with the "
+                "task options of their training), or train anew."
             )
 
 

@@ -1,4 +1,4 @@
-"""Devices that have no float64, which scores are summed in: there they are summed on the CPU."""
+"""Devices without float64: their scores are summed on the CPU."""
 
 from __future__ import annotations
 

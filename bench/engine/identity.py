@@ -1,4 +1,4 @@
-"""What a training is: gathered once, stored with its weights, and compared wherever they are used."""
+"""The identity of a training: stored with its weights, and compared at every use."""
 
 from __future__ import annotations
 

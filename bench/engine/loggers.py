@@ -1,4 +1,4 @@
-"""Lightning's loggers by the names that `train.loggers` takes, and what they logged."""
+"""Lightning's loggers by the names in `train.loggers`, and their logs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def log_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> Non
 
 @contextmanager
 def finished(loggers: list[Logger]) -> Iterator[None]:
-    """Writes out what a training had logged that was stopped, and ends the W&B run.
+    """Flushes the logs of a stopped training, and ends the W&B run.
 
     Lightning does neither: the last hundred steps would be lost, and the next run of this process go into the same run.
     """

@@ -1,4 +1,4 @@
-"""The loss of a batch, and the losses and gradient norms of a training, which nothing waits for.
+"""The loss of a batch, and the losses and gradient norms of a training, without waiting for the device.
 
 A value that reaches Python makes it wait for the device, which then waits for Python: a training that looks at every
 loss never has work queued. On a GPU they are therefore looked at together, some steps late; each knows its step.

@@ -1,4 +1,4 @@
-"""How many sequences one device takes at a time: what was asked for, what a rule says, or the most that fits."""
+"""The number of sequences that one device takes at a time: the given one, that of a rule, or the most that fits."""
 
 from __future__ import annotations
 

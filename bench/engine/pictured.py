@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bench.tables.look import Look
+
 if TYPE_CHECKING:
+    from bench.api import Split
     from bench.data.sequences import Example
     from bench.tasks.task import Task
+
+
+def pictured_sequences(count: int) -> list[int]:
+    """Returns the numbers of the sequences that are kept of an evaluation of so many."""
+    return sorted({0, count // 3, 2 * count // 3})
+
+
+def coastlines_of(task: Task, split: Split, count: int) -> np.ndarray | None:
+    """Returns the coastlines of the sequences that are kept, `(N,K,2)`, see `Look.coast`; None where there are none.
+
+    Args:
+        task: On the data that were evaluated.
+        split: The split.
+        count: Sequences of the evaluation.
+    """
+    look = Look.of(task)
+    lines = [look.at(task.coordinates(split, number)).coast for number in pictured_sequences(count)]
+    if all(line is None or not len(line) for line in lines):
+        return None
+    stacked = np.full((len(lines), max(len(line) for line in lines if line is not None), 2), np.nan)
+    for place, line in zip(stacked, lines, strict=True):
+        place[: 0 if line is None else len(line)] = np.nan if line is None else line
+    return stacked
 
 
 class Pictured:
@@ -24,7 +51,7 @@ class Pictured:
 
     def __init__(self, task: Task, count: int | None = None) -> None:
         self.task, self.count = task, count
-        self.wanted = {0} if count is None else {0, count // 3, 2 * count // 3}
+        self.wanted = {0} if count is None else {*pictured_sequences(count)}
         self._kept: dict[int, dict[str, Tensor]] = {}
         self._probability: Tensor | None = None
 

@@ -1,4 +1,4 @@
-"""What can be found out about a machine before a run: each check tries what a run would do, and says the cure."""
+"""Checks of a machine before a run: each tries what the run will do, and names the remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CHECKPOINTS, _BYTES_PER_PARAMETER = 3, 12
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one check."""
+    """The result of one check."""
 
     name: str
     outcome: Outcome

@@ -93,7 +93,7 @@ def main_process_lock(processes: Processes, hold: Callable[[], AbstractContextMa
     while not store.check([key]):
         time.sleep(_POLL_S)
     if store.get(key) != b"held":
-        raise RunFailedError("the first process could not take the folder")
+        raise RunFailedError("the first process could not lock the folder")
     yield
 
 

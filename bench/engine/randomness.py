@@ -32,7 +32,7 @@ def random_states(device: torch.device = _CPU) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device | None = None) -> str | None:
-    """Takes up what `random_states` returned, wherever a checkpoint's tensors were loaded to.
+    """Restores what `random_states` returned, independent of the device of a checkpoint's tensors.
 
     Args:
         states: Of this code, or of older one, which kept those of all visible CUDA devices in a list.

@@ -34,6 +34,7 @@ from bench.engine.evaluate import (
 from bench.engine.identity import events_of, expected_run, identify, seen_events
 from bench.engine.loggers import LOGS, logged_curve
 from bench.engine.micro_batch import evaluation_batch
+from bench.engine.pictured import coastlines_of
 from bench.engine.processes import Processes, has_to_launch, launch, main_process_lock, process_rank
 from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.summaries import summary_beside
@@ -119,7 +120,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     # refuses a device that is not there before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     if config.device == "mps":
-        log.info("device=mps: what it lacks is computed on the CPU, and scores are summed there in float64")
+        log.info("device=mps: operations that it lacks run on the CPU, and scores are summed there in float64")
     results, work = as_path(config.results.root, "results.root"), local_folder(config.work, "work")
     check_writable(results, "results.root")
     check_writable(work, "work")
@@ -236,9 +237,18 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
 def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.ndarray], folder: Path) -> Path | None:
     """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
 
-    The record is published: whatever of these cannot be written is said, and the run is done all the same.
+    The record is published by now: a failure here is a warning, and the run is complete without these.
     """
     config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
+
+    look = Look.of(task)
+
+    def sample() -> None:
+        assert record.data is not None
+        coast = coastlines_of(job.test_task, config.split, record.data.sequence_count)
+        # of several processes, the first keeps the sequences that it sees alone
+        more = {} if coast is None or len(coast) != len(sequences["target"]) else {"coast": coast}
+        write_sample(sequences | more, record, job.results)
 
     def curve() -> None:
         if job.train and (found := logged_curve(folder / LOGS)) is not None:
@@ -251,20 +261,20 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
                 context=sequences["context"][0],
                 target=sequences["target"][0],
                 forecasts={config.model.name: sequences["forecast"][0]},
-                look=Look.of(task).at(job.test_task.coordinates(config.split, 0)),
+                look=look.at(job.test_task.coordinates(config.split, 0)),
                 cadence_minutes=job.test_task.cadence_minutes,
                 title=f"{config.model.name} on {task.name}, {config.split} split, first sequence of "
                 + without_secrets(str(job.test_task.data_root)),
             )
 
-    for write in (lambda: write_sample(sequences, record, job.results), curve, picture):
+    for write in (sample, curve, picture):
         try:
             write()
         except (DataError, OSError) as error:
-            log.warning(f"warning: {error}; the record is whole without it")
+            log.warning(f"warning: {error}; the record is complete without it")
         except Exception as error:  # of a library that draws: hours of training do not fail for a picture
             log.debug("traceback:", exc_info=True)
-            log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is whole without it")
+            log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is complete without it")
     return drawn if drawn.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""The folder of one run: who is in it, and what state it is in.  No torch: `earthbench status` reads it."""
+"""The folder of one run: its owner and its state.  No torch: `earthbench status` reads it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Owner(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a run is, as it last said itself."""
+    """The progress of a run, as it last reported."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -94,14 +94,14 @@ def duration(seconds: float) -> str:
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
-    """Writes how far a run is; a disk that refuses is not a reason to end the run."""
+    """Writes the progress of a run; a failure to write does not end the run."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(DataError), replacing(folder / _PROGRESS) as part:
         part.write_text(progress.model_copy(update={"updated_utc": now}).model_dump_json() + "\n", encoding="utf-8")
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Returns how far the run of a folder was when it last said so, None where it has not."""
+    """Returns the last reported progress of a folder's run, None where there is none."""
     try:
         return Progress.model_validate_json((folder / _PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError, ValidationError):
@@ -223,7 +223,7 @@ def _write(folder: Path, owner: Owner) -> None:
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Returns who holds or held a run's folder, or None where nobody has said so."""
+    """Returns who holds or held a run's folder, or None where that is unknown."""
     try:
         return Owner.model_validate(json.loads((folder / _OWNER).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
@@ -231,7 +231,7 @@ def read_owner(folder: Path) -> Owner | None:
 
 
 def state(folder: Path, owner: Owner) -> State:
-    """Returns what a run is doing, or how it ended; `killed` where nobody holds the folder and nobody said why."""
+    """Returns the state of a run; `killed` where nobody holds the folder and no end was recorded."""
     if owner.ended is not None:
         return owner.ended
     lock = FileLock(folder / _LOCK)

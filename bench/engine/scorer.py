@@ -1,4 +1,4 @@
-"""The metrics of an evaluation together: updated with each batch, and what a record says of them at the end."""
+"""The metrics of an evaluation, updated with each batch, and their results for the record."""
 
 from __future__ import annotations
 

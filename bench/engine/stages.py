@@ -1,4 +1,4 @@
-"""Models that are trained in stages: each stage has its own folder, is resumed there and used again by other runs."""
+"""Models trained in stages: each stage has its own folder, resumes there and is reused by other runs."""
 
 from __future__ import annotations
 

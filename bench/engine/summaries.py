@@ -1,4 +1,4 @@
-"""How a training went, as the file beside its checkpoints says: a run that finds it there has nothing left to train."""
+"""The summary of a training beside its checkpoints; a run that finds it has nothing left to train."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def _shared_summary(path: Path, identity: TrainingIdentity | None) -> TrainingSu
     try:
         summary = TrainingSummary.model_validate(said)
     except ValidationError as error:
-        raise DataError(
-            f"{path.parent} does not say how its weights were trained in a way this earthbench reads"
-        ) from error
+        raise DataError(f"{path.parent} has no readable description of how its weights were trained") from error
     return summary if summary.identity == identity else None
 
 

@@ -1,4 +1,4 @@
-"""Training: Lightning's trainer, checkpoints that resume to the same bits, and signals that are obeyed."""
+"""Training: Lightning's trainer, bit-identical resuming, and signals."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> T
         return None
     weights = checkpoints / f"{done.weights}.ckpt"
     if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
-        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is not believed")
+        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is ignored")
         return None
     anyway = config.train.resume == "anyway"
     refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)

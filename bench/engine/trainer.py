@@ -1,4 +1,4 @@
-"""How this project starts Lightning's trainer: on which device, and how quietly."""
+"""Setup of Lightning's trainer: device, precision, messages and errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def trainer_device(
 
     if device == "mps":
         if devices * nodes > 1 or strategy != "auto":
-            raise ConfigError(f"device=mps devices={devices} nodes={nodes} strategy={strategy}: it is one device alone")
+            raise ConfigError(
+                f"device=mps devices={devices} nodes={nodes} strategy={strategy}: there is only one such device"
+            )
         if not torch.backends.mps.is_available():
             raise ConfigError("device=mps: torch sees no Apple GPU here; use device=cpu or device=auto")
         return {"accelerator": "mps", "devices": 1}
@@ -186,7 +188,7 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
     except torch.OutOfMemoryError as error:
         raise RunFailedError(
             f"out of memory in {phase}: {first_line(error)} "
-            "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step stays as it is."
+            "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step does not change."
         ) from error
     except UsageError as error:  # from a loader's process it comes with the traceback there
         name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
@@ -204,12 +206,12 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
-            raise RunFailedError(f"{phase}: the disk refused: {error}. What was saved before is intact.") from error
+            raise RunFailedError(f"{phase}: the disk refused: {error}. Everything saved before is intact.") from error
         if isinstance(error, RuntimeError) and (found := _NOT_DETERMINISTIC.search(str(error))):
             raise ConfigError(
                 f"train.deterministic=true: {model or 'the model'} uses {found[1]} in {phase}, which has no "
-                "deterministic form in PyTorch on this device. Set train.deterministic=warn, which runs what has none "
-                "as it is and names it, or false; or choose a model without it."
+                "deterministic form in PyTorch on this device. Set train.deterministic=warn, which warns and "
+                "runs it, or false; or choose another model."
             ) from error
         if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
             raise

@@ -1,4 +1,4 @@
-"""Training steps on throw-away state: for their time, which needs the trainer, the data and the precision of a run."""
+"""Training steps on throw-away state, to time them with the trainer, data and precision of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interval of a score, from what the score is without each event in turn.
+"""The interval of a score, from the score without each event in turn.
 
 A score is a function of sums over events.  The jackknife leaves out one event at a time: how far the score moves is
 that event's influence, and the influences' variance gives the score's (Tukey's jackknife: Efron and Tibshirani, 1993,

@@ -1,4 +1,4 @@
-"""What the states of exact metrics need beyond torchmetrics: sizes that the first batch tells, dtypes, a name."""
+"""States of exact metrics beyond torchmetrics: sizes inferred from the first batch, fixed dtypes, a name."""
 
 from __future__ import annotations
 

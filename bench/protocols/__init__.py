@@ -1,1 +1,1 @@
-"""What is to be run, as data: ablations and boards, each a YAML file; knows configs, but no data, records or torch."""
+"""Protocols of runs as data: ablations and boards, each a YAML file; knows configs, but no data, records or torch."""

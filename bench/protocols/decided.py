@@ -1,4 +1,4 @@
-"""What was decided on the way to a board, beside its protocol: steps, choices from the grid, and on which data."""
+"""Decisions of a board, beside its protocol: steps, choices from the grid, and the data."""
 
 from __future__ import annotations
 

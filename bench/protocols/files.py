@@ -1,4 +1,4 @@
-"""A protocol's YAML file: read once, checked once, one message for whatever is wrong with it."""
+"""Reading of a protocol's YAML file, with one message for all its problems."""
 
 from __future__ import annotations
 

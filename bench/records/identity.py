@@ -1,4 +1,4 @@
-"""How two trainings differ, in words: one comparison for every reader of weights."""
+"""Differences of two trainings in words: one comparison for every reader of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the loss of a run fell while it was trained, kept beside the records: for pictures, never for scores."""
+"""Learning curves of runs, kept beside the records: for pictures, never for scores."""
 
 from __future__ import annotations
 

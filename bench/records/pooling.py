@@ -17,7 +17,7 @@ from bench.records.statistics import Arrays, content_sha256, read_arrays
 
 @dataclass(frozen=True)
 class Pooled:
-    """What several records say together."""
+    """The scores of several records together."""
 
     scores: dict[str, float]
     """By name, those per lead time as `NAME_lead_L`; of the metrics that keep statistics per event."""
@@ -42,7 +42,7 @@ def pooled(records: Sequence[RunRecord]) -> Pooled:
     parts = [record.statistics for record in records]
     for record, arrays, part in zip(records, kept, parts, strict=True):
         if arrays is None or part is None:
-            raise ConfigError(f"record {record.run_id} has no statistics per event at hand; evaluate it again")
+            raise ConfigError(f"record {record.run_id} has no statistics per event; evaluate it again")
         if parts[0] is None or part.metrics != parts[0].metrics:
             raise ConfigError(
                 f"records {records[0].run_id} and {record.run_id} were scored by other metrics: expected the same"
@@ -76,6 +76,9 @@ def as_one_record(records: Sequence[RunRecord]) -> RunRecord:
     trainings = [record.training for record in records if record.training is not None]
     changes: dict[str, Any] = {
         "run_id": f"{first.run_id}-and-{len(records) - 1}-more",
+        "task": first.task.model_copy(
+            update={"fields": {key: value for key, value in first.task.fields.items() if key != "fold"}}
+        ),
         "scores": overall, "scores_per_lead": per_lead, "undefined": undefined, "counts": None, "curves": {},
         "data": first.data.model_copy(
             update={

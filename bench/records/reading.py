@@ -1,4 +1,4 @@
-"""Reads the files of a results root whatever lies under their names: content of a bounded size, or one error in words.
+"""Safe reading of the files of a results root: content of bounded size, or one clear error.
 
 A store is written by many runs and machines: one file that is torn, flipped, huge or no file at all must not end what
 reads the others.
@@ -122,7 +122,7 @@ def read_npz(path: AnyPath, what: str, largest: int = LARGEST_ARRAYS) -> dict[st
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-        raise ValueError(f"{member.filename} is not packed as numpy does")
+        raise ValueError(f"{member.filename} is not packed by numpy")
     with archive.open(member) as file:
         content = file.read(member.file_size)  # no more is unpacked, whatever is packed
     length = content[8:10] if content[6:7] == b"\x01" else content[8:12]

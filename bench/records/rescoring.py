@@ -1,4 +1,4 @@
-"""Scores formed again from the statistics beside a record, and how near to the record's own they have to be."""
+"""Scores recomputed from the statistics beside a record, and their tolerances."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def allowed(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[st
 
 
 def sequence_counts(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """Yields over how many sequences the lead times were summed, where a family's sums say so."""
+    """Yields the number of sequences in the sums of each lead time, where the family has it."""
     if metric.ending:  # each member counts
         return
     name, pixels = {"correlation": ("count", 1), "energy": ("sequence_count", 1)}.get(metric.family, ("", 0))

@@ -1,4 +1,4 @@
-"""The rules that a record keeps, each a function that yields what breaks it.
+"""The rules of a valid record, each a function that yields its violations.
 
 Scores are formed again from the sums and counts that the record keeps: neither the model nor the data are asked.
 """
@@ -97,7 +97,7 @@ def same_code(record: RunRecord) -> Broken:
 
 
 def undefined(record: RunRecord) -> Broken:
-    """A score is a number or says why it is none."""
+    """A score is a number, or has a reason why it is undefined."""
     for name, value in record.scores.items():
         if value is None and name not in record.undefined:
             yield f"scores.{name}", "null without a reason in `undefined`"

@@ -16,6 +16,7 @@ from bench.records.store import publish_beside
 
 PARTS = ("context", "target", "forecast")
 _PROBABILITY = "probability"
+_COAST = "coast"
 _LARGEST_SIDE = 192  # pixels; means of blocks above it
 _LARGEST = 256 << 20  # bytes: 3,600 frames of that side
 
@@ -29,6 +30,8 @@ class Sample:
     forecast: np.ndarray
     probability: np.ndarray | None = None
     """Of an ensemble: the share of members at or above the task's `event_threshold`, in each pixel."""
+    coast: np.ndarray | None = None
+    """Columns and rows of coastlines, `(K,2)` with NaN between lines, where the data have coordinates."""
     others: tuple[Sample, ...] = ()
 
     @property
@@ -51,7 +54,7 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPa
 
     Args:
         parts: `context`, `target` and `forecast`, physical units `(T,H,W)` of one sequence or `(N,T,H,W)` of several;
-            of an ensemble also `probability`.
+            of an ensemble also `probability`; where the data have coordinates also `coast`, `(N,K,2)`.
         record: The run.
         root: Results root.
 
@@ -59,7 +62,10 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPa
         DataError: the disk refused; names the path.
     """
     names = (*PARTS, *(name for name in parts if name == _PROBABILITY))
-    reduced = {name: _reduced(np.asarray(parts[name], np.float32)).astype(np.float16) for name in names}
+    factor = -(-max(parts[PARTS[0]].shape[-2:]) // _LARGEST_SIDE)
+    reduced = {name: _reduced(np.asarray(parts[name], np.float32), factor).astype(np.float16) for name in names}
+    if _COAST in parts:
+        reduced[_COAST] = ((parts[_COAST] - (factor - 1) / 2) / factor).astype(np.float16)
     return publish_beside(packed(reduced), sample_path(record, root))
 
 
@@ -88,14 +94,19 @@ def sample_at(path: AnyPath) -> Sample | None:
     several = {name: part if part.ndim == 4 else part[None] for name, part in parts.items()}
     if any(part.ndim != 4 or not part.size for part in several.values()) or len({*map(len, several.values())}) > 1:
         raise DataError(f"{path}: expected arrays (T,H,W) or (N,T,H,W), found {[p.shape for p in parts.values()]}")
-    first, *others = (Sample(*frames) for frames in zip(*several.values(), strict=True))
+    coast = found.get(_COAST)
+    if coast is not None and (coast.ndim != 3 or coast.shape[::2] != (len(several[PARTS[0]]), 2)):
+        raise DataError(f"{path}: expected coastlines (N,K,2), found {coast.shape}")
+    made = [Sample(*frames) for frames in zip(*several.values(), strict=True)]
+    if coast is not None:
+        made = [replace(one, coast=line.astype(np.float32)) for one, line in zip(made, coast, strict=True)]
+    first, *others = made
     return replace(first, others=tuple(others))
 
 
-def _reduced(frames: np.ndarray) -> np.ndarray:
-    """Returns means of blocks that bring the larger side to at most 192; rows and columns that fill none are cut."""
+def _reduced(frames: np.ndarray, factor: int) -> np.ndarray:
+    """Returns means of blocks of a height and width; rows and columns that fill none are cut."""
     *leading, height, width = frames.shape
-    factor = -(-max(height, width) // _LARGEST_SIDE)
     if factor == 1:
         return frames
     cut = frames[..., : height // factor * factor, : width // factor * factor]

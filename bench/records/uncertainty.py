@@ -1,4 +1,4 @@
-"""How sure a score is, and a difference of two: from sums per event, with no second evaluation.
+"""Uncertainty of a score and of a difference, from sums per event, without a second evaluation.
 
 Sources: `bench.metrics.resampling` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
 (permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (forecasts' contingency tables that trade places).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.errors import ConfigError, DataError, did_you_mean
+from bench.errors import ConfigError, DataError, counted, did_you_mean
 from bench.metrics.families import FAMILIES
 from bench.metrics.names import with_ending
 from bench.metrics.resampling import FEWEST_EVENTS, jackknife_interval, scale_of
@@ -56,8 +56,12 @@ def interval(record: RunRecord, score: str, *, level: float = 0.95) -> tuple[flo
     Raises:
         DataError: the statistics were changed after they were written.
     """
-    bounds, _ = _interval(record, score, level)
-    return bounds
+    return _intervals(record, [score], level)[score][0]
+
+
+def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
+    """Returns `interval` of several scores by name; reads the statistics once."""
+    return {score: bounds for score, (bounds, _) in _intervals(record, scores).items()}
 
 
 def why_no_interval(record: RunRecord, score: str) -> str:
@@ -66,8 +70,7 @@ def why_no_interval(record: RunRecord, score: str) -> str:
     Raises:
         DataError: the statistics were changed after they were written.
     """
-    _, reason = _interval(record, score, 0.95)
-    return reason
+    return _intervals(record, [score])[score][1]
 
 
 def too_few(record: RunRecord) -> str:
@@ -79,22 +82,33 @@ def too_few(record: RunRecord) -> str:
 
 def _units(record: RunRecord) -> str:
     assert record.statistics is not None
-    count, kind = record.statistics.unit_count, record.statistics.kind
-    return f"{count} {kind}{'s' if count != 1 else ''}"
+    return counted(record.statistics.unit_count, record.statistics.kind)
 
 
-def _interval(record: RunRecord, score: str, level: float) -> tuple[tuple[float, float] | None, str]:
+def _intervals(
+    record: RunRecord, scores: Sequence[str], level: float = 0.95
+) -> dict[str, tuple[tuple[float, float] | None, str]]:
+    """Returns by score its interval, or None and why there is none."""
     if reason := too_few(record):
-        return None, reason
+        return dict.fromkeys(scores, (None, reason))
     arrays = read_arrays(record)
-    found = _metric_of(record, score, arrays)
-    if found is None:
-        return None, "no statistics per event are at hand"
+    kept = _metrics_by_score(record, arrays)
+    values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, metric in dict(kept[score] for score in scores if score in kept).items():
+        values |= {
+            score: both for score, both in _without_each(metric, _own(arrays, name)).items() if kept[score][0] == name
+        }
+    return {score: _bounds(score, values.get(score), level) for score in scores}
+
+
+def _bounds(
+    score: str, values: tuple[np.ndarray, np.ndarray] | None, level: float
+) -> tuple[tuple[float, float] | None, str]:
+    if values is None:
+        return None, "the statistics per event are missing"
     if score.endswith("_count"):
         return None, "a count is not an estimate"
-    name, metric = found
-    whole, left_out = _without_each(metric, _own(arrays, name), score)
-    low, high = jackknife_interval(whole, left_out, level=level, scale=scale_of(score))
+    low, high = jackknife_interval(*values, level=level, scale=scale_of(score))
     if np.isfinite(low) and np.isfinite(high):
         return (float(low), float(high)), ""
     return None, "the score is undefined, or at the end of its range, as it is or without one of the events"
@@ -130,7 +144,7 @@ def compare(
     sides = [(record, read_arrays(record)) for record in (record_a, record_b)]
     for record, arrays in sides:
         if arrays is None or record.statistics is None:
-            raise ConfigError(f"record {record.run_id} has no statistics per event at hand; evaluate it again")
+            raise ConfigError(f"record {record.run_id} has no statistics per event; evaluate it again")
     a, b = record_a.statistics, record_b.statistics
     assert a is not None and b is not None
     if not _same_events(record_a, record_b):
@@ -145,7 +159,7 @@ def compare(
             f"{metric_a.options} and {metric_b.options}"
         )
     of_a, of_b = _own(sides[0][1], name_a), _own(sides[1][1], name_b)
-    (value_a, without_a), (value_b, without_b) = (_without_each(metric_a, side, score) for side in (of_a, of_b))
+    (value_a, without_a), (value_b, without_b) = (_without_each(metric_a, side)[score] for side in (of_a, of_b))
     difference = float(value_a - value_b)
     if not np.isfinite(difference):
         raise ConfigError(f"{score} is undefined in one of the runs: it cannot be compared")
@@ -195,7 +209,7 @@ def skill_interval(
         arrays = read_arrays(record)
         if (found := _metric_of(record, score, arrays)) is None:
             return None
-        parts.append(_without_each(found[1], _own(arrays, found[0]), score))
+        parts.append(_without_each(found[1], _own(arrays, found[0]))[score])
     *own, (its_value, its_values) = parts
     value, values = (np.mean([part[side] for part in own], axis=0) for side in (0, 1))
     low, high = jackknife_interval(
@@ -375,9 +389,9 @@ def _all_values(metric: MetricStatistics, own: Mapping[str, np.ndarray], weights
     return _scores(metric, _sums(own, weights))
 
 
-def _without_each(metric: MetricStatistics, own: Mapping[str, np.ndarray], score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a score of all events, and without each, `(events,)`."""
+def _without_each(metric: MetricStatistics, own: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns by name each score of all events, and without each, `(events,)`."""
     each = {name: values.astype(np.float64) for name, values in own.items()}
     whole = {name: values.sum(0, keepdims=True) for name, values in each.items()}
-    left_out = {name: whole[name] - values for name, values in each.items()}
-    return _scores(metric, whole)[score][0], _scores(metric, left_out)[score]
+    left_out = _scores(metric, {name: whole[name] - values for name, values in each.items()})
+    return {score: (value[0], left_out[score]) for score, value in _scores(metric, whole).items()}

@@ -1,4 +1,4 @@
-"""What the page of a board says before its tables: five questions with their answers, and the board's pictures."""
+"""The head of a board's page: five questions with their answers, and the board's pictures."""
 
 from __future__ import annotations
 

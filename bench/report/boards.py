@@ -16,7 +16,8 @@ from bench.records.schema import RunRecord
 from bench.tables.cells import Block, Cell
 from bench.tables.definitions import COSTS, Column, Table, main_column
 from bench.tables.durations import UNITS_IN_FULL, TimeAxis
-from bench.tables.intervals import interval
+from bench.tables.folds import run_name
+from bench.tables.intervals import intervals
 from bench.tables.lines import number, ours_text, spread_text
 from bench.tables.standings import DEVIATES
 
@@ -62,7 +63,7 @@ def shown_columns(table: Table) -> list[Column]:
 
 
 def is_reference(model: str) -> bool:
-    """Whether a model's forecast takes no skill; unknown models are taken to have some."""
+    """Whether a model is a trivial reference; unknown models are not."""
     try:
         return registry.find("model", model).card().trivial
     except EarthbenchError:
@@ -196,7 +197,11 @@ def column_groups(table: Table) -> list[tuple[str, list[Column]]]:
 
 
 def charts(
-    table: Table, block: Block, records: dict[str, RunRecord], losses: Mapping[str, LearningCurve] | None = None
+    table: Table,
+    block: Block,
+    records: dict[str, RunRecord],
+    losses: Mapping[str, LearningCurve] | None = None,
+    parts: Mapping[str, Sequence[RunRecord]] | None = None,
 ) -> dict[str, Any]:
     """The data of a block's charts as JSON types; what nothing was recorded for is an empty list.
 
@@ -205,6 +210,7 @@ def charts(
         block: Of its contents.
         records: By run id.
         losses: Learning curves by run id.
+        parts: With folds, the record of each by the id of that of all.
     """
     rows = {cells[0].row: cells[0] for cells in block.rows}
     order = [(row.label, row.reference) for row in shown_rows(table, block)]
@@ -220,7 +226,10 @@ def charts(
         "pareto": _pareto(table, block, dict(runs)),
         "reliability": _recorded_curves(runs, "reliability_"),
         "rank": _recorded_curves(runs, "rank_histogram"),
-        "losses": _loss_curves(runs, losses or {}),
+        "losses": _loss_curves(
+            [(label, [part for one in mine for part in (parts or {}).get(one.run_id, [one])]) for label, mine in runs],
+            losses or {},
+        ),
     }
 
 
@@ -233,7 +242,7 @@ def _loss_curves(
             "key": label,
             "label": label,
             "runs": [
-                {"seed": record.seed, "train": losses[record.run_id].train, "val": losses[record.run_id].val}
+                {"name": run_name(record), "train": losses[record.run_id].train, "val": losses[record.run_id].val}
                 for record in mine
                 if record.run_id in losses
             ],
@@ -254,7 +263,7 @@ def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> l
             count = max(len(record.scores_per_lead.get(key, [])) for record in records)
             leads = [f"{key}_lead_{lead + 1}" for lead in range(count)]
             seeds = [(record.scores_per_lead.get(key) or [None] * count) for record in records]
-            curve = _curve(label, seeds, [_bounds(records, lead) for lead in leads], column.scale)
+            curve = _curve(label, seeds, _bounds(records, leads), column.scale)
             if any(value is not None for value in curve["y"]):  # scored per lead time, and defined at one of them
                 times = TimeAxis.of_record(records[-1])
                 curves.append({**curve, "x": times.values(count), "unit": UNITS_IN_FULL[times.unit]})
@@ -288,8 +297,8 @@ def _curve(
     }
 
 
-def _bounds(records: Sequence[RunRecord], score: str) -> tuple[float, float] | None:
-    return interval(records[0], score) if len(records) == 1 else None
+def _bounds(records: Sequence[RunRecord], scores: Sequence[str]) -> list[tuple[float, float] | None]:
+    return list(intervals(records[0], scores).values()) if len(records) == 1 else [None] * len(scores)
 
 
 def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
@@ -303,7 +312,7 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[
                 continue
             names = [f"{score}_{level}" for level in levels]
             seeds = [[record.scores.get(name) for name in names] for record in records]
-            curve = _curve(label, seeds, [_bounds(records, name) for name in names])
+            curve = _curve(label, seeds, _bounds(records, names))
             curves.append({**curve, "x": [int(level) for level in levels]})
         if curves:
             found.append({"key": score, "label": score.upper(), "curves": curves})
@@ -342,7 +351,7 @@ def _costs(
     found["latency"] = _seconds_per_sequence(mine)
     why = {key: "measured runs only" if key == "latency" and side == "published" else "not known" for key in found}
     if side == "ours" and mine and mine[-1].model.gmacs is None:
-        why["gmacs"] = mine[-1].model.gmacs_missing_because or "not counted"
+        why["gmacs"] = (mine[-1].model.gmacs_missing_because or "not counted").splitlines()[0].rstrip(":")
     for key, factor in factors.items():
         if side == "published" and found.get(key) is not None:
             found[key], why[key] = None, f"printed at {factor:g} times our count"

@@ -73,6 +73,7 @@ class Scene:
     colours: tuple[tuple[str, str], ...]
     """Colour and the interval of values that it stands for, ascending: the legend."""
     difference_colours: tuple[tuple[str, str], ...]
+    probability_colours: tuple[tuple[str, str], ...]
 
 
 def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord, root: Path) -> Kept | None:
@@ -121,6 +122,8 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     data = first.data
     assert data is not None
     times = TimeAxis.of_record(first)
+    shares = replace(look.palette, colours="Blues")
+    _, *within, (all_members, _) = _legend(shares, _SHARES)
     before = times.leads(1 - len(shown.context), len(shown.context))
     after = times.leads(1, len(shown.target))
 
@@ -154,16 +157,17 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
         probabilities=tuple(
             Strip(
                 f"{label}: P(>= {look.event_threshold:g})",
-                picture(chance, f"chance{k}", replace(look.palette, colours="Blues"), _SHARES),
+                picture(chance, f"chance{k}", shares, _SHARES),
                 after,
             )
             for k, label in enumerate(sorted(newest))
             if (chance := newest[label].probability) is not None and look.event_threshold is not None
         ),
         boxes=tuple(_box(name, cells, (height, width), look.palette) for name, cells in (look.regions or {}).items()),
-        coast=_path(look, height),
+        coast=_path(look.coast if shown.coast is None else shown.coast, height, look.palette),
         colours=_legend(look.palette, levels),
         difference_colours=_legend(symmetric, symmetric.levels),
+        probability_colours=(*within, (all_members, "1")),
     )
 
 
@@ -188,13 +192,13 @@ def _box(name: str, cells: tuple[float, float, float, float], size: tuple[int, i
     )
 
 
-def _path(look: Look, height: int) -> str:
+def _path(coast: np.ndarray | None, height: int, palette: Palette) -> str:
     """Returns coastlines as an SVG path, in pixels from the upper left corner of a frame."""
-    if look.coast is None:
+    if coast is None:
         return ""
-    rows = height - 1 - look.coast[:, 1] if look.palette.first_row == "lower" else look.coast[:, 1]
+    rows = height - 1 - coast[:, 1] if palette.first_row == "lower" else coast[:, 1]
     path, before = [], np.nan
-    for x, y in zip(look.coast[:, 0] + 0.5, rows + 0.5, strict=True):
+    for x, y in zip(coast[:, 0] + 0.5, rows + 0.5, strict=True):
         if not np.isnan(x):
             path.append(f"{'M' if np.isnan(before) else 'L'}{x:.2f} {y:.2f}")
         before = x

@@ -1,4 +1,4 @@
-"""What the page of a model says: what it is, what it costs, how it deviates from the papers, and its records."""
+"""The page of a model: its source, its size, how it deviates from the papers, and its records."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import registry
-from bench.errors import EarthbenchError
+from bench.errors import EarthbenchError, counted
 from bench.records.schema import RunRecord
 from bench.report.downloads import RunFiles
 from bench.report.overview import page_of_table
 from bench.tables.admission import deviations
-from bench.tables.cells import TableData, value_of
+from bench.tables.cells import TableData
 from bench.tables.counts import load_counts
 from bench.tables.definitions import Table, main_column
+from bench.tables.values import value_of
 from bench.tables.variants import listed
 
 _PAGE = re.compile(r"[^a-z0-9_]+")
+_COUNT = "{count}"
 
 
 @dataclass(frozen=True)
@@ -146,29 +148,30 @@ def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) ->
 
 
 def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """How the model's records differ from the papers' models and trainings: a line per task and training.
+    """How the model's records differ from the papers' models and trainings: a line per task, data and kind of training.
 
     A record of the preset that is trained as a published table of its task asks, on its data, adds no line.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
-        given = {} if record.model.is_preset else record.model.hyperparameters
         training = _training_deviations(tables, record)
-        if given or training:
-            groups.setdefault((record.task.name, training), []).append(given)
+        if training or not record.model.is_preset:
+            groups.setdefault((record.task.name, training), []).append(record)
     lines = []
     for (task, training), several in groups.items():
         values: dict[str, dict[str, None]] = {}
-        for given in several:
-            for key, value in given.items():
+        for record in several:
+            for key, value in {} if record.model.is_preset else record.model.hyperparameters.items():
                 values.setdefault(key, {})[f"{value}"] = None
         model = listed({key: " | ".join(found) for key, found in values.items()})
-        runs = f"{len(several)} run{'s' if len(several) > 1 else ''}"
-        lines.append(f"{task}, {runs}: {'; '.join(filter(None, (model, training)))}")
+        counts = [record.training.sequence_count for record in several if record.training is not None]
+        training = training.replace(_COUNT, " | ".join(f"{count:,}" for count in dict.fromkeys(counts)))
+        lines.append(f"{task}, {counted(len(several), 'run')}: {'; '.join(filter(None, (model, training)))}")
     return tuple(lines)
 
 
 def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
+    """How a training differs from the published one; `_COUNT` stands for its sequences, in which folds differ."""
     training = record.training
     if training is None:
         return ""
@@ -181,8 +184,11 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
     ]
     if rows:
         return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
-    epochs = f"{training.epochs} epoch{'s' if training.epochs != 1 else ''}"
-    return (
-        f"trained on {training.sequence_count} sequences ({training.data_origin}) for {epochs}, "
-        f"{training.steps} steps, which is the training of no published table"
+    how = (
+        f"trained for {counted(training.epochs, 'epoch')}, {training.steps:,} steps, on {_COUNT} sequences"
+        if training.steps
+        else "fitted on the validation split"
+        if not training.sequence_count
+        else f"fitted on {_COUNT} sequences"
     )
+    return f"{how} ({training.data_origin}), which is the training of no published table"

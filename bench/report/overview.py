@@ -1,4 +1,4 @@
-"""What the first page says of each table: how much of it is measured, and its best three rows."""
+"""Tables on the first page: how much of each is measured, and its best three rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def heading(table: Table) -> str:
 
 
 def overview(table: Table, contents: TableData) -> Overview:
-    """What the first page shows of a table."""
+    """The first page's part about a table."""
     cells = [cell for block in contents.blocks for cell in block.cells]
     rows = [row for block in contents.blocks for row in block.rows]
     statuses: dict[str, int] = {}
@@ -75,7 +75,7 @@ def overview(table: Table, contents: TableData) -> Overview:
         page=page_of_table(table),
         row_count=len(rows),
         measured_count=sum(any(cell.run_ids for cell in row) for row in rows),
-        run_count=len({run_id for cell in cells for run_id in cell.run_ids}),
+        run_count=len({run_id for cell in cells for run_id in contents.run_ids(cell)}),
         statuses={key: statuses[key] for key in ("match", "differs") if key in statuses},
         podiums=_podiums(table, contents),
     )

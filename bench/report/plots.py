@@ -1,4 +1,4 @@
-"""A table as pictures to put on a slide: scores with how sure they are, forecasts, and how the rows were learnt."""
+"""Pictures of a table: scores with intervals, forecasts, and learning curves."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def draw_samples(
     by_id = contents.by_id(records)
     drawn: list[Path] = []
     for block in contents.blocks:
-        runs = {cells[0].row: by_id[cells[0].run_ids[0]] for cells in block.rows if cells[0].run_ids}
+        runs = {cells[0].row: by_id[contents.run_ids(cells[0])[0]] for cells in block.rows if cells[0].run_ids}
         samples = {label: sample for label, record in runs.items() if (sample := read_kept(read_sample, record, root))}
         if not samples:
             continue
@@ -173,7 +173,7 @@ def draw_learning_curves(
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
         for cells in block.rows:
-            found = (read_kept(read_learning_curve, by_id[run_id], root) for run_id in cells[0].run_ids)
+            found = (read_kept(read_learning_curve, by_id[run_id], root) for run_id in contents.run_ids(cells[0]))
             if curves := [curve for curve in found if curve is not None]:
                 drawn.append((cells[0].row, curves))
     if not drawn:

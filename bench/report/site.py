@@ -1,4 +1,4 @@
-"""What the pages need besides their text: DataTables and Plotly as their Python packages ship them, and our own."""
+"""The report as a static site: its pages, and the scripts and styles that they need."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from bench.report.model_pages import model_pages, page_of
 from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import TableData, table_data
-from bench.tables.definitions import Published, Table, load_published, main_column
-from bench.tables.lines import legend
+from bench.tables.definitions import Column, Published, Table, load_published, main_column
+from bench.tables.folds import run_name
+from bench.tables.lines import legend, number
 from bench.tables.look import Look
 from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry, with_scores_there
+from bench.tables.values import value_of
 
 OWN = ("report.css", "report.js")
 
@@ -70,7 +72,7 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
     """
     environment = _environment()
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
-        raise DataError(f"{out} holds something else than a report; give another folder with --out")
+        raise DataError(f"{out} is not empty and is not a report; choose another folder with --out")
     Look().coloured(colours)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("", encoding="utf-8")
@@ -190,13 +192,13 @@ def _table(
                 "remarks": block.remarks,
                 "absences": block.absences,
                 "runs": [
-                    (cells[0].row, cells[0].row_key, [(id_, store.files[id_]) for id_ in contents.run_ids(cells[0])])
+                    (cells[0].row, [_run(records[id_], column, store) for id_ in contents.run_ids(cells[0])])
                     for cells in block.rows
                     if cells[0].run_ids
                 ],
             }
         )
-        data.append(charts(table, block, records, store.losses))
+        data.append(charts(table, block, records, store.losses, contents.parts))
     left_out: tuple[Excluded, ...] = contents.left_out
     return {
         "table": table,
@@ -211,6 +213,23 @@ def _table(
         "downloads": downloads,
         "data": _json(data),
     }
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """A single run behind a row."""
+
+    run_id: str
+    files: RunFiles
+    name: str
+    score: str
+    """The main one."""
+
+
+def _run(record: RunRecord, column: Column | None, store: Store) -> ShownRun:
+    value = None if column is None else value_of(record, column.key)
+    score = "" if column is None or value is None else number(value * column.scale, column)
+    return ShownRun(record.run_id, store.files[record.run_id], run_name(record), score)
 
 
 def _anchor(fingerprints: set[str], taken: Sequence[str]) -> str:

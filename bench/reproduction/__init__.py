@@ -1,4 +1,4 @@
-"""The rows of a published table as runs: what is missing, what it takes here, and doing it."""
+"""The rows of a published table as runs: planning, cost and execution."""
 
 from bench.reproduction.plans import RowPlan, find_rows, plan, seeds_of
 from bench.reproduction.running import RowResult, run_rows

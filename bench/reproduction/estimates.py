@@ -1,4 +1,4 @@
-"""How long a row takes on this device, and how much memory: measured, or estimated from multiply-adds."""
+"""Time and memory of a row on this device: measured, or estimated from multiply-adds."""
 
 from __future__ import annotations
 

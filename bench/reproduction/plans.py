@@ -71,7 +71,7 @@ def find_rows(name: str) -> tuple[Table, list[Row]]:
     if name in tables:
         table = load_table(name)
         if not table.rows:
-            raise UsageError(f"table {name!r} lists runs that exist; `earthbench run` makes them")
+            raise UsageError(f"table {name!r} lists finished runs; `earthbench run` makes them")
         return table, list(table.rows)
     for known in tables:
         if name.startswith(f"{known}/"):

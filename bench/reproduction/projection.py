@@ -1,4 +1,4 @@
-"""What a row takes on devices that are not here: hours, memory with activations, and the batch that fits.
+"""Cost of a row on other devices: hours, memory with activations, and the batch that fits.
 
 No device is touched: operations and activations come from a trace on torch's meta device, peaks from data sheets.
 """
@@ -50,7 +50,7 @@ class PartProjection:
 
 @dataclass(frozen=True)
 class Projection:
-    """A row on devices that are not here."""
+    """A row on other devices."""
 
     devices: str
     count: int
@@ -80,7 +80,7 @@ class Projection:
 def projected(
     model: nn.Module, task: Task, config: Config, counts: dict[str, int], devices: Devices, *, trained: bool
 ) -> Projection:
-    """Returns what a row takes on devices that are not here.
+    """Returns the cost of a row on other devices.
 
     Args:
         model: Left on the meta device, without its values.

@@ -1,4 +1,4 @@
-"""Running what was planned: a row that fails does not stop the others, a stopped one continues."""
+"""Execution of a plan: a row that fails does not stop the others, a stopped one resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.reproduction.plans import RowPlan
 
 @dataclass(frozen=True)
 class RowResult:
-    """What came of a row."""
+    """The result of a row."""
 
     row: str
     seed: int

@@ -34,7 +34,7 @@ RUNS_SEVIR = Table(
     columns=_COLUMNS,
     note=_NOTE,
 )
-"""All complete runs of the task sevir, whatever the data: one block per data set."""
+"""All complete runs of the task sevir: one block per data set."""
 
 RUNS_RADAR = Table(
     name="runs/radar",
@@ -52,7 +52,7 @@ RUNS_SEVIR_LR = Table(
     columns=_COLUMNS,
     note=_NOTE,
 )
-"""All complete runs of the task sevir_lr, whatever the data: one block per data set."""
+"""All complete runs of the task sevir_lr: one block per data set."""
 
 RUNS_ICAR_ENSO = Table(
     name="runs/icar_enso",

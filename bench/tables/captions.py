@@ -1,4 +1,4 @@
-"""What a reader has to know of the runs behind a table's rows: budget, seeds, data, device."""
+"""Captions of the runs behind a table's rows: budget, seeds, data, device."""
 
 from __future__ import annotations
 

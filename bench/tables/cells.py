@@ -1,4 +1,4 @@
-"""From records to cells: what each figure of a table says, and which are the best of their column."""
+"""From records to cells: each figure of a table, and the best of each column."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from bench.tables.captions import captions
 from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
 from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
-from bench.tables.intervals import interval
+from bench.tables.folds import folds_together
+from bench.tables.intervals import of_single_runs
 from bench.tables.protocols import members
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
+from bench.tables.values import compare, value_of
 from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
 
 NOT_MEASURED = "not measured"
@@ -38,7 +40,7 @@ _OWN_DISTRIBUTION = "(earthbench "
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: published, ours, and what the two say of each other.  All in the paper's units."""
+    """One figure of a table: published, ours, and their comparison.  All in the paper's units."""
 
     row: str
     row_key: str
@@ -95,7 +97,7 @@ class TableData:
     blocks: tuple[Block, ...]
     left_out: tuple[Excluded, ...]
     whole: dict[str, RunRecord] = field(default_factory=dict)
-    """Of a board with folds: by id, the record of all folds of a run."""
+    """With folds: by id, the record of all folds of a run."""
     parts: dict[str, list[RunRecord]] = field(default_factory=dict)
     """By the same id, the records of each."""
 
@@ -145,7 +147,8 @@ def table_data(
         blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
-        blocks = _run_blocks(table, good)
+        records, parts = folds_together(good)
+        blocks = _run_blocks(table, records, parts)
     tests = Tests(table, {record.run_id: record for record in records})
     blocks = [_judged(table, block, tests) for block in blocks]
     if table.groups:
@@ -187,10 +190,7 @@ def _published_block(
             remarks.append(f"{row.label}: {DEVIATES} from the table's: {', '.join(deviating)}")
         figures = published.rows.get(row.key, {}) if published else {}
         absent, size = _absent(row, left_out), None if mine else counts.of(table, row)
-        cells += [
-            _cell(row, column, figures.get(column.key), mine, deviates=bool(deviating), absent=absent, size=size)
-            for column in table.columns
-        ]
+        cells += _cells(table, row, mine, figures, deviates=bool(deviating), absent=absent, size=size)
         remarks += [f"{row.label}: {row.note}"] if row.note else []
         remarks += [f"{row.label}, {_label(table, key)}: {note}" for key, note in row.notes.items() if key in figures]
         remarks += _incomparable(table, row, figures)
@@ -223,7 +223,7 @@ def _label(table: Table, key: str) -> str:
     return next((column.label for column in table.columns if column.key == key), key)
 
 
-def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
+def _run_blocks(table: Table, records: list[RunRecord], parts: Mapping[str, list[RunRecord]]) -> list[Block]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(comparable_key(record), []).append(record)
@@ -235,9 +235,7 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
             variants.setdefault((record.model.name, label), []).append(record)
         rows = [(model, label, latest_per_seed(mine)) for (model, label), mine in sorted(variants.items())]
         cells = [
-            _cell(Row(model=model, name=label, label=label), column, None, mine)
-            for model, label, mine in rows
-            for column in table.columns
+            cell for model, name, mine in rows for cell in _cells(table, Row(model=model, name=name, label=name), mine)
         ]
         remarks = [
             f"hyperparameters of {model}: {listed(options)}"
@@ -245,14 +243,14 @@ def _run_blocks(table: Table, records: list[RunRecord]) -> list[Block]:
             if options
         ]
         remarks += captions([(label, mine) for _, label, mine in rows])
-        blocks.append(Block(_block_title(group[0]) + apart, tuple(cells), tuple(remarks)))
+        blocks.append(Block(_block_title(group[0], parts) + apart, tuple(cells), tuple(remarks)))
     return blocks
 
 
 def _group_block(table: Table, group: Group, by_row: Mapping[str, list[RunRecord]]) -> Block:
     """Returns a block of a board, the best row first."""
     run = {row.key: mine for row in group.rows if (mine := by_row[row.key])}
-    cells = [_cell(row, column, None, run.get(row.key, [])) for row in group.rows for column in table.columns]
+    cells = [cell for row in group.rows for cell in _cells(table, row, run.get(row.key, []))]
     first = next((mine[0] for mine in run.values()), None)
     remarks = [] if first is None else [f"data: {_block_title(first)}", *_units(first)]
     remarks += [f"{row.label}: {row.note}" for row in group.rows if row.note]
@@ -284,15 +282,33 @@ def _units(record: RunRecord) -> list[str]:
     return [f"independent units of the {split} split: {counted(record.statistics.unit_count, record.statistics.kind)}"]
 
 
-def _block_title(record: RunRecord) -> str:
+def _block_title(record: RunRecord, parts: Mapping[str, list[RunRecord]] | None = None) -> str:
     data = record.data
     assert data is not None
+    folds = f"{len(parts[record.run_id])} folds together, " if parts and record.run_id in parts else ""
     shape = "x".join(map(str, data.identity.get("event_shape", [])))
     events = f", events of {shape}" if shape else ""
     return (
-        f"{data.origin}, {data.split} split, {data.sequence_count} sequences{events}, "
+        f"{data.origin}, {data.split} split, {folds}{data.sequence_count} sequences{events}, "
         f"every {TimeAxis.of_record(record).text()}, data {data.fingerprint[:10]}"
     )
+
+
+def _cells(
+    table: Table,
+    row: Row,
+    records: list[RunRecord],
+    figures: Mapping[str, PublishedValue] | None = None,
+    *,
+    deviates: bool = False,
+    absent: str = NOT_RUN,
+    size: CountedSize | None = None,
+) -> list[Cell]:
+    bounds = of_single_runs(records, [column.key for column in table.columns])
+    return [
+        _cell(row, column, (figures or {}).get(column.key), records, bounds.get(column.key), deviates, absent, size)
+        for column in table.columns
+    ]
 
 
 def _cell(
@@ -300,10 +316,10 @@ def _cell(
     column: Column,
     figure: PublishedValue | None,
     records: list[RunRecord],
-    *,
-    deviates: bool = False,
-    absent: str = NOT_RUN,
-    size: CountedSize | None = None,
+    bounds: tuple[float, float] | None,
+    deviates: bool,
+    absent: str,
+    size: CountedSize | None,
 ) -> Cell:
     known = [(record, value) for record in records if (value := value_of(record, column.key)) is not None]
     values = [value * column.scale for _, value in known]
@@ -321,7 +337,6 @@ def _cell(
         difference, status = compare(row, column, figure, ours)
     if deviates and records:
         status += f", {DEVIATES}"
-    bounds = interval(known[0][0], column.key) if len(known) == 1 else None
     undefined = next((r.undefined[column.key] for r in records if column.key in r.undefined), None)
     notes = [row.notes.get(column.key), figure.note if figure else None, figure.incomparable if figure else None]
     return Cell(
@@ -359,32 +374,3 @@ def _marks(records: Sequence[RunRecord]) -> tuple[str, ...]:
 def _is_builtin(record: RunRecord) -> bool:
     # A model made by hand has no distribution; it is nobody's plugin.
     return _OWN_DISTRIBUTION in record.model.origin or "(" not in record.model.origin
-
-
-def value_of(record: RunRecord, key: str) -> float | None:
-    """Returns a record's value for a column's key in its own units: a score, or a cost."""
-    if key == "parameters":
-        return float(record.model.parameters)
-    trained = record.training
-    if key in ("training_s", "cpu_s") and not record.model.parameters and trained is None:
-        return 0.0  # nothing to train
-    costs = {
-        "gmacs": record.model.gmacs,
-        "training_s": record.time.training_s,
-        "cpu_s": None if trained is None else trained.cpu_s,
-    }
-    return costs[key] if key in costs else record.scores.get(key)
-
-
-def compare(row: Row, column: Column, figure: PublishedValue, ours: float) -> tuple[float, str]:
-    """Returns the difference of our value from a published figure, and whether that is a `match` or it `differs`.
-
-    Both in the paper's units; where the row says that the figure carries a factor, it is taken out first.
-    """
-    comparable = figure.value / row.published_factors.get(column.key, 1.0)
-    _, _, decimals = figure.text.partition(".")
-    tolerance = 0.5 * 10.0 ** -len(decimals) * (1 + 1e-9)  # half a unit of the last printed digit
-    if column.tolerance_percent is not None:
-        tolerance = max(tolerance, abs(comparable) * column.tolerance_percent / 100)
-    difference = ours - comparable
-    return difference, "match" if abs(difference) <= tolerance else "differs"

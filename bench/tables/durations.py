@@ -1,4 +1,4 @@
-"""Times of frames as people say them: minutes, hours, days, months, or frames where these have no time of their own."""
+"""Times of frames in the task's unit: minutes, hours, days, months, or frames that have no time."""
 
 from __future__ import annotations
 

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from bench.errors import DataError
 from bench.logs import log
-from bench.records import interval as over_events
 from bench.records.schema import RunRecord
+from bench.records.uncertainty import intervals as over_events
 from bench.records.uncertainty import why_no_interval
 
 
-def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
-    """Returns the bounds of a score in its own units; None where there are no statistics per event, or changed ones.
+def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
+    """Returns the bounds of scores in their own units; None where there are no statistics per event, or changed ones.
 
     Args:
         record: The run.
-        score: A key of its `scores`, or `SCORE_lead_L`.
+        scores: Keys of its `scores`, or `SCORE_lead_L`.
     """
     try:
-        return over_events(record, score)
+        return over_events(record, scores)
     except DataError as error:  # a table renders without
         _warn_once(f"{record.run_id}: {error}")
-        return None
+        return dict.fromkeys(scores)
+
+
+def of_single_runs(records: Sequence[RunRecord], scores: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Returns the bounds of the scores that one of some runs alone has."""
+    alone: dict[str, list[str]] = {}
+    for score in scores:
+        having = [record.run_id for record in records if record.scores.get(score) is not None]
+        if len(having) == 1:
+            alone.setdefault(having[0], []).append(score)
+    found = [intervals(record, alone[record.run_id]) for record in records if record.run_id in alone]
+    return {score: bounds for one in found for score, bounds in one.items() if bounds is not None}
 
 
 def why_none(record: RunRecord, score: str) -> str:
-    """Returns why `interval` gives none; an empty text where it gives one."""
+    """Returns why `intervals` gives none; an empty text where it gives one."""
     try:
         return why_no_interval(record, score)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Models of one's own beside the rows of a published table: `earthbench table NAME --with MODEL`."""
+"""The user's models beside the rows of a published table: `earthbench table NAME --with MODEL`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each training setting of a row comes from: a paper, the authors' release, their answers, or nowhere."""
+"""Sources of a row's training settings: a paper, the authors' release, their answers, or none."""
 
 from __future__ import annotations
 

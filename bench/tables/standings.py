@@ -1,4 +1,4 @@
-"""Which rows of a column are the best, and whether chance alone could have put them there.
+"""The best rows of a column, tested against chance.
 
 A row is worse than another beyond chance where neither of two sources of chance explains it: which events were tested
 on (a permutation test, see `bench.records.compare`: the two models trade places in random events) and, where one of the
@@ -99,7 +99,7 @@ def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...
 
 
 def asked_of(passed: int) -> float:
-    """Returns what the p of a row is to be below, for it to be worse than the best beyond chance.
+    """Returns the threshold of p below which a row is worse than the best beyond chance.
 
     The first and the last of many equal models lie far apart by chance.  So it is 0.05 over the number of pairs among
     the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.

@@ -1,4 +1,4 @@
-"""Which runs may be compared with one another, and what tells those of one model apart."""
+"""Comparability of runs, and labels that tell the runs of one model apart."""
 
 from __future__ import annotations
 

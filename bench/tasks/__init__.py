@@ -1,4 +1,4 @@
-"""What is forecast from what: shapes, splits, units and metrics of each task."""
+"""Tasks: shapes, splits, units and metrics of each forecasting problem."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ def load_task(name: str, data_root: str | Path | None = None, **overrides: Any) 
         return task_class(data_root=data_root, **overrides)
     except ValidationError as error:
         lines = explain(error, task_class, prefix="task.")
-        raise ConfigError(one_message(f"task {name!r} cannot be made so:", lines)) from error
+        raise ConfigError(one_message(f"task {name!r} cannot be made with these options:", lines)) from error

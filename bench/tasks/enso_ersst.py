@@ -138,11 +138,11 @@ class EnsoErsst(TropicalPacific):
         return {**super().cell_weights(), "ocean": cropped(sea).astype(np.float64)}
 
     def normalise(self, physical: Tensor) -> Tensor:
-        """Returns temperature anomalies on the scale that models see, float32; of the season, what it is."""
+        """Returns temperature anomalies on the scale that models see, float32; channels of the season are unchanged."""
         return physical.float() if self.scale == "kelvin" else self._first_channel(physical, super().normalise)
 
     def denormalise(self, normalised: Tensor) -> Tensor:
-        """Returns temperature anomalies in K, float32; of the season, what it is."""
+        """Returns temperature anomalies in K, float32; channels of the season are unchanged."""
         return normalised.float() if self.scale == "kelvin" else self._first_channel(normalised, super().denormalise)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A cube of one's own on (time, y, x): whatever xarray reads, forecast and scored as the built-in tasks are."""
+"""The user's cube on (time, y, x) in any format that xarray reads, forecast and scored like the built-in tasks."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Grid(Turnable):
         if self.data_units is not None and cube.units[0] != self.data_units:
             raise DataError(
                 f"{self.data_root}: {cube.names[0]}: expected units {self.data_units!r} (task.data_units), found "
-                f"{cube.units[0]!r}. Convert the values, or set the attribute `units` right"
+                f"{cube.units[0]!r}. Convert the values, or correct the attribute `units`"
             )
         return cube
 

@@ -229,8 +229,8 @@ class Sevir(Turnable):
         coordinates = self._coordinates(event, windows.where(index)[1] + self.t_in - 1)
         if coordinates is None:
             raise DataError(
-                f"{self.data_root}/CATALOG.csv has no minute_offsets for event {event.id}: which frames are the latest "
-                "is not known. Take a sequence of a split: --sequence N"
+                f"{self.data_root}/CATALOG.csv has no minute_offsets for event {event.id}, so its latest frames are "
+                "unknown. Use --sequence N"
             )
         return windows.stored(index)[0], coordinates
 

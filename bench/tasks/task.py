@@ -219,7 +219,9 @@ class Task(BaseModel, ABC):
         Raises:
             ConfigError: the data are events, none of which is the newest.
         """
-        raise ConfigError(f"task {self.name!r} has events, none of which is the latest: --sequence N takes one")
+        raise ConfigError(
+            f"task {self.name!r} consists of separate events, so there is no latest context: use --sequence N"
+        )
 
     @abstractmethod
     def sequences(self, split: Split) -> SequenceDataset:
@@ -354,7 +356,7 @@ class Task(BaseModel, ABC):
         return type(self)().fields()
 
     def data_fingerprint(self, split: Split) -> str:
-        """Returns the SHA-256 of what identifies a split's data: the same wherever the data lies."""
+        """Returns the SHA-256 of a split's identity, which does not depend on the location of the data."""
         return fingerprint(self.dataset(split).identity())
 
 

@@ -1,4 +1,4 @@
-"""PreDiff with knowledge alignment: forecasts steered by what is known of them.
+"""PreDiff with knowledge alignment: forecasts steered by prior knowledge.
 
 Source: PreDiff, section 3.3; settings as in the authors' released code.
 """

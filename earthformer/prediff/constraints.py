@@ -1,4 +1,4 @@
-"""What knowledge says of a forecast: a measure of its frames, and the value that the measure should have.
+"""Constraints from prior knowledge: a measure of a forecast's frames, and its target value.
 
 Your own constraint is a subclass of `Constraint` with a `name`: given to `register_constraint`, or an entry point of
 that name in the group `earthbench.constraints`. It can then be named like the built-in ones.

@@ -108,7 +108,7 @@ class StackedFramesUNet(nn.Module):
 
 
 class LDM(LatentForecaster):
-    """Latent diffusion with a U-Net for images: no part of it knows that its channels are frames in order."""
+    """Latent diffusion with an image U-Net: the frames are stacked on its channels, without a notion of time."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir_lr": {},

@@ -1,4 +1,4 @@
-"""The checkpoints that the authors of PreDiff released: their names, and why none can be downloaded today.
+"""The checkpoints released by PreDiff's authors: their names, and why none can be downloaded today.
 
 Importing this module imports no torch.
 
@@ -19,7 +19,7 @@ RELEASED_FILES = {
 
 @dataclass(frozen=True)
 class LostCheckpoint:
-    """A checkpoint that was published and whose address is dead; one's own copy of it can be used.
+    """A published checkpoint whose URL is dead; a copy of your own can be used.
 
     Attributes:
         file: its published name.

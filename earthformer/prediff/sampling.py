@@ -28,7 +28,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class DivergedError(ValueError, FloatingPointError):
-    """Sampling left the numbers: not-a-number or infinite latents."""
+    """Sampling diverged: NaN or infinite latents."""
 
 
 class Guide(Protocol):

@@ -73,6 +73,16 @@ def test_a_clash_names_both_origins_and_harms_no_other_name(points: list[EntryPo
     assert registry.find("model", "ok").distribution == "third"
 
 
+def test_what_is_installed_meanwhile_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "made_meanwhile" not in registry.names("model")
+    info = tmp_path / "made_meanwhile-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: made-meanwhile\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[earthbench.models]\nmade_meanwhile = made:Model\n")
+    assert registry.find("model", "made_meanwhile").origin == "made:Model (made-meanwhile 1.0)"
+
+
 def test_the_same_distribution_seen_twice_is_no_clash(points: list[EntryPoint]) -> None:
     points += [_point("unet", "one:A", "my-plugin"), _point("unet", "one:A", "my_plugin")]
     assert registry.find("model", "unet").value == "one:A"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +114,18 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         measured.model_copy(update={"run_id": "partial", "scope": "partial", "scope_because": "limit=2"}), root
     )
 
-    def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
-        key, _, lead = score.rpartition("_lead_")
-        known = record.scores_per_lead.get(key, [None] * 12)[int(lead) - 1] if lead.isdigit() else None
-        value = known if lead.isdigit() else record.scores.get(score)
-        return (value * 0.95, value * 1.05) if value is not None else None
+    def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
+        found = {}
+        for score in scores:
+            key, _, lead = score.rpartition("_lead_")
+            known = record.scores_per_lead.get(key, [None] * 12)[int(lead) - 1] if lead.isdigit() else None
+            value = known if lead.isdigit() else record.scores.get(score)
+            found[score] = (value * 0.95, value * 1.05) if value is not None else None
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.tables.cells.interval", interval)
-        patch.setattr("bench.report.boards.interval", interval)
+        patch.setattr("bench.tables.intervals.intervals", intervals)
+        patch.setattr("bench.report.boards.intervals", intervals)
         return build(root, out)
 
 
@@ -135,7 +138,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
     if CHROMIUM is None:
-        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCHCHROMIUM may name one"
+        reason = "no chromium on the path (Debian: apt-get install chromium); $EARTHBENCH_CHROMIUM may name one"
         if os.environ.get("EARTHBENCH_REQUIRE_BROWSER"):
             pytest.fail(reason)
         pytest.skip(reason)

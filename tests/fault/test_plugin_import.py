@@ -68,7 +68,7 @@ def test_what_it_changes_for_the_whole_process_is_put_back_and_told(tmp_path: Pa
     plugins.use_plugin_files(_file(tmp_path, name, f"\n{change}\n"))
     before = state()
     task = load_task("sevir")
-    with pytest.warns(UserWarning, match=rf"{name}\.py\) changed .* when it was imported: put back"):
+    with pytest.warns(UserWarning, match=rf"{name}\.py\) changed .* when it was imported: restored"):
         if name == "fails_late":
             with pytest.raises(Exception, match="ZeroDivisionError"):
                 load_model(name, task)

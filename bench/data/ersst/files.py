@@ -1,4 +1,4 @@
-"""Sea-surface temperature by month from NetCDF files, as NOAA publishes them or as others have them.
+"""Monthly sea-surface temperature from NetCDF files of NOAA and others.
 
 Source: Huang et al. 2017, Extended Reconstructed Sea Surface Temperature version 5 (ERSSTv5), 2-degree monthly means,
 as one file of NOAA's Physical Sciences Laboratory (`sst.mnmean.nc`) or one file per month of NOAA's NCEI
@@ -26,7 +26,7 @@ _KELVIN, _COLDEST_KELVIN = 273.15, 200.0
 
 @dataclass(frozen=True)
 class Record:
-    """Months without a gap: absolute temperatures or anomalies, on whatever grid they came."""
+    """Months without a gap: absolute temperatures or anomalies on their original grid."""
 
     months: np.ndarray
     """`(T,)`, datetime64[M]."""

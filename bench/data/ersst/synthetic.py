@@ -1,4 +1,4 @@
-"""`earthbench data make enso_ersst`: a made record of sea-surface temperature, as NOAA or as an ocean model has it."""
+"""`earthbench data make enso_ersst`: a synthetic record of SST in NOAA's or an ocean model's form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEMORY, _PERIOD_MONTHS = 0.95, 48
 
 
 class MakeSst(DataVerb):
-    """A made record: a season, an oscillation of the tropical Pacific whose kicks come by chance, land and noise."""
+    """A synthetic record: a season, a randomly forced oscillation of the tropical Pacific, land and noise."""
 
     summary: ClassVar[str] = (
         "make a record of sea-surface temperatures, as NOAA has it or on the grid of an ocean model"

@@ -1,1 +1,1 @@
-"""Gridded data of one's own: any cube on (time, y, x) that xarray reads."""
+"""The user's gridded data: any cube on (time, y, x) that xarray reads."""

@@ -1,4 +1,4 @@
-"""What a cube holds, as it was understood, and what is wrong with it."""
+"""The interpretation of a cube, and its problems."""
 
 from __future__ import annotations
 

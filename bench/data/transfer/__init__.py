@@ -1,1 +1,1 @@
-"""How bytes come and are trusted: HTTP, archives, manifests, paths."""
+"""Transfer and verification of files: HTTP, archives, manifests, paths."""

@@ -1,4 +1,4 @@
-"""Unpacking archives from outside: names are checked before a byte is written, and sizes are counted, not believed.
+"""Unpacking of untrusted archives: names are checked before a byte is written, and sizes are counted.
 
 `zipfile` keeps inside its folder but writes whatever a bomb unfolds to; `tarfile` of Python 3.11 leaves its folder,
 follows links and makes devices.  Here plain files are all that there is, and one wrong member refuses the archive.
@@ -108,7 +108,7 @@ def _checked(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, limits: Lim
     if (total := sum(member.size for member in files)) > limits.bytes:
         problems.append(f"it unfolds to {total:,} bytes, expected {limits.bytes:,} at most")
     if problems:
-        raise DataError(one_message(f"{path} is refused, nothing of it was written:", problems))
+        raise DataError(one_message(f"{path} is refused; nothing was written:", problems))
     return files
 
 
@@ -142,7 +142,7 @@ def unpack(path: Path, folder: Path, places: Mapping[str, str], limits: Limits, 
                     if advance:
                         advance(done + written, total)
             if written != member.size:
-                raise DataError(f"{path}: {member.name!r} has other than the {member.size} bytes that it announces")
+                raise DataError(f"{path}: {member.name!r} does not have the {member.size} bytes that it announces")
             done += written
         if isinstance(archive, tarfile.TarFile):
             _read_to_the_end(archive, limits)

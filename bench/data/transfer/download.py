@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped and take their final name only when they are whole.
+"""Downloads that resume, and get their final name only when complete.
 
 A file grows under `NAME.part`, beside `NAME.part.json` which says of which version of what.  Length, the digests that
 the server or the caller names, and the caller's own check come before the final name; what fails a digest is moved to
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file that is whole and verified."""
+    """A complete, verified file."""
 
     path: Path
     bytes: int
@@ -60,7 +60,7 @@ def download(
     policy: RetryPolicy | None = None,
     stop: threading.Event | None = None,
 ) -> Downloaded:
-    """Returns a file that is whole, downloading what is missing of it.
+    """Returns a complete file, downloading its missing part.
 
     Args:
         url: http or https.
@@ -90,7 +90,7 @@ def download(
             part.replace(path)
             state.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}. What is there of it is kept in {part.name}.") from error
+        raise DataError(f"{path} cannot be written: {error}. The partial file is kept as {part.name}.") from error
     return Downloaded(path, found.bytes, found.sha256, found.checked_by)
 
 
@@ -135,12 +135,12 @@ def _continue(
             expected = known is not None and remote.size == known.size and remote.validator == known.validator
             if not expected or response.headers.get("Content-Range", "").split("-")[0] != f"bytes {have}":
                 part.unlink()
-                raise RetryableError("the server's range does not continue what was there; it begins again")
+                raise RetryableError("the server's range does not continue the partial file; the download starts over")
         elif response.status_code == 200:
             have = 0
         else:
             part.unlink(missing_ok=True)
-            raise RetryableError(f"the server answers {response.status_code} to a range; it begins again")
+            raise RetryableError(f"the server answers {response.status_code} to a range; the download starts over")
         if remote.size is not None and (free := shutil.disk_usage(part.parent).free) < remote.size - have:
             raise DataError(f"{part}: {remote.size - have} bytes are missing, the disk has {free} free")
         state.write_text(json.dumps({"url": url, "size": remote.size, "validator": remote.validator,
@@ -157,7 +157,7 @@ def _continue(
             file.flush()
             os.fsync(file.fileno())
     if remote.size is not None and have != remote.size:
-        raise RetryableError(f"{have} of {remote.size} bytes came")
+        raise RetryableError(f"{have} of {remote.size} bytes arrived")
     return remote
 
 
@@ -170,8 +170,8 @@ def _verify(path: Path, remote: Remote, sha256: str | None, check: Callable[[Pat
             path.replace(bad)
             path.with_name(path.name + ".json").unlink(missing_ok=True)
             raise DataError(
-                f"{remote.url}: the bytes that came are not the published ones: expected {name} {digest}, found "
-                f"{found[name]}. They are kept in {bad} for a look; the same command downloads it again."
+                f"{remote.url}: the downloaded bytes are not the published ones: expected {name} {digest}, found "
+                f"{found[name]}. They are kept in {bad} for inspection; the same command downloads the file again."
             )
     if check is not None:
         try:

@@ -1,4 +1,4 @@
-"""HTTP reading that does not trust the line: bounded tries, time limits, and ranges of bytes that are what was asked.
+"""Robust HTTP reading: bounded retries, time limits, and checked byte ranges.
 
 `requests` speaks the protocol.  What it leaves open is here: a try that got nowhere is repeated with a growing wait, a
 body that ends early is an error, and a range must come back as the very bytes that were asked for.
@@ -32,7 +32,7 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a server is waited for."""
+    """Retries and time limits of requests."""
 
     tries: int = 5
     """In a row without a new byte, before it is given up."""
@@ -56,7 +56,7 @@ class RetryableError(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says about a file."""
+    """A server's description of a file."""
 
     url: str
     size: int | None
@@ -79,7 +79,7 @@ def https(url: str) -> str:
         return f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
     if parts.scheme in ("http", "https") and parts.netloc:
         return url
-    raise UsageError(f"{url!r} is not an address to download from: expected https://, http:// or s3://")
+    raise UsageError(f"{url!r} is not a download URL: expected https://, http:// or s3://")
 
 
 def head(url: str, policy: RetryPolicy, stop: threading.Event | None = None) -> Remote:
@@ -199,7 +199,7 @@ def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: 
                 )
             content = b"".join(_until(stop, chunks(response)))
         if len(content) != end - start:
-            raise RetryableError(f"{len(content)} of {end - start} bytes came")
+            raise RetryableError(f"{len(content)} of {end - start} bytes arrived")
         return content
 
     return retry(ask, remote.url, policy, stop) if end > start else b""
@@ -245,7 +245,7 @@ def retry(
             if failures >= policy.tries:
                 raise DataError(
                     f"{url}: {error}; given up after {failures} tries in a row. "
-                    "The same command continues where it stopped; or download it by hand from that address."
+                    "The same command resumes; or download the file yourself from that URL."
                 ) from error
             wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
             log.debug("%s: %s; tries again in %.3g s", url, error, wait)

@@ -1,4 +1,4 @@
-"""Where the data of a folder comes from, in a word that records and tables repeat."""
+"""Manifests of data folders, and the origin that records and tables repeat."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / NAME} is not readable: {error!r}. Delete it to do without.") from error
+        raise DataError(f"{root / NAME} is not readable: {error!r}. Delete it to continue without it.") from error
     return dict(content)
 
 

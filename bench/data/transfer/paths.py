@@ -1,4 +1,4 @@
-"""Reading data where it lies, on disk or behind an address: `s3://`, `https://`, `memory://`, whatever fsspec reads.
+"""Reading data from disk or from a URL that fsspec opens: `s3://`, `https://`, `memory://`, ...
 
 A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, which answers to the same methods.
 """
@@ -100,7 +100,7 @@ class RemoteFile(AbstractBufferedFile):
 
     def __init__(self, remote: Remote, policy: RetryPolicy, block_bytes: int = 1 << 16) -> None:
         if remote.size is None:
-            raise DataError(f"{remote.url}: the server does not say how long it is, so that no part can be asked for")
+            raise DataError(f"{remote.url}: the server does not report the length, so byte ranges cannot be requested")
         self.remote, self.policy = remote, policy
         super().__init__(
             None, remote.url, block_size=block_bytes, cache_type="blockcache", cache_options={"maxblocks": 8},

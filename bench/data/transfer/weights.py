@@ -1,4 +1,4 @@
-"""Released weights: downloaded once, and held ever after against the digest that they had then.
+"""Released weights: downloaded once, then always compared with the digest of that download.
 
 Weights are entry points of the group `earthbench.weights`: objects with an `url` and a `usage`, lines of Python that
 load them (`{path}` is put in).  Where no link works, `url` is None and `missing_because` says why.  The authors publish

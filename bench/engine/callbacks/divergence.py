@@ -1,4 +1,4 @@
-"""What looks at the numbers of a training: it logs them, shows them, and ends one that went astray."""
+"""Monitors losses and gradients of a training, logs them, and ends a training that diverges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.errors import RunFailedError
 
 
 class DivergenceMonitor(Callback):
-    """Ends a run whose loss, gradients or validation loss are not finite, or whose loss left all bounds.
+    """Ends a run whose loss, gradients or validation loss are not finite, or whose loss diverges.
 
     Losses and gradients are looked at by `Losses.look`, some steps late on a GPU, but before anything is saved or
     validated: weights that a bad step reached are in no checkpoint.

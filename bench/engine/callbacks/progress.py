@@ -1,4 +1,4 @@
-"""How far a run is: for its progress bar, for lines in a log, and for `earthbench status`.
+"""Progress of a run: for its progress bar, for lines in a log, and for `earthbench status`.
 
 Wall time alone is looked at: nothing waits for the device.
 """
@@ -30,7 +30,7 @@ _WINDOW_S = 60.0
 
 
 class ProgressMeter(Callback):
-    """Measures how fast a training or evaluation goes, and says so where there is no terminal.
+    """Measures the speed of a training or evaluation, and logs it where there is no terminal.
 
     Args:
         folder: Of the run, for `progress.json`; None to write none.

@@ -1,4 +1,4 @@
-"""What a checkpoint needs besides what Lightning saves, so that the resumed run has the bits of the unbroken one."""
+"""Adds to Lightning's checkpoints what makes a resumed run bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which validation was the best: its weights are kept, and a training that finds no better one ends."""
+"""Selection of the best validation, whose weights are kept, and early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training took: processor time and device time of its steps, and the time of its validations."""
+"""Cost of a training: processor and device time of its steps, and the time of its validations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training logs besides losses and scores: config, throughput, and a forecast after each validation."""
+"""Logs of a training besides losses and scores: config, throughput, and a forecast after each validation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TrainingLog(Callback):
             logger.log_metrics(known, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Logs the first forecast; there is none of a model with a validation loss of its own."""
+        """Logs the first forecast; models with a validation loss of their own give none."""
         first = getattr(pl_module, "first", None)
         takers = [logger for logger in trainer.loggers if takes_pictures(logger)]
         if first is None or not takers:

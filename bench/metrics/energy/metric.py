@@ -1,4 +1,4 @@
-"""Energy error of N-body forecasts: does the system that a forecast shows keep its energy?
+"""Energy error of N-body forecasts: whether the forecast system conserves its energy.
 
 Source: Gao et al. 2023, PreDiff, section on N-body MNIST: the mean over sequences and leads of the squared (E.MSE) and
 absolute (E.MAE) difference of a frame's energy from that of the last frame of the context.  The paper's detector of

@@ -201,7 +201,7 @@ class _LpipsDistance:
             self.network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net
         except (OSError, RuntimeError) as error:
             raise ConfigError(
-                f"lpips=true needs torchvision's weights of AlexNet, which are neither in its cache nor to be "
+                f"lpips=true needs torchvision's weights of AlexNet, which are not in its cache and could not be "
                 f"downloaded: {error}. Put them under $TORCH_HOME/hub/checkpoints, or leave lpips out."
             ) from error
 

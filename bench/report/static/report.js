@@ -328,10 +328,10 @@ function lossChart(parent, list) {
     const traces = runs.flatMap((run, k) => [["training", run.train, { yaxis: apart ? "y2" : "y", mode: "lines", opacity: 0.55, line: { width: 1, color: colours[k % 6] } }],
       ["validation", run.val, { mode: "lines+markers", line: { width: 2, color: colours[k % 6] }, marker: { size: 5 } }]]
       .filter(([, points]) => points.length)
-      .map(([name, points, how]) => ({ showlegend: name === "validation" || !run.val.length, x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: run.val.length ? `seed ${run.seed}` : `seed ${run.seed}, training`, ...how })));
-    const words = runs.map((run) => `seed ${run.seed}: last validation loss ${run.val.at(-1)?.[1] ?? "none"}`).join(". ");
+      .map(([name, points, how]) => ({ showlegend: name === "validation" || !run.val.length, x: points.map(([step]) => step), y: points.map(([, loss]) => loss), name: run.val.length ? run.name : `${run.name}, training`, ...how })));
+    const words = runs.map((run) => `${run.name}: last validation loss ${run.val.at(-1)?.[1] ?? "none"}`).join(". ");
     return { traces, words, remark: `Thin: training loss, in the model's own terms${apart ? " (axis on the right)" : ""}; dots: validation.`,
-      extra: { showlegend: true, xaxis: { title: { text: "optimiser steps" } }, yaxis: { ...losses(apart ? [validations] : [trainings, validations]), title: { text: apart ? "validation loss" : "loss" } },
+      extra: { showlegend: runs.length <= colours.length, xaxis: { title: { text: "optimiser steps" } }, yaxis: { ...losses(apart ? [validations] : [trainings, validations]), title: { text: apart ? "validation loss" : "loss" } },
         ...(apart ? { margin: { ...MARGIN, r: 60 }, yaxis2: { ...losses([trainings]), overlaying: "y", side: "right", showgrid: false, title: { text: "training loss" } } } : {}) } };
   });
 }

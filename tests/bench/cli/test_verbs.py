@@ -32,7 +32,7 @@ def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results
     line = next(line.split() for line in shown.splitlines() if line.startswith("csi_m"))
     assert line[1:3] == [f"{expected.a:.4g}", f"{expected.b:.4g}"] and line[-1] == "A"
     assert next(line for line in shown.splitlines() if line.startswith("mse")).split()[-1] == "A"  # lower is better
-    told = "the newest of 4 data sets or task options that both were scored on"  # an evening, and three folds of days
+    told = "the newest of 4 data sets or task options that both have"  # an evening, and three folds of days
     assert told in shown
     by_id = _out(capsys, "compare", found["a"]["run_id"], f"x/{found['b']['run_id']}.json", *given[3:])
     assert told not in by_id and by_id.split("\n\n")[1:] == shown.split("\n\n")[1:]
@@ -45,6 +45,7 @@ def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results
         (["optical_flow", "convlstm", "--score", "csi_n"], "Did you mean 'csi_m'"),
         (["optical_flow", "e3d_lstm"], "was scored on the same data"),
         (["unet", "persistence"], "give --task, one of enso_ersst, nbody_mnist, radar"),
+        (["unet", "persistence", "--task", "radr"], "no run of task 'radr' under"),
     ],
 )
 def test_what_cannot_be_compared_is_said(capsys, committed_results: Path, words: list[str], cure: str) -> None:
@@ -60,8 +61,19 @@ def test_a_score_that_one_of_two_runs_lacks_is_left_out_and_said(capsys, storms:
     words = ["blank", "persistence", "--results", f"{tmp_path}/results"]
     for pair in (words, [words[1], words[0], *words[2:]]):
         shown = _out(capsys, "compare", *pair)
-        assert "one of the two has no such score: mae_other" in shown and "\ncsi_m " in shown
+        assert "one of the two lacks the score: mae_other" in shown and "\ncsi_m " in shown
     assert "has no score 'mae_other'" in _out(capsys, "compare", *words, "--score", "mae_other", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["show", "unet"], "'unet' is a model: `earthbench show model unet`. `earthbench show --help`"),
+        (["board", "chek", "x.yaml"], "Did you mean 'check'? `earthbench board --help`"),
+    ],
+)
+def test_a_word_in_the_wrong_place_is_answered_with_the_right_one(capsys, words: list[str], cure: str) -> None:
+    assert cure in _out(capsys, *words, code=2)
 
 
 def test_check_of_a_table_names_the_verb_for_it(capsys) -> None:

@@ -174,7 +174,7 @@ def test_mps_is_a_device_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer_device("mps") == {"accelerator": "mps", "devices": 1} and torch_device("mps") == "mps"
     assert torch_device("auto") == torch_device("cpu") == "cpu"
     for more in ({"devices": 2}, {"nodes": 2}, {"strategy": "ddp"}):
-        with pytest.raises(ConfigError, match="one device alone"):
+        with pytest.raises(ConfigError, match="only one such device"):
             trainer_device("mps", **more)  # type: ignore[arg-type]
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no Apple GPU"):

@@ -55,7 +55,7 @@ def test_pooled_scores_are_those_of_all_windows(root: Path, folds: list[RunRecor
 
 def test_what_cannot_be_pooled(folds: list[RunRecord]) -> None:
     without = folds[1].model_copy(update={"statistics": None})
-    with pytest.raises(ConfigError, match="no statistics per event at hand"):
+    with pytest.raises(ConfigError, match="no statistics per event"):
         pooled([folds[0], without])
     assert folds[1].statistics is not None
     metrics = {name: how for name, how in folds[1].statistics.metrics.items() if name != "mae"}

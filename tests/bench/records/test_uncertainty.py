@@ -212,8 +212,8 @@ def test_below_ten_events_there_is_no_interval_and_a_reason(plain: RunRecord, ki
 
 def test_why_there_is_no_interval(plain: RunRecord, many: tuple[RunRecord, RunRecord]) -> None:
     full, _ = many
-    assert why_no_interval(full, "no_such_score") == "no statistics per event are at hand"
-    assert why_no_interval(full.with_arrays(None), "mse") == "no statistics per event are at hand"
+    assert why_no_interval(full, "no_such_score") == "the statistics per event are missing"
+    assert why_no_interval(full.with_arrays(None), "mse") == "the statistics per event are missing"
     assert "end of its range" in why_no_interval(_made(plain, np.r_[np.zeros(11), 1.0]), "mse")
     assert why_no_interval(_made(plain, np.linspace(1, 2, 12)), "mse_pixel_count") == "a count is not an estimate"
 

@@ -119,6 +119,9 @@ def test_reduced_models_and_short_trainings_are_deviations(measured: RunRecord) 
     short = trained_with(PAPER_SETTINGS).model_copy(update={"sequence_count": 29, "epochs": 1})
     (line,) = _deviations(tables, [measured.model_copy(update={"training": short})])
     assert "29 sequences" in line and "1 epoch," in line and "no published table" in line
+    folds = [short.model_copy(update={"sequence_count": count}) for count in (29, 31)]
+    (line,) = _deviations(tables, [measured.model_copy(update={"training": one}) for one in folds])
+    assert line.startswith("sevir, 2 runs: ") and "on 29 | 31 sequences" in line
 
 
 @pytest.mark.parametrize("model", ["earthformer", "unet", "convlstm", "rainformer"])

@@ -13,7 +13,7 @@ from bench.records.schema import RunRecord
 from bench.report.boards import charts
 from bench.tables import load_table
 from bench.tables.cells import table_data
-from bench.tables.intervals import interval
+from bench.tables.intervals import intervals
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,5 @@ def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one
             assert curve["low"] == pytest.approx(once) and curve["high"] == pytest.approx([2 * v for v in once])
         else:
             assert curve["y"] == pytest.approx(once)
-            bounds = [interval(measured, f"mse_lead_{lead + 1}") for lead in range(len(once))]
+            bounds = intervals(measured, [f"mse_lead_{lead + 1}" for lead in range(len(once))]).values()
             assert curve["low"] == [b and 1e3 * b[0] for b in bounds]

@@ -59,6 +59,19 @@ def test_several_sequences_and_chances_come_back(measured: RunRecord, tmp_path: 
         assert sample.sequence(index).probability == pytest.approx(frames[index] / 96, abs=1e-3)
 
 
+def test_coastlines_come_back_in_the_pixels_of_the_reduced_frames(measured: RunRecord, tmp_path: Path) -> None:
+    write_record(measured, tmp_path)
+    frames = np.zeros((2, 1, 400, 400))
+    coast = np.full((2, 3, 2), np.nan)
+    coast[0, :2] = [[1, 1], [1, 399 - 1]]
+    write_sample({"context": frames, "target": frames, "forecast": frames, "coast": coast}, measured, tmp_path)
+    sample = read_sample(measured, tmp_path)
+    assert sample is not None and sample.target.shape == (1, 133, 133)
+    assert sample.coast is not None and sample.coast[:2] == pytest.approx(np.array([[0, 0], [0, 132.33]]), abs=0.1)
+    first, second = scenes([measured], tmp_path, tmp_path / "site")
+    assert first.coast.startswith("M0.50 132.50L") and second.coast == ""
+
+
 def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRecord, tmp_path: Path) -> None:
     write_record(measured, tmp_path)
     frames = np.random.default_rng(0).uniform(0, 200, (2, 12, 8, 8))
@@ -70,6 +83,7 @@ def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRe
     (forecast,) = first.forecasts
     assert set(forecast.scores) == {"RMSE 4"} and forecast.frames[0] == "+5 min" and first.context.frames[-1] == "0 min"
     assert first.probabilities[0].label.endswith("P(>= 74)")
+    assert [text for _, text in first.probability_colours][::10] == ["0 to 0.1", "1"]
     for strip in (first.context, first.target, forecast, *first.probabilities):
         assert (tmp_path / "site" / strip.picture).is_file()
     assert (tmp_path / "site" / forecast.difference).is_file()
@@ -159,7 +173,7 @@ def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_
 def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("")
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="is not a report"):
         build(root, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

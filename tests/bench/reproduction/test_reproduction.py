@@ -36,7 +36,7 @@ def test_a_row_is_found_by_its_name() -> None:
     [
         ("earthformer/sevr", UnknownNameError, "earthformer/sevir"),
         ("earthformer/sevir/convlst", UnknownNameError, "convlstm"),
-        ("runs/sevir", UsageError, "lists runs that exist"),
+        ("runs/sevir", UsageError, "lists finished runs"),
     ],
 )
 def test_a_wrong_name_is_one_message(name: str, kind: type[Exception], words: str) -> None:

@@ -134,4 +134,4 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(shown) == 2
     assert "other data (1): blurred_persistence/" in capsys.readouterr().err
     assert main([*shown, "--check"]) == 2
-    assert "--with is for a table that is printed or drawn" in capsys.readouterr().err
+    assert "--with applies to tables that are printed or drawn" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from bench.records.schema import MembersPart, RunRecord
 from bench.tables import load_table
 from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, Excluded
 from bench.tables.captions import captions
-from bench.tables.cells import Block, Cell, table_data, value_of
+from bench.tables.cells import Block, Cell, table_data
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
+from bench.tables.values import value_of
 from bench.tables.variants import comparable_key, shared_choices, variant_labels
 
 SEVIR = load_table("earthformer/sevir")
@@ -237,10 +239,10 @@ def test_a_figure_of_another_protocol_is_printed_but_not_compared() -> None:
 
 
 def test_an_interval_stands_where_there_is_one_run(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interval(record: RunRecord, score: str) -> tuple[float, float] | None:
-        return (0.1, 0.5) if score == "csi_m" else None
+    def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
+        return {score: (0.1, 0.5) if score == "csi_m" else None for score in scores}
 
-    monkeypatch.setattr("bench.tables.cells.interval", interval)
+    monkeypatch.setattr("bench.tables.intervals.intervals", intervals)
     one, two = unet_like(measured), unet_like(measured, run_id="2026-x", seed=7)
     assert "[0.1000, 0.5000]" in render(SEVIR, [one])
     assert "±" in render(SEVIR, [one, two]) and "[" not in render(SEVIR, [one, two])

@@ -34,8 +34,8 @@ def _text(results: Path, name: str, *, columns: tuple[str, ...] = (), sort: str 
     if name == "runs/radar":
         records = _of_one_evening(records)
     published = load_published(table.published) if table.published else None
-    shown = narrowed(table, table_data(table, published, records, unreadable), columns, sort)
-    return terminal(*shown, {record.run_id: record for record in records}, **options)
+    contents = table_data(table, published, records, unreadable)
+    return terminal(*narrowed(table, contents, columns, sort), contents.by_id(records), **options)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -121,7 +121,7 @@ def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
 
 def test_columns_of_a_written_table_are_not_chosen(capsys, tmp_path: Path) -> None:
     assert main(["table", "runs/radar", "--results", str(tmp_path), "--write", "--sort", "mse"]) == 2
-    assert "for a table that is printed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "apply to printed tables only" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_block_has_no_column_without_a_figure_in_it(committed_results: Path) -> None:

@@ -300,7 +300,7 @@ class TestFolds:
             ({"folds": 6}, "expected both, or neither"),
             ({"folds": 2, "fold": 0}, "expected 3 folds or more"),
             ({"folds": 6, "fold": 6}, r"a fold of 0\.\.5"),
-            ({"folds": 6, "fold": 0, "val_from": "1990-01-01"}, "val_from: folds take their place"),
+            ({"folds": 6, "fold": 0, "val_from": "1990-01-01"}, "val_from: folds replace them"),
         ],
     )
     def test_options_that_name_no_fold(self, options: dict[str, object], words: str) -> None:

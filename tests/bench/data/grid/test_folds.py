@@ -52,7 +52,7 @@ def test_folds_are_options_only_where_they_are_used(root: Path) -> None:
     assert not {"folds", "fold"} & plain.fields().keys() and fold.fields()["folds"] == 3
     for options, words in (
         ({"folds": 3}, "expected both, or neither"),
-        ({"folds": 3, "fold": 0, "split_by": "place"}, "split_by: folds take their place"),
+        ({"folds": 3, "fold": 0, "split_by": "place"}, "split_by: folds replace them"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_task("grid", root, **options)

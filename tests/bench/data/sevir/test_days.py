@@ -77,8 +77,8 @@ def test_folds_are_options_only_where_they_are_used() -> None:
     for name, options, words in (
         ("sevir", {"folds": 3}, "task: folds=3 and fold=None: expected both, or neither"),
         ("sevir", {"val_days": 3}, "needs folds"),
-        ("radar", {"folds": 3, "fold": 0, "split_by": "folder"}, "split_by: folds take their place"),
-        ("sevir_lr", {"folds": 3, "fold": 0, "val_from": "2019-02-01"}, "val_from: folds take their place"),
+        ("radar", {"folds": 3, "fold": 0, "split_by": "folder"}, "split_by: folds replace them"),
+        ("sevir_lr", {"folds": 3, "fold": 0, "val_from": "2019-02-01"}, "val_from: folds replace them"),
     ):
         with pytest.raises(ConfigError, match=words):
             bench.load_task(name, **options)  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ def test_a_harmful_archive_is_refused_and_writes_nothing(tmp_path: Path, harm: s
     path = HARMFUL[harm](tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for name in ("ok", "x", "link", "l", "zeros", "../x", "a/../../x"):
-        with pytest.raises(DataError, match="is refused, nothing of it was written"):
+        with pytest.raises(DataError, match="is refused; nothing was written"):
             unpack(path, tmp_path / "in/side", {name: "x"}, LIMITS)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -115,7 +115,7 @@ def test_a_broken_archive_is_one_error(tmp_path: Path, kind: str, fault: str) ->
     if fault == "flipped":
         content[len(content) // 2] ^= 1
     path.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "none at all": b"<html>"}[fault])
-    with pytest.raises(DataError, match=r"not a whole zip or tar archive|has other than the"):
+    with pytest.raises(DataError, match=r"not a whole zip or tar archive|does not have the"):
         unpack(path, tmp_path / "out", {"x": "x"}, LIMITS)
 
 

@@ -192,5 +192,5 @@ def test_a_buckets_address_needs_no_library_of_its_own() -> None:
     assert https("s3://sevir/data/x.h5") == "https://sevir.s3.amazonaws.com/data/x.h5"
     assert https("http://host:1/x") == "http://host:1/x"
     for wrong in ("ftp://host/x", "/folder", "s3:///x"):
-        with pytest.raises(UsageError, match="not an address"):
+        with pytest.raises(UsageError, match="not a download URL"):
             https(wrong)
