@@ -119,7 +119,7 @@ def _check(options: argparse.Namespace) -> int:
     if report.problems:
         headline = f"{counted(len(report.problems), 'problem')} under {options.root}:"
         raise DataError(one_message(headline, report.problems, most=len(report.problems)))
-    print(f"no problems: {counted(report.facts['events'], 'event')} {'declared' if options.quick else 'read'}")
+    print(f"no problems: {counted(report.facts['events'], report.unit)} {'declared' if options.quick else 'read'}")
     return 0
 
 

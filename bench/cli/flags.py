@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from bench.config.messages import reason
 from bench.errors import DataError, UsageError, did_you_mean, one_message
 
 RESULTS = Path("results")
@@ -86,7 +87,9 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
         return model(**vars(options))
     except ValidationError as error:
         lines = [
-            f"{flag(str(problem['loc'][0]))} {problem['input']}: {problem['msg']}" if problem["loc"] else problem["msg"]
+            f"{flag(str(problem['loc'][0]))} {problem['input']}: {reason(problem)}"
+            if problem["loc"]
+            else reason(problem)
             for problem in error.errors()
         ]
         raise UsageError(one_message(f"{command} cannot run with these arguments:", lines)) from error

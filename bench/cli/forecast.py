@@ -128,8 +128,11 @@ def run(options: argparse.Namespace) -> int:
         for name, other in others.items():
             found = case.where_observed(forecast(other, task, case.context, device=device))
             panels.append(Panel(name, found[0, ..., 0].numpy()))
-        since = f", from {case.coordinates.start.item():%d %B %Y, %H:%M} UTC" if case.coordinates is not None else ""
-        title = f"{config.model.name} on {task.name}, {case.name}{since}"
+        start = None if case.coordinates is None else case.coordinates.start
+        # the case of the newest frames has no other name than its time
+        name = f", {case.name}" if case.name != str(start) else ""
+        since = f", from {start.item():%d %B %Y, %H:%M} UTC" if start is not None else ""
+        title = f"{config.model.name} on {task.name}{name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0

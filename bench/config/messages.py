@@ -30,14 +30,14 @@ def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = ""
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing")
         elif isinstance(problem["input"], dict):  # a rule over several keys, which names their values
-            lines.append(f"{where.removesuffix('.') or 'config'}: {_reason(problem)}")
+            lines.append(f"{where.removesuffix('.') or 'config'}: {reason(problem)}")
         else:
-            lines.append(f"{where} = {problem['input']!r}: {_reason(problem)}")
+            lines.append(f"{where} = {problem['input']!r}: {reason(problem)}")
     return lines
 
 
-def _reason(problem: Any) -> str:
-    """Returns what is wrong, without pydantic's name of the exception."""
+def reason(problem: Any) -> str:
+    """Returns what is wrong by one of `ValidationError.errors()`, without pydantic's name of the exception."""
     return str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 

@@ -19,6 +19,8 @@ class Report:
     lines: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unit: str = "event"
+    """What `events` counts, in a word."""
 
     def add_split_lines(self) -> None:
         """Adds a line for each split of the facts."""

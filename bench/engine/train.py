@@ -156,7 +156,9 @@ def train(
         trainer.strategy.barrier()
     watch.deferring = False
     if watching.found_none:
-        log.info(f"no validation gave a finite {stop.monitor}: the last weights are used")
+        ran = stop.monitor in trainer.callback_metrics
+        why = f"gave a finite {stop.monitor}" if ran else "was due (see train.val_every_steps)"
+        log.info(f"no validation {why}: the last weights are used")
     summary = TrainingSummary(
         **settings_and_data(task, config.train, identity),
         checkpoints=seals(checkpoints),

@@ -206,7 +206,7 @@ def draw_learning_curves(
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
     """Draws the runs of a row; training losses other than a squared error of the forecast get an axis of their own."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     highest = max((loss for curve in curves for _, loss in curve.val), default=math.inf)
     apart = min(loss for curve in curves for _, loss in curve.train) > _FAR_APART * highest
@@ -220,6 +220,7 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
     axis.grid(alpha=0.3)
     if apart:
         training.set_ylabel("training loss", fontsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for one in (axis, training):
         one.set_yscale("log")
         one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

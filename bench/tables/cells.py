@@ -32,6 +32,7 @@ from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark,
 from bench.tables.values import compare, value_of
 from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
 
+NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
 _SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
@@ -329,7 +330,7 @@ def _cell(
     if ours is None and not records:
         status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
     elif ours is None:
-        status = "undefined" if any(column.key in record.scores for record in records) else "not measured"
+        status = "undefined" if any(column.key in record.scores for record in records) else NOT_MEASURED
     elif figure is None or figure.incomparable:
         status = "measured" if records else COUNTED
     else:

@@ -1,4 +1,4 @@
-"""Times of frames in the task's unit: minutes, months, or frames that have no time."""
+"""Times of frames in the task's unit: minutes, hours, days, months, or frames that have no time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from bench.api import MONTH_MINUTES
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
 
-Unit = Literal["frame", "month", "min"]
-UNITS_IN_FULL: dict[Unit, str] = {"frame": "frames", "month": "months", "min": "minutes"}
+Unit = Literal["frame", "month", "day", "h", "min"]
+UNITS_IN_FULL: dict[Unit, str] = {"frame": "frames", "month": "months", "day": "days", "h": "hours", "min": "minutes"}
+_MINUTES: dict[Unit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
+"""The units of which a cadence is to be a whole number, the longest first."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class TimeAxis:
 
     @classmethod
     def of(cls, cadence_minutes: float, *, timeless: bool = False) -> TimeAxis:
-        """The axis of a cadence: whole months, else minutes; frames where the task's frames are `timeless`."""
+        """The axis of a cadence: in the longest unit of which it is a whole number, frames if they are `timeless`."""
         if timeless:
             return cls(1, "frame")
-        months = cadence_minutes / MONTH_MINUTES
-        whole = round(months)
-        return cls(whole, "month") if whole and abs(months - whole) < 1e-6 else cls(cadence_minutes, "min")
+        for unit, minutes in _MINUTES.items():
+            whole = round(cadence_minutes / minutes)
+            if whole and abs(cadence_minutes / minutes - whole) < 1e-6:
+                return cls(whole, unit)
+        return cls(cadence_minutes, "min")
 
     @classmethod
     def of_record(cls, record: RunRecord) -> TimeAxis:
@@ -57,4 +61,4 @@ class TimeAxis:
         return tuple(self.lead(first + index) for index in range(count))
 
     def _with_unit(self, number: str) -> str:
-        return f"{number} {self.unit}{'s' if self.unit != 'min' and number.lstrip('+-') != '1' else ''}"
+        return f"{number} {self.unit}{'s' if self.unit not in ('min', 'h') and number.lstrip('+-') != '1' else ''}"

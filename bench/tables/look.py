@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bench.records.schema import RunRecord
     from bench.tasks.task import FrameCoordinates
 
+_LEVELS = 12
+"""At most so many intervals between the levels of a field whose task names none."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -81,10 +84,13 @@ class Look:
 
 
 def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
-    """Returns eleven levels that span the finite values of some frames."""
+    """Returns about ten levels, round numbers, that span the finite values of some frames."""
+    from matplotlib.ticker import MaxNLocator
+
     known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
     least, greatest = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return tuple(np.linspace(least, greatest if greatest > least else least + 1, 11))
+    greatest = greatest if greatest > least else least + 1
+    return tuple(map(float, MaxNLocator(_LEVELS, steps=[1, 2, 2.5, 5, 10]).tick_values(least, greatest)))
 
 
 def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:

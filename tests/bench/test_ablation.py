@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import bench
 from bench.ablation import table as ablation_table
 from bench.ablation.records import finished_record
 from bench.ablation.table import cost_of, costs
@@ -112,6 +115,19 @@ def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
     assert "multiple of num_heads=7" in found["problem"]
     (line,) = ablation_table.lines(load_ablation("patterns"), runs, [found], None)
     assert line["GMACs"] is None and "num_heads" in line["problem"]
+
+
+def test_the_ablation_of_the_page_can_be_made_with_equal_depth(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/ablations.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_ablation.yaml").write_text(block)
+    runs = variants(load_ablation(str(tmp_path / "my_ablation.yaml")), ["task=nbody_mnist"])
+    assert varied_keys(runs) == ["pattern", "model.num_global_vectors"] and len(runs) == 4
+    for run in runs:
+        with torch.device("meta"):
+            model = bench.load_model(run.config.model.name, bench.load_task("nbody_mnist"), **run.config.model.options)
+        attention = [name for name, module in model.named_modules() if type(module).__name__ == "CuboidSelfAttention"]
+        assert len([name for name in attention if name.startswith("encoder.")]) == 6
 
 
 @pytest.mark.slow

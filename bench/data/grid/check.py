@@ -54,7 +54,8 @@ def describe(
             "gaps": axis.gaps,
             "events": len(splits["all"].frames),
             "splits": {},
-        }
+        },
+        unit="frame",
     )
     size = "x".join(map(str, grid.size))
     report.lines = [
@@ -150,5 +151,5 @@ def _look_at(
     empty = [at for at, known_there in found.items() if not known_there]
     if empty and len(empty) < len(chosen):
         some = ", ".join(str(cube.axis.times[at]) for at in empty[:_SHOWN])
-        report.remarks.append(f"{len(empty)} frames have no known value: {some}")
+        report.remarks.append(f"{counted(len(empty), 'frame')} without any known value: {some}")
     return found

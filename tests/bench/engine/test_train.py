@@ -101,7 +101,9 @@ def test_one_cycle_is_that_of_torch_per_step(storms: Path, tmp_path: Path, optim
 
 
 def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Path, tmp_path: Path) -> None:
-    training = _run(storms, tmp_path, "train.max_steps=1").record.training
+    with logged() as said:
+        training = _run(storms, tmp_path, "train.max_steps=1").record.training
+    assert any("no validation was due" in line and "the last weights are used" in line for line in said)
     assert training is not None and (training.steps, training.weights, training.stopped_because) == (
         1,
         "last",

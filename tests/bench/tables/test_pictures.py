@@ -11,7 +11,7 @@ from bench import registry
 from bench.api import MONTH_MINUTES
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
-from bench.tables.look import Look
+from bench.tables.look import Look, levels_of
 from bench.tables.pictures import PRINT_DPI, Panel, _spread, draw
 
 
@@ -23,6 +23,9 @@ from bench.tables.pictures import PRINT_DPI, Panel, _spread, draw
         (TimeAxis.of(3 * MONTH_MINUTES), "3 months", ("-3 months", "0 months", "+3 months", "+6 months")),
         (TimeAxis.of(1, timeless=True), "1 frame", ("-1 frame", "0 frames", "+1 frame", "+2 frames")),
         (TimeAxis.of(43_830), "43830 min", ("-43830 min", "0 min", "+43830 min", "+87660 min")),
+        (TimeAxis.of(60), "1 h", ("-1 h", "0 h", "+1 h", "+2 h")),
+        (TimeAxis.of(90), "90 min", ("-90 min", "0 min", "+90 min", "+180 min")),
+        (TimeAxis.of(1440), "1 day", ("-1 day", "0 days", "+1 day", "+2 days")),
         (TimeAxis.of(2.5), "2.5 min", ("-2.5 min", "0 min", "+2.5 min", "+5 min")),
     ],
 )
@@ -61,6 +64,15 @@ def test_stills_are_fit_for_print(tmp_path: Path, ending: str, begins: bytes) ->
 
         with Image.open(path) as image:
             assert round(image.info["dpi"][0]) == PRINT_DPI
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "expected"),
+    [(11.532, 20.041, (11, 12, 20, 21)), (0.0, 1.0, (0, 0.1, 0.9, 1.0)), (250.0, 250.0, (250, 250.1, 250.9, 251))],
+)
+def test_levels_are_round_numbers_that_span_the_values(least: float, greatest: float, expected: tuple) -> None:
+    levels = levels_of([np.array([least, np.nan, greatest])])
+    assert (*levels[:2], *levels[-2:]) == pytest.approx(expected)
 
 
 def test_named_colours_keep_the_levels_and_unknown_ones_are_named() -> None:

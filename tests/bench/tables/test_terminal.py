@@ -15,7 +15,7 @@ from bench.errors import UnknownNameError
 from bench.records.schema import RunRecord
 from bench.tables import load_table
 from bench.tables.admission import read_store
-from bench.tables.cells import table_data
+from bench.tables.cells import NOT_MEASURED, table_data
 from bench.tables.definitions import load_published, main_column
 from bench.tables.terminal import find_column, is_reference, narrowed, terminal
 
@@ -122,3 +122,26 @@ def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
 def test_columns_of_a_written_table_are_not_chosen(capsys, tmp_path: Path) -> None:
     assert main(["table", "runs/radar", "--results", str(tmp_path), "--write", "--sort", "mse"]) == 2
     assert "apply to printed tables only" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_block_has_no_column_without_a_figure_in_it(committed_results: Path) -> None:
+    table = load_table("runs/radar")
+    records = _of_one_evening(read_store(committed_results, table.task)[0])
+    contents = table_data(table, None, records, ())
+    without = replace(
+        contents,
+        blocks=tuple(
+            replace(
+                block,
+                cells=tuple(
+                    replace(cell, ours=None, status=NOT_MEASURED) if cell.column == "mae" else cell
+                    for cell in block.cells
+                ),
+            )
+            for block in contents.blocks
+        ),
+    )
+    by_id = {record.run_id: record for record in records}
+    assert "MAE 1e-2" in terminal(table, contents, by_id, width=400, styled=False)
+    text = terminal(table, without, by_id, width=400, styled=False)
+    assert "MAE 1e-2" not in text and "MSE 1e-3" in text
