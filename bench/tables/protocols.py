@@ -14,6 +14,7 @@ from bench.records.schema import RunRecord
 from bench.tables.admission import OTHER_DATA, OTHER_TRAINING_DATA, Excluded, complete
 from bench.tables.columns import BOARD_COST, skill_columns
 from bench.tables.definitions import COSTS, Column, Group, Row, Table
+from bench.tables.runs import score_column
 
 _RULE = (
     "Skill: 1 - score / score of the best trivial reference for errors, (score - reference) / (1 - reference) for "
@@ -55,7 +56,7 @@ def board_table(board: BoardFile, of_runs: Sequence[Column]) -> Table:
     """
     protocol, decided = board.board, read_decided(board)
     known = {column.key: column for column in of_runs if column.key not in COSTS and column.skill_of is None}
-    scores = [known.get(key) or Column(key=key, label=key) for key in protocol.columns or known]
+    scores = [known.get(key) or score_column(key) for key in protocol.columns or known]
     main = [column for column in scores if column.better][:1]  # what `main_column` will find
     ranks = [Column(key="rank", label="Rank", digits=0, better=None, rank_of=column.key) for column in main]
     return Table(

@@ -17,6 +17,8 @@ _NAME = re.compile(rf"{_PREFIX}([a-z0-9_]+)")
 _NOT_SHOWN = re.compile(rf"^(pod|sucr|far|bias|hss)_|_per_lead_mean|_count(_|$)|_{OWN}$")
 _UPPER = ("csi", "fss", "mse", "mae", "rmse", "crps", "ssim", "psnr", "bss")
 
+_LABELS = {"crps_fair": "CRPS, fair", "spread_skill_ratio": "spread / skill"}
+
 
 def task_of_runs(name: str, recorded: Iterable[str] = ()) -> str | None:
     """Returns the task that `runs/TASK` is of, or None where that is neither registered nor recorded.
@@ -48,7 +50,7 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
         name=f"{_PREFIX}{task}",
         title=f"Every complete run of task {task}",
         task=task,
-        columns=(*cost, *(Column(key=key, label=_label(key), group=_group(key)) for key in keys)),
+        columns=(*cost, *(score_column(key) for key in keys)),
         note="Measured here; one block per data set, split and task options. Scores are in the data's units.",
     )
 
@@ -81,7 +83,14 @@ def _added(record: RunRecord) -> tuple[str, ...]:
     return tuple(f"_{key}" for key in given.get("metrics", ()))
 
 
+def score_column(key: str) -> Column:
+    """Returns the column of a score that no table has named."""
+    return Column(key=key, label=_label(key), group=_group(key))
+
+
 def _label(key: str) -> str:
+    if key in _LABELS:
+        return _LABELS[key]
     first, _, rest = key.partition("_")
     if first not in _UPPER:
         return f"{key.removesuffix(f'_{OWN}')} {OWN}" if key.endswith(f"_{OWN}") else key

@@ -16,7 +16,7 @@ from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell, TableData
 from bench.tables.definitions import COSTS, Column, Table
 from bench.tables.lines import header, legend, printed_lines
 from bench.tables.render import load_table
-from bench.tables.runs import added_columns, runs_table, task_of_runs
+from bench.tables.runs import added_columns, runs_table, score_column, task_of_runs
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -68,11 +68,7 @@ def find_column(table: Table, name: str) -> Column:
     return table.column(next((one.key for one in table.columns if name in (one.key, one.label)), name))
 
 
-_OF_MEMBERS = (
-    Column(key="crps", label="CRPS"),
-    Column(key="crps_fair", label="CRPS, fair"),
-    Column(key="spread_skill_ratio", label="spread / skill"),
-)
+_OF_MEMBERS = tuple(score_column(key) for key in ("crps", "crps_fair", "spread_skill_ratio"))
 
 
 def main_columns(record: RunRecord) -> list[Column]:
@@ -87,7 +83,7 @@ def main_columns(record: RunRecord) -> list[Column]:
         shown = [column for column in table.columns if column.better and column.key in record.scores]
         of_members = [one for one in _OF_MEMBERS if one.key in record.scores and one not in shown]
         return [*shown, *of_members, *added_columns(record)]
-    columns = (Column(key=key, label=key) for key in record.scores)
+    columns = (score_column(key) for key in record.scores)
     return [column for column in columns if column.better][:_MOST_SCORES]
 
 
