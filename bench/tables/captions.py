@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.tables.admission import training_seed
@@ -60,13 +61,20 @@ _LENGTHS = {"max_steps": "steps", "max_cpu_s": "s of processor time", "max_devic
 def _budget(record: RunRecord, training: TrainingSummary) -> str:
     if not training.steps:
         return ""
-    settings = training.settings
+    # A model that is trained from Python has no `data` section: its batches are not known.
+    settings, batch = training.settings, record.config.get("data", {}).get("batch_size")
+    if not (stages := settings.get("stages")):
+        return _recipe(settings, batch)
+    return "; ".join(
+        f"{stage}: {_recipe({**settings, **own}, own.get('batch_size', batch))}" for stage, own in stages.items()
+    )
+
+
+def _recipe(settings: Mapping[str, Any], batch: int | None) -> str:
     at_most = next(
         (f"{settings[key]:g} {unit}" for key, unit in _LENGTHS.items() if settings.get(key)),
         f"{settings.get('max_epochs')} epochs",
     )
-    # A model that is trained from Python has no `data` section: its batches are not known.
-    batch = record.config.get("data", {}).get("batch_size")
     of_batch = f" of batch {batch}" if batch else ""
     rest = (settings.get("optimizer"), f"lr {settings['lr']:g}" if "lr" in settings else None)
     return ", ".join(text for text in (f"at most {at_most}{of_batch}", *rest) if text)

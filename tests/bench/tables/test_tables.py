@@ -285,6 +285,14 @@ def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None
     assert captions([]) == []
 
 
+def test_captions_tell_the_budget_of_each_stage(measured: RunRecord) -> None:
+    stages = {"vqvae": {"lr": 2e-3, "batch_size": 4, "max_steps": 30}, "gpt": {"lr": 3e-3}}
+    settings = {**PAPER_SETTINGS, "max_steps": 50, "optimizer": "adam", "stages": stages}
+    run = unet_like(measured, config={"data": {"batch_size": 8}}, training=trained_with(settings, steps=80))
+    (trained, _) = captions([("VideoGPT", [run])])
+    assert "vqvae: at most 30 steps of batch 4, adam, lr 0.002; gpt: at most 50 steps of batch 8, adam, lr 0.003" in trained
+
+
 def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
     assert value_of(measured, "training_s") == 0.0
     unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
