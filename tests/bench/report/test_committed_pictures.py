@@ -26,6 +26,10 @@ MADE_BY = {
         "boards/radar_places",
         "earthbench board picture results/boards/radar_places.yaml",
     ),
+    "pictures/radar_ensembles_lead.png": (
+        "boards/radar_ensembles",
+        "earthbench board picture results/boards/radar_ensembles.yaml",
+    ),
     "pictures/nbody16_lead.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
     "pictures/nbody16_compute.png": ("boards/nbody16", "earthbench board picture results/boards/nbody16.yaml"),
     "pictures/nbody16_patterns_patterns.png": (
