@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
     a, b, groups = _pair(options)
     main = dict.fromkeys(column.key for record in (a, b) for column in main_columns(record))
-    of_one = [key for key in main if key not in a.scores or key not in b.scores]
-    scores = options.score or [key for key in main if key not in of_one]
+    lacking = [key for key in main if a.scores.get(key) is None or b.scores.get(key) is None]  # or undefined
+    scores = options.score or [key for key in main if key not in lacking]
     for score in scores:
         for record in (a, b):
             if score.partition("_lead_")[0] not in record.scores:
@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{a.task.name}, {a.data.split} split, {counted(a.statistics.unit_count, a.statistics.kind)}")
     if groups > 1:
         print(wrapped(f"the newest of {groups} data sets or task options that both have; run ids choose others", 2))
-    if of_one and not options.score:
-        print(wrapped(f"not compared, because one of the two lacks the score: {', '.join(of_one)}", 2))
+    if lacking and not options.score:
+        print(wrapped(f"not compared, because one of the two lacks the score: {', '.join(lacking)}", 2))
     print()
     print("\n".join(_lines(found)))
     return 0

@@ -93,5 +93,5 @@ def test_the_fewest_events_of_the_page_are_those_of_the_code() -> None:
     assert f"**At least {FEWEST_EVENTS} events are needed.**" in PAGE.read_text()
     assert f"{smallest_p(5):.2f} with five, {smallest_p(6):.2f} with six" in PAGE.read_text()
     tables = (PAGE.parent / "tables.md").read_text()
-    assert f"p < {CHANCE}, the third with p < {CHANCE} / 3, the fourth with {CHANCE} / 6" in tables
+    assert f"p < {CHANCE}, the third if p < {CHANCE} / 3, the fourth if p < {CHANCE} / 6" in tables
     assert [CHANCE / asked_of(passed) for passed in (1, 2, 3)] == pytest.approx([1, 3, 6])

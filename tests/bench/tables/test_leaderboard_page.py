@@ -64,6 +64,7 @@ def _label(column: str) -> str:
         ("| pattern on N-body MNIST", "boards_nbody16_patterns"),
         ("| radar, six frames", "boards_radar_places"),
         ("| radar on days left out", "boards_radar_days"),
+        ("| ensembles of radar", "boards_radar_ensembles"),
         ("| tropical Pacific", "boards_sst_decades"),
     ],
 )

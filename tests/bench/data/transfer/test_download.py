@@ -167,7 +167,7 @@ def test_a_range_of_something_else_is_refused(server: Server) -> None:
 
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"refused; given up after 3 tries.*by hand"):
+    with pytest.raises(DataError, match=r"refused; given up after 3 tries.*download the file yourself"):
         download("http://127.0.0.1:9/x", tmp_path / "x", policy=QUICK)
 
 
