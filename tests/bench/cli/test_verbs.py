@@ -32,7 +32,9 @@ def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results
     line = next(line.split() for line in shown.splitlines() if line.startswith("csi_16 "))
     assert line[1:3] == [f"{expected.a:.4g}", f"{expected.b:.4g}"] and line[-1] == "A"
     assert next(line for line in shown.splitlines() if line.startswith("mse")).split()[-1] == "A"  # lower is better
-    told = "the newest of 5 data sets or task options that both have"  # an evening, three folds of days, two days at 4 km
+    told = (
+        "the newest of 5 data sets or task options that both have"  # an evening, three folds of days, two days at 4 km
+    )
     assert told in shown and "one of the two lacks the score: crps_fair" in shown  # undefined for one member
     by_id = _out(capsys, "compare", found["a"]["run_id"], f"x/{found['b']['run_id']}.json", *given[3:])
     assert told not in by_id and by_id.split("\n\n")[1:] == shown.split("\n\n")[1:]

@@ -290,7 +290,10 @@ def test_captions_tell_the_budget_of_each_stage(measured: RunRecord) -> None:
     settings = {**PAPER_SETTINGS, "max_steps": 50, "optimizer": "adam", "stages": stages}
     run = unet_like(measured, config={"data": {"batch_size": 8}}, training=trained_with(settings, steps=80))
     (trained, _) = captions([("VideoGPT", [run])])
-    assert "vqvae: at most 30 steps of batch 4, adam, lr 0.002; gpt: at most 50 steps of batch 8, adam, lr 0.003" in trained
+    assert (
+        "vqvae: at most 30 steps of batch 4, adam, lr 0.002; gpt: at most 50 steps of batch 8, adam, lr 0.003"
+        in trained
+    )
 
 
 def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
