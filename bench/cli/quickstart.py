@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"[1/4] storms are in {data}")
 
     common = [
-        f"data.root={data}", f"results.root={out / 'results'}", f"work={out / 'outputs'}", f"seed={options.seed}",
+        f"data.root={data}", f"results.root={out / 'results'}", f"work={outputs_of_code(out)}", f"seed={options.seed}",
         "picture=false",
     ]  # fmt: skip
     print("[2/4] persistence")
@@ -100,3 +100,13 @@ def run(options: argparse.Namespace) -> int:
         "next: earthbench list; earthbench table earthformer/sevir; earthbench run task=sevir model=unet data.root=DIR"
     )
     return 0
+
+
+def outputs_of_code(out: Path) -> Path:
+    """Returns the folder of trained weights: one for each version of the code, which refuses those of another."""
+    from bench import registry
+    from bench.config import fingerprint
+    from bench.records.sources import sources_of
+
+    model, task = registry.find("model", "unet").load(), registry.find("task", "sevir").load()
+    return out / "outputs" / fingerprint([part.sha256 for part in sources_of(model, task, ()).values()])[:10]
