@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -56,11 +57,24 @@ def root_logger_as_before() -> Iterator[None]:
 def observed() -> Path:
     root = observed_root()
     if root is None:
-        reason = "observed data: neither $EARTHBENCH_DATA nor ../shared/data is a folder"
-        if os.environ.get("EARTHBENCH_REQUIRE_DATA"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _is_missing("observed data: neither $EARTHBENCH_DATA nor ../shared/data is a folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def originals() -> Path:
+    """The folder of what is known of the authors' code: configs, and the keys and shapes of checkpoints."""
+    folder = Path(os.environ.get("EARTHBENCH_SHARED", REPO.parent / "shared")) / "specs"
+    if not folder.is_dir():
+        _is_missing("the authors' configs and keys: neither $EARTHBENCH_SHARED nor ../shared has a folder specs")
+    return folder
+
+
+def _is_missing(reason: str) -> NoReturn:
+    """Skips a test, or fails it where nothing may be missing."""
+    if os.environ.get("EARTHBENCH_REQUIRE_DATA"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

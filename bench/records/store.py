@@ -122,7 +122,8 @@ def _give_name(part: Path, path: Path) -> None:
 def _put(content: bytes, path: AnyPath) -> None:
     try:
         path.fs.pipe_file(path.path, content, mode="create")  # refused by the backend where the name is taken
-    except (NotImplementedError, TypeError):  # a backend without conditional writes; ids are random, so a look will do
+    # No conditional writes in this backend: ids are random, so that looking first is enough.
+    except (NotImplementedError, TypeError):
         if path.exists():
             raise FileExistsError(f"{path} exists") from None
         path.fs.pipe_file(path.path, content)

@@ -221,13 +221,13 @@ def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{prefix}{key}.{part}", own) for part, own in value.items())
             else:
                 yield f"{prefix}{key}", value
-        if train.schedule == "cosine":  # which is not written down
+        if train.schedule == "cosine":  # the default, which a dump leaves out
             yield f"{prefix}schedule", schedule
     yield "seed", config.seed
 
 
 def _is_constant(train: Train) -> bool:
-    """Returns whether the learning rate stays what it is: a cosine that ends where it starts, without warm-up."""
+    """Returns whether the learning rate is constant: a cosine without warm-up that ends where it starts."""
     return train.schedule == "cosine" and not train.warmup_fraction and train.min_lr_ratio == 1
 
 

@@ -5,7 +5,6 @@ import contextlib
 import copy
 import importlib
 import inspect
-import os
 import re
 import sys
 from pathlib import Path
@@ -294,15 +293,10 @@ def test_what_does_not_fit_is_refused_with_what_was_expected_and_found(
         family_class(cls)(shape, shape, **arguments)
 
 
-def upstream_keys() -> dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]]:
-    """Return, per section of the published listing, the configuration and the shapes by key."""
-    root = Path(__file__).resolve().parents[2]
-    shared = Path(os.environ.get("EARTHBENCH_SHARED", root.parent / "shared"))
-    path = shared / "specs" / "baselines_state_dict_keys.txt"
-    if not path.is_file():
-        pytest.skip("the listing of the originals' keys is not beside the repository (EARTHBENCH_SHARED)")
+def upstream_keys(listing: Path) -> dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]]:
+    """Return, per section of a listing of the originals' keys, the configuration and the shapes by key."""
     sections = {}
-    for section in path.read_text().split("\n## ")[1:]:
+    for section in listing.read_text().split("\n## ")[1:]:
         lines = section.splitlines()
         config = ast.literal_eval(next(line for line in lines if line.startswith("config: ")).removeprefix("config: "))
         shapes = {
@@ -324,9 +318,9 @@ def upstream_keys() -> dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]
     ],
 )
 def test_weights_of_the_originals_load_key_by_key(
-    section: str, family: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    section: str, family: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], originals: Path
 ) -> None:
-    config, listed = upstream_keys()[section]
+    config, listed = upstream_keys(originals / "baselines_state_dict_keys.txt")[section]
     assert listed
     weights = {key: torch.zeros(shape) if "mask" in key else torch.randn(shape) for key, shape in listed.items()}
     load = importlib.import_module(f"baselines.{family}").load_upstream

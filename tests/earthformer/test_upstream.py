@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,7 @@ from earthformer import (
 )
 from earthformer.upstream import build_layer, layer_names, load_state_dict_file, to_upstream_state_dict
 
-SHARED = Path(os.environ.get("EARTHBENCH_SHARED", Path(__file__).parents[3] / "shared"))
-KEY_LIST = SHARED / "specs" / "earthformer_state_dict_keys.txt"
-CONFIGS = SHARED / "specs" / "official_configs.md"
+KEY_LIST, CONFIGS = "earthformer_state_dict_keys.txt", "official_configs.md"
 
 ENSO: dict[str, Any] = {
     "input_shape": [12, 24, 48, 1],
@@ -56,9 +53,9 @@ TINY: dict[str, Any] = {
 }
 
 
-def official_configs() -> Iterator[tuple[str, dict[str, Any]]]:
+def official_configs(originals: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The model sections of the authors' files, from the shared table."""
-    text = CONFIGS.read_text().split("## model")[1].split("## optim")[0]
+    text = (originals / CONFIGS).read_text().split("## model")[1].split("## optim")[0]
     rows = [
         [cell.strip() for cell in line.strip("|\n ").split("|")] for line in text.splitlines() if line.count("|") > 2
     ]
@@ -73,11 +70,10 @@ def official_configs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, config
 
 
-@pytest.mark.skipif(not CONFIGS.exists(), reason="the shared table of official configs is not at hand")
-def test_official_configs_build_the_released_models() -> None:
+def test_official_configs_build_the_released_models(originals: Path) -> None:
     counts = {}
     with torch.device("meta"):
-        for name, config in official_configs():
+        for name, config in official_configs(originals):
             load = load_earthformer_aux if "auxiliary_channels" in config else load_earthformer
             counts[name] = sum(parameter.numel() for parameter in load(config).parameters())
     assert counts == {
@@ -90,8 +86,7 @@ def test_official_configs_build_the_released_models() -> None:
     }
 
 
-@pytest.mark.skipif(not CONFIGS.exists(), reason="the shared table of official configs is not at hand")
-def test_presets_are_the_official_configs() -> None:
+def test_presets_are_the_official_configs(originals: Path) -> None:
     tasks = {
         "SEVIR released v1": "sevir",
         "SEVIR-LR": "sevir_lr",
@@ -100,7 +95,7 @@ def test_presets_are_the_official_configs() -> None:
         "MovingMNIST": "moving_mnist",
     }
     with torch.device("meta"):
-        for name, config in official_configs():
+        for name, config in official_configs(originals):
             if name in tasks:
                 official = load_earthformer(config)
                 preset = EarthformerReleased(
@@ -116,13 +111,12 @@ def test_presets_are_the_official_configs() -> None:
             assert to_shapes(preset) == to_shapes(official)
 
 
-@pytest.mark.skipif(not CONFIGS.exists(), reason="the shared table of official configs is not at hand")
-def test_defaults_are_those_of_the_official_constructors() -> None:
+def test_defaults_are_those_of_the_official_constructors(originals: Path) -> None:
     for title, model in (
         ("CuboidTransformerModel", Earthformer),
         ("CuboidTransformerAuxModel", EarthformerAux),
     ):
-        section = CONFIGS.read_text().split(f"## Constructor defaults of {title}")[1].split("##")[0]
+        section = (originals / CONFIGS).read_text().split(f"## Constructor defaults of {title}")[1].split("##")[0]
         official = dict(re.findall(r"`(\w+)`=(.+?)(?=, `|\s*$)", section.strip()))
         load = load_earthformer if model is Earthformer else load_earthformer_aux
         shapes = {
@@ -147,10 +141,9 @@ def to_shapes(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
 
 
-@pytest.mark.skipif(not KEY_LIST.exists(), reason="the shared key list of the official checkpoints is not at hand")
 @pytest.mark.parametrize(("title", "task"), [("sevir", "sevir"), ("enso", "icar_enso")])
-def test_keys_and_shapes_are_the_official_ones(title: str, task: str) -> None:
-    section = KEY_LIST.read_text().split(f"### {title}:")[1].split("###")[0]
+def test_keys_and_shapes_are_the_official_ones(title: str, task: str, originals: Path) -> None:
+    section = (originals / KEY_LIST).read_text().split(f"### {title}:")[1].split("###")[0]
     expected = [
         (name, ast.literal_eval(shape)) for name, shape in re.findall(r"^(\S+)  (\(.*?\))", section, flags=re.MULTILINE)
     ]
