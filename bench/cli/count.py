@@ -230,9 +230,10 @@ def _table_lines(options: argparse.Namespace) -> list[dict[str, Any]]:
     published = load_published(table.published) if table.published else None
     columns = {column.key: column for column in table.columns if column.key in _COST_COLUMNS}
     lines = []
+    named = any(row.key != row.model for row in table.rows)
     rows = [(table.task, row.model, row.options) for row in table.rows]
     for row, line in zip(table.rows, _counted(rows, options.speed), strict=True):
-        line = {"row": row.key, **line} if row.key != row.model else line
+        line = {"row": row.key, **line} if named else line
         verdicts, notes = [], [line.get("note")]
         for key, column in columns.items():
             figure = published.rows.get(row.key, {}).get(key) if published else None

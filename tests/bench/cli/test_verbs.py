@@ -150,8 +150,10 @@ def test_a_count_has_published_sizes_where_a_source_gives_some(
     said = capsys.readouterr().out
     assert "earthformer            match" in said and "compared with half the published figure" in said
     assert "No published size" not in said
-    for table in ("earthformer/moving_mnist", "earthformer/depth"):
+    for table in ("earthformer/moving_mnist", "earthformer/depth", "earthformer/patterns_moving_mnist"):
         assert main(["count", "--table", table]) == 0
         said = capsys.readouterr().out
         assert "No published size of these rows could be confirmed" in said and "half the published" not in said
-        assert max(len(line) for line in said.splitlines() if "15,082,069" in line) <= 80
+        counts = [line for line in said.splitlines() if "15,082,069" in line]
+        assert max(map(len, counts)) <= 80
+        assert not any(line.startswith("-") for line in counts), "a row without its name"
