@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -65,6 +66,24 @@ def test_large_frames_do_not_depend_on_batches() -> None:
     for part in zip(forecast.split(1), target.split(1), strict=True):
         metric.update(*part)
     assert metric.compute() == pytest.approx(_score("mae", forecast, target), rel=1e-14)
+
+
+@pytest.mark.parametrize("convention", ["upstream", "correct"])
+def test_large_frames_do_not_depend_on_where_memory_begins(convention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast, target = _pair(4, size=256)
+    if convention == "correct":
+        forecast[:, :, 0, 0] = math.nan
+    expected = _score("mae", forecast, target, convention=convention)
+    anywhere, begins = np.empty, itertools.cycle(range(0, 64, 8))
+
+    def empty(shape: tuple[int, ...] | int, dtype: type = float) -> np.ndarray:
+        """An array that begins so many bytes behind a cache line."""
+        raw = anywhere(int(np.prod(shape)) * np.dtype(dtype).itemsize + 128, np.uint8)
+        start = -raw.ctypes.data % 64 + next(begins)
+        return raw[start : len(raw) - 128 + start].view(dtype).reshape(shape)
+
+    monkeypatch.setattr(np, "empty", empty)
+    assert [_score("mae", forecast, target, convention=convention) for _ in range(8)] == 8 * [expected]
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), seed=st.integers(0, 99))
