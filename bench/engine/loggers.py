@@ -64,7 +64,7 @@ def make_loggers(names: Sequence[str], run: str, folder: Path, work: Path) -> li
 
 _CURES = {
     WandbLogger: "`wandb login` stores a key; with WANDB_MODE=offline it logs to the run's folder",
-    MLFlowLogger: "MLFLOW_TRACKING_URI names its server; without it, it logs to WORK/mlruns",
+    MLFlowLogger: "MLFLOW_TRACKING_URI names its server; without it, runs are logged to WORK/mlruns",
 }
 
 
@@ -73,8 +73,9 @@ def _started(logger: WandbLogger | MLFlowLogger) -> Logger:
     try:
         logger.experiment  # noqa: B018 - it connects
     except Exception as error:  # W&B's and MLflow's, which share no base
-        what, cure = type(logger).__name__.removesuffix("Logger"), _CURES[type(logger)]
-        raise ConfigError(f"train.loggers: {what} does not start: {first_line(error)}. {cure}") from error
+        name = "wandb" if isinstance(logger, WandbLogger) else "mlflow"
+        why = first_line(error).rstrip(".")
+        raise ConfigError(f"train.loggers has {name!r}, which does not start: {why}. {_CURES[type(logger)]}") from error
     return logger
 
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from faults import Small, tiny
+from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor, nn
 
 from bench.api import Palette
+from bench.engine import loggers
 from bench.engine.run import run
+from bench.errors import ConfigError
 from bench.tables.pictures import pixels_of
 
 
@@ -36,6 +39,36 @@ def test_tensorboard_has_forecasts_hyperparameters_and_throughput(storms: Path, 
     assert events.Scalars("hp_metric")[-1].value == pytest.approx(outcome.record.training.best_score)
     assert "lr: 0.002" in (folder / "hparams.yaml").read_text()
     assert "perf/sequences_per_s" in (folder / "metrics.csv").read_text().splitlines()[0]
+
+
+class _NotInstalled:
+    def __init__(self, **_: Any) -> None:
+        raise ModuleNotFoundError("Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U wandb`")
+
+
+class _NotLoggedIn:
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    @property
+    def experiment(self) -> None:
+        raise RuntimeError("No API key configured.\nMore of it.")
+
+
+@pytest.mark.parametrize(
+    ("logger", "told"),
+    [
+        (_NotInstalled, "train.loggers has 'wandb': .* not met. Install it: pip install 'earthbench.wandb.'$"),
+        (_NotLoggedIn, "train.loggers has 'wandb', which does not start: No API key configured. `wandb login` stores"),
+    ],
+)
+def test_a_logger_that_does_not_start_is_said_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: type, told: str
+) -> None:
+    monkeypatch.setattr(loggers, "WandbLogger", logger)
+    monkeypatch.setitem(loggers._CURES, logger, loggers._CURES[WandbLogger])
+    with pytest.raises(ConfigError, match=told):
+        loggers.make_loggers(["csv", "wandb"], "unet", tmp_path / "logs/part_0", tmp_path)
 
 
 class _Drawn(Small):
