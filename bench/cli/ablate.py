@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; they replace the "
-        "ablation's own (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs variants in parallel",
+        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
+        "they replace its own (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs variants in parallel",
     )
     parser.add_argument("--count-only", action="store_true", help="sizes and speed only: no data, no training")
     parser.add_argument("--format", choices=("md", "csv", "json"), default="md")

@@ -172,14 +172,11 @@ def _forecast_all(
     from rich.console import Console
     from rich.progress import track
 
+    from bench.engine.evaluate import refuse_empty
     from bench.engine.forecast import case_from_split
-    from bench.errors import DataError
 
-    data = task.dataset(config.split)
-    count = len(data)
-    if not count:
-        where = f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}"
-        raise DataError(f"{where}. {data.why_empty}".rstrip())
+    refuse_empty(task, config.split)
+    count = len(task.dataset(config.split))
     numbers = range(min(count, config.limit or count))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
