@@ -1,7 +1,7 @@
-"""A grid of settings tried on the validation split: each point is trained, and the test split is not looked at.
+"""A grid of settings tried on the validation split: each point is trained, and the test split is not used.
 
 A point is a run with `split=val` whose record goes to `WORK/tuning`, beside checkpoints: a trial is not a result.
-Its training is that of the same config with `split=test`, which finds the weights and trains nothing again.
+It shares its training with the same config at `split=test`, which finds the weights and does not train again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.protocols.entries import layered
 from bench.records.schema import RunRecord
 
 Launch = Callable[[Sequence[Sequence[str]]], EarthbenchError | None]
-"""Runs the jobs of some lists of overrides that have no record yet; returns the first failure."""
+"""Runs the jobs, each a list of overrides, that have no record yet; returns the first failure."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Trial:
     overrides: tuple[str, ...]
     config: Config
     record: RunRecord | None
-    """None where its training failed."""
+    """None if its training failed."""
 
     @property
     def score(self) -> float | None:
-        """Returns the monitored score of the best validation; None where none was finite."""
+        """Returns the monitored score of the best validation; None if none was finite."""
         return self.record.training.best_score if self.record is not None and self.record.training else None
 
     @property
     def badness(self) -> float:
-        """Returns what is the lower the better; infinite without a score."""
+        """Returns the score as a number that is better when lower; infinite without a score."""
         stop = self.config.train.early_stopping
         better = better_of(stop.monitor.removeprefix("val/")) if stop.mode == "auto" else stop.mode
         if self.score is None:
@@ -54,11 +54,11 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
         launch: Trains.
 
     Raises:
-        EarthbenchError: no point has a score; that of the first failure.
+        EarthbenchError: no point has a score; the first failure, if there was one.
     """
     jobs = [layered(point, on_validation(point)) for point in points]
     configs = [compose(job) for job in jobs]
-    finished_record(configs[0])  # data that cannot be used is told before anything is trained
+    finished_record(configs[0])  # reports unusable data before anything is trained
     failure = launch(jobs)
     trials = [
         Trial(tuple(point), config, finished_record(config)) for point, config in zip(points, configs, strict=True)
@@ -72,7 +72,7 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
 
 
 def on_validation(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides that make a run one of a grid."""
+    """Returns the overrides that make a run a trial of a grid."""
     return ["split=val", f"results.root='{compose(overrides).work}/tuning'", "picture=false"]
 
 

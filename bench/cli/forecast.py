@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
             found = case.where_observed(forecast(other, task, case.context, device=device))
             panels.append(Panel(name, found[0, ..., 0].numpy()))
         start = None if case.coordinates is None else case.coordinates.start
-        # the case of the newest frames has no other name than its time
+        # forecasts from the newest frames are named by their time, which the title has already
         name = f", {case.name}" if case.name != str(start) else ""
         since = f", from {start.item():%d %B %Y, %H:%M} UTC" if start is not None else ""
         title = f"{config.model.name} on {task.name}{name}{since}"
@@ -148,7 +148,7 @@ def _forecast(
     config: Config,
     device: str,
 ) -> Tensor:
-    """Writes a forecast, and returns its members `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`."""
+    """Writes a forecast, and returns its members `(M,T,H,W,C)`; with N controls `(N,M,T,H,W,C)`."""
     import torch
 
     from bench.engine.forecast import as_dataset, forecast, write_netcdf
@@ -172,14 +172,11 @@ def _forecast_all(
     from rich.console import Console
     from rich.progress import track
 
+    from bench.engine.evaluate import refuse_empty
     from bench.engine.forecast import case_from_split
-    from bench.errors import DataError
 
-    data = task.dataset(config.split)
-    count = len(data)
-    if not count:
-        where = f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}"
-        raise DataError(f"{where}. {data.why_empty}".rstrip())
+    refuse_empty(task, config.split)
+    count = len(task.dataset(config.split))
     numbers = range(min(count, config.limit or count))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)

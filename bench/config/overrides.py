@@ -34,7 +34,7 @@ def is_sweep(override: str) -> bool:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Returns overrides with `~/folder` in quotes, without which Hydra's grammar takes no tilde in a value."""
+    """Returns overrides with values like `~/folder` in quotes, because Hydra's grammar allows no bare tilde."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")

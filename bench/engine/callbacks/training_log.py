@@ -15,17 +15,17 @@ from bench.engine.loggers import log_picture, takes_pictures
 from bench.tables.pictures import pixels_of
 
 FORECAST = "val/forecast"
-"""Name of the pictures: context, target and forecast of the first validation sequence, a row each."""
+"""Name of the pictures, with a row each for context, target and forecast of the first validation sequence."""
 
 
 class TrainingLog(Callback):
-    """Logs hyperparameters, throughput and pictures to all loggers of a training that take them.
+    """Logs hyperparameters, throughput and pictures to all loggers of a training that support them.
 
     Args:
-        config: Of the run, without credentials.
+        config: The run's config, without credentials.
         palette: The task's colours.
         meter: Measures the speed.
-        best: Gives the best validation score so far, None where there is none.
+        best: Returns the best validation score so far, or None.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainingLog(Callback):
             logger.log_metrics(known, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Logs the first forecast; models with a validation loss of their own give none."""
+        """Logs the first forecast; models with their own validation loss have none."""
         first = getattr(pl_module, "first", None)
         takers = [logger for logger in trainer.loggers if takes_pictures(logger)]
         if first is None or not takers:
@@ -64,7 +64,7 @@ class TrainingLog(Callback):
             log_picture(logger, FORECAST, pixels, trainer.global_step - 1)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Gives TensorBoard's page of hyperparameters the best score of the training."""
+        """Logs the best score of the training for TensorBoard's page of hyperparameters."""
         if (best := self.best()) is not None:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
