@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from bench.tables.cells import NOT_RUN, Block, Cell
-from bench.tables.definitions import Column, Table
+from bench.tables.definitions import SIZES, Column, Table
 from bench.tables.standings import DEVIATES
 
 Mark = Callable[[str, int | None], str]
@@ -28,10 +29,17 @@ MARKS = (
 
 
 def number(value: float | None, column: Column, *, signed: bool = False) -> str:
-    """Returns a value with its column's digits, an empty text for None."""
+    """Returns a value with its column's digits, an empty text for None.
+
+    A size, unlike a difference of sizes, has two digits other than leading zeros at least: no model but one that has no
+    parameters shows 0 of them.
+    """
     if value is None:
         return ""
-    return f"{value:{'+' if signed else ''}.{column.digits}f}"
+    digits = column.digits
+    if column.key in SIZES and not signed:
+        digits = max(digits, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 def ours_text(cell: Cell, column: Column, *, bare: bool = False) -> str:
