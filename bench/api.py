@@ -194,6 +194,8 @@ class ModelTraits:
     """The split that `fit` gets; without a validation split, it is the training split."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """What `training_loss` makes of the sequences of a batch: how micro-batches add up to an optimiser step."""
+    forecast_range: tuple[float, float] | None = None
+    """What its forecasts cannot leave, on the scale that models see, such as a sigmoid's 0 to 1."""
     verifies_context: bool = False
     """Whether its losses take `context_known`."""
     takes_labels: bool = False

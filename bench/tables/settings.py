@@ -178,7 +178,7 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
             continue
         one = given[key]
         assert known is not None
-        differs = not _equal(value, one.value)
+        differs = not equal(value, one.value)
         said = [f"the source says {_shown(one.value)}"] if differs else []
         note = "; ".join([*said, *([one.note] if one.note else [])])
         found.append(SourcedSetting(key, value, tuple(str(known.sources[name]) for name in one.sources), note, differs))
@@ -256,7 +256,8 @@ def _shown(value: Any) -> str:
     return "null" if value is None else json.dumps(value).replace('"', "")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
+    """Returns whether two values of a setting are the same: numbers to rounding, lists as tuples."""
     if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):
         return math.isclose(one, other, rel_tol=1e-9)
     return json.dumps(one) == json.dumps(other)
