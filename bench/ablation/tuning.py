@@ -92,7 +92,7 @@ def _refuse_without_validation(config: Config) -> None:
     steps = min(train.max_epochs * epoch, train.max_steps or train.max_epochs * epoch)
     if 0 < steps < (first := train.val_every_epochs * epoch):
         raise ConfigError(
-            f"{_NO_SCORE}: this one has {steps:,} steps, and its first validation is after {first:,} "
+            f"{_NO_SCORE}: this one has {counted(steps, 'step')}, and its first validation is after {first:,} "
             f"({counted(train.val_every_epochs, 'epoch')} of {epoch:,}). Set train.val_every_steps, e.g. to {steps}"
         )
 

@@ -127,8 +127,11 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
     for key, value in config.task.options.items():
         yield f"task.{key}", value
     own = {"stages": "of each stage", "training_loss": "of the model"}
-    yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     given = {**card.presets.get(config.task.name, {}), **config.model.options}
+    if "loss" in card.parameters:
+        yield "loss", given.get("loss", _literal_or_text(card.parameters["loss"]))
+    else:
+        yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     named: tuple[str, ...] = _SAMPLING if "sample" in card.methods else ()
     named += _OWN_OPTIMIZERS if "optimizers" in card.methods else ()
     for key in named:
