@@ -50,7 +50,7 @@ OWN_RECIPES: dict[str, dict[str, Any]] = {
     "predrnn": {
         "experiment": ("train=predrnn_moving_mnist", "data.batch_size=8"),
         "training": {"max_epochs": 80, "max_steps": 80_000, "lr": 3e-4, "weight_decay": 0.0},
-        "note": "trained as by its own authors on moving MNIST, without their second step on each clip played backwards",
+        "note": "trained as by its own authors on moving MNIST, but for their second step on each clip, backwards",
     },
     "phydnet": {
         "experiment": ("train=phydnet_moving_mnist", "data.batch_size=16"),
