@@ -194,6 +194,8 @@ class ModelTraits:
     """The split that `fit` gets; `val` falls back to the training split if there is no validation split."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """How `training_loss` reduces over the sequences of a batch, and so how micro-batches are accumulated."""
+    forecast_range: tuple[float, float] | None = None
+    """Range that its forecasts cannot leave, on the scale that models see: a sigmoid's is 0 to 1."""
     verifies_context: bool = False
     """Whether its losses take `context_known`."""
     takes_labels: bool = False

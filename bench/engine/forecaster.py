@@ -29,6 +29,7 @@ from bench.engine.losses import Losses, WeightedMean, masked_mse
 from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.reach import warn_of_values_out_of_reach
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
@@ -129,6 +130,8 @@ class Forecaster(ScoresWithFloat64):
         """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
         context = self.task.to_context(batch.context)
         target = self.task.normalise(self.task.to_target(batch.target))
+        if self.global_step == batch_index == 0:
+            warn_of_values_out_of_reach(self.model, target)
         own = isinstance(self.model, TrainsWithOwnLoss)
         losses: Tensor | Mapping[str, Tensor]
         if isinstance(self.model, TrainsWithOwnLoss):

@@ -16,7 +16,6 @@ from bench.tables.admission import (
     Excluded,
     admitted,
     complete,
-    deviations,
     latest_per_seed,
     summary,
 )
@@ -27,6 +26,7 @@ from bench.tables.durations import TimeAxis
 from bench.tables.folds import folds_together
 from bench.tables.intervals import of_single_runs
 from bench.tables.protocols import members
+from bench.tables.recipes import deviations
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
 from bench.tables.values import compare, value_of
