@@ -6,10 +6,11 @@ Its training is that of the same config with `split=test`, which finds the weigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.ablation.records import finished_record
+from bench.ablation.records import finished_record, tasks_of
 from bench.config import Config, compose
 from bench.errors import ConfigError, EarthbenchError
 from bench.metrics.names import better_of
@@ -59,6 +60,8 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
     jobs = [layered(point, on_validation(point)) for point in points]
     configs = [compose(job) for job in jobs]
     finished_record(configs[0])  # data that cannot be used is told before anything is trained
+    for config in configs:
+        _refuse_no_validation(config)
     failure = launch(jobs)
     trials = [
         Trial(tuple(point), config, finished_record(config)) for point, config in zip(points, configs, strict=True)
@@ -69,6 +72,21 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
             "before it ends (train.val_every_epochs, or train.val_every_steps)"
         )
     return trials
+
+
+def _refuse_no_validation(config: Config) -> None:
+    """Raises `ConfigError` for a training that ends before its first validation: it would have no score."""
+    train = config.train
+    if train.max_steps is None or train.val_every_steps is not None or train.stages:
+        return
+    count = len(tasks_of(config)[0].dataset("train"))
+    first = math.ceil(min(count, train.limit or count) / config.data.batch_size) * train.val_every_epochs
+    if train.max_steps < first:
+        raise ConfigError(
+            f"train.max_steps={train.max_steps} ends the training before its first validation, after {first} steps "
+            f"(train.val_every_epochs={train.val_every_epochs}), and a grid needs its score: give "
+            f"train.val_every_steps, e.g. {train.max_steps}"
+        )
 
 
 def on_validation(overrides: Sequence[str]) -> list[str]:

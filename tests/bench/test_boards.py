@@ -129,3 +129,5 @@ def test_a_grid_by_itself(
     assert found["best"] == [f"train.lr={first['train.lr']}", f"data.batch_size={first['data.batch_size']}"]
     assert not (tmp_path / "results").exists(), "what was tried is not a result"
     assert main([*words, "train.lr=1e-3"]) == 2 and "several values" in capsys.readouterr().err
+    assert main([*words, "train.max_steps=3", "data.batch_size=2", "train.lr=1e-3,1e-2", "work=other"]) == 2
+    assert "before its first validation, after" in capsys.readouterr().err and not (tmp_path / "other").exists()
