@@ -28,6 +28,24 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "all")
 
 MONTH_MINUTES = 43_829.1
 """A month of 30.436875 days, the mean of the Gregorian calendar's: the cadence of monthly data."""
+TimeUnit = Literal["month", "day", "h", "min"]
+_UNIT_MINUTES: dict[TimeUnit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
+"""The units of which a cadence is to be a whole number, the longest first."""
+
+
+def in_longest_unit(minutes: float) -> tuple[float, TimeUnit]:
+    """Returns a cadence in the longest unit of which it is a whole number; else in minutes."""
+    for unit, length in _UNIT_MINUTES.items():
+        whole = round(minutes / length)
+        if whole and abs(minutes / length - whole) < 1e-6:
+            return whole, unit
+    return minutes, "min"
+
+
+def cadence_text(minutes: float) -> str:
+    """Returns a cadence in its longest unit: `5 min`, `6 h`, `2 months`."""
+    number, unit = in_longest_unit(minutes)
+    return f"{number:g} {unit}{'s' if unit in ('month', 'day') and number != 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from bench.tables.cells import NOT_RUN, Block, Cell
+from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell
 from bench.tables.definitions import SIZES, Column, Table
 from bench.tables.standings import DEVIATES
 
@@ -63,6 +64,24 @@ def row_label(cells: Sequence[Cell]) -> str:
     """Returns what stands in front of a row."""
     told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
     return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
+
+
+def filled_columns(table: Table, block: Block) -> list[Column]:
+    """Returns the columns that a block has figures in: with other options, its neighbours may have other scores.
+
+    A published table has all: what its rows lack is told.
+    """
+    if table.published:
+        return list(table.columns)
+    filled = {cell.column for cell in block.cells if cell.status != NOT_MEASURED}
+    return [column for column in table.columns if column.key in filled] or list(table.columns)
+
+
+def with_columns(table: Table, block: Block, columns: Sequence[Column]) -> tuple[Table, Block]:
+    """Returns a table and one of its blocks with some of its columns only."""
+    keys = {column.key for column in columns}
+    part = table.model_copy(update={"columns": tuple(columns)})
+    return part, replace(block, cells=tuple(cell for cell in block.cells if cell.column in keys))
 
 
 def header(table: Table) -> list[str]:
