@@ -37,11 +37,11 @@ class Skill(EventMetric):
     * `upstream`, as the papers print them: 1e-4 is added to denominators, so 0/0 is 0 and enters the means; 'bias' is
       ((H+F)/(H+M)/ln 2)^2, whose perfect value is 2.08; a target code of 255 is an event.
     * `correct`: no epsilon; an undefined score is NaN, is left out of means and counted in `S_undefined_count`;
-      BIAS is (H+F)/(H+M) and its mean geometric; a value within 5e-5 of an integer is that integer; a target of
-      255 (missing) counts nowhere, nor does a pooled cell with one.
+      BIAS is (H+F)/(H+M) and its mean geometric; values within 5e-5 of an integer are rounded; a target of 255
+      (missing) counts nowhere, and neither does a pooled cell that contains one.
 
     In both, an event is a value >= the threshold, a pair with NaN on either side counts nowhere, and `bias_upstream`
-    is the upstream 'bias' under a name of its own.
+    is the upstream 'bias'.
 
     Args:
         thresholds: In the units of the data.
