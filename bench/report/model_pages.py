@@ -13,10 +13,12 @@ from bench.records.schema import RunRecord
 from bench.report.downloads import RunFiles
 from bench.report.labels import label_of, name_of
 from bench.report.overview import page_of_table
-from bench.tables.admission import deviations
 from bench.tables.cells import TableData
+from bench.tables.columns import GMACS
 from bench.tables.counts import load_counts
 from bench.tables.definitions import Table, main_column
+from bench.tables.lines import number
+from bench.tables.recipes import deviations
 from bench.tables.values import value_of
 from bench.tables.variants import listed
 
@@ -31,7 +33,7 @@ class Cost:
     task: str
     page: str
     parameters: int | None
-    gmacs: float | None
+    gmacs: str
     published_parameters: str
     published_gmacs: str
 
@@ -118,12 +120,13 @@ def _page(
             if row.options:
                 continue
             printed, size = printed_values.get(row.key, {}), load_counts().of(table, row)
+            gmacs = mine[-1].model.gmacs if mine else size.gmacs if size else None
             costs.append(
                 Cost(
                     task=table.name,
                     page=page_of_table(table),
                     parameters=mine[-1].model.parameters if mine else size.parameters if size else None,
-                    gmacs=mine[-1].model.gmacs if mine else size.gmacs if size else None,
+                    gmacs=number(gmacs, GMACS),
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )
@@ -188,7 +191,7 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
         if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
     ]
     if rows:
-        return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
+        return ", ".join(min((deviations(table, record, row) for table, row in rows), key=len))
     how = (
         f"trained for {counted(training.epochs, 'epoch')}, {training.steps:,} steps, on {_COUNT} sequences"
         if training.steps

@@ -1,8 +1,8 @@
-"""The random draws that an N-body MNIST sequence is made of, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
+"""The random draws behind N-body MNIST sequences, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
 
-Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, and leaves all that its paper's set does not
-use (rotation, change of scale and brightness, random acceleration, distractors) at neutral values.  Files of another
-system than the paper's say which, in arrays that the authors' have not; pooled frames are stored with them.
+Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, with neutral values for everything that its
+paper's set does not use (rotation, change of scale and brightness, random acceleration, distractors).  Files of another
+system than the paper's describe it in additional arrays; pooled frames are stored with them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _NEUTRAL = {
     "random_acceleration_magnitude": 0.0,
 }
 _MOST_BYTES = 4 << 30
-"""Of one array. The paper's 20,000 sequences have 1.4 MB of draws, 70,000 digits 55 MB as bytes and 440 as float64."""
+"""Limit of an array. 20,000 sequences have 1.4 MB of draws; 70,000 digits have 55 MB as bytes and 440 as float64."""
 _DISTRACTORS, _DISTRACTOR_SHAPE = "distractor_seeds", (100, 0, 5)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for n sequences of D digits."""
+    """The draws of n sequences of D digits."""
 
     digit_indices: np.ndarray
     """Which digits of `mnist.npz`, `(n,D)`, int64."""
     places: np.ndarray
-    """Where a digit starts: shares (x, y) of the room that it has on the canvas, `(n,D,2)`."""
+    """Initial positions as shares (x, y) of the free space on the canvas, `(n,D,2)`."""
     angles: np.ndarray
-    """Direction of the velocity at the start, radians, `(n,D)`."""
+    """Direction of the initial velocity, radians, `(n,D)`."""
     speeds: np.ndarray
-    """Pixels of the canvas per sub-step at the start, `(n,D)`."""
+    """Initial speed, pixels of the canvas per sub-step, `(n,D)`."""
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
@@ -54,30 +54,30 @@ class Draws:
         return Draws(self.digit_indices[some], self.places[some], self.angles[some], self.speeds[some])
 
     def corners(self, sizes: np.ndarray, canvas: int) -> np.ndarray:
-        """Returns the top-left corners at the start for digits of these widths and heights, both `(n,D,2)`."""
+        """Returns the initial top-left corners for digits of these widths and heights, both `(n,D,2)`."""
         return self.places * (canvas - sizes)
 
     @property
     def velocities(self) -> np.ndarray:
-        """Returns the velocities at the start, `(n,D,2)` pixels of the canvas per sub-step."""
+        """Returns the initial velocities, `(n,D,2)` in pixels of the canvas per sub-step."""
         return self.speeds[..., None] * np.stack([np.cos(self.angles), np.sin(self.angles)], -1)
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a file has: draws, the system that they are of, and frames where these are stored."""
+    """The content of a file: draws, their system, and frames if these are stored."""
 
     draws: Draws
     system: System
     frames: np.ndarray | None = None
-    """`(n,F,H,W)`, uint8, of a system with `pool`."""
+    """`(n,F,H,W)`, uint8, for a system with `pool`."""
 
 
 _NPZ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy and zipfile raise for archives that are damaged in one way or another."""
+"""Errors of numpy and zipfile for damaged archives."""
 _KEYS = {
     "digit_indices": "digit_indices",
     "places": "affine_transforms_multipliers",

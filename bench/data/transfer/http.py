@@ -131,7 +131,7 @@ def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requ
 
     Raises:
         DataError: the server refuses, for good.
-        TryAgainError: it may work the next time.
+        RetryableError: it may work the next time.
     """
     try:
         if not hasattr(_local, "session"):
@@ -165,7 +165,7 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
     """Yields a body as it comes in.
 
     Raises:
-        TryAgainError: it stalls, breaks off or ends before its announced length.
+        RetryableError: it stalls, breaks off or ends before its announced length.
     """
     try:
         # Not `iter_content`: that loses what had come in of a chunk when the line breaks.
