@@ -28,6 +28,24 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "all")
 
 MONTH_MINUTES = 43_829.1
 """A month of 30.436875 days, the mean of the Gregorian calendar's: the cadence of monthly data."""
+TimeUnit = Literal["month", "day", "h", "min"]
+_UNIT_MINUTES: dict[TimeUnit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
+"""The units of which a cadence is to be a whole number, the longest first."""
+
+
+def in_longest_unit(minutes: float) -> tuple[float, TimeUnit]:
+    """Returns a cadence in the longest unit of which it is a whole number; else in minutes."""
+    for unit, length in _UNIT_MINUTES.items():
+        whole = round(minutes / length)
+        if whole and abs(minutes / length - whole) < 1e-6:
+            return whole, unit
+    return minutes, "min"
+
+
+def cadence_text(minutes: float) -> str:
+    """Returns a cadence in its longest unit: `5 min`, `6 h`, `2 months`."""
+    number, unit = in_longest_unit(minutes)
+    return f"{number:g} {unit}{'s' if unit in ('month', 'day') and number != 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,8 @@ class ModelTraits:
     """The split that `fit` gets; `val` falls back to the training split if there is no validation split."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """How `training_loss` reduces over the sequences of a batch, and so how micro-batches are accumulated."""
+    forecast_range: tuple[float, float] | None = None
+    """Range that its forecasts cannot leave, on the scale that models see: a sigmoid's is 0 to 1."""
     verifies_context: bool = False
     """Whether its losses take `context_known`."""
     takes_labels: bool = False

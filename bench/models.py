@@ -30,6 +30,7 @@ from bench.tasks.task import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from bench.api import Shape
     from bench.cost import Cost
 
 # Attributes that `load_model` and `load_weights` set on a model; a record repeats both.
@@ -127,15 +128,21 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     return model
 
 
-def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
-    """Returns a model for a task's shapes, padded to multiples that it supports."""
+def made_for(
+    model_class: Any, input_shape: Shape, target_shape: Shape, hyperparameters: Mapping[str, Any]
+) -> nn.Module:
+    """Returns a model of a class for these shapes, padded to multiples that it supports."""
     known = {**_inherited_defaults(model_class), **_defaults(model_class), **_plain(hyperparameters)}
     multiple = size_multiple(model_class, known)
-    shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
+    shapes = [padded_shape(shape, multiple) for shape in (input_shape, target_shape)]
     model: nn.Module = model_class(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
-    if shapes[0] != tuple(task.input_shape):
-        pad_frames(model, task.input_shape[1:3], shapes[0][1:3])
+    if shapes[0] != tuple(input_shape):
+        pad_frames(model, input_shape[1:3], shapes[0][1:3])
     return model
+
+
+def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+    return made_for(model_class, task.input_shape, task.target_shape, hyperparameters)
 
 
 def _with_target(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from bench import registry
 from bench.checkpoint_format import OURS, SHARED, SHARED_CONFIG
 from bench.config.overrides import literal
 from bench.errors import ConfigError
-from bench.models import made_from, trained, trained_hyperparameters
+from bench.models import made_for, made_from, trained, trained_hyperparameters
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.tables.terminal import main_columns
 
@@ -71,8 +71,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         license: str = "",
     ) -> None:
         super().__init__()
-        made = registry.find("model", name).load()
-        self.model = made(input_shape=tuple(input_shape), target_shape=tuple(target_shape), **hyperparameters)
+        context, target = tuple(input_shape), tuple(target_shape)
+        self.model = made_for(registry.find("model", name).load(), context, target, hyperparameters)  # type: ignore[arg-type]
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns the forecast `(B, T_out, H, W, C)` of contexts `(B, T_in, H, W, C)`, both normalised."""

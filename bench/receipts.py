@@ -15,10 +15,11 @@ from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
 from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.tables.admission import Excluded, deviations
+from bench.tables.admission import Excluded
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Row, Table, load_published
 from bench.tables.folds import run_name
+from bench.tables.recipes import deviations
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 from bench.tables.values import value_of
 

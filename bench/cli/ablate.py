@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             finished_record(config)  # unusable data is reported before the first run starts
         failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)
         records = [finished_record(run.config) for run in runs]
-        references = _references(runs[0].config)
+        references = _references(runs[0].config) if any(records) else []
     from bench.ablation.table import costs, lines, render, results_of
 
     task = runs[0].config.task.name

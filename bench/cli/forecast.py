@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
+_NETCDF = (".nc", ".nc4", ".netcdf")
 EXAMPLES = (
     "earthbench forecast task=sevir model=persistence data.root=DIR --picture forecast.png",
     "earthbench forecast task=sevir model=unet checkpoint=FILE data.root=DIR --sequence 3 --out forecast.nc",
@@ -73,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")
+    if options.out is not None and not options.all and options.out.suffix not in _NETCDF:
+        raise UsageError(f"--out {options.out}: a forecast is a NetCDF file; expected a name that ends in .nc")
     if options.picture is not None and options.all:
         raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
     for flag in ("beside", "colours"):

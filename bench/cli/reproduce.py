@@ -128,8 +128,9 @@ def _total(plans: Sequence[RowPlan]) -> str:
     if projections:
         hours, gpu_hours = (sum(getattr(one, key) for one in projections) for key in ("hours", "gpu_hours"))
         text += (
-            f"; {gpu_hours:,.1f} GPU-hours, {hours:,.1f} h in total on {projections[0].devices}, without the exchange "
-            "of gradients and reading; early stopping usually ends a training sooner"
+            f"; {gpu_hours:,.1f} GPU-hours, {hours:,.1f} h in total on {projections[0].devices} at "
+            f"{projections[0].utilisation:.0%} (assumed) of their peak, without the exchange of gradients and reading; "
+            "early stopping usually ends a training sooner"
         )
     return text
 

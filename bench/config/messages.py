@@ -114,6 +114,8 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
     if isinstance(error, YAMLError | _UNREADABLE):
         return "a YAML file cannot be read: " + " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
+        if kind := next((one for one in _GROUPS if error.override in registry.names(one)), None):  # type: ignore[arg-type]
+            return f"{error.override!r} is not KEY=VALUE. Did you mean {kind}={error.override}?"
         return (
             f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
             "'data.root=\"my folder\"'"

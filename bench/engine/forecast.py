@@ -288,6 +288,7 @@ def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray)
     found |= {name: (("y", "x"), values, attributes) for name, (values, attributes) in data.auxiliary.items()}
     if len(data.variables) > 1:
         found["channel"] = ("channel", list(data.variables), {"long_name": "variable"})
+        found["channel_units"] = ("channel", list(data.units), {"long_name": "units of the variable"})
     return found
 
 
@@ -306,8 +307,12 @@ def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:
     """Returns a forecast with the data's units, projection and names of dimensions."""
     one = len(data.variables) == 1
     for name in dataset.data_vars:
-        long_name = data.variables[0] if one else ", ".join(map("{} [{}]".format, data.variables, data.units))
-        dataset[name].attrs |= {"long_name": long_name, "units": data.units[0] if one else "1"}
+        attributes = dataset[name].attrs
+        if one:
+            attributes |= {"long_name": data.variables[0], "units": data.units[0]}
+        else:  # each channel has its own
+            attributes["long_name"] = ", ".join(map("{} [{}]".format, data.variables, data.units))
+            del attributes["units"]
         if data.mapping:
             dataset[name].attrs["grid_mapping"] = "crs"
     if data.mapping:

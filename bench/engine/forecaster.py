@@ -29,6 +29,7 @@ from bench.engine.losses import Losses, WeightedMean, masked_mse
 from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.reach import warn_of_values_out_of_reach
 from bench.engine.scorer import Scored, Scorer
 from bench.engine.weights import RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
@@ -86,7 +87,8 @@ class Forecaster(ScoresWithFloat64):
         self.scored: Scored | None = None
         """The results of a test."""
         self.first: dict[str, Tensor] | None = None
-        """The first sequence of a validation in physical units `(T,H,W,C)`, for pictures."""
+        """The first sequence of a validation, for pictures `(1,T,H,W,C)`: `context`, normalised, and in physical units
+        `target` and, of a model that is validated by its forecasts, `forecast`."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
@@ -128,6 +130,8 @@ class Forecaster(ScoresWithFloat64):
         """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
         context = self.task.to_context(batch.context)
         target = self.task.normalise(self.task.to_target(batch.target))
+        if self.global_step == batch_index == 0:
+            warn_of_values_out_of_reach(self.model, target)
         own = isinstance(self.model, TrainsWithOwnLoss)
         losses: Tensor | Mapping[str, Tensor]
         if isinstance(self.model, TrainsWithOwnLoss):
@@ -259,10 +263,13 @@ class Forecaster(ScoresWithFloat64):
             self.pictured.see_members(members)
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
-        if self.first is None and len(target) and not test:
-            parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
-            self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
+        if not test:
+            self._keep_first(context=context, target=target, forecast=physical)
         return forecast, physical, target
+
+    def _keep_first(self, **parts: Tensor) -> None:
+        if self.first is None and len(parts["target"]):
+            self.first = {name: part[:1].detach().cpu().clone() for name, part in parts.items()}
 
     def on_validation_epoch_start(self) -> None:
         """Resets the scores."""
@@ -280,9 +287,9 @@ class Forecaster(ScoresWithFloat64):
 
     def _validate(self, batch: Example) -> None:
         if isinstance(self.evaluated, ValidatesWithOwnLoss):
-            context = self.task.to_context(batch.context)
-            target = self.task.normalise(self.task.to_target(batch.target))
-            options = loss_options(self.evaluated, self.task, batch)
+            context, physical = self.task.to_context(batch.context), self.task.to_target(batch.target)
+            self._keep_first(context=context, target=physical)
+            target, options = self.task.normalise(physical), loss_options(self.evaluated, self.task, batch)
             loss = self.evaluated.validation_loss(context, target, **options)
             self._log_validation(loss, known_pixels(target, options))
             return

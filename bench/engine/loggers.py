@@ -26,11 +26,17 @@ def part_folder(logs: Path) -> Path:
     return logs / f"{_PART}{len(list(logs.glob(f'{_PART}*')))}"
 
 
-def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]:
-    """Returns the loggers of `train.loggers`, which write to a folder; W&B names its run after the model.
+def make_loggers(names: Sequence[str], run: str, folder: Path, work: Path) -> list[Logger]:
+    """Returns the loggers of `train.loggers`.
+
+    Args:
+        names: Of the loggers.
+        run: Name of the run in W&B and MLflow.
+        folder: The run's folder, which they write to.
+        work: The folder of all runs, which holds MLflow's store: it compares them.
 
     Raises:
-        ConfigError: a logger's package is not installed.
+        ConfigError: a logger's package is not installed, or its server refuses.
     """
     place: dict[str, Any] = {"save_dir": str(folder.parent), "name": None, "version": folder.name}
     made: list[Logger] = []
@@ -41,12 +47,12 @@ def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]
             elif name == "tensorboard":
                 made.append(TensorBoardLogger(**place))
             elif name == "wandb":
-                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=model))
+                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=run))
             else:
                 # Newer versions of MLflow write to a folder only with this variable; a server ignores it.
                 server = os.environ.get("MLFLOW_TRACKING_URI")
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-                made.append(MLFlowLogger("earthbench", tracking_uri=server, save_dir=str(folder / "mlruns")))
+                made.append(MLFlowLogger("earthbench", run, tracking_uri=server, save_dir=str(work / "mlruns")))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
@@ -66,7 +72,7 @@ def log_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> Non
     elif isinstance(logger, WandbLogger):
         logger.log_image(name, [pixels], step)
     elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}/step_{step:08d}.png")
+        logger.experiment.log_image(logger.run_id, pixels, key=name, step=step)
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def train_stages(
             done = train(
                 stage.module, task, stage_config, watch, processes,
                 folder=own, checkpoints=stage_checkpoints, identity=own_identity,
+                whole=model if stage is stages[-1] else None,
             )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done

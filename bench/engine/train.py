@@ -52,7 +52,7 @@ from bench.engine.trainer import quiet_lightning, trainer_device, translated_err
 from bench.errors import ConfigError, DataError, counted
 from bench.logs import log
 from bench.models import is_fitted
-from bench.paths import AnyPath, as_path
+from bench.paths import AnyPath, as_path, local_folder
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.tasks.task import Task
 
@@ -67,6 +67,7 @@ def train(
     folder: Path,
     checkpoints: AnyPath,
     identity: TrainingIdentity,
+    whole: nn.Module | None = None,
 ) -> TrainingSummary:
     """Trains a model and returns a summary; `summary.weights` names the checkpoint to use.
 
@@ -81,6 +82,7 @@ def train(
         folder: The run's own local folder, for logs.
         checkpoints: Where checkpoints and, at the end, the summary go.
         identity: Identity of the training; weights of another one in these folders are refused.
+        whole: The model that makes forecasts, if only its last stage is trained.
 
     Raises:
         DataError: the train split is empty, or no checkpoint can be read.
@@ -116,9 +118,11 @@ def train(
         kept |= {STEPS: max_steps}
     steps, accumulation = total_steps(loader.batches.steps, max_epochs, max_steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
-    loggers = (
-        make_loggers(config.train.loggers, config.model.name, part_folder(folder / LOGS)) if processes.main else []
-    )
+    loggers = []
+    if processes.main:
+        called = " ".join(filter(None, (config.model.name, identity.stage)))
+        logs, work = part_folder(folder / LOGS), local_folder(config.work, "work")
+        loggers = make_loggers(config.train.loggers, called, logs, work)
     anyway = config.train.resume == "anyway"
     resume = Resume(loader, processes, identity, kept, seed=config.seed, max_steps=max_steps, anyway=anyway)
     watching = _watching(config, watch, resume, monitor, checkpoints, processes)
@@ -127,7 +131,7 @@ def train(
     if processes.main:
         score = monitor.name if monitor is not None else None
         meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
-        shown = [meter, *shown, TrainingLog(stored(config), task.palette, meter, lambda: watching.best_score)]
+        shown = [meter, *shown, TrainingLog(stored(config), meter, lambda: watching.best_score, whole)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=max_epochs,

@@ -5,7 +5,8 @@ Sharding uses torch's `fully_shard`; checkpoints are those of whole models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +48,27 @@ class RunningAverage(ModelEmaV3):
         for name, buffer in model.named_buffers():
             if name in buffers:
                 buffers[name].copy_(buffer)
+
+
+@contextmanager
+def averaged(model: nn.Module, average: RunningAverage | None) -> Iterator[None]:
+    """Gives a model the weights and buffers of its running average within it, where one is kept."""
+    if average is None:
+        yield
+        return
+    _exchange(model, average.module)
+    try:
+        yield
+    finally:
+        _exchange(model, average.module)
+
+
+@torch.no_grad()
+def _exchange(one: nn.Module, other: nn.Module) -> None:
+    for mine, others in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        kept = mine.clone()
+        mine.copy_(others)
+        others.copy_(kept)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -17,7 +17,7 @@ from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
-from bench.report.boards import charts
+from bench.report.charts import charts
 from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.config import BUDGETS, canonical_json
+from bench.config import canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
 from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.tables.definitions import Row, Table
+from bench.tables.recipes import deviations, differing, of_length
 
 PARTIAL = "partial runs"
 OTHER_DATA = "other data"
@@ -24,9 +25,8 @@ OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
 OTHER_HYPERPARAMETERS = "other hyperparameters"
 WITHOUT_ROW = "models without a row"
+OTHER_FILES = "made from other data than the newest run"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
-_LENGTH = {"max_epochs", "max_steps", *BUDGETS, "limit"}
-"""Settings that say how long a training is."""
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
@@ -89,8 +89,9 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
             mine[:] = kept
         if mine:
             newest_run = max(mine, key=lambda record: record.run_id)
-            left_out += [_excluded(r, OTHER_ENSEMBLES) for r in mine if _ensemble(r) != _ensemble(newest_run)]
-            mine[:] = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
+            for reason, key in ((OTHER_FILES, _files), (OTHER_ENSEMBLES, _ensemble)):
+                left_out += [_excluded(record, reason) for record in mine if key(record) != key(newest_run)]
+                mine[:] = [record for record in mine if key(record) == key(newest_run)]
     return by_row, left_out
 
 
@@ -101,6 +102,12 @@ def _excluded(record: RunRecord, reason: str, detail: str = "") -> Excluded:
 def of_ensembles(metric: str) -> bool:
     """Returns whether a metric is one that an evaluation of an ensemble adds to the task's own."""
     return metric in _ADDED_FOR_ENSEMBLES or metric.endswith(MEMBERS)
+
+
+def _files(record: RunRecord) -> str:
+    """Returns the fingerprints of the data that a record was tested and trained on: seeds of others are no average."""
+    tested = None if record.data is None else record.data.fingerprint
+    return canonical_json([tested, record.training.data_fingerprint if record.training else None])
 
 
 def _ensemble(record: RunRecord) -> str:
@@ -121,28 +128,6 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
         else:
             left_out.append(_excluded(record, reason))
     return good, left_out
-
-
-def deviations(table: Table, record: RunRecord, row: Row | None = None) -> list[str]:
-    """Returns how a record's training differs from the row's, as `train.KEY=VALUE (table: VALUE)`."""
-    return list(_deviations(table, record, row).values())
-
-
-def _deviations(table: Table, record: RunRecord, row: Row | None) -> dict[str, str]:
-    if record.training is None:
-        return {}
-    used = record.training.settings
-    wanted = table.training if row is None else table.training_of(row)
-    return {
-        key: f"train.{key}={_setting(used, key)!r} (table: {value!r})"
-        for key, value in wanted.items()
-        if _setting(used, key) != value
-    }
-
-
-def _setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Returns a setting of a training; the cosine schedule is not written down."""
-    return settings.get(key, "cosine" if key == "schedule" else None)
 
 
 def training_seed(record: RunRecord) -> int:
@@ -264,8 +249,8 @@ def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[
         return ", ".join(one for one in tasks.other_options(row, record) if one != OTHER_OPTIONS)
     if not set(reasons) <= {PARTIAL, OTHER_DATA, OTHER_TRAINING_DATA}:
         return ""
-    deviating = _deviations(table, record, row)
-    if set(deviating) - _LENGTH:
+    deviating = differing(table, record, row)
+    if not all(of_length(key) for key in deviating):
         return ", ".join(deviating.values())
     found = [_of(record.data.sequence_count, table.sequence_counts, "test", record.data.origin, table)]
     if record.training is not None:

@@ -16,17 +16,17 @@ from bench.tables.admission import (
     Excluded,
     admitted,
     complete,
-    deviations,
     latest_per_seed,
     summary,
 )
 from bench.tables.captions import captions
 from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
-from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
+from bench.tables.definitions import SIZES, Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.folds import folds_together
 from bench.tables.intervals import of_single_runs
 from bench.tables.protocols import members
+from bench.tables.recipes import deviations
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
 from bench.tables.values import compare, value_of
@@ -34,7 +34,6 @@ from bench.tables.variants import comparable_key, listed, shared_choices, told_a
 
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
-_SIZES = ("parameters", "gmacs")
 _OWN_DISTRIBUTION = "(earthbench "
 
 
@@ -328,7 +327,7 @@ def _cell(
     ours = statistics.fmean(values) if values else None
     difference = None
     if ours is None and not records:
-        status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
+        status = NOT_COUNTABLE if size is not None and column.key in SIZES else absent
     elif ours is None:
         status = "undefined" if any(column.key in record.scores for record in records) else NOT_MEASURED
     elif figure is None or figure.incomparable:
@@ -350,7 +349,7 @@ def _cell(
         sources=figure.sources if figure else (),
         ours=ours,
         # A size is not a sample: its seeds have the same.
-        spread=statistics.stdev(values) if len(values) > 1 and column.key not in _SIZES else None,
+        spread=statistics.stdev(values) if len(values) > 1 and column.key not in SIZES else None,
         interval=(bounds[0] * column.scale, bounds[1] * column.scale) if bounds else None,
         run_ids=tuple(record.run_id for record in records),
         difference=difference,

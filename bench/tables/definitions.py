@@ -19,6 +19,8 @@ COSTS = {
     "cpu_s": "processor seconds of the training's steps, over all threads",
 }
 """What a column may show besides scores, and how it is counted."""
+SIZES = ("parameters", "gmacs")
+"""Those that are of a model alone: all its runs have the same."""
 
 
 class StrictModel(BaseModel):

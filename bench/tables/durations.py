@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench import registry
-from bench.api import MONTH_MINUTES
+from bench.api import TimeUnit, in_longest_unit
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
 
-Unit = Literal["frame", "month", "day", "h", "min"]
+Unit = TimeUnit | Literal["frame"]
 UNITS_IN_FULL: dict[Unit, str] = {"frame": "frames", "month": "months", "day": "days", "h": "hours", "min": "minutes"}
-_MINUTES: dict[Unit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
-"""The units of which a cadence is to be a whole number, the longest first."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,7 @@ class TimeAxis:
         """The axis of a cadence: in the longest unit of which it is a whole number, frames if they are `timeless`."""
         if timeless:
             return cls(1, "frame")
-        for unit, minutes in _MINUTES.items():
-            whole = round(cadence_minutes / minutes)
-            if whole and abs(cadence_minutes / minutes - whole) < 1e-6:
-                return cls(whole, unit)
-        return cls(cadence_minutes, "min")
+        return cls(*in_longest_unit(cadence_minutes))
 
     @classmethod
     def of_record(cls, record: RunRecord) -> TimeAxis:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from bench.tables.cells import NOT_RUN, Block, Cell
-from bench.tables.definitions import Column, Table
+from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell
+from bench.tables.definitions import SIZES, Column, Table
 from bench.tables.standings import DEVIATES
 
 Mark = Callable[[str, int | None], str]
@@ -28,10 +30,17 @@ MARKS = (
 
 
 def number(value: float | None, column: Column, *, signed: bool = False) -> str:
-    """Returns a value with its column's digits, an empty text for None."""
+    """Returns a value with its column's digits, an empty text for None.
+
+    A size, unlike a difference of sizes, has two digits other than leading zeros at least: no model but one that has no
+    parameters shows 0 of them.
+    """
     if value is None:
         return ""
-    return f"{value:{'+' if signed else ''}.{column.digits}f}"
+    digits = column.digits
+    if column.key in SIZES and not signed:
+        digits = max(digits, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 def ours_text(cell: Cell, column: Column, *, bare: bool = False) -> str:
@@ -55,6 +64,24 @@ def row_label(cells: Sequence[Cell]) -> str:
     """Returns what stands in front of a row."""
     told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
     return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
+
+
+def filled_columns(table: Table, block: Block) -> list[Column]:
+    """Returns the columns that a block has figures in: with other options, its neighbours may have other scores.
+
+    A published table has all: what its rows lack is told.
+    """
+    if table.published:
+        return list(table.columns)
+    filled = {cell.column for cell in block.cells if cell.status != NOT_MEASURED}
+    return [column for column in table.columns if column.key in filled] or list(table.columns)
+
+
+def with_columns(table: Table, block: Block, columns: Sequence[Column]) -> tuple[Table, Block]:
+    """Returns a table and one of its blocks with some of its columns only."""
+    keys = {column.key for column in columns}
+    part = table.model_copy(update={"columns": tuple(columns)})
+    return part, replace(block, cells=tuple(cell for cell in block.cells if cell.column in keys))
 
 
 def header(table: Table) -> list[str]:

@@ -127,8 +127,11 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
     for key, value in config.task.options.items():
         yield f"task.{key}", value
     own = {"stages": "of each stage", "training_loss": "of the model"}
-    yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     given = {**card.presets.get(config.task.name, {}), **config.model.options}
+    if "loss" in card.parameters:
+        yield "loss", given.get("loss", _literal_or_text(card.parameters["loss"]))
+    else:
+        yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     named: tuple[str, ...] = _SAMPLING if "sample" in card.methods else ()
     named += _OWN_OPTIMIZERS if "optimizers" in card.methods else ()
     for key in named:
@@ -178,7 +181,7 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
             continue
         one = given[key]
         assert known is not None
-        differs = not _equal(value, one.value)
+        differs = not equal(value, one.value)
         said = [f"the source says {_shown(one.value)}"] if differs else []
         note = "; ".join([*said, *([one.note] if one.note else [])])
         found.append(SourcedSetting(key, value, tuple(str(known.sources[name]) for name in one.sources), note, differs))
@@ -256,7 +259,8 @@ def _shown(value: Any) -> str:
     return "null" if value is None else json.dumps(value).replace('"', "")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
+    """Returns whether two values of a setting are the same: numbers to rounding, lists as tuples."""
     if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):
         return math.isclose(one, other, rel_tol=1e-9)
     return json.dumps(one) == json.dumps(other)

@@ -228,11 +228,13 @@ def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
     """
     if any(cell.mark for cell in cells) or not any(cell.rank for cell in cells):
         return ""
+    beaten = any(cell.beats_reference is False for cell in cells)
+    apart = "; rows that do not beat the best trivial reference take no part" if beaten else ""
     units = {(r.statistics.unit_count, r.statistics.kind) for r in records if r.statistics is not None}
     if units and all(smallest_p(count, PERMUTATIONS) >= CHANCE for count, _ in units):
         count, kind = max(units)
         return (
             f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
-            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for"
+            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for{apart}"
         )
-    return "no best is marked: no row is worse than the best beyond chance, or that cannot be tested"
+    return f"no best is marked: no row is worse than the best beyond chance, or that cannot be tested{apart}"

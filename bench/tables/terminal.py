@@ -12,9 +12,9 @@ from bench import registry
 from bench.errors import EarthbenchError, counted
 from bench.records.schema import RunRecord
 from bench.safe_text import one_line
-from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell, TableData
+from bench.tables.cells import NOT_RUN, Block, Cell, TableData
 from bench.tables.definitions import COSTS, Column, Table
-from bench.tables.lines import header, legend, printed_lines
+from bench.tables.lines import filled_columns, header, legend, printed_lines, with_columns
 from bench.tables.render import load_table
 from bench.tables.runs import added_columns, runs_table, score_column, task_of_runs
 
@@ -161,7 +161,7 @@ def _fitted(
 ) -> tuple[RichTable, Block, list[str]]:
     """Returns the widest form of a block that fits, drawn and as it is, and what it leaves out."""
     bare = replace(block, cells=tuple(replace(cell, spread=None, interval=None) for cell in block.cells))
-    kept, left_out, form = _filled(table, block), list[str](), block
+    kept, left_out, form = filled_columns(table, block), list[str](), block
     # Of a published table that was not run, the costs are what is ours.
     costs_first = any(cell.ours is not None for cell in block.cells if cell.column not in COSTS)
     while (drawn := _drawn(table, form, kept, records, width, styled)) is None:
@@ -174,14 +174,6 @@ def _fitted(
         kept = [column for column in kept if column is not dropped]
         left_out.append(dropped.label)
     return drawn, form, left_out
-
-
-def _filled(table: Table, block: Block) -> list[Column]:
-    """Returns the columns that a block has figures in; with other options, its neighbours may have other scores."""
-    if table.published:
-        return list(table.columns)
-    filled = {cell.column for cell in block.cells if cell.status != NOT_MEASURED}
-    return [column for column in table.columns if column.key in filled] or list(table.columns)
 
 
 def _drawn(
@@ -197,9 +189,8 @@ def _drawn(
         styles = {1: ("[bold green]{}[/]", "**{}**"), 2: ("[italic]{}[/]", "*{}*")}
         return styles.get(rank or 0, ("{}", "{}"))[0 if styled else 1].format(text)
 
-    part = table.model_copy(update={"columns": tuple(columns)})
-    keys = {column.key for column in columns}
-    rows = [[cell for cell in row if cell.column in keys] for row in block.rows]
+    part, shown = with_columns(table, block, columns)
+    rows = shown.rows
     references = [row for row in rows if is_reference(row[0].model, (records[one] for one in row[0].run_ids))]
     groups = {"references": references, "learned models": [row for row in rows if row not in references]}
     printed = {

@@ -14,6 +14,8 @@ from bench.metrics.names import ADDED
 from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
 
+_NOT_SET = "null"
+
 
 def comparable_key(record: RunRecord) -> tuple[Any, ...]:
     """Returns what two records must share for their scores to be compared.
@@ -45,7 +47,8 @@ def _context_fields(task: str) -> frozenset[str]:
 def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     """Returns, for groups of comparable runs, the task's options and the metrics' conventions that not all have alike.
 
-    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once.
+    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once, and an option that
+    is not set is not named.
     """
     firsts = [group[0] for group in groups]
     given = {key for record in firsts for key in _given_options(record)}
@@ -63,7 +66,7 @@ def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     ]
     versions = _unlike([{"version": record.task.version} for record in firsts], "task ")
     texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _unlike(conventions), strict=True)]
-    return ["".join(f", {key}={value}" for key, value in one.items()) for one in texts]
+    return ["".join(f", {key}={value}" for key, value in one.items() if value != _NOT_SET) for one in texts]
 
 
 def _given_options(record: RunRecord) -> set[str]:

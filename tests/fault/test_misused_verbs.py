@@ -37,7 +37,8 @@ _MISUSED = {
             "hydra.searchpath.x=1", "é=1", "data.root=${oc.env:NOPE}", "-- -m"],
     "evaluate": ["", "x", "data.root=empty", "-m seed=0,1", "--cfg job", "data.root=file", "seed=0,1"],
     "forecast": ["", "model=persistence data.root=empty", "model=persistence --input file", "-m",
-                 "model=persistence --input empty", "model=persistence --input nope.npy", "--picture x.xyz"],
+                 "model=persistence --input empty", "model=persistence --input nope.npy", "--picture x.xyz",
+                 "model=persistence data.root=empty --out now.zarr"],
     "rescore": ["", "x", "file", "nope.json", "empty", "x --results file", "x seed=1", "evaluate.metrics.skill.x=1",
                 "-m"],
     "new": ["", "model", "x y", "model X!", "model unet", "model mine --out file", "model mine --out file/x",
@@ -111,6 +112,8 @@ def test_a_misused_verb_is_one_message_with_two(capfd, folder: Path, verb: str) 
         (["count", "--table", "runs/sevir"], "earthbench count --task sevir --model NAME"),
         (["run", "hydra/launcher=mine", "-m", "seed=0,1"], "pip install 'earthbench[sweep]'"),
         (["run", "data.root=a(b"], "Quote values"),
+        (["run", "sevir", "unet"], "Did you mean task=sevir?"),
+        (["evaluate", "model=unet", "persistence"], "Did you mean model=persistence?"),
     ],
 )
 def test_a_slip_is_answered_with_the_cure(capfd, words: list[str], cure: str) -> None:
@@ -125,6 +128,15 @@ def test_a_tilde_needs_no_quotes(monkeypatch, storms: Path) -> None:
     given = ["task=sevir", "model=persistence", "picture=false", "progress=false", "results.root=~/results"]
     assert main(["evaluate", "data.root=~/sevir", *given]) == 0
     assert list((storms.parent / "results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", ["données/pluie d été.nc", "runs/lr=0.1/best.ckpt", "data~1", "a#b&c;d!"])
+def test_text_that_hydra_wants_in_quotes_needs_none(path: str) -> None:
+    from bench.config import compose, expand_sweep
+
+    assert compose([f"data.root={path}"]).data.root == path
+    two = expand_sweep([f"data.root={path},{path}", "seed=0"])
+    assert [compose(one).data.root for one in two] == [path, path]
 
 
 @pytest.mark.slow

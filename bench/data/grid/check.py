@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bench.api import Split
+from bench.api import Split, cadence_text
 from bench.data.grid.cube import Cube
 from bench.data.grid.dataset import GridWindows
 from bench.data.report import Advance, Report
@@ -61,7 +61,7 @@ def describe(
     report.lines = [
         f"{cube.root}  ({len(cube.parts)} file{'s' * (len(cube.parts) > 1)})",
         f"  {', '.join(map('{} [{}]'.format, cube.names, cube.units))} on (time, {', '.join(grid.names)}): "
-        f"{len(cube)} frames of {size}, every {axis.cadence_minutes:g} min",
+        f"{len(cube)} frames of {size}, every {cadence_text(axis.cadence_minutes)}",
         f"  time: {times[0]} to {times[-1]}, {counted(len(axis.breaks), 'gap')}"
         + (f": {'; '.join(axis.gaps[:_SHOWN])}{' ...' if len(axis.gaps) > _SHOWN else ''}" if axis.gaps else ""),
     ]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _ZARR_FILES = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
 _NETCDF_ENDINGS = (".nc", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
+_NO_ENGINE = "did not find a match in any of xarray's currently installed IO backends"
+"""How xarray says that a file is of no format that it knows; what follows is advice to programmers."""
 _MOST_OPEN = 32
 _BLOCK_BYTES = 128 << 20
 """Memory for the frames that are hashed together."""
@@ -245,9 +247,11 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
         raise
     except Exception as error:  # each engine and protocol has its own errors
         said = " ".join(str(error).split())[:300] or type(error).__name__
+        why = "it is neither NetCDF nor Zarr" if _NO_ENGINE in said else f"xarray cannot open it: {said}"
         raise DataError(
-            f"{path}: xarray cannot open it: {said}. Expected NetCDF or Zarr; `earthbench data convert radar_files "
-            "grid` reads radar formats"
+            f"{path}: {why}. Expected NetCDF or Zarr. `earthbench data convert radar_files grid` reads radar formats; "
+            f"an array is written by xarray.Dataset({{'NAME': (('time', 'y', 'x'), array)}}, "
+            f"{{'time': times}}).to_netcdf('cube.nc')"
         ) from error
 
 

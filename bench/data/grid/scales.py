@@ -24,6 +24,7 @@ _MOST_FRAMES = 512
 """Frames to fit a scale to, evenly over the training frames: a few seconds, whatever the size of the data."""
 _DBZ_SPAN = 60.0
 _Z_FACTOR, _Z_POWER = 200.0, 1.6
+_LEAST_RAIN, _LEAST_REFLECTIVITY = 0.1, 7.0
 _RATES = ("mm/h", "mm h-1", "mm hr-1", "mm/hr", "mm hour-1", "mm h^-1", "mm h**-1")
 _REFLECTIVITY = ("dbz",)
 
@@ -104,6 +105,14 @@ def _normalisation(scale: Scale, low: float, high: float, mean: float, spread: f
 def is_rate(units: str) -> bool:
     """Returns whether units are those of a rain rate in mm/h."""
     return units.strip().lower() in _RATES
+
+
+def least_rain(units: str) -> float:
+    """Returns the least rain that counts as such where nobody says: 0.1 mm/h, as in pySTEPS, or its 7 dBZ.
+
+    In other units it is 0.1, which is little of an amount in mm and arbitrary of anything else.
+    """
+    return _LEAST_REFLECTIVITY if units.strip().lower() in _REFLECTIVITY else _LEAST_RAIN
 
 
 def transformed(values: Tensor, scale: Scale, *, rate: bool) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.api import MONTH_MINUTES
+from bench.api import MONTH_MINUTES, cadence_text
 from bench.data.netcdf import decoded, text
 from bench.errors import DataError
 
@@ -122,7 +122,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
     regular = (multiple == 1) & ~off
     if regular.mean() < _FEWEST_REGULAR or off.mean() > _MOST_IRREGULAR:
         most = sorted(zip(counts, values, strict=True), reverse=True)[:4]
-        found = ", ".join(f"{value / 60:g} min ({count / len(steps):.0%})" for count, value in most)
+        found = ", ".join(f"{cadence_text(value / 60)} ({count / len(steps):.0%})" for count, value in most)
         raise DataError(
             f"{source}: expected frames at one cadence, but for gaps; found steps of {found}. In xarray: "
             f"data.resample({name}={f'{cadence}s'!r}).nearest(tolerance=...), or select the frames of one cadence"

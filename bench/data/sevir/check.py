@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from bench.api import Split
+from bench.api import Split, cadence_text
 from bench.data.report import Advance, Report
 from bench.data.sevir.catalogue import (
     Event,
@@ -103,7 +103,7 @@ def describe(
 def _say(report: Report) -> None:
     facts = report.facts
     size = "x".join(map(str, facts["frame_size"] or ["?"]))
-    cadence = f"every {facts['cadence_minutes']:g} min" if facts["cadence_minutes"] else "cadence unknown"
+    cadence = f"every {cadence_text(facts['cadence_minutes'])}" if facts["cadence_minutes"] else "cadence unknown"
     report.lines = [
         f"{facts['root']}  ({facts['origin']})",
         f"  {facts['events']} events of {facts['frames_per_event']} frames of {size}, {cadence}",

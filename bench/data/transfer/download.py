@@ -231,14 +231,22 @@ def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -
         DataError: the error of the first job that failed.
     """
     stop = threading.Event()
+
+    def attempt(job: Callable[[threading.Event], T]) -> T:
+        try:
+            return job(stop)
+        except BaseException:
+            stop.set()  # here: until this function's own thread hears of it, the pool would begin the next job
+            raise
+
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(job, stop) for job in jobs]
+        futures = [pool.submit(attempt, job) for job in jobs]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-            failed = [error for future in futures if future.done() and (error := future.exception())]
-            if failed:
-                raise next((error for error in failed if not isinstance(error, StoppedError)), failed[0])
-            return [future.result() for future in futures]
-        finally:
+        finally:  # a Ctrl-C stops them, too
             stop.set()
             pool.shutdown(cancel_futures=True)
+    failed = [error for future in futures if not future.cancelled() and (error := future.exception())]
+    if failed:
+        raise next((error for error in failed if not isinstance(error, StoppedError)), failed[0])
+    return [future.result() for future in futures]

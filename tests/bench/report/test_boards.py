@@ -10,7 +10,8 @@ from official import PAPER_SETTINGS, trained_with
 
 import bench
 from bench.records.schema import RunRecord
-from bench.report.boards import charts, column_groups, shown_rows, shown_side, styles
+from bench.report.boards import column_groups, shown_rows, shown_side
+from bench.report.charts import charts, styles
 from bench.report.model_pages import _deviations
 from bench.report.overview import heading, overview
 from bench.tables import load_table
