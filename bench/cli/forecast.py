@@ -14,7 +14,7 @@ from bench.api import MONTH_MINUTES
 from bench.cli.outcome import FAR_TOO_VARIED, far_too_varied
 from bench.cli.printing import print
 from bench.config import Config, compose
-from bench.errors import ConfigError, UsageError
+from bench.errors import ConfigError, UsageError, counted
 from bench.logs import log
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _forecast_all(
     for number in track(numbers, "forecasts", console=console, transient=True, disable=not sys.stderr.isatty()):
         case = case_from_split(task, config.split, number)
         _forecast(model, task, case, folder / f"{number:06d}.nc", members, controls, config, device)
-    print(f"forecasts: {len(numbers)} files in {folder}")
+    print(f"forecasts: {counted(len(numbers), 'file')} in {folder}")
 
 
 def _numbers(text: str | None) -> Controls:

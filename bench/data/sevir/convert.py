@@ -25,7 +25,7 @@ from bench.data.sevir.times import as_iso
 from bench.data.transfer.manifest import digest, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import replacing
 
 FRAME_STEP, BLOCK = 2, 3
@@ -66,7 +66,7 @@ class ConvertToLowResolution(DataVerb):
         _write_catalogue(self.root / "CATALOG.csv", self.out / "CATALOG.csv")
         size = sum(entry[0] for entry in files.values())
         return [
-            f"{len(files)} files, {size / 1e6:.1f} MB, in {self.out}",
+            f"{counted(len(files), 'file')}, {size / 1e6:.1f} MB, in {self.out}",
             f"next: earthbench data info sevir_lr --root {self.out}",
         ]
 
