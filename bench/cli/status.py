@@ -24,6 +24,8 @@ from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True
 _WATCH_EVERY_S = 5.0
+_PLACES = ("work=", "results.root=", "hydra.searchpath=")
+"""Overrides that say where to look, not at which run."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="those of the sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
-        "without any sweep: every run under work=DIR",
+        help="those of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
+        "without any: every run under work=DIR",
     )
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
@@ -88,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _found(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
-    return _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
+    only_places = len(jobs) == 1 and all(one.startswith(_PLACES) for one in jobs[0])
+    return _of_folder(configs[0]) if only_places else _of_jobs(jobs, configs)
 
 
 def _text(lines: list[Line]) -> str:
@@ -136,9 +139,10 @@ def _refuse_files(config: Config) -> None:
             raise ConfigError(f"{key}={folder} is not a folder")
 
 
-def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
+def _of_jobs(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
-    return lines_of([" ".join(override for override in job if override in varying) for job in jobs], configs)
+    names = [" ".join(override for override in job if override in varying or len(jobs) == 1) for job in jobs]
+    return lines_of(names, configs)
 
 
 def lines_of(names: list[str], configs: list[Config]) -> list[Line]:
