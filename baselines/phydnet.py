@@ -91,6 +91,7 @@ class PhyDNet(HasReference):
         "tiny": {"conv_hidden": (16, 64)},
     }
     verifies_context = True  # the warm-up steps have a loss, too
+    forecast_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:

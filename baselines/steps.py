@@ -24,6 +24,7 @@ from baselines.shapes import checked_shapes, checked_sizes
 
 _CODE = 255.0
 _AUTOREGRESSION = 2
+_NOT_DRY = "on this scale 0 is not dry (task=grid has task.scale=log1p and dbz for rain)"
 
 
 class Steps(nn.Module):
@@ -44,7 +45,7 @@ class Steps(nn.Module):
         members: How many `forward` averages.
         minutes: Between frames; the task's own unless given.
         kilometres: The width of a pixel; the task's own unless given.
-        threshold: The least rain, on the scale that models see: VIL code 16, unless given.
+        threshold: The least rain, on the scale that models see; the task's own unless given (of SEVIR, VIL code 16).
 
     Raises:
         ValueError: frames of context and target differ in shape, there is no motion in one frame, a number is not
@@ -52,7 +53,11 @@ class Steps(nn.Module):
     """
 
     uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
-    of_task: ClassVar[dict[str, str]] = {"minutes": "cadence_minutes", "kilometres": "pixel_kilometres"}
+    of_task: ClassVar[dict[str, str]] = {
+        "minutes": "cadence_minutes",
+        "kilometres": "pixel_kilometres",
+        "threshold": "least_rain",
+    }
     evaluation_only: ClassVar[tuple[str, ...]] = ("members",)
 
     def __init__(
@@ -71,7 +76,8 @@ class Steps(nn.Module):
         (self.members,) = checked_sizes("steps", "members", [members])
         for name, value in (("minutes", minutes), ("kilometres", kilometres), ("threshold", threshold)):
             if not 0 < value < float("inf"):
-                raise ValueError(f"steps: {name} must be positive, got {value}")
+                why = f": {_NOT_DRY}" if name == "threshold" else ""
+                raise ValueError(f"steps: {name} must be positive, got {value:.3g}{why}")
         self.t_out, self.order = target[0], min(_AUTOREGRESSION, context[0] - 1)
         self.minutes, self.kilometres, self.threshold = minutes, kilometres, threshold
         self.degraded: Counter[str] = Counter()
@@ -95,10 +101,7 @@ class Steps(nn.Module):
     def _draw(self, context: Tensor, members: int, base: int) -> Tensor:
         fields = filled(context[:, -self.order - 1 :]).permute(0, 4, 1, 2, 3).double().cpu().numpy() * _CODE
         if fields.min() < -1:  # of codes: a digit of rounding is none
-            raise ValueError(
-                f"steps: expected rain from 0 on, found {fields.min() / _CODE:.3g}: on this scale 0 is not dry "
-                "(task=grid has task.scale=log1p and dbz for rain)"
-            )
+            raise ValueError(f"steps: expected rain from 0 on, found {fields.min() / _CODE:.3g}: {_NOT_DRY}")
         drawn = np.empty((members, len(fields), fields.shape[1], self.t_out, *fields.shape[3:]), np.float32)
         for row, sequence in enumerate(fields):
             seed = int(np.random.SeedSequence([base, zlib.crc32(sequence.tobytes())]).generate_state(1)[0] >> 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -302,6 +303,8 @@ class _Axial(nn.Module):
 
 class VQVAEStage(nn.Module):
     """Trains the VQ-VAE on target frames, the ones whose codes are forecast."""
+
+    forecast_range: ClassVar[tuple[float, float]] = (0.0, 1.0)  # `VQVAE.decode` cuts off
 
     def __init__(self, vqvae: VQVAE) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from bench.paths import AnyPath
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the final name only when the block ends without an error.
+    """Yields a path to write to, which takes the final name only when the block ends without an error.
 
     Raises:
         DataError: the folder cannot be written to, or the disk is full; names the path.
@@ -45,7 +45,7 @@ def check_writable(folder: AnyPath, key: str) -> None:
     """Refuses a folder that cannot be written to, before a run rather than after it.
 
     Args:
-        folder: Made if it is not there; local or remote.
+        folder: Local or remote; made if it does not exist.
         key: The config key that names it.
 
     Raises:

@@ -18,7 +18,7 @@ from bench.safe_text import for_markdown
 
 EXAMPLES = (
     "earthbench tune model=unet task=sevir data.root=DIR train.max_epochs=3 train.lr=1e-3,2e-3 data.batch_size=4,16",
-    "earthbench tune task=sevir data.root=DIR train.max_steps=500 train.val_every_steps=50 train.lr=1e-3,1e-2",
+    "earthbench tune model=unet data.root=DIR train.max_steps=500 train.val_every_steps=100 train.lr=1e-3,1e-2",
 )
 
 

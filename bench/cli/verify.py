@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rendered(root: Path) -> list[str]:
-    """Returns the tables `runs/TASK` that have a rendering: those of most tasks are not registered."""
+    """Returns the tables `runs/TASK` that have a rendering; most of them are not registered."""
     return sorted(path.stem.replace("_", "/", 1) for path in (root / "tables").glob("runs_*.*"))
 
 

@@ -36,7 +36,7 @@ def is_sweep(override: str) -> bool:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Returns overrides with `~/folder`, `données.nc` and `runs/lr=0.1` in quotes, as Hydra's grammar wants them."""
+    """Returns overrides with `~/folder`, `données.nc` and `runs/lr=0.1` in quotes, which Hydra's grammar requires."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")

@@ -14,7 +14,9 @@ from bench.errors import ConfigError, DataError
 from bench.protocols.board import BoardFile
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import skill_interval
-from bench.report.boards import is_reference, styles
+from bench.report.boards import is_reference
+from bench.report.charts import styles
+from bench.report.labels import name_of
 from bench.report.plots import check_ending, digest_of, line_look, pyplot, save_picture
 from bench.tables.admission import read_store
 from bench.tables.cells import Block, TableData, table_data
@@ -116,7 +118,7 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
         column=column,
         per_lead=per_lead,
         lead_label=next(
-            (one.label.removesuffix("-M") for one in table.columns if one.key.startswith(per_lead)), per_lead
+            (name_of(one).removesuffix("-M") for one in table.columns if one.key.startswith(per_lead)), per_lead
         ),
         reference=reference,
         reference_label=_label_of(reference, rows),
@@ -141,7 +143,7 @@ def draw_shown(shown: ShownBoard, out: Path, ending: str) -> dict[Path, str]:
     """
     check_ending(Path(f"x{ending}"))
     out.mkdir(parents=True, exist_ok=True)
-    score, drawn = shown.column.label, {}
+    score, drawn = name_of(shown.column), {}
     if shown.reference.scores_per_lead.get(shown.per_lead):
         drawn[_draw_leads(out / f"{shown.name}_lead{ending}", shown)] = f"Skill in {shown.lead_label} by lead time"
     compute = _draw_compute(out / f"{shown.name}_compute{ending}", shown)
@@ -273,7 +275,7 @@ def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     else:
         axis.set_xlim(0.9 * min(spent, default=0), 1.1 * max(spent, default=1))
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
-    axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
+    axis.set_ylabel(_axis_label(shown, name_of(shown.column)), fontsize=9)
     _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
     longest = max(map(len, axis.get_legend_handles_labels()[1]), default=0)
     figure.legend(loc="outside lower center", ncols=3 if longest < _LONG else 2, fontsize=8)
@@ -302,7 +304,7 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
     axis.set_yticks(range(len(rows)), [textwrap.fill(label, 38) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel(_axis_label(shown, shown.column.label), fontsize=9)
+    axis.set_xlabel(_axis_label(shown, name_of(shown.column)), fontsize=9)
     _finish(
         figure, axis, shown,
         f"{title}. Dots: seeds; bar: their mean; grey: their standard deviation to either side. {shown.units}.",

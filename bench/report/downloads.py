@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from bench.paths import AnyPath
@@ -17,7 +16,7 @@ from bench.tables.definitions import Published, Table
 from bench.tables.render import texts_of
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
-_ENDINGS = {"csv": "csv", "md": "md", "json": "json", "latex": "tex"}
+_ENDINGS = {"csv": "csv", "md": "md", "json": "json", "latex": "tex", "bib": "bib"}
 
 
 @dataclass(frozen=True)
@@ -63,41 +62,7 @@ def write_downloads(table: Table, published: Published | None, contents: TableDa
     folder = site / "downloads"
     folder.mkdir(exist_ok=True)
     texts = texts_of(table, published, contents, tuple(_ENDINGS))
-    files = {_ENDINGS[form]: text for form, text in texts.items()} | {"bib": bibliography(published)}
+    files = {_ENDINGS[form]: text for form, text in texts.items()}
     for ending, text in files.items():
         (folder / f"{table.file_stem}.{ending}").write_text(text, encoding="utf-8")
     return {ending: f"downloads/{table.file_stem}.{ending}" for ending in files}
-
-
-def bibliography(published: Published | None) -> str:
-    """BibTeX entries of earthbench and of the paper that the published values are from."""
-    entries = [
-        _entry(
-            "software",
-            "earthbench",
-            title="earthbench: a benchmark and reproducibility harness for Earth-system forecasting",
-            author="{The earthbench authors}",
-            version=version("earthbench"),
-        )
-    ]
-    if published is not None:
-        paper = published.paper
-        year = re.search(r"\d{4}", paper["venue"])
-        entries.append(
-            _entry(
-                "inproceedings",
-                f"arxiv{paper['arxiv'].replace('.', '')}",
-                title=paper["title"],
-                author=" and ".join(paper["authors"].split(", ")),
-                booktitle=paper["venue"],
-                year=year[0] if year else "",
-                eprint=paper["arxiv"],
-                archiveprefix="arXiv",
-            )
-        )
-    return "\n".join(entries)
-
-
-def _entry(kind: str, key: str, **fields: str) -> str:
-    lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-    return "\n".join([f"@{kind}{{{key},", *lines, "}", ""])

@@ -11,11 +11,14 @@ from bench import registry
 from bench.errors import EarthbenchError, counted
 from bench.records.schema import RunRecord
 from bench.report.downloads import RunFiles
+from bench.report.labels import label_of, name_of
 from bench.report.overview import page_of_table
-from bench.tables.admission import deviations
 from bench.tables.cells import TableData
+from bench.tables.columns import GMACS
 from bench.tables.counts import load_counts
 from bench.tables.definitions import Table, main_column
+from bench.tables.lines import number
+from bench.tables.recipes import deviations
 from bench.tables.values import value_of
 from bench.tables.variants import listed
 
@@ -30,7 +33,7 @@ class Cost:
     task: str
     page: str
     parameters: int | None
-    gmacs: float | None
+    gmacs: str
     published_parameters: str
     published_gmacs: str
 
@@ -103,23 +106,27 @@ def _page(
     files: Mapping[str, RunFiles],
     standing: Mapping[str, Table],
 ) -> ModelPage:
-    costs, notes, labels = [], [], []
+    costs, labels = [], []
+    notes: dict[str, dict[str, None]] = {}  # with the tables that have each, in order
     for table, printed_values, _ in tables:
         mine = [record for record in records if record.task.name == table.task and record.model.is_preset]
         for row in table.rows:
             if row.model != name:
                 continue
             labels.append(row.label)
-            notes += [f"{table.name}, {key}: {note}" for key, note in row.notes.items()]
+            for key, note in row.notes.items():
+                column = next((name_of(one) for one in table.columns if one.key == key), key)
+                notes.setdefault(f"{column}: {note}", {})[table.name] = None
             if row.options:
                 continue
             printed, size = printed_values.get(row.key, {}), load_counts().of(table, row)
+            gmacs = mine[-1].model.gmacs if mine else size.gmacs if size else None
             costs.append(
                 Cost(
                     task=table.name,
                     page=page_of_table(table),
                     parameters=mine[-1].model.parameters if mine else size.parameters if size else None,
-                    gmacs=mine[-1].model.gmacs if mine else size.gmacs if size else None,
+                    gmacs=number(gmacs, GMACS),
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )
@@ -133,7 +140,8 @@ def _page(
         name=name, page=page_of(name), labels=tuple(dict.fromkeys(labels)), origin=origin,
         summary=card.summary if card else "", doc=card.doc if card else "", problem=problem,
         reference=bool(card and card.trivial), costs=tuple(costs),
-        deviations=_deviations([table for table, _, _ in tables], records), notes=tuple(dict.fromkeys(notes)),
+        deviations=_deviations([table for table, _, _ in tables], records),
+        notes=tuple(f"{note} ({', '.join(names)})" for note, names in notes.items()),
         presets=card.presets if card else {},
         records=tuple(_shown(record, files[record.run_id], standing) for record in reversed(records)),
     )  # fmt: skip
@@ -143,7 +151,7 @@ def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) ->
     table = standing.get(record.run_id)
     column = main_column(table) if table else None
     value = value_of(record, column.key) if column else None
-    score = f"{column.label} {value * column.scale:.{column.digits}f}" if column and value is not None else ""
+    score = f"{label_of(column)}: {value * column.scale:.{column.digits}f}" if column and value is not None else ""
     return ShownRecord(record, files, page_of_table(table) if table else "", score)
 
 
@@ -183,7 +191,7 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
         if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
     ]
     if rows:
-        return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
+        return ", ".join(min((deviations(table, record, row) for table, row in rows), key=len))
     how = (
         f"trained for {counted(training.epochs, 'epoch')}, {training.steps:,} steps, on {_COUNT} sequences"
         if training.steps

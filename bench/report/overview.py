@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.report.boards import shown_rows
+from bench.report.labels import label_of
 from bench.tables.cells import TableData
 from bench.tables.definitions import Table, main_column
 
@@ -19,6 +20,8 @@ class Top:
     label: str
     model: str
     value: str
+    spread: str
+    """Over seeds, or the interval of the one run."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,6 @@ def _podiums(table: Table, contents: TableData) -> tuple[Podium, ...]:
     for title, measured in blocks:
         top = [row for row in measured if row.rank or not any_ranked][:3]
         if top:
-            values = [f"{row.cells[0].ours} {row.cells[0].spread}".strip() for row in top]
-            shown = tuple(Top(row.rank, row.label, row.model, value) for row, value in zip(top, values, strict=True))
-            found.append(Podium(title, column.label, column.better or "", shown, len(measured), any_ranked))
+            shown = tuple(Top(row.rank, row.label, row.model, row.cells[0].ours, row.cells[0].spread) for row in top)
+            found.append(Podium(title, label_of(column), column.better or "", shown, len(measured), any_ranked))
     return tuple(found)

@@ -18,9 +18,11 @@ from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
 from bench.report.board_pages import BoardPage, board_page
-from bench.report.boards import charts, column_groups, shown_rows, shown_side
+from bench.report.boards import column_groups, shown_rows, shown_side
+from bench.report.charts import charts
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
+from bench.report.labels import label_of
 from bench.report.model_pages import model_pages, page_of
 from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
@@ -33,7 +35,7 @@ from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry, with_scores_there
 from bench.tables.values import value_of
 
-OWN = ("report.css", "report.js")
+OWN = ("report.css", "board_charts.js", "report.js")
 
 
 def write_assets(folder: Path) -> dict[str, str]:
@@ -148,7 +150,7 @@ def _environment() -> Any:
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "breakable": _breakable, "label": label_of}
     return environment
 
 
@@ -157,6 +159,13 @@ def _code(text: str) -> Any:
     from markupsafe import Markup, escape  # of jinja2
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _breakable(name: str) -> Any:
+    """Returns a name that may be broken behind its underscores and slashes, not within words."""
+    from markupsafe import Markup, escape  # of jinja2
+
+    return Markup(re.sub(r"([_/])", r"\1<wbr>", str(escape(name))))
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:
@@ -187,7 +196,8 @@ def _table(
             {
                 "anchor": _anchor(fingerprints, [block["anchor"] for block in blocks]),
                 "title": block.title,
-                "rows": shown_rows(table, block),
+                "rows": (rows := shown_rows(table, block)),
+                "factors": any(cell.factor for row in rows for cell in row.cells),
                 "side": shown_side(block, column),
                 "remarks": block.remarks,
                 "absences": block.absences,

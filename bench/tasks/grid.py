@@ -207,6 +207,16 @@ class Grid(Turnable):
         return step * {"m": 1e-3, "metre": 1e-3, "meters": 1e-3}.get(units, 111.2 if units.startswith("deg") else 1.0)
 
     @property
+    def least_rain(self) -> float:
+        """Returns the least rain, on the scale that models see: the lowest threshold, else what the units suggest."""
+        import torch
+
+        from bench.data.grid.scales import least_rain
+
+        least = min(self.thresholds) if self.thresholds else least_rain(self.physical_units)
+        return float(self.normalise(torch.tensor(least)))
+
+    @property
     def _cut(self) -> Cut:
         from bench.data.grid.dataset import Cut
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _SCALE = 1.0 / 255.0
 _MISSING = 255
 _EXTENT_KM = 384
+_LEAST_RAIN = 16
+"""VIL code, the lowest threshold of the scores."""
 # Levels and colours of the SEVIR project's own plots (Veillette et al. 2020); the levels include the verification
 # thresholds 16, 74, 133, 160, 181 and 219.
 _PALETTE = Palette(
@@ -148,6 +150,11 @@ class Sevir(Turnable):
 
         nominal = _EXTENT_KM / self.nominal_size
         return nominal if self.data_root is None else pixel_kilometres(read_catalogue(self.data_root)) or nominal
+
+    @property
+    def least_rain(self) -> float:
+        """Returns the least rain, on the scale that models see."""
+        return _LEAST_RAIN / 255
 
     def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
         """Returns per split the dates that an event's centre is after, and up to and including."""

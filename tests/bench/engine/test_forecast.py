@@ -230,4 +230,4 @@ def test_a_forecast_of_outliers_is_said(storms: Path, tmp_path: Path, capsys, mo
     monkeypatch.setattr(forecast_verb, "_forecast", lambda *given: 1000 * usual(*given))
     words = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}", "device=cpu", "--out", "a.nc"]
     assert main(words) == 0
-    assert "times as much as what was observed before: its errors are of outliers" in capsys.readouterr().err
+    assert "times as much as what was observed before: outliers dominate its errors" in capsys.readouterr().err
