@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.api import MONTH_MINUTES
 from bench.cli.outcome import FAR_TOO_VARIED, far_too_varied
 from bench.cli.printing import print
 from bench.config import Config, compose
@@ -17,6 +18,8 @@ from bench.errors import ConfigError, UsageError
 from bench.logs import log
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from torch import Tensor, nn
 
     from bench.engine.forecast import Case
@@ -134,11 +137,16 @@ def run(options: argparse.Namespace) -> int:
         start = None if case.coordinates is None else case.coordinates.start
         # forecasts from the newest frames are named by their time, which the title has already
         name = f", {case.name}" if case.name != str(start) else ""
-        since = f", from {start.item():%d %B %Y, %H:%M} UTC" if start is not None else ""
+        since = f", from {_moment(start.item(), case.cadence_minutes)}" if start is not None else ""
         title = f"{config.model.name} on {task.name}{name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0
+
+
+def _moment(time: datetime, cadence_minutes: float) -> str:
+    """Returns a time as a title has it: a month alone where frames are months."""
+    return f"{time:%B %Y}" if cadence_minutes >= MONTH_MINUTES else f"{time.day} {time:%B %Y, %H:%M} UTC"
 
 
 def _forecast(

@@ -122,7 +122,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     data = first.data
     assert data is not None
     times = TimeAxis.of_record(first)
-    shares = replace(look.palette, colours="Blues")
+    shares = replace(look.palette, colours="Blues", levels=_SHARES)
     _, *within, (all_members, _) = _legend(shares, _SHARES)
     before = times.leads(1 - len(shown.context), len(shown.context))
     after = times.leads(1, len(shown.target))
@@ -222,5 +222,6 @@ def _legend(palette: Palette, levels: tuple[float, ...]) -> tuple[tuple[str, str
     between = [((low + high) / 2, f"{low:g} to {high:g}") for low, high in pairwise(levels)]
     span = levels[-1] - levels[0]
     ends = [(levels[0] - span, f"below {levels[0]:g}"), (levels[-1] + span, f"{levels[-1]:g} and above")]
-    shown = [*([ends[0]] if isinstance(palette.colours, str) else []), *between, ends[1]]
+    named = isinstance(palette.colours, str)
+    shown = [*(ends[:1] if named and palette.levels else []), *between, *(ends[1:] if palette.levels else [])]
     return tuple((to_hex(colours(norm(value))), text) for value, text in shown)

@@ -22,7 +22,7 @@ from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
 from bench.tables.look import Look
-from bench.tables.pictures import PRINT_DPI, draw_forecasts
+from bench.tables.pictures import PRINT, PRINT_DPI, draw_forecasts
 
 _LEAD_SCORES = 2
 _CHARTS_ABREAST = 4
@@ -256,7 +256,7 @@ def save_picture(figure: Any, path: Path, digest: str) -> Path:
     """Saves a figure at 300 dots per inch, with the digest of its inputs where the format has a place for it."""
     ending = path.suffix.lstrip(".")
     told = {"png": {INPUTS: digest}, "svg": {"Keywords": digest}, "pdf": {"Keywords": digest}}
-    with replacing(path) as part:
+    with replacing(path) as part, pyplot().rc_context(PRINT):
         figure.savefig(part, dpi=PRINT_DPI, format=ending, metadata=told.get(ending))
     pyplot().close(figure)
     return path

@@ -181,6 +181,17 @@ class Table(StrictModel):
             f"table {self.name!r} has no column {key!r}. {did_you_mean(key, [column.key for column in self.columns])}"
         )
 
+    def named(self, name: str) -> Column:
+        """Returns the column of a key or, in whatever case, a label.
+
+        Raises:
+            UnknownNameError: the table has no such column; the message offers the nearest.
+        """
+        label = name.casefold()
+        by_label = (column.key for column in self.columns if column.label.casefold() == label)
+        keys = {column.key for column in self.columns}
+        return self.column(name if name in keys else next(by_label, name))
+
 
 def main_column(table: Table) -> Column | None:
     """Returns the column that a table's rows are sorted by, its first score; None if it has none."""

@@ -46,6 +46,10 @@ class TimeAxis:
         """Returns the duration of a number of frames, e.g. `5 min` or `1 month`."""
         return self._with_unit(f"{frames * self.step:g}")
 
+    def every(self) -> str:
+        """The cadence, e.g. `every 5 min` or `every month`."""
+        return f"every {self.text() if self.step != 1 else UNITS_IN_FULL[self.unit].removesuffix('s')}"
+
     def lead(self, frames: int) -> str:
         """Returns the time of a frame relative to the last of the context, e.g. `+30 min`, `-11 months`, `0 frames`."""
         return self._with_unit(f"{frames * self.step:+g}" if frames else "0")

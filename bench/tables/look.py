@@ -94,12 +94,15 @@ def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
 
 
 def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
-    """Returns matplotlib's colour map and norm for a palette."""
+    """Returns matplotlib's colour map and norm for a palette.
+
+    Levels that a task names leave values outside of them; levels that were made from the values do not.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     if isinstance(palette.colours, str):
         named = colormaps[palette.colours]
-        return named, BoundaryNorm(levels, named.N, extend="both")
+        return named, BoundaryNorm(levels, named.N, extend="both" if palette.levels else "neither")
     listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
     return listed, BoundaryNorm(levels, listed.N)

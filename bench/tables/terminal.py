@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _LABEL_WIDTH = 24
-"""Width that labels are wrapped to before a column is left out."""
+"""Width that labels are wrapped to, or to their longest word, before a column is left out."""
 _GAP = 2
 _MOST_SCORES = 8
 
@@ -41,8 +41,8 @@ def narrowed(
     Raises:
         UnknownNameError: the table has no such column.
     """
-    shown = [find_column(table, name) for name in columns] or list(table.columns)
-    by = find_column(table, sort) if sort is not None else None
+    shown = [table.named(name) for name in columns] or list(table.columns)
+    by = table.named(sort) if sort is not None else None
     blocks = tuple(
         replace(
             block,
@@ -57,15 +57,6 @@ def narrowed(
         for block in contents.blocks
     )
     return table.model_copy(update={"columns": tuple(shown)}), replace(contents, blocks=blocks)
-
-
-def find_column(table: Table, name: str) -> Column:
-    """Returns the column of a key or a label.
-
-    Raises:
-        UnknownNameError: the table has no such column.
-    """
-    return table.column(next((one.key for one in table.columns if name in (one.key, one.label)), name))
 
 
 _OF_MEMBERS = tuple(score_column(key) for key in ("crps", "crps_fair", "spread_skill_ratio"))
@@ -212,7 +203,8 @@ def _drawn(
     if len(printed) > 1:
         widths[0] = max(widths[0], *(len(f"({name})") for name in printed))
     others = sum(widths[1:]) + _GAP * (len(widths) - 1)
-    if others + min(widths[0], _LABEL_WIDTH) > width and len(columns) > 1:
+    longest = max((len(word) for group in printed.values() for line in group for word in line[0].split()), default=0)
+    if others + min(widths[0], max(_LABEL_WIDTH, min(longest, width // 2))) > width and len(columns) > 1:
         return None
     widths[0] = max(min(widths[0], width - others), 1)
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))

@@ -128,7 +128,8 @@ class JoinTrees(DataVerb):
             return
         text = " + ".join(f"{what} ({count} events)" for what, count in counts.items())
         if self._is_coarser:
-            text += f", means of {self.pool}x{self.pool} pixels, every {self.every} frames"
+            frames = "every frame" if self.every == 1 else f"every {self.every} frames"
+            text += f", means of {self.pool}x{self.pool} pixels, {frames}"
         with replacing(self.out / "DATASET.json") as part:
             part.write_text(json.dumps({"origin": text}) + "\n", encoding="utf-8")
 
