@@ -80,8 +80,7 @@ def receipts_of(
     """
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
-    key = next((c.key for c in table.columns if column in (c.key, c.label)), column)
-    table.column(key)
+    key = table.named(column).key
     by_id = {record.run_id: record for record in records}
     found, rows = [], []
     for block in contents.blocks:

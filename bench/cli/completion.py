@@ -35,8 +35,11 @@ KEYS
     elif [[ $COMP_CWORD == 1 ]]; then
         words='VERBS'
     else
-        case ${COMP_WORDS[1]} in
+        case "${COMP_WORDS[1]} $before" in
+FLAGS
+        *) case ${COMP_WORDS[1]} in
 WORDS
+        esac;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -70,11 +73,20 @@ def words_of(verb: str, module: str) -> list[str]:
             found += map(str, action.choices)
         if action.dest == "overrides":
             found += [f"{key}=" for key in _keys()]
-        elif action.option_strings and action.dest in _KINDS:
-            found += registry.names(action.dest)  # type: ignore[arg-type]
     for kind in _NAMES.get(verb, ()):
         found += registry.names(kind)  # type: ignore[arg-type]
     return list(dict.fromkeys(found if verb != "help" else list(VERBS)))
+
+
+def values_of(module: str) -> dict[str, list[str]]:
+    """Returns what may follow a verb's flags, by flag: choices, or registered names."""
+    parser = Parser(add_help=False)
+    importlib.import_module(module).add_arguments(parser)
+    found = {}
+    for action in parser._actions:
+        known = registry.names(action.dest) if action.dest in _KINDS else action.choices  # type: ignore[arg-type]
+        found |= {flag: [str(one) for one in known] for flag in action.option_strings if known}
+    return found
 
 
 def _keys() -> Iterator[str]:
@@ -101,7 +113,12 @@ def _bash(*, zsh: bool) -> str:
         for verb, (module, _) in VERBS.items()
     ]
     script = _BASH.replace("KEYS", "\n".join(keys)).replace("VERBS", " ".join([*VERBS, "--help", "--version"]))
-    script = script.replace("WORDS\n", "\n".join(words) + "\n")
+    flags = [
+        f"        '{verb} {flag}') words={shlex.quote(' '.join(values))};;"
+        for verb, (module, _) in VERBS.items()
+        for flag, values in values_of(module).items()
+    ]
+    script = script.replace("FLAGS\n", "\n".join(flags) + "\n").replace("WORDS\n", "\n".join(words) + "\n")
     return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if zsh else script
 
 
@@ -116,4 +133,10 @@ def _fish() -> str:
         lines.append(
             f"complete -c earthbench -n '__fish_seen_subcommand_from {verb}' -a {shlex.quote(' '.join(words))}"
         )
+        lines += [
+            f"complete -c earthbench -n '__fish_seen_subcommand_from {verb}' -l {flag.removeprefix('--')} -x "
+            f"-a {shlex.quote(' '.join(values))}"
+            for flag, values in values_of(module).items()
+            if flag.startswith("--")
+        ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
 from bench.config.overrides import quoted
@@ -14,6 +14,7 @@ from bench.errors import UsageError
 
 TAKES_HYDRA_FLAGS = True
 _MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
+_INDENT = 24
 EXAMPLES = (
     "earthbench doctor",
     "earthbench doctor model=earthformer data.root=DIR device=cuda",
@@ -44,9 +45,9 @@ def run(options: argparse.Namespace) -> int:
     for check in checks(config):
         found.append(check)
         if options.format == "text":
-            print(f"{_MARKS[check.outcome]:<8} {check.name:<14} {check.found}", flush=True)
+            print(wrapped(f"{_MARKS[check.outcome]:<8} {check.name:<14} {check.found}", _INDENT), flush=True)
             if check.cure:
-                print(f"{'':<8} {'':<14} -> {check.cure}", flush=True)
+                print(wrapped(f"{'':<{_INDENT}}-> {check.cure}", _INDENT + 3), flush=True)
         elif sys.stderr.isatty():
             print(f"{check.name}: {check.outcome}", file=sys.stderr)
     code = max(check.exit_code for check in found)

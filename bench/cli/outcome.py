@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import registry
-from bench.cli.printing import print, wrapped
+from bench.cli.printing import print, wrapped, wrapped_command
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
@@ -58,7 +58,8 @@ def print_outcome(outcome: Outcome) -> None:
     before = ""
     for name, text in facts:
         if text:
-            print(f"{'' if name == before else name + ':':>11} {text}")
+            fitted = wrapped_command if name == "next" else wrapped
+            print(f"{'' if name == before else name + ':':>11} {fitted(text, 12)}")
             before = name
 
 

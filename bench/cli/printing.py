@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shlex
 import shutil
 import sys
 import textwrap
@@ -24,7 +25,11 @@ def wrapped_command(command: str, indent: int) -> str:
     if not sys.stdout.isatty():
         return command
     width = shutil.get_terminal_size().columns - indent - len(" \\")
-    lines = textwrap.wrap(command, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
     return f" \\\n{' ' * indent}".join(lines)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TextIO
 
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import RunFailedError, UsageError, counted
 from bench.logs import shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps([one.as_dict() for one in plans], indent=1))
     else:
-        print("\n".join(line for one in plans for line in _lines(one)))
-        print(_total(plans))
+        print("\n".join(wrapped(line, 11) for one in plans for line in _lines(one)))
+        print(wrapped(_total(plans), 2))
     if options.dry_run:
         return 0
     if not any(one.status != "cannot run" for one in plans):

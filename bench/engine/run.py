@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
             timeout_s=config.data.timeout_s,
             compile=config.train.compile,
-            progress=config.progress and console_level() <= logging.INFO,
+            progress=config.progress and console_level() <= logging.INFO and sys.stdout.isatty(),
             ensemble=None if asked.members is None else Ensemble(asked.members, asked.member_seed),
             added_metrics=asked.metrics,
             processes=processes,

@@ -61,7 +61,7 @@ def spread_text(cell: Cell, column: Column) -> str:
 
 
 def row_label(cells: Sequence[Cell]) -> str:
-    """Returns what stands in front of a row."""
+    """Returns the label of a row."""
     told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
     return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
 
@@ -85,12 +85,12 @@ def with_columns(table: Table, block: Block, columns: Sequence[Column]) -> tuple
 
 
 def header(table: Table) -> list[str]:
-    """Returns the texts of the heading: model, what a line gives, then the columns."""
+    """Returns the texts of the heading: model, kind of line, then the columns."""
     return ["Model", *([""] if _two_sided(table) else []), *(column.label for column in table.columns)]
 
 
 def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> list[list[str]]:
-    """Returns the lines of a block: per row published, ours, difference and status, or ours alone."""
+    """Returns the lines of a block: for each row published, ours, difference and status, or only ours."""
     lines = []
     for cells in block.rows:
         columns = [table.column(cell.column) for cell in cells]
@@ -112,7 +112,7 @@ def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> lis
 
 
 def legend(blocks: Sequence[Block]) -> list[str]:
-    """Returns what the marks that occur in some blocks mean."""
+    """Returns the meaning of the marks that occur in some blocks."""
     cells = [cell for block in blocks for cell in block.cells]
     found = []
     if any(cell.spread is not None for cell in cells):

@@ -1,4 +1,4 @@
-"""Tables to read: Markdown, LaTeX and a page of HTML.  Whatever a record or a plugin calls itself is escaped."""
+"""Tables as Markdown, LaTeX and HTML pages.  All names from records and plugins are escaped."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def latex(table: Table, published: Published | None, contents: TableData) -> str
 
 
 def page(table: Table, published: Published | None, contents: TableData) -> str:
-    """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
+    """Returns the table as a self-contained HTML page: the best bold, the next underlined."""
     escape = for_html
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',

@@ -1,4 +1,4 @@
-"""Pictures of forecasts as rows of frames: context, target, models or members, chances of an event; still or moving."""
+"""Pictures of forecasts as rows of frames, still or moving: context, target, models or members, event probabilities."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _WIDEST_FRAME = 1.3  # inches
 _CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
 _TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
 _NAME, _NAME_ABOVE = 16, 22  # characters of a line of a row's name, and of one above a moving panel
-_COAST = "#8c8c8c"  # seen on black and on white
-_PAUSE = 4  # frames that a moving picture rests on its last
+_COAST = "#8c8c8c"  # visible on black and on white
+_PAUSE = 4  # frames that an animation holds its last one
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def panels_of(
 
     Args:
         context: `(T_in,H,W)`, physical units.
-        target: `(T_out,H,W)`, where it is known.
-        members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, one row of the mean for each.
-        name: Of the row of a single member.
+        target: `(T_out,H,W)`, if known.
+        members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, whose means get a row each.
+        name: Label of the row of a single member.
         threshold: Adds the share of members at or above it.
         controls: The control of each block of members.
     """
@@ -87,21 +87,21 @@ def panels_of(
 
 
 def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float, title: str) -> Path:
-    """Draws the panels, a row each, or moves them side by side in a `.gif` or `.mp4`, a lead time a frame.
+    """Draws the panels as rows, or animates them side by side in a `.gif` or `.mp4`, one lead time per frame.
 
-    What moves begins with the context in every panel.  What is still is as wide as two columns of a journal.  A `.png`
-    has 300 dots per inch, or 600 where frames have more cells; `.svg` and `.pdf` keep lines and the cells of frames as
-    such, text is embedded TrueType in `.pdf` and outlines in `.svg`.
+    Animations begin with the context in every panel.  Stills are as wide as two columns of a journal.  A `.png` has 300
+    dots per inch, or 600 if frames have more cells; `.svg` and `.pdf` keep lines and the cells of frames as vectors,
+    text is embedded TrueType in `.pdf` and outlines in `.svg`.
 
     Args:
-        path: Where to.
+        path: The file to write.
         panels: The rows.
-        look: Of the task.
+        look: Look of the task.
         cadence_minutes: Time between frames.
-        title: Above the picture.
+        title: Title of the picture.
 
     Raises:
-        ConfigError: the ending is none of these, or `.mp4` is asked for and ffmpeg is not installed.
+        ConfigError: the ending is not supported, or `.mp4` is requested and ffmpeg is not installed.
     """
     import matplotlib
 
@@ -156,10 +156,8 @@ class _Paint:
             {"cmap": "Blues", "vmin": 0, "vmax": 1} if panel.probability else {"cmap": self.colours, "norm": self.norm}
         )
         for top, bottom, left, right in (self.look.regions or {}).values():
-            for colour, thick in (
-                ("white", self.style.box + 1),
-                ("black", self.style.box),
-            ):  # seen on light and dark ground
+            # visible on light and dark background
+            for colour, thick in (("white", self.style.box + 1), ("black", self.style.box)):
                 corner, size = (left, top), (right - left, bottom - top)
                 box = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=thick, zorder=2)
                 axis.add_patch(box)
@@ -169,7 +167,7 @@ class _Paint:
         return image
 
     def lead(self, panel: Panel, index: int) -> str:
-        """The time of a frame against the start."""
+        """Returns the time of a frame relative to the start."""
         return self.times.lead(panel.first + index)
 
     def bars(self, figure: Any, axes: Any, images: dict[bool, Any]) -> None:
@@ -232,7 +230,7 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
         for axis, index, lead in zip(row, _spread(len(panel.frames)), leads, strict=False):
             axis.set_axis_on()
             images[panel.probability] = paint.frame(axis, panel, index)
-            if leads != above:  # said once for the rows that share them
+            if leads != above:  # once for consecutive rows with the same leads
                 axis.set_title(lead, fontsize=7, pad=3)
         above = leads
         row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
@@ -273,7 +271,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     paint.bars(figure, axes, images)
 
     def draw_lead(lead: int) -> None:
-        """Draws the frames of a lead time; up to 0, the context."""
+        """Draws the frames of a lead time; leads up to 0 are the context."""
         for panel, image in zip(shown, drawn, strict=True):
             frames = panel.frames if lead > 0 else context.frames
             index = lead - (panel.first if lead > 0 else context.first)
@@ -293,7 +291,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
 
 
 def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
-    """Writes frames in the same 256 colours, without dithering: unlike matplotlib's writer, which changes them."""
+    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette."""
     from PIL import Image
 
     frames = []
@@ -311,7 +309,7 @@ def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: 
 def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
     from matplotlib.animation import FFMpegWriter
 
-    # The writer tells the format by the ending, which a half-written file does not have yet.
+    # The writer infers the format from the ending, which the temporary file lacks.
     named = path.with_name(path.name + ".mp4")
     writer = FFMpegWriter(fps=_FRAMES_PER_SECOND, metadata={"title": title})
     try:
@@ -330,7 +328,7 @@ def _wrapped(name: str, characters: int) -> str:
 
 
 def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
-    """Returns rows of up to six frames each as one image without any text, `(H,W,3)` of bytes.
+    """Returns rows of up to six frames each as one image without text, `(H,W,3)` uint8.
 
     Args:
         rows: Frames in physical units, each `(T,H,W)`.
@@ -352,7 +350,7 @@ def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
 
 
 def _spread(count: int) -> list[int]:
-    """Up to six indices of `count` frames, equally far apart, the last always among them."""
+    """Returns up to six equidistant indices of `count` frames, including the last."""
     stride = -(-count // _COLUMNS)
     return list(range((count - 1) % stride, count, stride))
 
@@ -370,13 +368,13 @@ def draw_forecasts(
     """Draws context, target and forecasts side by side, as `draw` does.
 
     Args:
-        path: Where to.
+        path: The file to write.
         context: Physical units `(T_in, H, W)`, first row in the south.
         target: The same, `(T_out, H, W)`.
-        forecasts: Name to the same, `(T_out, H, W)`.
-        look: Of the task.
+        forecasts: The same by name, `(T_out, H, W)`.
+        look: Look of the task.
         cadence_minutes: Time between frames.
-        title: Above the picture.
+        title: Title of the picture.
     """
     rows = [Panel("context", context, first=1 - len(context)), Panel("observed", target)]
     rows += [Panel(name, frames) for name, frames in forecasts.items()]

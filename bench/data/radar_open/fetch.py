@@ -1,4 +1,4 @@
-"""`earthbench data fetch radar_open`: public radar files by HTTPS, and the trees of the committed records of them."""
+"""`earthbench data fetch radar_open`: public radar files, and the trees that the committed records are measured on."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FetchRadarOpen(DataVerb):
         """Downloads, verifies and converts, and returns what is there.
 
         Raises:
-            DataError: a file cannot be had or is not the published one; or the events made are not those of the trees.
+            DataError: a file cannot be downloaded or is not the published one, or the events differ from the trees'.
             UsageError: pySTEPS is not installed.
         """
         wanted = self._wanted()
@@ -80,7 +80,7 @@ class FetchRadarOpen(DataVerb):
         return [tree for tree in trees if not (self.out / tree.path / "CATALOG.csv").exists()]
 
     def _wanted(self) -> list[Original]:
-        """Returns the originals of the parts that were asked for and are not there."""
+        """Returns the originals of the requested parts that do not exist yet."""
         found = [original for original in originals() if original.archive in self.parts]
         for tree in self._missing():
             found += _files_of(tree)
@@ -104,7 +104,7 @@ class FetchRadarOpen(DataVerb):
         run_parallel(jobs, self.workers)
 
     def _convert(self, trees: Sequence[Tree], advance: AdvanceLabel) -> list[str]:
-        """Makes the trees of one archive: each file is read once for all of them."""
+        """Makes the trees of each archive, reading each file once for all of them."""
         source = trees[0].source
         events = {tree: events_of(tree.path) for tree in trees}
         codes = {tree: np.empty((len(events[tree]), SIZE, SIZE, tree.frames), np.uint8) for tree in trees}
@@ -139,7 +139,7 @@ def _files_of(tree: Tree) -> list[Original]:
 
 
 def _verify(events: Sequence[Event], codes: np.ndarray, paths: Sequence[Path]) -> None:
-    """Refuses events that are not those of the tree.
+    """Refuses events whose digests differ from the tree's.
 
     Raises:
         DataError: lists them.

@@ -1,4 +1,4 @@
-"""What a tree in SEVIR's format holds, and everything that is wrong with it, in one go."""
+"""Facts about a tree in SEVIR's format, and all of its problems."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(
 
     Args:
         root: Folder with `CATALOG.csv`.
-        splits: Name to what `select_events` chooses its events by.
+        splits: Conditions of `select_events` by split.
         window: Frames of one sequence.
         stride: Frames between the starts of an event's sequences.
         admit_missing: Events with missing pixels count, too.
@@ -142,11 +142,11 @@ def read_everything(
     *,
     admit_missing: bool = False,
 ) -> None:
-    """Adds to a report what only reading each event shows: unreadable bytes, implausible codes, constant events.
+    """Reads each event, and adds unreadable bytes, implausible codes and constant events to a report.
 
     Args:
         root: Folder with `CATALOG.csv`.
-        report: As `describe` returned it.
+        report: From `describe`.
         splits: As for `describe`.
         advance: Called with `(done, total)` after each event.
         admit_missing: As for `describe`.
@@ -182,7 +182,7 @@ def read_everything(
 
 
 def _read_event(report: Report, header: FileHeader, array: h5py.Dataset, event: Event) -> bool:
-    """Adds to a report what is wrong with an event, and returns whether it is constant."""
+    """Adds the problems of an event to a report, and returns whether it is constant."""
     if disagreements(header, [event]):
         return False  # already among the problems
     try:

@@ -113,7 +113,7 @@ def test_all_nan_is_refused(tmp_path: Path) -> None:
     task = load_task("grid", path, t_in=2, t_out=2)
     with pytest.raises(DataError, match="all are NaN"):
         _ = task.normalisations
-    with pytest.raises(DataError, match="no value that is known"):
+    with pytest.raises(DataError, match="only missing values"):
         refuse_constant(task.dataset("test"))
     assert any("all values are NaN" in problem for problem in task.inspect_data().problems)
 
