@@ -82,7 +82,7 @@ def panels_of(
         rows.append(Panel("mean", members.mean(0)))
     if threshold is not None:
         reached = np.where(np.isnan(members), np.nan, members >= threshold)
-        rows.append(Panel(f"P(>= {threshold:g})", reached.mean(0), probability=True))
+        rows.append(Panel(f"P(≥ {threshold:g})", reached.mean(0), probability=True))
     return rows
 
 
