@@ -17,12 +17,12 @@ EXAMPLES = (
     "earthbench completion fish > ~/.config/fish/completions/earthbench.fish",
 )
 _KINDS = {"table": "table", "model": "model", "task": "task"}
-"""Arguments that take a registered name, and its kind."""
+"""Flags that take a registered name, and its kind."""
 _NAMES = {
     "table": ("table",), "reproduce": ("table",), "check": ("model", "task", "metric", "constraint"),
     "show": ("model", "task", "metric", "table", "constraint"), "compare": ("model",), "data": ("task",),
 }  # fmt: skip
-"""Verbs that take registered names in their place, and their kinds."""
+"""Verbs with registered names among their positional arguments, and the kinds of these names."""
 
 _BASH = r"""_earthbench() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} key= words=
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the script; it knows the names that are registered now, those of installed plugins included."""
+    """Prints the script, which completes the names registered now, those of installed plugins included."""
     print(_fish() if options.shell == "fish" else _bash(zsh=options.shell == "zsh"))
     return 0
 

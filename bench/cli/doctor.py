@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="those of the run to prepare, e.g. model=earthformer data.root=DIR device=cuda devices=8",
+        help="overrides of the planned run, e.g. model=earthformer data.root=DIR device=cuda devices=8",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
+    """Prints a line per check; returns 0, 2 for invalid input, 3 if something failed when it was tried."""
     from bench.engine.preflight import checks
 
     overrides, flags = overrides_and_flags(options)

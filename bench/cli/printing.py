@@ -13,7 +13,7 @@ from bench.safe_text import for_terminal
 
 
 def wrapped(text: str, indent: int) -> str:
-    """Returns a line as long as it is, or in a terminal as lines that fit, all but the first indented."""
+    """Returns a line, in a terminal wrapped to its width with all lines but the first indented."""
     if not sys.stdout.isatty():
         return text
     return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" " * indent,
@@ -21,7 +21,7 @@ def wrapped(text: str, indent: int) -> str:
 
 
 def wrapped_command(command: str, indent: int) -> str:
-    """Returns a command as long as it is, or in a terminal as lines that fit, which a shell takes as one."""
+    """Returns a command, in a terminal wrapped to its width with backslashes that a shell understands."""
     if not sys.stdout.isatty():
         return command
     width = shutil.get_terminal_size().columns - indent - len(" \\")

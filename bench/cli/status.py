@@ -42,7 +42,7 @@ class Line:
     where: str
     """The record, the process that runs it, or why it ended."""
     progress: Progress | None = None
-    """How far it was when it last said so; None where it has nothing more to do, or never said."""
+    """Its last reported progress; None if it is done or has not reported any."""
 
     def __str__(self) -> str:
         """Returns the line that is printed."""
@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="those of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
-        "without any: every run under work=DIR",
+        help="overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
+        "without overrides: every run under work=DIR",
     )
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")

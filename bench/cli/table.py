@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="put the complete runs of this model, which is not of the paper, beside its rows; may be repeated",
+        help="show the complete runs of a model that is not in the paper beside its rows; may be repeated",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort apply to printed tables only")
     if options.model and (options.write or options.check):
-        raise UsageError("--with applies to tables that are printed or drawn: committed ones have the paper's rows")
+        raise UsageError("--with applies to tables that are printed or drawn; committed ones have the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")
@@ -120,7 +120,7 @@ def print_contents(
         form: `text` or one of `FORMATS`; None for text in a terminal, else Markdown.
         columns: Keys or labels of those to show; none for all.
         by: Key or label of the column to sort by.
-        own: Models that are not of the paper, see `bench.tables.own_rows`.
+        own: Models that are not in the paper, see `bench.tables.own_rows`.
     """
     records, unreadable = read_store(root, table.task)
     table = with_own(with_scores_there(table, records), own, records)
@@ -143,5 +143,5 @@ def print_table(table: Table, contents: TableData, records: Sequence[RunRecord])
     """Prints a table fitted to the terminal; to a file or a pipe without escape sequences."""
     width = shutil.get_terminal_size().columns
     by_id = contents.by_id(records)
-    # What comes from outside is made safe cell by cell: the escape sequences of the styles have to stay.
+    # Foreign text is made safe cell by cell, because the escape sequences of the styles must stay.
     builtins.print(terminal(table, contents, by_id, width=width, styled=sys.stdout.isatty()), end="")

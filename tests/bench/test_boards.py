@@ -129,3 +129,22 @@ def test_a_grid_by_itself(
     assert found["best"] == [f"train.lr={first['train.lr']}", f"data.batch_size={first['data.batch_size']}"]
     assert not (tmp_path / "results").exists(), "what was tried is not a result"
     assert main([*words, "train.lr=1e-3"]) == 2 and "several values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["train.max_steps=1", "data.batch_size=2"], "has 1 step, and its first validation is after 4 (1 epoch of 4)"),
+        (["train.max_epochs=1", "train.val_every_epochs=3"], "its first validation is after 3 (3 epochs of 1)"),
+        (["train.limit=2", "data.batch_size=1", "train.max_steps=1"], "after 2 (1 epoch of 2)"),
+    ],
+)
+def test_a_grid_whose_trainings_end_before_they_validate_is_refused_at_the_start(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tune", "task=nbody_mnist", "model=unet", *QUIET, f"data.root={digits}", "picture=false", *given]
+    assert main([*words, "train.lr=1e-3,1e-1"]) == 2
+    told = capsys.readouterr()
+    assert said in told.err and "train.val_every_steps" in told.err and "epoch 0" not in told.err
+    assert not (tmp_path / "outputs").exists()

@@ -243,7 +243,7 @@ def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms
     told = capsys.readouterr().out
     assert told.count("recorded") == 3 and "waiting   seed=2" in told and "3 runs: 2 recorded, 1 waiting" in told
     assert main(["run", "-m", *whole]) == 0
-    assert capsys.readouterr().out.count("done before:") == 2
+    assert capsys.readouterr().out.count("already recorded:") == 2
     assert len(list(Path("results/runs").rglob("*.json"))) == 3
     assert main(["status", "-m", *whole, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 3}

@@ -33,13 +33,13 @@ _DRAWING = 0.05
 
 
 class TrainingLog(Callback):
-    """Logs hyperparameters, throughput and pictures to all loggers of a training that take them.
+    """Logs hyperparameters, throughput and pictures to all loggers of a training that support them.
 
     Args:
-        config: Of the run, without credentials.
+        config: The run's config, without credentials.
         meter: Measures the speed.
-        best: Gives the best validation score so far, None where there is none.
-        whole: The model that forecasts by what is trained, where that is its last stage.
+        best: Returns the best validation score so far, or None.
+        whole: The model that makes forecasts, if only its last stage is trained.
     """
 
     def __init__(

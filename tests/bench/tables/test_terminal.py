@@ -17,6 +17,7 @@ from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import NOT_MEASURED, table_data
 from bench.tables.definitions import load_published, main_column
+from bench.tables.render import texts_of
 from bench.tables.terminal import is_reference, narrowed, terminal
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -143,5 +144,8 @@ def test_a_block_has_no_column_without_a_figure_in_it(committed_results: Path) -
     )
     by_id = {record.run_id: record for record in records}
     assert "MAE 1e-2" in terminal(table, contents, by_id, width=400, styled=False)
-    text = terminal(table, without, by_id, width=400, styled=False)
-    assert "MAE 1e-2" not in text and "MSE 1e-3" in text
+    texts = texts_of(table, None, without, ("md", "latex", "html"))
+    for text in (terminal(table, without, by_id, width=400, styled=False), *texts.values()):
+        assert "MAE 1e-2" not in text and "MSE 1e-3" in text
+    body = texts["latex"].split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {len(table.columns) - 1}
