@@ -32,6 +32,11 @@ class Faults:
     """A part of the paths that have the fault."""
     redirect: bool = False
 
+    @property
+    def timeout_s(self) -> float:
+        """How long a client should wait for a byte: briefly where none comes, else as long as a busy machine takes."""
+        return 60.0 if self.stall_after is None else 0.5
+
 
 @dataclass
 class Server:
@@ -41,6 +46,7 @@ class Server:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and `Range` of each."""
     sent: int = 0
+    """Bytes of bodies, counted before they are sent: a client that has got them all finds them counted."""
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -96,13 +102,13 @@ def serving(root: Path) -> Iterator[Server]:
             stop_at = faults.cut_after if faults.stall_after is None else faults.stall_after
             if not faulty:
                 stop_at = None
+            with lock:
+                state.sent += len(body[:stop_at])
             try:
                 self.wfile.write(body[:stop_at])
                 self.wfile.flush()
             except OSError:
                 return None
-            with lock:
-                state.sent += len(body[:stop_at])
             if faulty and faults.stall_after is not None:
                 state.released.wait(5)
             if faulty and (stop_at is not None or faults.announce_more):

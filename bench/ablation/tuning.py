@@ -1,7 +1,7 @@
-"""A grid of settings tried on the validation split: each point is trained, and the test split is not looked at.
+"""A grid of settings tried on the validation split: each point is trained, and the test split is not used.
 
 A point is a run with `split=val` whose record goes to `WORK/tuning`, beside checkpoints: a trial is not a result.
-Its training is that of the same config with `split=test`, which finds the weights and trains nothing again.
+It shares its training with the same config at `split=test`, which finds the weights and does not train again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NO_SCORE = (
     "ends (train.val_every_epochs, or train.val_every_steps)"
 )
 Launch = Callable[[Sequence[Sequence[str]]], EarthbenchError | None]
-"""Runs the jobs of some lists of overrides that have no record yet; returns the first failure."""
+"""Runs the jobs, each a list of overrides, that have no record yet; returns the first failure."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Trial:
     overrides: tuple[str, ...]
     config: Config
     record: RunRecord | None
-    """None where its training failed."""
+    """None if its training failed."""
 
     @property
     def score(self) -> float | None:
-        """Returns the monitored score of the best validation; None where none was finite."""
+        """Returns the monitored score of the best validation; None if none was finite."""
         return self.record.training.best_score if self.record is not None and self.record.training else None
 
     @property
     def badness(self) -> float:
-        """Returns what is the lower the better; infinite without a score."""
+        """Returns the score as a number that is better when lower; infinite without a score."""
         stop = self.config.train.early_stopping
         better = better_of(stop.monitor.removeprefix("val/")) if stop.mode == "auto" else stop.mode
         if self.score is None:
@@ -60,11 +60,11 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
 
     Raises:
         ConfigError: a point has no validation, or none before its training ends.
-        EarthbenchError: no point has a score; that of the first failure.
+        EarthbenchError: no point has a score; the first failure, if there was one.
     """
     jobs = [layered(point, on_validation(point)) for point in points]
     configs = [compose(job) for job in jobs]
-    for config in configs:  # what cannot be tuned is told before anything is trained
+    for config in configs:  # reports unusable settings and data before anything is trained
         _refuse_without_validation(config)
     failure = launch(jobs)
     trials = [
@@ -98,7 +98,7 @@ def _refuse_without_validation(config: Config) -> None:
 
 
 def on_validation(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides that make a run one of a grid."""
+    """Returns the overrides that make a run a trial of a grid."""
     return ["split=val", f"results.root='{compose(overrides).work}/tuning'", "picture=false"]
 
 

@@ -17,7 +17,8 @@ from bench.protocols.entries import hydra_s_own, key_of, layered
 from bench.safe_text import for_markdown
 
 EXAMPLES = (
-    "earthbench tune model=unet task=sevir data.root=DIR train.max_steps=500 train.lr=1e-3,2e-3 data.batch_size=4,16",
+    "earthbench tune model=unet task=sevir data.root=DIR train.max_epochs=3 train.lr=1e-3,2e-3 data.batch_size=4,16",
+    "earthbench tune model=unet data.root=DIR train.max_steps=500 train.val_every_steps=100 train.lr=1e-3,1e-2",
 )
 
 

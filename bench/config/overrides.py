@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_HOME = re.compile(r"^[^=\s]+=~")
+_STRUCTURE = set("'\"\\()[]{}")
+_UNKNOWN = re.compile(r"[^\w\s,.:/$%*@?|+-]", re.ASCII)
+"""Characters that Hydra's grammar takes in quotes only."""
 
 
 def literal(value: Any) -> str:
@@ -34,10 +36,10 @@ def is_sweep(override: str) -> bool:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Returns overrides with `~/folder` in quotes, without which Hydra's grammar takes no tilde in a value."""
+    """Returns overrides with `~/folder`, `données.nc` and `runs/lr=0.1` in quotes, which Hydra's grammar requires."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        home = _HOME.match(override) and not set(value) & set("'\"[](){}")
-        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if home else override)
+        text = _UNKNOWN.search(value) and not set(value) & _STRUCTURE
+        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if text else override)
     return found

@@ -1,4 +1,4 @@
-"""Which records may stand in a table, in which row, and why the others may not."""
+"""Admission of records to the rows of a table, and the reasons for leaving others out."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Excluded:
-    """A record, or a file that is none, that may not stand in a table."""
+    """A record, or an unreadable file, that is left out of a table."""
 
     run_id: str
     task: str
     model: str
     reason: str
     detail: str = ""
-    """Of this record: what is other than the row's."""
+    """Differences between this record and the row."""
 
 
 def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[Excluded]]:
-    """Returns the readable records under a results root, oldest first, and the files that are not.
+    """Returns the readable records under a results root, oldest first, and the unreadable files.
 
     Args:
         root: Results root.
@@ -62,7 +62,7 @@ def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], li
 
 
 def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[Excluded]]:
-    """Returns the records of each row of a published table, and the records of its task that stand in none."""
+    """Returns the records of each row of a published table, and the records of its task that are in no row."""
     by_row: dict[str, list[RunRecord]] = {row.key: [] for row in table.rows}
     wanted = {row.key: _hyperparameters(row, table.task) for row in table.rows if row.options}
     left_out = []
@@ -84,7 +84,7 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
     for row in table.rows:
         mine = by_row[row.key]
         kept = [record for record in mine if not deviations(table, record, row)]
-        if kept:  # a longer trial of a row takes the place of nothing
+        if kept:  # runs with another config count only if no run has the table's
             left_out += [_excluded(record, OTHER_CONFIG) for record in mine if deviations(table, record, row)]
             mine[:] = kept
         if mine:
@@ -100,7 +100,7 @@ def _excluded(record: RunRecord, reason: str, detail: str = "") -> Excluded:
 
 
 def of_ensembles(metric: str) -> bool:
-    """Returns whether a metric is one that an evaluation of an ensemble adds to the task's own."""
+    """Returns whether the evaluation of an ensemble adds a metric to the task's own."""
     return metric in _ADDED_FOR_ENSEMBLES or metric.endswith(MEMBERS)
 
 
@@ -111,13 +111,13 @@ def _files(record: RunRecord) -> str:
 
 
 def _ensemble(record: RunRecord) -> str:
-    """Returns the members that were scored and how, equal for equal ones: nothing else may be averaged over seeds."""
+    """Returns a key of the scored ensemble and its conventions; only runs with equal keys are averaged over seeds."""
     added = {name: how for name, how in record.conventions.items() if of_ensembles(name)}
     return canonical_json([record.members.count if record.members else None, added])
 
 
 def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[Excluded]]:
-    """Returns the records that may stand in a table of runs, whatever the data, and those that may not."""
+    """Returns the records admitted to a table of runs, on whatever data, and those left out."""
     good, left_out = [], []
     for record in records:
         if record.task.name != table.task:
@@ -131,7 +131,7 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
 
 
 def training_seed(record: RunRecord) -> int:
-    """Returns the seed that the weights of a record came from; for a model without weights always 0."""
+    """Returns the training seed of a record's weights; for a model without weights always 0."""
     if record.training is None and record.checkpoint_sha256 is None:
         return 0
     identity = record.training.identity if record.training else None
@@ -139,10 +139,10 @@ def training_seed(record: RunRecord) -> int:
 
 
 def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Returns one record per training, the newest, ordered by seed: what was repeated is not a second sample.
+    """Returns one record per training, the newest, ordered by seed, because a repetition is not a second sample.
 
-    A training is repeated by running its seed again, and by evaluating its checkpoint again; a model without weights
-    by running it under another seed.
+    Running the same seed again or evaluating the same checkpoint again repeats a training; running a model without
+    weights under another seed repeats its forecast.
     """
     by_training: dict[int | str, RunRecord] = {}
     for record in sorted(records, key=lambda r: r.run_id):
@@ -152,7 +152,7 @@ def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def summary(left_out: Sequence[Excluded]) -> list[str]:
-    """Returns one line per reason, with how many records it concerns and which."""
+    """Returns one line per reason, with the number and the ids of its records."""
     by_reason: dict[str, list[str]] = {}
     for one in left_out:
         detail = f" ({one.detail})" if one.detail else ""
@@ -174,7 +174,7 @@ def _partial(record: RunRecord) -> str | None:
 
 
 class _Tasks:
-    """The task of each row of a table: its options and its metrics."""
+    """The options and metrics of each row's task."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -187,12 +187,12 @@ class _Tasks:
         if key not in self._made:
             try:
                 self._made[key] = registry.find("task", self.table.task).load()(**options)
-            except Exception:  # whatever a plugin raises: its table shows its records, and compares no options
+            except Exception:  # a plugin may raise anything: its table then compares no options
                 self._made[key] = None
         return self._made[key]
 
     def metrics(self, row: Row | None) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the metrics of a row's task: the conventions that its records must have."""
+        """Returns the metrics of a row's task, whose conventions its records must have."""
         try:
             return dict(self._task(row).metrics)
         except Exception:  # nothing to compare with
@@ -203,7 +203,7 @@ class _Tasks:
         options = self.table.task_options if row is None else self.table.task_options_of(row)
         if not options and record.task.is_default:
             return []
-        task = None if record.task.is_default else self._task(row)  # all others then have their defaults
+        task = None if record.task.is_default else self._task(row)  # all options have their defaults
         wanted = options if task is None else task.fields()
         used = record.task.fields
         differ = [
@@ -215,7 +215,7 @@ class _Tasks:
 
 
 def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
-    """Returns every reason why a record may not stand in a published table."""
+    """Returns every reason for leaving a record out of a published table."""
     failed = _failed(record)
     if failed is not None:
         return [failed]
@@ -242,7 +242,7 @@ def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: i
 
 
 def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[str], tasks: _Tasks) -> str:
-    """Returns what is other than the row's: its options, or nothing but how much it was trained and tested on."""
+    """Returns the differences from the row: task options, or else only the amount of training and test data."""
     if row is None or record.data is None:
         return ""
     if OTHER_OPTIONS in reasons:
@@ -262,7 +262,7 @@ def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[
 
 
 def _of(count: int, wanted: tuple[int, ...], split: str, origin: str, table: Table) -> str:
-    """Returns how many of the wanted sequences there are; an empty text where they are all there."""
+    """Returns the number of sequences beside the expected one; an empty text if they are equal."""
     if count in wanted and origin == table.data_origin:
         return ""
     from_where = f" ({origin})" if origin != table.data_origin else ""
@@ -278,7 +278,7 @@ def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bo
 
 
 def _hyperparameters(row: Row, task: str) -> dict[str, Any] | None:
-    """Returns what a record of a row with options was made from: the model's preset for the task and the options."""
+    """Returns the hyperparameters of a row with options: the model's preset for the task, and the options."""
     try:
         presets = registry.find("model", row.model).card().presets
     except (UnknownNameError, BrokenPluginError):

@@ -13,10 +13,10 @@ Rows = Sequence[tuple[str, Sequence[RunRecord]]]
 
 
 def captions(rows: Rows) -> list[str]:
-    """Returns lines on how the rows were trained and where they ran; what all trained rows share is said once.
+    """Returns lines on the training and the devices of rows; facts common to all trained rows are given once.
 
     Args:
-        rows: Those that have records.
+        rows: The rows that have records.
     """
     trained = [(label, [r for r in records if r.training is not None]) for label, records in rows]
     facts = {label: {name: _joined(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine}
@@ -33,7 +33,7 @@ def captions(rows: Rows) -> list[str]:
 
 
 def _joined(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:
-    """Returns what there is to tell of some records, each text once, in their order."""
+    """Returns the texts about some records, each once, in order."""
     texts = [tell(record, record.training) for record in records if record.training is not None]
     return ", ".join(dict.fromkeys(text for text in texts if text))
 
@@ -55,7 +55,7 @@ def _data(_: RunRecord, training: TrainingSummary) -> str:
 
 
 _LENGTHS = {"max_steps": "steps", "max_cpu_s": "s of processor time", "max_device_s": "s of device time"}
-"""What ends a training before its epochs do, in its unit."""
+"""Units of the settings that end a training before its epochs do."""
 
 
 def _budget(record: RunRecord, training: TrainingSummary) -> str:

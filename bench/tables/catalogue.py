@@ -101,7 +101,7 @@ def _pattern_rows() -> tuple[Row, ...]:
     rows = []
     for pattern, label in _PATTERNS.items():
         for vectors in (0, 8):
-            # Rows differ from the model's preset only where they must: the preset is axial with 8 vectors.
+            # Options are given only if they differ from the model's preset, which is axial with 8 vectors.
             options: dict[str, Any] = {"enc_attn_patterns": pattern} if pattern != "axial" else {}
             options |= {"num_global_vectors": vectors} if vectors != 8 else {}
             name = pattern + ("_global" if vectors else "")
@@ -221,7 +221,7 @@ EARTHFORMER_DEPTH = EARTHFORMER_MOVING_MNIST.model_copy(
 )
 """The ablation of depth and hierarchy on MovingMNIST."""
 
-# CRPS needs ensembles: a deterministic model is one of a single member, whose CRPS is its mean absolute error.
+# CRPS needs ensembles; a deterministic model has a single member, whose CRPS is the mean absolute error.
 _MEMBERS = "evaluate.members=8"
 _BATCH_AND_MEMBERS = ("data.batch_size=32", _MEMBERS)
 _LR_EXPERIMENT = ("train=earthformer_sevir", "data.batch_size=32")

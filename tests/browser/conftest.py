@@ -125,7 +125,7 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.tables.intervals.intervals", intervals)
-        patch.setattr("bench.report.boards.intervals", intervals)
+        patch.setattr("bench.report.charts.intervals", intervals)
         return build(root, out)
 
 

@@ -188,5 +188,5 @@ def test_the_same_command_twice_is_refused_and_a_killed_one_is_taken_over(words_
         assert f"in use by process {process.pid} on {os.uname().nodename}" in capsys.readouterr().err
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert f"takes over from process {process.pid}" in told
+    assert f"taking over from process {process.pid}" in told
     assert len(read_records("results")[0]) == 1

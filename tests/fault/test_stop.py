@@ -347,7 +347,7 @@ def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over
     assert state(tmp_path, read_owner(tmp_path)) == "killed"
     with logged() as lines, run_lock(tmp_path, "f"):
         pass
-    assert f"takes over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
+    assert f"taking over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
 
 
 def _hold_with_a_loader(folder: Path) -> None:
@@ -365,7 +365,7 @@ def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> N
     process.join()
     with logged() as lines, run_lock(tmp_path, "f"):
         pass
-    assert f"takes over from process {process.pid}" in lines[0]
+    assert f"taking over from process {process.pid}" in lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,9 @@ def _zipped(folder: Path, path: Path, prefix: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fetch(task: str, out: Path, url: str) -> int:
-    return main(["data", "fetch", task, "--out", str(out), "--url", url, "--tries", "2", "--timeout", "0.5", "--yes"])
+def _fetch(task: str, out: Path, url: str, faults: Faults | None = None) -> int:
+    timeout = str((faults or Faults()).timeout_s)
+    return main(["data", "fetch", task, "--out", str(out), "--url", url, "--tries", "2", "--timeout", timeout, "--yes"])
 
 
 @pytest.mark.parametrize("prefix", ["", "sevir_lr/"])
@@ -91,7 +92,7 @@ def test_a_fault_that_stays_is_one_error_and_no_data_set(
     _sevir_lr(tmp_path / "made")
     _zipped(tmp_path / "made", server.root / "a.zip", "")
     server.faults, out = faults, tmp_path / "out"
-    assert _fetch("sevir_lr", out, f"{server.url}/a.zip") == 2
+    assert _fetch("sevir_lr", out, f"{server.url}/a.zip", faults) == 2
     assert words in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [".fetch"]
     server.faults = Faults()

@@ -48,7 +48,7 @@ REFUSED = {
     "anomalies beyond 20 K": (SstFile(SST + np.float32(10), {}, "ssta"), r"temperature anomaly within -20\.\.20 K"),
     "fahrenheit": (SstFile(attributes={"units": "degF"}), "expected degrees Celsius or kelvin, found units 'degF'"),
     "metres": (SstFile(attributes={"units": "m"}), "expected degrees Celsius or kelvin"),
-    "no value": (SstFile(filled(np.nan) * np.nan), "found no value that is known"),
+    "no value": (SstFile(filled(np.nan) * np.nan), "found only missing values"),
     "text": (SstFile(np.full(SST.shape, b"x")), "sst: expected numbers, found"),
     "a scale of 0": (SstFile(packed("i2", 0), {"scale_factor": 0.0}), "scale_factor: expected one finite number"),
     "a scale that is none": (SstFile(packed("i2", 0), {"scale_factor": "x"}), "attribute scale_factor"),

@@ -10,7 +10,7 @@ from official import PAPER_SETTINGS, trained_with
 import bench
 from bench.cli.main import main
 from bench.records.schema import RunRecord
-from bench.report.boards import charts
+from bench.report.charts import charts
 from bench.tables import load_table
 from bench.tables.cells import table_data
 from bench.tables.intervals import intervals

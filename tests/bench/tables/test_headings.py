@@ -45,6 +45,11 @@ def test_a_convention_that_follows_from_an_option_is_named_once(measured: RunRec
     assert told_apart(groups) == [", task.stride=1", ", task.stride=2"]
 
 
+def test_an_option_that_is_not_set_is_not_named(measured: RunRecord) -> None:
+    groups = [[other(measured, "1", {"fold": fold, "stride": 1})] for fold in (None, 0)]
+    assert told_apart(groups) == ["", ", task.fold=0"]
+
+
 def test_versions_of_a_task_are_told_apart(measured: RunRecord) -> None:
     newer = measured.model_copy(update={"task": measured.task.model_copy(update={"version": 9})})
     assert told_apart([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]

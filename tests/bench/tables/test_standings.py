@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bench.tables import load_table
 from bench.tables.cells import Block, table_data
 from bench.tables.definitions import Column, Table
 from bench.tables.render import render
-from bench.tables.standings import seeds_p_value
+from bench.tables.standings import seeds_p_value, why_no_mark
 
 TABLE = Table(
     name="board",
@@ -103,6 +104,15 @@ def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRec
     assert "no best is marked: no row is worse than the best beyond chance, or that cannot be tested" in " ".join(
         _block(records).absences
     )
+
+
+def test_rows_that_take_no_part_are_told_where_nothing_is_marked(measured: RunRecord) -> None:
+    w = WEATHER[:40]
+    records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 0.01 + _noise(1, 40))]
+    cells = _block(records).cells
+    beaten = replace(cells[0], row_key="beaten", rank=None, beats_reference=False)
+    told = "; rows that do not beat the best trivial reference take no part"
+    assert why_no_mark((*cells, beaten), records) == why_no_mark(cells, records) + told
 
 
 def test_ties_as_printed_share_the_mark_whatever_the_test_says(measured: RunRecord) -> None:

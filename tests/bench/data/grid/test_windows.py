@@ -260,6 +260,7 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     values = cube["rain_rate"].values
     known = values[np.isfinite(values)]
     assert not report.problems
+    assert report.lines[1].endswith(f"{FRAMES} frames of 24x30, every 5 min")
     facts = report.facts
     assert facts["ranges"]["rain_rate"]["missing"] == pytest.approx(np.isnan(values).mean())
     assert facts["share_at_or_above"] == pytest.approx({"0.5": np.mean(known >= 0.5), "10": np.mean(known >= 10)})

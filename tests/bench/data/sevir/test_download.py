@@ -25,7 +25,7 @@ def bucket(storms: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 def _fetch(server: Server, out: Path, **flags) -> FetchSevir:
-    return FetchSevir(out=out, url=server.url, **{"tries": 2, "timeout": 0.5} | flags)
+    return FetchSevir(out=out, url=server.url, **{"tries": 2, "timeout": server.faults.timeout_s} | flags)
 
 
 def _run(verb: FetchSevir) -> list[str]:
@@ -116,11 +116,6 @@ def test_a_fetch_that_is_cut_goes_on_where_it_stopped(
     bucket: Server, tmp_path: Path, storms: Path, selection: dict
 ) -> None:
     out = tmp_path / "out"
-    bucket.faults = (
-        Faults(cut_after=60_000, only="/data/", times=1)
-        if not selection
-        else Faults(status=503, only="/data/", times=0)
-    )
     if selection:
         # the third event's range is refused for good
         calls = iter(range(100))
@@ -140,10 +135,7 @@ def test_a_fetch_that_is_cut_goes_on_where_it_stopped(
         with pytest.raises(DataError, match="broke off"):
             _run(_fetch(bucket, out, workers=1, tries=1))
     assert not (out / "CATALOG.csv").exists()
-    # Whole files: on a busy machine the worker has fetched the next one before the failure is heard of.
-    done = list(out.glob("data/**/*.h5"))
-    assert all(not selection and path.read_bytes() == (storms / path.relative_to(out)).read_bytes() for path in done)
-    assert len(done) < len(list(storms.glob("data/**/*.h5")))
+    assert not list(out.glob("data/**/*.h5")), "nothing was begun after the failure"
     bucket.faults, before = Faults(), bucket.sent
     _run(_fetch(bucket, out, **selection))
     assert _same_events(out, storms, "train") == 4
@@ -168,13 +160,13 @@ def test_faults_never_leave_a_file_under_its_final_name(
 ) -> None:
     bucket.faults = faults
     out = tmp_path / "out"
-    flags = ["--tries", "2", "--timeout", "0.3", "--workers", "1"]
-    assert main(["data", "fetch", "sevir", "--out", str(out), "--url", bucket.url, *flags]) == 2
+    words = ["data", "fetch", "sevir", "--out", str(out), "--url", bucket.url, "--tries", "2", "--workers", "1"]
+    assert main([*words, "--timeout", str(faults.timeout_s)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and "Traceback" not in error
     assert not (out / "CATALOG.csv").exists() and not list(out.glob("data/**/*.h5"))
     bucket.faults = Faults()
-    assert main(["data", "fetch", "sevir", "--out", str(out), "--url", bucket.url, *flags]) == 0
+    assert main(words) == 0
 
 
 def test_files_that_are_not_what_the_catalogue_says(bucket: Server, tmp_path: Path) -> None:

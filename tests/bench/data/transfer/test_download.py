@@ -14,7 +14,13 @@ from bench.data.transfer.http import RetryPolicy, StoppedError, head, https, rea
 from bench.errors import DataError, UsageError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 400_000, np.uint8).tobytes()
-QUICK = RetryPolicy(tries=3, wait_s=0.01, timeout_s=0.3)
+
+
+def _quick(faults: Faults) -> RetryPolicy:
+    return RetryPolicy(tries=3, wait_s=0.01, timeout_s=faults.timeout_s)
+
+
+QUICK = _quick(Faults())
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def _get(server: Server, target: Path, **more) -> bytes:
-    found = download(f"{server.url}/file.h5", target, policy=QUICK, **more)
+    found = download(f"{server.url}/file.h5", target, policy=_quick(server.faults), **more)
     assert found.path == target and found.bytes == len(CONTENT)
     assert found.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert [path.name for path in target.parent.iterdir()] == [target.name], "nothing else is left"
@@ -186,6 +192,21 @@ def test_the_first_failure_stops_the_others() -> None:
     with pytest.raises(DataError, match="first"):
         run_parallel([waits, fails, waits, waits], workers=2)
     assert run_parallel([lambda stop: 1, lambda stop: 2], workers=2) == [1, 2]
+
+
+def test_after_a_failure_a_worker_begins_nothing_that_is_not_told_to_stop() -> None:
+    begun = []
+
+    def fails(stop: threading.Event) -> None:
+        raise DataError("first")
+
+    def notes(stop: threading.Event) -> None:
+        begun.append(stop.is_set())
+
+    for _ in range(50):
+        with pytest.raises(DataError, match="first"):
+            run_parallel([fails, notes, notes], workers=1)
+    assert all(begun)
 
 
 def test_a_buckets_address_needs_no_library_of_its_own() -> None:

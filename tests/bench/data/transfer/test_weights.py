@@ -15,7 +15,7 @@ from bench.data.transfer.http import RetryPolicy
 from bench.data.transfer.weights import check_checkpoint, fetch_weights
 from bench.errors import DataError
 
-QUICK = RetryPolicy(tries=2, wait_s=0.01, timeout_s=0.3)
+QUICK = RetryPolicy(tries=2, wait_s=0.01, timeout_s=Faults().timeout_s)
 
 
 @pytest.fixture
