@@ -28,6 +28,7 @@ WITHOUT_ROW = "models without a row"
 OTHER_FILES = "made from other data than the newest run"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
+_OWN_DISTRIBUTION = "(earthbench "
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
@@ -149,6 +150,11 @@ def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
         by_training[record.checkpoint_sha256 or training_seed(record)] = record
     latest = {training_seed(record): record for record in sorted(by_training.values(), key=lambda r: r.run_id)}
     return [latest[seed] for seed in sorted(latest)]
+
+
+def of_a_plugin(record: RunRecord) -> bool:
+    """Returns whether the model comes from another distribution; one that was made by hand comes from none."""
+    return "(" in record.model.origin and _OWN_DISTRIBUTION not in record.model.origin
 
 
 def summary(left_out: Sequence[Excluded]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.records.schema import RunRecord, TrainingSummary
-from bench.tables.admission import training_seed
+from bench.tables.admission import of_a_plugin, training_seed
 
 Rows = Sequence[tuple[str, Sequence[RunRecord]]]
 """Label of each row, and its records, one per seed."""
@@ -30,6 +30,16 @@ def captions(rows: Rows) -> list[str]:
             lines.append(f"{label}: {'; '.join(own)}")
     devices = sorted({_device(record) for _, records in rows for record in records})
     return [*lines, f"ran on {', '.join(devices)}"] if devices else lines
+
+
+def unlike_code(records: Sequence[RunRecord]) -> str:
+    """Returns that the seeds of a plugin's model ran different code, where they did: its version does not tell."""
+    seeds: dict[str, list[str]] = {}
+    for record in records:
+        if of_a_plugin(record) and (source := record.code.sources.get("model")) is not None:
+            seeds.setdefault(source.sha256[:10], []).append(str(training_seed(record)))
+    told = "; ".join(f"seed {', '.join(mine)}: source {digest}" for digest, mine in seeds.items())
+    return f"the model's code changed between these runs; run them again ({told})" if len(seeds) > 1 else ""
 
 
 def _joined(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:

@@ -17,9 +17,10 @@ from bench.tables.admission import (
     admitted,
     complete,
     latest_per_seed,
+    of_a_plugin,
     summary,
 )
-from bench.tables.captions import captions
+from bench.tables.captions import captions, unlike_code
 from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
 from bench.tables.definitions import SIZES, Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
@@ -34,7 +35,6 @@ from bench.tables.variants import comparable_key, listed, shared_choices, told_a
 
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
-_OWN_DISTRIBUTION = "(earthbench "
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,9 @@ def _judged(table: Table, block: Block, tests: Tests) -> Block:
     absences = [why_no_mark(cells, mine)]
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
+    for row in block.rows:
+        changed = unlike_code([by_id[run_id] for run_id in row[0].run_ids])
+        absences.append(changed and f"{row[0].row}: {changed}")
     return replace(block, cells=cells, remarks=remarks, absences=tuple(filter(None, absences)))
 
 
@@ -364,13 +367,8 @@ def _cell(
 
 def _marks(records: Sequence[RunRecord]) -> tuple[str, ...]:
     marks = []
-    if any(not _is_builtin(record) for record in records):
+    if any(of_a_plugin(record) for record in records):
         marks.append("plugin")
     if any(record.code.dirty for record in records):
         marks.append("changed code")
     return tuple(marks)
-
-
-def _is_builtin(record: RunRecord) -> bool:
-    # A model made by hand has no distribution, so it is no plugin.
-    return _OWN_DISTRIBUTION in record.model.origin or "(" not in record.model.origin
