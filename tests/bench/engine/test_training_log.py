@@ -1,4 +1,4 @@
-"""What TensorBoard gets besides losses and scores: config, throughput, a forecast per validation."""
+"""Logs for TensorBoard besides losses and scores: config, throughput, a forecast per validation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tensorboard_has_forecasts_hyperparameters_and_throughput(storms: Path, 
 
 
 class _Drawn(Small):
-    """Draws members: the last frame, brighter by a random number; the more so the more often it is asked."""
+    """Draws members: the last frame, brighter by a random number that grows with the number of calls."""
 
     members = 2
 
