@@ -185,11 +185,12 @@ def _forecast_all(
     from rich.console import Console
     from rich.progress import track
 
-    from bench.engine.evaluate import refuse_empty
+    from bench.data.plausibility import refuse_empty
     from bench.engine.forecast import case_from_split
 
-    refuse_empty(task, config.split)
-    count = len(task.dataset(config.split))
+    data = task.dataset(config.split)
+    refuse_empty(data)
+    count = len(data)
     numbers = range(min(count, config.limit or count))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)

@@ -1,7 +1,7 @@
 """Plausible ranges of each field, for all tasks and readers.
 
 An undeclared fill value, packed numbers read raw, or kelvin taken for degrees all give implausible values.  Readers
-refuse them at the source; a run refuses a split that has the same value everywhere.
+refuse them at the source; a run refuses a split that is empty or has the same value everywhere.
 """
 
 from __future__ import annotations
@@ -75,6 +75,19 @@ def implausible(
         f"{source}: expected {expected}, found {worst:g} at {place(index)} (of {values.size:,} values, {wrong:,} are "
         "outside). Is a fill value undeclared, or are the units different?"
     )
+
+
+def refuse_empty(data: NormalisedSequences) -> None:
+    """Refuses a split without sequences.
+
+    Raises:
+        DataError: the split is empty; the message names the folder.
+    """
+    if not len(data):
+        raise DataError(
+            f"split {data.split!r} of task {data.task.name!r} has no sequences under {data.task.data_root}. "
+            f"{data.why_empty}`earthbench data info` shows what each split has; split=all takes everything."
+        )
 
 
 def refuse_constant(data: NormalisedSequences) -> None:

@@ -15,7 +15,7 @@ from bench.engine.hardware import describe_hardware
 from bench.engine.identity import seen_events
 from bench.engine.processes import Processes
 from bench.engine.summaries import summary_beside
-from bench.errors import ConfigError, ContractError, DataError, counted
+from bench.errors import ConfigError, ContractError
 from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, differences_or_none, hardware, versions
 from bench.records.schema import (
@@ -156,7 +156,7 @@ def evaluate_with_sample(
     from lightning.pytorch.callbacks import RichProgressBar
 
     from bench.data.loading import evaluation_loader
-    from bench.data.plausibility import refuse_constant
+    from bench.data.plausibility import refuse_constant, refuse_empty
     from bench.data.sequences import events_of
     from bench.engine.compiling import compiled
     from bench.engine.forecaster import Forecaster
@@ -167,8 +167,8 @@ def evaluate_with_sample(
     bar = settings.progress and processes.main
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
-    refuse_empty(task, split)
     data = task.dataset(split)
+    refuse_empty(data)
     refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
@@ -230,20 +230,6 @@ def evaluate_with_sample(
         degraded=forecaster.degraded.total(made_from(model).name, used, warn=processes.main),
     )
     return record.with_arrays(arrays).sealed(), forecaster.pictured.sample()
-
-
-def refuse_empty(task: Task, split: Split) -> None:
-    """Refuses a split without sequences.
-
-    Raises:
-        DataError: the split is empty; names the folder.
-    """
-    data = task.dataset(split)
-    if not len(data):
-        raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
-            "`earthbench data info` shows what each split has; split=all takes everything."
-        )
 
 
 def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:

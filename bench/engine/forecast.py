@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from bench.api import MONTH_MINUTES, Samples, Split, samples_with
 from bench.data.netcdf import decoded, open_netcdf
-from bench.data.plausibility import refuse_implausible
+from bench.data.plausibility import refuse_empty, refuse_implausible
 from bench.engine.ensembles import draw, member_seed
-from bench.engine.evaluate import refuse_empty
 from bench.engine.forecaster import check_forecast
 from bench.engine.trainer import translated_errors
 from bench.errors import ConfigError, ContractError, DataError, RunFailedError
@@ -81,8 +80,8 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
         DataError: the split is empty.
         ConfigError: no such split or sequence.
     """
-    refuse_empty(task, split)
     data = task.dataset(split)
+    refuse_empty(data)
     if not 0 <= sequence < len(data):
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)

@@ -20,7 +20,7 @@ from bench.checkpoint_format import SHARED, fetched, local_weights
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
-from bench.data.plausibility import refuse_constant
+from bench.data.plausibility import refuse_constant, refuse_empty
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
 from bench.engine.ensembles import Ensemble, check_added
@@ -28,7 +28,6 @@ from bench.engine.evaluate import (
     EvaluationSettings,
     evaluate_with_sample,
     failed_record,
-    refuse_empty,
     sample_arrays,
     work_folder,
 )
@@ -135,8 +134,9 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     check_added(test_task, config.evaluate.metrics)
-    refuse_empty(test_task, config.split)  # before hours of training
-    refuse_constant(test_task.dataset(config.split))
+    tested = test_task.dataset(config.split)
+    refuse_empty(tested)  # before hours of training
+    refuse_constant(tested)
     train = training and has_weights(model)
     if train:  # an evaluation starts again
         without = "" if config.train.resume else " without train.resume=false"

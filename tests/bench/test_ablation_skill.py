@@ -1,4 +1,4 @@
-"""An ablation's table: seeds together, skill against trivial references, no rank for what does not beat them."""
+"""An ablation's table: seeds in one row, skill against trivial references, no rank for rows that do not beat them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A board from its YAML: made, made no second time, made again from nothing with equal numbers, and drawn."""
+"""A board from its YAML: run once, not run again, reproduced from scratch with equal numbers, and drawn."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_board_from_nothing(
     drawn = sorted(file.name for file in (tmp_path / "pictures").iterdir())
     assert drawn == ["small_centre.png", "small_compute.png", "small_lead.png", "small_seeds.png"]
 
-    # Elsewhere, from the two committed files alone: the same trainings, and so the same scores.
+    # In another folder, from the two committed files alone: the same trainings and therefore the same scores.
     again = _write(tmp_path / "elsewhere")
     read_board(again).decided_path.write_text(board.decided_path.read_text(encoding="utf-8"), encoding="utf-8")
     assert main([*words[:2], str(again), *words[3:], f"work={tmp_path / 'other'}"]) == 0

@@ -1,4 +1,4 @@
-"""Weights of every registered model go out and come back: as a checkpoint, a folder, a file, by the Hub's mixin."""
+"""Weights of every registered model can be saved and loaded: as a checkpoint, a folder, a file, by the Hub's mixin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHORT = {"t_in": 4, "t_out": 4, "stride": 12}
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Task]:
-    """Storms of 32x32, and of 36x36 pixels, which many models have to pad."""
+    """Storms of 32x32 and of 36x36 pixels; the latter must be padded for many models."""
     out = tmp_path_factory.mktemp("shared")
     events = {"train": 1, "val": 1, "test": 1}
     return {
@@ -33,7 +33,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Task]:
 
 
 def _trained(name: str, task: Task) -> nn.Module | None:
-    """A small model with weights that no initialisation gives; None for a model without any."""
+    """Returns a small model with weights unlike any initialisation; None for a model without weights."""
     given = getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {})
     try:
         model = bench.load_model(name, task, **given)
@@ -50,7 +50,7 @@ def _trained(name: str, task: Task) -> nn.Module | None:
 
 
 def _checkpoint(model: nn.Module, task: Task, path: Path) -> Path:
-    """A file as a run of the model leaves it."""
+    """Returns a checkpoint file like that of a run of the model."""
     words = [f"task={task.name}", f"model={bench.models.made_from(model).name}", f"data.root={task.data_root}"]
     content = {
         "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},

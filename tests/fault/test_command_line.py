@@ -1,4 +1,4 @@
-"""Bad input on the command line: one message, the promised exit code, nothing half-written."""
+"""Bad input on the command line: one message, the documented exit code, no partly written files."""
 
 from __future__ import annotations
 

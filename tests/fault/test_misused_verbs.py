@@ -1,4 +1,4 @@
-"""Every verb, misused: one message with the cure and exit code 2, never "a fault of earthbench"."""
+"""Misuse of every verb: one message with the cure and exit code 2, never that of a bug in earthbench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.cli.main import VERBS, main
 from bench.errors import ContractError, RunFailedError
 
 _TABLE = "earthformer/sevir"
-# `empty` is an empty folder, `file` a file, `nope` is not there.
+# `empty` is an empty folder, `file` a file, `nope` does not exist.
 _MISUSED = {
     "quickstart": ["word", "--seed x", "--out file"],
     "list": ["x", "models models", "--format xml", "-m"],

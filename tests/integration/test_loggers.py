@@ -1,4 +1,4 @@
-"""The loggers that are extras, for real and without a network: what they wrote holds the losses of the run."""
+"""The optional loggers, without mocks and without a network: their files contain the losses of the run."""
 
 from __future__ import annotations
 

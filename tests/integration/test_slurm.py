@@ -1,4 +1,4 @@
-"""A SLURM of one node: it takes a job, runs it, preempts it, puts it back into the queue, and it ends as it should."""
+"""A SLURM of one node: it accepts a job, runs it, preempts it, requeues it, and the job finishes correctly."""
 
 from __future__ import annotations
 

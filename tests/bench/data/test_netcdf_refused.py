@@ -1,4 +1,4 @@
-"""NetCDF files of SST that cannot be read right: one refusal that says what to do."""
+"""NetCDF files of SST that cannot be read correctly: one error that says what to do."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path, capsys, kind:
 
 
 class TestArraysThatAreNotThere:
-    """Links, virtual arrays and holes would read as zeros: none of it is temperatures."""
+    """Links, virtual arrays and holes would be read as zeros instead of temperatures."""
 
     def _array(self, file: h5py.File, kind: str, folder: Path) -> None:
         values, attributes = file["sst"][:], dict(file["sst"].attrs)

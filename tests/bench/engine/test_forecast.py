@@ -1,4 +1,4 @@
-"""`earthbench forecast`: what goes in comes out, members are reproducible, pictures are what their name says."""
+"""`earthbench forecast`: coordinates are passed through, members are reproducible, pictures have the named format."""
 
 from __future__ import annotations
 

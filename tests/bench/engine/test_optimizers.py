@@ -1,4 +1,4 @@
-"""Models that name groups of parameters: learning rates, schedule, turns, resume, and settings that do not apply."""
+"""Models with parameter groups: learning rates, schedule, alternation, resuming, and settings that do not apply."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY = [
 
 
 class _TwoParts(nn.Module):
-    """Two factors of the last frame, the second of which is trained in every other step."""
+    """Two factors of the last frame; the second is trained in every other step."""
 
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__()

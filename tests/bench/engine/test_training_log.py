@@ -1,4 +1,4 @@
-"""What TensorBoard gets besides losses and scores: config, throughput, a forecast per validation."""
+"""Logs for TensorBoard besides losses and scores: config, throughput, a forecast per validation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_logger_that_does_not_start_is_said_before_the_training(
 
 
 class _Drawn(Small):
-    """Draws members: the last frame, brighter by a random number; the more so the more often it is asked."""
+    """Draws members: the last frame, brighter by a random number that grows with the number of calls."""
 
     members = 2
 

@@ -1,4 +1,4 @@
-"""What a board says of its rows: ranks, references, styles, costs, deviations."""
+"""Rows of a board: ranks, references, styles, costs, deviations."""
 
 from __future__ import annotations
 

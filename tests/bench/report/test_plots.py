@@ -1,4 +1,4 @@
-"""Pictures of tables: what is drawn, and what cannot be."""
+"""Pictures of tables: their contents, and tables that cannot be drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headings of the blocks of a table of runs: what tells them apart."""
+"""Headings of the blocks of a table of runs: how they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that differ from a row in one thing: which may stand in it, which are marked, and what is said of them."""
+"""Records that differ from a row in one setting: which are listed in it, which are marked, and with what note."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def measured(committed_results: Path) -> RunRecord:
 
 
 def _record(measured: RunRecord, table: Table, row: Row, *changes: str, **fields: Any) -> RunRecord:
-    """A record of a row's own run, on the official data, but for overrides of its config."""
+    """A record of a row's run on the official data, with overrides of its config."""
     config = _composed(overrides_of(table, row, changes, 0))
     return as_official(
         measured,

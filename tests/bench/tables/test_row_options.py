@@ -1,4 +1,4 @@
-"""What a row is besides its model: task options, training settings, sources; and why a record is not it."""
+"""Options of rows besides the model: task options, training settings, sources; and why a record does not match."""
 
 from __future__ import annotations
 

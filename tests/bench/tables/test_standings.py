@@ -1,4 +1,4 @@
-"""Bold: the best, and what is not worse than it beyond chance, over events and over seeds."""
+"""Bold marks: the best row and those that are not significantly worse, over events and over seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def measured(storms: Path) -> RunRecord:
 def _run(
     measured: RunRecord, name: str, errors: np.ndarray, *, seed: int = 0, trained: bool = True, **scores: float
 ) -> RunRecord:
-    """A run that was scored by its squared errors per event."""
+    """A run with the given squared errors per event."""
     arrays = compact({"mse.error_sum": errors[:, None], "mse.pixel_count": np.ones((len(errors), 1), np.int64)})
     metric = MetricStatistics(family="errors", options={"score": "mse", "scale": 1.0, "convention": "upstream"})
     part = StatisticsPart(
@@ -136,7 +136,7 @@ def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> 
 
 
 def test_rows_further_down_have_to_differ_more(measured: RunRecord) -> None:
-    """p of 1/16 to 1/32 in six events is enough for the second place, not for the third."""
+    """A p-value of 1/16 to 1/32 with six events is enough for the second place, but not for the third."""
     w = WEATHER[:6]
     close = w + np.array([0.3, -0.2, 0.1, -0.2, 0.1, 0.0])
     two = [_run(measured, "unet", w), _run(measured, "predrnn", w + 0.5)]

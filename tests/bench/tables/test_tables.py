@@ -49,7 +49,7 @@ def test_a_complete_official_run_stands_beside_the_published_figure(measured: Ru
 
 
 def _score_cells(records: list[RunRecord]) -> list[Cell]:
-    """The cells of persistence but its sizes, which are counted where no record stands."""
+    """Returns the cells of persistence without its sizes, which are counted if there is no record."""
     return [cell for key, cell in _cells(records).items() if key not in ("parameters", "gmacs")]
 
 

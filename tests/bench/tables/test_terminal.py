@@ -1,4 +1,4 @@
-"""Tables in a terminal: fitted to the width, references apart, sorted; what does not fit is named."""
+"""Tables in a terminal: fitted to the width, references in a separate block, sorted; omitted columns are named."""
 
 from __future__ import annotations
 

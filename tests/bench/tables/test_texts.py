@@ -156,5 +156,5 @@ def test_five_hundred_records_render_in_two_seconds_without_torch_in_any_locale(
         assert heavy.strip() == "[]"
         texts.append((done.stdout, float(seconds)))
     assert texts[0][0] == texts[1][0] and texts[0][0].count(b"model_") == 20
-    # Processor time of the whole command; a loaded machine must not decide. Twice the aim is left for slow ones.
+    # Processor time of the whole command, so that other load does not matter; twice the target, for slow machines.
     assert min(seconds for _, seconds in texts) < 4.0

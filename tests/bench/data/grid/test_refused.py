@@ -1,4 +1,4 @@
-"""Cubes that cannot be forecast from: one message each, that says what was found and what to type."""
+"""Cubes that cannot be used: each gives one message with what was found and what to type."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_the_task_keeps_its_contract(options: dict[str, Any], cube: xarray.Datas
 
 
 def test_storms_as_a_cube_have_the_scores_of_task_sevir(storms: Path, tmp_path: Path) -> None:
-    """Events are stretches with gaps between them; codes are scored by the rules that the cube's task has."""
+    """Events are stretches of time with gaps between them; codes are scored by the rules of the cube's task."""
     import bench
     from bench.data.sevir.dataset import SevirSequences
     from bench.engine.evaluate import EvaluationSettings, evaluate_with_sample
