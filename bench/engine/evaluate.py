@@ -15,7 +15,7 @@ from bench.engine.hardware import describe_hardware
 from bench.engine.identity import seen_events
 from bench.engine.processes import Processes
 from bench.engine.summaries import summary_beside
-from bench.errors import ConfigError, ContractError
+from bench.errors import ConfigError, ContractError, counted
 from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, differences_or_none, hardware, versions
 from bench.records.schema import (
