@@ -1,4 +1,4 @@
-"""The head of a board's page: five questions with their answers, and the board's pictures."""
+"""The top of a board's page: five questions with their answers, and the board's pictures."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BoardPage:
     """The first part of a board's page."""
 
     questions: tuple[tuple[str, str], ...]
-    """Each with its answer."""
+    """Questions with their answers."""
     pictures: tuple[tuple[str, str], ...]
-    """Address within the site, and what it shows."""
+    """Path within the site, and caption."""
 
 
 def board_page(
@@ -34,9 +34,9 @@ def board_page(
     """Draws a board's pictures into the site; returns None for other tables, and for a board without a reference yet.
 
     Args:
-        table: The definition.
-        contents: Its contents.
-        records: The runs that these were made from.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
         root: Results root.
         out: Folder of the site.
     """
@@ -83,7 +83,7 @@ def _amount(budget: Budget) -> str:
 
 
 def _other_firsts(table: Table, contents: TableData, shown: ShownBoard) -> list[str]:
-    """Returns who would be first by the other scores of the table."""
+    """Returns which rows would be first by the other scores of the table."""
     labels = {label for label, _ in shown.learned}
     block = next((one for one in contents.blocks if {cells[0].row for cells in one.rows} & labels), None)
     if block is None:

@@ -1,4 +1,4 @@
-"""Pictures of a board: skill by lead time, skill against the time of training, and each seed of each row."""
+"""Pictures of a board: skill by lead time, skill against training time, and each seed of each row."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from bench.tables.skill import references, skill
 _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
-"""Times of training that differ by more have a logarithmic axis."""
+"""The axis is logarithmic if training times differ by a larger factor."""
 _LONG = 40
-"""Characters of a label from which a legend has two columns instead of three."""
+"""Length of labels from which a legend has two columns instead of three."""
 _BELOW = 0.25
-"""Lines are drawn down to so much skill below the learned rows."""
+"""Lines are drawn down to this much skill below the learned rows."""
 _WORST = -1.0
-"""Learned rows are drawn down to this skill, twice the error of the reference: below, how bad a row is says little."""
+"""Learned rows are drawn down to this skill, twice the error of the reference: worse values are not informative."""
 _MOST_COVERED = 0.5
-"""A band that covers more of a cut axis than this hides the other rows, and tells no more than that it is wide."""
+"""A band that covers more of a cut axis than this is not drawn: it would hide the other rows."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
-"""Label and runs of each row that has any, the best first."""
+"""Label and runs of each row that has runs, best first."""
 
 
 @dataclass(frozen=True)
 class ShownBoard:
-    """What the pictures and the page of a board are made from."""
+    """The data of a board's pictures and page."""
 
     name: str
     title: str
@@ -55,13 +55,13 @@ class ShownBoard:
     """The score by lead time."""
     lead_label: str
     reference: RunRecord
-    """The best trivial one in the main score."""
+    """The best trivial reference in the main score."""
     reference_label: str
     blocks: Mapping[str, tuple[str, _Rows]]
-    """Name and rows of each block but the references, by its title."""
+    """Name and rows of each block except the references, by the block's title."""
     references: _Rows
     learned: _Rows
-    """Of the first block that competes."""
+    """The rows of the first competing block."""
     units: str
     digest: str
 
@@ -75,12 +75,12 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     """Draws the pictures of a board into a folder and returns their paths.
 
     Args:
-        board: The protocol.
-        out: The folder.
-        ending: Of the names: one that matplotlib knows.
+        board: Protocol of the board.
+        out: Folder for the pictures.
+        ending: Ending of the file names, one that matplotlib supports.
 
     Raises:
-        ConfigError: no score, no trivial reference or no row was run yet, or the ending is not known.
+        ConfigError: no score, no trivial reference or no row was run yet, or the ending is unknown.
     """
     table = load_table(board.table, board.root)
     records, unreadable = read_store(board.root, table.task)
@@ -91,13 +91,13 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
 
 
 def shown_board(board: BoardFile, table: Table, contents: TableData, records: Sequence[RunRecord]) -> ShownBoard | None:
-    """Returns what is shown of a board, or None where no trivial reference was run yet.
+    """Returns the data to show of a board, or None if no trivial reference was run yet.
 
     Args:
-        board: The protocol.
-        table: Its table.
-        contents: The table's contents.
-        records: The runs that these were made from.
+        board: Protocol of the board.
+        table: Table of the board.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
     """
     by_id = contents.by_id(records)
     shown_ids = {run_id for block in contents.blocks for cell in block.cells for run_id in cell.run_ids}
@@ -106,7 +106,7 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
     best = references(table, used[:1], used).get(column.key) if column is not None else None
     if column is None or best is None:
         return None
-    reference = next(  # by its score, too: a board may have two references of a model
+    reference = next(  # matched by score, too, because a board may have two references of one model
         record
         for record in used
         if record.model.name == best.model and (record.scores.get(column.key) or 0) * column.scale == best.value
@@ -133,15 +133,15 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
 
 
 def draw_shown(shown: ShownBoard, out: Path, ending: str) -> dict[Path, str]:
-    """Draws the pictures of a board into a folder and returns their paths with what each shows.
+    """Draws the pictures of a board into a folder and returns their paths and captions.
 
     Args:
-        shown: What is drawn.
-        out: The folder.
-        ending: Of the names: one that matplotlib knows.
+        shown: Data to draw.
+        out: Folder for the pictures.
+        ending: Ending of the file names, one that matplotlib supports.
 
     Raises:
-        ConfigError: the ending is not known.
+        ConfigError: the ending is unknown.
     """
     check_ending(Path(f"x{ending}"))
     out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def _covered(points: Sequence[_Point], low: float, high: float) -> float:
 
 @dataclass(frozen=True)
 class _Point:
-    """Skill at a lead time; NaN where there is none."""
+    """Skill at a lead time; NaN if it is undefined."""
 
     value: float
     low: float = math.nan
@@ -237,7 +237,7 @@ class _Point:
 
 
 def _at_lead(shown: ShownBoard, mine: Sequence[RunRecord], lead: int) -> _Point:
-    """Returns a row's skill at a lead time, with the interval over units, or else the range over seeds."""
+    """Returns a row's skill at a lead time, with its interval over units if it has one, else the range over seeds."""
     better = shown.column.better
     its = shown.reference.scores_per_lead[shown.per_lead][lead]
     scores = [(record.scores_per_lead.get(shown.per_lead) or [None] * (lead + 1))[lead] for record in mine]
@@ -248,7 +248,7 @@ def _at_lead(shown: ShownBoard, mine: Sequence[RunRecord], lead: int) -> _Point:
     value, formula = statistics.fmean(known), _formula(better)
     try:
         bounds = skill_interval(mine, shown.reference, f"{shown.per_lead}_lead_{lead + 1}", formula)
-    except DataError:  # `earthbench verify` names it
+    except DataError:  # `earthbench verify` reports it
         bounds = None
     if bounds is not None:
         return _Point(value, *bounds, "the 95 % interval over units")
@@ -261,14 +261,14 @@ def _formula(better: str | None) -> Callable[[Any, Any], Any]:
 
 
 def _draw_compute(path: Path, shown: ShownBoard) -> Path:
-    """Draws each learned row's skill against the time of its training, and references as lines."""
+    """Draws each learned row's skill against its training time, and references as lines."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
     greys = styles([(label, True) for label, _ in shown.references])
     for label, mine in shown.references:
         value = shown.skill_of(mine[0])
-        if value is not None and value > 0:  # the best trivial one is the axis, and worse ones lie below
+        if value is not None and value > 0:  # the best trivial reference is the axis, worse ones are below it
             look = line_look(asdict(greys[label])) | {"marker": None}
             axis.axhline(value, label=label, **look)
     spent = []

@@ -17,20 +17,20 @@ from bench.tables.standings import DEVIATES
 
 @dataclass(frozen=True)
 class ShownCell:
-    """A cell in the words of its page."""
+    """A cell as the page prints it."""
 
     ours: str
     spread: str
-    """Over seeds, or the interval of the one run."""
+    """Spread over seeds, or the interval of the single run."""
     published: str
     difference: str
     status: str
     mark: int | None
     note: str
     factor: str
-    """How many times our count the published one is, where counts are printed so; else empty."""
+    """Ratio of the published count to ours if the table prints one, else empty."""
     sort: dict[str, float | None]
-    """What orders it when measured, published or differing figures are shown."""
+    """Sort keys for the views of measured values, published values and differences."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class ShownRow:
     label: str
     model: str
     rank: str
-    """By the main score: a number, with `=` where rows share it; empty for references and rows without a value."""
+    """Rank by the main score, with `=` if rows share it; empty for references and rows without a value."""
     reference: bool
     plugin: bool
     changed_code: bool
     has_record: bool
     cells: tuple[ShownCell, ...]
-    """In the order of `shown_columns`."""
+    """Cells in the order of `shown_columns`."""
 
 
 def shown_columns(table: Table) -> list[Column]:
-    """Columns in the order of a page: scores, the main one first, then costs; a rank stands in front of its row."""
+    """Returns the columns in page order: scores (main score first), then costs; ranks are not columns of the page."""
     return sorted((column for column in table.columns if not column.rank_of), key=lambda column: column.key in COSTS)
 
 
 def is_reference(model: str) -> bool:
-    """Whether a model is a trivial reference; unknown models are not."""
+    """Returns whether a model is a trivial reference; unknown models are not."""
     try:
         return registry.find("model", model).card().trivial
     except EarthbenchError:
@@ -63,14 +63,14 @@ def is_reference(model: str) -> bool:
 
 
 def shown_side(block: Block, column: Column | None) -> Literal["ours", "published"]:
-    """Which values a block opens with: ours, or the published ones where nothing of ours was scored."""
+    """Returns which values a block shows at first: ours, or the published ones if none of ours was scored."""
     values = [cell for cell in block.cells if column is not None and cell.column == column.key]
     any_of_ours = any(cell.ours is not None for cell in values) or all(cell.published is None for cell in values)
     return "ours" if any_of_ours else "published"
 
 
 def shown_rows(table: Table, block: Block) -> list[ShownRow]:
-    """The rows of a block from best to worst by the main score, and below them those without a value."""
+    """Returns the rows of a block from best to worst by the main score, followed by those without a value."""
     column = main_column(table)
     ranks = _ranks(table, block, column)
     rows = []
@@ -95,10 +95,10 @@ def shown_rows(table: Table, block: Block) -> list[ShownRow]:
 
 
 def _ranks(table: Table, block: Block, column: Column | None) -> dict[str, tuple[str, int]]:
-    """The printed rank of each row, and its place on the page.
+    """Returns the printed rank of each row, and its position on the page.
 
-    Rows that are not worse than the best beyond chance share the first rank, and rows that are printed alike share one.
-    References, and what does not beat the best trivial one, take no rank, but stand where their score puts them.
+    Rows that are not significantly worse than the best share the first rank, and rows with the same printed score share
+    a rank. References, and rows that do not beat the best trivial one, are not ranked but placed by their score.
     A table with a column of ranks has its own.
     """
     side = shown_side(block, column)
@@ -151,7 +151,7 @@ def _shown(cell: Cell, column: Column, factor: float) -> ShownCell:
 
 
 def column_groups(table: Table) -> list[tuple[str, list[Column]]]:
-    """The columns under their common headings, in the order of the page."""
+    """Returns the columns under their common headings, in page order."""
     groups: list[tuple[str, list[Column]]] = []
     for column in shown_columns(table):
         if groups and groups[-1][0] == column.group:

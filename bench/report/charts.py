@@ -28,7 +28,7 @@ _SIDES: tuple[Literal["ours"], Literal["published"]] = ("ours", "published")
 
 @dataclass(frozen=True)
 class Style:
-    """How the lines of a row are drawn: no two of a block alike."""
+    """How the lines of a row are drawn, unique within a block."""
 
     colour: str
     symbol: str
@@ -36,7 +36,7 @@ class Style:
     reference: bool
 
 
-# Okabe and Ito's colours but for black and yellow, which one of the two grounds hides, and a brown.
+# Okabe and Ito's colours without black and yellow, which are invisible on one of the two backgrounds, plus a brown.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 _GREYS = ("#6e7781", "#8c959f", "#57606a", "#a3acb5")
@@ -44,10 +44,10 @@ _DASHES = ("dash", "dot", "dashdot", "longdash")
 
 
 def styles(rows: Sequence[tuple[str, bool]]) -> dict[str, Style]:
-    """A style for each row: grey and dashed for references; for models, colours that repeat with another symbol.
+    """Returns a style per row: grey and dashed for references; for models, colours, which repeat with other symbols.
 
     Args:
-        rows: Label, and whether it is a reference, the best first.
+        rows: Labels and whether they are references, best first.
     """
     found: dict[str, Style] = {}
     counts = {True: 0, False: 0}
@@ -69,14 +69,14 @@ def charts(
     losses: Mapping[str, LearningCurve] | None = None,
     parts: Mapping[str, Sequence[RunRecord]] | None = None,
 ) -> dict[str, Any]:
-    """The data of a block's charts as JSON types; what nothing was recorded for is an empty list.
+    """Returns the data of a block's charts as JSON types; charts without recorded data are empty lists.
 
     Args:
-        table: The definition.
-        block: Of its contents.
-        records: By run id.
+        table: Definition of the table.
+        block: Block of its contents.
+        records: Records by run id.
         losses: Learning curves by run id.
-        parts: With folds, the record of each by the id of that of all.
+        parts: For runs with folds, the records of the folds by the id of the joined record.
     """
     rows = {cells[0].row: cells[0] for cells in block.rows}
     order = [(row.label, row.reference) for row in shown_rows(table, block)]
@@ -103,7 +103,7 @@ def charts(
 def _loss_curves(
     runs: Sequence[tuple[str, list[RunRecord]]], losses: Mapping[str, LearningCurve]
 ) -> list[dict[str, Any]]:
-    """Training and validation losses of each row's runs."""
+    """Returns training and validation losses of each row's runs."""
     return [
         {
             "key": label,
@@ -120,7 +120,7 @@ def _loss_curves(
 
 
 def _lead_curves(table: Table, runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
-    """One chart per score of the table: a curve over lead times per row."""
+    """Returns one chart per score of the table, with a curve over lead times per row."""
     found = []
     for column in shown_columns(table)[: _MOST_LEAD_SCORES + 2]:
         curves = []
@@ -150,7 +150,7 @@ def _curve(
     bounds: Sequence[tuple[float, float] | None],
     scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Returns a curve: the mean over seeds, and as its band their range, or the interval of the one run."""
+    """Returns a curve: the mean over seeds with their range as a band, or the interval of the single run."""
     defined = [
         [value for value in values if value is not None and math.isfinite(value)] for values in zip(*seeds, strict=True)
     ]
@@ -169,7 +169,7 @@ def _bounds(records: Sequence[RunRecord], scores: Sequence[str]) -> list[tuple[f
 
 
 def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[str, Any]]:
-    """One chart per categorical score: a curve over thresholds per row."""
+    """Returns one chart per categorical score, with a curve over thresholds per row."""
     found = []
     for score in ("csi", "pod", "far", "bias", "hss"):
         curves = []
@@ -187,9 +187,9 @@ def _threshold_curves(runs: Sequence[tuple[str, list[RunRecord]]]) -> list[dict[
 
 
 def _pareto(table: Table, block: Block, runs: dict[str, list[RunRecord]]) -> list[dict[str, Any]]:
-    """One chart per score that has a better side: score against what a forecast costs, measured and published.
+    """Returns one chart per score with a better direction: score against the cost of a forecast, ours and published.
 
-    A point has its costs, and `why` says of each cost that cannot be drawn why not.
+    A point has its costs, and `why` gives the reason for each cost that cannot be drawn.
     """
     costs = {(cells[0].row, side): _costs(table, cells, side, runs) for cells in block.rows for side in _SIDES}
     found = []

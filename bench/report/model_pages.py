@@ -1,4 +1,4 @@
-"""The page of a model: its source, its size, how it deviates from the papers, and its records."""
+"""The page of a model: its source, its size, its deviations from the papers, and its records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNT = "{count}"
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a model on a task, as its records have it or as counted, beside what was published."""
+    """Size of a model on a task, from its records or counted, and as published."""
 
     task: str
     page: str
@@ -45,13 +45,13 @@ class ShownRecord:
     record: RunRecord
     files: RunFiles
     page: str
-    """Of the table that it stands in; empty if none."""
+    """Title of the table that lists it; empty if none."""
     score: str
 
 
 @dataclass(frozen=True)
 class ModelPage:
-    """A model."""
+    """The content of a model's page."""
 
     name: str
     page: str
@@ -69,7 +69,7 @@ class ModelPage:
 
 
 def page_of(model: str) -> str:
-    """The file of a model's page; names in records are not trusted to be file names."""
+    """Returns the file of a model's page; names in records are not trusted as file names."""
     return f"model-{_PAGE.sub('-', model.lower())}.html"
 
 
@@ -78,12 +78,12 @@ def model_pages(
     records: Sequence[RunRecord],
     files: Mapping[str, RunFiles],
 ) -> list[ModelPage]:
-    """A page for each model that has a row or a record.
+    """Returns a page for each model that has a row or a record.
 
     Args:
         tables: Tables with their published values as printed, by row and column, and their contents.
         records: All records.
-        files: Of each, by run id.
+        files: Files of each run, by run id.
     """
     rows = [row for _, _, contents in tables for block in contents.blocks for row in block.rows]
     names = {row[0].model for row in rows} | {record.model.name for record in records}
@@ -156,9 +156,9 @@ def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) ->
 
 
 def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """How the model's records differ from the papers' models and trainings: a line per task, data and kind of training.
+    """Returns how the records differ from the papers' models and trainings, one line per task, data and training.
 
-    A record of the preset that is trained as a published table of its task asks, on its data, adds no line.
+    A record of the preset with the data and training of a published table adds no line.
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
@@ -179,7 +179,7 @@ def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[
 
 
 def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
-    """How a training differs from the published one; `_COUNT` stands for its sequences, in which folds differ."""
+    """Returns how a training differs from the published one; `_COUNT` stands for its sequences, as folds differ."""
     training = record.training
     if training is None:
         return ""

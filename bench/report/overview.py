@@ -1,4 +1,4 @@
-"""Tables on the first page: how much of each is measured, and its best three rows."""
+"""The tables on the first page: how much of each is measured, and its best three rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RUNS = "Every complete run on "
 
 @dataclass(frozen=True)
 class Top:
-    """A row at the top of a board."""
+    """One of the best rows of a block."""
 
     rank: str
     label: str
@@ -34,7 +34,7 @@ class Podium:
     rows: tuple[Top, ...]
     row_count: int
     ranked: bool
-    """False where no row of the table beats the best trivial reference: then the best ones stand without a rank."""
+    """False if no row of the table beats the best trivial reference: then the best rows have no rank."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,26 @@ class Overview:
     page: str
     row_count: int
     measured_count: int
-    """Rows that have a record."""
+    """Number of rows with a record."""
     run_count: int
     statuses: dict[str, int]
     podiums: tuple[Podium, ...]
-    """One per block with a measured main score."""
+    """One podium per block with a measured main score."""
 
 
 def page_of_table(table: Table) -> str:
-    """The file of a table's page."""
+    """Returns the file of a table's page."""
     return f"table-{table.file_stem}.html"
 
 
 def heading(table: Table) -> str:
-    """A table's title as a heading: of a table of runs, what they are on."""
+    """Returns a table's title as a heading; for a table of runs, the task and data of the runs."""
     title = table.title.removeprefix(_RUNS) if not table.rows else table.title
     return (title[:1].upper() + title[1:]).replace("->", "→")
 
 
 def overview(table: Table, contents: TableData) -> Overview:
-    """The first page's part about a table."""
+    """Returns the first page's entry for a table."""
     cells = [cell for block in contents.blocks for cell in block.cells]
     rows = [row for block in contents.blocks for row in block.rows]
     statuses: dict[str, int] = {}

@@ -26,23 +26,23 @@ from bench.tables.pictures import PRINT, PRINT_DPI, PRINT_WIDTH, draw_forecasts
 
 _LEAD_SCORES = 2
 _CHARTS_ABREAST = 3
-_TICKS = 12  # more lead times than these have every second one labelled
-_LONG = 32  # characters of a label from which a legend has two columns instead of three
-_FAR_APART = 3  # losses that far above all validations are of another kind: sums, or with a term that forecasts lack
-_BANDS_OF_ALL = 6  # of more rows, only the first three have their bands: they would hide the lines
+_TICKS = 12  # with more lead times than this, every second one is labelled
+_LONG = 32  # length of labels from which a legend has two columns instead of three
+_FAR_APART = 3  # losses above all validations by this factor are another quantity: sums, or with additional terms
+_BANDS_OF_ALL = 6  # with more rows, only the first three have bands, which would otherwise hide the lines
 INPUTS = "earthbench-inputs"
-"""Names the entry of a PNG's metadata that has the digest of what it was drawn from."""
+"""Name of the entry in a PNG's metadata with the digest of its inputs."""
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X", "star": "*"}
 _LINES: Mapping[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 
 
 def inputs_digest(blocks: Sequence[Any]) -> str:
-    """A digest of a table's blocks as its JSON rendering has them: a picture with another one is stale."""
+    """Returns a digest of a table's blocks in its JSON rendering; a picture with another digest is stale."""
     return hashlib.sha256(json.dumps(blocks).encode()).hexdigest()[:16]
 
 
 def digest_of(contents: TableData) -> str:
-    """The same digest of contents that are not rendered yet."""
+    """Returns the same digest for contents that are not rendered yet."""
     return inputs_digest([asdict(block) for block in contents.blocks])
 
 
@@ -50,13 +50,13 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     """Draws a row of charts per block of a table and returns the path of the picture.
 
     Args:
-        path: Where to; a name that matplotlib knows how to write, such as `.png`, `.svg` or `.pdf`.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
+        path: File of the picture, with an ending that matplotlib supports, such as `.png`, `.svg` or `.pdf`.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
 
     Raises:
-        ConfigError: no block has a score per lead time, or the name's ending is not known.
+        ConfigError: no block has a score per lead time, or the file's ending is unknown.
     """
     plt = pyplot()
     by_id = contents.by_id(records)
@@ -88,13 +88,13 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
 
 
 def line_look(style: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's style on the page as matplotlib's keywords."""
+    """Returns a row's style on the page as matplotlib keywords."""
     shape = {"marker": _MARKERS[style["symbol"]], "linestyle": _LINES[style["dash"]]}
     return {"color": style["colour"], "markersize": 3.5, "linewidth": 1.4, **shape}
 
 
 def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequence[RunRecord]) -> str:
-    """Returns what the bands of the charts are, and why single runs have none."""
+    """Returns a description of the bands, and why single runs have none."""
     rows = [cells[0].run_ids for block, _ in drawn for cells in block.rows]
     single = [record for record in records if (record.run_id,) in rows]
     lows = [low for _, shown in drawn for chart in shown for curve in chart["curves"] for low in curve["low"]]
@@ -116,19 +116,19 @@ def draw_samples(
     root: Path,
     colours: str | None = None,
 ) -> list[Path]:
-    """Draws the stored forecast of each row's first run beside what was observed; returns the paths, one per block.
+    """Draws the stored forecast of each row's first run next to the observation; returns the paths, one per block.
 
     Args:
-        path: Where to: `.png`, `.svg`, `.pdf`, or `.gif` and `.mp4`, which move; further blocks add `-2`, `-3`
-            to the name.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
-        root: Results root, where the samples are.
-        colours: A colour map of matplotlib's instead of the task's own.
+        path: File of the picture: `.png`, `.svg`, `.pdf`, or animated as `.gif` or `.mp4`; further blocks add `-2`,
+            `-3` to the name.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
+        root: Results root with the samples.
+        colours: Name of a matplotlib colour map, instead of the task's own.
 
     Raises:
-        ConfigError: no run of the table has a readable sample, or the name's ending is not known.
+        ConfigError: no run of the table has a readable sample, or the file's ending is unknown.
     """
     by_id = contents.by_id(records)
     drawn: list[Path] = []
@@ -162,17 +162,17 @@ def draw_samples(
 def draw_learning_curves(
     path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], root: Path
 ) -> Path:
-    """Draws a chart per trained row, of the loss of all its runs by optimiser step, and returns the picture's path.
+    """Draws a chart per trained row with the losses of all its runs by optimiser step; returns the picture's path.
 
     Args:
-        path: Where to; a name that matplotlib knows how to write, such as `.png`, `.svg` or `.pdf`.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
-        root: Results root, where the learning curves are.
+        path: File of the picture, with an ending that matplotlib supports, such as `.png`, `.svg` or `.pdf`.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
+        root: Results root with the learning curves.
 
     Raises:
-        ConfigError: no run of the table has a readable learning curve, or the name's ending is not known.
+        ConfigError: no run of the table has a readable learning curve, or the file's ending is unknown.
     """
     plt = pyplot()
     by_id = contents.by_id(records)
@@ -213,7 +213,7 @@ def draw_learning_curves(
 
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
-    """Draws the runs of a row; training losses other than a squared error of the forecast get an axis of their own."""
+    """Draws the runs of a row; training losses other than the forecast's squared error get a separate axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     highest = max((loss for curve in curves for _, loss in curve.val), default=math.inf)
@@ -238,7 +238,7 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
 
 
 def pyplot() -> Any:
-    """Returns matplotlib's pyplot, told that there is no screen; imported when first drawn."""
+    """Returns matplotlib's pyplot, imported on first use, with a backend that needs no screen."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -248,10 +248,10 @@ def pyplot() -> Any:
 
 
 def check_ending(path: Path) -> None:
-    """Refuses a name whose ending matplotlib does not know.
+    """Refuses a file name with an ending that matplotlib does not support.
 
     Raises:
-        ConfigError: names those it knows.
+        ConfigError: it does not; the message lists the supported ones.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -261,7 +261,7 @@ def check_ending(path: Path) -> None:
 
 
 def save_picture(figure: Any, path: Path, digest: str) -> Path:
-    """Saves a figure at 300 dots per inch, with the digest of its inputs where the format has a place for it."""
+    """Saves a figure at 300 dots per inch, with the digest of its inputs if the format supports it."""
     ending = path.suffix.lstrip(".")
     told = {"png": {INPUTS: digest}, "svg": {"Keywords": digest}, "pdf": {"Keywords": digest}}
     with replacing(path) as part, pyplot().rc_context(PRINT):
@@ -271,7 +271,7 @@ def save_picture(figure: Any, path: Path, digest: str) -> Path:
 
 
 def _charts(table: Table, block: Block, records: dict[str, RunRecord]) -> list[dict[str, Any]]:
-    """Returns what is drawn of a block: the first scores that have a better side by lead time, and CSI by threshold."""
+    """Returns the charts of a block: its first scores with a better direction by lead time, and CSI by threshold."""
     found = charts(table, block, records)
     better = {column.key: column.better for column in table.columns}
     common = {"styles": found["styles"]}

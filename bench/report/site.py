@@ -1,4 +1,4 @@
-"""The report as a static site: its pages, and the scripts and styles that they need."""
+"""The report as a static site: its pages, scripts and styles."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN = ("report.css", "board_charts.js", "report.js")
 def write_assets(folder: Path) -> dict[str, str]:
     """Writes scripts and styles into a folder and returns the versions of the libraries among them.
 
-    DataTables comes as an ES module, which browsers refuse to load from the disk; as a data URL they take it.
+    DataTables is an ES module, which browsers refuse to load from the disk but accept as a data URL.
     """
     tables, charts = files("itables"), files("plotly")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,12 +65,12 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
 
     Args:
         root: Results root.
-        out: Folder of the site; made if it is not there, must hold nothing but an older report.
-        colours: A colour map of matplotlib's for forecasts, instead of the tasks' own.
+        out: Folder of the site; it is created if necessary, and may contain only an older report.
+        colours: Name of a matplotlib colour map for forecasts, instead of the tasks' own.
 
     Raises:
         ConfigError: no colour map has this name.
-        DataError: the folder holds something else.
+        DataError: the folder contains other files.
     """
     environment = _environment()
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
@@ -128,7 +128,7 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """What is behind the tables, by run id."""
+    """The data behind the tables, by run id."""
 
     records: dict[str, RunRecord]
     losses: dict[str, LearningCurve]
@@ -136,7 +136,7 @@ class Store:
 
 
 def _built() -> str:
-    """The date of the build, or of `$SOURCE_DATE_EPOCH` (seconds), which makes builds repeatable."""
+    """Returns the date of the build, or that of `$SOURCE_DATE_EPOCH` (seconds), which makes builds reproducible."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
     return f"{moment:%Y-%m-%d}"
@@ -145,7 +145,7 @@ def _built() -> str:
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Everything is escaped: names come from records and plugins.
+    # Everything is escaped, because names come from records and plugins.
     environment = Environment(
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -155,7 +155,7 @@ def _environment() -> Any:
 
 
 def _code(text: str) -> Any:
-    """Returns text with what stands between backticks as code; all of it is escaped."""
+    """Returns escaped text, with parts between backticks as code."""
     from markupsafe import Markup, escape  # of jinja2
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
@@ -233,7 +233,7 @@ class ShownRun:
     files: RunFiles
     name: str
     score: str
-    """The main one."""
+    """The main score."""
 
 
 def _run(record: RunRecord, column: Column | None, store: Store) -> ShownRun:
@@ -243,12 +243,12 @@ def _run(record: RunRecord, column: Column | None, store: Store) -> ShownRun:
 
 
 def _anchor(fingerprints: set[str], taken: Sequence[str]) -> str:
-    """Returns the name of a block: that of its data, unless another block is of the same data with other options."""
+    """Returns the anchor of a block: that of its data, with a suffix if another block has the same data."""
     name = f"data-{min(fingerprints)}" if len(fingerprints) == 1 else f"board-{len(taken)}"
     return name if name not in taken else f"{name}-{len(taken)}"
 
 
 def _json(content: Any) -> str:
-    """Returns JSON that may stand inside a script element: no text in it can end the element."""
+    """Returns JSON that is safe inside a script element: no text in it can end the element."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
