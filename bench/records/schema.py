@@ -61,6 +61,11 @@ class DataPart(Part):
     sequence_count_available: int
     """Sequences of the split."""
 
+    @property
+    def described(self) -> str:
+        """The origin as tables and pages print it."""
+        return self.origin.replace("every 1 frames", "every frame")  # as trees of older code call it
+
 
 class SourcePart(Part):
     """The source of a model, a plugin or the harness."""

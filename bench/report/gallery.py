@@ -103,11 +103,18 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
     found: list[Scene] = []
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda group: _group(group[0][0])):
         count = min(sample.count for _, sample in group)
         look = Look.of_record(group[0][0], colours)
         found += [_scene(len(found) + index + 1, index, count, group, look, site) for index in range(count)]
     return found
+
+
+def _group(record: RunRecord) -> str:
+    """Task, data and split of a record."""
+    data = record.data
+    assert data is not None
+    return f"{record.task.name}: {data.described}, {data.split} split, data {data.fingerprint[:10]}"
 
 
 def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path) -> Scene:
@@ -145,7 +152,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     height, width = shown.target.shape[1:]
     return Scene(
         anchor=f"{first.task.name}-{data.fingerprint[:10]}-{data.split}-{index + 1}",
-        group=f"{first.task.name}: {data.origin}, {data.split} split, data {data.fingerprint[:10]}",
+        group=_group(first),
         name=f"sequence {index + 1} of {count}" if count > 1 else "first sequence",
         task=first.task.name,
         units=look.units,

@@ -290,9 +290,8 @@ def _block_title(record: RunRecord, parts: Mapping[str, list[RunRecord]] | None 
     folds = f"{len(parts[record.run_id])} folds together, " if parts and record.run_id in parts else ""
     shape = "x".join(map(str, data.identity.get("event_shape", [])))
     events = f", events of {shape}" if shape else ""
-    origin = data.origin.replace("every 1 frames", "every frame")  # as trees of older code call it
     return (
-        f"{origin}, {data.split} split, {folds}{counted(data.sequence_count, 'sequence')}{events}, "
+        f"{data.described}, {data.split} split, {folds}{counted(data.sequence_count, 'sequence')}{events}, "
         f"{TimeAxis.of_record(record).every()}, data {data.fingerprint[:10]}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
 
 _NOT_SET = "null"
+_NO_NUMBERS = ("loggers", "resume")
 
 
 def comparable_key(record: RunRecord) -> tuple[Any, ...]:
@@ -144,11 +145,20 @@ def _ensemble_options(record: RunRecord) -> dict[str, Any]:
     return {f"{name}.{key}": value for name, how in added for key, value in how.items()}
 
 
+def _flat(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields settings with those of stages under `stages.NAME.KEY`: runs differ in some of them, seldom in all."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
+
+
 def _training_settings(record: RunRecord) -> dict[str, Any]:
     ensemble = {"members": record.members.count} if record.members else {}
     if record.training is None:
         return ensemble | ({"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {})
-    settings = ensemble | {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
+    settings = ensemble | dict(_flat({k: v for k, v in record.training.settings.items() if k not in _NO_NUMBERS}))
     if record.training.steps:  # a model that is fitted does not depend on it
         settings["batch_size"] = record.config.get("data", {}).get("batch_size")
     return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}

@@ -349,6 +349,14 @@ def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: Ru
     assert variant_labels(runs[1:]) == ["unet", "unet"]
 
 
+def test_of_stages_only_the_settings_that_differ_are_named(measured: RunRecord) -> None:
+    def stages(steps: int) -> dict:
+        return {"stages": {"vqvae": {"lr": 0.002, "max_steps": steps}, "gpt": {"lr": 0.003, "max_steps": 800}}}
+
+    runs = [unet_like(measured, training=trained_with(PAPER_SETTINGS | stages(steps))) for steps in (300, 800)]
+    assert variant_labels(runs) == ["unet (stages.vqvae.max_steps=300)", "unet (stages.vqvae.max_steps=800)"]
+
+
 def _with(record: RunRecord, conventions: dict, **changes: object) -> RunRecord:
     return record.model_copy(update={"conventions": {**record.conventions, **conventions}, **changes})
 
