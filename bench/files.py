@@ -23,8 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from error
+    except OSError as error:  # HDF5 puts its own state into the text
+        said = error if error.errno is None else os.strerror(error.errno)
+        raise DataError(f"{path} cannot be written: {said}") from error
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)

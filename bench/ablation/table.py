@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Column, Table
+from bench.worker_pool import worker_pool
 
 FORMATS = ("md", "csv", "json")
 _MIB = 1 << 20
@@ -69,9 +68,8 @@ def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[
         advance: Called with a line of text before each measurement.
     """
     found: list[dict[str, Any]] = []
-    # Peak resident memory never falls, and a process forked from one with torch would start at its peak.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, _quiet, max_tasks_per_child=1) as pool:
+    # Peak resident memory never falls.
+    with worker_pool(1, _quiet, tasks_of_each=1) as pool:
         for number, run in enumerate(runs, start=1):
             advance(f"measuring variant {number} of {len(runs)}")
             try:

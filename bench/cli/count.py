@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 from bench import registry
@@ -27,6 +26,7 @@ from bench.errors import (
     counted,
     one_message,
 )
+from bench.worker_pool import worker_pool
 
 _COST_COLUMNS = ("parameters", "gmacs")
 _DIGITS_OF_A_MAC = 9
@@ -156,11 +156,7 @@ def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> 
         lines = (_count(*one, speed) for one in models)
         yield from _told(lines, len(models))
         return
-    # Spawned, because torch's threads do not survive a fork.
-    started = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_take_share, initargs=(cores // processes,)
-    )
-    with started as pool:
+    with worker_pool(processes, partial(_take_share, cores // processes)) as pool:
         try:
             counts = pool.map(_count, *zip(*models, strict=True), [speed] * len(models))
             yield from _told(counts, len(models))

@@ -99,11 +99,14 @@ def results_root(given: Path, *, may_be_made: bool = False) -> Path:
     """Returns the folder that `--results` names; the default need not exist yet.
 
     Raises:
-        DataError: it is not a folder.
+        DataError: it is not a folder, or one that holds the folder that is meant.
     """
     root = given.expanduser()
     if not root.is_dir() and (root.exists() or not (may_be_made or given == RESULTS)):
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
+    inner = root / RESULTS
+    if not (root / "runs").exists() and (inner / "runs").is_dir():
+        raise DataError(f"results root {str(root)!r} has no runs/, {str(inner)!r} has. Set --results {inner}")
     return root
 
 

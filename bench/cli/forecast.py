@@ -14,7 +14,7 @@ from bench.api import MONTH_MINUTES
 from bench.cli.outcome import FAR_TOO_VARIED, far_too_varied
 from bench.cli.printing import print
 from bench.config import Config, compose
-from bench.errors import ConfigError, UsageError
+from bench.errors import ConfigError, UsageError, counted
 from bench.logs import log
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ def run(options: argparse.Namespace) -> int:
         # forecasts from the newest frames are named by their time, which the title has already
         name = f", {case.name}" if case.name != str(start) else ""
         since = f", from {_moment(start.item(), case.cadence_minutes)}" if start is not None else ""
-        title = f"{config.model.name} on {task.name}{name}{since}"
+        several = case.coordinates is not None and len(case.coordinates.variables) > 1
+        first = f", {case.coordinates.variables[0]}" if several else ""  # the one that is drawn
+        title = f"{config.model.name} on {task.name}{first}{name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0
@@ -195,7 +197,7 @@ def _forecast_all(
     for number in track(numbers, "forecasts", console=console, transient=True, disable=not sys.stderr.isatty()):
         case = case_from_split(task, config.split, number)
         _forecast(model, task, case, folder / f"{number:06d}.nc", members, controls, config, device)
-    print(f"forecasts: {len(numbers)} files in {folder}")
+    print(f"forecasts: {counted(len(numbers), 'file')} in {folder}")
 
 
 def _numbers(text: str | None) -> Controls:

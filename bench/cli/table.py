@@ -15,6 +15,7 @@ from bench.errors import UsageError
 from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
+from bench.tables.citations import bibliography
 from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.own_rows import with_own
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument(
-        "--format", choices=("text", *FORMATS), help="default: text in a terminal, fitted to its width; else md"
+        "--format",
+        choices=("text", *FORMATS, "bib"),
+        help="default: text in a terminal, fitted to its width; else md; bib: what to cite",
     )
     parser.add_argument("--columns", metavar="KEY,...", help="these columns only, by key or label, e.g. csi_m,mse")
     parser.add_argument(
@@ -92,6 +95,9 @@ def run(options: argparse.Namespace) -> int:
         else:
             drawn = draw_samples(options.samples.expanduser(), table, contents, records, root, options.colours)
             print(*drawn, sep="\n")
+        return 0
+    if options.format == "bib":
+        print(bibliography(load_published(table.published) if table.published else None), end="")
         return 0
     columns = [name for name in (options.columns or "").split(",") if name]
     print_contents(table, root, options.format, columns, options.sort, options.model)

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, counted, one_message
 from bench.records.verify import Finding, verify_records
@@ -29,13 +30,13 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks records, published figures and renderings, and says what was checked."""
-    root = options.results.expanduser()
+    root = results_root(options.results)
     if not root.is_dir():
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
     record_count, findings = verify_records(root)

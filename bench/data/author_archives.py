@@ -22,7 +22,7 @@ from bench.data.transfer.download import download
 from bench.data.transfer.http import RetryPolicy, head, https
 from bench.data.transfer.manifest import digest, read_manifest, write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import check_writable
 
 _ASK_ABOVE_BYTES = 2e9
@@ -97,7 +97,7 @@ class FetchArchive(DataVerb):
         shutil.rmtree(self._stage)
         total = sum(size for size, _ in entries.values())
         return [
-            f"{len(names)} files, {total / 1e9:.2f} GB in {self.out}",
+            f"{counted(len(names), 'file')}, {total / 1e9:.2f} GB in {self.out}",
             f"next: earthbench data info {self.task} --root {self.out}",
         ]
 

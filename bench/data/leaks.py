@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from bench.data.report import Report
+from bench.errors import counted
 
 _SHOWN, _KEPT = 5, 20
 
@@ -43,7 +44,9 @@ class Leak:
         one, other = self.splits
         found = []
         if self.ids:
-            found.append(f"splits {one} and {other} share {len(self.ids)} ids: {', '.join(self.ids[:_SHOWN])}")
+            found.append(
+                f"splits {one} and {other} share {counted(len(self.ids), 'id')}: {', '.join(self.ids[:_SHOWN])}"
+            )
         if self.stored_alike:
             shown = ", ".join(self.stored_alike[:_SHOWN])
             found.append(

@@ -15,7 +15,7 @@ from bench.engine.hardware import describe_hardware
 from bench.engine.identity import seen_events
 from bench.engine.processes import Processes
 from bench.engine.summaries import summary_beside
-from bench.errors import ConfigError, ContractError
+from bench.errors import ConfigError, ContractError, counted
 from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, differences_or_none, hardware, versions
 from bench.records.schema import (
@@ -272,7 +272,7 @@ def _partial(model: nn.Module, task: Task, split: Split) -> str | None:
     if weights.identity.train.incomplete:
         return f"trained with {weights.identity.train.incomplete}"
     shared = seen_events(weights.events["train"], task.dataset(split)) if split in ("train", "all") else []
-    return f"evaluated on {len(shared)} events that it was trained on" if shared else None
+    return f"evaluated on {counted(len(shared), 'event')} that it was trained on" if shared else None
 
 
 def statistics_of(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, first_line
 from bench.records.learning_curves import LearningCurve, Points
 
 LOGS = "logs"
@@ -47,17 +47,35 @@ def make_loggers(names: Sequence[str], run: str, folder: Path, work: Path) -> li
             elif name == "tensorboard":
                 made.append(TensorBoardLogger(**place))
             elif name == "wandb":
-                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=run))
+                made.append(_started(WandbLogger(save_dir=str(folder), project="earthbench", name=run)))
             else:
                 # Newer versions of MLflow write to a folder only with this variable; a server ignores it.
                 server = os.environ.get("MLFLOW_TRACKING_URI")
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-                made.append(MLFlowLogger("earthbench", run, tracking_uri=server, save_dir=str(work / "mlruns")))
+                store = str(work / "mlruns")
+                made.append(_started(MLFlowLogger("earthbench", run, tracking_uri=server, save_dir=store)))
         except ModuleNotFoundError as error:
+            why, _, _ = first_line(error).partition(" HINT")  # Lightning's is of the package alone, of any version
             raise ConfigError(
-                f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
+                f"train.loggers has {name!r}: {why} Install it: pip install 'earthbench[{name}]'"
             ) from error
     return made
+
+
+_CURES = {
+    WandbLogger: "`wandb login` stores a key; with WANDB_MODE=offline it logs to the run's folder",
+    MLFlowLogger: "MLFLOW_TRACKING_URI names its server; without it, it logs to WORK/mlruns",
+}
+
+
+def _started(logger: WandbLogger | MLFlowLogger) -> Logger:
+    """Returns a logger whose service has taken the run: before hours of training, and said in one line."""
+    try:
+        logger.experiment  # noqa: B018 - it connects
+    except Exception as error:  # W&B's and MLflow's, which share no base
+        what, cure = type(logger).__name__.removesuffix("Logger"), _CURES[type(logger)]
+        raise ConfigError(f"train.loggers: {what} does not start: {first_line(error)}. {cure}") from error
+    return logger
 
 
 def takes_pictures(logger: Logger) -> bool:

@@ -40,7 +40,7 @@ from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.summaries import summary_beside
 from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
-from bench.errors import ConfigError, DataError, RunFailedError, first_line, one_message
+from bench.errors import ConfigError, DataError, RunFailedError, counted, first_line, one_message
 from bench.files import check_writable
 from bench.logs import console_level, log, only_in_files, run_log, said_to
 from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
@@ -354,6 +354,6 @@ def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
         pairs.append(("val", val, "the evaluated test", test_task.dataset("test")))
     for one, seen, other, data in pairs:
         if shared := seen_events(seen, data):
-            problems.append(f"{one} and {other} share {len(shared)} events: {', '.join(shared[:5])}")
+            problems.append(f"{one} and {other} share {counted(len(shared), 'event')}: {', '.join(shared[:5])}")
     if problems:
         raise ConfigError(one_message("the splits are not separate; the scores would be optimistic:", problems))

@@ -35,6 +35,8 @@ _BELOW = 0.25
 """Lines are drawn down to this much skill below the learned rows."""
 _WORST = -1.0
 """Learned rows are drawn down to this skill, twice the error of the reference: worse values are not informative."""
+_MOST_COVERED = 0.5
+"""A band that covers more of a cut axis than this is not drawn: it would hide the other rows."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
@@ -180,21 +182,30 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
     times = TimeAxis.of_record(shown.reference)
-    kinds = set()
-    learned, lowest, highest = {label for label, _ in shown.learned}, {True: 0.0, False: 0.0}, 0.0
-    for label, mine in rows:
-        curve = [_at_lead(shown, mine, lead) for lead in range(len(shown.reference.scores_per_lead[shown.per_lead]))]
-        x = times.values(len(curve))
-        values = [point.value for point in curve if not math.isnan(point.value)]
-        lowest[label in learned] = min([lowest[label in learned], *values])
-        highest = max([highest, *values])
+    leads = range(len(shown.reference.scores_per_lead[shown.per_lead]))
+    x = times.values(len(leads))
+    curves = {label: [_at_lead(shown, mine, lead) for lead in leads] for label, mine in rows}
+    learned = {label for label, _ in shown.learned}
+    known = [(label in learned, p.value) for label, curve in curves.items() for p in curve if not math.isnan(p.value)]
+    lowest = min([0.0, *(value for _, value in known)])
+    highest = max([0.0, *(value for _, value in known)]) + _BELOW / 4
+    floor = max(min([0.0, *(value for is_learned, value in known if is_learned)]), _WORST) - _BELOW
+    is_cut = lowest < floor  # else the other lines were pressed together
+    if is_cut:
+        axis.set_ylim(floor, highest)
+    kinds: set[str] = set()
+    wide: list[str] = []
+    for label, curve in curves.items():
         axis.plot(x, [point.value for point in curve], label=label, **looks[label])
-        known = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
-        kinds |= {point.kind for _, point in known}
+        banded = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
+        if banded and is_cut and _covered([point for _, point in banded], floor, highest) > _MOST_COVERED:
+            wide.append(label)
+            continue
+        kinds |= {point.kind for _, point in banded}
         axis.fill_between(
-            [at for at, _ in known],
-            [point.low for _, point in known],
-            [point.high for _, point in known],
+            [at for at, _ in banded],
+            [point.low for _, point in banded],
+            [point.high for _, point in banded],
             color=looks[label]["color"],
             alpha=0.15,
             linewidth=0,
@@ -202,16 +213,17 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
     bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
-    cut = ""
-    if min(lowest.values()) < (
-        floor := max(lowest[True], _WORST) - _BELOW
-    ):  # otherwise the other lines would be squeezed together
-        axis.set_ylim(floor, highest + _BELOW / 4)
-        cut = f" The axis is cut: lines go down to {min(lowest.values()):.2f}."
+    bands += f"Wider than half the axis, and not drawn: that of {' and '.join(wide)}. " if wide else ""
+    cut = f" The axis is cut: lines go down to {lowest:.2f}." if is_cut else ""
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
-    axis.set_xticks(times.values(len(shown.reference.scores_per_lead[shown.per_lead])))
+    axis.set_xticks(x)
     figure.legend(loc="outside lower center", ncols=3 if max(map(len, looks)) < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
+
+
+def _covered(points: Sequence[_Point], low: float, high: float) -> float:
+    """Returns the share of an axis that a band covers, the mean over its points."""
+    return statistics.fmean(max(0.0, min(p.high, high) - max(p.low, low)) / (high - low) for p in points)
 
 
 @dataclass(frozen=True)
@@ -302,9 +314,10 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
             axis.barh(place, 2 * spread, _MARGIN, mean - spread, color="0.88")
         axis.plot([mean, mean], [place - _MARGIN / 2, place + _MARGIN / 2], color="C0", linewidth=2)
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 38) for label, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 40) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel(_axis_label(shown, name_of(shown.column)), fontsize=9)
+    axis.use_sticky_edges = False
+    axis.set_xlabel(_axis_label(shown, name_of(shown.column), 48), fontsize=9)
     _finish(
         figure, axis, shown,
         f"{title}. Dots: seeds; bar: their mean; grey: their standard deviation to either side. {shown.units}.",
@@ -313,8 +326,8 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
     return save_picture(figure, path, shown.digest)
 
 
-def _axis_label(shown: ShownBoard, score: str) -> str:
-    return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 30)}"
+def _axis_label(shown: ShownBoard, score: str, characters: int = 38) -> str:
+    return f"skill in {score}\n{textwrap.fill(f'against {shown.reference_label}', characters)}"
 
 
 def _finish(figure: Any, axis: Any, shown: ShownBoard, said: str, characters: int = 84) -> None:

@@ -12,11 +12,12 @@ from bench.records.learning_curves import learning_curve_path
 from bench.records.schema import RunRecord
 from bench.records.store import record_path
 from bench.tables.cells import TableData
+from bench.tables.citations import bibliography
 from bench.tables.definitions import Published, Table
 from bench.tables.render import texts_of
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
-_ENDINGS = {"csv": "csv", "md": "md", "json": "json", "latex": "tex", "bib": "bib"}
+_ENDINGS = {"csv": "csv", "md": "md", "json": "json", "latex": "tex"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def write_downloads(table: Table, published: Published | None, contents: TableDa
     folder = site / "downloads"
     folder.mkdir(exist_ok=True)
     texts = texts_of(table, published, contents, tuple(_ENDINGS))
-    files = {_ENDINGS[form]: text for form, text in texts.items()}
+    files = {_ENDINGS[form]: text for form, text in texts.items()} | {"bib": bibliography(published)}
     for ending, text in files.items():
         (folder / f"{table.file_stem}.{ending}").write_text(text, encoding="utf-8")
     return {ending: f"downloads/{table.file_stem}.{ending}" for ending in files}

@@ -156,7 +156,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
         forecasts=tuple(forecast(k, label, newest[label].forecast) for k, label in enumerate(sorted(newest))),
         probabilities=tuple(
             Strip(
-                f"{label}: P(>= {look.event_threshold:g})",
+                f"{label}: P(≥ {look.event_threshold:g})",
                 picture(chance, f"chance{k}", shares, _SHARES),
                 after,
             )

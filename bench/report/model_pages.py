@@ -107,6 +107,7 @@ def _page(
     standing: Mapping[str, Table],
 ) -> ModelPage:
     costs, labels = [], []
+    scores = {column.key: name_of(column) for table, _, _ in tables for column in table.columns}
     notes: dict[str, dict[str, None]] = {}  # with the tables that have each, in order
     for table, printed_values, _ in tables:
         mine = [record for record in records if record.task.name == table.task and record.model.is_preset]
@@ -115,8 +116,7 @@ def _page(
                 continue
             labels.append(row.label)
             for key, note in row.notes.items():
-                column = next((name_of(one) for one in table.columns if one.key == key), key)
-                notes.setdefault(f"{column}: {note}", {})[table.name] = None
+                notes.setdefault(f"{scores.get(key, key)}: {note}", {})[table.name] = None
             if row.options:
                 continue
             printed, size = printed_values.get(row.key, {}), load_counts().of(table, row)

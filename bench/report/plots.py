@@ -17,15 +17,17 @@ from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
-from bench.report.charts import charts
+from bench.report.charts import charts, styles
 from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
 from bench.tables.look import Look
-from bench.tables.pictures import PRINT, PRINT_DPI, draw_forecasts
+from bench.tables.pictures import PRINT, PRINT_DPI, PRINT_WIDTH, draw_forecasts
 
 _LEAD_SCORES = 2
-_CHARTS_ABREAST = 4
+_CHARTS_ABREAST = 3
+_TICKS = 12  # with more lead times than this, every second one is labelled
+_LONG = 32  # length of labels from which a legend has two columns instead of three
 _FAR_APART = 3  # losses above all validations by this factor are another quantity: sums, or with additional terms
 _BANDS_OF_ALL = 6  # with more rows, only the first three have bands, which would otherwise hide the lines
 INPUTS = "earthbench-inputs"
@@ -64,20 +66,24 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     check_ending(path)
     columns = max(len(shown) for _, shown in drawn)
     figure, axes = plt.subplots(
-        len(drawn), columns, figsize=(4.6 * columns, 3.9 * len(drawn)), squeeze=False, layout="constrained"
-    )
+        len(drawn), columns, figsize=(max(4.6, PRINT_WIDTH / 2 * columns), 3 * len(drawn)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     labels = dict.fromkeys(curve["label"] for _, shown in drawn for chart in shown for curve in chart["curves"])
-    looks = {label: line_look(style) for _, shown in reversed(drawn) for label, style in shown[0]["styles"].items()}
+    references = {label: one["reference"] for _, shown in drawn for label, one in shown[0]["styles"].items()}
+    # of all blocks together, for they share the legend
+    looks = {k: line_look(asdict(one)) for k, one in styles([(label, references[label]) for label in labels]).items()}
     for row, (block, shown) in zip(axes, drawn, strict=True):
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         for axis, chart in zip(row, shown, strict=False):
             _draw(axis, chart, looks)
-        row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 60)), fontsize=9, loc="left")
+        row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 56)), fontsize=7, loc="left")
     handles = [plt.Line2D([], [], **looks[label]) for label in labels]
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_bands(drawn, records), title_fontsize=8
-    )
+        handles, labels, loc="outside lower center", ncols=3 if max(map(len, labels)) < _LONG else 2, fontsize=7,
+        title=textwrap.fill(_bands(drawn, records), 90), title_fontsize=7,
+    )  # fmt: skip
     return save_picture(figure, path, digest_of(contents))
 
 
@@ -181,14 +187,16 @@ def draw_learning_curves(
     check_ending(path)
     columns = min(len(drawn), _CHARTS_ABREAST)
     rows = -(-len(drawn) // columns)
-    size = max(4.6, 3.1 * columns), 2.5 * rows + 0.9
+    size = max(4.6, PRINT_WIDTH / _CHARTS_ABREAST * columns), 2 * rows + 0.9
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     for axis, (label, curves) in zip(axes.flat, drawn, strict=False):
         _draw_losses(axis, label, curves)
-    figure.suptitle(textwrap.fill(table.title, int(size[0] * 13)), fontsize=9)
-    figure.supylabel("loss", fontsize=8)
+    figure.suptitle(textwrap.fill(table.title, int(size[0] * 14)), fontsize=8)
+    figure.supylabel("loss", fontsize=7)
+    for axis in axes.flat[max(0, len(drawn) - columns) : len(drawn)]:  # the last of each column
+        axis.set_xlabel("optimiser steps", fontsize=6)
     handles = [
         plt.Line2D([], [], color="0.3", linewidth=0.8, alpha=0.6, label="training"),
         plt.Line2D([], [], color="0.3", linewidth=1.4, marker="o", markersize=2.5, label="validation"),
@@ -197,9 +205,9 @@ def draw_learning_curves(
         handles=handles,
         loc="outside lower center",
         ncols=2,
-        fontsize=8,
-        title="By optimiser step; a colour per run",
-        title_fontsize=8,
+        fontsize=7,
+        title="A colour per run",
+        title_fontsize=7,
     )
     return save_picture(figure, path, digest_of(contents))
 
@@ -216,17 +224,17 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
         training.plot(*zip(*curve.train, strict=True), color=colour, linewidth=0.8, alpha=0.5)
         if curve.val:
             axis.plot(*zip(*curve.val, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2.5)
-    axis.set_title("\n".join(textwrap.wrap(label, 36)), fontsize=8)
+    axis.set_title("\n".join(textwrap.wrap(label, 36)), fontsize=7)
     axis.grid(alpha=0.3)
     if apart:
-        training.set_ylabel("training loss", fontsize=7)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        training.set_ylabel("training loss", fontsize=6)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for one in (axis, training):
         one.set_yscale("log")
         one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.yaxis.set_minor_formatter(NullFormatter())
-        one.tick_params(labelsize=7)
+        one.tick_params(labelsize=6)
 
 
 def pyplot() -> Any:
@@ -288,7 +296,9 @@ def _draw(axis: Any, chart: dict[str, Any], looks: Mapping[str, dict[str, Any]])
         known = [k for k, low in enumerate(curve["low"]) if low is not None and number < with_band]
         low, high = ([curve[side][k] for k in known] for side in ("low", "high"))
         axis.fill_between([x[k] for k in known], low, high, color=look["color"], alpha=0.15, linewidth=0)
-    axis.set_xlabel(chart["axis"], fontsize=9)
-    axis.set_ylabel(f"{chart['label']} ({chart['better']} is better)", fontsize=9)
+    ticks = max((curve["x"] for curve in chart["curves"]), key=len)
+    axis.set_xticks(ticks if len(ticks) <= _TICKS else ticks[1::2])
+    axis.set_xlabel(chart["axis"], fontsize=7)
+    axis.set_ylabel(f"{chart['label']} ({chart['better']} is better)", fontsize=7)
     axis.grid(alpha=0.3)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=6)

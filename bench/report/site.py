@@ -162,10 +162,10 @@ def _code(text: str) -> Any:
 
 
 def _breakable(name: str) -> Any:
-    """Returns a name that may be broken behind its underscores and slashes, not within words."""
+    """Returns a name that may be broken behind its underscores, not within words."""
     from markupsafe import Markup, escape  # of jinja2
 
-    return Markup(re.sub(r"([_/])", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub("_", "_<wbr>", str(escape(name))))
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:

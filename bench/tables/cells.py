@@ -289,7 +289,7 @@ def _block_title(record: RunRecord, parts: Mapping[str, list[RunRecord]] | None 
     events = f", events of {shape}" if shape else ""
     origin = data.origin.replace("every 1 frames", "every frame")  # as trees of older code call it
     return (
-        f"{origin}, {data.split} split, {folds}{data.sequence_count} sequences{events}, "
+        f"{origin}, {data.split} split, {folds}{counted(data.sequence_count, 'sequence')}{events}, "
         f"{TimeAxis.of_record(record).every()}, data {data.fingerprint[:10]}"
     )
 

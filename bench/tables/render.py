@@ -18,13 +18,12 @@ from bench.records.store import read_records
 from bench.safe_text import for_csv
 from bench.tables.admission import Excluded, read_store
 from bench.tables.cells import Cell, TableData, table_data
-from bench.tables.citations import bibliography
 from bench.tables.definitions import Published, Table, load_published
 from bench.tables.markup import latex, markdown, page
 from bench.tables.protocols import TABLES, board_of, board_table, board_tables
 from bench.tables.runs import runs_table, task_of_runs, with_scores_there
 
-FORMATS = ("md", "csv", "latex", "html", "json", "bib")
+FORMATS = ("md", "csv", "latex", "html", "json")
 RESULTS = Path("results")
 _OWN = "earthbench"
 COMMITTED = ("md", "json")
@@ -105,8 +104,6 @@ def texts_of(table: Table, published: Published | None, contents: TableData, for
 
 def text_of(table: Table, published: Published | None, contents: TableData, form: str) -> str:
     """Returns the text of a table whose contents are known, in one of `FORMATS`."""
-    if form == "bib":
-        return bibliography(published)
     writers = {"md": markdown, "csv": _csv, "latex": latex, "html": page, "json": _json}
     return writers[form](table, published, contents)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
-from bench.errors import ConfigError, DataError, did_you_mean
+from bench.errors import ConfigError, DataError, counted, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class NormalisedSequences:
     def incomplete(self) -> str | None:
         """Returns why sequences of the split are missing, or None if it is complete."""
         skipped = self.source.skipped_ids
-        return f"{len(skipped)} events skipped: {', '.join(skipped[:5])}" if skipped else None
+        return f"{counted(len(skipped), 'event')} skipped: {', '.join(skipped[:5])}" if skipped else None
 
     def identity(self) -> dict[str, Any]:
         """Returns the identity of this split's data, with what it shares with other splits, if anything."""

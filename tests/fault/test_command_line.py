@@ -249,6 +249,9 @@ def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms
     assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 3}
     assert main(["status"]) == 0
     assert "3 runs: 3 done" in capsys.readouterr().out
+    assert main(["status", *(o for o in usual if not o.startswith("train.max")), "seed=0"]) == 0
+    told = capsys.readouterr().out
+    assert "waiting " in told and "recorded with other settings: train.max_epochs=1" in told and "1 run:" in told
     assert main(["run", "-m", *whole, "train.limit=3"]) == 0, "another config is another sweep"
     assert len(list(Path("results/runs").rglob("*.json"))) == 6
 

@@ -130,6 +130,19 @@ def test_a_tilde_needs_no_quotes(monkeypatch, storms: Path) -> None:
     assert list((storms.parent / "results").rglob("*.json"))
 
 
+@pytest.mark.parametrize("words", [["verify"], ["table", "runs/grid"], ["report", "--out", "site"]])
+def test_the_folder_below_the_one_given_is_named(capfd, folder: Path, words: list[str]) -> None:
+    (folder / "empty/results/runs").mkdir(parents=True)
+    assert "Set --results empty/results" in _one_message(capfd, [*words, "--results", "empty"])
+
+
+@pytest.mark.parametrize("given", ["..", "data"])
+def test_a_root_beside_the_catalogue_is_answered_with_its_folder(capfd, storms: Path, given: str) -> None:
+    root = storms / given
+    said = _one_message(capfd, ["evaluate", "task=sevir", "model=persistence", f"data.root={root}"])
+    assert f"Did you mean {root / storms.name if given == '..' else root.parent}?" in said
+
+
 @pytest.mark.parametrize("path", ["données/pluie d été.nc", "runs/lr=0.1/best.ckpt", "data~1", "a#b&c;d!"])
 def test_text_that_hydra_wants_in_quotes_needs_none(path: str) -> None:
     from bench.config import compose, expand_sweep

@@ -6,7 +6,6 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from bench.data.grid.rain_store import FRAMES_PER_CHUNK, Unfinished, empty_store
 from bench.data.grid.reprojection import Resampling, Target, reprojected
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, one_message
+from bench.worker_pool import worker_pool
 
 
 class ConvertRadarFiles(DataVerb):
@@ -142,5 +142,5 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     if workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         yield pool

@@ -91,7 +91,10 @@ def read_catalogue(root: Path) -> pd.DataFrame:
             table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
     except FileNotFoundError as error:
         expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"
-        raise DataError(f"{path} is missing: {expected}") from error
+        beside = (*sorted(root.iterdir()), root.parent) if isinstance(root, Path) else ()
+        near = next((one for one in beside if (one / path.name).is_file()), None)
+        meant = f". Did you mean {near}?" if near else ""
+        raise DataError(f"{path} is missing: {expected}{meant}") from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, as is a wrong encoding
         raise DataError(f"{path} is not a readable CSV file: {error}") from error
     absent = [column for column in REQUIRED if column not in table.columns]

@@ -7,10 +7,9 @@ an unchanged catalogue; ours keeps the ids, and its catalogue describes the new 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +24,9 @@ from bench.data.sevir.times import as_iso
 from bench.data.transfer.manifest import digest, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import replacing
+from bench.worker_pool import worker_pool
 
 FRAME_STEP, BLOCK = 2, 3
 _SOURCE = "converted_from"
@@ -66,7 +66,7 @@ class ConvertToLowResolution(DataVerb):
         _write_catalogue(self.root / "CATALOG.csv", self.out / "CATALOG.csv")
         size = sum(entry[0] for entry in files.values())
         return [
-            f"{len(files)} files, {size / 1e6:.1f} MB, in {self.out}",
+            f"{counted(len(files), 'file')}, {size / 1e6:.1f} MB, in {self.out}",
             f"next: earthbench data info sevir_lr --root {self.out}",
         ]
 
@@ -81,9 +81,7 @@ class ConvertToLowResolution(DataVerb):
             for name in largest_first:
                 files[name] = convert_file(*self._pair(name), lambda done, total, n=name: advance(n, done, total))
             return files
-        # spawn: a fork would copy the HDF5 library's state and that of other threads
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, len(names)), mp_context=context) as pool:
+        with worker_pool(min(self.workers, len(names))) as pool:
             pending = {pool.submit(convert_file, *self._pair(name)): name for name in largest_first}
             try:
                 for future in as_completed(pending):

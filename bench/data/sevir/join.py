@@ -20,7 +20,7 @@ from bench.data.sevir.writing import catalogue_row
 from bench.data.transfer.manifest import digest, origin, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, UsageError, one_message
+from bench.errors import DataError, UsageError, counted, one_message
 from bench.files import replacing
 
 _SENSOR = "vil"
@@ -73,7 +73,7 @@ class JoinTrees(DataVerb):
         with replacing(self.out / "CATALOG.csv") as part:  # last, because a catalogue marks a complete folder
             joined.to_csv(part, index=False)
         return [
-            f"{len(joined)} events in {len(files)} files in {self.out}",
+            f"{counted(len(joined), 'event')} in {counted(len(files), 'file')} in {self.out}",
             f"next: earthbench data info radar --root {self.out}",
         ]
 
@@ -126,7 +126,7 @@ class JoinTrees(DataVerb):
             counts[origin(root)] += count
         if set(counts) == {"files"} and not self._is_coarser:
             return
-        text = " + ".join(f"{what} ({count} events)" for what, count in counts.items())
+        text = " + ".join(f"{what} ({counted(count, 'event')})" for what, count in counts.items())
         if self._is_coarser:
             frames = "every frame" if self.every == 1 else f"every {self.every} frames"
             text += f", means of {self.pool}x{self.pool} pixels, {frames}"

@@ -177,7 +177,7 @@ def test_rows_of_a_picture() -> None:
     members = np.stack([np.full((2, 4, 4), value) for value in (10.0, 20.0, 30.0, 40.0)])
     rows = panels_of(np.zeros((3, 4, 4)), np.ones((2, 4, 4)), members, threshold=25)
     assert [row.name for row in rows] == [
-        "context", "observed", "member 1", "member 2", "member 3", "mean", "P(>= 25)",
+        "context", "observed", "member 1", "member 2", "member 3", "mean", "P(≥ 25)",
     ]  # fmt: skip
     assert rows[-2].frames[0, 0, 0] == 25 and rows[-1].frames[0, 0, 0] == 0.5 and rows[0].first == -2
     controlled = panels_of(np.zeros((3, 4, 4)), None, np.stack([members, members]), controls=(-2, 2))
