@@ -82,7 +82,7 @@ def values_of(module: str) -> dict[str, list[str]]:
     """Returns what may follow a verb's flags, by flag: choices, or registered names."""
     parser = Parser(add_help=False)
     importlib.import_module(module).add_arguments(parser)
-    found = {}
+    found: dict[str, list[str]] = {}
     for action in parser._actions:
         known = registry.names(action.dest) if action.dest in _KINDS else action.choices  # type: ignore[arg-type]
         found |= {flag: [str(one) for one in known] for flag in action.option_strings if known}

@@ -138,8 +138,8 @@ def run(options: argparse.Namespace) -> int:
         # forecasts from the newest frames are named by their time, which the title has already
         name = f", {case.name}" if case.name != str(start) else ""
         since = f", from {_moment(start.item(), case.cadence_minutes)}" if start is not None else ""
-        several = case.coordinates is not None and len(case.coordinates.variables) > 1
-        first = f", {case.coordinates.variables[0]}" if several else ""  # the one that is drawn
+        variables = () if case.coordinates is None else case.coordinates.variables
+        first = f", {variables[0]}" if len(variables) > 1 else ""  # the one that is drawn
         title = f"{config.model.name} on {task.name}{first}{name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")

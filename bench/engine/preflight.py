@@ -114,11 +114,11 @@ def _device(config: Config) -> Check:
 
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     found = f"{torch_device(config.device)}, torch {torch.__version__}"
+    driver = provenance.nvidia_driver()
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        driver = provenance.nvidia_driver() or "unknown"
-        return Check("device", "ok", f"{found}, CUDA {torch.version.cuda}, driver {driver}, {', '.join(names)}")
-    if config.device == "auto" and (driver := provenance.nvidia_driver()) is not None:
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        return Check("device", "ok", f"{found}, CUDA {torch.version.cuda}, driver {driver or 'unknown'}, {names}")
+    if config.device == "auto" and driver is not None:
         cure = "install a torch built for this driver's CUDA (https://pytorch.org/get-started), or give device=cpu"
         return Check("device", "warning", f"{found}: NVIDIA driver {driver} is loaded, but torch sees no GPU", cure)
     return Check("device", "ok", found)

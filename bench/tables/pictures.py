@@ -113,7 +113,7 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
     levels = look.palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
     style = _ON_SCREEN if path.suffix in _MOVING else _ON_PAPER
     paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless), style)
-    with replacing(path) as part, matplotlib.rc_context(PRINT):
+    with replacing(path) as part, matplotlib.rc_context({**PRINT}):
         if path.suffix in _MOVING:
             _moving(part, path.suffix, panels, paint, title)
         else:
