@@ -191,8 +191,8 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
         if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
     ]
     if rows:
-        found = [deviations(table, record, row) for table, row in rows]
-        return ", ".join(min(found, key=len))
+        fewest = min((deviations(table, record, row) for table, row in rows), key=len)
+        return ", ".join(fewest)
     how = (
         f"trained for {counted(training.epochs, 'epoch')}, {training.steps:,} steps, on {_COUNT} sequences"
         if training.steps
