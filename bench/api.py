@@ -127,7 +127,7 @@ class ValidatesWithOwnLoss(Protocol, metaclass=_Methods):
 
 @runtime_checkable
 class HasOptimizers(Protocol, metaclass=_Methods):
-    """A model whose parts have learning rates of their own."""
+    """A model with parameter groups that have their own learning rates."""
 
     def optimizers(self) -> Iterable[tuple[Iterable[nn.Parameter], float, tuple[float, float]]]:
         """Returns `(parameters, lr, betas)` of Adam for each group; together, the groups have each parameter once.
@@ -193,7 +193,7 @@ MODEL_CAPABILITIES: tuple[type, ...] = (
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """What a model, or the module of a stage, declares by attributes of these names."""
+    """Optional attributes by which a model, or the module of a stage, declares its traits."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
@@ -306,7 +306,7 @@ class MetricTraits:
     takes_events: bool = False
     """Whether `update` takes `events`; see `TracksEvents`."""
     takes_labels: bool = False
-    """Whether `update` takes the data's labels behind forecast and target."""
+    """Whether `update` takes the data's labels after forecast and target."""
     takes_members: bool = False
     """Whether `update` takes all members of an ensemble, `(M,B,T,H,W,C)`."""
     takes_cells: bool = False

@@ -2,7 +2,7 @@
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
 (creativecommons.org/licenses/by/4.0): `pseudocode/{generator,discriminator,layers}.txt` in the history of
-github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: written anew in PyTorch.
+github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: rewritten in PyTorch.
 """
 
 from __future__ import annotations

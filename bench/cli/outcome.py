@@ -214,7 +214,7 @@ def _data(record: RunRecord) -> list[str]:
 
 
 def _weights(outcome: Outcome) -> Path | None:
-    """Returns the checkpoint that was evaluated, if it lies in the run's folder."""
+    """Returns the checkpoint that was evaluated, if it is in the run's folder."""
     if outcome.folder is None or outcome.record.training is None:
         return None
     path = outcome.folder / "checkpoints" / f"{outcome.record.training.weights}.ckpt"

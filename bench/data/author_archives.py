@@ -48,7 +48,7 @@ class FetchArchive(DataVerb):
 
     @abstractmethod
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the unpacked data set."""
+        """Returns the problems of the unpacked data set."""
 
     def plan(self, advance: AdvanceLabel) -> Plan:
         """Returns how much there is to download."""
@@ -187,7 +187,7 @@ class FetchNBody(FetchArchive):
         return found
 
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the draws or the digits."""
+        """Returns the problems of the draws or the digits."""
         found = []
         try:
             images = read_digits(root)

@@ -381,7 +381,7 @@ def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: s
     """Refuses a result that is not a forecast for a context.
 
     Args:
-        forecast: What the model returned.
+        forecast: Result of the model.
         context: `(B,T_in,H,W,C)`.
         target_shape: `(T_out,H,W,C)`.
         model: Its name, for messages.

@@ -162,7 +162,7 @@ def _code(text: str) -> Any:
 
 
 def _breakable(name: str) -> Any:
-    """Returns a name that may be broken behind its underscores, not within words."""
+    """Returns a name that may be wrapped after underscores, but not within words."""
     from markupsafe import Markup, escape  # of jinja2
 
     return Markup(re.sub("_", "_<wbr>", str(escape(name))))

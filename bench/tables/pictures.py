@@ -186,7 +186,7 @@ class _Paint:
             bar.ax.tick_params(labelsize=self.style.ticks)
 
     def _stride(self, inches: float) -> int:
-        """Every how many levels have a label, so that these do not meet on a bar of so many inches."""
+        """Returns the step between labelled levels, so that labels do not overlap on a bar of this length in inches."""
         return math.ceil(len(self.levels) * _TICK * self.style.ticks / inches)
 
     def note(self, panels: Sequence[Panel]) -> str:
