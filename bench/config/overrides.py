@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_HOME = re.compile(r"^[^=\s]+=~")
+# Values that Hydra's grammar takes in quotes only, though they are one plain path or several: `~/a`, `/home/jörg/a`.
+_TO_QUOTE = re.compile(r"^[^=\s]+=(~|[\x00-\x7f]*[^\x00-\x7f])")
+# Texts that it takes as they are.
+_PLAIN = re.compile(r"[\w./+@%:?*|$-]+( +[\w./+@%:?*|$-]+)*", re.ASCII)
 
 
 def literal(value: Any) -> str:
-    """Returns a JSON value as the right side of an override: `null`, `true`, `[16,32]`, `0.001`."""
+    """Returns a JSON value as the right side of an override: `null`, `true`, `[16,32]`, `0.001`, `'/home/jörg'`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -19,6 +22,10 @@ def literal(value: Any) -> str:
         return "[" + ",".join(literal(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and value and "${" not in value and not _PLAIN.fullmatch(value):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return str(QuotedString(value, Quote.single).with_quotes())
     return str(value)
 
 
@@ -34,10 +41,10 @@ def is_sweep(override: str) -> bool:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Returns overrides with `~/folder` in quotes, without which Hydra's grammar takes no tilde in a value."""
+    """Returns overrides with `~/folder` and `/home/jörg` in quotes: Hydra's grammar takes no such value without."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        home = _HOME.match(override) and not set(value) & set("'\"[](){}")
-        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if home else override)
+        bare = _TO_QUOTE.match(override) and not set(value) & set("'\"[](){}")
+        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if bare else override)
     return found

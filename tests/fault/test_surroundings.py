@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,17 @@ def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: P
     for root, results in ((tmp_path / "données 数据", tmp_path / "sp ace ü"), ("~/données 数据", "~/mine")):
         assert _evaluate({"data.root": root, "results.root": results, "work": "~/w"}) == 0
     assert len(read_records(tmp_path / "sp ace ü")[0]) == len(read_records(tmp_path / "mine")[0]) == 1
+
+
+def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Path) -> None:
+    """As the archives of a system with Latin-1 names give it, and any name with `LC_ALL=C` in Python 3.14 and older."""
+    there = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(storms, there)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    found, expected = (bench.load_task("sevir", root).data_fingerprint("test") for root in (there, storms))
+    assert found == expected
 
 
 @pytest.mark.parametrize("key", ["data.root", "results.root", "work"])
