@@ -1,1 +1,1 @@
-"""Baseline models, one file per family; nothing here knows of the harness."""
+"""Baseline models, one file per family. Nothing here depends on the harness."""

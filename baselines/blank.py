@@ -16,10 +16,10 @@ class Blank(nn.Module):
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`.
-        zero: What 0 in physical units is on the scale that models see; the task's own unless given.
+        zero: The value of 0 in physical units on the scale that models see; by default that of the task.
 
     Raises:
-        ValueError: not shapes that a forecast can be made between.
+        ValueError: the shapes do not fit together.
     """
 
     trivial: ClassVar[bool] = True

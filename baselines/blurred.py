@@ -1,8 +1,8 @@
 """Blurred forecasts: each lead time is smoothed by the width that minimises its error.
 
-Small scales are lost first: a forecast that keeps them where nothing can be known of them is punished twice in squared
-error, and smoothing beats it by far.  That is how a network trained on squared error gains over persistence, too, so
-that only what beats the best blur has learnt more.
+Small scales become unpredictable first. Squared error punishes a forecast that keeps them twice, so smoothing scores
+far better.  A network trained on squared error gains over persistence in the same way, so a model has learnt more than
+to smooth only if it beats the best blur.
 
 Sources: Germann and Zawadzki 2002, Mon. Wea. Rev. 130, 2859-2873 (predictability by scale); Knutsson and Westin 1993,
 CVPR, 515-523 (normalised convolution, which leaves out missing pixels and what is beyond the border).
@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from baselines.masking import filled
 from baselines.shapes import checked_shapes
 
-# Standard deviations in pixels: none, and 1/2 to 64 by factors of the square root of 2.
+# Standard deviations in pixels: 0, then 1/2 to 64 in steps of a factor sqrt(2).
 _WIDTHS = (0.0, *(2 ** (step / 2) for step in range(-2, 13)))
-# Errors of neighbours are alike: of larger frames, so many rows and columns choose the widths.
+# Neighbouring pixels have similar errors: in larger frames, about this many rows and columns choose the widths.
 _LATTICE = 128
-# Of a known pixel's own weight: five widths away and further, nothing counts.
+# As a share of the weight of the central pixel: pixels five widths away or further do not count.
 _LEAST_WEIGHT = 1e-6
 
 
 class Blurred(nn.Module):
     """A forecast smoothed by a Gaussian whose width, one per lead time, is fitted in one pass.
 
-    The widths are those of least squared error, of some from 0 to 64 pixels; on frames of more than 128 pixels a side,
-    of least error on every second row and column, or third, and so on.  Before it is fitted nothing is smoothed.
+    The widths minimise the squared error among a fixed set from 0 to 64 pixels. On frames of more than 128 pixels a
+    side, the error is that of every second row and column, or third, and so on.  An unfitted model does not smooth.
 
     Args:
-        forecast: Gives `(B, T_out, H, W, C)` for a context `(B, T_in, H, W, C)`, or `(B, 1, H, W, C)` where all lead
-            times are the same; has nothing to learn.
-        t_out: Lead times.
-        width_per_lead: Whether each lead time has a width of its own; else all have the one that is best for all.
+        forecast: Function from a context `(B, T_in, H, W, C)` to a forecast `(B, T_out, H, W, C)`, or
+            `(B, 1, H, W, C)` if all lead times are the same; it has no parameters.
+        t_out: Number of lead times.
+        width_per_lead: Whether each lead time has its own width; otherwise all share the one that is best overall.
     """
 
     fitted_on: ClassVar[str] = "val"
@@ -50,7 +50,7 @@ class Blurred(nn.Module):
         self.register_buffer("width", torch.zeros(t_out))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Chooses the widths; pixels that are missing in the target or in the last frame count nowhere.
+        """Chooses the widths; pixels that are missing in the target or in the last frame do not count.
 
         Args:
             batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.
@@ -74,12 +74,12 @@ class Blurred(nn.Module):
 
 
 class BlurredPersistence(Blurred):
-    """The last frame of the context, blurred by a Gaussian of its own width for every lead time; fitted in one pass.
+    """The last frame of the context, blurred by a Gaussian with one width per lead time; fitted in one pass.
 
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        width_per_lead: Whether each lead time has a width of its own; else all have one.
+        width_per_lead: Whether each lead time has its own width; otherwise all share one.
 
     Raises:
         ValueError: frames of context and target differ in shape.
@@ -103,14 +103,14 @@ def _last_frame(context: Tensor) -> Tensor:
 
 
 def blurred(frames: Tensor, width: Tensor, *, every: int = 1) -> Tensor:
-    """Returns frames smoothed by Gaussians, or some of their rows and columns.
+    """Returns frames smoothed by Gaussians, or a subset of their rows and columns.
 
-    Each value is a weighted mean of known pixels within the frame: missing ones (NaN) have no weight.  Where no known
-    pixel is near enough, it is 0.
+    Each value is a weighted mean of the known pixels of the frame: missing ones (NaN) have no weight.  It is 0 if no
+    known pixel is near enough.
 
     Args:
-        frames: `(B, T, H, W, C)`, or `(B, 1, H, W, C)` for one frame to be smoothed by all.
-        width: Standard deviations `(T,)` in pixels, or `(1,)` for all frames alike.
+        frames: `(B, T, H, W, C)`, or `(B, 1, H, W, C)` for one frame to be smoothed by all widths.
+        width: Standard deviations `(T,)` in pixels, or `(1,)` for all frames.
         every: Rows and columns 0, `every`, 2 `every`, ... are computed.
     """
     known = ~torch.isnan(frames)
@@ -126,7 +126,7 @@ def blurred(frames: Tensor, width: Tensor, *, every: int = 1) -> Tensor:
 
 
 def _kernels(width: Tensor, size: int) -> Tensor:
-    """Returns the weights `(T, size, size)` of the pixels along an axis; the unit matrix for no width."""
+    """Returns the weights `(T, size, size)` of the pixels along an axis; the identity matrix for width 0."""
     place = torch.arange(size, device=width.device, dtype=width.dtype)
     distance = (place[:, None] - place).square()
     return (-distance / (2 * width.square().clamp(min=1e-6)[:, None, None])).exp()

@@ -14,17 +14,16 @@ from baselines.shapes import checked_shapes
 class Climatology(nn.Module):
     """The mean of the training targets at each cell, for every lead time; fitted in one pass, not trained.
 
-    Of radar and of digits this is the mean training frame: the best forecast that does not look at the context.  On
-    anomalies, from which the mean of each calendar month has been taken, it is the forecast of (nearly) none: the
-    seasonal climatology.  It is the reference of skill scores (Wilks 2011, Statistical Methods in the Atmospheric
-    Sciences, ch. 8).
+    For radar and digits this is the mean training frame: the best forecast that does not use the context.  For
+    anomalies, from which the mean of each calendar month is subtracted, it is (nearly) zero: the seasonal climatology.
+    It is the reference of skill scores (Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 8).
 
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`.
 
     Raises:
-        ValueError: not shapes that a forecast can be made between.
+        ValueError: the shapes do not fit together.
     """
 
     trivial: ClassVar[bool] = True
@@ -36,7 +35,7 @@ class Climatology(nn.Module):
         self.register_buffer("mean", torch.zeros(*cells))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Takes the mean of all targets; NaN counts nowhere, and a cell that is never known gets 0.
+        """Computes the mean of all targets; NaN is ignored, and a cell that is always NaN gets 0.
 
         Args:
             batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.

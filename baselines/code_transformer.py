@@ -1,4 +1,4 @@
-"""VideoGPT's transformer: codes of the future frames one after the other, given the context frames.
+"""VideoGPT's transformer: it predicts the codes of the future frames one by one, given the context frames.
 
 Yan, Zhang, Abbeel and Srinivas, "VideoGPT: Video Generation using VQ-VAE and Transformers", 2021, arXiv:2104.10157, and
 its release (github.com/wilson1yan/VideoGPT): a GPT whose layers also attend to a 3-D ResNet's view of the context.
@@ -17,29 +17,31 @@ from torch.nn import functional as F
 from baselines.shapes import checked_sizes, require_divisible
 
 _INPUT_STD = 0.02  # initial standard deviation, as released
-_SLOPE = 1.702  # of GELU written with a sigmoid
+_SLOPE = 1.702  # slope in the sigmoid approximation of GELU
 
 
 class CodeTransformer(nn.Module):
-    """Logits of each code given those before it and the context; trained on whole clips, sampled code by code.
+    """Predicts the logits of each code from the codes before it and the context.
+
+    It is trained on whole clips and sampled code by code.
 
     Args:
         context_shape: `(T_in, H, W, C)`.
         code_shape: T, h, w of the codes, given ones first; H and W are the same multiple of h and w.
-        given: Frames of codes that are known, so that nothing is learnt of them.
-        codes: How many there are.
-        code_width: Length of their vectors.
-        width: Of the transformer; divisible by 3 (axes of positions) and by `heads`.
-        layers: Of the transformer.
-        heads: Of its attentions; they divide `context_channels[-1]`, too.
-        dropout: Behind attentions and feed-forward layers.
-        attention_dropout: Of self-attention's weights.
-        position_std: Of the initial positions.
-        context_channels: Of the ResNet's four groups; the last is divisible by 3.
+        given: Number of frames whose codes are given and therefore not predicted.
+        codes: Number of codes.
+        code_width: Length of the codes' vectors.
+        width: Width of the transformer; divisible by 3 (axes of positions) and by `heads`.
+        layers: Number of transformer layers.
+        heads: Number of attention heads; it also divides `context_channels[-1]`.
+        dropout: Dropout after attention and feed-forward layers.
+        attention_dropout: Dropout of the self-attention weights.
+        position_std: Standard deviation of the initial position embeddings.
+        context_channels: Channels of the ResNet's four groups; the last is divisible by 3.
         context_blocks: Residual blocks of each group.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: the sizes do not fit together.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class CodeTransformer(nn.Module):
         self.code_shape, self.heads, self.width = code_shape, heads, width
         self.length = math.prod(code_shape)
         self.given = given * math.prod(code_shape[1:])
-        """Codes of the `length` that are known."""
+        """How many of the `length` codes are given."""
         self.context_encoder = _ResNet(c_in, channels, blocks, downsample=height // code_shape[1])
         self.context_positions = _Positions((t_in, *code_shape[1:]), channels[-1], position_std)
         self.input = nn.Linear(code_width, width, bias=False)
@@ -84,15 +86,15 @@ class CodeTransformer(nn.Module):
         nn.init.zeros_(self.output.weight)  # all codes are equally likely at first
 
     def encoded(self, context: Tensor) -> Tensor:
-        """Returns what the layers attend to, `(B, S, C)`, of contexts `(B, T_in, H, W, C)`."""
+        """Returns the features `(B, S, C)` of contexts `(B, T_in, H, W, C)` that the layers attend to."""
         return self.context_encoder(context).flatten(1, 3) + self.context_positions()
 
     def forward(self, vectors: Tensor, encoded: Tensor) -> Tensor:
         """Returns the logits `(B, L - given, codes)` of all codes but the given ones, each from those before it.
 
         Args:
-            vectors: Of the codes `(B, L, code_width)`; the last one is not read.
-            encoded: The contexts, `(B, S, C)`.
+            vectors: Vectors of the codes `(B, L, code_width)`; the last one is not read.
+            encoded: Features of the contexts `(B, S, C)`.
         """
         start = self.start.expand(len(vectors), 1, -1)
         x = torch.cat((start, self.input(vectors[:, :-1])), dim=1) + self.positions()
@@ -101,14 +103,14 @@ class CodeTransformer(nn.Module):
         return self.output(self.norm(x[:, self.given :]))
 
     def decoder(self, encoded: Tensor, members: int) -> CodeDecoder:
-        """Returns what takes codes one by one, for `members` members of each context of `encoded` `(B, S, C)`."""
+        """Returns a decoder that takes codes one by one, for `members` members of each context `(B, S, C)`."""
         return CodeDecoder(self, encoded, members)
 
 
 class CodeDecoder:
-    """The transformer code by code: keys and values of the codes before are kept, in memory taken once.
+    """Runs the transformer code by code, with a preallocated cache of the keys and values of earlier codes.
 
-    Those of the context are computed once for all members of a sequence.
+    The keys and values of the context are computed once for all members of a sequence.
     """
 
     def __init__(self, network: CodeTransformer, encoded: Tensor, members: int) -> None:
@@ -126,7 +128,7 @@ class CodeDecoder:
         """Returns the logits `(B, M, codes)` of the next code.
 
         Args:
-            vectors: Of the last code `(B, M, code_width)`; None for the first one.
+            vectors: Vectors of the last codes `(B, M, code_width)`; None before the first code.
         """
         network, rows = self.network, (self.batch, self.members)
         x: Tensor = network.start.expand(*rows, -1) if vectors is None else network.input(vectors)
@@ -162,7 +164,7 @@ class _Layer(nn.Module):
         return x + self.dropout(self.feed(self.feed_norm(x)))
 
     def step(self, x: Tensor, kept: Tensor, place: int, of_context: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the next place of `(B, M, width)`, after its keys and values were added to those kept."""
+        """Returns the output `(B, M, width)` at the next position, and adds its keys and values to the cache."""
         q, k, v = self._heads(x.flatten(0, 1).unsqueeze(1))
         kept[0, :, :, place : place + 1], kept[1, :, :, place : place + 1] = k, v
         keys, values = kept[:, :, :, : place + 1]
@@ -177,7 +179,7 @@ class _Layer(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Queries of the codes, keys as wide as they are, values as wide as the context's."""
+    """Attention from codes to the context: keys have the width of the codes, values that of the context."""
 
     def __init__(self, width: int, context_width: int, heads: int, layers: int) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class _SigmoidGELU(nn.Module):
 
 
 class _Positions(nn.Module):
-    """Learned tables, one for each axis, which share the channels."""
+    """Learned position embeddings: one table per axis, each for its share of the channels."""
 
     def __init__(self, shape: Sequence[int], width: int, std: float) -> None:
         super().__init__()
@@ -226,7 +228,7 @@ class _Positions(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """ResNet-34 of clips: every frame keeps its own, height and width shrink at the first blocks of groups."""
+    """ResNet-34 for clips: the number of frames stays, height and width shrink in the first block of each group."""
 
     def __init__(self, c_in: int, channels: Sequence[int], blocks: Sequence[int], *, downsample: int) -> None:
         super().__init__()
@@ -267,7 +269,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of `(B, C, T, H, W)`: no pixel's value depends on another's, nor on the batch."""
+    """Layer norm over the channels of `(B, C, T, H, W)`: each pixel is independent of the others and of the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

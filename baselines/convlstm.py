@@ -28,8 +28,8 @@ State: TypeAlias = tuple[Tensor, Tensor]
 class ConvLSTMCell(nn.Module):
     """A convolutional LSTM cell without peepholes; without input it runs on its state alone.
 
-    Source: arXiv:1506.04214 (the ConvLSTM equations), without peepholes, which no published size of this
-    model counts.
+    Source: arXiv:1506.04214 (the ConvLSTM equations), without peepholes, which no published parameter count
+    of this model includes.
     """
 
     def __init__(self, in_channels: int, hidden: int, kernel_size: int = 3) -> None:
@@ -53,8 +53,8 @@ class ConvLSTMCell(nn.Module):
     def run(self, inputs: Tensor | None, state: State | None, steps: int) -> tuple[Tensor, State]:
         """Returns the hidden states (T, B, hidden, H, W) of several steps, and the last state.
 
-        The convolution is split: the part over inputs (T, B, C, H, W) that are all known is taken for all
-        steps at once, and the part over a zero state (None) is left out.
+        The convolution is split: the part over the inputs (T, B, C, H, W), which are all known, is computed for
+        all steps at once, and the part over a zero state (None) is skipped.
 
         Raises:
             ValueError: There is neither an input nor a state to run on.
@@ -116,7 +116,7 @@ class ConvLSTM(HasReference):
     """ConvLSTM encoder-forecaster: strided levels read the context, their mirror image unrolls the forecast.
 
     Level 1 is the finest. The forecaster starts from the encoder's states; its top cell runs on its state
-    alone, and no forecast frame is read again.
+    alone, and no forecast frame is fed back.
 
     Source: arXiv:1706.03458 (encoding-forecasting structure), with ConvLSTM cells (3 x 3) in place of its
     TrajGRU. The widths and kernels are fitted to the sizes published in the Earthformer paper
@@ -182,7 +182,7 @@ class ConvLSTM(HasReference):
                     f"{name}: conv_kernels must be odd and cover their strides {strides}, got {conv_kernels}"
                 )
         for kernel, stride in zip(deconv_kernels, strides, strict=True):
-            # An output padding of one pixel must stay below the stride.
+            # An output padding of one pixel must be smaller than the stride.
             if kernel < stride or (stride == 1 and kernel % 2 == 0):
                 raise ValueError(
                     f"{name}: deconv_kernels must cover their strides, and be odd at stride 1; "

@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 class RepeatedConv:
     """A convolution that keeps the grid, for many calls on inputs of one shape while its weights do not change.
 
-    Before each convolution oneDNN brings the weights into the order that the processor wants, which on the
-    small grids of a recurrent core takes as long as the products: on one of 6 x 12 a convolution (5 x 5) of
-    128 to 896 channels ran in 3.6 instead of 6.8 ms without it. On a CPU and without gradients that is done
-    here once, at the first call; elsewhere this is the plain convolution.
+    Before each convolution oneDNN reorders the weights into the layout that the processor prefers. On the small
+    grids of a recurrent core this takes as long as the convolution: on a 6 x 12 grid, a 5 x 5 convolution from
+    128 to 896 channels ran in 3.6 instead of 6.8 ms without it. On a CPU and without gradients, this class reorders
+    the weights once, at the first call; otherwise it is the plain convolution.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Takes the weights (C', C, k, k) and perhaps a bias (C',), k being odd."""
+        """Takes weights (C', C, k, k) with k odd, and an optional bias (C',)."""
         self.weight = weight
         self.bias = bias
         self.padding = weight.shape[-1] // 2
@@ -37,7 +37,7 @@ class RepeatedConv:
 
 
 def _can_order(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether oneDNN may be called by its own operators, which know no gradients and no tracers."""
+    """Returns whether oneDNN's own operators may be called, which support neither gradients nor tracing."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Damped persistence: the last frame, relaxed to the mean with lead time."""
+"""Damped persistence: the last frame, relaxed towards the mean with lead time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from torch import Tensor, nn
 
 from baselines.shapes import checked_shapes
 
-# Below this share of the mean square, the variance of a cell is rounding: land, a border that is always dry.
+# Below this share of the mean square, the variance of a cell is rounding error: land, a border that is always dry.
 _LEAST_VARIANCE = 1e-10
 
 
 class DampedPersistence(nn.Module):
     """A linear regression of each lead time on the last frame of the context, fitted in one pass over training data.
 
-    Forecast = mean of the target + slope x (last frame - its mean): for anomalies with a lag autocorrelation r this is
-    the last anomaly times r, the usual statistical baseline of seasonal forecasting (Wilks 2011, Statistical Methods
-    in the Atmospheric Sciences, ch. 9).  Before it is fitted it is persistence.
+    Forecast = mean of the target + slope x (last frame - its mean). For anomalies with lag autocorrelation r this is
+    r times the last anomaly, the usual statistical baseline of seasonal forecasting (Wilks 2011, Statistical Methods
+    in the Atmospheric Sciences, ch. 9).  An unfitted model is persistence.
 
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        slopes: One per lead time and `cell`, or one per lead time for the whole field (`global`); means are per cell
-            in both.
+        slopes: `cell` for one slope per lead time and cell, `global` for one per lead time; means are per cell in both.
 
     Raises:
-        ValueError: frames of context and target differ in shape, or `slopes` is something else.
+        ValueError: frames of context and target differ in shape, or `slopes` is neither of these.
     """
 
     trivial: ClassVar[bool] = True
@@ -51,9 +50,9 @@ class DampedPersistence(nn.Module):
         self.register_buffer("intercept", torch.zeros(shape))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Regresses targets on last frames by least squares; pairs with NaN on either side count nowhere.
+        """Regresses targets on last frames by least squares; pairs with NaN on either side are ignored.
 
-        A cell without variance, and one that is never known, gets the slope 0.
+        A cell without variance or without known pairs gets slope 0.
 
         Args:
             batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.

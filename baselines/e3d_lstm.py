@@ -20,16 +20,16 @@ from baselines.shapes import checked_stack
 
 # The authors' code fixes the window to two frames; the fast form below builds on it.
 WINDOW = 2
-# TensorFlow's contrib layer norm.
+# The default of TensorFlow's contrib layer norm.
 NORM_EPS = 1e-12
 FORGET_BIAS = 1.0
 
 
 class _Kernels(NamedTuple):
-    """A two-frame convolution as two convolutions of frames, without the products with padding.
+    """A two-frame convolution as two convolutions of single frames, without the products with padding.
 
-    The first output frame sees both input frames (`pair` has them side by side in its input channels), the
-    second one only the second input frame (`last`).
+    The first output frame sees both input frames (stacked in the input channels of `pair`), the second only the
+    second input frame (`last`).
     """
 
     pair: RepeatedConv
@@ -41,9 +41,9 @@ class _Kernels(NamedTuple):
 
 
 class TwoFrameConv(nn.Conv3d):
-    """A convolution over (2, k, k) that keeps the size of volumes (B, C, 2, H, W), padded behind in time.
+    """A (2, k, k) convolution that keeps the size of volumes (B, C, 2, H, W), padded at the end of time.
 
-    Source: TensorFlow's "same" padding, which the authors use: of an even kernel, the excess goes behind.
+    Source: TensorFlow's "same" padding, as used by the authors: for an even kernel, the extra padding is at the end.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
@@ -87,13 +87,13 @@ def _tokens(volume: Tensor) -> Tensor:
 
 
 def _recall_plain(queries: Tensor, history: Tensor) -> Tensor:
-    """Return, for queries (B, Q, n), means of the history (B, K, n) weighted by a softmax of the products."""
+    """Returns, for queries (B, Q, n), means of the history (B, K, n) weighted by a softmax of the products."""
     return torch.matmul(torch.softmax(torch.matmul(queries, history.transpose(1, 2)), dim=-1), history)
 
 
 def _recall(queries: Tensor, history: Tensor) -> Tensor:
-    """Returns what `_recall_plain` does, without holding the weights (B, Q, K)."""
-    # Fused kernels want the channels of a token side by side; otherwise the weights are held after all.
+    """Returns the same as `_recall_plain`, without storing the weights (B, Q, K)."""
+    # Fused kernels need the channels of a token to be contiguous; otherwise the weights are stored after all.
     queries, keys = queries.contiguous().unsqueeze(1), history.contiguous().unsqueeze(1)
     return F.scaled_dot_product_attention(queries, keys, keys, scale=1.0).squeeze(1)
 
@@ -103,10 +103,10 @@ class EideticLSTMCell(nn.Module):
 
     Source: the ICLR 2019 paper (eidetic 3D LSTM), in the form of the authors' code
     (github.com/google/e3d_lstm, `src/layers/rnn_cell.py`): no scale in the attention, and no norm after the
-    two convolutions of the output gate.  Unlike there, the convolutions in front of the norms have no bias: where a
-    state is zero (at the first step; always, for a memory that is dropped) nothing but the bias would reach the norm,
-    which divides by its spread, so that the first update, however small, would turn 0 into +-1 per channel, saturate
-    the gates and make all forecasts alike.  The norms shift each channel themselves.
+    two convolutions of the output gate.  Unlike there, the convolutions before the norms have no bias.  Where a state
+    is zero (at the first step; always, for a memory that is dropped), only the bias would reach the norm, which divides
+    by its spread: the first update, however small, would turn 0 into +-1 per channel, saturate the gates and make all
+    forecasts alike.  The norms have a shift per channel anyway.
     """
 
     def __init__(self, in_channels: int, hidden: int, kernel_size: int) -> None:
@@ -159,9 +159,9 @@ class EideticLSTMCell(nn.Module):
         """Returns the next hidden state, cell state and memory, given the normalised convolutions.
 
         Args:
-            from_x: Made of the input, (B, 7n, 2, h, w).
-            from_h: Made of the hidden state, (B, 4n, 2, h, w).
-            from_m: Made of the memory, (B or 1, 4n, 2, h, w).
+            from_x: Normalised convolution of the input, (B, 7n, 2, h, w).
+            from_h: Normalised convolution of the hidden state, (B, 4n, 2, h, w).
+            from_m: Normalised convolution of the memory, (B or 1, 4n, 2, h, w).
             c: Cell state (B, n, 2, h, w).
             history: All earlier cell states of this cell as tokens (B, K, n).
             recall: Attention of queries (B, Q, n) to the history.
@@ -183,10 +183,10 @@ class EideticLSTMCell(nn.Module):
 
 
 class E3DLSTM(NextFrameModel):
-    """E3D-LSTM: stacked eidetic 3D LSTM cells that predict the next frame at each step and read it again.
+    """E3D-LSTM: stacked eidetic 3D LSTM cells that predict the next frame at each step and read it at the next.
 
     Source: the ICLR 2019 paper in the form of the authors' code. That code drops the new memory after each
-    cell, so that all cells see a memory of zeros; `drops_memory` keeps this, which the published results had.
+    cell, so that all cells see a memory of zeros; `drops_memory` reproduces this, as in the published results.
     The SEVIR preset has a convolutional stem that no source describes (see `baselines.patches`).
     """
 
@@ -226,7 +226,7 @@ class E3DLSTM(NextFrameModel):
             hidden: Width of each layer; all the same, because one memory passes through all of them.
             kernel_size: Kernel of the cells' convolutions in space (odd).
             patch_size: Side of the square of pixels (or of stem outputs) that is folded into channels.
-            stem_channels: Width of a stem that divides the grid by four before the folding; 0 for none.
+            stem_channels: Width of a stem that divides the grid by four before patching; 0 for none.
             drops_memory: Whether the memory is zero at every cell, as in the authors' code, instead of
                 passing from layer to layer and from the top layer to the next step, as in the paper.
             sampling: Which frames training reads; see `SamplingSchedule.kind`.
@@ -234,9 +234,9 @@ class E3DLSTM(NextFrameModel):
             sampling_stop: See `SamplingSchedule.stop`.
             schedule_iterations: See `SamplingSchedule.iterations`.
             time_reversed: Whether every second step of training is on clips played backwards.
-            l1_weight: Weight of the absolute errors in the loss; 0 leaves half the squared ones. As errors of
-                normalised units are below 1, the authors' sum (weight 1) is close to an absolute error, and
-                the forecast to a median, which for rain is often none.
+            l1_weight: Weight of the absolute errors in the loss; with 0, the loss is half the squared errors. As
+                errors in normalised units are below 1, the authors' sum (weight 1) is close to an absolute error,
+                and the forecast to a median, which for rain is often zero.
 
         Raises:
             ValueError: A grid size is not divisible by the patch, sizes do not fit together, or the weight is
@@ -256,7 +256,7 @@ class E3DLSTM(NextFrameModel):
         widths = checked_stack(type(self).__name__, hidden, kernel_size)
         self.hidden = widths[0]
         self.drops_memory = drops_memory
-        # Of a memory that is always zero, only the norm's shift is left.
+        # If the memory is always zero, only the norm's shift has an effect.
         self.parameters_without_gradient = ("cells.*.conv_m.weight", "cells.*.norm_m.weight") if drops_memory else ()
         patch_channels = self.codec.patch_channels
         self.cells: Sequence[EideticLSTMCell] = nn.ModuleList(  # type: ignore[assignment]
@@ -269,10 +269,10 @@ class E3DLSTM(NextFrameModel):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of one roll-out's loss: "l2", half the squared errors, and "l1".
+        """Returns the terms of one roll-out's loss: "l2", half the squared errors, and "l1".
 
-        Both are sums over all steps, samples and known pixels, "l1" that of absolute errors times `l1_weight`.
-        Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
+        Both are sums over all steps, samples and known pixels; "l1" is that of absolute errors times `l1_weight`.
+        Shapes and errors are those of `step_outputs`; missing pixels are treated as in `NextFrameModel.losses`.
         """
         truth = torch.cat((context, target), dim=1) if truth is None else truth
         error = known_error(self.step_outputs(context, target, mask), truth[:, 1:])
@@ -288,9 +288,9 @@ class E3DLSTM(NextFrameModel):
     def _roll(self, clip: Tensor, mask: Tensor | None, *, first_output: int = 0) -> Tensor:
         """Returns the predictions, time first, from step `first_output` (at most T_in - 1) on.
 
-        Each frame is convolved once for the two windows it is in, frames known to be read as they are in one
-        batch; products with padding are left out; a memory that is always zero is convolved once. Predictions
-        that are not read again are made in one batch, and those not asked for not at all.
+        Each frame is convolved once for the two windows that contain it, and all true frames in one batch.
+        Products with padding are skipped, and a memory that is always zero is convolved once. Predictions that are
+        not fed back are made in one batch; those not asked for are not made.
         """
         known, flags = (self.t_in, None) if mask is None else truths_by_step(mask, self.t_in, self.t_out)
         cells = self.cells
@@ -301,7 +301,7 @@ class E3DLSTM(NextFrameModel):
         output = [_kernels(cell.conv_cell, cell.conv_memory) for cell in cells]
         over_m = [_kernels(cell.conv_m) for cell in cells] if not self.drops_memory else []
         empty = self._zeros(clip)
-        # The full convolution, although its input is zero: its weights then get their (zero) gradient.
+        # The full convolution, although its input is zero, so that its weights get their (zero) gradient.
         from_no_memory = [cell.norm_m(cell.conv_m(empty[:1])) for cell in cells] if self.drops_memory else []
         hidden, cell_states, memory = [empty] * len(cells), [empty] * len(cells), empty
         history = [_tokens(empty)] * len(cells)
@@ -330,7 +330,7 @@ class E3DLSTM(NextFrameModel):
                     output=output[layer].convolve,
                 )
             tops.append(hidden[-1])
-        # The predictions of steps known-1 to the last but one were read again; the others remain to be made.
+        # The predictions of steps known-1 to the last but one were fed back; the others remain to be made.
         made = each_frame(self._emit, torch.stack((*tops[first_output : known - 1], tops[-1])))
         return torch.cat((made[:-1], torch.stack(fed_back), made[-1:])) if fed_back else made
 
@@ -371,7 +371,7 @@ class _WindowReader:
     def __init__(self, cell: EideticLSTMCell) -> None:
         self.convolve = RepeatedConv(torch.cat(cell.conv_x.weight.unbind(2)))
         self.norm = cell.norm_x
-        # Before the first frame there is a frame of zeros, of which nothing remains.
+        # Before the first frame there is a frame of zeros, which contributes nothing.
         self.first_tap = cell.conv_x.weight.new_zeros(())
 
     def _taps(self, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -379,7 +379,7 @@ class _WindowReader:
         return first, second
 
     def known(self, patches: Tensor) -> Tensor:
-        """Returns what the first layer makes (T, B, 7n, 2, h, w) of the leading frames (T, B, F, h, w)."""
+        """Returns the first layer's convolutions (T, B, 7n, 2, h, w) of the leading frames (T, B, F, h, w)."""
         first, second = (
             part.reshape(*patches.shape[:2], *part.shape[1:]) for part in self._taps(patches.flatten(0, 1))
         )
@@ -388,7 +388,7 @@ class _WindowReader:
         return each_frame(self.norm, torch.stack((earlier + second, first), dim=3))
 
     def next(self, patches: Tensor) -> Tensor:
-        """Returns what the first layer makes (B, 7n, 2, h, w) of the next frame (B, F, h, w)."""
+        """Returns the first layer's convolution (B, 7n, 2, h, w) of the next frame (B, F, h, w)."""
         first, second = self._taps(patches)
         volume = torch.stack((self.first_tap + second, first), dim=2)
         self.first_tap = first

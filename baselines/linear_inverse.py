@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from baselines.shapes import checked_shapes, checked_sizes
 
-# Its covariance is a square of this side in float64, and the time of its eigenvectors grows with the cube.
+# Values of a frame. The covariance has the square of this many entries (float64); eigenvectors take cubic time.
 _MOST_VALUES = 4096
-# Below this share of the largest, the variance of a pattern is rounding, and its law would be noise.
+# Below this share of the largest, the variance of a pattern is rounding error, and its law would be noise.
 _LEAST_VARIANCE = 1e-10
-# What `modes="auto"` chooses from, and in how many parts of the training each is left out once.
+# The numbers of modes that `modes="auto"` chooses from, and the number of folds of its cross-validation.
 _CANDIDATES = (3, 5, 8, 10, 15, 20, 25, 30)
 _PARTS = 5
 
@@ -34,21 +34,21 @@ class LinearInverse(nn.Module):
     """Empirical orthogonal functions (EOFs) and one linear step between their amplitudes, fitted in one pass.
 
     With x the amplitudes of the leading EOFs and C0, C1 their covariances at lags 0 and 1, the step is
-    G = C1 C0^-1 and the forecast t steps ahead G^t x; what the EOFs do not hold is forecast as the mean.  It is the
-    usual statistical rival of learned forecasts of El Nino (Penland and Sardeshmukh 1995, J. Climate 8, 1999-2024).
-    EOFs are of the values as the task gives them: no weights by latitude.  Before it is fitted it forecasts zeros.
+    G = C1 C0^-1 and the forecast t steps ahead G^t x; outside the EOFs the forecast is the mean.  It is the usual
+    statistical baseline for learned forecasts of El Nino (Penland and Sardeshmukh 1995, J. Climate 8, 1999-2024).
+    EOFs are computed from the values as the task gives them, without weights by latitude.  An unfitted model
+    forecasts zeros.
 
     Args:
         input_shape: `(T_in, H, W, C)`; frames of context and target follow each other at even steps.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        modes: Number of EOFs that are kept; fewer where the training data have no more.  `auto` takes the one of 3, 5,
-            8, 10, 15, 20, 25 and 30 with the least squared error in cross-validation: fifths of the training windows
-            are left out in turn, with the windows beside them that share a frame; it keeps the training data in memory
-            meanwhile.
+        modes: Number of EOFs that are kept; fewer if the training data have fewer.  `auto` chooses among 3, 5, 8, 10,
+            15, 20, 25 and 30 by the squared error in five-fold cross-validation over the training windows, also
+            leaving out neighbouring windows that share a frame; it holds the training data in memory meanwhile.
 
     Raises:
-        ValueError: frames of context and target differ in shape, `modes` is not a number of EOFs that a frame can have,
-            or a frame has more than 4096 values.
+        ValueError: frames of context and target differ in shape, `modes` exceeds the values of a frame, or a frame has
+            more than 4096 values.
     """
 
     mean: Tensor
@@ -85,10 +85,10 @@ class LinearInverse(nn.Module):
         self.register_buffer("modes", torch.tensor(modes), persistent=len(self.candidates) > 1)
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Regresses each frame on the one before it, in the space of the leading EOFs; the mean is that of all.
+        """Regresses each frame on the one before it, in the space of the leading EOFs; the mean is that of all frames.
 
-        Every pair of neighbouring frames of context and target counts, in each window that holds it; pairs with a
-        NaN count nowhere.
+        Every pair of neighbouring frames of context and target counts, in each window that contains it; pairs with a
+        NaN are ignored.
 
         Args:
             batches: Contexts `(B, T_in, H, W, C)` and targets `(B, T_out, H, W, C)`.
@@ -121,7 +121,7 @@ class LinearInverse(nn.Module):
 
 
 class _Moments:
-    """Sums over pairs of neighbouring frames, in float64, on the device of some tensor of a frame's size."""
+    """Sums over pairs of neighbouring frames, in float64, on the device of a tensor with the size of a frame."""
 
     def __init__(self, like: Tensor) -> None:
         size = like.numel()
@@ -130,7 +130,7 @@ class _Moments:
         self.count = 0
 
     def add(self, frames: Tensor) -> None:
-        """Adds the neighbouring frames of windows `(B, T, values)`; pairs with a NaN count nowhere."""
+        """Adds the neighbouring frames of windows `(B, T, values)`; pairs with a NaN are ignored."""
         frames = frames.double()
         before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
         known = ~(torch.isnan(before) | torch.isnan(after)).any(1)
@@ -141,10 +141,10 @@ class _Moments:
         self.products[1].addmm_(after.T, before)
 
     def law(self, modes: int) -> _Law:
-        """Returns the law of so many EOFs.
+        """Returns the law of the leading `modes` EOFs.
 
         Raises:
-            ValueError: there was no pair.
+            ValueError: no pair was added.
         """
         if not self.count:
             raise ValueError("linear_inverse: no two neighbouring frames of the training data are free of NaN")
@@ -173,9 +173,9 @@ def _powers(step: Tensor, count: int) -> list[Tensor]:
 
 
 def _best_modes(windows: Tensor, candidates: Sequence[int], ahead: int) -> int:
-    """Returns the number of EOFs of least squared error in windows `(N, T, values)` that the law was not fitted to.
+    """Returns the number of EOFs with the least squared error on held-out windows `(N, T, values)`.
 
-    Windows of a record follow each other, so that those within T of a part that is left out share frames with it.
+    Consecutive windows overlap, so those within T of a held-out part share frames with it.
     """
     length, (count, frames) = -(-len(windows) // _PARTS), windows.shape[:2]
     errors = torch.zeros(len(candidates), dtype=torch.float64)
@@ -187,7 +187,7 @@ def _best_modes(windows: Tensor, candidates: Sequence[int], ahead: int) -> int:
         last, then = left_out[:, -ahead - 1] - whole.mean, left_out[:, -ahead:] - whole.mean
         known = ~torch.isnan(last).any(1)
         for number, modes in enumerate(candidates):
-            # EOFs are those of fewer modes, and so is the step: C0 is diagonal
+            # Fewer modes have the same EOFs and the same step, truncated: C0 is diagonal.
             eofs, step = whole.eofs[:, :modes], whole.step[:modes, :modes]
             amplitudes = last[known] @ eofs
             for lead, power in enumerate(_powers(step, ahead)):

@@ -1,7 +1,7 @@
 """Losses over known pixels: a missing pixel of the truth is NaN, has no error, and is read as 0.
 
-A loss is then the sum over known pixels over their number, so that it does not depend on what is missing beside them.
-Nothing here asks the device for a number.
+A loss is the sum over the known pixels divided by their number, so that missing pixels do not change it.
+Nothing here synchronises with the device.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def filled(frames: Tensor) -> Tensor:
-    """Returns frames that a network can read: 0 where they are missing, as in the contexts of radar tasks."""
+    """Returns frames that a network can read: missing pixels are 0, as in the contexts of radar tasks."""
     return frames.masked_fill(torch.isnan(frames), 0)
 
 

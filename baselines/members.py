@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _SEEDS = 2**63
-# 8-bit values over 255 lie far from the border of two such steps, so that devices that round differently find the same.
+# 8-bit values over 255 lie far from the borders of these steps, so devices that round differently get the same seed.
 _STEPS_PER_UNIT = 1024
 _LARGEST = 2.0**30
 
 
 def content_seeds(frames: Tensor, seed: int) -> list[int]:
-    """Returns a seed for each row of `frames` (B, ...), from 0 to 2^63 - 1, that follows from its values and `seed`.
+    """Returns a seed for each row of `frames` (B, ...), from 0 to 2^63 - 1, derived from its values and `seed`.
 
     Args:
-        frames: On a scale near 1, on any device.
-        seed: From 0 to 2^63 - 1.
+        frames: Values on a scale near 1, on any device.
+        seed: Base seed, from 0 to 2^63 - 1.
     """
     levels = frames.detach().float().nan_to_num().mul(_STEPS_PER_UNIT).clamp(-_LARGEST, _LARGEST).round().int().cpu()
     own = seed.to_bytes(8, "little")
@@ -30,16 +30,16 @@ def content_seeds(frames: Tensor, seed: int) -> list[int]:
 def row_seeds(
     context: Tensor, *, seed: int, generator: torch.Generator | None = None, seeds: Tensor | None = None
 ) -> list[int]:
-    """Returns the seed of each sequence's members as the arguments of a model's `sample` say.
+    """Returns the seed of each sequence's members, given the arguments of a model's `sample`.
 
     Args:
         context: (B, T, H, W, C), on a scale near 1.
-        seed: The model's own, which counts where neither a generator nor seeds are given.
-        generator: Gives one number, which counts instead.
+        seed: The model's own seed, used if neither a generator nor seeds are given.
+        generator: Gives one number, used instead of the model's seed.
         seeds: The seeds themselves, int64 (B,).
 
     Raises:
-        ValueError: A generator and seeds, or seeds that are not int64 (B,).
+        ValueError: Both a generator and seeds, or seeds that are not int64 (B,).
     """
     if seeds is None:
         if generator is not None:
@@ -55,15 +55,15 @@ def row_seeds(
 
 
 class RowNoise:
-    """Standard normal numbers for the rows of a batch, each row's from its own seed, drawn on the CPU.
+    """Draws standard normal numbers for the rows of a batch on the CPU, each row from its own seed.
 
     Args:
-        seeds: One for each row.
+        seeds: One seed per row.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Returns the next numbers (B, *shape) of all rows, of the type of a tensor and where it is."""
+        """Returns the next numbers (B, *shape) of all rows, with the dtype and device of `like`."""
         return torch.stack([torch.randn(*shape, generator=own) for own in self.generators]).to(like)

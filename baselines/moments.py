@@ -9,9 +9,9 @@ from torch import Tensor
 def k2m(kernel: Tensor) -> Tensor:
     """Returns the moments (..., k, k) of square kernels (..., k, k) of odd size, taken in float64.
 
-    Moment (i, j) is the sum over offsets (u, v) from the centre of u^i/i! v^j/j! kernel[u, v], u being the
-    row. It is the weight with which convolution by the kernel takes the derivative of order i down the rows
-    and j along them.
+    Moment (i, j) is the sum over offsets (u, v) from the centre of u^i/i! v^j/j! kernel[u, v], where u is the
+    row. It is the weight of the derivative of order i down the rows and j along them in a convolution with
+    the kernel.
 
     Source: PDE-Net 2.0 (moment matrices).
     """

@@ -1,4 +1,4 @@
-"""Optical flow: the last field, extrapolated along its own motion; a reference without training.
+"""Optical flow: the last field, extrapolated along its own motion; a baseline without training.
 
 Sources: Lucas and Kanade 1981, IJCAI, 674-679 (the motion); Germann and Zawadzki 2002, Mon. Wea. Rev. 130, 2859-2873
 (semi-Lagrangian extrapolation); both as in pySTEPS (Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219).
@@ -26,9 +26,9 @@ _ALONE = Lock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lets nothing out of pySTEPS: what it prints, what it warns of for a frame, what it seeds or draws.
+    """Hides the side effects of pySTEPS: its output, its warnings and its use of global random state.
 
-    All of this belongs to the process, so that only one thread at a time may be within.
+    All of these are global to the process, so only one thread at a time may enter.
     """
     with _ALONE, redirect_stdout(StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -50,18 +50,19 @@ except ImportError as error:
 
 
 class OpticalFlow(nn.Module):
-    """Motion from the last frames by Lucas-Kanade, extrapolated semi-Lagrangian; nothing to train, on the CPU.
+    """Estimates motion from the last frames by Lucas-Kanade and extrapolates semi-Lagrangian; runs on the CPU.
 
-    Each channel has its own motion.  What flows in over the border is the least value of the last frame (no rain);
-    missing pixels (NaN) of the context are taken for it, too.  Where nothing can be tracked, the field stays as it is.
+    It has nothing to train. Each channel has its own motion.  The least value of the last frame (no rain) flows in
+    over the border and replaces missing pixels (NaN) of the context.  If nothing can be tracked, the field stays as it
+    is.
 
     Args:
-        input_shape: `(T_in, H, W, C)`, two frames at least.
+        input_shape: `(T_in, H, W, C)`, at least two frames.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        frames: Frames of the context that the motion is estimated from, the last ones; fewer where there are fewer.
+        frames: Number of last context frames from which the motion is estimated; fewer if the context has fewer.
 
     Raises:
-        ValueError: frames of context and target differ in shape, or there is no motion in one frame.
+        ValueError: frames of context and target differ in shape, or the motion is estimated from one frame.
     """
 
     uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
@@ -88,15 +89,15 @@ class OpticalFlow(nn.Module):
 
 
 class OpticalFlowBlurred(Blurred):
-    """Optical flow, blurred by a Gaussian of its own width for every lead time; the widths are fitted in one pass.
+    """Optical flow, blurred by a Gaussian with one width per lead time; the widths are fitted in one pass.
 
     Args:
-        input_shape: `(T_in, H, W, C)`, two frames at least.
+        input_shape: `(T_in, H, W, C)`, at least two frames.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        frames: Frames of the context that the motion is estimated from, the last ones; fewer where there are fewer.
+        frames: Number of last context frames from which the motion is estimated; fewer if the context has fewer.
 
     Raises:
-        ValueError: frames of context and target differ in shape, or there is no motion in one frame.
+        ValueError: frames of context and target differ in shape, or the motion is estimated from one frame.
     """
 
     uncountable: ClassVar[str] = OpticalFlow.uncountable
@@ -111,7 +112,7 @@ class OpticalFlowBlurred(Blurred):
 
 
 def extrapolated(frames: np.ndarray, t_out: int) -> np.ndarray:
-    """Returns `(T_out, H, W)`: the last of some frames `(T, H, W)`, moved on along their motion."""
+    """Returns forecasts `(T_out, H, W)`: the last of the frames `(T, H, W)`, extrapolated along their motion."""
     least = np.nanmin(frames[-1]) if np.isfinite(frames[-1]).any() else 0.0
     frames = np.where(np.isfinite(frames), frames, least)
     with quiet():

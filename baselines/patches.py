@@ -1,9 +1,9 @@
 """Frames folded into channels, with or without a small convolutional stem before the folding.
 
-PredRNN and E3D-LSTM run on such patches. A roll-out reads frames, emits frames and reads those again. Folding
-loses nothing, so without a stem the whole roll-out stays in patch space: a clip is folded once and unfolded
-once. With a stem the roll-out goes through pixels, because what was emitted must pass the stem before it is
-read.
+PredRNN and E3D-LSTM run on these patches. A roll-out reads frames, emits frames and reads those at the next
+step. Folding is lossless, so without a stem the whole roll-out stays in patch space: a clip is folded once and
+unfolded once. With a stem the roll-out goes through pixels, because an emitted frame must pass the stem before
+it is read.
 """
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def patchify(clip: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """Returns patches (T, B, F, h, w) as the clip (B, T, H, W, C) that `patchify` would cut into them."""
+    """Returns patches (T, B, F, h, w) as a clip (B, T, H, W, C): the inverse of `patchify`."""
     p = patch_size
     t, b, channels, h, w = patches.shape
     cut = patches.reshape(t, b, p, p, channels // p**2, h, w)
@@ -36,14 +36,14 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 class PatchCodec(nn.Module):
-    """The way from frames to the patches a recurrent core reads, and back.
+    """Converts frames to the patches that a recurrent core reads, and back.
 
-    `open` and `close` are applied once to whole clips; `encode` and `decode` to what is read and emitted at
+    `open` and `close` are applied once to whole clips; `encode` and `decode` to the frames read and emitted at
     each step.
 
     Source: patches are `reshape_patch` of the PredRNN code (github.com/thuml/predrnn-pytorch). The stem is
     our reconstruction: the published SEVIR sizes of PredRNN and E3D-LSTM need F = 1024 on a 12 x 12 grid and
-    some 5000 further weights per model, and no source gives the layers.
+    about 5000 further weights per model, and no source gives the layers.
     """
 
     def __init__(self, family: str, frame_shape: tuple[int, int, int], *, patch_size: int, stem_channels: int) -> None:
@@ -87,7 +87,7 @@ class PatchCodec(nn.Module):
         return patchify(clip, self.patch_size if self.stem is None else 1)
 
     def close(self, frames: Tensor) -> Tensor:
-        """Returns what steps emitted, time first, as a clip (B, T, H, W, C)."""
+        """Returns the frames that steps emitted, time first, as a clip (B, T, H, W, C)."""
         return unpatchify(frames, self.patch_size if self.stem is None else 1)
 
     def encode(self, frames: Tensor) -> Tensor:

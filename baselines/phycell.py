@@ -15,7 +15,7 @@ PHY_GROUPS = 7
 
 
 class _Derivatives(nn.Module):
-    """The right-hand side of the learned equation: a linear mix of filters that are held near derivatives."""
+    """The right-hand side of the learned equation: a linear mix of filters that are kept near derivatives."""
 
     def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class _Derivatives(nn.Module):
 class PhyCell(nn.Module):
     """A cell that steps its state by a learned equation and corrects it towards the input by a learned gain.
 
-    Source: arXiv:2003.01460 (PhyCell: prediction and correction); the gain also sees the state before.
+    Source: arXiv:2003.01460 (PhyCell: prediction and correction); the gain also sees the previous state.
     """
 
     def __init__(self, hidden: int, kernel_size: int, channels: int) -> None:
-        """Builds a cell of as many channels with `hidden` filters."""
+        """Builds a cell of `channels` channels with `hidden` filters."""
         super().__init__()
         self.F = _Derivatives(hidden, kernel_size, channels)
         self.convgate = nn.Conv2d(2 * channels, channels, 3, padding=1)
@@ -47,7 +47,7 @@ class PhyCell(nn.Module):
     def run(self, inputs: Tensor, h: Tensor) -> Tensor:
         """Returns the states (T, B, C, h, w) of steps on inputs (T, B, C, h, w) that are all known.
 
-        The gain's convolution is split, and the part over the inputs is taken for all steps at once.
+        The gain's convolution is split, and the part over the inputs is computed for all steps at once.
         """
         if len(inputs) == 1:
             return self(inputs[0], h).unsqueeze(0)

@@ -22,18 +22,18 @@ from baselines.rollout import HasReference, each_frame, frames_at_once
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 from baselines.weights import Config, as_mapping, check_config, load_strictly
 
-# The following are fixed in the authors' code (github.com/vincent-leguen/PhyDNet); the stem has half the code's width.
+# Fixed in the authors' code (github.com/vincent-leguen/PhyDNet); the stem has half the width of the code.
 CODE_CHANNELS = 64
 CODE_GROUPS = 16
 LEAKY_SLOPE = 0.2
-# Teacher forcing there falls by 0.003 per epoch and the default run has 1001 epochs.
+# In the authors' code, teacher forcing falls by 0.003 per epoch, and the default run has 1001 epochs.
 TEACHER_FORCING_SHARE = 1 / (0.003 * 1001)
 
 Cell = TypeVar("Cell", bound=nn.Module)
 
 
 def _chain(prefix: str, *layers: nn.Module) -> nn.Sequential:
-    """Returns the layers in a row, under the authors' names: the prefix and a number from 1."""
+    """Returns the layers in sequence, under the authors' names: the prefix and a number from 1."""
     return nn.Sequential(OrderedDict((f"{prefix}{number}", layer) for number, layer in enumerate(layers, 1)))
 
 
@@ -91,6 +91,7 @@ class PhyDNet(HasReference):
         "tiny": {"conv_hidden": (16, 64)},
     }
     verifies_context = True  # the warm-up steps have a loss, too
+    forecast_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
@@ -184,10 +185,10 @@ class PhyDNet(HasReference):
         Args:
             context: Context (B, T_in, H, W, C), read by the first T_in steps.
             target: Target (B, T_out, H, W, C); needed with teacher forcing, which reads missing pixels (NaN) as 0.
-            teacher_forcing: Whether the later steps read the truth instead of the image before.
+            teacher_forcing: Whether the later steps read the truth instead of the previous image.
 
         Raises:
-            ValueError: Teacher forcing is asked for without a target.
+            ValueError: Teacher forcing without a target.
         """
         frames = context
         if teacher_forcing:
@@ -201,7 +202,7 @@ class PhyDNet(HasReference):
         return images.permute(1, 0, 3, 4, 2)
 
     def moment_loss(self) -> Tensor:
-        """Returns how far the first PhyCell's filters are from being one derivative each.
+        """Returns how far the first PhyCell's filters are from being single derivatives.
 
         Filter k of every input channel should have the single moment (k // 7, k % 7), for 7 x 7 filters. The
         squared differences are averaged over filters and moments, and summed over the code's channels.
@@ -216,7 +217,7 @@ class PhyDNet(HasReference):
     def losses(
         self, context: Tensor, target: Tensor, *, teacher_forcing: bool, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of the loss: "mse", over known pixels, times all steps (warm-up too), and "moments"."""
+        """Returns the loss terms: "mse" over known pixels times the number of steps (with warm-up), and "moments"."""
         images = self.step_outputs(context, target, teacher_forcing=teacher_forcing)
         truth = joined_truth(context, target, context_known)[:, 1:]
         return {"mse": known_mse(images, truth) * truth.shape[1], "moments": self.moment_loss()}
@@ -224,8 +225,8 @@ class PhyDNet(HasReference):
     def teacher_forcing_probability(self, step: int, total_steps: int) -> float:
         """Returns the probability that a batch at a step (from 0) reads the truth at all steps.
 
-        Source: the authors' code lets it fall by 0.003 per epoch, that is over the first third of its 1001
-        epochs. We let it fall per step, over the same share of the run at hand.
+        Source: in the authors' code it falls by 0.003 per epoch, that is over the first third of its 1001
+        epochs. Here it falls per step, over the same share of the current run.
         """
         span = self.teacher_forcing_share * total_steps
         return max(0.0, 1.0 - step / span) if span > 0 else 0.0
@@ -233,7 +234,7 @@ class PhyDNet(HasReference):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of the loss; a draw from torch's generator decides on teacher forcing."""
+        """Returns the terms of the loss; a draw from torch's generator decides on teacher forcing."""
         forced = torch.rand(()).item() < self.teacher_forcing_probability(step, total_steps)
         return self.losses(context, target, teacher_forcing=forced, context_known=context_known)
 
@@ -245,7 +246,7 @@ class PhyDNet(HasReference):
     def _roll(self, frames: Tensor, *, first_output: int) -> Tensor:
         """Returns the images from step `first_output` on, time first; frames (T, B, C, H, W) are read first.
 
-        Many frames are taken through a layer in one batch, but for the recurrent convolutions.
+        All layers but the recurrent convolutions process many frames in one batch.
         """
         states: _States | None = None
         images = []

@@ -24,7 +24,7 @@ FORGET_BIAS = 1.0
 
 
 class CellStep(NamedTuple):
-    """What one step of a cell gives: its states (B, n, h, w), and what it added to either memory."""
+    """The result of one step of a cell: its states (B, n, h, w), and the increments of both memories."""
 
     hidden: Tensor
     cell: Tensor
@@ -34,7 +34,7 @@ class CellStep(NamedTuple):
 
 
 class _Layers(NamedTuple):
-    """The convolutions of a cell, each with its norm if there is one."""
+    """The convolutions of a cell, each with its norm if it has one."""
 
     conv_x: Callable[[Tensor], Tensor]
     conv_h: Callable[[Tensor], Tensor]
@@ -46,9 +46,9 @@ class _Layers(NamedTuple):
 class SpatioTemporalLSTMCell(nn.Module):
     """A cell with a memory of its own, carried through time, and one shared with the other layers.
 
-    Source: PredRNN v1 (spatiotemporal LSTM). All convolutions are free of bias and the forget gates get a
-    constant 1, as in the authors' code (github.com/thuml/predrnn-pytorch), whose attribute names are kept so
-    that its weights load.
+    Source: PredRNN v1 (spatiotemporal LSTM). All convolutions are without bias and the forget gates have a
+    constant bias of 1, as in the authors' code (github.com/thuml/predrnn-pytorch), whose attribute names are
+    kept so that its weights load.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SpatioTemporalLSTMCell(nn.Module):
         return self.step(layers, layers.conv_x(x), h, c, m)
 
     def repeated(self) -> _Layers:
-        """Returns the convolutions for many steps with the same weights."""
+        """Returns the convolutions, optimised for many steps with the same weights."""
 
         def repeated(convolution: nn.Sequential) -> Callable[[Tensor], Tensor]:
             conv = RepeatedConv(convolution[0].weight)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ class SpatioTemporalLSTMCell(nn.Module):
         return _Layers(conv_x, conv_h, conv_m, conv_o, self.conv_last)
 
     def step(self, layers: _Layers, from_x: Tensor, h: Tensor, c: Tensor, m: Tensor) -> CellStep:
-        """Returns one step, given what the input convolution made of the input (B, 7n, h, w)."""
+        """Returns one step, given the input convolution's output (B, 7n, h, w)."""
         n = self.hidden
         temporal_x, spatial_x, output_x = from_x.split((3 * n, 3 * n, n), dim=1)
         temporal_h, output_h = layers.conv_h(h).split((3 * n, n), dim=1)
@@ -101,7 +101,7 @@ class SpatioTemporalLSTMCell(nn.Module):
 
 
 class PredRNN(NextFrameModel):
-    """PredRNN: stacked spatio-temporal LSTM cells that predict the next frame at each step and read it again.
+    """PredRNN: stacked spatio-temporal LSTM cells that predict the next frame at each step and read it at the next.
 
     Source: PredRNN v1 (spatiotemporal memory flow); for the options arXiv:2103.09504. The SEVIR preset has a
     convolutional stem that no source describes (see `baselines.patches`).
@@ -145,7 +145,7 @@ class PredRNN(NextFrameModel):
             hidden: Width of each layer; all the same, because one memory passes through all of them.
             kernel_size: Kernel of the cells' convolutions (odd).
             patch_size: Side of the square of pixels (or of stem outputs) that is folded into channels.
-            stem_channels: Width of a stem that divides the grid by four before the folding; 0 for none.
+            stem_channels: Width of a stem that divides the grid by four before patching; 0 for none.
             layer_norm: Whether the cells normalise after their convolutions.
             memory_decoupling: Whether the loss pushes the increments of the two memories apart (v2).
             decoupling_weight: Weight of that term.
@@ -195,9 +195,9 @@ class PredRNN(NextFrameModel):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of one roll-out's loss: "mse" over all steps, and weighted "decoupling" if on.
+        """Returns the terms of one roll-out's loss: "mse" over all steps, and weighted "decoupling" if enabled.
 
-        Shapes and errors are those of `step_outputs`, missing pixels those of `NextFrameModel.losses`.
+        Shapes and errors are those of `step_outputs`; missing pixels are treated as in `NextFrameModel.losses`.
         """
         clip = torch.cat((context, target), dim=1)
         truth = clip if truth is None else truth
@@ -216,9 +216,9 @@ class PredRNN(NextFrameModel):
         """Returns the mean absolute cosine between increments (N, n, h, w) of the two memories.
 
         Args:
-            delta_cell: Increments of the cells' own memories; N is the steps and layers times the batch.
+            delta_cell: Increments of the cells' own memories; N is steps times layers times batch.
             delta_memory: Increments of the shared memory.
-            weight: How much each sequence (B,) of the batch counts, such as its share of known pixels; None for alike.
+            weight: Weight of each sequence (B,) of the batch, such as its share of known pixels; None for equal.
 
         Raises:
             ValueError: The model was built without memory decoupling.
@@ -251,9 +251,9 @@ class PredRNN(NextFrameModel):
     ) -> Tensor:
         """Returns the predictions of an opened clip, time first, from step `first_output` < T_in on.
 
-        Leading frames that are known to be read as they are pass the codec and the first layer's input
-        convolution in one batch. Predictions that are not read again are made in one batch, and those not
-        asked for not at all. What the cells did is appended to `steps`.
+        The leading true frames pass the codec and the first layer's input convolution in one batch. Predictions
+        that are not fed back are made in one batch; those not asked for are not made. The steps of the cells are
+        appended to `steps`.
         """
         known, flags = (self.t_in, None) if mask is None else truths_by_step(mask, self.t_in, self.t_out)
         hidden, cell, memory = self._zeros(clip)
@@ -277,7 +277,7 @@ class PredRNN(NextFrameModel):
                 if steps is not None:
                     steps.append(made)
             tops.append(hidden[-1])
-        # The predictions of steps known-1 to the last but one were read again; the others remain to be made.
+        # The predictions of steps known-1 to the last but one were fed back; the others remain to be made.
         remaining = torch.stack((*tops[first_output : known - 1], tops[-1]))
         made_last = each_frame(self.codec.decode, each_frame(self.conv_last, remaining))
         if not fed_back:
@@ -336,7 +336,7 @@ def load_upstream(
         implied={
             "stride": 1,
             "img_channel": channels,
-            # The authors' images are square; of a rectangle, either side may stand there.
+            # The authors' images are square; for a rectangle, either side is accepted.
             "img_width": given_width if given_width in (height, width) else width,
             "input_length": t_in,
             "total_length": t_in + target_shape[0],
@@ -346,7 +346,7 @@ def load_upstream(
     model = PredRNN(
         input_shape,
         target_shape,
-        # The authors' command line takes the widths as one string.
+        # The authors' command line passes the widths as one string.
         hidden=[int(width) for width in hidden.split(",")] if isinstance(hidden, str) else hidden,
         kernel_size=config["filter_size"],
         patch_size=config["patch_size"],

@@ -23,7 +23,7 @@ from baselines.window_attention import SQUEEZE, SwinBlock, WindowAttention, sque
 
 Loss: TypeAlias = Literal["mse", "balanced_mae"]
 
-# Thresholds in mm/h and the weights of the classes between them.
+# Thresholds in mm/h, and the weights of the classes between them.
 BALANCE_THRESHOLDS = (2.0, 5.0, 10.0, 30.0)
 BALANCE_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -47,7 +47,7 @@ def balanced_mae(
             authors' code.
 
     Raises:
-        ValueError: There is not one more weight than thresholds, or these do not rise.
+        ValueError: The number of weights is not that of thresholds plus one, or the thresholds do not rise.
 
     Source: the Rainformer paper (balanced loss); the authors' code sums over batch and pixels.
     """
@@ -63,7 +63,7 @@ def balanced_mae(
 
 
 class _SharedChannelAttention(nn.Module):
-    """Scales channels by what their mean and maximum say, both through one perceptron."""
+    """Scales channels by their pooled mean and maximum, which pass one shared perceptron."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _SharedChannelAttention(nn.Module):
 
 
 class _SpatialAttention(nn.Module):
-    """Scales positions by what the mean and maximum over their channels say."""
+    """Scales positions by the mean and maximum over their channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class _DoubleConv(nn.Module):
 class _Gate(nn.Module):
     """Weighs global and local features, position by position and channel by channel.
 
-    The authors declare two further convolutions that nothing uses. They are kept, because their norms over
+    The authors declare two further convolutions that are never called. They are kept because their norms over
     whole images make up most of the published number of parameters; they never get a gradient.
     """
 
@@ -136,7 +136,7 @@ class _Gate(nn.Module):
 
 
 class _Regrid(nn.Module):
-    """Folds pixels into channels (a factor d) or unfold channels into pixels, then mix the channels.
+    """Folds pixels into channels (by a factor d) or unfolds channels into pixels, then mixes the channels.
 
     Takes images (N, C, H, W) and returns them channels-last, (N, H', W', C').
     """
@@ -155,8 +155,8 @@ class _Regrid(nn.Module):
 class _Stage(nn.Module):
     """A change of the grid, then groups: two window blocks beside two convolutions, joined by a gate.
 
-    In the authors' loop every group reads what the stage began with, so the last group's output is the
-    stage's, and the other groups only exist as weights.
+    In the authors' loop every group reads the input of the stage, so the last group's output is the stage's,
+    and the other groups exist only as weights.
     """
 
     def __init__(
@@ -206,9 +206,9 @@ class Rainformer(nn.Module):
 
     Source: the Rainformer paper (network structure), in the form of the authors' code, whose attribute names
     are kept (its `stage1`-`stage4` are `down`, `stage5`-`stage7` are `up`, `stage8` is `final`). There the
-    last stage returns as many frames as it was given; here it returns those of the forecast. The default loss
-    is the mean squared error, since no source maps the thresholds of the balanced loss, in mm/h, to the units
-    of other tasks.
+    last stage returns as many frames as the context has; here it returns those of the forecast. The default
+    loss is the mean squared error, since no source maps the thresholds of the balanced loss, in mm/h, to the
+    units of other tasks.
     """
 
     # Two branches of each gate are in the original's state_dict and in its published size, and are never called.
@@ -220,7 +220,7 @@ class Rainformer(nn.Module):
         "icar_enso": {"hidden": 32, "downscale": (1, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 3},
         "nbody_mnist": {"hidden": 32, "downscale": (2, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 4},
         "moving_mnist": {"hidden": 32, "downscale": (2, 2, 2, 2), "heads": (4, 4, 8, 16), "window": 4},
-        # Windows as large as a stage's grid, shifted and masked, would leave each pixel to itself.
+        # In shifted and masked windows as large as the grid, each pixel would attend only to itself.
         "tiny": {"hidden": 16, "downscale": (2, 2, 2, 1), "heads": (2, 2, 4, 4), "window": 2},
     }
 
@@ -243,18 +243,18 @@ class Rainformer(nn.Module):
         loss: Loss = "mse",
         balance_thresholds: Sequence[float] = BALANCE_THRESHOLDS,
     ) -> None:
-        """Builds the model; sequences go from the finest of four stages to the coarsest, down as up.
+        """Builds the model; sequence arguments have one entry per stage, from the finest of four to the coarsest.
 
         Args:
             input_shape: Shape (T, H, W, C) of the context.
             target_shape: Shape (T, H, W, C) of the forecast.
-            hidden: Width of the first stage; each further one has twice the width of the one before.
+            hidden: Width of the first stage; each further stage doubles it.
             downscale: Downsampling before each stage.
             layers: Window blocks of each stage (even).
             heads: Attention heads of each stage.
             head_dim: Width of each head.
             window: Side of the attention windows.
-            loss: "mse", or "balanced_mae" for the paper's.
+            loss: "mse", or "balanced_mae" for the paper's loss.
             balance_thresholds: Thresholds of the paper's loss, in the task's normalised units.
 
         Raises:
@@ -302,8 +302,7 @@ class Rainformer(nn.Module):
             channels = width
         self.up = nn.ModuleList()
         for level in (3, 2, 1):
-            # The heads and layers of a stage on the way up are those of the stage it leaves, not of the one
-            # it joins.
+            # A stage on the way up has the heads and layers of the stage it comes from, not of the one it joins.
             width = widths[level - 1]
             require_divisible(name, f"width of stage {7 - level}", channels, downscale[level] ** 2)
             regrid = _Regrid(channels, width, downscale[level], unfolds=True)
@@ -328,7 +327,7 @@ class Rainformer(nn.Module):
 
     @property
     def loss_reduction(self) -> str:
-        """Returns what the loss makes of the sequences of a batch."""
+        """Returns how the loss reduces over the sequences of a batch."""
         return "sum" if self.loss == "balanced_mae" else "mean"
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:

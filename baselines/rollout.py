@@ -13,21 +13,21 @@ from baselines.patches import STEM_STRIDE, PatchCodec
 from baselines.sampling import SamplingSchedule
 from baselines.shapes import checked_shapes
 
-# On a CPU, tensors that leave the cache (and, from 32 MiB on, get fresh memory each time) cost more than a
-# larger batch saves: without this limit ConvLSTM's forecasts on the grids of SEVIR took 1.3 times as long as
-# step by step, while those on the grids of N-body MNIST gain alike with limits from 8 to 32 MiB.
+# On a CPU, tensors that exceed the cache (and, from 32 MiB on, are newly allocated each time) cost more than a
+# larger batch saves: without this limit, ConvLSTM's forecasts on SEVIR grids took 1.3 times as long as step by
+# step. On N-body MNIST grids, limits from 8 to 32 MiB give the same gain.
 CPU_TENSOR_BYTES = 16 * 2**20
 
 
 class HasReference(nn.Module):
     """A model whose roll-out exists twice, with the same weights: fast, and plain step by step.
 
-    The plain form does at every step all that the paper's equations say, and nothing ahead of time. It is
-    what published operation counts were taken from, and what tests compare the fast form with.
+    The plain form computes at every step everything in the paper's equations, and nothing ahead of time.
+    Published operation counts refer to it, and tests compare the fast form with it.
     """
 
     def __init__(self) -> None:
-        """Start with the fast formulation."""
+        """Starts with the fast formulation."""
         super().__init__()
         self.plain = False
 
@@ -47,7 +47,7 @@ class NextFrameModel(HasReference):
     A family supplies the two formulations of its roll-out, `_roll` and `_roll_plain`, and its `losses`.
     """
 
-    # The steps within the context have a loss, too: it takes `context_known`.
+    # The steps within the context have a loss, too: `training_loss` takes `context_known`.
     verifies_context = True
 
     @staticmethod
@@ -65,7 +65,7 @@ class NextFrameModel(HasReference):
         schedule: SamplingSchedule,
         time_reversed: bool,
     ) -> None:
-        """Builds what stands around the recurrent core; arguments are those of the families.
+        """Builds everything but the recurrent core; for the arguments see the families.
 
         Raises:
             ValueError: The shapes do not fit together, or a grid size is not divisible by the patch.
@@ -82,13 +82,13 @@ class NextFrameModel(HasReference):
     def losses(
         self, context: Tensor, target: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of the loss of one roll-out; shapes and errors are those of `step_outputs`.
+        """Returns the terms of one roll-out's loss; shapes and errors are those of `step_outputs`.
 
         Args:
             context: See `step_outputs`.
             target: See `step_outputs`; missing pixels (NaN) are read as 0.
             mask: See `step_outputs`.
-            truth: What all steps are compared with (B, T_in + T_out, H, W, C), where NaN has no loss; None for
+            truth: Frames that all steps are compared with (B, T_in + T_out, H, W, C), NaN has no loss; None for
                 context and target.
         """
 
@@ -118,7 +118,7 @@ class NextFrameModel(HasReference):
                 None: a free roll-out.
 
         Raises:
-            ValueError: A mask comes without a target, or has neither number of flags.
+            ValueError: A mask without a target, or with neither number of flags.
         """
         if mask is not None and target is None:
             raise ValueError(f"{type(self).__name__}: a mask needs a target to read the truth from")
@@ -128,12 +128,12 @@ class NextFrameModel(HasReference):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of the loss over known pixels; the schedule says what this step (from 0) reads.
+        """Returns the loss terms over known pixels; the schedule decides what this step (from 0) reads.
 
         Source: `reverse_input` in the trainers of github.com/thuml/predrnn-pytorch and
-        github.com/google/e3d_lstm gives the time-reversed clip an optimiser step of its own, after that of the
-        clip itself. With our `time_reversed` every second step is on reversed clips: those of the next batch,
-        since a batch is given once, so that a run needs twice the steps to see as many clips.
+        github.com/google/e3d_lstm gives the time-reversed clip its own optimiser step after that of the clip.
+        With our `time_reversed` every second step is on reversed clips. These are of the next batch, since a batch
+        is seen once, so a run needs twice the steps to see as many clips.
         """
         mask = self.schedule.draw(len(context), self.t_in, self.t_out, step=step, total_steps=total_steps)
         truth = joined_truth(context, target, context_known)
@@ -144,13 +144,13 @@ class NextFrameModel(HasReference):
 
 
 def each_frame(layer: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """Returns a layer's outputs (T, B, ...) for frames (T, B, C, H, W), taken as one batch of T B."""
+    """Returns a layer's outputs (T, B, ...) for frames (T, B, C, H, W), processed as one batch of T x B."""
     outputs = layer(frames.flatten(0, 1))
     return outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
 
 
 def frames_at_once(frames: Tensor, elements: int) -> int:
-    """Returns how many of the frames (T, B, ...) to take at once: on a CPU not so many that tensors get large.
+    """Returns how many of the frames (T, B, ...) to process at once; limited on a CPU, to keep tensors small.
 
     Args:
         frames: Frames that are all known.

@@ -1,8 +1,8 @@
 """Which frames a recurrent model reads in training: scheduled and reverse scheduled sampling.
 
 Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) weans a model off the truth while it forecasts.
-Reverse scheduled sampling (PredRNN v2, Wang et al. 2022, arXiv:2103.09504) also starts the context on half
-forecasts and goes over to the truth, so that the encoder learns long memory.
+Reverse scheduled sampling (PredRNN v2, Wang et al. 2022, arXiv:2103.09504) also replaces half of the context
+with forecasts at first and then moves to the truth, so that the encoder learns long memory.
 
 A flag is 1 where the model reads the truth. `T_out - 1` flags belong to the steps t >= T_in (the steps before
 read the truth); `T_in + T_out - 2` flags belong to all steps t >= 1.
@@ -47,16 +47,16 @@ def reverse_scheduled_probabilities(
 
 @dataclass(frozen=True)
 class SamplingSchedule:
-    """How training goes over from read truths to read forecasts.
+    """The transition from reading the truth to reading forecasts in training.
 
     Attributes:
         kind: "scheduled", "reverse_scheduled", or "none" for a free roll-out from the first step on.
-        rate: Fall of the probability per iteration (scheduled).
+        rate: Decrease of the probability per iteration (scheduled).
         stop: Iteration from which no truth is read (scheduled).
-        reverse_steps: Iterations at which the probabilities begin and end to move (reverse scheduled).
+        reverse_steps: Iterations at which the probabilities start and stop changing (reverse scheduled).
         reverse_alpha: Time constant of the exponential rise, in iterations (reverse scheduled).
-        iterations: Length of the run that the numbers above were written for. A run of another length goes
-            through the schedule in proportion; None takes its steps as iterations.
+        iterations: Length of the run that the numbers above are for. For a run of another length the schedule
+            is stretched in proportion; None takes its steps as iterations.
     """
 
     kind: Sampling = "scheduled"
@@ -67,7 +67,7 @@ class SamplingSchedule:
     iterations: int | None = 80_000
 
     def __post_init__(self) -> None:
-        """Refuse what would only fail in the middle of a training run."""
+        """Refuses values that would fail only in the middle of a training run."""
         if self.kind not in get_args(Sampling):
             raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {self.kind!r}")
         if len(self.reverse_steps) != 2 or self.reverse_steps[0] > self.reverse_steps[1]:
@@ -80,8 +80,8 @@ class SamplingSchedule:
     def draw(self, batch: int, t_in: int, t_out: int, *, step: int, total_steps: int) -> Tensor | None:
         """Returns flags (B, T_out - 1) or (B, T_in + T_out - 2) of zeros and ones on the CPU; None for "none".
 
-        Numbers come from torch's global generator of the CPU whatever the model runs on, so that a resumed
-        run, or a run on another device, draws the same flags.
+        Numbers come from torch's global CPU generator whatever the model's device, so that a resumed run, or a
+        run on another device, draws the same flags.
         """
         if self.kind == "none":
             return None

@@ -1,4 +1,4 @@
-"""Seasonal regression: the leading patterns of the field, carried ahead by a law of its own for each calendar month."""
+"""Seasonal regression: regressions between the leading patterns of the field, one for each calendar month."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from baselines.shapes import checked_shapes, checked_sizes
 
-# The covariance of a frame is a square of this side in float64, and the time of its eigenvectors grows with the cube.
+# Values of a frame. The covariance has the square of this many entries (float64); eigenvectors take cubic time.
 _MOST_VALUES = 4096
-# Below this share of the largest, the variance of a pattern is rounding.
+# Below this share of the largest, the variance of a pattern is rounding error.
 _LEAST_VARIANCE = 1e-10
 _MONTHS = 12
 _AT_ONCE = 64
@@ -22,25 +22,26 @@ _AT_ONCE = 64
 class SeasonalRegression(nn.Module):
     """Ridge regressions between principal components, one for each calendar month and lead time, fitted in one pass.
 
-    The amplitudes of the leading EOFs in the last frame of the context give those at each lead time, by a law of the
-    calendar month of that frame; what the EOFs do not hold is damped persistence, one slope for each cell and lead.
-    El Nino is locked to the season, so that such regressions are hard to beat by a law that is the same all year
-    (Barnston and Ropelewski 1992, J. Climate 5, 1316-1345; Kondrashov et al. 2005, J. Climate 18, 4425-4444).  EOFs are
-    of the values as the task gives them.  Before it is fitted it forecasts zeros.
+    The amplitudes of the leading EOFs in the last frame of the context predict those at each lead time, by a
+    regression for the calendar month of that frame; outside the EOFs the forecast is damped persistence with one slope
+    per cell and lead time.
+    El Nino is locked to the season, so these regressions are hard to beat by a law that is the same all year (Barnston
+    and Ropelewski 1992, J. Climate 5, 1316-1345; Kondrashov et al. 2005, J. Climate 18, 4425-4444).  EOFs are computed
+    from the values as the task gives them.  An unfitted model forecasts zeros.
 
-    It keeps the training data in memory until it is fitted.
+    Fitting holds the training data in memory.
 
     Args:
         input_shape: `(T_in, H, W, C + 2)`: the last two channels are sine and cosine of the season of each frame, as
             `task.calendar=true` gives them; `(T_in, H, W, C)` with `seasons=1`.
         target_shape: `(T_out, H, W, C)`, with the same H and W.
-        modes: Number of EOFs; fewer where the training data have no more.
-        ridge: What is added to the variance of each amplitude, of which 1 is its variance over all months.
-        seasons: Laws per year: 12, or 1 for one that is the same in all months.
+        modes: Number of EOFs; fewer if the training data have fewer.
+        ridge: Ridge term added to the variance of each amplitude, in units of its variance over all months.
+        seasons: Regressions per year: 12, or 1 for the same in all months.
 
     Raises:
-        ValueError: context and target do not go together, a frame has more than 4096 values, or a hyperparameter is
-            none that can be.
+        ValueError: context and target do not fit together, a frame has more than 4096 values, or a hyperparameter is
+            out of range.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"seasons": 1}}
@@ -83,13 +84,13 @@ class SeasonalRegression(nn.Module):
         self.register_buffer("slopes", torch.zeros(t_out, size))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fits patterns to all frames of contexts and targets, then the laws; windows with a NaN count nowhere.
+        """Fits the EOFs to all frames of contexts and targets, then the regressions; windows with a NaN are ignored.
 
         Args:
             batches: Contexts and targets, see the class.
 
         Raises:
-            ValueError: no window is complete.
+            ValueError: every window has a NaN.
         """
         channels, kept = self.frame_shape[2], []
         for context, target in batches:

@@ -9,7 +9,7 @@ Shape: TypeAlias = tuple[int, int, int, int]
 def checked_shapes(
     family: str, input_shape: Sequence[int], target_shape: Sequence[int], *, feeds_back: bool
 ) -> tuple[Shape, Shape]:
-    """Returns both shapes as tuples of four positive integers that a forecast can be made between.
+    """Returns both shapes as tuples of four positive integers, after checking that they fit together.
 
     Args:
         family: Name of the model family, for the error message.
@@ -18,7 +18,7 @@ def checked_shapes(
         feeds_back: Whether the model reads its own forecasts, so that both need the same channels.
 
     Raises:
-        ValueError: A shape is no (T, H, W, C), or the grids (or, with `feeds_back`, the channels) differ.
+        ValueError: A shape is not (T, H, W, C), or the grids (or, with `feeds_back`, the channels) differ.
     """
     shapes = []
     for name, shape in (("input_shape", input_shape), ("target_shape", target_shape)):
@@ -41,7 +41,7 @@ def checked_sizes(family: str, what: str, sizes: Sequence[int], *, count: int | 
     """Returns the sizes as a tuple of positive integers (of `count` entries, if that is given).
 
     Raises:
-        ValueError: There are no sizes, one is not positive, or their number is not `count`.
+        ValueError: No sizes are given, one is not positive, or their number is not `count`.
     """
     checked = tuple(int(size) for size in sizes)
     if not checked or min(checked) < 1 or (count is not None and len(checked) != count):
@@ -65,10 +65,10 @@ def checked_stack(family: str, hidden: Sequence[int], kernel_size: int) -> tuple
 
 
 def require_divisible(family: str, what: str, size: int, divisor: int) -> None:
-    """Returns nothing if `divisor` divides `size`.
+    """Checks that `divisor` divides `size`.
 
     Raises:
-        ValueError: It does not; the message says what must be divisible by what, and what was found.
+        ValueError: It does not; the message names both.
     """
     if size % divisor:
         raise ValueError(f"{family}: {what} must be divisible by {divisor}, got {size}")

@@ -23,11 +23,11 @@ from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 _NORM_GROUPS = 2
 _MLP_RATIO = 8
 _LAYER_SCALE = 1e-2
-_FIRST_DROP_PATH = 1e-2  # of OpenSTL, whose blocks drop with this to `drop_path`
+_FIRST_DROP_PATH = 1e-2  # as in OpenSTL, where the rate rises from this to `drop_path` over the blocks
 
 
 class GatedSpatiotemporalAttention(nn.Module):
-    """gSTA: a large kernel, decomposed into three convolutions, whose output gates itself.
+    """gSTA: a large kernel, decomposed into three convolutions, with a gate made from its own output.
 
     Source: arXiv:2211.12509, section 3.3: 21x21 as 5x5 by channel, 7x7 by channel at dilation 3, and 1x1.
     """
@@ -45,8 +45,8 @@ class GatedSpatiotemporalAttention(nn.Module):
 class TemporalAttentionUnit(nn.Module):
     """TAU: the input times a large kernel's features (statical) times a gate per channel (dynamical).
 
-    Source: arXiv:2206.12126, section 3.3, in the form of OpenSTL: the gate is made of the input, and is
-    `D // max(D // 16, 4)` wide within, which is 16 for every D of 64 or more.
+    Source: arXiv:2206.12126, section 3.3, in the form of OpenSTL: the gate is computed from the input, with a hidden
+    width of `D // max(D // 16, 4)`, which is 16 for every D of 64 or more.
     """
 
     def __init__(self, dim: int) -> None:
@@ -76,13 +76,13 @@ def _large_kernel(dim: int, dim_out: int) -> nn.Sequential:
 
 
 class TranslatorBlock(nn.Module):
-    """An attention and a convolutional MLP, each behind a batch norm and beside a shortcut.
+    """An attention and a convolutional MLP, each after a batch norm and with a shortcut.
 
     Args:
         dim: Channels of the input, at which the block runs.
-        dim_out: Channels of the output; where it differs, a 1x1 convolution follows.
-        attention: What the attention consists of.
-        drop_path: Probability of leaving out either part for a sample in training.
+        dim_out: Channels of the output; if it differs from `dim`, a 1x1 convolution follows.
+        attention: Class of the attention.
+        drop_path: Probability of skipping either part for a sample in training.
     """
 
     def __init__(self, dim: int, dim_out: int, attention: type[nn.Module], drop_path: float) -> None:
@@ -110,21 +110,21 @@ class TranslatorBlock(nn.Module):
 
 
 class SimVP(nn.Module):
-    """SimVP with gSTA blocks: all frames of the forecast at once, without recurrence.
+    """SimVP with gSTA blocks: forecasts all frames at once, without recurrence.
 
-    The encoder halves the grid in every second of its layers, the decoder doubles it.  As many frames come out as went
-    in: of a shorter forecast the first T_out are taken, for a longer one the forecast is read again, with a gradient
-    through both passes.  Source: arXiv:2211.12509 in the form of OpenSTL.  There, blocks drop 1 % of their samples even
-    where `drop_path` is 0; here 0 is 0.
+    The encoder halves the grid in every second of its layers, the decoder doubles it.  A pass gives as many frames as
+    the context has: a shorter forecast takes the first T_out of them, a longer one feeds the forecast back, with a
+    gradient through all passes.  Source: arXiv:2211.12509 in the form of OpenSTL.  There, blocks drop 1 % of their
+    samples even if `drop_path` is 0; here 0 means none.
 
     Args:
-        input_shape: `(T_in, H, W, C)`; H and W must be multiples of 2 to half of `n_s`.
+        input_shape: `(T_in, H, W, C)`; H and W must be multiples of 2^(`n_s` / 2).
         target_shape: `(T_out, H, W, C)`.
         hid_s: Channels of a frame in encoder and decoder; even.
         hid_t: Channels of the blocks in the middle, which see all frames.
-        n_s: Layers of the encoder, and of the decoder; even.
-        n_t: Blocks in the middle; two or more.
-        drop_path: Probability at the last block of leaving out a part of it, per sample; from 1 % at the first.
+        n_s: Number of layers of the encoder, and of the decoder; even.
+        n_t: Number of blocks in the middle; two or more.
+        drop_path: Probability of skipping a part of the last block, per sample; it rises from 1 % at the first.
 
     Raises:
         ValueError: A grid size is not divisible, or sizes do not fit together.
@@ -143,7 +143,7 @@ class SimVP(nn.Module):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Returns 2 to half of the layers of the encoder."""
+        """Returns what height and width must be divisible by: 2^(`n_s` / 2)."""
         return 2 ** (hyperparameters["n_s"] // 2)
 
     def __init__(
@@ -199,7 +199,7 @@ class SimVP(nn.Module):
         return torch.cat(made, dim=1)[:, : self.t_out].permute(0, 1, 3, 4, 2)
 
     def _next(self, frames: Tensor) -> Tensor:
-        """Returns the T_in frames that follow on T_in frames, both `(B, T_in, C, H, W)`."""
+        """Returns the next T_in frames after T_in frames, both `(B, T_in, C, H, W)`."""
         batch = len(frames)
         x = frames.flatten(0, 1)
         skip = x = self.encoder[0](x)
@@ -249,24 +249,24 @@ class TAU(SimVP):
         self.divergence_weight = divergence_weight
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
-        """Returns the summands of the loss over known pixels: "mse", and "divergence" times its weight."""
+        """Returns the terms of the loss over known pixels: "mse", and "divergence" times its weight."""
         forecast = self(context)
         divergence = difference_divergence(forecast, target)
         return {"mse": known_mse(forecast, target), "divergence": self.divergence_weight * divergence}
 
 
 def difference_divergence(forecast: Tensor, target: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Returns how far the changes from frame to frame diverge from those of the target, a number of 0 or more.
+    """Returns how far the changes from frame to frame diverge from those of the target; 0 or more.
 
-    It is the Kullback-Leibler divergence of two distributions over the pixels, the softmax of the differences of
-    consecutive frames over `temperature`, divided by the number of pixels, as in OpenSTL: a mean over sequences, pairs
-    of frames and pixels.  Also as there, two frames or fewer give 0.  A pixel that is missing in either frame of a
-    pair is left out of both distributions, and the sum is divided by the share of known pixels, so that batches add up.
+    The Kullback-Leibler divergence compares two distributions over the pixels: the softmax of the differences of
+    consecutive frames over `temperature`. It is averaged over sequences, pairs of frames and pixels, as in OpenSTL.
+    Also as there, two frames or fewer give 0.  A pixel that is missing in either frame of a pair is left out of both
+    distributions, and the sum is divided by the share of known pixels, so that batches add up.
 
     Args:
         forecast: `(B, T, H, W, C)`.
         target: `(B, T, H, W, C)`, NaN where it is missing.
-        temperature: In units of the frames.
+        temperature: Temperature of the softmax, in units of the frames.
 
     Source: arXiv:2206.12126, equations 6 to 8.
     """

@@ -1,8 +1,8 @@
 """STEPS: the ensemble nowcast of rain that weather services use; nothing to train.
 
-The last field is moved along its own motion and split into scales.  Each scale follows an autoregression with the
-memory that the last frames show, and what it forgets is replaced by noise of the field's own spectrum; each member has
-noise, and an error of the motion, of its own.
+The last field is moved along its own motion and split into scales.  Each scale follows an autoregression fitted to the
+last frames, and the variance it loses is replaced by noise with the spectrum of the field.  Each member has its own
+noise and its own motion error.
 
 Sources: Bowler, Pierce and Seed 2006, Q. J. R. Meteorol. Soc. 132, 2127-2155; Seed, Pierce and Norman 2013, Water
 Resour. Res. 49, 6624-6641; as in pySTEPS (Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219) with its defaults.
@@ -24,35 +24,41 @@ from baselines.shapes import checked_shapes, checked_sizes
 
 _CODE = 255.0
 _AUTOREGRESSION = 2
+_NOT_DRY = "on this scale 0 is not dry (task=grid has task.scale=log1p and dbz for rain)"
 
 
 class Steps(nn.Module):
     """STEPS: an ensemble of extrapolated radar whose scales decay into noise, member by member; on the CPU.
 
-    Frames are VIL codes (or another number that is about logarithmic in rain) over 255: 1 code is 0.11 dB of VIL, so
-    that no other transformation is needed.  Below the threshold there is no rain, in the context as in the members, and
-    none flows in over the border, where members are too dry.  What is missing (NaN) is no rain.
+    Frames are VIL codes (or another quantity that is about logarithmic in rain) over 255: 1 code is 0.11 dB of VIL, so
+    no other transformation is needed.  Values below the threshold are no rain, in the context and in the members, and
+    no rain flows in over the border, where members are too dry.  Missing pixels (NaN) are no rain.
 
-    Where pySTEPS has no forecast, all members are one simpler forecast.  `degraded` counts these sequences by reason:
-    `dry` (there is no rain in the last frame: nor in the forecast), `extrapolated` (pySTEPS returned nothing though it
-    rains, as after a frame without rain: optical flow), `first_order` (frames too much alike for an autoregression of
-    order 2: one of order 1), `persistence` (pySTEPS refuses, as for a field without contrast).
+    If pySTEPS gives no forecast, all members are the same simpler forecast.  `degraded` counts these sequences by
+    reason: `dry` (no rain in the last frame, hence none in the forecast), `extrapolated` (pySTEPS returned nothing
+    although it rains, as after a frame without rain; optical flow instead), `first_order` (frames too similar for an
+    autoregression of order 2; order 1 instead), `persistence` (pySTEPS fails, as for a field without contrast).
 
     Args:
-        input_shape: `(T_in, H, W, C)`, two frames at least; motion and memory are estimated from the last three.
+        input_shape: `(T_in, H, W, C)`, at least two frames; motion and autoregression use the last three.
         target_shape: `(T_out, H, W, C)`, with the same H, W and C.
-        members: How many `forward` averages.
-        minutes: Between frames; the task's own unless given.
-        kilometres: The width of a pixel; the task's own unless given.
-        threshold: The least rain, on the scale that models see: VIL code 16, unless given.
+        members: Number of members that `forward` averages.
+        minutes: Minutes between frames; by default those of the task.
+        kilometres: Width of a pixel in kilometres; by default that of the task.
+        threshold: Least value that counts as rain, on the scale that models see; by default that of the task (for
+            SEVIR, VIL code 16).
 
     Raises:
-        ValueError: frames of context and target differ in shape, there is no motion in one frame, a number is not
-            positive, or, in a forecast, rain is below 0.
+        ValueError: frames of context and target differ in shape, the context is a single frame, or a number is not
+            positive; in a forecast: rain is below 0.
     """
 
     uncountable: ClassVar[str] = "OpenCV and NumPy do the work, where a trace of torch's operations sees none of it"
-    of_task: ClassVar[dict[str, str]] = {"minutes": "cadence_minutes", "kilometres": "pixel_kilometres"}
+    of_task: ClassVar[dict[str, str]] = {
+        "minutes": "cadence_minutes",
+        "kilometres": "pixel_kilometres",
+        "threshold": "least_rain",
+    }
     evaluation_only: ClassVar[tuple[str, ...]] = ("members",)
 
     def __init__(
@@ -71,22 +77,23 @@ class Steps(nn.Module):
         (self.members,) = checked_sizes("steps", "members", [members])
         for name, value in (("minutes", minutes), ("kilometres", kilometres), ("threshold", threshold)):
             if not 0 < value < float("inf"):
-                raise ValueError(f"steps: {name} must be positive, got {value}")
+                why = f": {_NOT_DRY}" if name == "threshold" else ""
+                raise ValueError(f"steps: {name} must be positive, got {value:.3g}{why}")
         self.t_out, self.order = target[0], min(_AUTOREGRESSION, context[0] - 1)
         self.minutes, self.kilometres, self.threshold = minutes, kilometres, threshold
         self.degraded: Counter[str] = Counter()
 
     def forward(self, context: Tensor) -> Tensor:
-        """Returns the mean `(B, T_out, H, W, C)` of members that follow from the context `(B, T_in, H, W, C)`."""
+        """Returns the mean `(B, T_out, H, W, C)` of members that are seeded by the context `(B, T_in, H, W, C)`."""
         return self._draw(context, self.members, base=0).mean(0)
 
     def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
-        """Returns members `(M, B, T_out, H, W, C)`, the first of which are the same however many are drawn.
+        """Returns members `(M, B, T_out, H, W, C)`; drawing more members does not change the first ones.
 
         Args:
             context: `(B, T_in, H, W, C)`.
-            members: How many.
-            generator: One number is drawn from it; that and a sequence's values are what its members follow from.
+            members: Number of members.
+            generator: Gives one number, which seeds the members together with the values of their context.
         """
         base = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         return self._draw(context, members, base)
@@ -94,11 +101,8 @@ class Steps(nn.Module):
     @torch.no_grad()
     def _draw(self, context: Tensor, members: int, base: int) -> Tensor:
         fields = filled(context[:, -self.order - 1 :]).permute(0, 4, 1, 2, 3).double().cpu().numpy() * _CODE
-        if fields.min() < -1:  # of codes: a digit of rounding is none
-            raise ValueError(
-                f"steps: expected rain from 0 on, found {fields.min() / _CODE:.3g}: on this scale 0 is not dry "
-                "(task=grid has task.scale=log1p and dbz for rain)"
-            )
+        if fields.min() < -1:  # in codes, so rounding errors pass
+            raise ValueError(f"steps: expected rain from 0 on, found {fields.min() / _CODE:.3g}: {_NOT_DRY}")
         drawn = np.empty((members, len(fields), fields.shape[1], self.t_out, *fields.shape[3:]), np.float32)
         for row, sequence in enumerate(fields):
             seed = int(np.random.SeedSequence([base, zlib.crc32(sequence.tobytes())]).generate_state(1)[0] >> 1)
@@ -110,7 +114,7 @@ class Steps(nn.Module):
         return torch.from_numpy(drawn).permute(0, 1, 3, 4, 5, 2).to(context)
 
     def _members(self, frames: np.ndarray, members: int, seed: int) -> tuple[np.ndarray, str | None]:
-        """Returns members `(M, T_out, H, W)` on the 0-1 scale, and why they are not STEPS' where they are not."""
+        """Returns members `(M, T_out, H, W)` on the 0-1 scale, and the reason if they are a simpler forecast."""
         least = self.threshold * _CODE
         rain = np.where(frames >= least, frames, 0)
         if not rain[-1].any():
@@ -132,7 +136,7 @@ class Steps(nn.Module):
         return np.where(drawn >= least, drawn, 0).clip(max=_CODE) / _CODE, reason
 
     def _steps(self, rain: np.ndarray, motion: np.ndarray, members: int, seed: int) -> np.ndarray:
-        """Returns what pySTEPS makes of frames, `(M, T_out, H, W)`."""
+        """Returns the members `(M, T_out, H, W)` that pySTEPS forecasts from frames."""
         return steps.forecast(
             rain,
             motion,

@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from baselines.shapes import checked_shapes, checked_sizes, require_divisible
 
-_NORM_EPS = 1e-3  # the release is Keras code: its default, as is the momentum of 0.99, which torch calls 0.01
+_NORM_EPS = 1e-3  # Keras's default, as the release is Keras code; likewise its momentum of 0.99, torch's 0.01
 
 
 class UNet(nn.Module):
     """SEVIR's nowcasting U-Net: frames as channels, max-pooled levels, transposed convolutions, no recurrence.
 
     Source: Veillette et al. 2020, code release (`nowcast_unet`).  ICAR-ENSO frames are too small for four levels;
-    the Earthformer paper's count (12.1 M) is met with three, which is our reconstruction.
+    three levels match the Earthformer paper's count (12.1 M), which is our reconstruction.
 
     Args:
         input_shape: `(T_in, H, W, C)`; H and W must be multiples of 2 to the number of levels.
         target_shape: `(T_out, H, W, C)`.
         channels: Width of each encoder level.
         center_channels: Width of the convolutions below the last level.
-        norm_momentum: Share of each batch in the running statistics of batch normalisation.  The default needs some
-            thousand steps before evaluation mode is worth anything; short runs want 0.1.
+        norm_momentum: Weight of each batch in the running statistics of batch normalisation.  With the default,
+            evaluation mode is useful only after about a thousand steps; use 0.1 for short runs.
 
     Raises:
         ValueError: A grid size is not divisible by 2 to the number of levels, or sizes do not fit together.
@@ -47,7 +47,7 @@ class UNet(nn.Module):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Returns 2 to the number of levels."""
+        """Returns what height and width must be divisible by: 2 to the number of levels."""
         return 2 ** len(hyperparameters["channels"])
 
     def __init__(

@@ -24,14 +24,14 @@ from baselines.vqvae import VQVAE, VQVAEStage, in_eval_mode
 
 Advance = Callable[[int, int], None]
 
-# More would be days for an ensemble of one test set, and gigabytes of keys and values for a member.
+# With more, an ensemble over one test set would take days, and a member gigabytes of keys and values.
 _MOST_CODES = 16_384
-# Rows (members of sequences) that are drawn together at most; half of them where they do not fit into memory.
+# Most rows (members of sequences) that are drawn together; halved if they do not fit into memory.
 _MOST_ROWS = 64
-# And numbers that are kept of them on a CPU, which gains nothing by more: 1 GiB in double precision.
+# Most cached numbers for these rows on a CPU, which gains nothing from more: 1 GiB in double precision.
 _MOST_KEPT_ON_A_CPU = 1 << 27
 _FRAMES_DECODED = 64
-# A codebook of lower perplexity than this share of its codes has hardly learnt any: 16 of 512.
+# A codebook whose perplexity is below this share of its codes has hardly learnt any: 16 of 512.
 _LEAST_SHARE_USED = 1 / 32
 
 
@@ -39,12 +39,12 @@ class VideoGPT(HasReference):
     """VideoGPT: a VQ-VAE and a transformer that draws its codes, trained one after the other.
 
     One thing differs from the release: there the transformer models the codes of context and future, and draws the
-    context again; here it models those of the future only. It sees the context through the ResNet, and with
-    `prompt_frames` through the codes of its last frames, too, which stand before those of the future and are not drawn.
+    context again; here it models only the future. It sees the context through the ResNet and, with `prompt_frames`,
+    also through the codes of the last context frames, which precede those of the future and are not drawn.
 
-    A code is drawn by comparing one random number with the cumulated probabilities. These are computed in double
-    precision (where the device has it): in single precision, rounding that differs by batch or device would now and
-    then draw another code, and then other codes behind it.
+    A code is drawn by comparing one random number with the cumulative probabilities. These are computed in double
+    precision (if the device has it): in single precision, rounding that differs by batch or device would sometimes
+    draw another code, and therefore other codes after it.
 
     Source: Yan et al. 2021 and its release.
 
@@ -52,24 +52,25 @@ class VideoGPT(HasReference):
         input_shape: `(T_in, H, W, C)`, values from 0 to 1.
         target_shape: `(T_out, H, W, C)`; H and W are multiples of `downsample`.
         downsample: Pixels of a side that become one code: 2, 4 or 8.
-        codes: Vectors of the codebook.
-        code_width: Their length.
+        codes: Number of vectors in the codebook.
+        code_width: Length of these vectors.
         vqvae_width: Channels of the VQ-VAE's networks.
-        vqvae_layers: Attention residual blocks of encoder and decoder.
-        width: Of the transformer; divisible by 3 and by `heads`.
-        layers: Of the transformer.
-        heads: Of its attentions.
-        dropout: Behind attentions and feed-forward layers.
-        attention_dropout: Of self-attention's weights.
-        position_std: Standard deviation of the initial positions, which short trainings hardly move.
-        prompt_frames: Last frames of the context whose codes the transformer is given.
-        context_channels: Of the four groups of the ResNet that sees the context; the last is divisible as `width` is.
+        vqvae_layers: Number of attention residual blocks of encoder and decoder.
+        width: Width of the transformer; divisible by 3 and by `heads`.
+        layers: Number of transformer layers.
+        heads: Number of attention heads.
+        dropout: Dropout after attention and feed-forward layers.
+        attention_dropout: Dropout of the self-attention weights.
+        position_std: Standard deviation of the initial position embeddings, which short trainings hardly change.
+        prompt_frames: Number of last context frames whose codes are given to the transformer.
+        context_channels: Channels of the four groups of the ResNet that sees the context; the last is divisible by 3
+            and by `heads`.
         context_blocks: Residual blocks of each group.
-        members: Averaged by `forward`.
-        seed: Of its members.
+        members: Number of members that `forward` averages.
+        seed: Seed of those members.
 
     Raises:
-        ValueError: shapes or sizes that do not fit.
+        ValueError: shapes or sizes do not fit.
     """
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("members", "seed")
@@ -149,13 +150,13 @@ class VideoGPT(HasReference):
         self._depends_on = {"vqvae": of_vqvae, "gpt": {**of_transformer, "prompt_frames": prompt_frames}}
 
     def forward(self, context: Tensor) -> Tensor:
-        """Returns the mean of `members` members `(B, T_out, H, W, C)`: the same for the same context in any batch.
+        """Returns the mean of `members` members `(B, T_out, H, W, C)`, the same for a context in any batch.
 
-        Under `reference`, which is for counting, it is one pass of both networks for one member: every code given the
-        ones before it, which sampling computes one by one.
+        Under `reference`, which is for counting, it is one pass of both networks for one member, which predicts all
+        codes at once; sampling computes them one by one.
 
         Raises:
-            ValueError: a context of another shape.
+            ValueError: a context of the wrong shape.
         """
         if self.plain:
             return self._one_pass(context)
@@ -173,19 +174,19 @@ class VideoGPT(HasReference):
     ) -> Tensor:
         """Returns members `(M, B, T_out, H, W, C)` for contexts `(B, T_in, H, W, C)`, from 0 to 1.
 
-        A member depends on its context, its number and what it is seeded by, not on the device, the number of members
-        or what it is batched with.
+        A member depends on its context, its number and its seed, not on the device, the number of members or the rest
+        of the batch.
 
         Args:
-            context: From 0 to 1.
-            members: At least 1.
-            generator: Seeds all members, together with their contexts: one number is drawn from it. Without it, and
-                without `seeds`, they are those that `forward` averages.
-            seeds: Instead, a seed of each sequence `(B,)`, int64, from 0 to 2^63 - 1.
+            context: Values from 0 to 1.
+            members: Number of members, at least 1.
+            generator: Gives one number, which seeds all members together with their contexts. Without generator and
+                seeds, the members are those that `forward` averages.
+            seeds: Instead of a generator, one seed per sequence `(B,)`, int64, from 0 to 2^63 - 1.
             advance: Called with (done, total) after every code of every row.
 
         Raises:
-            ValueError: no members, both a generator and seeds, another number of seeds, a context of another shape.
+            ValueError: no members, both a generator and seeds, a wrong number of seeds or a context of the wrong shape.
         """
         _checked_members(members)
         self._check(context)
@@ -218,7 +219,7 @@ class VideoGPT(HasReference):
         )
 
     def _encoder(self) -> Encode:
-        # A closure: copies of a stage, such as running averages of its weights, do not copy the model through it.
+        # A closure, so that copies of a stage (such as running averages of its weights) do not copy the whole model.
         def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
             codes = self.vqvae.to(frames.device).encode(frames).flatten(1)
             return codes, self.vqvae.codebook.vectors[codes]
@@ -261,12 +262,12 @@ class VideoGPT(HasReference):
         return max(1, _FRAMES_DECODED // self.target_shape[0])
 
     def _codes(self, context: Tensor, numbers: Tensor, most: int, advance: Advance | None) -> Tensor:
-        """Returns codes `(B, M, L)`, drawn for at most so many rows at a time.
+        """Returns codes `(B, M, L)`, drawn for at most `most` rows at a time.
 
         Args:
             context: `(B, T_in, H, W, C)`.
-            numbers: From 0 to 1, `(B, M, L)`; the transformer computes in their precision.
-            most: Rows.
+            numbers: Random numbers from 0 to 1, `(B, M, L)`; the transformer computes in their precision.
+            most: Largest number of rows at a time.
             advance: Called after every code of every row.
         """
         network = copy.deepcopy(self.transformer).to(numbers.dtype)
@@ -300,9 +301,9 @@ class VideoGPT(HasReference):
 
 
 def _drawn(logits: Tensor, numbers: Tensor) -> Tensor:
-    """Returns the codes (...) at which the cumulated probabilities of logits (..., codes) pass numbers (...).
+    """Returns the codes (...) at which the cumulative probabilities of logits (..., codes) pass numbers (...).
 
-    The sum is a product with a triangle of ones, which has a deterministic form on every device.
+    The sum is a product with a triangular matrix of ones, which is deterministic on every device.
     """
     codes = logits.shape[-1]
     cumulated = logits.softmax(-1) @ torch.ones(codes, codes, dtype=logits.dtype, device=logits.device).triu()
@@ -314,9 +315,9 @@ def _numbers(seeds: list[int], members: int, count: int) -> Tensor:
     """Returns numbers from 0 to 1, float64 `(B, M, count)` on the CPU; those of a member do not depend on M.
 
     Args:
-        seeds: Of the sequences.
-        members: M.
-        count: Of each member.
+        seeds: Seeds of the sequences.
+        members: Number of members, M.
+        count: Numbers per member.
     """
     drawn = torch.empty(len(seeds), members, count, dtype=torch.float64)
     for sequence, seed in zip(drawn, seeds, strict=True):

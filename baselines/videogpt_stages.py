@@ -1,4 +1,4 @@
-"""Training stages of VideoGPT: the interface, and the transformer's; the other is `baselines.vqvae.VQVAEStage`.
+"""Training stages of VideoGPT: the interface, and the stage of the transformer; see also `baselines.vqvae.VQVAEStage`.
 
 Yan, Zhang, Abbeel and Srinivas, "VideoGPT: Video Generation using VQ-VAE and Transformers", 2021, arXiv:2104.10157.
 """
@@ -29,13 +29,13 @@ class Stage:
     """One training of the model.
 
     Attributes:
-        name: Of the stage.
-        module: What is trained; it shares its network with the model. It has
-            `training_loss(context, target, *, step, total_steps)` -> {name: summand} or loss, and
-            `validation_loss(context, target)`, which draws nothing at random.
-        part: The network that it trains.
+        name: Name of the stage.
+        module: The module to train; it shares its network with the model. It has
+            `training_loss(context, target, *, step, total_steps)` -> {name: term} or loss, and
+            `validation_loss(context, target)`, which uses no random numbers.
+        part: The network that the stage trains.
         depends_on: Hyperparameters that its weights depend on, besides those of earlier stages.
-        prepare: Called once, before the training, with contexts and targets of the whole training split.
+        prepare: Called once before training, with contexts and targets of the whole training split.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Stage:
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None = None
 
     def load(self, path: str | Path) -> None:
-        """Copies weights of the network into it, from a file that holds them alone or beside other parts of a model.
+        """Loads the weights of the network from a file that holds them alone or with other parts of a model.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds no weights, or such as do not fit; everything that differs is named.
+            ValueError: it holds no weights, or weights that do not fit; all differences are named.
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,7 +62,7 @@ class Stage:
 
 
 class TransformerStage(nn.Module):
-    """Trains the transformer on the codes that the trained VQ-VAE gives target frames."""
+    """Trains the transformer on the trained VQ-VAE's codes of target frames."""
 
     def __init__(self, transformer: CodeTransformer, encode: Encode) -> None:
         super().__init__()
@@ -80,5 +80,5 @@ class TransformerStage(nn.Module):
         return share_weighted_mean(entropy, share.flatten())
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
-        """Returns the same of a module in evaluation mode."""
+        """Returns the same loss, for a module in evaluation mode."""
         return self.training_loss(context, target, step=0, total_steps=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +23,29 @@ _DECAY = 0.99
 _COMMITMENT = 0.25
 _VARIANCE = 0.06
 _HEADS = 2
-# Added to the counts of codes, so that none divides by zero; and the jitter of repeated vectors.
+# Added to the counts of codes to avoid division by zero; the next is the jitter of repeated vectors.
 _COUNT_EPS = 1e-7
 _JITTER = 0.01
-# Of frames from 0 to 1 in double precision: below, they are one value and its rounding.
+# For frames from 0 to 1 in double precision: a smaller variance is that of a constant with rounding errors.
 _LEAST_VARIANCE = 1e-12
 
 
 class VQVAE(nn.Module):
-    """Autoencoder of clips whose latents are codes: every frame keeps its own, height and width shrink.
+    """Autoencoder of clips whose latents are codes: the number of frames stays, height and width shrink.
 
-    `encode` and `decode` use the running statistics of batch normalisation in training mode, too: a clip's codes must
-    not depend on its batch.
+    `encode` and `decode` use the running statistics of batch normalisation even in training mode, because a clip's
+    codes must not depend on its batch.
 
     Args:
-        channels: C of a frame.
-        downsample: Pixels of a side that become one code, a power of 2 from 2 on.
-        codes: Vectors of the codebook.
-        code_width: Their length.
+        channels: Channels of a frame.
+        downsample: Pixels of a side that become one code, a power of 2, at least 2.
+        codes: Number of vectors in the codebook.
+        code_width: Length of these vectors.
         width: Channels of the networks; an even number.
-        layers: Attention residual blocks of encoder and decoder.
+        layers: Number of attention residual blocks of encoder and decoder.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: the sizes do not fit together.
     """
 
     def __init__(
@@ -103,10 +104,10 @@ class VQVAE(nn.Module):
             return self._frames(self.codebook.vectors[codes]).clamp(0, 1)
 
     def losses(self, frames: Tensor) -> dict[str, Tensor]:
-        """Returns reconstruction and commitment loss; in training mode, the codebook follows the latents.
+        """Returns reconstruction and commitment loss; in training mode, also updates the codebook.
 
-        The squared error is in units of the data's variance. Missing pixels have no error, and a latent counts by its
-        share of known pixels.
+        The squared error is in units of the data's variance. Missing pixels have no error, and a latent is weighted by
+        its share of known pixels.
 
         Args:
             frames: `(B, T, H, W, C)`, NaN where they are missing.
@@ -123,7 +124,7 @@ class VQVAE(nn.Module):
         }
 
     def fit_variance(self, targets: Iterable[Tensor]) -> None:
-        """Sets the variance that reconstruction errors are measured in, to that of the known pixels.
+        """Sets the variance by which reconstruction errors are divided to that of the known pixels.
 
         Args:
             targets: Frames `(B, T, H, W, C)`, NaN where they are missing.
@@ -151,10 +152,10 @@ class VQVAE(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Vectors that follow the latents nearest to them by running averages, without gradients.
+    """Vectors that are running averages of the latents nearest to them, without gradients.
 
-    The first latents seen in training are the first vectors. A vector whose average count of latents is below 1 is
-    dead, and is replaced by a random latent in every step until latents come to it.
+    The first latents seen in training initialise the vectors. A vector whose average count of latents is below 1 is
+    dead, and is replaced by a random latent in every step until latents are assigned to it.
     """
 
     def __init__(self, codes: int, width: int) -> None:
@@ -171,21 +172,21 @@ class Codebook(nn.Module):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Returns the codes (...) of the vectors nearest to latents (..., D)."""
-        # The squared distance but for the latent's own square, which all share, with the other sign.
+        # The negative squared distance without the square of the latent, which is the same for all vectors.
         return (2 * F.linear(latents, self.vectors) - self.vectors.square().sum(-1)).argmax(-1)
 
     @property
     def perplexity(self) -> float:
-        """The number of codes in equal use that would have the entropy of those in use."""
+        """The number of equally used codes that would have the entropy of the codes in use."""
         share = self.counts / self.counts.sum()
         return float(torch.special.entr(share).sum().exp())
 
     def forward(self, latents: Tensor, share: Tensor) -> Tensor:
-        """Returns the vectors nearest to latents `(..., D)`; in training mode, moves them first or afterwards.
+        """Returns the vectors nearest to latents `(..., D)`; in training mode, initialises or updates the vectors.
 
         Args:
             latents: float32.
-            share: By how much each latent counts (...), from 0 to 1.
+            share: Weight of each latent (...), from 0 to 1.
         """
         with torch.no_grad(), _single_precision(latents.device.type):
             flat, weight = latents.detach().flatten(0, -2), share.flatten()
@@ -198,7 +199,7 @@ class Codebook(nn.Module):
         return vectors
 
     def _start(self, latents: Tensor, weight: Tensor) -> None:
-        """Takes the first known latents for vectors."""
+        """Initialises the vectors with known latents."""
         starts = ~self.started & (_over_processes(weight.sum()) > 0)
         picked = self._picked(latents, weight)
         self.vectors.copy_(torch.where(starts, picked, self.vectors))
@@ -209,7 +210,7 @@ class Codebook(nn.Module):
         counts = torch.zeros_like(self.counts).index_add_(0, codes, weight)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents * weight[:, None])
         counts, sums = _over_processes(counts), _over_processes(sums)
-        any_known = counts.sum() > 0  # else nothing moves
+        any_known = counts.sum() > 0  # otherwise the vectors stay
         decay = torch.where(any_known, _DECAY, 1.0)
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
@@ -220,7 +221,7 @@ class Codebook(nn.Module):
         self.vectors.copy_(torch.where(any_known, moved, self.vectors))
 
     def _picked(self, latents: Tensor, weight: Tensor) -> Tensor:
-        """Returns random latents, as many as there are codes: unknown ones only where there are too few others."""
+        """Returns random latents, as many as there are codes; unknown ones only if there are too few known ones."""
         if (missing := len(self.vectors) - len(latents)) > 0:
             times = 1 + -(-missing // len(latents))
             latents, weight = latents.repeat(times, 1), weight.repeat(times)
@@ -233,7 +234,7 @@ class Codebook(nn.Module):
 
 
 class _SameConv(nn.Conv3d):
-    """Convolution whose output is the input's size over the stride; the odd pixel of padding comes first."""
+    """Convolution whose output size is the input's over the stride; an odd pixel of padding is at the start."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: tuple[int, int, int] = (1, 1, 1), bias: bool = True):
         super().__init__(c_in, c_out, kernel, stride, bias=bias)
@@ -301,7 +302,9 @@ class _Axial(nn.Module):
 
 
 class VQVAEStage(nn.Module):
-    """Trains the VQ-VAE on target frames, the ones whose codes are forecast."""
+    """Trains the VQ-VAE on target frames, whose codes are forecast."""
+
+    forecast_range: ClassVar[tuple[float, float]] = (0.0, 1.0)  # `VQVAE.decode` cuts off
 
     def __init__(self, vqvae: VQVAE) -> None:
         super().__init__()
@@ -312,7 +315,7 @@ class VQVAEStage(nn.Module):
         self.vqvae.fit_variance(target for _, target, *_ in batches)
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
-        """Returns reconstruction and commitment loss, and moves the codebook."""
+        """Returns reconstruction and commitment loss, and updates the codebook."""
         return self.vqvae.losses(target)
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ class VQVAEStage(nn.Module):
 
 
 def known_share(frames: Tensor, code_shape: Sequence[int]) -> Tensor:
-    """Returns the share of known pixels `(B, T, h, w)` of what each code stands for.
+    """Returns the share of known pixels `(B, T, h, w)` in the patch of each code.
 
     Args:
         frames: `(B, T, H, W, C)`, NaN where they are missing.
@@ -340,7 +343,7 @@ def share_weighted_mean(values: Tensor, share: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Returns a context in which a module is in evaluation mode; each part goes back to its own mode behind it."""
+    """Returns a context in which a module is in evaluation mode; afterwards each part is in its own mode again."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -351,7 +354,7 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _single_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Returns a context without mixed precision; a device without values has none to leave."""
+    """Returns a context without mixed precision; the meta device has none to leave."""
     return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 

@@ -1,4 +1,4 @@
-"""Reading the weights of another implementation, strictly, with a report of everything that does not fit."""
+"""Strict loading of another implementation's weights, with a report of everything that does not fit."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Config: TypeAlias = Mapping[str, Any] | Namespace
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Returns nothing, after every entry of `state_dict` was loaded and every entry of the model was set.
+    """Loads every entry of `state_dict` and sets every entry of the model.
 
     Raises:
         ValueError: Keys are missing, left over or of another shape; the message lists all of them. The model
@@ -31,15 +31,15 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def as_mapping(config: Config) -> Mapping[str, Any]:
-    """Returns hyperparameters by name, given as a mapping or as what a command line was parsed to."""
+    """Returns hyperparameters by name, given as a mapping or as a namespace of parsed arguments."""
     return config if isinstance(config, Mapping) else vars(config)
 
 
 def check_config(config: Mapping[str, object], required: Sequence[str], implied: Mapping[str, object]) -> None:
-    """Returns nothing if a configuration has all required keys and does not contradict the implied values.
+    """Checks that a configuration has all required keys and does not contradict the implied values.
 
     Raises:
-        ValueError: Keys are missing, or present keys have other values than implied; all are listed.
+        ValueError: Keys are missing or contradict the implied values; all of them are listed.
     """
     complaints = [f"{key} is missing" for key in required if key not in config]
     complaints += [

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 # Channel attention squeezes channels by this factor.
 SQUEEZE = 16
-# The attention inside a window block does not squeeze below this width.
+# The channel attention inside a window block does not squeeze below this width.
 LEAST_SQUEEZED = 10
 
 
@@ -22,7 +22,7 @@ def squeezing(channels: int, squeezed: int) -> nn.Sequential:
 
 
 class ChannelAttention(nn.Module):
-    """Scales channels by what their mean and maximum say, each through a perceptron of its own."""
+    """Scales channels by their pooled mean and maximum, each of which passes its own perceptron."""
 
     def __init__(self, channels: int) -> None:
         """Builds the attention for images (N, C, H, W)."""
@@ -58,8 +58,7 @@ class WindowAttention(nn.Module):
         self.upper_lower_mask: nn.Parameter | None = None
         self.left_right_mask: nn.Parameter | None = None
         if shifted:
-            # After the roll the last rows (columns) of the last windows come from the other edge of the
-            # image.
+            # After the roll, the last rows (columns) of the last windows come from the opposite edge of the image.
             self.upper_lower_mask = nn.Parameter(_separation(y >= window - self.shift), requires_grad=False)
             self.left_right_mask = nn.Parameter(_separation(x >= window - self.shift), requires_grad=False)
         self.pos_embedding = nn.Parameter(torch.randn(2 * window - 1, 2 * window - 1))
@@ -99,7 +98,7 @@ class WindowAttention(nn.Module):
 
 
 def _separation(late: Tensor) -> Tensor:
-    """Returns a mask of -inf between tokens of which one is late and one is not, and 0 elsewhere."""
+    """Returns a mask: -inf between tokens of which exactly one is late, 0 elsewhere."""
     return torch.zeros(len(late), len(late)).masked_fill(late[:, None] != late[None, :], -math.inf)
 
 
@@ -132,7 +131,7 @@ class _Residual(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and a perceptron, each behind a layer norm and beside a skip connection.
+    """Window attention and a perceptron, each after a layer norm and with a skip connection.
 
     Source: Swin Transformer (successive blocks).
     """

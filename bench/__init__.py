@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.tasks import load_task
 
 if sys.platform == "darwin":
-    # Read when torch is loaded: an operation that Apple's GPUs lack is computed on the CPU instead of ending a run.
+    # torch reads this when loaded: operations that Apple's GPUs lack then run on the CPU instead of ending a run.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [

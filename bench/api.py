@@ -28,6 +28,24 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "all")
 
 MONTH_MINUTES = 43_829.1
 """A month of 30.436875 days, the mean of the Gregorian calendar's: the cadence of monthly data."""
+TimeUnit = Literal["month", "day", "h", "min"]
+_UNIT_MINUTES: dict[TimeUnit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
+"""The units of which a cadence is to be a whole number, the longest first."""
+
+
+def in_longest_unit(minutes: float) -> tuple[float, TimeUnit]:
+    """Returns a cadence in the longest unit of which it is a whole number; else in minutes."""
+    for unit, length in _UNIT_MINUTES.items():
+        whole = round(minutes / length)
+        if whole and abs(minutes / length - whole) < 1e-6:
+            return whole, unit
+    return minutes, "min"
+
+
+def cadence_text(minutes: float) -> str:
+    """Returns a cadence in its longest unit: `5 min`, `6 h`, `2 months`."""
+    number, unit = in_longest_unit(minutes)
+    return f"{number:g} {unit}{'s' if unit in ('month', 'day') and number != 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -35,11 +53,11 @@ class Palette:
     """How the frames of a task are coloured in pictures."""
 
     colours: str | tuple[str, ...] = "viridis"
-    """A colour map of matplotlib, or one colour for each interval between levels and a last one for what is above."""
+    """A colour map of matplotlib, or one colour per interval between levels and a last one above them."""
     levels: tuple[float, ...] = ()
-    """In physical units, ascending; without any, they span what is drawn."""
+    """In physical units, ascending; without any, the colours span the range of what is drawn."""
     first_row: Literal["lower", "upper"] = "lower"
-    """Where a frame's first row is drawn: maps begin in the south, images at the top."""
+    """Where a frame's first row is drawn: at the bottom for maps from the south, at the top for images."""
 
 
 class Model(Protocol):
@@ -54,7 +72,7 @@ class Model(Protocol):
 
 
 class _Methods(type(Protocol)):  # type: ignore[misc]
-    """Makes `isinstance` ask for what can be called: layers called `stages` are no `HasStages`, nor is a number."""
+    """Makes `isinstance` look for methods: a module or a number that is called `stages` is no `HasStages`."""
 
     def __instancecheck__(cls, thing: object) -> bool:
         found = {name: getattr(thing, name, None) for name in methods_of(cls)}
@@ -84,11 +102,11 @@ class TrainsWithOwnLoss(Protocol, metaclass=_Methods):
 
         Args:
             context: Normalised.
-            target: Normalised; NaN where it is missing: the loss is the sum over known pixels over their number.
-            step: Optimiser steps done before.
-            total_steps: Of the whole training.
-            **options: `context_known`, bool `(B,T_in,H,W,C)`, false where a missing pixel of the context was filled,
-                with `verifies_context`; the data's `labels` with `takes_labels`.
+            target: Normalised, with NaN for missing pixels: the loss is the mean over the known ones.
+            step: Optimiser steps done so far.
+            total_steps: Optimiser steps of the whole training.
+            **options: With `verifies_context`, `context_known`, bool `(B,T_in,H,W,C)`, false where a missing pixel of
+                the context was filled; with `takes_labels`, the data's `labels`.
         """
         ...
 
@@ -109,13 +127,13 @@ class ValidatesWithOwnLoss(Protocol, metaclass=_Methods):
 
 @runtime_checkable
 class HasOptimizers(Protocol, metaclass=_Methods):
-    """A model whose parts have learning rates of their own."""
+    """A model with parameter groups that have their own learning rates."""
 
     def optimizers(self) -> Iterable[tuple[Iterable[nn.Parameter], float, tuple[float, float]]]:
-        """Returns `(parameters, lr, betas)`: what Adam does to each group; together they name each parameter once.
+        """Returns `(parameters, lr, betas)` of Adam for each group; together, the groups have each parameter once.
 
-        The schedule of `train` multiplies each learning rate.  Groups may take turns: those that the loss of a step
-        does not reach stay as they are, and every group has its turn within the first ten steps.
+        The schedule of `train` multiplies each learning rate.  Groups may take turns: a group that the loss of a step
+        does not reach is not updated, and every group must be reached within the first ten steps.
         """
         ...
 
@@ -125,7 +143,7 @@ class FitsInOnePass(Protocol, metaclass=_Methods):
     """A model that learns in closed form instead of by gradients."""
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learns from `(context, target)` batches, each read once; both are NaN where they are missing."""
+        """Learns from normalised `(context, target)` batches, each read once; missing pixels are NaN."""
         ...
 
 
@@ -136,16 +154,16 @@ class Samples(Protocol, metaclass=_Methods):
     def sample(
         self, context: Float[Tensor, "b t_in h w c_in"], *, members: int, **options: Any
     ) -> Float[Tensor, "m b t_out h w c_out"]:
-        """Returns `members` members.
+        """Returns the members of the forecast, normalised.
 
         Args:
             context: Normalised.
             members: How many.
             **options: `generator`, a `torch.Generator` on the CPU from which it draws there
                 (`device=generator.device`), so that the members are the same on every device; it is then called for
-                one sequence at a time. A model that takes `seeds` gets these instead, int64 `(B,)`, for whole batches:
-                what it draws for a sequence must follow from its seed alone. `advance(done, total)`, called after each
-                step, and `control`, the strength of the knowledge control, for models that take them.
+                one sequence at a time. A model that takes `seeds`, int64 `(B,)`, gets these instead, with whole
+                batches: what it draws for a sequence must depend on its seed alone. For models that take them,
+                `advance(done, total)`, called after each step, and `control`, the strength of the knowledge control.
         """
         ...
 
@@ -155,7 +173,7 @@ class HasStages(Protocol, metaclass=_Methods):
     """A model that is trained in stages."""
 
     def stages(self) -> Sequence[Stage]:
-        """Returns its trainings in their order."""
+        """Returns its stages in the order of training."""
         ...
 
 
@@ -175,42 +193,44 @@ MODEL_CAPABILITIES: tuple[type, ...] = (
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """What a model, or the module of a stage, declares by attributes of these names."""
+    """Optional attributes by which a model, or the module of a stage, declares its traits."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
     of_task: Mapping[str, str] = field(default_factory=dict)
-    """What it takes from the task unless it is given, such as its cadence: `{hyperparameter: attribute}`."""
+    """Hyperparameters whose default is an attribute of the task, e.g. its cadence: `{hyperparameter: attribute}`."""
     widths: Mapping[str, int] = field(default_factory=dict)
-    """Hyperparameters that `target_params` scales by one factor, and what each stays a multiple of; a literal."""
+    """Hyperparameters that `target_params` scales by a common factor, each with its divisor; a literal."""
     options_class: str | None = None
     """`"module:Class"`, the dataclass whose fields `**kwargs` are; on the class."""
     size_multiple: int | Callable[[Mapping[str, Any]], int] = 1
-    """What the height and width of frames must be divisible by, a number or a static method of the hyperparameters:
-    other frames are padded before the model and the modules of its stages, and its forecasts cropped."""
+    """Divisor of the frames' height and width, a number or a static method of the hyperparameters: other frames are
+    padded for the model and the modules of its stages, and its forecasts are cropped."""
     evaluation_only: tuple[str, ...] = ()
     """Hyperparameters that trained weights do not depend on."""
     fitted_on: Literal["train", "val"] = "train"
-    """The split that `fit` gets; without a validation split, it is the training split."""
+    """The split that `fit` gets; `val` falls back to the training split if there is no validation split."""
     loss_reduction: Literal["mean", "sum"] = "mean"
-    """What `training_loss` makes of the sequences of a batch: how micro-batches add up to an optimiser step."""
+    """How `training_loss` reduces over the sequences of a batch, and so how micro-batches are accumulated."""
+    forecast_range: tuple[float, float] | None = None
+    """Range that its forecasts cannot leave, on the scale that models see: a sigmoid's is 0 to 1."""
     verifies_context: bool = False
     """Whether its losses take `context_known`."""
     takes_labels: bool = False
     """Whether its losses take `labels`."""
     uses_batch_statistics: bool | None = None
-    """Whether a sequence's loss depends on the others of its micro-batch, which then is part of what a training is;
-    None: where there is a module of batch normalisation."""
+    """Whether a sequence's loss depends on the others of its micro-batch, whose size is then part of a training's
+    identity; None: true if the model has a batch-norm module."""
     parameters_without_gradient: tuple[str, ...] = ()
     """Glob patterns of parameters that no loss reaches."""
     uncountable: str = ""
     """Why its multiply-adds cannot be counted: the work is done outside of torch."""
     degraded: Counter[str] = field(default_factory=Counter)
-    """Forecasts that it could not make as it should, by reason: an evaluation warns once and records them."""
+    """Number of forecasts that fell back to a simpler method, by reason; an evaluation warns once and records them."""
     trivial: bool = False
-    """Whether its forecast takes no skill: tables measure skill against the best such one."""
+    """Whether it is a trivial reference: tables measure skill against the best of these."""
     members: int = 1
-    """How many members `forward` is the mean of."""
+    """Number of members whose mean `forward` returns."""
 
 
 class Metric(Protocol):
@@ -225,11 +245,11 @@ class Metric(Protocol):
         """Adds a batch.
 
         Args:
-            forecast: Of a deterministic forecast without `m`; with `takes_members`, all members.
-            target: NaN where it is missing, which counts nowhere.
-            *labels: The data's, with `takes_labels`.
-            **options: `events`, int64 `(B,)`, with `takes_events`; `cells`, the task's weights `(H,W)` by name, with
-                `takes_cells`.
+            forecast: Without `m`; with `takes_members`, all members.
+            target: Missing pixels are NaN and count nowhere.
+            *labels: With `takes_labels`, the data's labels.
+            **options: With `takes_events`, `events`, int64 `(B,)`; with `takes_cells`, `cells`, the task's weights
+                `(H,W)` by name.
         """
         ...
 
@@ -261,7 +281,7 @@ class TracksEvents(Protocol, metaclass=_Methods):
     """A metric that keeps its statistics per event, and says so by `takes_events = True`."""
 
     family: str
-    """Which of `bench.metrics.families.FAMILIES` its scores are of the statistics."""
+    """Name in `bench.metrics.families.FAMILIES` of the functions that compute its scores from the statistics."""
 
     def track_events(self, count: int) -> None:
         """Keeps the statistics of each of `count` events from now on; `update` then takes `events`, int64 `(B,)`."""
@@ -286,13 +306,13 @@ class MetricTraits:
     takes_events: bool = False
     """Whether `update` takes `events`; see `TracksEvents`."""
     takes_labels: bool = False
-    """Whether `update` takes the data's labels behind forecast and target."""
+    """Whether `update` takes the data's labels after forecast and target."""
     takes_members: bool = False
-    """Whether a forecast has all members of an ensemble, `(M,B,T,H,W,C)`."""
+    """Whether `update` takes all members of an ensemble, `(M,B,T,H,W,C)`."""
     takes_cells: bool = False
-    """Whether `update` takes `cells`, what `Task.cell_weights` gives."""
+    """Whether `update` takes `cells`, the result of `Task.cell_weights`."""
     better: Mapping[str, Any] | None = None
-    """Which way scores are better, by what their names begin with; None: torchmetrics' `higher_is_better`."""
+    """Direction of the scores by prefix of their names; None: torchmetrics' `higher_is_better`."""
 
 
 def samples_with(model: object, option: str) -> bool:
@@ -301,12 +321,12 @@ def samples_with(model: object, option: str) -> bool:
 
 
 def model_traits(model: object) -> ModelTraits:
-    """Returns what a model, or its class, declares by attributes, and the default of what it does not."""
+    """Returns the attributes that a model, or its class, declares, with defaults for the others."""
     return _declared(model, ModelTraits)
 
 
 def metric_traits(metric: object) -> MetricTraits:
-    """Returns what a metric, or its class, declares by attributes, and the default of what it does not."""
+    """Returns the attributes that a metric, or its class, declares, with defaults for the others."""
     return _declared(metric, MetricTraits)
 
 
@@ -320,7 +340,7 @@ class Stage(Protocol):
 
     name: str
     module: nn.Module
-    """What is trained: it has `training_loss` as a model has, `validation_loss`, and may have `ModelTraits`."""
+    """The module to train: it has `training_loss` and `validation_loss`, and may have attributes of `ModelTraits`."""
     depends_on: Mapping[str, Any]
     """Hyperparameters that its weights depend on, besides those of earlier stages (JSON types)."""
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None
@@ -332,16 +352,16 @@ class Stage(Protocol):
 
 
 class Picture(Protocol):
-    """Drawings of one kind of thing a model is built of, shown by `earthbench show PICTURE NAME`."""
+    """Drawings of one kind of model component, shown by `earthbench show PICTURE NAME`."""
 
     def names(self) -> list[str]:
         """Returns the names of what can be drawn."""
         ...
 
     def describe(self, name: str, size: Sequence[int] = ...) -> dict[str, Any]:
-        """Returns what `name` is on a grid of `size` (T, H, W), as JSON types; `ValueError` for a wrong size."""
+        """Returns facts about `name` on a grid of `size` (T, H, W), as JSON types; `ValueError` for a wrong size."""
         ...
 
     def draw(self, name: str, form: str = "png", size: Sequence[int] = ...) -> bytes:
-        """Returns the file of a drawing in format `form` (png, svg, pdf); `ValueError` for what cannot be drawn."""
+        """Returns the bytes of a drawing in format `form` (png, svg, pdf); `ValueError` if it cannot be drawn."""
         ...

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 TARGET = "target_params"
-"""The hyperparameter of every model with `widths` that asks for a number of parameters instead of them."""
-# A class may be re-exported or inherit its constructor; further than this nobody writes it on purpose.
+"""The hyperparameter of every model with `widths` that sets its number of parameters instead of the widths."""
+# Re-exports and base classes followed to a class or its constructor; nobody chains more on purpose.
 _MOST_HOPS = 8
 
 
@@ -33,9 +33,9 @@ class Card:
     """Of a model: the hyperparameters that a target number of parameters scales."""
     path: Path | None = None
     trivial: bool = False
-    """Of a model: whether its forecast takes no skill, so that others are measured against it."""
+    """Of a model: whether it is a trivial reference that others are measured against."""
     methods: frozenset[str] = frozenset()
-    """Of a class, its own or inherited from one whose source can be read."""
+    """Of a class: its own, and those inherited from classes whose source can be read."""
 
 
 class UnreadableSourceError(Exception):
@@ -68,9 +68,9 @@ def module_path(module: str) -> Path:
 
 
 def hidden_by(module: str) -> str:
-    """Returns which folder hides the package of ours that a module is in, and what to do; an empty text if none does.
+    """Returns which folder hides this project's package of a module, and what to do; an empty text if none does.
 
-    Other distributions have packages of the same name: the authors' own `earthformer`, say.
+    Other distributions have packages of the same name, e.g. the authors' own `earthformer`.
     """
     top = module.partition(".")[0]
     ours = Path(__file__).parents[1] / top
@@ -155,7 +155,7 @@ def _from_bases(node: ast.ClassDef, module: str, hops: int) -> tuple[dict[str, s
 
 
 def _parents(node: ast.ClassDef, module: str) -> Iterator[tuple[ast.ClassDef, str]]:
-    """Yields the base classes whose source can be read; one of a library is not the registered object's own."""
+    """Yields the base classes that are named directly and whose source can be read."""
     for base in node.bases:
         if isinstance(base, ast.Name):
             try:
@@ -178,7 +178,7 @@ def _fields(value: str) -> tuple[dict[str, str], bool]:
 
 
 def _literal(node: ast.ClassDef, module: str, name: str, hops: int = 0) -> Any:
-    """Returns the literal that a class attribute holds, its own or inherited; None where there is none."""
+    """Returns the literal of a class attribute, its own or inherited; None if there is none."""
     for item in node.body:
         if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
             continue

@@ -1,7 +1,7 @@
 """The file format of checkpoints: `torch.save`'s archive with its own SHA-256 as the archive's comment.
 
-`torch.load` does not look at the checksums that `torch.save` wrote.  Any program still reads such a file.  Weights that
-were shared (`bench.pretrained`) are a safetensors file beside a `config.json`, which has the checksum.
+`torch.load` does not verify the checksums that `torch.save` wrote.  Any program that reads checkpoints reads these,
+too.  Shared weights (`bench.pretrained`) are a safetensors file beside a `config.json`, which has the checksum.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bench.paths import AnyPath, as_path
 _SEAL = b"earthbench sha256 "
 _SEAL_BYTES = len(_SEAL) + 64
 _COMMENT_LENGTH = struct.pack("<H", _SEAL_BYTES)
-"""The last two bytes of an archive without a comment are 0: its length."""
+"""Length of the comment, the last two bytes of an archive without one; there they are 0."""
 
 OURS = "trained"
-"""Key under which a checkpoint says what its weights are, see `bench.models.Trained`."""
+"""Key of a checkpoint's description of its weights, see `bench.models.Trained`."""
 
 SHARED, SHARED_CONFIG = "model.safetensors", "config.json"
-"""The files of shared weights, by the names that `huggingface_hub` has for them."""
+"""The files of shared weights, named as in `huggingface_hub`."""
 _FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -35,12 +35,12 @@ def local_weights(address: str, key: str, folder: Path) -> Path:
 
     Args:
         address: A file, a folder that `save_pretrained` wrote, or an fsspec URL of either, e.g. `hf://owner/name`.
-        key: Of the config, for messages.
-        folder: Takes copies of remote files.
+        key: The config key, for messages.
+        folder: Where copies of remote files go.
 
     Raises:
         ConfigError: the protocol cannot be used.
-        DataError: it is not there, or its server does not give it.
+        DataError: a remote file is missing or cannot be read.
     """
     path = as_path(address, key)
     if isinstance(path, Path):
@@ -53,10 +53,10 @@ def local_weights(address: str, key: str, folder: Path) -> Path:
 
 
 def fetched(source: AnyPath, folder: Path) -> Path:
-    """Returns a local copy of a remote checkpoint in a folder; a local one is returned as it is.
+    """Returns a copy of a remote checkpoint in a folder, or the path of a local one.
 
     Raises:
-        DataError: it is not there, or its server does not give it.
+        DataError: it is missing or cannot be read.
     """
     if isinstance(source, Path):
         return source
@@ -71,7 +71,7 @@ def fetched(source: AnyPath, folder: Path) -> Path:
 
 
 def shared_config(path: Path) -> dict[str, Any]:
-    """Returns what the `config.json` beside shared weights says; nothing where it is not one of ours.
+    """Returns the content of the `config.json` beside shared weights; empty unless earthbench wrote it.
 
     Raises:
         DataError: it cannot be read.
@@ -104,7 +104,7 @@ def _read_shared(path: Path) -> dict[str, Any]:
 
 
 def seal(file: BinaryIO) -> str:
-    """Puts the SHA-256 of an archive behind it, as the archive's comment, and returns it."""
+    """Appends the SHA-256 of an archive as its comment, and returns it."""
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(-len(_COMMENT_LENGTH), os.SEEK_END)
@@ -113,7 +113,7 @@ def seal(file: BinaryIO) -> str:
 
 
 def seal_of(path: AnyPath) -> str | None:
-    """Returns the SHA-256 that a checkpoint carries, or None where there is no file or it carries none."""
+    """Returns the SHA-256 that a checkpoint carries, or None if it carries none or there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(-_SEAL_BYTES - len(_COMMENT_LENGTH), os.SEEK_END)
@@ -124,7 +124,7 @@ def seal_of(path: AnyPath) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint file, or None: every byte of it is as it was written."""
+    """Returns the problem of a checkpoint file, or None if every byte is as it was written."""
     try:
         with path.open("rb") as file:
             before = file.seek(0, os.SEEK_END) - _SEAL_BYTES - len(_COMMENT_LENGTH)
@@ -136,7 +136,7 @@ def damage(path: Path) -> str | None:
                 block = file.read(min(left, 1 << 20))
                 digest.update(block)
                 left -= len(block)
-            digest.update(b"\0\0")  # what stood where the comment's length stands
+            digest.update(b"\0\0")  # the comment's length before it was sealed
             end = file.read()
     except OSError as error:
         return first_line(error)

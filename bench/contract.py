@@ -1,6 +1,6 @@
 """Checks that models and metrics spell the members of their contract as `bench.api` does.
 
-A contract that is found by name takes a misspelt member for one that is not there.
+Optional members are found by name, so a misspelt one would be silently ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bench.api import (
 from bench.errors import ContractError, one_message
 
 _NEARLY = 0.85
-"""Ratio of `difflib` from which a name is taken for a misspelling of another."""
+"""Ratio of `difflib` above which a name counts as a misspelling of another."""
 
 
 def check_model_members(model: object) -> None:
-    """Refuses a model, or a stage's module, that has part of the contract under a wrong name.
+    """Refuses a model, or a stage's module, whose members misspell the contract or have invalid values.
 
     Raises:
         ContractError: lists all such members.
@@ -36,13 +36,13 @@ def check_model_members(model: object) -> None:
     if declared.loss_reduction not in ("mean", "sum"):
         problems.append(f"loss_reduction: expected 'mean' or 'sum', found {declared.loss_reduction!r}")
     for name in ("evaluation_only", "parameters_without_gradient"):
-        if isinstance(found := getattr(declared, name), str):  # whose characters would be taken for names
+        if isinstance(found := getattr(declared, name), str):  # its characters would be taken for names
             problems.append(f"{name}: expected a tuple of texts, found {found!r}")
     _refuse(model, problems)
 
 
 def check_metric_members(metric: object) -> None:
-    """Refuses a metric that has part of the contract under a wrong name.
+    """Refuses a metric whose members misspell the contract or keep only part of it.
 
     Raises:
         ContractError: lists all such members.
@@ -59,9 +59,9 @@ def _refuse(thing: object, problems: list[str]) -> None:
 
 
 def _wrong_members(thing: object, traits: type, capabilities: tuple[type, ...]) -> list[str]:
-    """Returns what is wrong with the public members that an object has from its own package and not from a library.
+    """Returns the problems of an object's public members, except those inherited from a library.
 
-    What the constructor takes is a hyperparameter, and no misspelling.
+    Names of the constructor's parameters are hyperparameters, not misspellings.
     """
     attributes = [one.name for one in fields(traits)]
     methods = [name for one in capabilities for name in methods_of(one)]

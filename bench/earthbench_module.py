@@ -18,7 +18,7 @@ _HARNESS = "bench"
 
 
 def __getattr__(name: str) -> Any:
-    """Returns what `bench` has under this name.
+    """Returns the attribute of `bench` with this name.
 
     Raises:
         ImportError: another package `bench` hides the harness.

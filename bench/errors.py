@@ -49,7 +49,7 @@ class ContractError(UsageError):
 
 
 class NotCountableError(ContractError):
-    """A model whose work is done where no counter sees it, as it declares."""
+    """A model that declares that its work is done outside of torch, where it cannot be counted."""
 
 
 class RunFailedError(EarthbenchError):
@@ -84,7 +84,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the name of its class where it has none."""
+    """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -13,7 +13,7 @@ from bench.paths import AnyPath
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the final name only when the block ends without an error.
+    """Yields a path to write to, which takes the final name only when the block ends without an error.
 
     Raises:
         DataError: the folder cannot be written to, or the disk is full; names the path.
@@ -23,8 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from error
+    except OSError as error:  # HDF5 puts its own state into the text
+        said = error if error.errno is None else os.strerror(error.errno)
+        raise DataError(f"{path} cannot be written: {said}") from error
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
@@ -44,7 +45,7 @@ def check_writable(folder: AnyPath, key: str) -> None:
     """Refuses a folder that cannot be written to, before a run rather than after it.
 
     Args:
-        folder: Made if it is not there; local or remote.
+        folder: Local or remote; made if it does not exist.
         key: The config key that names it.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The logger `earthbench`, and where its lines go: a console, the folder of a run, the process that started this one.
+"""The logger `earthbench`, and where its lines go: a console, the folder of a run, the parent process.
 
-As a library, earthbench leaves the console to the program that uses it; the command line shows the lines of level INFO.
+As a library, earthbench leaves the console to the program that uses it; the command line shows lines of level INFO.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Literal
 from bench.safe_text import Formatter, without_secrets
 
 LEVEL = "EARTHBENCH_LOG_LEVEL"
-"""Environment variable with the level of the console's lines, which the processes of a run and of a sweep inherit."""
+"""Environment variable with the level of the console, inherited by the processes of a run and of a sweep."""
 LOGGED = "logged"
-"""What a process sends before a log record."""
+"""Tag of a log record that a process sends to its parent."""
 
 log = logging.getLogger("earthbench")
 
 
 def _mask(record: logging.LogRecord) -> bool:
-    """Takes credentials out of a record before any handler sees it, those of other programs included."""
+    """Masks the credentials in a record before any handler sees it, including those of other programs."""
     record.msg, record.args = without_secrets(record.getMessage()), None
     if record.exc_info and record.exc_info[0] is not None:
         record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info))
@@ -37,12 +37,12 @@ log.addFilter(_mask)
 
 
 def console_level() -> int:
-    """Returns the level from which on the console shows lines."""
+    """Returns the lowest level that the console shows."""
     return logging.getLevelNamesMapping().get(os.environ.get(LEVEL, "INFO"), logging.INFO)
 
 
 class _Console(logging.Handler):
-    """Prints to what `sys.stdout` or `sys.stderr` is at that moment; an error of the stream is the command's error."""
+    """Prints to the current `sys.stdout` or `sys.stderr`; an error of the stream is the command's error."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(console_level())
@@ -69,7 +69,7 @@ class _ToParent(logging.Handler):
         self.parent = parent
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Sends a record, whose traceback is text by now: as an object, no pipe takes it."""
+        """Sends a record without its traceback object, which no pipe takes; it is text by now."""
         record.exc_info = None
         self.parent.send((LOGGED, record))
 
@@ -96,14 +96,14 @@ def _handled_by(*handlers: logging.Handler, level: int, propagate: bool) -> Iter
 
 
 def shown_on(stream: Literal["stdout", "stderr"]) -> AbstractContextManager[None]:
-    """Within it, the log is shown on a stream of the command line, and on no other."""
-    # Hydra, in a sweep, and launchers give the root logger a console of its own.
+    """Returns a context in which the log is shown on one stream of the command line only."""
+    # In a sweep, Hydra and launchers give the root logger a console of its own.
     elsewhere = any(type(handler) is logging.StreamHandler for handler in logging.root.handlers)
     return _handled_by(_Console(stream), level=logging.DEBUG, propagate=not elsewhere)
 
 
 def only_in_files() -> AbstractContextManager[None]:
-    """Within it, nothing is shown: of several processes, the first one speaks."""
+    """Returns a context in which the console shows nothing: of several processes, only the first one logs there."""
     return _handled_by(logging.NullHandler(), level=log.level, propagate=False)
 
 
@@ -116,9 +116,9 @@ def forward_to(parent: Connection, level: int) -> None:
 
 @contextmanager
 def run_log(folder: Path, rank: int) -> Iterator[None]:
-    """Within it, all that is logged is appended to `run.log` in a folder, or `run.rank1.log` in the second process.
+    """Appends the log of a block to `run.log` in a folder, or to `run.rank1.log` in the second process.
 
-    An error that leaves it is written there with its traceback.
+    An error that leaves the block is written there with its traceback.
     """
     try:
         file = _RunFile(folder / (f"run.rank{rank}.log" if rank else "run.log"), "a", "utf-8", errors="replace")
@@ -144,7 +144,7 @@ def run_log(folder: Path, rank: int) -> Iterator[None]:
 
 @contextmanager
 def said_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Within it, a function takes each line: what `run(..., say=...)` was until 0.1."""
+    """Passes each line of a block to a function, as `run(..., say=...)` did until 0.1."""
     warnings.warn(
         "say= is now the logger `earthbench`; the argument will be removed in 0.3", DeprecationWarning, stacklevel=4
     )

@@ -1,4 +1,4 @@
-"""Widths of a model that give it about a wanted number of parameters, so that models of one size can be compared."""
+"""Widths that give a model about a target number of parameters, so that models of equal size can be compared."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def widths_for(
 ) -> dict[str, Any]:
     """Returns the widths, all scaled by one factor, whose number of parameters is nearest to a target.
 
-    Models are built on PyTorch's meta device, which holds no values and draws no random number. Scales that the model
-    refuses, such as a width that its heads do not divide, are passed over.
+    Models are built on PyTorch's meta device, which holds no values and draws no random numbers. Scales that the model
+    refuses, such as a width that is not divisible by its heads, are skipped.
 
     Args:
         target: Number of parameters.
-        widths: Hyperparameters to be scaled, each with what it must be a multiple of.
+        widths: Hyperparameters to scale, each with the number that it must be a multiple of.
         known: Their values at scale 1, numbers or lists of them.
         make: Returns the model with other widths.
 
     Raises:
-        ValueError: the target is not a positive integer, or no widths come within 10 % of it; says which are nearest.
+        ValueError: the target is not a positive integer, or no widths come within 10 % of it; names the nearest.
     """
     if isinstance(target, bool) or not isinstance(target, int) or target < 1:
         raise ValueError(f"{TARGET} must be a positive integer, got {target!r}")

@@ -1,4 +1,4 @@
-"""Registered models for a task: preset of the task, then the caller's hyperparameters, checked by name."""
+"""Registered models for a task, made from its preset and the caller's hyperparameters, which are checked by name."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from bench.tasks.task import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from bench.api import Shape
     from bench.cost import Cost
 
-# Where a model made by `load_model` says what it was made from, and what `load_weights` loaded; a record repeats both.
+# Attributes that `load_model` and `load_weights` set on a model; a record repeats both.
 _MADE_FROM, _TRAINED = "earthbench_made_from", "earthbench_trained"
 
 
@@ -47,23 +48,23 @@ class MadeFrom:
     origin: str
     task: Task | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Of the hyperparameters that were not given."""
+    """Defaults of all hyperparameters, given or not."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the weights of a model are: what a checkpoint says of itself."""
+    """Where the weights of a model come from, as their checkpoint states it."""
 
     sha256: str
     """Of the checkpoint file."""
     identity: TrainingIdentity | None
     """None for weights from elsewhere."""
     events: dict[str, TrainedEvents]
-    """What they were trained on (`train`) and selected on (`val`)."""
+    """Events that they were trained on (`train`) and selected on (`val`)."""
     path: Path | None = None
     """The file."""
     other_code: tuple[str, ...] = ()
-    """How the code of the model differs from what they were trained with, where that was allowed."""
+    """Differences between the model's code and the code they were trained with, if these were allowed."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TrainedEvents:
 
     ids: frozenset[str]
     contents: frozenset[str]
-    """Digests of their values, where the data set has any."""
+    """Digests of their values, if the data set has any."""
 
 
 _SIGNATURE = ". A model takes input_shape and target_shape by name, (T, H, W, C) each, and defaults for everything else"
@@ -83,10 +84,9 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
 
     Args:
         name: A registered model, e.g. `unet`.
-        task: Gives the shapes, and the name under which the model may have a preset.
-        weights: A checkpoint of a run, a folder of shared weights, or an fsspec URL of either (`hf://owner/name`); the
-            model then has the hyperparameters that they were trained with, but for those that are given; from a
-            folder, also those of its sampling.
+        task: Gives the shapes, and selects the model's preset.
+        weights: A checkpoint of a run, a folder of shared weights, or an fsspec URL of either (`hf://owner/name`);
+            hyperparameters that are not given are then those of the training; from a folder, also those of sampling.
         **hyperparameters: Override the preset (`earthbench show model NAME` lists them).
 
     Raises:
@@ -94,7 +94,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
         ConfigError: an unknown hyperparameter, values that the model refuses, or weights of another model.
         DataError: the weights cannot be read.
         BrokenPluginError: the registered object cannot be imported or is no `nn.Module` class.
-        ContractError: a member of the model is nearly, but not, one of `bench.api`.
+        ContractError: a member of the model misspells one of `bench.api`.
     """
     if weights is not None:
         return _with_weights(name, task, weights, hyperparameters)
@@ -113,7 +113,7 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
             chosen = _with_target(model_class, task, chosen)
         model = _made(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
-        with suppress(BrokenPluginError):  # a class made at run time has no source to look into
+        with suppress(BrokenPluginError):  # a class made at run time has no source to read
             check_hyperparameters(name, hyperparameters)
         known = inspect.signature(model_class).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
@@ -128,19 +128,25 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     return model
 
 
-def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
-    """Returns a model for a task's shapes, padded to sizes that it can have."""
+def made_for(
+    model_class: Any, input_shape: Shape, target_shape: Shape, hyperparameters: Mapping[str, Any]
+) -> nn.Module:
+    """Returns a model of a class for these shapes, padded to multiples that it supports."""
     known = {**_inherited_defaults(model_class), **_defaults(model_class), **_plain(hyperparameters)}
     multiple = size_multiple(model_class, known)
-    shapes = [padded_shape(shape, multiple) for shape in (task.input_shape, task.target_shape)]
+    shapes = [padded_shape(shape, multiple) for shape in (input_shape, target_shape)]
     model: nn.Module = model_class(input_shape=shapes[0], target_shape=shapes[1], **hyperparameters)
-    if shapes[0] != tuple(task.input_shape):
-        pad_frames(model, task.input_shape[1:3], shapes[0][1:3])
+    if shapes[0] != tuple(input_shape):
+        pad_frames(model, input_shape[1:3], shapes[0][1:3])
     return model
 
 
+def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+    return made_for(model_class, task.input_shape, task.target_shape, hyperparameters)
+
+
 def _with_target(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the hyperparameters with the widths that a target number of parameters asks for, instead of it."""
+    """Returns the hyperparameters with `target_params` replaced by the widths that it stands for."""
     from bench.model_sizes import widths_for
 
     given = {key: value for key, value in hyperparameters.items() if key != TARGET}
@@ -162,7 +168,7 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
     identity = said_of(read_checkpoint(path), path).identity
     if identity is not None and identity.model != name:
         raise ConfigError(f"weights {path} are of model {identity.model!r}, not of {name!r}")
-    given = {**shared_config(path).get("hyperparameters", {}), **given}  # also of how members are drawn
+    given = {**shared_config(path).get("hyperparameters", {}), **given}  # also those of sampling
     model = load_model(name, task, **given)
     if identity is not None:
         own = trained_hyperparameters(model)
@@ -174,10 +180,10 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
 
 
 def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the hyperparameters that take a value of the task, but for those that are given.
+    """Returns the hyperparameters whose default is an attribute of the task, except those that are given.
 
     Raises:
-        ConfigError: the task has no such value.
+        ConfigError: the task has no such attribute.
     """
     found = {}
     for key, attribute in model_traits(model_class).of_task.items():
@@ -195,7 +201,7 @@ def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any])
 
 
 def made_from(model: nn.Module) -> MadeFrom:
-    """Returns what a model was made from; for one made by hand, its registered or class name and nothing else."""
+    """Returns what a model was made from; for one made by hand, only its registered or class name."""
     found = getattr(model, _MADE_FROM, None)
     if isinstance(found, MadeFrom):
         return found
@@ -204,7 +210,7 @@ def made_from(model: nn.Module) -> MadeFrom:
 
 
 def _defaults(model_class: type) -> dict[str, Any]:
-    """Returns the defaults of a model's hyperparameters; of its `options_class`, too."""
+    """Returns the defaults of a model's hyperparameters, including those of its `options_class`."""
     parameters = inspect.signature(model_class).parameters.values()
     found = {p.name: p.default for p in parameters if p.default is not p.empty}
     if options := model_traits(model_class).options_class:
@@ -218,9 +224,9 @@ def _defaults(model_class: type) -> dict[str, Any]:
 
 
 def _inherited_defaults(model_class: type) -> dict[str, Any]:
-    """Returns the defaults of what a constructor's `**kwargs` pass on to its parents' constructors.
+    """Returns the defaults of a constructor's parameters and of those that `**kwargs` pass on to its parents.
 
-    `_defaults` is without them, as a training's identity has always been.
+    `_defaults` leaves out the latter, because the identity of a training never had them.
     """
     found: dict[str, Any] = {}
     for one in model_class.__mro__:
@@ -259,7 +265,7 @@ def has_weights(model: nn.Module) -> bool:
 
 
 def trained(model: nn.Module) -> Trained | None:
-    """Returns what the weights of a model are, or None for fresh ones and those that `load_weights` did not load."""
+    """Returns where the weights of a model come from, or None unless `load_weights` loaded them."""
     found = getattr(model, _TRAINED, None)
     return found if isinstance(found, Trained) else None
 
@@ -267,13 +273,13 @@ def trained(model: nn.Module) -> Trained | None:
 def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False) -> str:
     """Loads a checkpoint of this project (or a bare state_dict) strictly, and returns the file's SHA-256.
 
-    Where a run kept a running average of the weights, the average is what was evaluated, and what is loaded.  A
-    checkpoint says what it was trained as: a model with other hyperparameters refuses it, even if all shapes fit.
+    If a run kept a running average of the weights, the average was evaluated, and is loaded.  A checkpoint states the
+    hyperparameters of its training: a model with others refuses it, even if all shapes fit.
 
     Args:
-        model: Made by `load_model`, or by hand: then names and shapes are all that can be compared.
+        model: Made by `load_model`, or by hand: then only names and shapes can be compared.
         path: The file.
-        other_code: Also load weights that other source code of the model was trained with.
+        other_code: Also load weights that were trained with other source code of the model.
 
     Raises:
         DataError: the file is missing, damaged, or holds anything but tensors and plain values.
@@ -289,7 +295,7 @@ def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False
 
 
 def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
-    """Returns the options that a task takes from its training data, as a checkpoint has them; none where it has not.
+    """Returns the options that a task derives from its training data, as stored in a checkpoint, if they are.
 
     Args:
         task: Its registered name.
@@ -304,14 +310,14 @@ def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
 
 
 def said_of(content: Any, path: Path) -> Trained:
-    """Returns what a checkpoint says of its weights.
+    """Returns where the weights of a checkpoint come from.
 
     Args:
-        content: As `read_checkpoint` gives it; None for a file in another format.
+        content: From `read_checkpoint`; None for a file in another format.
         path: The file.
 
     Raises:
-        DataError: it says it in a way that this release does not read.
+        DataError: another release wrote its description, in a form that this one cannot read.
     """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -331,7 +337,7 @@ def said_of(content: Any, path: Path) -> Trained:
 
 
 def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
-    """Returns how the model's code differs, where that is allowed.
+    """Returns the differences of the model's code, if these are allowed.
 
     Raises:
         ConfigError: the weights are of another model or task, or of other code.
@@ -347,7 +353,7 @@ def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bo
     sources = sources_of(type(model), type(made.task), ())
     changed = source_differences(found.identity.sources, {k: v for k, v in sources.items() if k != "harness"})
     if changed and not other_code:
-        advice = "train.resume=anyway (other_code=True in Python) uses the weights all the same, in a partial record"
+        advice = "train.resume=anyway (other_code=True in Python) uses the weights anyway, in a partial record"
         raise ConfigError(one_message(f"checkpoint {path} was trained by other code; {advice}:", changed))
     return tuple(changed)
 

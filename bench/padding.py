@@ -1,4 +1,4 @@
-"""Models that need sizes divisible by a number, on frames of any size: padded before the model, cropped behind it."""
+"""Models that need sizes divisible by a number, on frames of any size: padded before the model, cropped after it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def size_multiple(model_class: type, hyperparameters: Mapping[str, Any]) -> int:
-    """Returns what a model says that the height and width of frames have to be divisible by; 1 where it says nothing.
+    """Returns the divisor that a model declares for the height and width of frames; 1 if it declares none.
 
     Args:
-        model_class: With `size_multiple`, a number or a static method of the hyperparameters, or without.
-        hyperparameters: All of them, defaults included.  Of wrong ones the constructor says more: then 1.
+        model_class: May have `size_multiple`, a number or a static method of the hyperparameters.
+        hyperparameters: All of them, defaults included; 1 is returned for invalid ones, which the constructor reports.
     """
     found = getattr(model_class, "size_multiple", 1)
     try:
@@ -38,7 +38,7 @@ def padded_shape(shape: Shape, multiple: int) -> Shape:
 
 @dataclass(frozen=True)
 class PaddedStage:
-    """A stage of a padded model: what `bench.api.Stage` says, on padded frames."""
+    """A stage of a padded model: a `bench.api.Stage` on padded frames."""
 
     name: str
     module: nn.Module
@@ -48,7 +48,7 @@ class PaddedStage:
 
 
 def pad_frames(model: Any, frame_size: Sequence[int], padded_size: Sequence[int]) -> None:
-    """Lets a model, or the module of a stage, which was made for `padded_size`, take frames of `frame_size`."""
+    """Makes a model, or the module of a stage, that was built for `padded_size` take frames of `frame_size`."""
     made: Any = type(model)
     model.__class__ = padding_class(made)
     model.frame_size, model.padded_size = tuple(frame_size), tuple(padded_size)
@@ -56,10 +56,10 @@ def pad_frames(model: Any, frame_size: Sequence[int], padded_size: Sequence[int]
 
 @functools.cache
 def padding_class(model_class: Any) -> type[nn.Module]:
-    """Returns a subclass of a model whose instances pad what they are given to `padded_size`, and crop what they give.
+    """Returns a subclass of a model whose instances pad their input to `padded_size` and crop their output.
 
-    Contexts are continued by their edges.  Padded pixels of a target are NaN, so that they are in no loss, and those of
-    a context are not known.  What comes padded already, from a method of the model's own, is passed on.  The modules of
+    Contexts repeat their edges.  Padded pixels of a target are NaN, so no loss has them, and those of a context count
+    as unknown.  Frames that are padded already, by a call from the model's own methods, are passed on.  The modules of
     a model's stages are padded likewise, and their weights depend on the padded size.
     """
 
@@ -138,7 +138,7 @@ def padding_class(model_class: Any) -> type[nn.Module]:
         if callable(getattr(model_class, name, None)):
             methods[name] = functools.wraps(getattr(model_class, name))(method)
     found = type(model_class.__name__, (model_class,), methods)
-    # it is the same model to whoever asks for its name and its source
+    # its name and source are those of the original
     found.__module__, found.__qualname__ = model_class.__module__, model_class.__qualname__
     found.__doc__ = model_class.__doc__
     return found

@@ -1,7 +1,7 @@
-"""Folders that may be local or behind a URL: a path is a `pathlib.Path`, a URL an fsspec path with its methods.
+"""Folders that may be local or at a URL: a path is a `pathlib.Path`, a URL an fsspec path with its methods.
 
-A config keeps an address as it was written, `${oc.env:NAME}` and all: what the environment has is looked up here, where
-the place is opened, and is in no record or log.
+A config keeps an address as it was written, with its `${oc.env:NAME}`: environment variables are looked up here, when
+the path is opened, and their values are in no record or log.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from bench.errors import ConfigError
 from bench.safe_text import remember_secret
 
 AnyPath: TypeAlias = Any
-"""A `pathlib.Path`, or a `upath.UPath` for a URL: the methods used here are those that both have."""
+"""A `pathlib.Path`, or a `upath.UPath` for a URL; only methods that both have are used."""
 
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*(?P<name>[^{},\s]+)\s*(?:,(?P<default>[^{}]*))?\}")
 """OmegaConf's `${oc.env:NAME}` and `${oc.env:NAME,default}`."""
 
-# What a user has to install for a protocol; fsspec itself brings the others.
+# The extra to install for a protocol; fsspec itself has the others.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _NO_FOLDERS = ("data", "reference")
-# Protocols that are not asked whether they answer before they are used: their readers say what a place lacks.
+# Protocols that are not probed before use: their readers give a good message.
 _NO_LOOK = ("s3", "gs", "gcs", "http", "file", "local", "memory", "az", "abfs")
 
 
 def is_url(text: str) -> bool:
-    """Returns whether a text names a place behind a protocol, such as `s3://bucket/folder`."""
+    """Returns whether a text is a URL, such as `s3://bucket/folder`."""
     return "://" in text
 
 
@@ -38,7 +38,7 @@ def as_path(text: str, key: str, **options: Any) -> AnyPath:
     Args:
         text: A path, or any fsspec URL: `s3://bucket/folder`, `gs://...`, `memory://...`.
         key: The config key, for the message.
-        **options: Of the protocol's file system.
+        **options: Those of the protocol's file system.
 
     Raises:
         ConfigError: no such protocol, or its package is not installed.
@@ -62,14 +62,14 @@ def as_path(text: str, key: str, **options: Any) -> AnyPath:
         extra = _EXTRAS.get(protocol)
         advice = f"Install it: pip install 'earthbench[{extra}]'" if extra else "Known: file paths, s3://, gs:// ..."
         if not isinstance(error, ImportError | ValueError):
-            advice = "Is the address right, and does it answer?"
+            advice = "Check the address, and whether its server answers"
         said = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{key}={written}: protocol {protocol!r} cannot be used: {said}. {advice}") from error
     return found
 
 
 def expand_environment(text: str, key: str) -> str:
-    """Returns a config value with the environment's values in place of `${oc.env:NAME}`.
+    """Returns a config value with each `${oc.env:NAME}` replaced by that environment variable.
 
     Raises:
         ConfigError: no such variable, and no default.

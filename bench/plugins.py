@@ -1,4 +1,4 @@
-"""Plugin files, and state of the process that an import of a plugin must not change."""
+"""Plugin files, and the state of the process that importing a plugin must not change."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import Any
 from bench.errors import BrokenPluginError, UsageError
 
 Setting = tuple[Any, Callable[[Any], Any]]
-"""A value, and what sets it."""
+"""A value and its setter."""
 
 
 @contextmanager
 def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
-    """Undoes changes of the process by an import, with a warning; the import's output goes to stderr.
+    """Undoes an import's changes of process-wide state, with a warning; the import's output goes to stderr.
 
-    Random numbers, the default type, the threads and the choice of deterministic algorithms decide the scores of every
-    model. Not seen: functions of other libraries that a module replaces by its own.
+    Random state, default dtype, threads and deterministic algorithms affect the scores of every model. Functions of
+    other libraries that a module replaces are not detected.
 
     Args:
-        origin: Who is imported, for the warning.
-        ours: Whether it is of this project: then a library that it imports drew the numbers, and nobody is warned.
+        origin: What is imported, for the warning.
+        ours: Whether it belongs to this project: then a library that it imports made the change, without a warning.
     """
     before = _settings()
     try:
@@ -47,12 +47,12 @@ def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
 
 
 def _settings() -> dict[str, Setting]:
-    """Returns the settings of the libraries that are imported by now; none is imported for it."""
+    """Returns the settings of the libraries that are already imported; none is imported for this."""
     found: dict[str, Setting] = {"Python's random numbers": (random.getstate(), random.setstate)}
     numpy, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
     if numpy is not None:
         found["numpy's random numbers"] = numpy.get_state(), numpy.set_state
-    if torch is not None and hasattr(torch, "use_deterministic_algorithms"):  # not one that is being imported
+    if torch is not None and hasattr(torch, "use_deterministic_algorithms"):  # not while it is being imported
         found |= {
             "torch's random numbers": (torch.get_rng_state(), torch.set_rng_state),
             "torch's default type": (torch.get_default_dtype(), torch.set_default_dtype),
@@ -79,18 +79,18 @@ _NAME = re.compile(r"^[a-z0-9_]+(/[a-z0-9_]+)*$")
 _EXAMPLE = 'EARTHBENCH = {"api": 1, "models": {"my_model": "MyModel"}}'
 
 API_VERSION = 1
-"""Of the contracts that plugins are written against; raised when one that was kept before no longer passes."""
+"""Version of the contracts that plugins are written against; raised when a valid plugin would no longer be valid."""
 OLDEST_API_VERSION = 1
 """The oldest version whose plugins still work."""
 API_GROUP = "earthbench.api"
 
 
 def use_plugin_files(arguments: Sequence[str]) -> list[str]:
-    """Returns command line arguments without `--plugin FILE.py`, whose files are used from now on.
+    """Registers the files of `--plugin FILE.py`, and returns the other command-line arguments.
 
     Raises:
-        UsageError: no file is named, or it is not there.
-        BrokenPluginError: the file does not say what it registers, or its name is that of an installed module.
+        UsageError: no file is named, or it does not exist.
+        BrokenPluginError: the file does not declare what it registers, or has the name of an installed module.
     """
     rest, words = [], iter(arguments)
     for word in words:
@@ -112,16 +112,16 @@ def use_plugin_files(arguments: Sequence[str]) -> list[str]:
 
 
 def api_problem(declared: Collection[str]) -> str:
-    """Returns why a plugin cannot be used here, as the end of a sentence about it, or an empty text.
+    """Returns why a plugin is incompatible, as the end of a sentence about it, or an empty text.
 
     Args:
-        declared: The versions that it was written for, `v1`, ...; none for a plugin that does not say.
+        declared: The versions that it was written for, `v1`, ...; empty if it does not say.
     """
     spoken = [f"v{number}" for number in range(OLDEST_API_VERSION, API_VERSION + 1)]
     if not declared or set(declared) & set(spoken):
         return ""
     newer = all(re.fullmatch(r"v\d+", one) and int(one[1:]) > API_VERSION for one in declared)
-    advice = "Upgrade earthbench." if newer else "Install a release of it that fits, or an older earthbench."
+    advice = "Upgrade earthbench." if newer else "Install another release of the plugin, or an older earthbench."
     return (
         f"was written for {', '.join(sorted(declared))} of the plugin interface; this earthbench has "
         f"{', '.join(spoken)}. {advice}"
@@ -129,10 +129,10 @@ def api_problem(declared: Collection[str]) -> str:
 
 
 def file_entries(group: str) -> list[tuple[str, str, Path, frozenset[str]]]:
-    """Returns name, `module:attribute`, file and API versions of everything of a group that plugin files register.
+    """Returns name, `module:attribute`, file and API versions of each object that plugin files register in a group.
 
     Raises:
-        BrokenPluginError: a file is gone, or does not say what it registers.
+        BrokenPluginError: a file is missing, or does not declare what it registers.
     """
     found = []
     for path in _paths():
@@ -147,7 +147,7 @@ def _paths() -> list[Path]:
 
 
 def _declared(path: Path) -> dict[str, Any]:
-    """Returns what a file registers, after making its module importable."""
+    """Makes a file importable as a module, and returns its entries."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:

@@ -1,11 +1,11 @@
-"""Trained weights to share: a folder or a repository of the Hugging Face Hub, with a card.
+"""Trained weights to share, as a folder or a repository of the Hugging Face Hub, with a model card.
 
     model = bench.load_model("unet", task, weights="outputs/.../best.ckpt")
     bench.as_pretrained(model, record, license="cc-by-4.0").save_pretrained("folder")  # or .push_to_hub("owner/name")
     bench.load_model("unet", task, weights="folder")  # or hf://owner/name
 
-A folder has `model.safetensors`, `config.json` (what makes the model, the identity of its training, all its scores) and
-the card, `README.md`, with the main scores.
+A folder has `model.safetensors`, `config.json` (the model's arguments, the identity of its training, all its scores)
+and the card, `README.md`, with the main scores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench import registry
 from bench.checkpoint_format import OURS, SHARED, SHARED_CONFIG
 from bench.config.overrides import literal
 from bench.errors import ConfigError
-from bench.models import made_from, trained, trained_hyperparameters
+from bench.models import made_for, made_from, trained, trained_hyperparameters
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.tables.terminal import main_columns
 
@@ -31,24 +31,24 @@ _LIBRARY = "earthbench"
 
 
 class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
-    """A registered model with trained weights; `save_pretrained` and `from_pretrained` are of `huggingface_hub`.
+    """A registered model with trained weights, and `save_pretrained` and `from_pretrained` of `huggingface_hub`.
 
     Args:
         name: The registered model.
         input_shape: `(T, H, W, C)` of a context.
         target_shape: `(T, H, W, C)` of a forecast.
-        hyperparameters: Of the model.
+        hyperparameters: The model's.
         preset: Whether they are its preset for the task.
         task: The task's name.
-        task_options: Its options that are not the default.
-        trained: What a checkpoint says of its weights: `identity` and `events`.
-        training: How the weights came about, a `TrainingSummary` as JSON.
-        scores: Of the record.
-        main_scores: Those that the card shows.
-        members: How many members the scores are of; None without any.
-        member_seed: What they were drawn from.
-        data: What they were scored on, in words.
-        license: Of the weights, as the Hub names it.
+        task_options: The task's options that differ from the defaults.
+        trained: `identity` and `events` from the checkpoint.
+        training: The training's `TrainingSummary` as JSON.
+        scores: All scores of the record.
+        main_scores: Names of the scores that the card shows.
+        members: Number of ensemble members behind the scores; None for a deterministic forecast.
+        member_seed: Seed of the members.
+        data: Description of the data that they were scored on.
+        license: Licence of the weights, by its name on the Hub.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         license: str = "",
     ) -> None:
         super().__init__()
-        made = registry.find("model", name).load()
-        self.model = made(input_shape=tuple(input_shape), target_shape=tuple(target_shape), **hyperparameters)
+        context, target = tuple(input_shape), tuple(target_shape)
+        self.model = made_for(registry.find("model", name).load(), context, target, hyperparameters)  # type: ignore[arg-type]
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns the forecast `(B, T_out, H, W, C)` of contexts `(B, T_in, H, W, C)`, both normalised."""
@@ -80,8 +80,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         return forecast
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes the weights, then `config.json` with their SHA-256; the card of earlier weights goes."""
-        (save_directory / "README.md").unlink(missing_ok=True)  # the mixin writes a card only where there is none
+        """Writes the weights and `config.json` with their SHA-256, and removes the card of earlier weights."""
+        (save_directory / "README.md").unlink(missing_ok=True)  # the mixin keeps an existing card
         super()._save_pretrained(save_directory)
         with (save_directory / SHARED).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,7 +93,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         return ModelCard(_card(self._said()))
 
     def _said(self) -> dict[str, Any]:
-        """Returns the arguments that this was made with, which the mixin keeps."""
+        """Returns the constructor's arguments, which the mixin keeps."""
         config = self._hub_mixin_config
         assert isinstance(config, dict)
         return config
@@ -103,9 +103,9 @@ def as_pretrained(model: nn.Module, record: RunRecord | None = None, *, license:
     """Returns a model that can be saved and shared with its card.
 
     Args:
-        model: With weights that `load_model(..., weights=...)` or `load_weights` loaded.
-        record: Of these weights: its scores and how they were trained go on the card, and its sampler is the model's.
-        license: Of the weights, as the Hub names it, e.g. `cc-by-4.0`.
+        model: Its weights were loaded by `load_model(..., weights=...)` or `load_weights`.
+        record: A record of these weights, whose scores and training go on the card and whose sampler the model gets.
+        license: Licence of the weights by its name on the Hub, e.g. `cc-by-4.0`.
 
     Raises:
         ConfigError: the origin of the weights is unknown, or the record belongs to other weights.

@@ -1,4 +1,4 @@
-"""The receipt of a table's cell: its records, their differences from the paper, and other conventions' values."""
+"""The receipt of a table's cell: its records, their deviations from the paper, and its value by other conventions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from bench.errors import EarthbenchError, UnknownNameError, did_you_mean
 from bench.metrics.names import ADDED
 from bench.metrics.skill.formulas import SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.records.schema import RunRecord
-from bench.tables.admission import Excluded, deviations
+from bench.tables.admission import Excluded
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Row, Table, load_published
 from bench.tables.folds import run_name
+from bench.tables.recipes import deviations
 from bench.tables.settings import SourcedSetting, overrides_of, sourced_settings
 from bench.tables.values import value_of
 
@@ -27,11 +28,11 @@ _PAIR_COUNTS = {"mse": 2, "mae": 1}  # score -> power of the scale that it carri
 
 @dataclass(frozen=True)
 class AlternativeValue:
-    """What the same forecasts score when the metric is read another way."""
+    """The score of the same forecasts under another convention of the metric."""
 
     convention: str
     value: float | None
-    """In the metric's own units, not in those of the table; None where it is undefined."""
+    """In the metric's units, not in those of the table; None if undefined."""
     remark: str = ""
 
 
@@ -50,9 +51,9 @@ class Receipt:
     alternative_values: tuple[AlternativeValue, ...]
     commands: tuple[str, ...]
     settings: tuple[SourcedSetting, ...] = ()
-    """How a row without a run would be trained and scored, with the sources."""
+    """Settings of a row without a run, with their sources."""
     row_note: str = ""
-    """What a reader has to know of a row of a published table."""
+    """The note on a row of a published table."""
 
 
 def receipts_of(
@@ -68,9 +69,9 @@ def receipts_of(
 
     Args:
         table: The table.
-        row: A row's key, or its label; in a table of runs also a model's name, for all its rows.
-        column: A column's key, or its label.
-        records: Of any task.
+        row: A row's key or label; in a table of runs also a model's name, for all its rows.
+        column: A column's key or label.
+        records: Records of any task.
         root: Results root that they were read from.
         unreadable: Files that are not records.
 
@@ -79,8 +80,7 @@ def receipts_of(
     """
     published = load_published(table.published) if table.published else None
     contents = table_data(table, published, records, unreadable)
-    key = next((c.key for c in table.columns if column in (c.key, c.label)), column)
-    table.column(key)
+    key = table.named(column).key
     by_id = {record.run_id: record for record in records}
     found, rows = [], []
     for block in contents.blocks:
@@ -142,7 +142,7 @@ def _convention(record: RunRecord, key: str) -> str:
 
 
 def metric_of(record: RunRecord, key: str) -> str:
-    """Returns the metric that a score comes from, as far as its name tells."""
+    """Returns the metric that a score comes from, inferred from the score's name."""
     for name in record.conventions:
         if key in (name, name.replace(ADDED, "_")):
             return name
@@ -185,10 +185,10 @@ def _from_counts(record: RunRecord, key: str) -> list[AlternativeValue]:
 
 
 def _empty_is_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> float | None:
-    """Returns the pooled score where a score without events on either side counts as perfect."""
+    """Returns the pooled score if a score without events in forecast and target counts as perfect."""
     assert record.counts is not None
     name, _, level = base.partition("_")
-    # columns behind the thresholds' own are those of max-pooled fields
+    # columns after those of the thresholds are of max-pooled fields
     totals = {
         state: [sum(column) for column in zip(*rows, strict=True)][: len(thresholds)]
         for state, rows in record.counts.items()
@@ -245,7 +245,7 @@ def _commands(table: Table, cell: Cell, records: Sequence[RunRecord]) -> tuple[s
 
 
 def command_of(record: RunRecord) -> str:
-    """Returns the command that makes a record's run again, but for where its data lies."""
+    """Returns the command that repeats a record's run, with `DIR` for the folder of its data."""
     config = record.config
     if config.get("api"):
         return f"bench.evaluate({record.model.name!r}, task, split={config['split']!r}, limit={config['limit']!r})"
@@ -263,7 +263,7 @@ def command_of(record: RunRecord) -> str:
 
 
 def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns the overrides by which a config differs from the defaults; places and speed left out."""
+    """Returns the overrides by which a config differs from the defaults, without locations and speed."""
     left_out = {"task", "model", "work", "progress", "picture", "results", "device"}
     words = []
     for key, value in given.items():
@@ -278,7 +278,7 @@ def _changed(given: dict[str, Any], defaults: dict[str, Any], prefix: str = "") 
 
 
 def run_values(receipt: Receipt) -> list[tuple[str, float | None]]:
-    """Returns per record its seed (and fold) and its value in the table's units."""
+    """Returns the seed (and fold) of each record, and its value in the table's units."""
     column = receipt.table.column(receipt.cell.column)
     values = [(run_name(record), value_of(record, column.key)) for record in receipt.records]
     return [(name, None if value is None else value * column.scale) for name, value in values]

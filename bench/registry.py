@@ -1,6 +1,6 @@
-"""Lookup by name: models, tasks, metrics, tables and what else has a name are entry points, imported on first use.
+"""Lookup by name: models, tasks, metrics, tables and other named objects are entry points, imported on first use.
 
-Built-ins are registered by this project's own `pyproject.toml` in the very way a plugin is by its own.
+This project's `pyproject.toml` registers built-ins exactly as a plugin's registers its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
     distribution: str
     version: str
     api: frozenset[str] = frozenset()
-    """Versions of the plugin interface that its distribution says it was written for; none where it does not say."""
+    """Versions of the plugin interface that its distribution declares; empty if it declares none."""
 
     @property
     def origin(self) -> str:
@@ -41,7 +41,7 @@ class Entry:
         return f"{self.value} ({self.distribution} {self.version})"
 
     def card(self) -> Card:
-        """Returns what the source says about the object, without importing it.
+        """Returns the object's description from its source, without importing it.
 
         Raises:
             BrokenPluginError: the source cannot be found or parsed, or is for another version of the interface.
@@ -53,11 +53,11 @@ class Entry:
             raise BrokenPluginError(f"{self.kind} {self.name!r} from {self.origin} is broken: {error}") from error
 
     def load(self) -> Any:
-        """Returns the registered object, importing its module, which may change nothing of the whole process.
+        """Returns the registered object; importing its module must not change process-wide state.
 
         Raises:
-            BrokenPluginError: the import fails for whatever reason, the module lacks the attribute, or the plugin is
-                for another version of the interface.
+            BrokenPluginError: the import fails, the module lacks the attribute, or the plugin is for another version
+                of the interface.
         """
         self._refuse_other_api()
         module, _, attribute = self.value.partition(":")
@@ -87,23 +87,23 @@ _Found = dict[str, dict[tuple[str, str], Entry]]
 
 @lru_cache(maxsize=len(KINDS))
 def _installed(kind: Kind, look: Callable[[], EntryPoints], _: tuple[tuple[str, int], ...]) -> _Found:
-    """Returns what installed distributions register, kept for as long as the folders that have them do not change."""
+    """Returns what installed distributions register, cached until a folder of `sys.path` changes."""
     found: _Found = defaultdict(dict)
     written_for: dict[str, set[str]] = defaultdict(set)
-    points = look()  # one look at all distributions
-    of_points = cache(_name_and_version)  # metadata would be parsed anew for each
+    points = look()
+    of_points = cache(_name_and_version)  # else metadata would be parsed for each entry point
     for point in points.select(group=API_GROUP):
         written_for[of_points(point.dist)[0]].add(point.name)
     for point in points.select(group=f"earthbench.{kind}s"):
         distribution, version = of_points(point.dist)
         entry = Entry(kind, point.name, point.value, distribution, version, frozenset(written_for[distribution]))
-        # The same distribution may be seen twice (a wheel and its build folder on the path): that is not a clash.
+        # The same distribution found twice (a wheel and its build folder on the path) is not a clash.
         found[point.name].setdefault((distribution.lower().replace("_", "-"), point.value), entry)
     return found
 
 
 def _changed(folder: str) -> int:
-    """Returns when the content of a folder of `sys.path` changed; 0 for what is no folder."""
+    """Returns the modification time (ns) of an entry of `sys.path`; 0 if it does not exist."""
     try:
         return Path(folder).stat().st_mtime_ns
     except OSError:
@@ -150,7 +150,7 @@ def find(kind: Kind, name: str) -> Entry:
 
 
 def name_of(kind: Kind, thing: type) -> str | None:
-    """Returns the name under which a class is registered, or None; nothing is imported for it."""
+    """Returns the name under which a class is registered, or None; imports nothing."""
     for name, candidates in _candidates(kind).items():
         for entry in candidates:
             module, _, attribute = entry.value.partition(":")

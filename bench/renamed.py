@@ -1,4 +1,4 @@
-"""Modules under the names that they had until 0.1: they can be imported for one more version, with a warning."""
+"""Modules under their names before 0.1, which can be imported until 0.3, with a warning."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ MODULES = {
 
 
 def attributes(package: str) -> Callable[[str], Any]:
-    """Returns a package's `__getattr__`, for a package that has the name of a former module."""
+    """Returns the `__getattr__` of a package that has the name of a former module."""
     old = package.removeprefix("bench.")
 
     def attribute(name: str) -> Any:

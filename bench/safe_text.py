@@ -1,7 +1,7 @@
-"""Text from outside, made safe for where it is shown: a terminal, a CSV cell, Markdown, LaTeX; secrets masked.
+"""Foreign text made safe for a terminal, a CSV cell, Markdown, HTML or LaTeX, with secrets masked.
 
-Names of files, what a data set or a plugin calls itself, messages of servers and other people's records may hold
-escape sequences, formulas and markup; addresses may hold credentials.
+File names, names of data sets and plugins, messages of servers and other people's records may hold escape sequences,
+formulas and markup; addresses may hold credentials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SECRET_VARIABLE = re.compile(r"(?i)key|secret|token|pass|pwd|auth|cred|sas|sig|
 _SHORTEST_SECRET = 6
 _known_secrets: dict[str, str] = {}
 
-# Which way text runs, and what is not seen: with these, a line reads otherwise than it is stored.
+# Direction marks and invisible characters, which make a line read differently from how it is stored.
 _DIRECTION = {*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0xFEFF}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 - wide ones count, too
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", "\r": " ", "\n": " "}
@@ -35,7 +35,7 @@ _LATEX = {
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text with the credentials of every address in it masked: `s3://***@bucket`, `?sig=***`.
+    """Returns a text with the credentials of every address masked: `s3://***@bucket`, `?sig=***`.
 
     Secrets given to `remember_secret` are masked everywhere.
     """
@@ -61,13 +61,13 @@ def content_without_secrets(content: Any) -> Any:
 
 
 def remember_secret(variable: str, value: str) -> None:
-    """Has the value of an environment variable masked from now on, where the variable's name says it is a secret."""
+    """Masks the value of an environment variable from now on if the variable's name says that it is a secret."""
     if _SECRET_VARIABLE.search(variable) and len(value) >= _SHORTEST_SECRET:
         _known_secrets[value] = f"${{oc.env:{variable}}}"
 
 
 def for_terminal(text: str) -> str:
-    r"""Returns a text that moves no cursor, sets no title and reads as it is stored; secrets are masked.
+    r"""Returns a text without control and direction characters, with secrets masked.
 
     Line breaks and tabs stay. Any other control character becomes `\u001b` and the like, which JSON reads back.
     """
@@ -77,7 +77,7 @@ def for_terminal(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns a text that came from outside as one line for a terminal."""
+    """Returns foreign text as one line for a terminal."""
     return for_terminal(" ".join(text.split()))
 
 
@@ -94,25 +94,25 @@ def for_csv(text: str) -> str:
 
 
 def for_html(text: str) -> str:
-    """Returns a text without what HTML would act on, in an element or in a quoted attribute."""
+    """Returns a text escaped for HTML, in an element or in a quoted attribute."""
     return html.escape(_visible(text))
 
 
 def for_markdown(text: str) -> str:
-    """Returns a text without what Markdown's tables and HTML would act on."""
+    """Returns a text escaped for a Markdown table and the HTML in it."""
     return "".join(_MARKDOWN.get(character, character) for character in _visible(text))
 
 
 def for_latex(text: str) -> str:
-    """Returns a text without what LaTeX would act on."""
+    """Returns a text escaped for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in _visible(text))
 
 
 class Formatter(logging.Formatter):
-    """What Hydra's own lines are formatted by."""
+    """The formatter of the log's lines, ours and Hydra's."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line of a log as it may be shown in a terminal."""
+        """Returns a line of the log made safe for a terminal."""
         return for_terminal(super().format(record))
 
 

@@ -1,7 +1,7 @@
 """Cuboid attention and Earthformer, usable without the benchmark harness.
 
-The package imports nothing heavy by itself: ``earthformer.Earthformer`` and the other names below are looked
-up on first use, so that listing models or drawing patterns needs no torch.
+Importing the package is cheap: ``earthformer.Earthformer`` and the other names below are imported on first use, so
+that listing models or drawing patterns does not import torch.
 
 Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS 2022.
 """

@@ -1,10 +1,10 @@
-"""Cuboid attention: what all its layers share, and self-attention with or without global vectors.
+"""Cuboid attention: the base class of all its layers, and self-attention with or without global vectors.
 
 A layer normalises its input, cuts it into cuboids, attends inside each cuboid and puts the cuboids back; the residual
 is added by the caller. Parameter names are those of the authors' checkpoints.
 
-Shapes: queries (B, h, N, V_q, d), keys and values (B, h, N, V_k, d), global ones (B, h, G, d), with h heads, N cuboids
-of V tokens and G global vectors.
+Shapes: queries (B, h, N, V_q, d), keys and values (B, h, N, V_k, d), those of global vectors (B, h, G, d), with h
+heads, N cuboids of V tokens and G global vectors.
 
 Source: Earthformer, sections 3.1 and 3.2, equations 3 to 5; padding, masks and their quirks as in the authors'
 released code.
@@ -29,7 +29,7 @@ from earthformer.layers import EMBEDDING_STD, Dropout, dropout, init_linear, mak
 from earthformer.options import Options
 from earthformer.patterns import Size3, clip_cuboid
 
-# Finite, so that a row in which nothing is allowed gives numbers (they are discarded or set to 0) and no NaN.
+# Finite, so that a fully masked row gives numbers (which are discarded or set to 0) rather than NaN.
 MASKED_SCORE = -1e18
 MASKED_SCORE_FLOAT16 = -1e4
 
@@ -48,7 +48,7 @@ def masked_score(dtype: torch.dtype) -> float:
 
 
 def has_fused_attention(device: torch.device) -> bool:
-    """Returns whether attention runs as one kernel: on GPUs; on CPUs, for rows as short as these, it takes longer."""
+    """Returns whether attention runs as one kernel: on GPUs only; on CPUs it is slower for rows as short as these."""
     return device.type == "cuda"
 
 
@@ -62,18 +62,18 @@ def attend(
         key: (B, h, N, V_k, d).
         value: (B, h, N, V_k, d).
         scale: factor of the products of queries and keys.
-        bias: added to the scaled products, (h or 1, N or 1, V_q, V_k).
+        bias: bias added to the scaled products, (h or 1, N or 1, V_q, V_k).
         drop: probability of dropping a weight.
     """
     if not has_fused_attention(query.device):
-        # The softmax of CPUs is slow along a short last axis and fast along any other.
+        # On CPUs, softmax is slow along a short last axis and fast along any other.
         scores = key @ query.transpose(-2, -1)
         scores = scores * scale if bias is None else torch.add(bias.transpose(-2, -1).contiguous(), scores, alpha=scale)
         weights = dropout(torch.softmax(scores, dim=-2), drop, training=True)
         return weights.transpose(-2, -1) @ value
     heads, count, rows = query.shape[1:4]
     if bias is not None:
-        # One for the whole batch: where the kernel lengthens its rows, it would lengthen a copy for each sequence.
+        # One bias for the whole batch: if the kernel pads the rows, it would otherwise pad a copy for each sequence.
         bias = bias.to(query.dtype).expand(heads, count, rows, -1).reshape(1, heads * count, rows, -1)
     query, key, value = (tensor.flatten(1, 2) for tensor in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=drop, scale=scale)
@@ -81,13 +81,13 @@ def attend(
 
 
 class CuboidAttention(nn.Module):
-    """What self- and cross-attention share: heads, relative position bias, global keys and the output projection."""
+    """Base of self- and cross-attention: heads, relative position bias, global keys and the output projection."""
 
     def __init__(self, options: Options, dim: int) -> None:
-        """Checks the sizes that both layers take.
+        """Checks the sizes.
 
         Raises:
-            ValueError: heads that do not divide `dim`.
+            ValueError: the number of heads does not divide `dim`.
         """
         super().__init__()
         if dim % options.num_heads:
@@ -110,8 +110,8 @@ class CuboidAttention(nn.Module):
     def position_bias(self, rows: int, columns: int) -> Tensor | None:
         """Returns the bias (h, 1, rows, columns), or None in a layer without one.
 
-        Smaller cuboids use the corner of the configured cuboid's index, as checkpoints expect, although it holds their
-        offsets only if the first axis longer than 1 is the one that is clipped.
+        Smaller cuboids use the corner of the configured cuboid's index, as checkpoints expect, although this has the
+        right offsets only if the clipped axis is the first one longer than 1.
         """
         if not self.options.use_relative_pos:
             return None
@@ -124,7 +124,7 @@ class CuboidAttention(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Returns the groups of channels of the projected `x` (B, T, H, W, C), each as (B, h, N, V, d)."""
         if partition.is_padded and projection.bias is None and partition.padding_type != "nearest":
-            # Zero tokens project to zero, so padding may follow the projection and costs no products.
+            # Zero tokens project to zero, so padding may follow the projection, which saves work.
             x = partition.roll(partition.pad(projection(x)))
         else:
             x = projection(partition.roll(partition.pad(x)))
@@ -139,11 +139,11 @@ class CuboidAttention(nn.Module):
         """Returns the values (B, h, N, V_q, d) from one softmax over the cuboid's keys and the global ones.
 
         Args:
-            local: of the cuboids.
-            globals_: what they see of global vectors: queries (B, h, N, V_q, d), which are those of `local` unless the
-                layer projects its own, keys and values (B, h, G, d). Neither bias nor mask is for these.
+            local: queries, keys and values of the cuboids.
+            globals_: keys and values of the global vectors (B, h, G, d), with the queries for them (B, h, N, V_q, d),
+                which are those of `local` unless the layer has separate projections. Bias and mask do not apply.
             bias: (h, 1, V_q, V_k).
-            mask: (N, V_q, V_k), True where attention is allowed; rows in which nothing is allowed are means.
+            mask: (N, V_q, V_k), True where attention is allowed; fully masked rows are means.
         """
         query, key, value = local
         if mask is not None:
@@ -164,7 +164,7 @@ class CuboidAttention(nn.Module):
         return attend(query, key, value, scale=self.scale, bias=bias, drop=drop)
 
     def kept(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns ``make(*arguments)``, made anew only when the arguments change."""
+        """Returns ``make(*arguments)``, cached until the arguments change."""
         if torch.compiler.is_compiling():
             return make(*arguments)
         last = self._last.get(make.__name__)
@@ -191,7 +191,7 @@ class CuboidSelfAttention(CuboidAttention):
         """Makes the layer for tokens of `dim` channels and global vectors of `global_dim_ratio` * `dim`.
 
         Raises:
-            ValueError: an unknown strategy, or heads that do not divide `dim`.
+            ValueError: an unknown strategy, or a number of heads that does not divide `dim`.
         """
         super().__init__(options, dim)
         self.cuboid_size: Size3 = (cuboid_size[0], cuboid_size[1], cuboid_size[2])
@@ -232,15 +232,15 @@ class CuboidSelfAttention(CuboidAttention):
     def forward(
         self, x: Tensor, global_vectors: Tensor | None = None, *, update_globals: bool = True
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns what is to be added to `x` and, in a layer with global vectors, what is to be added to them.
+        """Returns the update of `x` and, in a layer with global vectors, that of the global vectors.
 
         Args:
             x: tokens (B, T, H, W, C).
             global_vectors: (B, G, global_dim_ratio * C), given if and only if the layer uses them.
-            update_globals: whether the second result is wanted; if not, it is zeros.
+            update_globals: whether to compute the second result; otherwise it is zeros.
 
         Raises:
-            ValueError: wrong number of channels, or global vectors missing.
+            ValueError: wrong number of channels, or missing global vectors.
         """
         if x.dim() != 5 or x.shape[-1] != self.dim:
             raise ValueError(f"self-attention: expected x (B, T, H, W, {self.dim}), found {tuple(x.shape)}")
@@ -270,7 +270,7 @@ class CuboidSelfAttention(CuboidAttention):
         return self._output(self._attend(local, seen, self._bias(partition), mask), partition), update
 
     def partition(self, x: Tensor) -> tuple[CuboidPartition, Tensor | None]:
-        """Returns how the grid of `x` (B, T, H, W, C) is cut, and the mask (N, V, V) unless everything is allowed."""
+        """Returns the partition of the grid of `x` (B, T, H, W, C), and its mask (N, V, V); None if all is allowed."""
         found: tuple[CuboidPartition, Tensor | None] = self.kept(
             self._partition, tuple(map(int, x.shape[1:4])), x.device
         )
@@ -288,16 +288,16 @@ class CuboidSelfAttention(CuboidAttention):
         return self.position_bias(partition.volume, partition.volume)
 
     def _has_partial_cuboids(self, partition: CuboidPartition) -> bool:
-        """Returns whether cuboids hold tokens only or, those behind the last full one along time, the first frames."""
+        """Returns whether the only padding is zeros at the end of time, in unshifted cuboids local along time."""
         only_time = partition.padding[0] > 0 and not any(partition.padding[1:]) and self.strategy[0] == "l"
         adds_zeros = self.qkv.bias is None and partition.padding_type != "nearest"
         return only_time and adds_zeros and not partition.is_shifted
 
     def _attend_partial_apart(self, x: Tensor, partition: CuboidPartition) -> Tensor:
-        """Returns the output for normalised `x`; partial cuboids, which share nothing with full ones, attend apart.
+        """Returns the output for normalised `x`; partial cuboids attend separately from full ones.
 
-        They have fewer queries, as what padded tokens would read is discarded, and fewer keys: padded ones score their
-        bias and have no value, so that one zero key with the bias log(sum(exp(bias))) does for all of them.
+        They need fewer queries, as the output of padded tokens is discarded, and fewer keys: the score of a padded key
+        is its bias and its value is zero, so one zero key with the bias log(sum(exp(bias))) stands for all of them.
         """
         (frames, height, width), (length, *area) = partition.shape, partition.cuboid
         full = frames // length * length
@@ -322,11 +322,11 @@ class CuboidSelfAttention(CuboidAttention):
         return self._project(partition.unpad(partition.unroll(partition.join_heads(attended))))
 
     def _project(self, x: Tensor) -> Tensor:
-        """Returns attended values (B, T, H, W, C) behind the projection, if the layer has one."""
+        """Returns attended values (B, T, H, W, C), projected if the layer has a final projection."""
         return self.proj_drop(self.proj(x)) if self.options.self_attn_use_final_proj else x
 
     def separate_update(self, g: Tensor, key: Tensor, value: Tensor, partition: CuboidPartition) -> Tensor:
-        """Returns `update` in a layer whose global vectors have projections of their own."""
+        """Returns `update` for a layer whose global vectors have separate projections."""
         (query,) = self.vector_heads(self.g2l_global_q_net(g))
         own = None
         if self.options.use_global_self_attn:
@@ -340,8 +340,8 @@ class CuboidSelfAttention(CuboidAttention):
             read.append(own)
         scores = torch.cat([(part.query * self.scale) @ part.key.transpose(-2, -1) for part in read], dim=-1)
         if self.options.padding_type == "ignore" and partition.is_padded:
-            # Cells are listed in row-major order of the rolled grid although the keys stand in cuboid order, so that
-            # other tokens than the padded ones are masked. Checkpoints were trained that way.
+            # The cells are in row-major order of the rolled grid although the keys are in cuboid order, so the wrong
+            # tokens are masked. Checkpoints were trained that way.
             real = partition.validity(scores.device).reshape(-1)
             real = F.pad(real, (0, scores.shape[-1] - len(real)), value=True)
             scores = scores.masked_fill(~real, masked_score(scores.dtype))

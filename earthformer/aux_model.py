@@ -1,4 +1,4 @@
-"""Earthformer with auxiliary input: what is known of the future (weather, terrain) drives the decoder.
+"""Earthformer with auxiliary input: known future variables (weather, terrain) drive the decoder.
 
 Source: the authors' EarthNet2021 model in their released code, after the paper.
 """
@@ -19,11 +19,11 @@ from earthformer.resampling import PatchMerging, Size4
 
 CROSS_MODES = ("up", "down", "both")
 ONLY_WITHOUT_AUXILIARY = ("dec_hierarchical_pos_embed", "z_init_method", "dec_use_first_self_attn")
-"""Options of where the plain decoder starts and of its embeddings."""
+"""Options of the plain decoder's initial tokens and embeddings."""
 
 
 class UNetDecoder(LevelDecoder):
-    """A decoder that starts from tokens at the finest level, goes down to the coarsest and up again, without skips."""
+    """A decoder that starts from tokens at the finest level, goes down to the coarsest and back up, without skips."""
 
     def __init__(self, options: Options, memory_shapes: Sequence[Size4], t_out: int, cross_mode: str) -> None:
         """Makes the blocks for memories of these shapes (T, H, W, C), fine to coarse, and `t_out` frames.
@@ -84,8 +84,8 @@ class UNetDecoder(LevelDecoder):
     ) -> Tensor | None:
         """Returns the global vectors that `level` starts from on the way up.
 
-        The authors' code keeps one entry per block of the way down but looks it up by level, so that a level
-        above deeper ones gets an earlier block's vectors. That is reproduced where the widths allow it.
+        The authors' code stores one entry per block on the way down but looks it up by level, so that a level
+        above deeper ones gets an earlier block's vectors. This is reproduced if the widths allow it.
         """
         g, own = left[level], vectors[level]
         used = self.use_self_global or (self.use_cross_global and self.up_use_cross)
@@ -137,8 +137,7 @@ class EarthformerAux(CuboidTransformer):
             input_shape: T, H, W, C of the context.
             target_shape: T, H, W, C of the forecast; H and W as in `input_shape`.
             auxiliary_channels: channels of the auxiliary frames.
-            unet_dec_cross_mode: where the decoder attends to the memories: on its way ``down``, ``up`` or
-                ``both``.
+            unet_dec_cross_mode: where the decoder attends to the memories: on its way ``down``, ``up`` or ``both``.
             **options: the fields of `earthformer.options.Options`.
 
         Raises:
@@ -160,12 +159,12 @@ class EarthformerAux(CuboidTransformer):
 
         Args:
             context: (B, T_in, H, W, C_in), in the task's units.
-            aux_context: auxiliary frames of the context, (B, any T, any H, any W, `auxiliary_channels`);
+            aux_context: auxiliary frames of the context, (B, any T, any H, any W, `auxiliary_channels`); they are
                 resized.
             aux_target: auxiliary frames of the target, likewise.
 
         Raises:
-            ValueError: `context` is not of the configured shape, or auxiliary frames have other channels.
+            ValueError: `context` does not have the configured shape, or auxiliary frames the configured channels.
         """
         self._check_context(context)
         for name, frames in (("aux_context", aux_context), ("aux_target", aux_target)):

@@ -1,7 +1,7 @@
 """Blocks: the attention layers of one pattern with their feed-forward layers and residuals.
 
-Source: Earthformer, sections 3.1 and 3.2. Activation checkpointing: level 1 recomputes the feed-forward layers in
-backward, level 2 the attention layers too.
+Source: Earthformer, sections 3.1 and 3.2. Activation checkpointing: level 1 recomputes the feed-forward layers in the
+backward pass, level 2 the attention layers too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHECKPOINT_ATTENTION = 2
 
 
 class _Block(nn.Module):
-    """What blocks share: the number of layers, and running a layer or recomputing it in backward."""
+    """Base of the blocks: the number of layers, and activation checkpointing."""
 
     def __init__(self, options: Options, pattern: SelfPattern | CrossPattern, use_inter_ffn: bool) -> None:
         """Checks the lists of `pattern`.
@@ -79,8 +79,7 @@ class SelfAttentionBlock(_Block):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the tokens (B, T, H, W, C) and, in a block with global vectors, those (B, G, r*C) after the block.
 
-        With `update_globals` False the caller ignores the global vectors that come back, and the work that only they
-        would need is left out.
+        With `update_globals` False the returned global vectors are invalid, and the work for them is skipped.
         """
         last = len(self.attn_l) - 1
         g = global_vectors

@@ -20,8 +20,8 @@ from earthformer.patterns import Size3
 class CuboidCrossAttention(CuboidAttention):
     """Attention from the tokens of each cuboid to the same cuboid of a memory and to the memory's global vectors.
 
-    Both sides are cut into `n_temporal` cuboids along time and into cuboids of `cuboid_hw` in space. The memory and its
-    global vectors are used as they come: only the queries are normalised.
+    Both sides are cut into `n_temporal` cuboids along time and into cuboids of `cuboid_hw` in space. Only the queries
+    are normalised, not the memory and its global vectors.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CuboidCrossAttention(CuboidAttention):
         """Makes the layer for tokens of `dim` channels and fewer than `max_temporal_relative` frames on both sides.
 
         Raises:
-            ValueError: an unknown strategy, no cuboid along time, or heads that do not divide `dim`.
+            ValueError: an unknown strategy, no cuboid along time, or a number of heads that does not divide `dim`.
         """
         super().__init__(options, dim)
         if n_temporal < 1:
@@ -70,16 +70,16 @@ class CuboidCrossAttention(CuboidAttention):
         self.norm = make_norm(options.norm_layer, dim, mode=options.norm_init_mode)
 
     def forward(self, x: Tensor, mem: Tensor, mem_global_vectors: Tensor | None = None) -> Tensor:
-        """Returns what is to be added to `x`.
+        """Returns the update of `x`.
 
         Args:
             x: queries (B, T_x, H, W, C).
             mem: memory (B, T_mem, H, W, C).
-            mem_global_vectors: (B, G, global_dim_ratio * C), needed if the layer uses them, else ignored.
+            mem_global_vectors: (B, G, global_dim_ratio * C), required if the layer uses them, otherwise ignored.
 
         Raises:
-            ValueError: shapes that do not belong together, more frames than relative positions, a grid that needs
-                padding of another type than ``ignore``, or global vectors missing.
+            ValueError: shapes that do not fit together, more frames than relative positions, a grid that needs padding
+                of another type than ``ignore``, or missing global vectors.
         """
         mem, queries, memory, mask = self.partitions(x, mem)
         if self.use_global_vector and mem_global_vectors is None:
@@ -96,14 +96,14 @@ class CuboidCrossAttention(CuboidAttention):
                 seen = Projected(query, *self.vector_heads(self.kv_proj(mem_global_vectors)))
         attended = self._attend(local, seen, self.position_bias(queries.volume, memory.volume), mask)
         if seen is None and mask is not None and memory.is_padded:
-            # A cuboid of the memory may be all padding.
+            # A cuboid of the memory may consist of padding only.
             attended = attended * mask.any(dim=-1, keepdim=True)
         x = queries.unpad(queries.unroll(queries.join_heads(attended)))
         out: Tensor = self.proj_drop(self.proj(x))
         return out
 
     def partitions(self, x: Tensor, mem: Tensor) -> tuple[Tensor, CuboidPartition, CuboidPartition, Tensor | None]:
-        """Returns the frames of the memory that are read, how `x` and they are cut, and the mask (N, V_x, V_mem).
+        """Returns the memory frames that are read, the partitions of `x` and of these, and the mask (N, V_x, V_mem).
 
         The mask is None if everything is allowed.
 
@@ -142,7 +142,7 @@ class CuboidCrossAttention(CuboidAttention):
         return queries, memory, cross_attention_mask(queries, memory, device)
 
     def _partition(self, shape: Size3, *, t_pad_left: bool = False) -> CuboidPartition:
-        # Along time the number of cuboids is given, and with it their length.
+        # Along time the number of cuboids is given, which determines their length.
         padding = missing_to_multiple(shape, (self.n_temporal, *self.cuboid_hw))
         cuboid = ((shape[0] + padding[0]) // self.n_temporal, *self.cuboid_hw)
         return CuboidPartition(

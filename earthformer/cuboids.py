@@ -1,6 +1,6 @@
-"""Cut a tensor (B, T, H, W, C) into cuboids and put it back; padding, shift, masks and relative positions.
+"""Cutting a tensor (B, T, H, W, C) into cuboids and back; padding, shift, masks and relative positions.
 
-A `CuboidPartition` fixes one decomposition of one grid. `decompose` turns a tensor into cuboids (B, N, V, C), N cuboids
+A `CuboidPartition` is one decomposition of one grid. `decompose` turns a tensor into cuboids (B, N, V, C), N cuboids
 of V tokens, and `merge` is its inverse; both are differentiable.
 
 Source: Earthformer, section 3.1 ("decompose", "attend", "merge"); padding, masks and the order of cuboids and tokens
@@ -21,8 +21,8 @@ from earthformer.patterns import Size3
 
 STRATEGIES = ("l", "d")
 
-# Axes of the seven-fold split (B, [two per axis of T, H, W], C): where the index of the cuboid and the place
-# inside it stand. A local axis is (cuboid, place), a dilated one (place, cuboid).
+# Each of T, H, W is split into two axes, the index of the cuboid and the position inside it. A local axis is
+# (cuboid, position), a dilated one (position, cuboid).
 _CUBOID_AXIS = {"l": 1, "d": 2}
 _PLACE_AXIS = {"l": 2, "d": 1}
 
@@ -31,7 +31,7 @@ def check_strategy(strategy: Sequence[str]) -> tuple[str, str, str]:
     """Returns `strategy` as a tuple of three letters, one each for T, H and W.
 
     Raises:
-        ValueError: there are not three, or one is neither "l" nor "d".
+        ValueError: there are not three letters, or one is neither "l" nor "d".
     """
     if len(strategy) != 3 or any(letter not in STRATEGIES for letter in strategy):
         raise ValueError(f"strategy: expected 'l' or 'd' for each of T, H, W, found {tuple(strategy)}")
@@ -39,7 +39,7 @@ def check_strategy(strategy: Sequence[str]) -> tuple[str, str, str]:
 
 
 def missing_to_multiple(shape: Sequence[int], factor: Sequence[int]) -> Size3:
-    """Returns how many cells each axis of `shape` (T, H, W) lacks to be a multiple of `factor`."""
+    """Returns how many cells must be added to each axis of `shape` (T, H, W) for a multiple of `factor`."""
     return _three((-length) % step for length, step in zip(shape, factor, strict=True))
 
 
@@ -105,9 +105,9 @@ class CuboidPartition:
         padding: Size3 | None = None,
         t_pad_left: bool = False,
     ) -> None:
-        """Fixes the decomposition of a grid of `shape`; see the class for the arguments.
+        """Defines the decomposition of a grid of `shape`; see the class for the arguments.
 
-        Without `padding` each axis is enlarged to the next multiple of the cuboid.
+        Without `padding`, each axis is enlarged to the next multiple of the cuboid.
         """
         self.shape = shape
         self.cuboid = cuboid
@@ -125,7 +125,7 @@ class CuboidPartition:
         for axis, letter in enumerate(strategy):
             count_first = letter == "l"
             self._split_shape += [self.counts[axis], cuboid[axis]] if count_first else [cuboid[axis], self.counts[axis]]
-            # Where each axis of the split stands in (counts, cuboid), behind the batch.
+            # Position of each axis of the split in (batch, counts, cuboid).
             self._merge_axes += [1 + axis, 4 + axis] if count_first else [4 + axis, 1 + axis]
         self._cuboid_axes = [2 * axis + _CUBOID_AXIS[letter] for axis, letter in enumerate(strategy)]
         self._place_axes = [2 * axis + _PLACE_AXIS[letter] for axis, letter in enumerate(strategy)]
@@ -149,13 +149,13 @@ class CuboidPartition:
         return unpad(x, self.padding, self.padding_type)
 
     def roll(self, x: Tensor) -> Tensor:
-        """Returns `x` (B, T', H', W', C) moved so that shifted cuts become unshifted ones."""
+        """Returns `x` (B, T', H', W', C) rolled so that shifted cuts become unshifted ones."""
         if not self.is_shifted:
             return x
         return torch.roll(x, shifts=tuple(-step for step in self.shift), dims=(1, 2, 3))
 
     def unroll(self, x: Tensor) -> Tensor:
-        """Returns `x` (B, T', H', W', C) moved back from `roll`."""
+        """Returns `x` (B, T', H', W', C) rolled back: the inverse of `roll`."""
         return torch.roll(x, shifts=self.shift, dims=(1, 2, 3)) if self.is_shifted else x
 
     def split(self, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class CuboidPartition:
         """Returns the cuboids (B, N, V, C) of `x` (B, T, H, W, C).
 
         Raises:
-            ValueError: the grid of `x` is not the one of this partition.
+            ValueError: the grid of `x` is not that of this partition.
         """
         if tuple(x.shape[1:4]) != self.shape:
             raise ValueError(f"partition: expected a grid (T, H, W) of {self.shape}, found {tuple(x.shape[1:4])}")
@@ -242,11 +242,11 @@ def cross_attention_mask(
 ) -> Tensor:
     """Returns booleans (N, V_x, V_mem), True where a query may attend to a token of the memory.
 
-    Both must come from the same region of H and W and hold data (whatever the padding type: other types are
-    refused by the layer where anything is padded).
+    Both must come from the same region of H and W and hold data (whatever the padding type: if anything is padded, the
+    layer refuses types other than ``ignore``).
     """
-    # Cuboids differ in length along T only, along which cross-attention does not shift: rows of one cuboid
-    # and columns of the other can be compared by the region of their place in the frame.
+    # The cuboids differ in length only along T, along which cross-attention does not shift, so rows and columns can be
+    # compared by the regions of their positions in the frame.
     rows, columns = queries.regions(device), memory.regions(device)
     mask = rows[:, :, None] == columns[:, None, :]
     return mask & queries.valid_tokens(device)[:, :, None] & memory.valid_tokens(device)[:, None, :]
@@ -267,7 +267,7 @@ def relative_position_index(size: Size3) -> Tensor:
 
 
 def __getattr__(name: str) -> Any:
-    """Returns what had another name until this version."""
+    """Returns deprecated names, with a warning."""
     if name == "Cut":
         warnings.warn("earthformer.cuboids.Cut is now CuboidPartition", DeprecationWarning, stacklevel=2)
         return CuboidPartition

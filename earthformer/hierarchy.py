@@ -37,7 +37,7 @@ class Encoder(nn.Module):
                 self.memory_shapes.append(layer.output_shape(self.memory_shapes[-1]))
             self.down_layers = nn.ModuleList(merging)
             if self.use_global_vector:
-                # Keep torch's default initialisation, as in the authors' code.
+                # These keep torch's default initialisation, as in the authors' code.
                 self.down_layer_global_proj = nn.ModuleList(
                     nn.Linear(ratio * fine, ratio * coarse) for fine, coarse in steps
                 )
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         With `keep_globals` False the returned global vectors are not used, and their last update is skipped.
 
         Raises:
-            ValueError: `x` (B, T, H, W, C) is not of the configured shape.
+            ValueError: `x` (B, T, H, W, C) does not have the configured shape.
         """
         if tuple(x.shape[1:]) != self.input_shape:
             raise ValueError(f"encoder: expected tokens {self.input_shape}, found {tuple(x.shape[1:])}")
@@ -93,10 +93,10 @@ class Encoder(nn.Module):
 
 
 class LevelDecoder(nn.Module):
-    """What decoders share: the blocks of a level and the steps between levels."""
+    """Base of the decoders: the blocks of a level and the steps between levels."""
 
     def __init__(self, options: Options, memory_shapes: Sequence[Size4], t_out: int) -> None:
-        """Keeps what the blocks are made of: the memories' shapes (T, H, W, C), fine to coarse, and target frames.
+        """Stores the memories' shapes (T, H, W, C), fine to coarse, and the number of target frames.
 
         Raises:
             ValueError: options that do not fit the number of levels.
@@ -111,7 +111,7 @@ class LevelDecoder(nn.Module):
     def _self_blocks(self, counts: Sequence[int]) -> nn.ModuleList:
         """Returns new self-attention blocks, as many per level as `counts` says."""
         options = self.options
-        # Patterns see the encoder's number of frames, not the decoder's: checkpoints were trained that way.
+        # Patterns get the encoder's number of frames, not the decoder's: checkpoints were trained that way.
         patterns = options.self_patterns("dec_self", self.memory_shapes)
         return nn.ModuleList(
             nn.ModuleList(
@@ -153,7 +153,7 @@ class LevelDecoder(nn.Module):
         )
 
     def _attend(self, block: nn.Module, x: Tensor, g: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """Returns tokens and global vectors after a self-attention block; `wanted`: someone reads the latter."""
+        """Returns tokens and global vectors after a self-attention block; `wanted`: whether the latter are used."""
         if not self.use_self_global or g is None:
             return block(x), g
         wanted = wanted and self.options.dec_self_update_global
@@ -181,7 +181,7 @@ class Decoder(LevelDecoder):
         if options.dec_hierarchical_pos_embed and top == 0:
             raise ValueError("dec_hierarchical_pos_embed: expected at least 2 levels, found 1")
         counts = list(options.dec_depth)
-        # The coarsest level starts with cross-attention: its initial tokens have nothing to tell each other.
+        # The coarsest level starts with cross-attention: self-attention of its initial tokens would be useless.
         self.lead = not options.dec_use_first_self_attn
         counts[top] -= self.lead
         self.self_blocks = self._self_blocks(counts)

@@ -21,7 +21,7 @@ POSITION_TYPES = ("t+h+w", "t+hw")
 LINEAR_MODES = ("0", "1")
 ONLY_MODE = ("0",)
 EMBEDDING_STD = 0.02
-CACHED_ELEMENTS = 2**20  # hidden channels of some tokens, in float32: 4 MiB
+CACHED_ELEMENTS = 2**20  # hidden activations computed at a time on a CPU: 4 MiB in float32
 # Slope of the leaky rectifier that fan-out initialisation assumes.
 LEAKY_SLOPE = 0.1
 
@@ -126,7 +126,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Returns `x` with each element zeroed with probability `p` in training, and the others scaled by 1 / (1 - p)."""
     if not training or p == 0 or p == 1 or x.device.type != "cpu":
         return F.dropout(x, p, training)
-    # On CPUs a uniform draw takes half the time of a Bernoulli draw, and a product with numbers less than one with
+    # On CPUs, a uniform draw takes half the time of a Bernoulli draw, and multiplying by numbers is faster than by
     # booleans, forward and backward.
     return x * torch.rand(x.shape).ge_(p).to(x.dtype).mul_(1 / (1 - p))
 
@@ -158,12 +158,12 @@ class FeedForward(nn.Module):
         """Makes the layer for tokens of `units` channels.
 
         Args:
-            options: of the model.
-            units: channels.
-            hidden_size: channels inside, by default four times `units`.
-            activation_dropout: inside, by default as behind the layer.
-            eps: of the norm.
-            pre_norm: whether the norm is before the layer rather than behind the residual.
+            options: hyperparameters of the model.
+            units: input and output channels.
+            hidden_size: hidden channels, by default four times `units`.
+            activation_dropout: dropout after the activation, by default the same as after the layer.
+            eps: epsilon of the norm.
+            pre_norm: whether the norm is before the layer rather than after the residual.
 
         Raises:
             ValueError: unknown activation, norm or initialisation mode.
@@ -186,12 +186,12 @@ class FeedForward(nn.Module):
         """Returns `x` (..., C) plus its transformation."""
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.transform(x)
-        # Forecasts on a CPU: some tokens at a time, so that their hidden channels stay in the cache.
+        # For forecasts on a CPU: some tokens at a time, so that their hidden activations stay in the cache.
         tokens = max(1, CACHED_ELEMENTS // self.ffn_1.out_features)
         return torch.cat([self.transform(part) for part in x.reshape(-1, x.shape[-1]).split(tokens)]).view(x.shape)
 
     def transform(self, x: Tensor) -> Tensor:
-        """Returns `forward(x)` of all tokens at a time."""
+        """Returns `forward(x)`, computed for all tokens at once."""
         u = self.layer_norm(x) if self.pre_norm else x
         if self.ffn_1_gate is None:
             hidden = self.activation(self.ffn_1(u))
@@ -226,7 +226,7 @@ class PositionEmbedding(nn.Module):
             nn.init.trunc_normal_(table.weight, std=EMBEDDING_STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns `x` (B, T, H, W, C) with the embedding of its place added to each token.
+        """Returns `x` (B, T, H, W, C) with the embedding of its position added to each token.
 
         Raises:
             ValueError: the grid of `x` is larger than the tables.
@@ -242,7 +242,7 @@ class PositionEmbedding(nn.Module):
 
 
 class HasReference(nn.Module):
-    """A model with a plain formulation: the one that the costs in the papers were counted on.
+    """A model with a plain formulation: the one whose cost the papers report.
 
     Attributes:
         plain: whether ``forward`` runs the plain formulation; set by `reference`.

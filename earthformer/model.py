@@ -28,7 +28,7 @@ def _checked_shape(name: str, shape: Sequence[int]) -> Size4:
 
 
 class CuboidTransformer(HasReference):
-    """What the models share: first and last stage, encoder, embeddings and the global vectors.
+    """Base of the models: first and last stage, encoder, embeddings and global vectors.
 
     Attributes:
         input_shape: T, H, W, C of the context.
@@ -148,10 +148,10 @@ class Earthformer(CuboidTransformer):
         "tiny": {"base_units": 16, "num_heads": 2, "enc_depth": [1, 1], "dec_depth": [1, 1]},
     }
 
-    # Where the fields behind `**options` are described, for who lists hyperparameters without importing torch.
+    # Where the fields behind `**options` are described, for listing hyperparameters without importing torch.
     options_class: ClassVar[str] = "earthformer.options:Options"
 
-    # The decoder takes no global vectors from the encoder's last layer where it has none of its own to update.
+    # If the decoder does not use global vectors, those of the encoder's last layer are not read.
     parameters_without_gradient: ClassVar[tuple[str, ...]] = (
         "encoder.blocks.*.attn_l.*.global_proj.*",
         "encoder.blocks.*.attn_l.*.g2*",
@@ -180,7 +180,7 @@ class Earthformer(CuboidTransformer):
         """Returns the forecast (B, T_out, H, W, C_out) of `context` (B, T_in, H, W, C_in), in its units.
 
         Raises:
-            ValueError: `context` is not of the configured shape.
+            ValueError: `context` does not have the configured shape.
         """
         self._check_context(context)
         memories, vectors = self._encode(self.enc_pos_embed(self.initial_encoder(context)))

@@ -31,10 +31,10 @@ def as_scale(scale: int | Sequence[int]) -> Size3:
 
 
 def _per_level(name: str, value: Any, levels: int, *, depth: int) -> list[Any]:
-    """Returns the entries of `value` if lists stand `depth` deep in it, one per level; else `value` for every level.
+    """Returns the entries of `value`, one per level, if lists are nested `depth` deep; else `value` for every level.
 
     Raises:
-        ValueError: another number of entries than levels.
+        ValueError: the number of entries is not that of levels.
     """
     inner = value
     for _ in range(depth):
@@ -48,7 +48,7 @@ def _per_level(name: str, value: Any, levels: int, *, depth: int) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Everything but the shapes that makes an Earthformer; the defaults work for any shape.
+    """All hyperparameters of an Earthformer except the shapes; the defaults work for any shape.
 
     Attributes:
         base_units: channels of the finest level; with stage ``conv`` a multiple of 16.
@@ -57,19 +57,19 @@ class Options:
         scale_alpha: exponent of the growth of the channels.
         num_heads: attention heads at every level.
         attn_drop: dropout of attention weights.
-        proj_drop: dropout behind the projections of attention layers.
-        ffn_drop: dropout inside and behind feed-forward layers.
+        proj_drop: dropout after the projections of attention layers.
+        ffn_drop: dropout inside and after feed-forward layers.
         downsample: factor between levels: s for (1, s, s), or one factor for each of T, H, W.
         downsample_type: only ``patch_merge``.
         upsample_type: only ``upsample``.
-        upsample_kernel_size: kernel of the convolutions behind up-sampling between levels.
+        upsample_kernel_size: kernel of the convolutions after up-sampling between levels.
         enc_depth: blocks per level of the encoder.
         enc_attn_patterns: name of the encoder's pattern, or one name per level; None for the explicit lists
             below.
         enc_cuboid_size: cuboids (T, H, W), one per layer, or a list of those per level.
         enc_cuboid_strategy: strategies likewise.
         enc_shift_size: shifts likewise.
-        enc_use_inter_ffn: a feed-forward layer behind each attention layer rather than behind each block.
+        enc_use_inter_ffn: a feed-forward layer after each attention layer rather than after each block.
         dec_depth: blocks per level of the decoder.
         dec_cross_start: finest level with cross-attention.
         dec_self_attn_patterns: as `enc_attn_patterns`, for the decoder's self-attention.
@@ -89,12 +89,12 @@ class Options:
         z_init_method: where the decoder starts: ``zeros`` (position embeddings only), or the coarsest memory's frames
             resized (``nearest_interp``), its ``last`` frame or its ``mean``.
         num_global_vectors: global vectors, 0 for none.
-        use_dec_self_global: whether the decoder's self-attention has them too.
-        dec_self_update_global: whether it hands its updated vectors to the next blocks of the level.
-        use_dec_cross_global: whether cross-attention reads them.
+        use_dec_self_global: whether the decoder's self-attention has global vectors too.
+        dec_self_update_global: whether it passes its updated vectors to the next blocks of the level.
+        use_dec_cross_global: whether cross-attention reads global vectors.
         use_global_vector_ffn: feed-forward layers for global vectors.
         use_global_self_attn: whether global vectors attend to one another.
-        separate_global_qkv: projections of their own for attention to and from global vectors.
+        separate_global_qkv: separate projections for attention to and from global vectors.
         global_dim_ratio: channels of a global vector over those of a token; other than 1 needs
             `separate_global_qkv`.
         initial_downsample_type: ``conv`` or ``stack_conv``.
@@ -114,12 +114,12 @@ class Options:
         pos_embed_type: ``t+h+w`` or ``t+hw``.
         checkpoint_level: 0 keeps all activations, 1 recomputes feed-forward layers, 2 attention layers too.
         use_relative_pos: relative position bias.
-        self_attn_use_final_proj: projection behind self-attention.
+        self_attn_use_final_proj: projection after self-attention.
         attn_linear_init_mode: initialisation of projections to queries, keys and values, "0" or "1".
-        ffn_linear_init_mode: of feed-forward layers and final projections, "0" or "1".
-        conv_init_mode: of up-sampling convolutions, "0".
-        down_up_linear_init_mode: of patch merging and the last projection, "0" or "1".
-        norm_init_mode: of norms, "0".
+        ffn_linear_init_mode: initialisation of feed-forward layers and final projections, "0" or "1".
+        conv_init_mode: initialisation of up-sampling convolutions, "0".
+        down_up_linear_init_mode: initialisation of patch merging and the last projection, "0" or "1".
+        norm_init_mode: initialisation of norms, "0".
     """
 
     base_units: int = 64
@@ -227,7 +227,7 @@ class Options:
 
         Args:
             part: ``enc`` or ``dec_self``.
-            shapes: of the encoder's levels. Those count for the decoder too: checkpoints were trained that way.
+            shapes: shapes of the encoder's levels, for the decoder too: checkpoints were trained that way.
 
         Raises:
             ValueError: an unknown pattern, or lists that do not fit the number of levels.
@@ -267,12 +267,12 @@ class Options:
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether queries, keys and values have biases: the authors' layers can, their models never do."""
+        """Whether queries, keys and values have biases: possible in the authors' layers, never used by their models."""
         return False
 
     @property
     def qk_scale(self) -> float | None:
-        """Factor of the scores, None for one over the root of the head size: never set in the authors' models."""
+        """Factor of the scores, None for 1/sqrt(head size); never set in the authors' models."""
         return None
 
 

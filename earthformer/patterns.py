@@ -259,7 +259,7 @@ def cuboid_labels(
 ) -> npt.NDArray[np.int64]:
     """Returns an array (T, H, W) with the number of the cuboid that each cell of the grid belongs to.
 
-    Cuboids are numbered in row-major order (T, H, W), counting those that hold padding only. With padding
+    Cuboids are numbered in row-major order (T, H, W), including those with padding only. With padding
     ``nearest`` the number is that of the cuboid from which the cell's output is read.
     """
     grid = _grid(shape)
@@ -275,7 +275,7 @@ def cuboid_labels(
 
 
 def self_pattern_labels(name: str, shape: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-    """Return, for each layer of self-attention pattern `name`, the (T, H, W) array of cuboid numbers.
+    """Returns, for each layer of self-attention pattern `name`, the (T, H, W) array of cuboid numbers.
 
     Raises:
         ValueError: the pattern is unknown or the shape has no positive T, H, W.
@@ -284,7 +284,7 @@ def self_pattern_labels(name: str, shape: Sequence[int]) -> list[npt.NDArray[np.
 
 
 def cross_pattern_labels(name: str, shape: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-    """Return, for each layer of cross-attention pattern `name`, the (T, H, W) array of cuboid numbers of the queries.
+    """Returns, for each layer of cross-attention pattern `name`, the (T, H, W) array of cuboid numbers of the queries.
 
     Raises:
         ValueError: the pattern is unknown or the shape has no positive T, H, W.

@@ -1,7 +1,7 @@
 """Pictures of cuboid patterns: cells of the grid that attend to one another have one colour.
 
-Needs no torch, and matplotlib only when something is drawn. The drawing stands here and not in the harness because
-it needs nothing but the patterns; the harness finds it under the entry point group ``earthbench.pictures``.
+It needs no torch, and matplotlib only for drawing. It is part of this package and not of the harness because it needs
+nothing but the patterns; the harness finds it through the entry point group ``earthbench.pictures``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Point = tuple[float, float]
 DEFAULT_SIZE: patterns.Size3 = (6, 4, 4)
 _MOST_CELLS = 20_000
 
-# A frame leans back: one column goes this far right and up, one row straight down.
+# Frames are drawn in perspective: the step of a column, right and up; a row goes straight down.
 _COLUMN: Point = (0.6, 0.34)
-_FRAME_GAP = 0.15  # of a frame's width, and at least so many cells
+_FRAME_GAP = 0.15  # share of a frame's width, and at least this many cells
 _INCHES_PER_CELL = 0.34
 _LARGEST_INCHES = (16.0, 20.0)
 _LINE_INCHES = 0.26
 
-# The golden ratio's fraction spreads any number of hues evenly; neighbouring numbers differ in tone besides.
+# Steps of the golden ratio spread any number of hues evenly; neighbouring numbers also differ in tone.
 _HUE_STEP = 0.6180339887
 _TONES = ((0.62, 0.62), (0.46, 0.50), (0.78, 0.72))  # lightness, saturation
 
@@ -45,7 +45,7 @@ class CuboidPatterns:
 
     @staticmethod
     def describe(name: str, size: Sequence[int] = DEFAULT_SIZE) -> dict[str, Any]:
-        """Returns what `name` does on a grid of `size` (T, H, W), as plain values.
+        """Returns a description of `name` on a grid of `size` (T, H, W), as plain values.
 
         Raises:
             ValueError: the pattern is unknown or the size has no positive T, H, W.
@@ -61,8 +61,8 @@ class CuboidPatterns:
     def draw(name: str, form: str = "png", size: Sequence[int] = DEFAULT_SIZE) -> bytes:
         """Returns a picture file of the cuboids of pattern `name` on a grid of `size` (T, H, W).
 
-        One row per attention layer, frames from left to right; cells of one colour attend to one another. Of a
-        cross-attention pattern the cuboids of the queries are drawn. `form` is a format such as png, svg or pdf.
+        One row per attention layer, frames from left to right; cells of one colour attend to one another. For a
+        cross-attention pattern, the cuboids of the queries are drawn. `form` is a format such as png, svg or pdf.
 
         Raises:
             ValueError: unknown pattern or format, a size without positive T, H, W, or with too many cells to be seen.
@@ -85,7 +85,7 @@ def _in_words(size: str, strategy: Sequence[str], shift: Sequence[int], count: i
 
 
 def _layers(name: str, size: Sequence[int]) -> list[tuple[str, Labels]]:
-    """Return, for each attention layer, what it does in words and the (T, H, W) array of its groups of cells."""
+    """Returns, for each attention layer, its description and the (T, H, W) array of its groups of cells."""
     if name in patterns.self_pattern_names():
         cuts = list(zip(*patterns.self_pattern(name, size), strict=True))
         subjects = [f"cuboids of {_times(cuboid)}" for cuboid, _, _ in cuts]
@@ -102,7 +102,7 @@ def _layers(name: str, size: Sequence[int]) -> list[tuple[str, Labels]]:
 
 
 def _sides(size: Sequence[int], cuboid: Sequence[int], strategy: Sequence[str], shift: Sequence[int]) -> Labels:
-    """Returns an array (T, H, W): 1 (T) + 2 (H) + 4 (W) where a cell was rolled round the end of the axis.
+    """Returns an array (T, H, W): the sum of 1 (T), 2 (H) and 4 (W) for the axes along which a cell wraps around.
 
     A shifted cuboid at the border holds cells of both ends of an axis, which do not attend to one another.
     """
@@ -133,7 +133,7 @@ def _draw(name: str, layers: Sequence[tuple[str, Labels]], size: Sequence[int], 
     frame = w * _COLUMN[0] * (1 + _FRAME_GAP) + _FRAME_GAP
     tall = h + w * _COLUMN[1]
     scale = min(_INCHES_PER_CELL, _LARGEST_INCHES[0] / (t * frame), _LARGEST_INCHES[1] / (len(layers) * tall))
-    line = _LINE_INCHES / scale  # of text, in cells
+    line = _LINE_INCHES / scale  # height of a text line, in cells
     width = max(t * frame, 17 * line)
     height = len(layers) * (tall + 1.8 * line) + 2.4 * line
     figure = Figure(figsize=((width + line) * scale, height * scale))

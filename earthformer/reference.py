@@ -1,8 +1,8 @@
-"""The plain formulation of cuboid attention and up-sampling, to count and to compare with.
+"""The plain formulation of cuboid attention and up-sampling, for counting and for comparison.
 
-It is the one that the papers' costs were counted on: padded tokens are projected too, a mask is applied to every score,
-global vectors are updated even where they are not read, and up-sampling is followed by a convolution. The layers
-themselves give the same values and gradients to round-off.
+It is the one whose cost the papers report: padded tokens are projected too, a mask is applied to every score, global
+vectors are updated even if they are not read, and up-sampling is followed by a convolution. The fast layers give the
+same values and gradients up to rounding errors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from earthformer.resampling import Upsample
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the softmax of `scores` over the last axis, 0 where `mask` is False, even in rows that are all False."""
+    """Returns the softmax of `scores` over the last axis, 0 where `mask` is False, even in fully masked rows."""
     if mask is None:
         return torch.softmax(scores, dim=-1)
     scores = scores.masked_fill(torch.logical_not(mask), masked_score(scores.dtype))
@@ -34,7 +34,7 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 def _attention(
     layer: CuboidAttention, local: Projected, seen: Projected | None, bias: Tensor | None, mask: Tensor, drop: nn.Module
 ) -> Tensor:
-    """Returns the attended values (B, N, V_q, h*d) of cuboids and of the global vectors that they see."""
+    """Returns the attended values (B, N, V_q, h*d) from the cuboids and the global vectors that they see."""
     scores = (local.query * layer.scale) @ local.key.transpose(-2, -1)
     value = local.value
     if bias is not None:

@@ -1,7 +1,7 @@
-"""Coarser and finer grids: patch merging, up-sampling with convolutions, and the stages between pixels and tokens.
+"""Changes of the grid: patch merging, up-sampling with convolutions, and the stages between pixels and tokens.
 
 The first stage ``conv`` is convolutions at full resolution and one merge, the last one up-sampling and convolutions;
-``stack_conv`` is the same in several steps, with few channels where there are many pixels.
+``stack_conv`` is the same in several steps, with fewer channels at higher resolution.
 
 Source: Earthformer, section 3.2 and the appendix on architectures; padding and sizes as in the authors' released code.
 """
@@ -23,9 +23,9 @@ Size4 = tuple[int, int, int, int]
 
 CONV_STAGE_GROUPS = 16
 CHANNELS_PER_GROUP = 4
-# Pixels that two convolutions 3x3 look across.
+# Outermost pixels that decide a border pixel after two 3x3 convolutions; smaller frames are not composed.
 _SMALLEST_COMPOSED = 3
-# Fewer products alone do not make up for the less regular loops of a transposed convolution.
+# Required ratio of products, because the loops of a transposed convolution are less regular.
 _COMPOSITION_GAIN = 1.4
 
 
@@ -58,7 +58,7 @@ class PatchMerging(nn.Module):
         """Returns the merged tokens of `x` (B, T, H, W, C): each axis divided by its factor, rounded up.
 
         Raises:
-            ValueError: the number of frames alone is not a multiple of its factor (as in the authors' code, which pads
+            ValueError: only the number of frames is not a multiple of its factor (as in the authors' code, which pads
                 frames only together with rows or columns).
         """
         batch, channels = x.shape[0], x.shape[-1]
@@ -75,9 +75,9 @@ class PatchMerging(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Resizes each frame to the nearest source pixel, then convolves it.
+    """Resizes each frame by nearest-neighbour interpolation, then convolves it.
 
-    On CPUs the two are one transposed convolution of the source, whose taps are sums of the taps that read the same
+    On CPUs both are one transposed convolution of the source, whose taps are sums of the taps that read the same
     source pixel.
     """
 
@@ -113,17 +113,17 @@ class Upsample(nn.Module):
         return frames.permute(0, 2, 3, 1).unflatten(0, (-1, self.target_size[0]))
 
     def _whole_scale(self, frames: Tensor) -> tuple[int, int] | None:
-        """Returns how often rows and columns of `frames` (B, C, H, W) are repeated, or None if not evenly."""
+        """Returns how often rows and columns of `frames` (B, C, H, W) are repeated; None if the ratio is no integer."""
         rows, columns = self.target_size[1], self.target_size[2]
         h, w = int(frames.shape[2]), int(frames.shape[3])
         return (rows // h, columns // w) if rows % h == 0 and columns % w == 0 else None
 
     def followed_by(self, x: Tensor, conv: nn.Conv2d) -> Tensor | None:
-        """Returns ``conv`` of ``forward(x)`` as (B, T, H', W', C_out) in one pass, or None where that does not pay.
+        """Returns ``conv`` of ``forward(x)`` as (B, T, H', W', C_out) in one pass, or None if that is not faster.
 
-        No non-linearity is between the two convolutions 3x3, so away from the border they are one of 5x5, which in turn
-        is one transposed convolution of `x`. At the border the second convolution sees zeros where the first would go
-        on; those pixels are computed by themselves.
+        There is no non-linearity between the two 3x3 convolutions, so away from the border they are one of 5x5, which
+        in turn is one transposed convolution of `x`. At the border the second convolution sees zeros where the first
+        one would have values; those pixels are computed separately.
         """
         frames = x.flatten(0, 1).permute(0, 3, 1, 2)
         scale = self._whole_scale(frames)
@@ -146,7 +146,7 @@ class Upsample(nn.Module):
         return out.view(-1, self.target_size[0], h, w, channels)
 
     def _border(self, frames: Tensor, scale: tuple[int, int], conv: nn.Conv2d) -> Tensor:
-        """Returns the border pixels (B*T, P, C_out): first row, last row, first and last column without their ends."""
+        """Returns the border pixels (B*T, P, C_out): first and last row, first and last column without their ends."""
         h, w = int(frames.shape[2]), int(frames.shape[3])
         # Source rows and columns under the three outermost pixels, which decide the outermost one.
         rows, columns = (-(-_SMALLEST_COMPOSED // step) for step in scale)
@@ -195,7 +195,7 @@ def _compose(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _composition_pays(scale: tuple[int, int], c_in: int, c_middle: int, c_out: int) -> bool:
-    """Returns whether two convolutions 3x3 behind up-sampling by `scale` are worth running as one of 5x5.
+    """Returns whether two 3x3 convolutions after up-sampling by `scale` are faster as one 5x5 convolution.
 
     Compares multiply-adds per pixel of the two forms, both with the up-sampling folded in.
     """
@@ -204,7 +204,7 @@ def _composition_pays(scale: tuple[int, int], c_in: int, c_middle: int, c_out: i
 
 
 class FrameConvolutions(nn.Sequential):
-    """Convolutions 3x3 applied to each frame, each followed by a group norm and an activation."""
+    """3x3 convolutions of each frame, each followed by a group norm and an activation."""
 
     def __init__(self, in_dim: int, out_dim: int, count: int, groups: int, activation: str) -> None:
         """Makes `count` convolutions, the first from `in_dim` channels, with torch's default initialisation.
@@ -233,7 +233,7 @@ class FrameConvolutions(nn.Sequential):
 
 
 def _upsample_then_convolve(x: Tensor, upsample: Upsample, convolutions: FrameConvolutions) -> Tensor:
-    """Returns ``convolutions(upsample(x))``, with the two convolutions that meet in one pass where that pays."""
+    """Returns ``convolutions(upsample(x))``, with the two adjacent convolutions in one pass if that is faster."""
     if len(convolutions):
         first = convolutions[0]
         assert isinstance(first, nn.Conv2d)
@@ -338,7 +338,7 @@ class FinalStackDecoder(nn.Module):
     """Last stage ``stack_conv``: up-sampling and convolutions, several times."""
 
     def __init__(self, options: Options, targets: Sequence[Sequence[int]], in_channels: int) -> None:
-        """Makes one step per target (T, H, W, C), coarse to fine, with the first stage's convolutions backwards.
+        """Makes one step per target (T, H, W, C), coarse to fine, with the first stage's convolutions in reverse order.
 
         Raises:
             ValueError: fewer numbers of convolutions than targets, or an unknown activation.
@@ -380,7 +380,7 @@ def make_initial_stage(options: Options, channels: int) -> InitialEncoder | Init
 def make_final_stage(
     options: Options, initial: InitialEncoder | InitialStackEncoder, target_shape: Size4
 ) -> tuple[FinalDecoder | FinalStackDecoder, int]:
-    """Returns the last stage for pixels of the target (T, H, W, C), and the channels of what it returns."""
+    """Returns the last stage for pixels of the target (T, H, W, C), and the number of channels that it returns."""
     if isinstance(initial, InitialEncoder):
         return FinalDecoder(options, target_shape[:3]), options.base_units
     # Grids of the target before each merge, fine to coarse, with the channels that the merge came from.

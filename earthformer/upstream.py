@@ -1,4 +1,4 @@
-"""Reads the authors' configs and checkpoints, and write checkpoints that their code reads.
+"""Reads the authors' configs and checkpoints, and writes checkpoints that their code reads.
 
 Configs are the ``model`` section of the authors' YAML files, or the keyword arguments of their constructors;
 keys that are absent take the defaults of their code, not ours. Checkpoints are plain state_dicts, bare or
@@ -29,7 +29,7 @@ INDEX_BUFFER = "relative_position_index"
 
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A checkpoint that the authors published: where, and how it is loaded."""
+    """A checkpoint that the authors published: its URL, and how to load it."""
 
     url: str
     usage: str
@@ -139,7 +139,7 @@ def _load(
 
 
 def _as_builtin(value: Any) -> Any:
-    """Returns `value` with every kind of sequence in it as a list (configs may hold their own types)."""
+    """Returns `value` with all sequences in it as lists (configs may have their own types)."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_builtin(entry) for entry in value]
     return value
@@ -231,8 +231,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds something else than tensors by name, or objects that would need code to be
-            read.
+        ValueError: the file holds anything but tensors by name, or objects whose loading would execute code.
     """
     path = Path(path)
     if not path.is_file():

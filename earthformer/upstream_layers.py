@@ -30,7 +30,7 @@ from earthformer.resampling import (
 
 @dataclass(frozen=True, kw_only=True)
 class _LayerOptions(Options):
-    """What single layers of the authors take and their models never set."""
+    """Options that the authors' single layers take but their models never set."""
 
     qkv_bias: bool = False
     qk_scale: float | None = None
@@ -103,7 +103,7 @@ _FIELDS = {field.name for field in dataclasses.fields(_LayerOptions)}
 
 
 def _options(given: Mapping[str, Any], **more: Any) -> Options:
-    """Returns the options that the arguments of a layer stand for, and `more` under the names here."""
+    """Returns the options for the arguments of a layer, with `more` under our names."""
     named = {_RENAMED.get(name, name): value for name, value in given.items()}
     return _LayerOptions(**{name: value for name, value in named.items() if name in _FIELDS}, **more)
 

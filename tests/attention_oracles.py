@@ -1,4 +1,4 @@
-"""Cuboid attention token by token, as the definition says, in float64: what the layers are held against."""
+"""Cuboid attention token by token, from its definition, in float64: the reference for tests of the layers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ DIM, HEADS = 8, 2
 
 
 def make_self(case: dict[str, Any]) -> CuboidSelfAttention:
-    """A self-attention layer of the authors' arguments, in float64 with weights that matter."""
+    """Returns a self-attention layer with the authors' arguments, in float64 and with random weights."""
     layer = spread(build_layer("CuboidSelfAttentionLayer", {"dim": DIM, "num_heads": HEADS, **case}))
     assert isinstance(layer, CuboidSelfAttention)
     return layer
 
 
 def make_cross(case: dict[str, Any]) -> CuboidCrossAttention:
-    """A cross-attention layer likewise."""
+    """Returns a cross-attention layer likewise."""
     layer = spread(build_layer("CuboidCrossAttentionLayer", {"dim": DIM, "num_heads": HEADS, **case}))
     assert isinstance(layer, CuboidCrossAttention)
     return layer
 
 
 def spread(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter (norms and biases too) values that matter, in float64."""
+    """Gives every parameter (norms and biases too) random values, in float64."""
     module = module.double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def nearest_sources(length: int, padded: int) -> list[int]:
 
 
 class Grid:
-    """Where each token of a padded and shifted grid stands: an oracle written from the definition, cell by cell."""
+    """The position of each token of a padded and shifted grid, computed from the definition, cell by cell."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Grid:
 
 
 def attend(q: Tensor, keys: list[tuple[float, Tensor]]) -> Tensor:
-    """Softmax over (score, value) pairs; nothing allowed gives zero."""
+    """Returns the softmax over (score, value) pairs; zero if there are none."""
     if not keys:
         return torch.zeros_like(q)
     weights = torch.softmax(torch.stack([torch.as_tensor(score) for score, _ in keys]), dim=0)
@@ -96,7 +96,7 @@ def attend(q: Tensor, keys: list[tuple[float, Tensor]]) -> Tensor:
 
 
 def heads_of(x: Tensor, index: int, groups: int, size: int) -> list[Tensor]:
-    """Split a vector of `groups` x HEADS x `size` channels and return head `index` of each group."""
+    """Splits a vector of `groups` x HEADS x `size` channels and returns head `index` of each group."""
     return [x[(g * HEADS + index) * size : (g * HEADS + index + 1) * size] for g in range(groups)]
 
 
@@ -145,7 +145,7 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
                 _, k, v = heads_of(qkv[j], head, 3, d)
                 score = scale * (q @ k)
                 if layer.options.use_relative_pos:
-                    # Places in the clipped cuboid index the corner of the configured cuboid's table.
+                    # Positions in the clipped cuboid index the corner of the configured cuboid's table.
                     score = (
                         score
                         + layer.relative_position_bias_table[
@@ -175,7 +175,7 @@ def self_attention_oracle(layer: CuboidSelfAttention, x: Tensor, g: Tensor | Non
     if gn is None:
         return out, None
     updates = []
-    # The mask is listed in row-major order of the shifted grid, the keys in cuboid order.
+    # The mask is in row-major order of the shifted grid, the keys are in cuboid order.
     allowed = [not ignore or cell["source"] is not None for cell in grid.cells]
     for index, vector in enumerate(gn):
         merged = []

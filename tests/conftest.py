@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: small storms on disk, observed data where it lies, no network."""
+"""Fixtures of the whole suite: small storms on disk, observed data if available, no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.data.sevir.synthetic import make_sevir
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
-# Marker of tests that take long or need engines of their own -> the tox environment of the same name runs them.
+# Markers of tests that take long or need other software; the tox environment of the same name runs them.
 _LONG = ("docs", "fault", "scaleout", "slurm")
 
 
@@ -37,7 +37,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def observed_root() -> Path | None:
-    """Where observed data lies: $EARTHBENCH_DATA, else ../shared/data beside the checkout."""
+    """Returns the folder of observed data: $EARTHBENCH_DATA, else ../shared/data beside the checkout."""
     given = os.environ.get("EARTHBENCH_DATA")
     root = Path(given) if given else REPO.parent / "shared" / "data"
     return root if root.is_dir() else None
@@ -45,7 +45,7 @@ def observed_root() -> Path | None:
 
 @pytest.fixture(autouse=True)
 def root_logger_as_before() -> Iterator[None]:
-    """Hydra gives the root logger a console of its own in a sweep, beside which this project's lines go no further."""
+    """Restores the root logger, to which Hydra adds a console handler in a sweep."""
     before = logging.root.handlers[:]
     yield
     for handler in logging.root.handlers[:]:
@@ -63,7 +63,7 @@ def observed() -> Path:
 
 @pytest.fixture(scope="session")
 def originals() -> Path:
-    """The folder of what is known of the authors' code: configs, and the keys and shapes of checkpoints."""
+    """The folder with facts about the authors' code: configs, and the keys and shapes of checkpoints."""
     folder = Path(os.environ.get("EARTHBENCH_SHARED", REPO.parent / "shared")) / "specs"
     if not folder.is_dir():
         _is_missing("the authors' configs and keys: neither $EARTHBENCH_SHARED nor ../shared has a folder specs")
@@ -71,7 +71,7 @@ def originals() -> Path:
 
 
 def _is_missing(reason: str) -> NoReturn:
-    """Skips a test, or fails it where nothing may be missing."""
+    """Skips a test, or fails it in environments where nothing may be missing."""
     if os.environ.get("EARTHBENCH_REQUIRE_DATA"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -79,9 +79,9 @@ def _is_missing(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def committed_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`results/` as committed: the records that somebody made in a clone do not concern the tests."""
+    """`results/` as committed, without the records that a user made in the clone."""
     listing = subprocess.run(["git", "ls-files", "-z", "results"], cwd=REPO, capture_output=True, check=False)
-    if listing.returncode:  # no git, or an unpacked archive: all that is there came with it
+    if listing.returncode:  # no git, or an unpacked archive, which has only committed files
         return REPO / "results"
     out = tmp_path_factory.mktemp("committed")
     for name in listing.stdout.decode().split("\0")[:-1]:
@@ -104,7 +104,7 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite passes on a machine without a network: only this machine may be connected to."""
+    """Allows connections only to this machine, because the suite must pass without a network."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: object) -> None:
@@ -117,7 +117,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_hydra() -> None:
-    """Hydra keeps global state; the order of tests must not matter."""
+    """Clears Hydra's global state, so that the order of tests does not matter."""
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
@@ -125,7 +125,7 @@ def clean_hydra() -> None:
 
 @pytest.fixture
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs train a model of a few weights and a random number in each step, in a second."""
+    """Makes runs train a model with a few weights that uses a random number in each step; it takes a second."""
     from faults import Small
 
     monkeypatch.setattr("bench.engine.run.load_model", lambda name, task, **_: Small(task.target_shape[0]))

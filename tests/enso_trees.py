@@ -1,4 +1,4 @@
-"""Small trees in the layout of ICAR-ENSO, made of series that are known before they are folded into rows."""
+"""Small trees in the layout of ICAR-ENSO, made from known series, which are cut into overlapping rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def write_tree(root: Path, family: str, rows: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Writes a tree in the layout of ICAR-ENSO and returns each model's months and labels before they were folded."""
+    """Writes a tree in the layout of ICAR-ENSO and returns each model's original months and labels."""
     root.mkdir(parents=True, exist_ok=True)
     fields, labels, models = [], [], []
     for seed, count in enumerate(rows):

@@ -1,4 +1,4 @@
-"""A small run that trains in a second, and children that may be killed."""
+"""A small run that trains in a second, and child processes that may be killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY = [
 
 
 class Small(nn.Module):
-    """A few weights and a random number of each kind in a step, so that every state a checkpoint holds matters."""
+    """A few weights and a random number of each kind per step, so that every state in a checkpoint matters."""
 
     def __init__(self, t_out: int) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ def _called(function: Callable[..., Any], arguments: tuple[Any, ...], log: str) 
 
 
 def child(function: Callable[..., Any], *arguments: Any, log: Path) -> Any:
-    """Starts a forked child, which has everything imported already; its exit code is the function's, or its error's."""
+    """Starts a forked child with all modules imported; its exit code is that of the function, or of its error."""
     process = multiprocessing.get_context("fork").Process(target=_called, args=(function, arguments, str(log)))
     process.start()
     return process
 
 
 def ended(process: Any, timeout: float = 60) -> int:
-    """Returns the exit code of a child that has to end; a negative one is the signal it died of."""
+    """Returns the exit code of a child that must end; a negative one is the signal that killed it."""
     process.join(timeout)
     if process.exitcode is None:
         process.kill()

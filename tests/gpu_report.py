@@ -30,10 +30,10 @@ def _text(value: Any) -> str:
 
 
 def publish(report: Path, page: Path) -> None:
-    """Puts a report into a page, between its two marks.
+    """Writes a report into a page, between its two marks.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the page does not have the marks.
     """
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(_BEGIN)

@@ -1,4 +1,4 @@
-"""The lines that the logger `earthbench` was given, for helpers that return them; a test itself takes `caplog`."""
+"""The lines of the logger `earthbench`, for helpers that return them; tests themselves use `caplog`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """Within it, every line is appended to the list."""
+    """Appends every line within the context to the list."""
     handler, level = _Lines([]), log.level
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""The official data without having it: its shapes, and records as it would have given them, made from one of storms."""
+"""Stand-ins for the official data: its shapes, and records on it, made from a record on storms."""
 
 from __future__ import annotations
 

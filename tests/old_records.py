@@ -1,4 +1,4 @@
-"""A record that an older earthbench wrote, as it was committed until the boards took its place.
+"""A record written by an older earthbench, which was committed until the boards replaced it.
 
 UNet on ERSST, 21 November 2026, schema 2; its history is that of
 `results/runs/enso_ersst/unet/20261121T094339Z-2c29557223-82c0.json`.

@@ -41,7 +41,7 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command, in order; `a && b` are two."""
+        """Returns the words of each command, in order; `a && b` are two."""
         found: list[list[str]] = []
         for line in self.text.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """Every fenced block of a page."""
+    """Returns every fenced block of a page."""
     text, found = page.read_text(encoding="utf-8"), []
     for match in _FENCE.finditer(text):
         mark = _MARK.search(text, 0, match.start())
@@ -72,5 +72,5 @@ def blocks(page: Path) -> list[Block]:
 
 
 def inline_commands(page: Path) -> list[list[str]]:
-    """The words of each `earthbench ...` in running text; `[a|b]` and `...` are the reader's."""
+    """Returns the words of each `earthbench ...` in running text; `[a|b]` and `...` are placeholders."""
     return [shlex.split(" ".join(text.split())) for text in _INLINE.findall(_FENCE.sub("", page.read_text()))]

@@ -1,4 +1,4 @@
-"""The motion of N-body MNIST written out number by number."""
+"""The motion of N-body MNIST, computed number by number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def plain_motion(x, v, sizes, frames=20, r=0, mass=1.0, sub_steps=5, canvas=128):
-    """The law of the specification, number by number, for one sequence; states and energies of each frame."""
+    """Returns states and energies of each frame of one sequence, from the specification, number by number."""
     x, v = [list(row) for row in x], [list(row) for row in v]
     d, g = 10.0, 0.05
     states, energies = [], []

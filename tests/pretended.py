@@ -1,8 +1,8 @@
-"""A pretended GPU: tensors that say cuda:0, whose values are computed on the CPU, and a count of what a GPU would feel.
+"""A simulated GPU: tensors that report cuda:0 but are computed on the CPU, with counts of waits and kernels.
 
 Code takes the branches it would take on a GPU. Counted are waits for the device (values that reach Python, results
-whose size is up to the values, copies to it that block) and calls (kernels). Mixing devices and `.numpy()` raise as
-they would. No time, memory or rounding is pretended: it is not a substitute for a GPU.
+whose size depends on values, blocking copies to it) and calls (kernels). Mixing devices and `.numpy()` raise as they
+would. Time, memory and rounding are not simulated: it is not a substitute for a GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WHOLE = ("tolist", "equal")
 
 
 class Log:
-    """What happened since the start."""
+    """Counts since the start."""
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
@@ -42,14 +42,14 @@ class Log:
         self.kernels = 0
 
     def wait(self, what: str) -> None:
-        """Counts one."""
+        """Counts one wait."""
         ours = [f for f in traceback.extract_stack() if f.filename.startswith(_OURS)]
         where = f"{ours[-1].filename.removeprefix(_TOP)}:{ours[-1].lineno}" if ours else "elsewhere"
         self.waits[f"{what} at {where}"] += 1
 
 
 class OnGPU(Tensor):
-    """A tensor that says so."""
+    """A tensor that reports to be on a GPU."""
 
     log = Log()
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -99,7 +99,7 @@ class _Down(torch.autograd.Function):
 
 
 def to_gpu(value: Any) -> Any:
-    """Returns a tensor on the pretended GPU."""
+    """Returns a tensor on the simulated GPU."""
     return value if isinstance(value, OnGPU) else _Up.apply(value)
 
 
@@ -140,7 +140,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Mode(TorchFunctionMode):
-    """Moves tensors, and makes those that are asked for on the GPU."""
+    """Moves tensors, and makes new tensors on the GPU if requested."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -193,7 +193,7 @@ def _moved(tensor: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    """Moves a module as `nn.Module._apply` does, which would swap the insides of a subclass of tensors."""
+    """Moves a module like `nn.Module._apply`, which would swap the contents of tensor subclasses."""
     for child in self.children():
         child._apply(fn)
     for key, parameter in self._parameters.items():
@@ -210,7 +210,7 @@ def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
 
 @contextmanager
 def pretended_gpu() -> Iterator[Log]:
-    """Within it, `.to("cuda")` works, and what a GPU would feel is counted from there on."""
+    """A context in which `.to("cuda")` works, and waits and kernels of a GPU are counted."""
     before, initialise = nn.Module._apply, torch.cuda._lazy_init
     OnGPU.log = log = Log()
     nn.Module._apply, torch.cuda._lazy_init = _apply, lambda: None  # type: ignore[method-assign, assignment]

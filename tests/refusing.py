@@ -1,4 +1,4 @@
-"""What processes of a test run: a group that refuses tensors on the CPU once the trainer has torn down, and a lock."""
+"""Functions run by processes of a test: with a group that refuses CPU tensors after the teardown, and with a lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.engine.runfolder import run_lock
 
 
 def run_refusing(overrides: list[str], training: bool) -> Any:
-    """Runs a config where collectives refuse CPU tensors after the teardown, as a group made for GPUs does."""
+    """Runs a config with collectives that refuse CPU tensors after the teardown, like those of a GPU group."""
     down, teardown, setup = [False], Strategy.teardown, Strategy.setup_environment
 
     def set_up(self: Strategy) -> None:
@@ -47,7 +47,7 @@ def run_refusing(overrides: list[str], training: bool) -> Any:
 
 
 def wait_for_lock(folder: str, limit_s: float, held_s: float) -> float:
-    """Joins a group with a limit of time, and takes a lock that another process holds for longer."""
+    """Joins a group with a timeout, and takes a lock that another process holds for longer."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
     if rank == 0:  # somebody else's run

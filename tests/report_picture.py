@@ -1,6 +1,6 @@
 """Takes the picture of a board's page that `docs/report.md` shows: `python tests/report_picture.py`.
 
-`tests/bench/report/test_committed_pictures.py` fails if it is older than the table; `tests/browser` takes it anew.
+`tests/bench/report/test_committed_pictures.py` fails if it is older than the table; `tests/browser` takes it again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def photograph(browser: Any, site: Path, out: Path) -> None:
     """Takes the picture of the first screens of the board's page.
 
     Args:
-        browser: Playwright's.
+        browser: Browser of Playwright.
         site: Folder of a report on the committed results.
-        out: A PNG file.
+        out: PNG file to write.
     """
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
     page.set_default_timeout(240_000)  # a busy machine takes its time

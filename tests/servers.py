@@ -1,4 +1,4 @@
-"""A file server on this machine whose every fault is chosen by the test."""
+"""A local file server with faults chosen by the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass
 class Faults:
-    """What goes wrong; `times` is how often, per path, and is counted down."""
+    """The faults; `times` is how often each occurs per path, and is counted down."""
 
     cut_after: int | None = None
     """Bytes of a body after which the line is closed."""
@@ -34,7 +34,7 @@ class Faults:
 
     @property
     def timeout_s(self) -> float:
-        """How long a client should wait for a byte: briefly where none comes, else as long as a busy machine takes."""
+        """Returns a client's timeout for a byte: short if none will come, else long enough for a busy machine."""
         return 60.0 if self.stall_after is None else 0.5
 
 
@@ -128,7 +128,7 @@ def serving(root: Path) -> Iterator[Server]:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that goes away is what the tests are about."""
+            """Ignores disconnecting clients, which the tests are about."""
 
     server = Quiet(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Four events in SEVIR's format, whose file a test writes as it likes."""
+"""Four events in SEVIR's format, with a file written by the test."""
 
 from __future__ import annotations
 

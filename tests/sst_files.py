@@ -1,4 +1,4 @@
-"""Files of monthly SST as people have them: one record, written in many ways, by what the files say of themselves."""
+"""Files of monthly SST in all common forms: one record, written in many ways with different metadata."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def days_since(start: str, months: int = 24) -> np.ndarray:
 
 @dataclass
 class SstFile:
-    """What a file holds; tests change what they are about."""
+    """The contents of a file; tests change parts of it."""
 
     sst: np.ndarray = field(default_factory=temperatures)
     """As stored."""
@@ -55,7 +55,7 @@ class SstFile:
         return {"time": time, **axes, self.name: (self.dims, self.sst, self.attributes)}
 
     def write(self, path: Path) -> Path:
-        """Writes NetCDF 4 with dimensions and nothing that was not asked for: no library adds an attribute."""
+        """Writes NetCDF 4 with dimensions and only the given attributes; no library adds any."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
             variables = self.variables()
@@ -107,7 +107,7 @@ def read(file: SstFile, root: Path) -> Record:
 
 
 def assert_same(found: Record, atol: float = 1e-4) -> None:
-    """Holds a record against `SST`, whatever the direction and the meridian that its grid begins with."""
+    """Compares a record with `SST`, whatever the direction and the first meridian of its grid."""
     assert [str(month) for month in found.months] == [str(FIRST + number) for number in range(24)]
     order = np.argsort(found.latitudes), np.argsort(found.longitudes % 360)
     np.testing.assert_allclose(found.latitudes[order[0]], LATITUDES)
@@ -117,12 +117,12 @@ def assert_same(found: Record, atol: float = 1e-4) -> None:
 
 
 def filled(value: float, dtype: str = "f4") -> np.ndarray:
-    """`SST` with a value on land."""
+    """Returns `SST` with a value on land."""
     return np.where(LAND, value, SST).astype(dtype)
 
 
 def packed(dtype: str, fill: int, scale: float = 0.01, offset: float = 0.0) -> np.ndarray:
-    """`SST` as codes, with one on land."""
+    """Returns `SST` as integer codes, with one on land."""
     return np.where(LAND, fill, np.rint((np.nan_to_num(SST.astype("f8")) - offset) / scale)).astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""A tiny UNet, trained on made events by one call: for tests of what a run leaves behind."""
+"""A tiny UNet, trained on synthetic events by one call, for tests of the files of a run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ CONTEXT = torch.rand(5, *SHAPES[0], generator=torch.Generator().manual_seed(3))
 
 
 def make(shapes: tuple[Any, Any] = SHAPES, **changes: Any) -> VideoGPT:
-    """A tiny model whose logits differ from the first code on: a fresh one finds all codes equally likely."""
+    """Returns a tiny model with different logits for all codes; an untrained one finds all codes equally likely."""
     torch.manual_seed(0)
     made = VideoGPT(*shapes, **(VideoGPT.presets["tiny"] | changes))
     nn.init.normal_(made.transformer.output.weight, std=0.3)

@@ -2,7 +2,7 @@
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
 (creativecommons.org/licenses/by/4.0): `pseudocode/{generator,discriminator,layers}.txt` in the history of
-github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: written anew in PyTorch.
+github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: rewritten in PyTorch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _EPS = 1e-12
 SAMPLER_EPS = 1e-4
 _ITERATIONS_AT_START = 5
 NORM_MOMENTUM = 0.01
-"""Share of a call in the running statistics. Each lead time is a call: at torch's 0.1, the last batch or two decide."""
+"""Weight of a call in the running statistics. Each lead time is a call: at torch's 0.1, one or two batches decide."""
 
 
 class SpectralNorm(nn.Module):
     """Divides a weight by an estimate of its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
 
     In training, each use of the weight improves the estimate by one power iteration; in eval mode nothing changes.
-    Unlike torch's own class it estimates by element-wise products, which autocast leaves in single precision and which
-    do not count as work of a forecast: once trained, the norm is a constant.
+    Unlike torch's own class it estimates by element-wise products, which autocast keeps in single precision and which
+    do not count as operations of a forecast: after training, the norm is a constant.
 
     Args:
-        weight: (C', ...), before it is normalised.
-        eps: Smallest length that a singular vector is divided by.
+        weight: Weight (C', ...) to be normalised.
+        eps: Lower bound of the lengths by which singular vectors are divided.
     """
 
     u: Tensor
@@ -50,7 +50,7 @@ class SpectralNorm(nn.Module):
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> None:
         for a, b, product in ((self.u, self.v, matrix.mT), (self.v, self.u, matrix)):
-            torch.mv(product, a, out=b)  # autocast leaves what has an `out` in single precision
+            torch.mv(product, a, out=b)  # autocast keeps operations with an `out` in single precision
             b.copy_(F.normalize(b, dim=0, eps=self.eps))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ class DBlock(nn.Module):
     """Residual block of the discriminators and of the context stack; its first convolution keeps the channels.
 
     Args:
-        c_in: Channels of its input.
-        c_out: Of its output.
-        first: Whether it comes first in its network and has no ReLU in front.
+        c_in: Channels of the input.
+        c_out: Channels of the output.
+        first: Whether it is the first block of its network, which does not start with a ReLU.
         down: Whether it halves the grid.
         volume: Whether it works on (N, C, T, H, W) and halves time as well, rounding down.
     """
@@ -104,8 +104,8 @@ class GBlock(nn.Module):
     """Residual block of the sampler.
 
     Args:
-        c_in: Channels of its input.
-        c_out: Of its output.
+        c_in: Channels of the input.
+        c_out: Channels of the output.
         up: Whether it doubles the grid, by repeating pixels.
     """
 
@@ -131,8 +131,8 @@ class LBlock(nn.Module):
     """Residual block of the latent stack: no norm, and a shortcut that keeps its input and adds channels to it.
 
     Args:
-        c_in: Channels of its input.
-        c_out: Of its output, at least as many.
+        c_in: Channels of the input.
+        c_out: Channels of the output, at least `c_in`.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -147,10 +147,10 @@ class LBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of every pixel to all others, by whose result the input changes as far as a learned factor lets it.
+    """Attention of every pixel to all others, added to the input with a learned factor.
 
     Args:
-        channels: Of input and output; inside, an eighth of them.
+        channels: Channels of input and output; queries and keys have an eighth of them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -172,8 +172,8 @@ class ConvGRUCell(nn.Module):
     """Convolutional gated recurrent unit whose candidate passes a ReLU.
 
     Args:
-        c_in: Channels of its input.
-        channels: Of its state.
+        c_in: Channels of the input.
+        channels: Channels of the state.
     """
 
     def __init__(self, c_in: int, channels: int) -> None:
@@ -191,11 +191,11 @@ class ConvGRUCell(nn.Module):
 
 
 class MeanNorm(nn.Module):
-    """Batch normalisation that takes off the mean and does not divide by the spread, so that a batch of 1 has one.
+    """Batch normalisation that subtracts the mean without dividing by the spread, so that a batch of 1 works.
 
     Args:
-        channels: Of its input.
-        momentum: Share of each batch in the running mean.
+        channels: Channels of the input.
+        momentum: Weight of each batch in the running mean.
     """
 
     running_mean: Tensor

@@ -1,7 +1,7 @@
 """DGMR's two discriminators: one sees single frames of the forecast, one the whole sequence in a random window.
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
-(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: written anew in PyTorch; any number of
+(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: rewritten in PyTorch; any number of
 frames; the last blocks keep grids that are too small to be halved.
 """
 
@@ -21,10 +21,10 @@ _FRAMES_SEEN = 8
 
 
 class Head(nn.Module):
-    """A score of a grid of features.
+    """Scores a grid of features.
 
     Args:
-        channels: Of the features.
+        channels: Channels of the features.
     """
 
     def __init__(self, channels: int) -> None:
@@ -39,12 +39,12 @@ class Head(nn.Module):
 
 
 class SpatialDiscriminator(nn.Module):
-    """Scores up to eight frames of a forecast, each by itself, at half resolution.
+    """Scores up to eight frames of a forecast, one by one, at half resolution.
 
     Args:
         c_in: Channels of the frames.
-        channels: Of its blocks.
-        halvings: How many of them halve the grid; then one more keeps it.
+        channels: Channels of its blocks.
+        halvings: Number of blocks that halve the grid; one more block keeps it.
     """
 
     def __init__(self, c_in: int, channels: Sequence[int], halvings: int) -> None:
@@ -70,8 +70,8 @@ class TemporalDiscriminator(nn.Module):
 
     Args:
         c_in: Channels of the frames.
-        channels: Of its blocks; the first two halve time as well.
-        halvings: How many of them halve the grid; then one more keeps it.
+        channels: Channels of its blocks; the first two halve time as well.
+        halvings: Number of blocks that halve the grid; one more block keeps it.
     """
 
     def __init__(self, c_in: int, channels: Sequence[int], halvings: int) -> None:
@@ -94,7 +94,7 @@ class TemporalDiscriminator(nn.Module):
 
 
 def _random_window(sequence: Tensor) -> Tensor:
-    """Returns (N, T, H/2, W/2, C), each sequence's window drawn by itself."""
+    """Returns random windows (N, T, H/2, W/2, C), drawn independently for each sequence."""
     count, _, height, width, _ = sequence.shape
     device = sequence.device
     top, left = (
@@ -107,12 +107,12 @@ def _random_window(sequence: Tensor) -> Tensor:
 
 
 class Discriminators(nn.Module):
-    """Both discriminators, whose scores stay apart.
+    """Both discriminators, whose scores are returned separately.
 
     Args:
         c_in: Channels of the frames.
-        channels: Of the blocks of each.
-        halvings: How many of them halve the grid.
+        channels: Channels of the blocks of each.
+        halvings: Number of blocks that halve the grid.
     """
 
     def __init__(self, c_in: int, channels: Sequence[int], halvings: int) -> None:
@@ -125,16 +125,16 @@ class Discriminators(nn.Module):
         return torch.cat((self.spatial(future), self.temporal(torch.cat((context, future), dim=1))), dim=1)
 
     def compared(self, context: Tensor, real: Tensor, made: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns the scores (B, 2) of real and of made futures, both (B, T_out, H, W, C), of the same contexts.
+        """Returns the scores (B, 2) of real and of generated futures, both (B, T_out, H, W, C), of the same contexts.
 
-        Both are one batch: the head takes off the mean of what it sees, and the mean score of made futures alone would
+        Both pass as one batch: the head subtracts the batch mean, so the mean score of generated futures alone would
         be the same whatever they look like.
 
         Args:
             context: (B, T_in, H, W, C).
             real: Observed futures.
             made: Forecasts.
-            frozen: Whether gradients reach the forecasts alone, and not the discriminators.
+            frozen: Whether gradients reach only the forecasts, not the discriminators.
         """
         pair = (torch.cat((context, context)), torch.cat((real, made)))
         if frozen:

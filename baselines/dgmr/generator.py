@@ -1,8 +1,8 @@
 """DGMR's generator: a context stack, a latent stack and a recurrent sampler of four levels.
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
-(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: written anew in PyTorch; any number of
-frames, levels and channels; every sequence of a batch has a latent of its own.
+(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: rewritten in PyTorch; any number of
+frames, levels and channels; every sequence of a batch has its own latent.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NOISE_CHANNELS = 8
 
 
 class ContextStack(nn.Module):
-    """The states that the sampler's levels start from: all frames of the context, seen at that level's scale.
+    """Computes the initial states of the sampler's levels from all frames of the context, at each level's scale.
 
     Args:
         input_shape: (T_in, H, W, C).
-        channels: Of the states, from the finest level (a quarter of the grid) to the coarsest.
-        frame_channels: Of each frame at these levels.
+        channels: Channels of the states, from the finest level (a quarter of the grid) to the coarsest.
+        frame_channels: Channels of each frame at these levels.
     """
 
     def __init__(self, input_shape: Shape, channels: Sequence[int], frame_channels: Sequence[int]) -> None:
@@ -46,11 +46,11 @@ class ContextStack(nn.Module):
 
 
 class LatentStack(nn.Module):
-    """What the sampler's coarsest level reads at every step, made from noise.
+    """Turns noise into the latent that the sampler's coarsest level reads at every step.
 
     Args:
         widths: Channels of the blocks before the attention.
-        channels: Of the result.
+        channels: Channels of the latent.
     """
 
     def __init__(self, widths: Sequence[int], channels: int) -> None:
@@ -70,11 +70,11 @@ class LatentStack(nn.Module):
 
 
 class SamplerLevel(nn.Module):
-    """One level of the sampler: a recurrent cell at its scale and what enlarges each of its states.
+    """One level of the sampler: a recurrent cell and the blocks that upsample its states.
 
     Args:
-        channels: Of its states; its input has twice as many.
-        c_out: Of its output.
+        channels: Channels of its states; its input has twice as many.
+        c_out: Channels of its output.
     """
 
     def __init__(self, channels: int, c_out: int) -> None:
@@ -87,9 +87,9 @@ class SamplerLevel(nn.Module):
         )
 
     def forward(self, inputs: Sequence[Tensor], state: Tensor) -> list[Tensor]:
-        """Returns the outputs (B, C', 2h, 2w) of all steps for their inputs and the state before them (B, C, h, w).
+        """Returns the outputs (B, C', 2h, 2w) of all steps for their inputs and the initial state (B, C, h, w).
 
-        Each step is a call of its own, so that batch statistics are those of one lead time.
+        Each step is a separate call, so that batch statistics are those of one lead time.
         """
         outputs = []
         for x in inputs:
@@ -99,11 +99,11 @@ class SamplerLevel(nn.Module):
 
 
 class Sampler(nn.Module):
-    """From latents and states to frames, from the coarsest level to the finest.
+    """Turns latents and states into frames, from the coarsest level to the finest.
 
     Args:
         target_shape: (T_out, H, W, C).
-        channels: Of the states, finest first.
+        channels: Channels of the states, finest first.
     """
 
     def __init__(self, target_shape: Shape, channels: Sequence[int]) -> None:
@@ -125,14 +125,14 @@ class Sampler(nn.Module):
 
 
 class Generator(nn.Module):
-    """Forecasts that differ by their noise.
+    """Generates a forecast from a context and noise.
 
     Args:
         input_shape: (T_in, H, W, C).
         target_shape: (T_out, H, W, C); H and W are multiples of 2^(levels + 1).
-        channels: Of the states, finest first.
-        context_channels: Of each frame at these levels.
-        latent_widths: Of the latent stack's blocks, rising.
+        channels: Channels of the states, finest first.
+        context_channels: Channels of each context frame at these levels.
+        latent_widths: Channels of the latent stack's blocks, rising.
     """
 
     def __init__(
@@ -156,6 +156,6 @@ class Generator(nn.Module):
         return self.from_states(self.context(context), noise)
 
     def from_states(self, states: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """Returns forecasts (B, T_out, H, W, C) for what the context stack gave, and noise (B, 8, h, w)."""
+        """Returns forecasts (B, T_out, H, W, C) for the context stack's states and noise (B, 8, h, w)."""
         frames: Tensor = self.sampler(self.latent(noise), states)
         return frames

@@ -1,10 +1,10 @@
-"""DGMR: forecasts drawn by a generator that two discriminators train, one of frames and one of whole sequences.
+"""DGMR: a generator of forecasts, trained against two discriminators: of single frames and of whole sequences.
 
 Ravuri et al., "Skilful precipitation nowcasting using deep generative models of radar", Nature 597:672, 2021.
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
 (creativecommons.org/licenses/by/4.0): `pseudocode/{generator,discriminator,layers,train}.txt` in the history of
-github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: written anew in PyTorch; any number of frames
+github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: rewritten in PyTorch; any number of frames
 and any channels; a latent for every sequence; weights of the grid loss for values from 0 to 1; missing pixels.
 """
 
@@ -40,35 +40,37 @@ class DGMR(HasReference):
     Source: Ravuri et al. 2021 (Nature 597:672), adapted from DeepMind's pseudocode (CC BY 4.0), which is for 4 -> 18
     frames of 256x256 pixels. The context stack has the channels of the pseudocode; the paper prints half of them. The
     weight of a pixel in the grid loss is ours: the authors' is the rain rate in mm/h, clipped to 0..24; here it is
-    `255 y / 10.6` for values y in 0..1, clipped to 1..24, so that dry pixels count. 57.0 of 89.8 million parameters at
-    the defaults and 7 -> 6 frames are the generator's, the others the discriminators', which forecasts do not need.
+    `255 y / 10.6` for values y in 0..1, clipped to 1..24, so that dry pixels count. With the defaults and 7 -> 6
+    frames, the generator has 57.0 of the 89.8 million parameters; the discriminators, which forecasts do not need,
+    have the rest.
 
     Args:
         input_shape: `(T_in, H, W, C)`.
         target_shape: `(T_out, H, W, C)`.
-        channels: Of the generator's recurrent states, from a quarter of the grid on; each level halves it.
-        context_channels: Of each context frame at these levels.
-        latent_widths: Of the latent stack's blocks; they rise from 8 or more, and the last is a multiple of 8.
-        discriminator_channels: Of the discriminators' blocks.
-        discriminator_halvings: How many of these halve the grid; None for all. Of the temporal one, the first two halve
-            time, too.
+        channels: Channels of the generator's recurrent states, finest level (a quarter of the grid) first; each
+            further level halves the grid.
+        context_channels: Channels of each context frame at these levels.
+        latent_widths: Channels of the latent stack's blocks; they rise from 8 or more, the last is a multiple of 8.
+        discriminator_channels: Channels of the discriminators' blocks.
+        discriminator_halvings: Number of these blocks that halve the grid; None for all. In the temporal discriminator
+            the first two also halve time.
         discriminator_steps: Optimiser steps of the discriminators before each one of the generator.
         generator_lr: Learning rate of the generator, which the schedule multiplies.
-        discriminator_lr: Likewise, of the discriminators.
-        betas: Of Adam.
-        grid_weight: Factor on the grid loss, the weighted absolute error of the mean of samples.
-        grid_samples: How many samples that is the mean of.
-        weight: Of a pixel in the grid loss: `intensity`, or `none`, where all weigh alike.
-        members: Averaged by `forward`.
-        seed: Of its members.
+        discriminator_lr: Learning rate of the discriminators, likewise.
+        betas: Betas of Adam.
+        grid_weight: Factor of the grid loss, the weighted absolute error of the mean of samples.
+        grid_samples: Number of samples in that mean.
+        weight: Weight of a pixel in the grid loss: `intensity`, or `none` for equal weights.
+        members: Number of members that `forward` averages.
+        seed: Seed of those members.
 
     Raises:
-        ValueError: Shapes or hyperparameters that do not fit.
+        ValueError: Shapes or hyperparameters do not fit.
     """
 
     evaluation_only: ClassVar[tuple[str, ...]] = ("members", "seed")
     uses_batch_statistics: ClassVar[bool] = True
-    # What is added to all scores alike cancels out as long as neither real nor made futures have passed the hinge.
+    # A constant added to all scores cancels out as long as neither real nor generated futures have passed the hinge.
     parameters_without_gradient: ClassVar[tuple[str, ...]] = (
         "discriminators.*.head.score.bias",
         "discriminators.*.head.norm.offset",
@@ -145,10 +147,10 @@ class DGMR(HasReference):
         self.members, self.seed = members, seed
 
     def _check_sizes(self, levels: int, latent_widths: Sequence[int], blocks: int, halvings: int) -> None:
-        """Refuses what does not fit together.
+        """Checks that the sizes fit together.
 
         Raises:
-            ValueError: Says what was expected and found.
+            ValueError: They do not; the message says what was expected and found.
         """
         name = type(self).__name__
         (t_in, height, width, c_in), (t_out, *_, c_out) = self.input_shape, self.target_shape
@@ -185,9 +187,9 @@ class DGMR(HasReference):
     # Forecasts
 
     def forward(self, context: Tensor) -> Tensor:
-        """Returns the mean of `members` members (B, T_out, H, W, C): the same for the same context in any batch.
+        """Returns the mean of `members` members (B, T_out, H, W, C), the same for a context in any batch.
 
-        Under `reference`, which is for counting, it is one member.
+        Under `reference`, which is for counting, it is a single member.
 
         Raises:
             ValueError: A context of another shape.
@@ -205,18 +207,18 @@ class DGMR(HasReference):
     ) -> Tensor:
         """Returns members (M, B, T_out, H, W, C) for contexts (B, T_in, H, W, C), not clipped.
 
-        A member depends on its context, its number and what it is seeded by, not on the device, the number of members
-        or what else is in the batch.
+        A member depends on its context, its number and its seed, not on the device, the number of members or the rest
+        of the batch.
 
         Args:
-            context: Normalised.
-            members: At least 1.
-            generator: Seeds all members, together with their contexts: one number is drawn from it. Without it, and
-                without `seeds`, they are those that `forward` averages.
-            seeds: Instead, a seed of each sequence (B,), int64, from 0 to 2^63 - 1.
+            context: Normalised context.
+            members: Number of members, at least 1.
+            generator: Gives one number, which seeds all members together with their contexts. Without generator and
+                seeds, the members are those that `forward` averages.
+            seeds: Instead of a generator, one seed per sequence (B,), int64, from 0 to 2^63 - 1.
 
         Raises:
-            ValueError: No members, both a generator and seeds, or a context or seeds of another shape.
+            ValueError: No members, both a generator and seeds, or a context or seeds of the wrong shape.
         """
         if members < 1:
             raise ValueError(f"members: expected at least 1, found {members}")
@@ -225,7 +227,7 @@ class DGMR(HasReference):
 
     @torch.no_grad()
     def _drawn(self, context: Tensor, seeds: Sequence[int], members: int) -> Tensor:
-        """Returns members (M, B, T_out, H, W, C), whatever mode the generator is in."""
+        """Returns members (M, B, T_out, H, W, C), drawn in evaluation mode."""
         if tuple(context.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"{type(self).__name__}: expected a context (B, T, H, W, C) with {self.input_shape} behind B, found "
@@ -236,9 +238,9 @@ class DGMR(HasReference):
             return self._made(context, lambda: noise.normal(self.generator.noise_shape, context), members)
 
     def _made(self, context: Tensor, draw: Callable[[], Tensor], count: int) -> Tensor:
-        """Returns forecasts (count, B, T_out, H, W, C) from noise (B, 8, h, w) that is drawn for each of them.
+        """Returns forecasts (count, B, T_out, H, W, C), each from fresh noise (B, 8, h, w).
 
-        A weight is normalised once, however often it is used; but when traced, which torch refuses otherwise.
+        Each weight is normalised once and cached, except while tracing, which torch does not support with the cache.
         """
         with contextlib.nullcontext() if torch.jit.is_tracing() else parametrize.cached():
             states = self.generator.context(context)
@@ -247,20 +249,20 @@ class DGMR(HasReference):
     # Training
 
     def optimizers(self) -> list[tuple[list[nn.Parameter], float, tuple[float, float]]]:
-        """Returns parameters, learning rate and betas of Adam: of the generator, and of the discriminators."""
+        """Returns parameters, learning rate and betas of both Adam optimisers: generator, then discriminators."""
         parts = (self.generator, self.discriminators)
         return [(list(part.parameters()), lr, self.betas) for part, lr in zip(parts, self.learning_rates, strict=True)]
 
     def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> dict[str, Tensor]:
-        """Returns the summands of the loss of the discriminators or, after so many steps of theirs, of the generator.
+        """Returns the terms of the loss: of the discriminators or, after `discriminator_steps` of them, the generator.
 
-        Where the target is missing, real and made futures are both 0, so that nothing tells them apart there; a
-        sequence weighs by its known pixels.
+        Missing pixels are 0 in real and generated futures, so that nothing tells them apart there; each sequence is
+        weighted by its number of known pixels.
 
         Args:
             context: (B, T_in, H, W, C).
             target: (B, T_out, H, W, C), NaN where it is missing.
-            step: From 0; `discriminator_steps` of the discriminators come before each one of the generator.
+            step: Step number, from 0; `discriminator_steps` discriminator steps precede each generator step.
             total_steps: Not used.
         """
         missing = torch.isnan(target)
@@ -285,9 +287,9 @@ class DGMR(HasReference):
         }
 
     def _samples(self, context: Tensor, count: int) -> Tensor:
-        """Returns forecasts (count, B, T_out, H, W, C) in the mode that the generator is in.
+        """Returns forecasts (count, B, T_out, H, W, C) in the generator's current mode.
 
-        Their noise is torch's of the CPU, so that it is the same on every device.
+        The noise is drawn on the CPU, so that it is the same on every device.
         """
         shape = (len(context), *self.generator.noise_shape)
         return self._made(context, lambda: torch.randn(shape).to(context, non_blocking=True), count)
@@ -311,7 +313,7 @@ def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode within it, and its modules back into their own modes after it."""
+    """Puts a model into evaluation mode, and restores the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -15,14 +15,14 @@ from bench.protocols.decided import Decided, Decision, Tried, read_decided, writ
 from bench.protocols.entries import key_of, layered
 
 _COSTS_NO_TIME = ("train.lr", "train.weight_decay", "train.warmup_fraction", "train.min_lr_ratio")
-"""Points of a grid that differ by these alone get the same number of steps."""
+"""Points of a grid that differ in these keys only get the same number of steps."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def decide(
     board: BoardFile, rows: Sequence[BoardRow], typed: Sequence[str], launch: Launch
 ) -> tuple[Decided, list[EarthbenchError]]:
-    """Returns the decisions of a board, after making and writing those that are missing, and why others were not made.
+    """Makes and writes the missing decisions of a board; returns all decisions, and the errors of rows without one.
 
     Args:
         board: The protocol.
@@ -32,7 +32,7 @@ def decide(
 
     Raises:
         ConfigError: the data are not those that the board was decided on.
-        InterruptedRunError: a signal; what was decided is written.
+        InterruptedRunError: a signal arrived; decisions made so far are written.
     """
     failures: list[EarthbenchError] = []
     decided = read_decided(board)
@@ -41,12 +41,12 @@ def decide(
     for row in rows:
         if decided.is_settled(row):
             continue
-        log.info(f"{row.label}: decides {'and chooses from the grid' if row.grid else 'the number of steps'}")
+        log.info(f"{row.label}: deciding the number of steps{' and the point of the grid' if row.grid else ''}")
         try:
             decision = _decision(row, typed, launch)
         except InterruptedRunError:
             raise
-        except EarthbenchError as error:  # the other rows are made all the same
+        except EarthbenchError as error:  # it does not stop the other rows
             log.warning(f"WARNING: {row.label} is left out: {error}")
             failures.append(error)
             continue
@@ -56,7 +56,7 @@ def decide(
 
 
 def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str]) -> dict[str, str]:
-    """Returns the fingerprints of the splits, of each fold."""
+    """Returns the fingerprints of the splits, of every fold if there are folds."""
     found: dict[str, str] = {}
     for fold in row.folds or (None,):
         task, test_task = tasks_of(compose(layered(row.run_overrides(row.seeds[0], steps=1, fold=fold), typed)))
@@ -75,7 +75,7 @@ def _data(board: BoardFile, row: BoardRow, decided: Decided, typed: Sequence[str
 
 
 def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
-    points = [tuple(point) for point in expand_sweep(row.grid)]  # one without settings where there is no grid
+    points = [tuple(point) for point in expand_sweep(row.grid)]  # without a grid, one point without settings
     counted = _steps(row, points, typed)
     if not row.grid:
         ((steps, where),) = counted
@@ -101,7 +101,7 @@ def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
 
 
 def _steps(row: BoardRow, points: Sequence[Sequence[str]], typed: Sequence[str]) -> list[tuple[int, str]]:
-    """Returns the steps of a training of a row at each point of the grid, and what they were timed on, if they were."""
+    """Returns the steps of a row's training at each point of the grid, and what they were timed on, if they were."""
     assert row.budget is not None
     if row.budget.steps is not None:
         return [(row.budget.steps, "")] * len(points)

@@ -1,4 +1,4 @@
-"""Finds runs of a sweep that have a record: one with the run's config and data is used again."""
+"""Records of a sweep's runs: a record with a run's config and data is used instead of running again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.tasks import Task, load_task
 
 
 def reference_configs(config: Config) -> list[Config]:
-    """Returns the configs of the trivial references on the data of a run, none for a run on part of them."""
+    """Returns the configs of the trivial references on the data of a run; none for a run on part of the data."""
     if config.limit is not None or config.train.limit is not None:
         return []
     plain = config.model_dump(mode="json")
@@ -35,7 +35,7 @@ def finished_record(config: Config) -> RunRecord | None:
 
 
 def tasks_of(config: Config) -> tuple[Task, Task]:
-    """Returns the task on the data to train on, and on those to evaluate on.
+    """Returns the task on the training data, and on the data to evaluate on.
 
     Raises:
         ConfigError: no data root, or task options that are not valid.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +19,12 @@ from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Column, Table
+from bench.worker_pool import worker_pool
 
 FORMATS = ("md", "csv", "json")
 _MIB = 1 << 20
 
-# Printed heading -> key of what `cost_of` returns, scale and digits.
+# Keys of what `cost_of` returns, with printed heading, scale and digits.
 _COST_COLUMNS = (
     Column(key="parameters", label="Params M", scale=1e-6, digits=3),
     Column(key="gmacs", label="GMACs", digits=2),
@@ -34,8 +33,8 @@ _COST_COLUMNS = (
 )
 _NOTE = (
     "GMACs: fvcore on the plain formulation, batch 1, multiply-add = 1 (what the papers print as GFLOPS). Latency: "
-    "median of one forecast at batch 1, measured now with untrained weights on {where}; memory: what it adds to the "
-    "process's peak."
+    "median of one forecast at batch 1, measured now with untrained weights on {where}; memory: its increase of "
+    "the process's peak."
 )
 
 
@@ -57,7 +56,7 @@ def cost_of(config: Config) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    # Of timm's imports, as in the command line itself.
+    # Raised by timm's imports, as in the command line itself.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 
@@ -69,9 +68,8 @@ def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[
         advance: Called with a line of text before each measurement.
     """
     found: list[dict[str, Any]] = []
-    # A peak of resident memory never falls again, and a process forked from one with torch would start at its peak.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, _quiet, max_tasks_per_child=1) as pool:
+    # Peak resident memory never falls.
+    with worker_pool(1, _quiet, tasks_of_each=1) as pool:
         for number, run in enumerate(runs, start=1):
             advance(f"measuring variant {number} of {len(runs)}")
             try:
@@ -96,17 +94,17 @@ class Results:
 
     columns: list[Column]
     cells: dict[str, list[Cell]]
-    """Of a line of the table of runs, by the id of each of its runs."""
+    """Cells of a line of the table of runs, by the id of each of its runs."""
     remarks: list[str]
 
 
 def results_of(task: str, records: Sequence[RunRecord | None], references: Sequence[RunRecord] = ()) -> Results:
-    """Returns the scores of complete runs as a table of runs has them: over seeds, with skill, ranked if there is any.
+    """Returns the scores of complete runs as in a table of runs: over seeds, and with skill and ranks if there is any.
 
     Args:
         task: The task's name.
-        records: Of the variants.
-        references: Of the trivial references.
+        records: Records of the variants; None where a run is missing.
+        references: Records of the trivial references.
     """
     columns = score_columns(task, records)
     known = {record.run_id: record for record in [*records, *references] if record is not None}
@@ -129,14 +127,14 @@ def lines(
     records: Sequence[RunRecord | None] | None,
     references: Sequence[RunRecord] = (),
 ) -> list[dict[str, Any]]:
-    """Returns one dict per variant: what is varied, costs, and scores unless `records` is None, all in printed units.
+    """Returns one dict per variant: its settings, costs, and scores unless `records` is None, all in printed units.
 
     Args:
         ablation: Names the columns.
         runs: Every variant and seed.
         measured: Cost of each variant, see `seeds_together`.
-        records: Of each run.
-        references: Of the trivial references on the same data.
+        records: Record of each run; None where it is missing.
+        references: Records of the trivial references on the same data.
     """
     results = None if records is None else results_of(runs[0].config.task.name, records, references)
     keys = [key for key in varied_keys(runs) if key != "seed"]
@@ -154,13 +152,13 @@ def lines(
 
 
 def _scores(results: Results, records: Sequence[RunRecord | None]) -> dict[str, Any]:
-    """Returns the scores of the runs of a variant, one per seed, and which they are."""
+    """Returns the scores of a variant over its seeds, and the ids of its runs."""
     found = [record for record in records if record is not None]
     cells = {cell.column: cell for cell in results.cells.get(found[-1].run_id, ())} if found else {}
     line: dict[str, Any] = {}
     for column in results.columns:
         cell = cells.get(column.key)
-        if cell is None:  # not run, or in part: nothing that may be compared
+        if cell is None:  # not run, or on part of the data: not comparable
             line[column.label] = _printed(found[-1].scores.get(column.key) if found else None, column)
             continue
         line[column.label] = None if cell.ours is None else round(cell.ours, column.digits)
@@ -184,7 +182,7 @@ _PARTS = (" spread", " interval", " mark")
 
 
 def _cell(line: dict[str, Any], key: str, digits: int | None) -> Any:
-    """Returns a value with its digits and what is known of its chance, bold or in italics where it is marked."""
+    """Returns a value with its digits and its spread or interval, bold or in italics if it is marked."""
     value = line.get(key)
     if isinstance(value, str):
         return for_markdown(value)

@@ -1,23 +1,28 @@
-"""A grid of settings tried on the validation split: each point is trained, and the test split is not looked at.
+"""A grid of settings tried on the validation split: each point is trained, and the test split is not used.
 
 A point is a run with `split=val` whose record goes to `WORK/tuning`, beside checkpoints: a trial is not a result.
-Its training is that of the same config with `split=test`, which finds the weights and trains nothing again.
+It shares its training with the same config at `split=test`, which finds the weights and does not train again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.ablation.records import finished_record
+from bench.ablation.records import finished_record, tasks_of
 from bench.config import Config, compose
-from bench.errors import ConfigError, EarthbenchError
+from bench.errors import ConfigError, EarthbenchError, counted
 from bench.metrics.names import better_of
 from bench.protocols.entries import layered
 from bench.records.schema import RunRecord
 
+_NO_SCORE = (
+    "no point of the grid has a validation score: the training needs a validation split, and a validation before it "
+    "ends (train.val_every_epochs, or train.val_every_steps)"
+)
 Launch = Callable[[Sequence[Sequence[str]]], EarthbenchError | None]
-"""Runs the jobs of some lists of overrides that have no record yet; returns the first failure."""
+"""Runs the jobs, each a list of overrides, that have no record yet; returns the first failure."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,16 @@ class Trial:
     overrides: tuple[str, ...]
     config: Config
     record: RunRecord | None
-    """None where its training failed."""
+    """None if its training failed."""
 
     @property
     def score(self) -> float | None:
-        """Returns the monitored score of the best validation; None where none was finite."""
+        """Returns the monitored score of the best validation; None if none was finite."""
         return self.record.training.best_score if self.record is not None and self.record.training else None
 
     @property
     def badness(self) -> float:
-        """Returns what is the lower the better; infinite without a score."""
+        """Returns the score as a number that is better when lower; infinite without a score."""
         stop = self.config.train.early_stopping
         better = better_of(stop.monitor.removeprefix("val/")) if stop.mode == "auto" else stop.mode
         if self.score is None:
@@ -54,25 +59,46 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
         launch: Trains.
 
     Raises:
-        EarthbenchError: no point has a score; that of the first failure.
+        ConfigError: a point has no validation, or none before its training ends.
+        EarthbenchError: no point has a score; the first failure, if there was one.
     """
     jobs = [layered(point, on_validation(point)) for point in points]
     configs = [compose(job) for job in jobs]
-    finished_record(configs[0])  # data that cannot be used is told before anything is trained
+    for config in configs:  # reports unusable settings and data before anything is trained
+        _refuse_without_validation(config)
     failure = launch(jobs)
     trials = [
         Trial(tuple(point), config, finished_record(config)) for point, config in zip(points, configs, strict=True)
     ]
     if all(trial.score is None for trial in trials):
-        raise failure or ConfigError(
-            "no point of the grid has a validation score: the training needs a validation split, and a validation "
-            "before it ends (train.val_every_epochs, or train.val_every_steps)"
-        )
+        raise failure or ConfigError(_NO_SCORE)
     return trials
 
 
+def _refuse_without_validation(config: Config) -> None:
+    """Refuses a point whose training validates nothing or ends before its first validation, as far as that is known.
+
+    Raises:
+        ConfigError: says how many steps there are, and after how many the first validation is.
+        DataError: the data cannot be read.
+    """
+    task, _ = tasks_of(config)
+    train, sequences = config.train, len(task.dataset("train"))
+    if not len(task.dataset("val")):
+        raise ConfigError(f"{_NO_SCORE}, and {config.data.root} has none for this task's split")
+    if train.val_every_steps is not None or train.budget is not None or train.stages:
+        return
+    epoch = math.ceil(min(sequences, train.limit or sequences) / config.data.batch_size)
+    steps = min(train.max_epochs * epoch, train.max_steps or train.max_epochs * epoch)
+    if 0 < steps < (first := train.val_every_epochs * epoch):
+        raise ConfigError(
+            f"{_NO_SCORE}: this one has {counted(steps, 'step')}, and its first validation is after {first:,} "
+            f"({counted(train.val_every_epochs, 'epoch')} of {epoch:,}). Set train.val_every_steps, e.g. to {steps}"
+        )
+
+
 def on_validation(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides that make a run one of a grid."""
+    """Returns the overrides that make a run a trial of a grid."""
     return ["split=val", f"results.root='{compose(overrides).work}/tuning'", "picture=false"]
 
 

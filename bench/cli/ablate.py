@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; a key of "
-        "the ablation is replaced (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs side by side",
+        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
+        "they replace its own (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs variants in parallel",
     )
     parser.add_argument("--count-only", action="store_true", help="sizes and speed only: no data, no training")
     parser.add_argument("--format", choices=("md", "csv", "json"), default="md")
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             finished_record(config)  # unusable data is reported before the first run starts
         failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)
         records = [finished_record(run.config) for run in runs]
-        references = _references(runs[0].config)
+        references = _references(runs[0].config) if any(records) else []
     from bench.ablation.table import costs, lines, render, results_of
 
     task = runs[0].config.task.name
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _references(config: Config) -> list[RunRecord]:
-    """Returns the records of the trivial references on an ablation's data, after running those that are missing."""
+    """Runs the missing trivial references on an ablation's data, and returns the records of all of them."""
     found = []
     for reference in reference_configs(config):
         try:
@@ -73,7 +73,7 @@ def _references(config: Config) -> list[RunRecord]:
             record = finished_record(reference)
         except InterruptedRunError:
             raise
-        except EarthbenchError as error:  # one that the task has nothing for
+        except EarthbenchError as error:  # not every reference is defined for every task
             log.info(f"no reference {reference.model.name}: {error}")
         else:
             found += [record] if record is not None else []
@@ -88,11 +88,11 @@ def _run(config: Config) -> None:
 
 @job_of_a_sweep
 def job(composed: Any) -> None:
-    """One run of an ablation or a board, unless its record is there; launchers import it by name, on any machine."""
+    """Makes a run of an ablation or a board unless it has a record; launchers import it by name, on any machine."""
     config = validate(to_plain(composed))
     record = finished_record(config)
     with shown_on("stderr"):  # launchers call this in processes of their own
         if record is not None:
-            log.info(f"already there: {record.run_id}")
+            log.info(f"already recorded: {record.run_id}")
         else:
             _run(config)

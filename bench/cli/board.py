@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(board: BoardFile, options: argparse.Namespace) -> int:
-    """Decides, runs what is missing, and renders; failed runs are reported at the end."""
+    """Decides steps and choices, runs missing rows, and renders; failed runs are reported at the end."""
     from bench.ablation.deciding import decide
 
     rows, typed = board.rows(), _typed(board, options.overrides)
@@ -100,15 +100,15 @@ def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
     """Returns the overrides of the command line for every run, with the results root of the board.
 
     Raises:
-        ConfigError: one that would change a number, or another results root.
+        ConfigError: an override would change a number or the results root, or the board has no rows.
     """
     if any(key_of(one) == "results.root" for one in overrides):
-        raise ConfigError(f"results.root: the records of {board.path.name} go to {board.root}, where its folder lies")
+        raise ConfigError(f"results.root: cannot be set here; the records of {board.path.name} go to {board.root}")
     if (row := next(iter(board.rows()), None)) is None:
         raise ConfigError(f"{board.path}: neither references nor rows: nothing to run")
     own = [one for one in overrides if one not in hydra_s_own(overrides)]
     refuse_other_numbers(row, own)
-    here = Path.cwd()  # records are committed: where a clone lies is not for them
+    here = Path.cwd()  # records are committed, so they hold no absolute path of this clone
     root = board.root.relative_to(here) if board.root.is_relative_to(here) else board.root
     return [*own, f"results.root='{root}'"]
 

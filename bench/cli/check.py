@@ -23,13 +23,13 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="a registered model, task, metric or constraint")
-    parser.add_argument("--kind", choices=_KINDS, help="where two kinds have the same name")
+    parser.add_argument("--kind", choices=_KINDS, help="which kind, if two have this name")
     parser.add_argument("--task", help="check a model on this task's shapes with its preset (default: small shapes)")
-    parser.add_argument("--root", type=Path, help="check a task on this data, too")
+    parser.add_argument("--root", type=Path, help="also check a task on this data")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks, and says what was checked."""
+    """Checks every object of this name, and prints those that keep their contract."""
     asked: list[Any] = [kind for kind in _KINDS if options.kind in (None, kind)]
     kinds = [kind for kind in asked if options.name in registry.names(kind)]
     if not kinds:
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
             {"model": _model, "task": _task, "metric": _metric, "constraint": _constraint}[kind](thing, options)
         except EarthbenchError:
             raise
-        except Exception as error:  # of the code that is checked
+        except Exception as error:  # raised by the code under check
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise ContractError(
                 f"{kind} {options.name} does not keep its contract: {type(error).__name__}: {error} "
@@ -84,5 +84,5 @@ def _constraint(thing: Any, options: argparse.Namespace) -> None:
 
     if check_constraint(thing).name != options.name:
         raise ContractError(
-            f"constraint {thing.__name__}: registered as {options.name!r}, and its name is {thing.name!r}"
+            f"constraint {thing.__name__}: registered as {options.name!r}, but its name is {thing.name!r}"
         )

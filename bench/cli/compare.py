@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="the run to compare it with")
     parser.add_argument("--task", help="only runs of this task")
     parser.add_argument(
-        "--score", action="append", help="this score, also per lead time (may be repeated; default: main)"
+        "--score", action="append", help="a score to compare, also per lead time (repeatable; default: the main ones)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints each score of both, the difference with its interval, and how often chance alone makes one as large."""
+    """Prints each score of both runs, the difference with its interval, and the p-value."""
     a, b, groups = _pair(options)
     main = dict.fromkeys(column.key for record in (a, b) for column in main_columns(record))
     lacking = [key for key in main if a.scores.get(key) is None or b.scores.get(key) is None]  # or undefined
@@ -68,11 +68,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord, int]:
-    """Returns the newest runs that two names stand for and that can be compared, and on how many data both have any.
+    """Returns the newest comparable runs of two names, and how many combinations of data and task options have both.
 
     Raises:
-        UnknownNameError: no run has such a name, or is of such a task.
-        ConfigError: none of the one can be compared with one of the other.
+        UnknownNameError: no run has this name, or none is of this task.
+        ConfigError: no run of A is comparable with a run of B.
+        UsageError: A and B are comparable on several tasks.
     """
     root = results_root(options.results)
     records = [
@@ -86,7 +87,7 @@ def _pair(options: argparse.Namespace) -> tuple[RunRecord, RunRecord, int]:
     if not pairs:
         raise ConfigError(
             f"no run of {options.a!r} was scored on the same data as one of {options.b!r}: task, its options, data and "
-            f"split have to be equal ({counted(len(of_a), 'run')} and {counted(len(of_b), 'run')} under "
+            f"split must be equal ({counted(len(of_a), 'run')} and {counted(len(of_b), 'run')} under "
             f"{options.results})"
         )
     if len({a.task.name for a, _ in pairs}) > 1:

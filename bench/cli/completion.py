@@ -17,12 +17,12 @@ EXAMPLES = (
     "earthbench completion fish > ~/.config/fish/completions/earthbench.fish",
 )
 _KINDS = {"table": "table", "model": "model", "task": "task"}
-"""Arguments that take a registered name, and its kind."""
+"""Flags that take a registered name, and its kind."""
 _NAMES = {
     "table": ("table",), "reproduce": ("table",), "check": ("model", "task", "metric", "constraint"),
     "show": ("model", "task", "metric", "table", "constraint"), "compare": ("model",), "data": ("task",),
 }  # fmt: skip
-"""Verbs that take registered names in their place, and their kinds."""
+"""Verbs with registered names among their positional arguments, and the kinds of these names."""
 
 _BASH = r"""_earthbench() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} key= words=
@@ -35,8 +35,11 @@ KEYS
     elif [[ $COMP_CWORD == 1 ]]; then
         words='VERBS'
     else
-        case ${COMP_WORDS[1]} in
+        case "${COMP_WORDS[1]} $before" in
+FLAGS
+        *) case ${COMP_WORDS[1]} in
 WORDS
+        esac;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the script; it knows the names that are registered now, those of installed plugins included."""
+    """Prints the script, which completes the names registered now, those of installed plugins included."""
     print(_fish() if options.shell == "fish" else _bash(zsh=options.shell == "zsh"))
     return 0
 
@@ -70,11 +73,20 @@ def words_of(verb: str, module: str) -> list[str]:
             found += map(str, action.choices)
         if action.dest == "overrides":
             found += [f"{key}=" for key in _keys()]
-        elif action.option_strings and action.dest in _KINDS:
-            found += registry.names(action.dest)  # type: ignore[arg-type]
     for kind in _NAMES.get(verb, ()):
         found += registry.names(kind)  # type: ignore[arg-type]
     return list(dict.fromkeys(found if verb != "help" else list(VERBS)))
+
+
+def values_of(module: str) -> dict[str, list[str]]:
+    """Returns what may follow a verb's flags, by flag: choices, or registered names."""
+    parser = Parser(add_help=False)
+    importlib.import_module(module).add_arguments(parser)
+    found: dict[str, list[str]] = {}
+    for action in parser._actions:
+        known = registry.names(action.dest) if action.dest in _KINDS else action.choices  # type: ignore[arg-type]
+        found |= {flag: [str(one) for one in known] for flag in action.option_strings if known}
+    return found
 
 
 def _keys() -> Iterator[str]:
@@ -101,7 +113,12 @@ def _bash(*, zsh: bool) -> str:
         for verb, (module, _) in VERBS.items()
     ]
     script = _BASH.replace("KEYS", "\n".join(keys)).replace("VERBS", " ".join([*VERBS, "--help", "--version"]))
-    script = script.replace("WORDS\n", "\n".join(words) + "\n")
+    flags = [
+        f"        '{verb} {flag}') words={shlex.quote(' '.join(values))};;"
+        for verb, (module, _) in VERBS.items()
+        for flag, values in values_of(module).items()
+    ]
+    script = script.replace("FLAGS\n", "\n".join(flags) + "\n").replace("WORDS\n", "\n".join(words) + "\n")
     return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if zsh else script
 
 
@@ -116,4 +133,10 @@ def _fish() -> str:
         lines.append(
             f"complete -c earthbench -n '__fish_seen_subcommand_from {verb}' -a {shlex.quote(' '.join(words))}"
         )
+        lines += [
+            f"complete -c earthbench -n '__fish_seen_subcommand_from {verb}' -l {flag.removeprefix('--')} -x "
+            f"-a {shlex.quote(' '.join(values))}"
+            for flag, values in values_of(module).items()
+            if flag.startswith("--")
+        ]
     return "\n".join(lines)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 from bench import registry
@@ -27,12 +26,13 @@ from bench.errors import (
     counted,
     one_message,
 )
+from bench.worker_pool import worker_pool
 
 _COST_COLUMNS = ("parameters", "gmacs")
 _DIGITS_OF_A_MAC = 9
-"""Of a number of billions: no multiply-add is lost."""
+"""Of GMACs, which resolves a single multiply-add."""
 _MOST_PROCESSES = 4
-"""Each of them holds a model of its own with one forecast, up to 3 GB for the tables' models."""
+"""Each process holds a model and its forecast, up to 3 GB for the models of the tables."""
 EXAMPLES = (
     "earthbench count --model unet --task sevir",
     "earthbench count --table earthformer/sevir",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", help="this model (may be repeated; default: all registered)")
     parser.add_argument("--task", default="sevir", help="shapes of this task (default sevir)")
     parser.add_argument(
-        "--target-params", type=int, metavar="N", help="with widths that give each model about N parameters"
+        "--target-params", type=int, metavar="N", help="scale the widths so that each model has about N parameters"
     )
     parser.add_argument("--speed", action="store_true", help="also measure latency and peak memory of one forecast")
     parser.add_argument("--format", choices=("text", "json"), default="text")
@@ -57,11 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Counts and prints; a model that is not there or cannot be counted is a line with the reason."""
+    """Prints the counts; a model that is missing or not countable gets a line with the reason."""
     if options.write or options.check:
         return _committed(options)
     if options.table and options.target_params:
-        raise UsageError("--target-params: the rows of a table have sizes of their own; name models, not --table")
+        raise UsageError("--target-params: the rows of a table have fixed sizes; give --model instead of --table")
     lines = _table_lines(options) if options.table else _model_lines(options)
     if options.format == "json":
         print(json.dumps(lines, indent=1, allow_nan=False))
@@ -74,15 +74,15 @@ def run(options: argparse.Namespace) -> int:
     unknown = {key for key in published if all(line[key] is None for line in lines)}
     left_out |= unknown
     shown = [{key: value for key, value in line.items() if key not in left_out} for line in lines]
-    heads = {key: key.replace("_", "\n") for line in shown for key in line}  # of two lines: it fits a terminal
+    heads = {key: key.replace("_", "\n") for line in shown for key in line}  # on several lines, to fit a terminal
     print(tabulate(shown, headers=heads, floatfmt=".3f", intfmt=",", missingval="-"))
     for line in lines:
         if line.get("note"):
             print(f"{line['model']}: {line['note']}")
     if options.table and unknown == published:
-        print("No published size of these rows could be confirmed from a source: there is none to compare with.")
+        print("No published size of these rows could be confirmed from a source, so none is compared.")
     print("GMACs: fvcore, batch 1, multiply-add = 1 (what the papers print as GFLOPS). GFLOPs = 2 x GMACs.")
-    print("--format json has more: trainable parameters, PyTorch's own count, what each operator takes.")
+    print("--format json has more: trainable parameters, PyTorch's own count, counts per operator.")
     return 0
 
 
@@ -103,7 +103,7 @@ def _committed(options: argparse.Namespace) -> int:
     """Counts the rows of all tables, and writes the counts or compares them with the committed ones.
 
     Raises:
-        UsageError: something else is asked for, too.
+        UsageError: combined with a flag that selects models or measures speed.
         RunFailedError: a row cannot be counted.
         VerificationError: a count differs.
     """
@@ -142,10 +142,10 @@ def _committed(options: argparse.Namespace) -> int:
 
 
 def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> Iterator[dict[str, Any]]:
-    """Yields a line per model (task, name, hyperparameters), in order, and tells of each on stderr as it comes.
+    """Yields a line per model (task, name, hyperparameters), in order, and reports each on stderr as it is counted.
 
-    Where there are several cores, models are counted side by side in processes of one share of them each: most of the
-    work is Python's, which more threads do not hasten. Speed is measured by one process that has the machine to itself.
+    On several cores, models are counted in parallel processes, because most of the work is in Python, where more
+    threads do not help. Speed is measured in one process, with the machine to itself.
 
     Raises:
         RunFailedError: a process was killed.
@@ -156,11 +156,7 @@ def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> 
         lines = (_count(*one, speed) for one in models)
         yield from _told(lines, len(models))
         return
-    # Not forked: torch's threads do not survive that.
-    started = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_take_share, initargs=(cores // processes,)
-    )
-    with started as pool:
+    with worker_pool(processes, partial(_take_share, cores // processes)) as pool:
         try:
             counts = pool.map(_count, *zip(*models, strict=True), [speed] * len(models))
             yield from _told(counts, len(models))

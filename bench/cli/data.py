@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
     for name, summary in _WAYS.items():
-        # Which flags there are depends on the task: with another prefix, argparse leaves all words to `_do`.
+        # The flags depend on the task: with a prefix that nobody types, argparse leaves all words to `_do`.
         sub = verbs.add_parser(name, help=summary, description=summary, prefix_chars="\0", add_help=False)
         sub.add_argument("words", nargs="*", default=[])
 
@@ -81,7 +81,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _task(options: argparse.Namespace) -> Task:
-    """Returns the task with the fields that the words after it set, as they would for a run."""
+    """Returns the task with the fields that its overrides set, as in a run."""
     from bench.tasks import load_task
 
     wrong = [word for word in options.overrides if not word.startswith("task.")]
@@ -171,14 +171,14 @@ def _load(value: str) -> type[DataVerb]:
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise UsageError("a download of this size needs your consent: add --yes")
-    if input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if input("continue? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UsageError("stopped; nothing was downloaded or written")
 
 
 def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
-    """Returns the names as the user says them, `module:Class` of the verb or `weights/NAME`, and the flags.
+    """Returns the names as typed, `module:Class` of the verb or `weights/NAME`, and the flags.
 
-    Without names but with `--help`, the first is the help text and the second None.
+    With `--help` and no names, the first is the help text and the second None.
     """
     count = 2 if way == "convert" else 1
     # Names come first; flags before the name (`make --out DIR sevir`) have always worked and still do.
@@ -217,7 +217,7 @@ def _value(way: str, names: list[str]) -> str:
 
 
 def _data_sets() -> dict[str, str]:
-    """Returns the data sets that are fetched by a name of their own, and their verbs."""
+    """Returns the data sets that are fetched under a name other than a task's, and their verbs."""
     found: dict[str, str] = {}
     for task in registry.names("task"):
         with suppress(UsageError):  # a broken plugin harms only itself
@@ -226,7 +226,7 @@ def _data_sets() -> dict[str, str]:
 
 
 def _sources() -> set[str]:
-    """Returns what data are converted from: tasks, and formats that are none."""
+    """Returns the sources of all conversions: tasks, and formats that belong to no task."""
     found = set()
     for task in registry.names("task"):
         with suppress(UsageError):  # a broken plugin harms only itself
@@ -235,7 +235,7 @@ def _sources() -> set[str]:
 
 
 def _verbs(task: str) -> dict[str, str]:
-    """Returns what can be done for a task; importing a task's module imports no torch."""
+    """Returns the data verbs of a task; importing a task's module imports no torch."""
     return dict(getattr(registry.find("task", task).load(), "data_verbs", {}))
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
 from bench.config.overrides import quoted
@@ -14,6 +14,7 @@ from bench.errors import UsageError
 
 TAKES_HYDRA_FLAGS = True
 _MARKS = {"ok": "ok", "warning": "WARNING", "wrong": "WRONG", "skipped": "-"}
+_INDENT = 24
 EXAMPLES = (
     "earthbench doctor",
     "earthbench doctor model=earthformer data.root=DIR device=cuda",
@@ -27,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="those of the run to prepare, e.g. model=earthformer data.root=DIR device=cuda devices=8",
+        help="overrides of the planned run, e.g. model=earthformer data.root=DIR device=cuda devices=8",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a line per check; returns 0, 2 where the input is wrong, 3 where something failed when it was tried."""
+    """Prints a line per check; returns 0, 2 for invalid input, 3 if something failed when it was tried."""
     from bench.engine.preflight import checks
 
     overrides, flags = overrides_and_flags(options)
@@ -44,9 +45,9 @@ def run(options: argparse.Namespace) -> int:
     for check in checks(config):
         found.append(check)
         if options.format == "text":
-            print(f"{_MARKS[check.outcome]:<8} {check.name:<14} {check.found}", flush=True)
+            print(wrapped(f"{_MARKS[check.outcome]:<8} {check.name:<14} {check.found}", _INDENT), flush=True)
             if check.cure:
-                print(f"{'':<8} {'':<14} -> {check.cure}", flush=True)
+                print(wrapped(f"{'':<{_INDENT}}-> {check.cure}", _INDENT + 3), flush=True)
         elif sys.stderr.isatty():
             print(f"{check.name}: {check.outcome}", file=sys.stderr)
     code = max(check.exit_code for check in found)

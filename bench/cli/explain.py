@@ -71,7 +71,7 @@ def _print_settings(table: Table, options: argparse.Namespace) -> int:
         return 0
     print(f"{table.name}, {row.label}: " + ("how it is trained" if is_trained(table, row.key) else "nothing to train"))
     lines = [*setting_lines(settings), *(f"note: {note}" for note in (row.note, table.note) if note)]
-    print("\n".join(f"  {line}" for line in lines))
+    print("\n".join(wrapped(f"  {line}", 4) for line in lines))
     return 0
 
 

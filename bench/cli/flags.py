@@ -1,4 +1,4 @@
-"""Flags of the command line made from the fields of a pydantic model, and the model made from the flags."""
+"""Command-line flags from the fields of a pydantic model, and the model from the flags."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one message, with the nearest word that would have been right."""
+    """A parser that raises `UsageError`: one message, with the nearest valid word."""
 
     _given: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses, and remembers the words: an unknown flag among them is the better message of an error."""
+        """Parses, and keeps the words: an unknown flag among them explains an error better than argparse does."""
         self._given = list(args or ())
         return super().parse_known_args(args, namespace)
 
@@ -66,12 +66,12 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
 
     Args:
         model: Its fields are the flags.
-        words: What stood on the command line.
+        words: Those of the command line.
         command: How the user called it, for messages.
         summary: For `--help`.
 
     Raises:
-        UsageError: unknown, missing or wrong flags, all in one message.
+        UsageError: an unknown flag, or missing or invalid ones, which are all listed.
         SystemExit: after `--help`.
     """
     parser = Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -96,14 +96,17 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
 
 
 def results_root(given: Path, *, may_be_made: bool = False) -> Path:
-    """Returns the folder that `--results` names; the default one need not be there yet.
+    """Returns the folder that `--results` names; the default need not exist yet.
 
     Raises:
-        DataError: it is not a folder.
+        DataError: it is not a folder, or one that holds the folder that is meant.
     """
     root = given.expanduser()
     if not root.is_dir() and (root.exists() or not (may_be_made or given == RESULTS)):
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
+    inner = root / RESULTS
+    if not (root / "runs").exists() and (inner / "runs").is_dir():
+        raise DataError(f"results root {str(root)!r} has no runs/, {str(inner)!r} has. Set --results {inner}")
     return root
 
 

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.api import MONTH_MINUTES
 from bench.cli.outcome import FAR_TOO_VARIED, far_too_varied
 from bench.cli.printing import print
 from bench.config import Config, compose
-from bench.errors import ConfigError, UsageError
+from bench.errors import ConfigError, UsageError, counted
 from bench.logs import log
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from torch import Tensor, nn
 
     from bench.engine.forecast import Case
     from bench.tasks.task import Task
 
 Controls = tuple[float, ...] | None
+_NETCDF = (".nc", ".nc4", ".netcdf")
 EXAMPLES = (
     "earthbench forecast task=sevir model=persistence data.root=DIR --picture forecast.png",
     "earthbench forecast task=sevir model=unet checkpoint=FILE data.root=DIR --sequence 3 --out forecast.nc",
@@ -73,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.picture is not None and options.picture.suffix not in FORMATS:
         raise UsageError(f"--picture {options.picture}: expected a name that ends in {', '.join(FORMATS)}")
+    if options.out is not None and not options.all and options.out.suffix not in _NETCDF:
+        raise UsageError(f"--out {options.out}: a forecast is a NetCDF file; expected a name that ends in .nc")
     if options.picture is not None and options.all:
         raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
     for flag in ("beside", "colours"):
@@ -129,13 +135,20 @@ def run(options: argparse.Namespace) -> int:
             found = case.where_observed(forecast(other, task, case.context, device=device))
             panels.append(Panel(name, found[0, ..., 0].numpy()))
         start = None if case.coordinates is None else case.coordinates.start
-        # the case of the newest frames has no other name than its time
+        # forecasts from the newest frames are named by their time, which the title has already
         name = f", {case.name}" if case.name != str(start) else ""
-        since = f", from {start.item():%d %B %Y, %H:%M} UTC" if start is not None else ""
-        title = f"{config.model.name} on {task.name}{name}{since}"
+        since = f", from {_moment(start.item(), case.cadence_minutes)}" if start is not None else ""
+        variables = () if case.coordinates is None else case.coordinates.variables
+        first = f", {variables[0]}" if len(variables) > 1 else ""  # the one that is drawn
+        title = f"{config.model.name} on {task.name}{first}{name}{since}"
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0
+
+
+def _moment(time: datetime, cadence_minutes: float) -> str:
+    """Returns a time for a title; only the month if frames are months."""
+    return f"{time:%B %Y}" if cadence_minutes >= MONTH_MINUTES else f"{time.day} {time:%B %Y, %H:%M} UTC"
 
 
 def _forecast(
@@ -148,7 +161,7 @@ def _forecast(
     config: Config,
     device: str,
 ) -> Tensor:
-    """Writes a forecast, and returns its members `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`."""
+    """Writes a forecast, and returns its members `(M,T,H,W,C)`; with N controls `(N,M,T,H,W,C)`."""
     import torch
 
     from bench.engine.forecast import as_dataset, forecast, write_netcdf
@@ -172,21 +185,19 @@ def _forecast_all(
     from rich.console import Console
     from rich.progress import track
 
+    from bench.data.plausibility import refuse_empty
     from bench.engine.forecast import case_from_split
-    from bench.errors import DataError
 
     data = task.dataset(config.split)
+    refuse_empty(data)
     count = len(data)
-    if not count:
-        where = f"split {config.split!r} of task {task.name!r} has no sequences under {task.data_root}"
-        raise DataError(f"{where}. {data.why_empty}".rstrip())
     numbers = range(min(count, config.limit or count))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     for number in track(numbers, "forecasts", console=console, transient=True, disable=not sys.stderr.isatty()):
         case = case_from_split(task, config.split, number)
         _forecast(model, task, case, folder / f"{number:06d}.nc", members, controls, config, device)
-    print(f"forecasts: {len(numbers)} files in {folder}")
+    print(f"forecasts: {counted(len(numbers), 'file')} in {folder}")
 
 
 def _numbers(text: str | None) -> Controls:

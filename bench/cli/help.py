@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the help of a verb, or of all."""
+    """Prints the help of a verb, or the list of verbs."""
     from bench.cli.main import main
 
     return main([*options.words, "--help"])

@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the same bytes in any locale, and no name that cannot be printed
+        if isinstance(stream, io.TextIOWrapper):  # the same output in any locale, and every name is printable
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        # timm decorates functions with it when imported; users can do nothing about it
+        # timm uses it when imported; users can do nothing about it
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         arguments = _set_log_level(use_plugin_files(arguments))
         with shown_on("stderr"):
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return _our_fault()
-        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # a disk's, a user's file
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # e.g. a full disk
         return UsageError.exit_code
     except Exception as error:
         where = _plugin_line(error)
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _set_log_level(arguments: list[str]) -> list[str]:
-    """Returns the arguments without `--verbose` and `--quiet`, which this process and those it starts obey.
+    """Applies `--verbose` and `--quiet` to this process and its children, and returns the other arguments.
 
     Raises:
         UsageError: both are given.
@@ -113,14 +113,14 @@ def _set_log_level(arguments: list[str]) -> list[str]:
 
 
 def _open_closed_streams() -> None:
-    """Gives a process that was started without stdin, stdout or stderr (`>&-`) ones that hold nothing."""
+    """Opens stdin, stdout and stderr on the null device where the process was started without them (`>&-`)."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole process
 
 
 def _plugin_line(error: Exception) -> str | None:
-    """Returns `FILE:LINE` of the plugin's code that an error came through last, None where it came through none."""
+    """Returns `FILE:LINE` of the innermost frame of an error that is a plugin's, None if no frame is."""
     named = [entry for kind in registry.KINDS for found in registry.entries(kind).values() for entry in found]
     tops = {entry.value.partition(":")[0].partition(".")[0] for entry in named if entry.distribution != "earthbench"}
     found = None
@@ -132,7 +132,7 @@ def _plugin_line(error: Exception) -> str | None:
 
 def _our_fault() -> int:
     traceback.print_exc()
-    print("This is a fault of earthbench: please report it with the lines above.", file=sys.stderr)
+    print("This is a bug in earthbench: please report it with the lines above.", file=sys.stderr)
     return 1
 
 
@@ -177,7 +177,7 @@ def _dispatch(arguments: list[str]) -> int:
     if module is None:
         parser.print_help()
         return 0
-    if hasattr(options, "overrides"):  # argparse leaves those that follow a flag among the rest
+    if hasattr(options, "overrides"):  # argparse puts overrides after a flag into the rest
         options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
         rest = [word for word in rest if "=" not in word or word.startswith("-")]
     if rest and not getattr(module, "TAKES_HYDRA_FLAGS", False):

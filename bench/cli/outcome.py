@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench import registry
-from bench.cli.printing import print, wrapped
+from bench.cli.printing import print, wrapped, wrapped_command
 from bench.config.overrides import literal
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
@@ -29,7 +29,7 @@ _BASELINE = "persistence"
 _NEARLY_CONSTANT = 0.1
 """A forecast with less than this share of the observed standard deviation says almost nothing."""
 FAR_TOO_VARIED = 10.0
-"""One with more than so many times the observed standard deviation has outliers that no weather has."""
+"""A forecast with more than this multiple of the observed standard deviation has unphysical outliers."""
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -59,12 +59,13 @@ def print_outcome(outcome: Outcome) -> None:
     before = ""
     for name, text in facts:
         if text:
-            print(f"{'' if name == before else name + ':':>11} {text}")
+            fitted = wrapped_command if name == "next" else wrapped
+            print(f"{'' if name == before else name + ':':>11} {fitted(text, 12)}")
             before = name
 
 
 def _baseline(outcome: Outcome) -> RunRecord | None:
-    """Returns the newest run of persistence on the same data, where there is one."""
+    """Returns the newest run of persistence on the same data, if any."""
     record = outcome.record
     if record.model.name == _BASELINE:
         return None
@@ -97,7 +98,7 @@ def _scores(record: RunRecord, baseline: RunRecord | None) -> Iterator[str]:
 
 def _printed(record: RunRecord, column: Column) -> str:
     if column.key not in record.scores:
-        return "-"  # such as the score of an ensemble
+        return "-"  # e.g. a score of ensembles only
     value = record.scores[column.key]
     return "undefined" if value is None else number(value * column.scale, column)
 
@@ -127,19 +128,19 @@ def _warnings(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
         yield far_too_varied("the forecast of the first sequence", share, "observed")
     columns = [column for column in main_columns(record) if record.scores.get(column.key) is not None]
     if baseline is not None and columns and _judged(record, baseline, columns[0]) == "worse":
-        yield f"{columns[0].label} is worse than that of persistence, which takes no training"
+        yield f"{columns[0].label} is worse than that of persistence, which needs no training"
 
 
 def far_too_varied(forecast: str, share: float, compared: str) -> str:
-    """Returns what is said of a forecast whose standard deviation is a multiple of one compared with."""
+    """Returns the warning about a forecast whose standard deviation is `share` times that of what was `compared`."""
     return (
-        f"{forecast} varies {share:.3g} times as much as what was {compared}: its errors are of outliers. Train "
+        f"{forecast} varies {share:.3g} times as much as what was {compared}: outliers dominate its errors. Train "
         "longer; task.scale=log1p and dbz amplify them, linear and zscore do not"
     )
 
 
 def _share_of_spread(outcome: Outcome) -> float | None:
-    """Returns the standard deviation of the first forecast over that of what was observed; None where that is 0."""
+    """Returns the standard deviation of the first forecast over that of its target; None if that is 0."""
     if not outcome.sample:
         return None
     target = float(np.nanstd(outcome.sample["target"]))
@@ -182,7 +183,7 @@ def _memory(outcome: Outcome) -> str:
 
 
 def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
-    """Yields the commands that a reader is likely to need next."""
+    """Yields the commands that a user is likely to need next."""
     record, root = outcome.record, str(outcome.record_path.parents[3])
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
@@ -215,7 +216,7 @@ def _data(record: RunRecord) -> list[str]:
 
 
 def _weights(outcome: Outcome) -> Path | None:
-    """Returns the checkpoint that was evaluated, where it lies in the run's folder."""
+    """Returns the checkpoint that was evaluated, if it is in the run's folder."""
     if outcome.folder is None or outcome.record.training is None:
         return None
     path = outcome.folder / "checkpoints" / f"{outcome.record.training.weights}.ckpt"

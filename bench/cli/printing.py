@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shlex
 import shutil
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from bench.safe_text import for_terminal
 
 
 def wrapped(text: str, indent: int) -> str:
-    """Returns a line as long as it is, or in a terminal as lines that fit, all but the first indented."""
+    """Returns a line, in a terminal wrapped to its width with all lines but the first indented."""
     if not sys.stdout.isatty():
         return text
     return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" " * indent,
@@ -20,11 +21,15 @@ def wrapped(text: str, indent: int) -> str:
 
 
 def wrapped_command(command: str, indent: int) -> str:
-    """Returns a command as long as it is, or in a terminal as lines that fit, which a shell takes as one."""
+    """Returns a command, in a terminal wrapped to its width with backslashes that a shell understands."""
     if not sys.stdout.isatty():
         return command
     width = shutil.get_terminal_size().columns - indent - len(" \\")
-    lines = textwrap.wrap(command, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
     return f" \\\n{' ' * indent}".join(lines)
 
 

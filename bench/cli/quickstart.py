@@ -13,7 +13,7 @@ from bench.logs import shown_on
 
 _EVENTS = {"train": 64, "val": 8, "test": 12}
 _SIZE = 64
-# A small UNet and some two hundred steps: enough to beat persistence, and a minute of two cores.
+# A small UNet and about 200 steps: enough to beat persistence, in about a minute on two cores.
 _TRAINING = (
     "model.channels=[16,32,64]", "model.center_channels=128", "model.norm_momentum=0.1", "data.batch_size=8",
     "train.max_epochs=8", "train.lr=2e-3", "train.early_stopping.monitor=val/mse",
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def outputs_of_code(out: Path) -> Path:
-    """Returns the folder of trained weights: one for each version of the code, which refuses those of another."""
+    """Returns the folder of trained weights, one per version of the code: weights of another version are refused."""
     from bench import registry
     from bench.config import fingerprint
     from bench.records.sources import sources_of

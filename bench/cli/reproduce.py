@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TextIO
 
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.errors import RunFailedError, UsageError, counted
 from bench.logs import shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NAME:TFLOPS,GIB,COUNT",
     )
     parser.add_argument("--seeds", help="e.g. 0,1,2 (default: the override seed=N, else 0)")
-    parser.add_argument("--again", action="store_true", help="run rows that have a record, too")
+    parser.add_argument("--again", action="store_true", help="also run rows that have a record")
     parser.add_argument("--format", choices=("text", "json", "md"), default="text", help="of the plan (md: with --on)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan, then runs what is missing; a row that fails does not stop the others."""
+    """Prints the plan, then runs the missing rows; a failed row does not stop the others."""
     from bench.cost.devices import parse_devices
     from bench.reproduction.estimates import measured_throughput
     from bench.reproduction.projection import markdown
@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps([one.as_dict() for one in plans], indent=1))
     else:
-        print("\n".join(line for one in plans for line in _lines(one)))
-        print(_total(plans))
+        print("\n".join(wrapped(line, 11) for one in plans for line in _lines(one)))
+        print(wrapped(_total(plans), 2))
     if options.dry_run:
         return 0
     if not any(one.status != "cannot run" for one in plans):
@@ -93,7 +93,7 @@ def _report(results: Sequence[RowResult], stream: TextIO) -> int:
     if any(result.status == "failed" for result in failed):
         names = ", ".join(f"{r.row} seed {r.seed}" for r in failed)
         raise RunFailedError(
-            f"{len(failed)} of {counted(len(results), 'row')} not made: {names}. The same command tries again"
+            f"{len(failed)} of {counted(len(results), 'row')} failed: {names}. The same command tries them again"
         )
     return UsageError.exit_code if failed else 0
 
@@ -108,7 +108,7 @@ def _lines(one: RowPlan) -> list[str]:
     if one.estimate is not None:
         estimate = one.estimate
         known = estimate.total_s is not None
-        times = f"epoch {_time(estimate.epoch_s)}, in all {_time(estimate.total_s or 0)}; " if known else ""
+        times = f"epoch {_time(estimate.epoch_s)}, total {_time(estimate.total_s or 0)}; " if known else ""
         lines.append(f"  time     {times}{estimate.basis}" + ("" if known else "; --measure runs a few"))
         lines.append(f"  memory   {estimate.memory_bytes / 1e9:.2f} GB ({estimate.memory_basis})")
     lines += [f"  {line}" for line in text_lines(one.projection)] if one.projection is not None else []
@@ -122,14 +122,15 @@ def _total(plans: Sequence[RowPlan]) -> str:
     text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
     if known := [total_s for total_s in waiting if total_s is not None]:
-        text += f"; {_time(sum(known))} in all on this device"
+        text += f"; {_time(sum(known))} in total on this device"
         text += f", without {counted(len(waiting) - len(known), 'row')} of unknown time" * (len(known) < len(waiting))
     projections = [one.projection for one in plans if one.projection is not None]
     if projections:
         hours, gpu_hours = (sum(getattr(one, key) for one in projections) for key in ("hours", "gpu_hours"))
         text += (
-            f"; {gpu_hours:,.1f} GPU-hours, {hours:,.1f} h in all on {projections[0].devices}, if the exchange of "
-            "gradients and reading cost nothing; early stopping usually ends a training before"
+            f"; {gpu_hours:,.1f} GPU-hours, {hours:,.1f} h in total on {projections[0].devices} at "
+            f"{projections[0].utilisation:.0%} (assumed) of their peak, without the exchange of gradients and reading; "
+            "early stopping usually ends a training sooner"
         )
     return text
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Finds each record's weights, evaluates them as the record was, and writes a record beside it."""
+    """Finds each record's weights, evaluates them with its config, and writes a further record."""
     from bench.engine.run import run as run_pipeline
 
     words = [*options.records, *options.overrides]
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     wrong = [word for word in overrides if not word.startswith(_TAKES)]
     if wrong:
         raise UsageError(
-            f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}: all else comes from the record"
+            f"earthbench rescore: {wrong[0]}: expected one of {', '.join(_TAKES)}; the rest comes from the record"
         )
     if not names:
         raise UsageError("earthbench rescore: expected the file of a record, or a run id")
@@ -65,7 +65,7 @@ def _config(record: RunRecord, overrides: Sequence[str]) -> Config:
     """Returns the config that evaluates the weights of a record again."""
     if record.status != "ok" or "task" not in record.config or not isinstance(record.config["task"], dict):
         raise DataError(f"record {record.run_id} is not of a finished `earthbench run`; there is nothing to rescore")
-    plain = {key: value for key, value in record.config.items()}
+    plain = dict(record.config)
     given = to_plain(composed_by_hydra([f"task={record.task.name}", f"model={record.model.name}", *overrides]))
     for word in overrides:
         section, _, key = word.partition("=")[0].partition(".")

@@ -32,11 +32,11 @@ from bench.safe_text import without_secrets
 TAKES_HYDRA_FLAGS = True
 _SWEEP = ("-m", "--multirun")
 _CONFIG_DIR = ("-cd", "--config-dir")
-# What Hydra's own parser does one of at a time.
+# Hydra's parser accepts one of these at a time.
 _SHOW = {"-c", "--cfg", "-i", "--info", "--hydra-help"}
 _EITHER = {*_SWEEP, *_SHOW, "--run"}
-# What it takes; it would end the process over any other, with the help of another program. Not taken: another primary
-# config (--config-name, --config-path), a pickled one (--experimental-rerun): nobody has looked at them.
+# Flags passed on to Hydra, whose parser would end the process over any other. Another primary config (--config-name,
+# --config-path) and a pickled one (--experimental-rerun) are not supported.
 _WITH_VALUE = {"-c", "--cfg", *_CONFIG_DIR, "-p", "--package"}
 _FLAGS = {*_SWEEP, *_WITH_VALUE, "--hydra-help", "-i", "--info", "-r", "--resolve", "--run"}
 EXAMPLES = (
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the config, or hands over to Hydra where one of its flags was given."""
+    """Runs the config, or hands over to Hydra if one of its flags was given."""
     overrides, flags = overrides_and_flags(options)
     if flags:
         if any(flag in _SWEEP for flag in flags):
@@ -71,10 +71,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Returns the overrides and Hydra's flags as they were given; `--config-dir` as the override that it stands for.
+    """Returns the overrides and Hydra's flags as given, but `--config-dir` as the override that it stands for.
 
     Raises:
-        ConfigError: a flag that Hydra does not have, or a folder of configs that cannot be used.
+        ConfigError: an unknown flag, or a folder of configs that cannot be used.
     """
     flags = getattr(options, "hydra_flags", [])
     _refuse_flags(options.overrides, flags)
@@ -88,7 +88,7 @@ def overrides_and_flags(options: argparse.Namespace) -> tuple[list[str], list[st
         given = value if equals else next(words, "")
         folder = Path(given).expanduser().absolute()
         if not given or not folder.is_dir():
-            raise ConfigError(f"{name} {given}: not a folder; it takes the folder that your configs lie in")
+            raise ConfigError(f"{name} {given}: not a folder; expected the folder of your configs")
         folders.append(f"'file://{folder}'")
     return [*overrides, *([f"hydra.searchpath=[{','.join(folders)}]"] if folders else [])], kept
 
@@ -108,7 +108,7 @@ def _refuse_flags(overrides: list[str], flags: list[str]) -> None:
 
 
 def _with_values(overrides: list[str], flags: list[str]) -> tuple[list[str], list[str]]:
-    """Returns overrides and flags after giving flags their values back, which argparse took for overrides."""
+    """Returns overrides and flags, after moving values of flags back that argparse took for overrides."""
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     kept, joined = [word for word in overrides if word not in bare], list[str]()
     for number, flag in enumerate(flags):
@@ -130,15 +130,15 @@ def execute(config: Any, *, again: bool) -> None:
 
 
 class _SweepStopped(KeyboardInterrupt):
-    """A signal reached a job in the sweep's own process. No `Exception`: Hydra keeps those and runs the next job."""
+    """A signal reached a job in the sweep's own process. Not an `Exception`: Hydra catches those and continues."""
 
 
 _sweeping: int | None = None
-"""The process that calls Hydra; launchers other than Hydra's own run jobs in further ones."""
+"""Id of the process that calls Hydra; launchers other than Hydra's own run jobs in further processes."""
 
 
 def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Returns a job that a signal does not merely end, so that the next one starts: it ends the sweep."""
+    """Returns a job in which a signal ends the whole sweep instead of that job alone."""
 
     @functools.wraps(work)
     def job(composed: Any) -> None:
@@ -154,10 +154,10 @@ def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _mask_sweep_file() -> None:
-    """Takes the credentials out of the `multirun.yaml` that Hydra has written beside a sweep's jobs."""
+    """Masks the credentials in the `multirun.yaml` that Hydra has written beside a sweep's jobs."""
     from hydra.core.hydra_config import HydraConfig
 
-    with contextlib.suppress(OSError, ValueError):  # not of a sweep; another job has just done it; another machine
+    with contextlib.suppress(OSError, ValueError):  # no sweep, another machine, or another job was faster
         path = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"
         text = path.read_text(encoding="utf-8")
         if (masked := without_secrets(text)) != text:
@@ -167,27 +167,27 @@ def _mask_sweep_file() -> None:
 
 @job_of_a_sweep
 def job(composed: Any) -> None:
-    """One job of a sweep; launchers import it by name, on whatever machine it runs.
+    """Runs one job of a sweep; launchers import it by name, on whatever machine it runs.
 
-    One that is recorded already is not run again, so that the same command completes a sweep.
+    A job that has a record is not run again, so that the same command completes a sweep.
     """
     execute(validate(to_plain(composed)), again=False)
 
 
 def launch(jobs: Sequence[Sequence[str]], task: Callable[[Any], None]) -> EarthbenchError | None:
-    """Runs jobs that are not a product of settings by the launcher that their overrides name, and waits for all.
+    """Runs a list of jobs by the launcher that their overrides name, and waits for all of them.
 
-    What Hydra and a job print goes to stderr.
+    The jobs need not be a product of settings. What Hydra and a job print goes to stderr.
 
     Args:
         jobs: The overrides of each; those of Hydra itself, and `work`, are the same in all.
         task: Called with each composed config; launchers import it by name.
 
     Returns:
-        The first failure; the other jobs were run all the same.
+        The first failure, if any; it does not stop the other jobs.
 
     Raises:
-        InterruptedRunError: a signal; the jobs that were to come have not been started.
+        InterruptedRunError: a signal arrived; the remaining jobs were not started.
     """
     if not jobs:
         return None
@@ -210,13 +210,14 @@ def sweep(
     """Hands overrides and Hydra's own flags over to Hydra, which calls `task` with each composed config.
 
     Args:
-        overrides: Those of all jobs, or with the values to sweep over.
+        overrides: Those of every job, possibly with several values to sweep over.
         flags: Hydra's own.
         task: The job.
-        jobs: The overrides of each job of a sweep that is not a product of values.
+        jobs: The overrides of each job, if the jobs are not a product of values.
 
     Raises:
-        InterruptedRunError: a signal; the jobs that were to come have not been started.
+        ConfigError: a config or a flag is invalid.
+        InterruptedRunError: a signal arrived; the remaining jobs were not started.
     """
     import hydra
 
@@ -224,7 +225,7 @@ def sweep(
     overrides = quoted(overrides)
     sweeps = any(flag in _SWEEP for flag in flags)
     shows = any(flag.partition("=")[0] in _SHOW for flag in flags)
-    # Before Hydra may call anything: every job's config, and the one without what is swept, of which it makes them.
+    # Every job's config is checked before Hydra calls anything, and so is the one without the swept keys.
     for combination in (expand_sweep(overrides) if jobs is None else jobs) if sweeps else ():
         compose([*combination, *(override for override in overrides if override.lstrip("+~").startswith("hydra"))])
     composed_by_hydra([override for override in overrides if not (sweeps and is_sweep(override))])
@@ -243,12 +244,12 @@ def sweep(
         raise stopped.__cause__ from None
     finally:
         _sweeping = None
-        logging.root.handlers[:] = root_handlers  # Hydra gives it a console, on which later lines would come twice
+        logging.root.handlers[:] = root_handlers  # Hydra adds a console handler, which would repeat later lines
 
 
 @contextlib.contextmanager
 def _listed(jobs: Sequence[list[str]] | None) -> Iterator[None]:
-    """Has Hydra's sweeper launch these jobs; it has no way to be given a list, and takes no sweeper of others'."""
+    """Makes Hydra's sweeper launch these jobs, because Hydra accepts neither a list nor another sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     if jobs is None:
@@ -264,10 +265,10 @@ def _listed(jobs: Sequence[list[str]] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown() -> Iterator[None]:
-    """Prints what Hydra prints of a config as everything else is printed: without credentials.
+    """Prints what Hydra shows of a config with the credentials masked.
 
     Raises:
-        ConfigError: Hydra ended the process, over a value of a flag.
+        ConfigError: Hydra ended the process because of a flag's value.
     """
     out, err = io.StringIO(), io.StringIO()
     try:

@@ -17,7 +17,7 @@ from bench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from bench.files import replacing
 
 _SOURCE_WIDTH = 100
-"""Lines of docstrings that would be longer with the next word were wrapped."""
+"""Where docstrings are wrapped: a line ends before the first word that would exceed it."""
 EXAMPLES = (
     "earthbench show model unet",
     "earthbench show table earthformer/sevir",
@@ -53,13 +53,13 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the object's description, and draws it where that was asked for."""
+    """Prints the object's description, and draws it if `--out` is given."""
     if options.kind in registry.names("picture"):
         shown = _picture(options)
     elif options.size is not None or options.out is not None:
         raise UsageError(f"--size and --out are for {', '.join(registry.names('picture'))}, not for a {options.kind}")
     elif options.name is None:
-        raise UsageError(f"earthbench show {options.kind}: which one? `earthbench list {options.kind}s` names them")
+        raise UsageError(f"earthbench show {options.kind}: expected a name, see `earthbench list {options.kind}s`")
     else:
         shown = _registered(options.kind, options.name)
     if options.format == "json":
@@ -163,7 +163,7 @@ def _print(shown: dict[str, Any], indent: str = "") -> None:
 
 
 def _unwrapped(lines: Sequence[str]) -> list[str]:
-    """Returns the lines of a docstring with those joined that were wrapped at the width of the source."""
+    """Returns the lines of a docstring, joining those that were wrapped at the width of the source."""
     joined: list[str] = []
     before = 0
     for line in lines:

@@ -7,23 +7,28 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.cli.printing import print
+from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
-from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_only
-from bench.config.overrides import is_sweep, quoted
+from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_of, numbers_only
+from bench.config.overrides import is_sweep, literal, quoted
 from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.errors import ConfigError, UsageError, counted
 from bench.paths import as_path, local_folder
+from bench.protocols.entries import key_of
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.safe_text import for_terminal
 
 TAKES_HYDRA_FLAGS = True
 _WATCH_EVERY_S = 5.0
+_PLACES = ("work", "results.root")
+_MOST_SETTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Line:
     where: str
     """The record, the process that runs it, or why it ended."""
     progress: Progress | None = None
-    """How far it was when it last said so; None where it has nothing more to do, or never said."""
+    """Its last reported progress; None if it is done or has not reported any."""
 
     def __str__(self) -> str:
         """Returns the line that is printed."""
@@ -59,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="those of the sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
-        "without any sweep: every run under work=DIR",
+        help="overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
+        "without overrides: every run under work=DIR",
     )
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
@@ -88,13 +93,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _found(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
-    return _of_sweep(jobs, configs) if len(jobs) > 1 else _of_folder(configs[0])
+    chosen = [one for one in jobs[0] if not one.startswith("hydra") and key_of(one) not in _PLACES]
+    return _of_sweep(jobs, configs) if len(jobs) > 1 or chosen else _of_folder(configs[0])
 
 
 def _text(lines: list[Line]) -> str:
     counts = sorted(Counter(line.state for line in lines).items())
     ending = f"{counted(len(lines), 'run')}: " + (", ".join(f"{count} {name}" for name, count in counts) or "none")
-    return "\n".join([*map(str, lines), ending])
+    return "\n".join([*(wrapped(str(line), 10) for line in lines), ending])
 
 
 def _as_json(progress: Progress | None) -> dict[str, object] | None:
@@ -138,6 +144,7 @@ def _refuse_files(config: Config) -> None:
 
 def _of_sweep(jobs: list[list[str]], configs: list[Config]) -> list[Line]:
     varying = {override for job in jobs for override in job if not all(override in other for other in jobs)}
+    varying = varying or set(jobs[0])  # there is one
     return lines_of([" ".join(override for override in job if override in varying) for job in jobs], configs)
 
 
@@ -169,7 +176,36 @@ def _line(name: str, config: Config, records: list[RunRecord], owners: list[tupl
         return Line(name, found, owner.why or _who(owner), _progress(folder, found))
     if kept and kept[-1].failure is not None:
         return Line(name, "failed", kept[-1].failure.message.splitlines()[0])
-    return Line(name, "waiting", "")
+    return Line(name, "waiting", _recorded_with(config, records))
+
+
+def _recorded_with(config: Config, records: list[RunRecord]) -> str:
+    """Returns what sets the most similar recorded run of a config's task, model and seed apart; empty without any."""
+    wanted = _settings(numbers_only(config))
+    found: list[list[str]] = []
+    for record in records:
+        same = (config.task.name, config.model.name, config.seed)
+        if record.status != "ok" or (record.task.name, record.model.name, record.seed) != same:
+            continue
+        has = _settings(numbers_of(record.config))
+        other = [key for key in {**has, **wanted} if has.get(key) != wanted.get(key)]
+        found.append([f"{key}={literal(has.get(key))}" for key in other])
+    if not found:
+        return ""
+    nearest = min(reversed(found), key=len)
+    more = f" and {len(nearest) - _MOST_SETTINGS} more" if len(nearest) > _MOST_SETTINGS else ""
+    return f"recorded with other settings: {' '.join(nearest[:_MOST_SETTINGS])}{more}"
+
+
+def _settings(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a config by their keys, `train.lr`."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            found |= _settings(value, f"{prefix}{key}.")
+        elif value is not None and value != {}:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _of_folder(config: Config) -> list[Line]:

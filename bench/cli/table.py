@@ -15,6 +15,7 @@ from bench.errors import UsageError
 from bench.records.schema import RunRecord
 from bench.tables.admission import read_store
 from bench.tables.cells import TableData, table_data
+from bench.tables.citations import bibliography
 from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.own_rows import with_own
 from bench.tables.render import FORMATS, check_renderings, load_table, text_of, write_renderings
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="a registered table, e.g. earthformer/sevir")
     parser.add_argument(
-        "--format", choices=("text", *FORMATS), help="default: text in a terminal, fitted to its width; else md"
+        "--format",
+        choices=("text", *FORMATS, "bib"),
+        help="default: text in a terminal, fitted to its width; else md; bib: what to cite",
     )
     parser.add_argument("--columns", metavar="KEY,...", help="these columns only, by key or label, e.g. csi_m,mse")
     parser.add_argument(
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="put the complete runs of this model, which is not of the paper, beside its rows; may be repeated",
+        help="show the complete runs of a model that is not in the paper beside its rows; may be repeated",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     action = parser.add_mutually_exclusive_group()
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
                                               or options.curves):  # fmt: skip
         raise UsageError("--columns and --sort apply to printed tables only")
     if options.model and (options.write or options.check):
-        raise UsageError("--with applies to tables that are printed or drawn: committed ones have the paper's rows")
+        raise UsageError("--with applies to tables that are printed or drawn; committed ones have the paper's rows")
     if options.check:
         for path in check_renderings(table, root):
             print(f"{path} is up to date")
@@ -93,6 +96,9 @@ def run(options: argparse.Namespace) -> int:
             drawn = draw_samples(options.samples.expanduser(), table, contents, records, root, options.colours)
             print(*drawn, sep="\n")
         return 0
+    if options.format == "bib":
+        print(bibliography(load_published(table.published) if table.published else None), end="")
+        return 0
     columns = [name for name in (options.columns or "").split(",") if name]
     print_contents(table, root, options.format, columns, options.sort, options.model)
     return 0
@@ -114,7 +120,7 @@ def print_contents(
         form: `text` or one of `FORMATS`; None for text in a terminal, else Markdown.
         columns: Keys or labels of those to show; none for all.
         by: Key or label of the column to sort by.
-        own: Models that are not of the paper, see `bench.tables.own_rows`.
+        own: Models that are not in the paper, see `bench.tables.own_rows`.
     """
     records, unreadable = read_store(root, table.task)
     table = with_own(with_scores_there(table, records), own, records)
@@ -137,5 +143,5 @@ def print_table(table: Table, contents: TableData, records: Sequence[RunRecord])
     """Prints a table fitted to the terminal; to a file or a pipe without escape sequences."""
     width = shutil.get_terminal_size().columns
     by_id = contents.by_id(records)
-    # What comes from outside is made safe cell by cell: the escape sequences of the styles have to stay.
+    # Foreign text is made safe cell by cell, because the escape sequences of the styles must stay.
     builtins.print(terminal(table, contents, by_id, width=width, styled=sys.stdout.isatty()), end="")

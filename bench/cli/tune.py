@@ -17,7 +17,8 @@ from bench.protocols.entries import hydra_s_own, key_of, layered
 from bench.safe_text import for_markdown
 
 EXAMPLES = (
-    "earthbench tune model=unet task=sevir data.root=DIR train.max_steps=500 train.lr=1e-3,2e-3 data.batch_size=4,16",
+    "earthbench tune model=unet task=sevir data.root=DIR train.max_epochs=3 train.lr=1e-3,2e-3 data.batch_size=4,16",
+    "earthbench tune model=unet data.root=DIR train.max_steps=500 train.val_every_steps=100 train.lr=1e-3,1e-2",
 )
 
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains what is missing of the grid, prints it from best to worst, and recommends the best."""
+    """Trains the missing points of the grid, prints all from best to worst, and recommends the best."""
     points = [layered(point) for point in expand_sweep(options.overrides)]
     if len(points) == 1:
         raise UsageError("earthbench tune: a grid needs several values of a key, as in train.lr=1e-3,2e-3")
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _line(trial: Trial, keys: list[str]) -> dict[str, str | float | None]:
-    """Returns a point: its settings, its score, and what it took."""
+    """Returns the line of a point: its settings, its score, and its cost."""
     line: dict[str, str | float | None] = {
         key_of(one): one.partition("=")[2] for one in trial.overrides if key_of(one) in keys
     }

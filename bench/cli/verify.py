@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from bench.cli.flags import RESULTS, results_root
 from bench.cli.printing import print
 from bench.errors import DataError, EarthbenchError, VerificationError, counted, one_message
 from bench.records.verify import Finding, verify_records
@@ -29,13 +30,13 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results root (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results root (default: results)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks records, published figures and renderings, and says what was checked."""
-    root = options.results.expanduser()
+    root = results_root(options.results)
     if not root.is_dir():
         raise DataError(f"results root {str(root)!r} is not a folder. Set --results DIR")
     record_count, findings = verify_records(root)
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rendered(root: Path) -> list[str]:
-    """Returns the tables `runs/TASK` that have a rendering: those of most tasks are not registered."""
+    """Returns the tables `runs/TASK` that have a rendering; most of them are not registered."""
     return sorted(path.stem.replace("_", "/", 1) for path in (root / "tables").glob("runs_*.*"))
 
 
@@ -93,7 +94,7 @@ def _published(table: Table) -> list[Finding]:
 
 
 def _counts() -> list[Finding]:
-    """Returns the rows without a count, and counts without a row; `earthbench count --check` counts anew."""
+    """Returns the rows without a count, and counts without a row; `earthbench count --check` recounts."""
     path, again = counts_path(), "write them: earthbench count --write"
     try:
         counted = {one.key for one in load_counts().sizes}

@@ -12,19 +12,19 @@ from typing import Any
 from bench.config.schema import Config
 from bench.safe_text import content_without_secrets
 
-# What never changes a number: where things lie, and how fast they are read.
+# Settings that never change a number: locations and speed.
 _NOT_IN_FINGERPRINT = {
     "data": {"root", "test_root", "micro_batch", "num_workers", "timeout_s"},
     "results": {"root"},
     "train": {"loggers", "resume", "checkpoints", "save_every_minutes", "divergence_factor"},
 }
 _NOT_IN_FINGERPRINT_TOP = {"work", "device", "devices", "nodes", "strategy", "progress", "picture"}
-# What the weights of a training do not depend on, besides.
+# Further settings that trained weights do not depend on.
 _EVALUATION_ONLY = {"split", "limit", "checkpoint", "evaluate"}
 
 
 def canonical_json(content: Any) -> str:
-    """Returns JSON text that is equal for equal content: sorted keys, no spaces, no NaN."""
+    """Returns JSON text that is equal for equal content: with sorted keys, without spaces and NaN."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
@@ -34,10 +34,10 @@ def fingerprint(content: Any) -> str:
 
 
 def stored(config: Config) -> dict[str, Any]:
-    """Returns a config as records, checkpoints and logs keep it: JSON types, without credentials.
+    """Returns a config as stored in records, checkpoints and logs: JSON types, without credentials.
 
-    The folders of results and work are relative where they lie in the current one: a sweep makes them absolute for its
-    launcher, and a record is read on other machines.
+    The folders of results and work are made relative if they lie in the current folder: a sweep makes them absolute
+    for its launcher, and records are read on other machines.
     """
     content = dict(content_without_secrets(config.model_dump(mode="json")))
     content["results"]["root"], content["work"] = map(_from_here, (content["results"]["root"], content["work"]))
@@ -60,13 +60,13 @@ def numbers_only(config: Config, *, training: bool = False) -> dict[str, Any]:
 
 
 def numbers_of(config: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
-    """Returns what `numbers_only` does, of a config as plain containers: perhaps one of another schema."""
+    """Returns the same as `numbers_only`, for a config as plain containers, possibly of another schema."""
     plain = copy.deepcopy(dict(config))
     for section, keys in _NOT_IN_FINGERPRINT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
-    plain["train"]["deterministic"] = "warn"  # as the device, it names no other run; it was so when records got names
+    plain["train"]["deterministic"] = "warn"  # like the device, it makes no other run; earlier records had this value
     stop = plain["train"]["early_stopping"]
     if (stop["monitor"], stop["mode"]) == ("val/loss", "auto"):
-        stop["mode"] = "min"  # the same training, and what the default was called when older records got their names
+        stop["mode"] = "min"  # the same training, under the default's name in older records
     left_out = _NOT_IN_FINGERPRINT_TOP | (_EVALUATION_ONLY if training else set())
     return {k: v for k, v in plain.items() if k not in left_out}

@@ -21,7 +21,7 @@ from bench.errors import ConfigError
 
 
 def register_groups() -> None:
-    """Tells Hydra the schema's defaults, and every registered task and model: `model=NAME` works for plugins, too."""
+    """Registers the schema's defaults and every task and model with Hydra, so `model=NAME` works for plugins, too."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -29,19 +29,19 @@ def register_groups() -> None:
     fields = ((name, field.default) for name, field in Config.model_fields.items() if not field.is_required())
     defaults = OmegaConf.create(_plain(fields))
     train = defaults.pop("train")
-    # Not a struct: the stages of a model, and what differs in each, are for `Train` and the model to know.
+    # Not a struct: `Train` and the model check the stages and their settings.
     train.stages = OmegaConf.create({}, flags={"struct": False})
-    defaults.evaluate.metrics = OmegaConf.create({}, flags={"struct": False})  # which options, their metrics know
+    defaults.evaluate.metrics = OmegaConf.create({}, flags={"struct": False})  # the metrics check their options
     store.store(name="earthbench_schema", node=defaults)
     store.store(group="train", name="default", node=train)
     for kind in ("task", "model"):
         for name in registry.names(kind):
-            # Not a struct: which further keys are allowed is for the registered class to say, see `Open`.
+            # Not a struct: the registered class checks further keys, see `Open`.
             store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
 
 
 def _plain(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns all fields of a section, which its serializer may leave out, and those of the sections in it."""
+    """Returns all fields of a section and its subsections, including those that a serializer leaves out."""
     return {name: _plain(value) if isinstance(value, BaseModel) else value for name, value in fields}
 
 
@@ -58,10 +58,10 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 def composed_by_hydra(overrides: Sequence[str]) -> Any:
-    """Returns what Hydra composes, without its own section, of which only what a run may set has been set.
+    """Returns the config that Hydra composes, without Hydra's own section, in which only allowed keys may be set.
 
     Raises:
-        ConfigError: an override that does not parse, an unknown group or key, or a key of Hydra's that it would act on.
+        ConfigError: an override does not parse, a group or key is unknown, or a key of Hydra's own is not allowed.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
@@ -89,7 +89,7 @@ def composed_by_hydra(overrides: Sequence[str]) -> Any:
 
 @functools.cache
 def _hydra_section(launcher: str) -> Any:
-    """Returns Hydra's own section as it is with a launcher, where no user has set anything; Hydra is initialised."""
+    """Returns Hydra's own section with a launcher and no user's settings; Hydra must be initialised."""
     from hydra import compose as hydra_compose
 
     return hydra_compose("config", overrides=[f"{LAUNCHER_GROUP}={launcher}"], return_hydra_config=True).hydra
@@ -121,7 +121,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 def to_plain(composed: Any) -> dict[str, Any]:
     """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
 
-    Where things lie stays as it was written as far as the environment is concerned: see `bench.paths.expanded`.
+    Addresses keep their `${oc.env:NAME}` as written, see `bench.paths.expand_environment`.
 
     Raises:
         ConfigError: an interpolation that does not resolve, or a value left missing (`???`).

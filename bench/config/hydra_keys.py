@@ -1,8 +1,8 @@
-"""Which keys of Hydra's own section a user may set.  Hydra calls what some of the others name, so they are refused.
+"""The keys of Hydra's own section that a user may set; the others are refused, because some of them run code.
 
 `hydra.callbacks`, `hydra.launcher._target_`, `hydra.job_logging` and a dozen more name something to import and call,
-set environment variables, or write files.  Looking for them in files would miss some of the many ways to set a key
-(packages, default lists, groups), so the composed config is compared with an unmodified one.
+set environment variables, or write files.  A key can be set in many ways (packages, default lists, groups), so the
+composed config is compared with an unmodified one instead of searching files.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LAUNCHER = (
     "ray.remote.num_gpus", "signal_delay_s", "tasks_per_node", "timeout_min",
 )  # fmt: skip
 ALLOWED = (*(f"hydra.{key}" for key in _PLACES), *(f"hydra.launcher.{key}" for key in _LAUNCHER))
-"""Besides `hydra/launcher=NAME` and `hydra.searchpath`; docs/scaling.md lists them."""
-# What Hydra itself writes there after composing; `overrides` is what it composes the jobs of a sweep from.
+"""Allowed besides `hydra/launcher=NAME` and `hydra.searchpath`; docs/scaling.md lists them."""
+# Keys that Hydra itself writes after composing; it composes the jobs of a sweep from `overrides`.
 _WRITTEN_BY_HYDRA = (
     "job.config_name", "job.override_dirname", "overrides.hydra", "overrides.task", "runtime.choices",
     "runtime.config_sources", "runtime.cwd", "runtime.version", "runtime.version_base", "searchpath",
@@ -37,7 +37,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def concerned(overrides: Sequence[str]) -> bool:
-    """Returns whether overrides can reach Hydra's own section, themselves or by files that they add."""
+    """Returns whether overrides can change Hydra's own section, directly or through files that they add."""
     return any("hydra" in override for override in overrides)
 
 
@@ -68,12 +68,12 @@ def search_folders(overrides: Sequence[str]) -> list[Path]:
 
 
 def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[str], Any]) -> None:
-    """Refuses a composed config in which a user has set any key of Hydra's but the allowed ones.
+    """Refuses a composed config in which a user has set any key of Hydra's own section except the allowed ones.
 
     Args:
-        composed: With its `hydra` section.
-        overrides: It was composed from.
-        untouched: Returns the `hydra` section of the default config with a launcher, found without users' folders.
+        composed: The config with its `hydra` section.
+        overrides: The overrides it was composed from.
+        untouched: Returns the `hydra` section of the default config with a launcher, composed without users' folders.
 
     Raises:
         ConfigError: names each key; or no such launcher is installed.
@@ -107,7 +107,7 @@ def _written_by_hydra(key: str) -> bool:
 
 
 def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
-    """Returns what is wrong with a changed key, an empty text if nothing is."""
+    """Returns the problem of a changed key; empty if it is allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -118,7 +118,7 @@ def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
         return f"{named}{where}: not allowed"
     try:
         value = OmegaConf.select(section, key)
-    except OmegaConfBaseException:  # `${hydra.job.num}`: a job has it
+    except OmegaConfBaseException:  # such as `${hydra.job.num}`, which only a job has
         value = dict(_leaves(OmegaConf.to_container(section, resolve=False)))[key]
     plain = value is None or isinstance(value, bool | int | float | str)
     if not plain or _CONTROL.search(str(value)):
@@ -131,7 +131,7 @@ def _key(override: str) -> str:
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the dotted key and value of every leaf; a list, or an empty mapping, is one."""
+    """Yields the dotted key and value of every leaf; lists and empty mappings are leaves."""
     if isinstance(content, dict) and content:
         for key, value in content.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

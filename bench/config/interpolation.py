@@ -14,12 +14,12 @@ from bench.safe_text import remember_secret
 def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """Returns an OmegaConf node as plain Python containers, without Hydra's own section.
 
-    A secret in the environment may be part of an address, and configs are stored: `${oc.env:NAME}` stays as it was
-    written there, and `bench.paths` looks it up.
+    Configs are stored, and the environment may hold a secret that is part of an address: addresses keep their
+    `${oc.env:NAME}` as written, and `bench.paths` looks it up.
 
     Args:
         composed: The node.
-        addresses: Keys that say where something lies, by section; those of the top level under an empty name.
+        addresses: Keys of addresses by section; those of the top level under an empty name.
 
     Raises:
         ConfigError: an interpolation that does not resolve, or a value left missing (`???`).
@@ -30,7 +30,7 @@ def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[st
     remember_named_secrets(composed)
     written: dict[str, str] = {}
     try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # says what is not there
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # reports what is missing
         raw = OmegaConf.to_container(composed, resolve=False)
         for holder, key in _texts_at(raw, addresses):
             holder[key] = _kept(holder[key], written)
@@ -44,7 +44,7 @@ def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[st
 
 
 def remember_named_secrets(composed: Any) -> None:
-    """Has the secrets masked in whatever is shown that a config takes from the environment."""
+    """Masks the secrets that a config takes from the environment in all output from now on."""
     from omegaconf import OmegaConf
 
     for found in FROM_ENVIRONMENT.finditer(str(OmegaConf.to_container(composed, resolve=False))):
@@ -52,7 +52,7 @@ def remember_named_secrets(composed: Any) -> None:
 
 
 def _texts_at(raw: Any, addresses: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields holder and key of every text of a config that says where something lies."""
+    """Yields the container and key of every address in a config."""
     for section, keys in addresses.items():
         holder = raw.get(section) if section else raw
         if isinstance(holder, dict):
@@ -65,10 +65,10 @@ def _texts_at(raw: Any, addresses: Mapping[str, tuple[str, ...]]) -> Iterator[tu
 
 
 def _kept(text: str, written: dict[str, str]) -> str:
-    """Returns a text with a name in place of each `${oc.env:...}`, and notes which stands for what."""
+    """Replaces each `${oc.env:...}` of a text by a placeholder, which is noted in `written`."""
     while found := FROM_ENVIRONMENT.search(text):
         if (found["default"] or "").strip() == "null" and found["name"] not in os.environ:
-            break  # nothing, rather than a text
+            break  # null, not a text
         name = f"EARTHBENCH-WRITTEN-{len(written)}-"
         written[name] = found[0]
         text = text.replace(found[0], name)
@@ -77,7 +77,7 @@ def _kept(text: str, written: dict[str, str]) -> str:
 
 def _as_written(value: Any, written: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        for name, text in reversed(list(written.items())):  # a default may hold another one
+        for name, text in reversed(list(written.items())):  # a default may contain another placeholder
             value = value.replace(name, text)
     elif isinstance(value, dict):
         return {key: _as_written(inner, written) for key, inner in value.items()}

@@ -29,7 +29,7 @@ def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = ""
             lines.append(f"{where}: unknown key. {did_you_mean(last, fields_at(schema, parents))}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing")
-        elif isinstance(problem["input"], dict):  # a rule over several keys, which names their values
+        elif isinstance(problem["input"], dict):  # a rule about several keys, whose message names their values
             lines.append(f"{where.removesuffix('.') or 'config'}: {reason(problem)}")
         else:
             lines.append(f"{where} = {problem['input']!r}: {reason(problem)}")
@@ -37,31 +37,31 @@ def explain(error: ValidationError, schema: type[BaseModel], *, prefix: str = ""
 
 
 def reason(problem: Any) -> str:
-    """Returns what is wrong by one of `ValidationError.errors()`, without pydantic's name of the exception."""
+    """Returns the message of one of `ValidationError.errors()`, without pydantic's prefix."""
     return str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def instead_of_accumulate(accumulate: Any, micro_batch: Any = None, section: str = "data.") -> str:
-    """Returns how an accumulation of so many batches is written now.
+    """Returns the message that replaces the former key `accumulate` by the present ones.
 
     Args:
-        accumulate: The value of the old key.
-        micro_batch: What `data.batch_size` was, if that is known.
-        section: Where the keys go: a stage's own, or `data.`.
+        accumulate: The value of the former key.
+        micro_batch: The former `data.batch_size`, if known.
+        section: Prefix of the present keys: a stage's, or `data.`.
     """
     own = micro_batch or "N"
-    total, rest = f"N times {accumulate}", ", with N the size of a batch till now"
+    total, rest = f"N times {accumulate}", ", where N is the former batch size"
     with suppress(TypeError, ValueError):
         total, rest = str(int(accumulate) * int(micro_batch)), ""
     return (
-        f"there is no such key any more: {section}batch_size is the total batch of an optimiser step over all devices, "
+        f"this key was removed: {section}batch_size is the total batch of an optimiser step over all devices, "
         f"{section}micro_batch what one device takes at a time. Instead of {ACCUMULATE}={accumulate} with a batch size "
         f"of {own}, write {section}batch_size={total} {section}micro_batch={own}{rest}"
     )
 
 
 def fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Returns the keys that a schema has below a path; none where there is no section."""
+    """Returns the keys that a schema has below a path; none if the path is no section."""
     for part in path:
         inner = schema.model_fields[part].annotation if part in schema.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
@@ -71,17 +71,17 @@ def fields_at(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 _GROUP_ERROR = "Config group override"
-"""How Hydra's plain ValueError begins where a group is given a number, say: `model=1`."""
+"""Beginning of Hydra's plain ValueError when a group is given a number, as in `model=1`."""
 _UNREADABLE = UnicodeDecodeError | RecursionError
-"""What else a YAML file ends in: text that is not UTF-8, or nested more deeply than Hydra follows."""
+"""Further errors of YAML files: text that is not UTF-8, or nested too deeply for Hydra."""
 _GLOB = "ConfigLoader is not set"
 _GROUPS = ("task", "model")
 
 
 def is_of_hydra(error: BaseException) -> bool:
-    """Returns whether Hydra, OmegaConf or the YAML reader refuse what a user gave them.
+    """Returns whether an error comes from Hydra, OmegaConf or the YAML reader refusing a user's input.
 
-    OmegaConf raises plain errors of Python, too: a key below a list (`train.loggers.first=csv`) is a TypeError.
+    OmegaConf also raises Python's own errors: a key below a list (`train.loggers.first=csv`) is a TypeError.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -98,8 +98,8 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
     """Returns the message for an error of Hydra, OmegaConf or the YAML reader.
 
     Args:
-        error: As it was raised.
-        overrides: That were being composed.
+        error: As raised.
+        overrides: Those that were being composed.
         fields_at: Returns the keys that the config has below a path.
     """
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -114,12 +114,14 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
     if isinstance(error, YAMLError | _UNREADABLE):
         return "a YAML file cannot be read: " + " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
+        if kind := next((one for one in _GROUPS if error.override in registry.names(one)), None):  # type: ignore[arg-type]
+            return f"{error.override!r} is not KEY=VALUE. Did you mean {kind}={error.override}?"
         return (
             f"{error.override!r} is not KEY=VALUE. Quote values with spaces or special characters twice: "
             "'data.root=\"my folder\"'"
         )
     if first == _GLOB:
-        return "glob(...) is not taken: list the names, as in model=unet,persistence"
+        return "glob(...) is not supported: list the names, as in model=unet,persistence"
     if sweep := next((word for word in overrides if f"'{word}'" in str(error) and _is_sweep(str(error))), None):
         key, _, value = sweep.partition("=")
         return (
@@ -138,7 +140,7 @@ def message(error: BaseException, overrides: Sequence[str], fields_at: Callable[
             extra = f" {INSTALL_LAUNCHERS}" if key == LAUNCHER_GROUP else ""
             return f"{override}: no such config. {did_you_mean(value, options)}{extra}"
         if key.startswith("hydra.") and f"'{key.rpartition('.')[2]}'" in first:
-            return f"{override}: {first}. A key that is not there yet is added with a plus: +{key}=..."
+            return f"{override}: {first}. A new key is added with a plus: +{key}=..."
         if key.startswith("hydra") and override in first:
             return first
         if f"'{key}'" in first or f"'{override}'" in first:

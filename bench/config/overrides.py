@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Values that Hydra's grammar takes in quotes only, though they are one plain path or several: `~/a`, `/home/jörg/a`.
-_TO_QUOTE = re.compile(r"^[^=\s]+=(~|[\x00-\x7f]*[^\x00-\x7f])")
-# Texts that it takes as they are.
-_PLAIN = re.compile(r"[\w./+@%:?*|$-]+( +[\w./+@%:?*|$-]+)*", re.ASCII)
+_STRUCTURE = set("'\"\\()[]{}")
+_UNKNOWN = re.compile(r"[^\w\s,.:/$%*@?|+-]", re.ASCII)
+"""Characters that Hydra's grammar takes in quotes only."""
 
 
 def literal(value: Any) -> str:
@@ -22,11 +21,15 @@ def literal(value: Any) -> str:
         return "[" + ",".join(literal(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str) and value and "${" not in value and not _PLAIN.fullmatch(value):
+    if isinstance(value, str) and "${" not in value and _needs_quotes(value):
         from hydra.core.override_parser.types import Quote, QuotedString
 
         return str(QuotedString(value, Quote.single).with_quotes())
     return str(value)
+
+
+def _needs_quotes(text: str) -> bool:
+    return text != text.strip() or not _STRUCTURE.isdisjoint(text) or "," in text or bool(_UNKNOWN.search(text))
 
 
 def is_sweep(override: str) -> bool:
@@ -41,10 +44,10 @@ def is_sweep(override: str) -> bool:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Returns overrides with `~/folder` and `/home/jörg` in quotes: Hydra's grammar takes no such value without."""
+    """Returns overrides with `~/folder`, `données.nc` and `runs/lr=0.1` in quotes, which Hydra's grammar requires."""
     found = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        bare = _TO_QUOTE.match(override) and not set(value) & set("'\"[](){}")
-        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if bare else override)
+        text = _UNKNOWN.search(value) and not set(value) & _STRUCTURE
+        found.append(key + equals + ",".join(f"'{part}'" for part in value.split(",")) if text else override)
     return found

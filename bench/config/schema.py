@@ -1,8 +1,8 @@
 """The run's config: composed by Hydra, checked by pydantic, named by a fingerprint.
 
-Hydra decides *which* value a key has; the classes here decide whether it is one that a run may have.  Both happen
-before any data is read.  `task` and `model` are open groups: besides `name` they hold the fields of the task and the
-hyperparameters of the model, which are checked against what the registered class accepts.
+Hydra decides which value a key has; the classes here decide whether it is allowed.  Both happen before any data is
+read.  `task` and `model` are open groups: besides `name` they hold the fields of the task and the hyperparameters of
+the model, which are checked against what the registered class accepts.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ ADDRESSES = {
     "train": ("checkpoints",),
     "": ("work", "checkpoint"),
 }
-"""Keys that say where something lies, by section; the config's own are under an empty name."""
+"""Keys that hold a path or URL, by section; those of the top level are under an empty name."""
 BUDGETS = ("max_cpu_s", "max_device_s")
-"""Keys of `train` that end a training by what it computes."""
+"""Keys of `train` that limit a training's compute."""
 
 
 def _finite(value: Any) -> Any:
@@ -83,30 +83,30 @@ class Open(BaseModel):
 
 
 class Data(Section):
-    """Where the data lies and how it is fed."""
+    """The location of the data, and how they are loaded."""
 
     root: str | None = None
     """Folder of the data set."""
     test_root: str | None = None
-    """Evaluate on another tree than the one trained on; its split must not share events with the training data."""
+    """Evaluate on this data set instead of `root`; the evaluated split must not share events with the training data."""
     batch_size: Count = Field(8, ge=1)
     """Sequences of one optimiser step, over all devices."""
     micro_batch: Literal["auto"] | Annotated[Count, Field(ge=1)] = "auto"
     """Sequences that one device takes at a time, in training and evaluation; `auto`: see `bench.engine.micro_batch`.
-    It changes no number but by rounding, except of models with batch statistics, whose trainings it tells apart."""
+    It changes numbers by rounding only, except for models with batch statistics, where it is part of the identity."""
     num_workers: Literal["auto"] | Annotated[Count, Field(ge=0)] = "auto"
-    """Loader processes of each device; `auto`: none where the CPU computes, else its share of the cores, at most 8."""
+    """Loader processes per device; `auto`: none if the CPU computes, else its share of the cores, at most 8."""
     timeout_s: Count = Field(120, ge=0)
-    """A loader's process that gives nothing for so long ends the run; 0 waits for ever."""
+    """Seconds without data from a loader process after which the run ends; 0 waits forever."""
 
 
 class EarlyStopping(Section):
     """When to stop, and which checkpoint counts as best."""
 
     monitor: str = "val/loss"
-    """Any score of the task too: `val/csi_m`."""
+    """The validation loss, or any score of the task, e.g. `val/csi_m`."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """`auto`: what the score itself says; the others override it."""
+    """`auto`: the direction of the score itself."""
     patience: Count = Field(20, ge=1)
 
 
@@ -118,64 +118,64 @@ class Train(Section):
 
     max_epochs: Count = Field(100, ge=1)
     max_steps: Count | None = Field(None, ge=1)
-    """Stop earlier; the schedule then ends there."""
+    """Stop after this many optimiser steps; the schedule then ends there."""
     max_cpu_s: Finite | None = Field(None, gt=0)
-    """A budget in processor seconds of the training steps, of all threads and processes but those of the loaders: a few
-    steps are timed before the first one, and from then on the training is that of `max_steps=N`. `max_epochs` does not
-    end it; validation is not in it."""
+    """A budget in processor seconds of the training steps, over all threads and processes except those of the loaders.
+    A few steps are timed first, and the training is then that of `max_steps=N`. `max_epochs` does not end it, and
+    validation does not count."""
     max_device_s: Finite | None = Field(None, gt=0)
-    """The same in seconds of each device: wall time of training steps, with what they wait for data."""
+    """The same in seconds of each device: wall time of training steps, including waits for data."""
     limit: Count | None = Field(None, ge=1)
-    """Train on the first so many sequences only; the record then says `scope: partial`."""
+    """Train on the first `limit` sequences only; the record then says `scope: partial`."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Finite = Field(1e-3, gt=0)
     weight_decay: Finite = Field(0.0, ge=0)
-    """Of weights with two and more dimensions, never of norms and biases."""
+    """Applies to weights with two or more dimensions, never to norms and biases."""
     warmup_fraction: Finite = Field(0.2, ge=0, lt=1)
     min_lr_ratio: Finite = Field(1e-3, ge=0, le=1)
-    """Cosine down to this share of `lr`."""
+    """Where the cosine ends, as a share of `lr`."""
     clip_norm: Finite | None = Field(1.0, gt=0)
     warmup_start_ratio: Finite = Field(0.0, ge=0, le=1)
     """Where the warm-up starts, as a share of `lr`."""
     ema_decay: Finite | None = Field(None, gt=0, lt=1)
-    """E.g. 0.999: evaluate the running average of the weights."""
+    """Evaluate a running average of the weights with this decay, e.g. 0.999."""
     ema_warmup: bool = False
     """The decay of the n-th update is at most (1 + n) / (10 + n)."""
     betas: tuple[Finite, Finite] | None = None
-    """Of Adam and AdamW; None for their defaults."""
+    """Betas of Adam and AdamW; None for their defaults."""
     schedule: Literal["cosine", "onecycle", "plateau"] = "cosine"
     """`cosine`: linear warm-up, then cosine decay; `onecycle`: `torch.optim.lr_scheduler.OneCycleLR` with its defaults,
     over all steps. From `lr` / 25 up to `lr` for 30 % of them, then down to `lr` / 250,000, and momentum (Adam's first
     beta) the other way between 0.95 and 0.85. `plateau`: no warm-up, and a tenth of the rate after more than
     `plateau_patience` validations without a lower loss (`torch.optim.lr_scheduler.ReduceLROnPlateau`)."""
     plateau_patience: Count = Field(10, ge=0)
-    """Validations without a lower loss that the schedule `plateau` lets pass."""
+    """Validations without a lower loss before the schedule `plateau` lowers the rate."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as with Earthformer's
-    authors, whose PyTorch 1.12.1 has that default; `high`: TF32, as PreDiff's authors chose, and several times as fast;
-    `medium`: bfloat16. Convolutions may use TF32 in all three, as they did with both."""
+    """Precision of float32 matrix products on a GPU, in training and evaluation. `highest`: float32, as used by
+    Earthformer's authors (the default of their PyTorch 1.12.1); `high`: TF32, as used by PreDiff's authors, and several
+    times as fast; `medium`: bfloat16. Convolutions may use TF32 in all three, as they did in both papers."""
     compile: bool = False
     """Compile the model with `torch.compile`, for training and evaluation."""
     deterministic: bool | Literal["warn"] = False
-    """On a GPU, operations with a deterministic form only: slower, see decision 10. A CPU gives equal bits without."""
+    """Use only deterministic operations on a GPU: slower, see decision 10. A CPU gives equal bits without it."""
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     val_every_steps: Count | None = Field(None, ge=1)
-    """In place of `val_every_epochs`: validate after every so many optimiser steps, and after the last one."""
+    """Instead of `val_every_epochs`: optimiser steps between validations; the last step is followed by one, too."""
     stages: dict[str, dict[str, Any]] = {}
-    """For a model that is trained in stages: what differs from the settings above and from `data.batch_size` and
-    `data.micro_batch`, by stage. `checkpoint`: a file of weights to use instead of training that stage."""
+    """For a model that is trained in stages: by stage, settings that differ from those above and from
+    `data.batch_size` and `data.micro_batch`. `checkpoint`: a file of weights to use instead of training that stage."""
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = ["csv", "tensorboard"]
     """`wandb` and `mlflow` need the extras of the same name."""
     resume: bool | Literal["anyway"] = True
-    """Continue a stopped run; `anyway` also after the code or the libraries changed."""
+    """Resume a stopped run; `anyway` also after the code or the libraries changed."""
     checkpoints: str | None = None
     """Where checkpoints go: a folder or an fsspec URL; None for the run's own folder."""
     save_every_minutes: Finite | None = Field(30.0, gt=0)
-    """Besides the end of every epoch."""
+    """Save a checkpoint at this interval, besides the end of every epoch."""
     divergence_factor: Finite | None = Field(1e4, gt=1)
-    """A loss of so many times the first one ends the run."""
+    """A loss of more than this multiple of the first one ends the run."""
 
     @field_validator("schedule")
     @classmethod
@@ -214,13 +214,13 @@ class Train(Section):
 
     @property
     def budget(self) -> tuple[str, float] | None:
-        """Returns the key of the budget of compute and its seconds, where there is one."""
+        """Returns the key of the compute budget and its seconds, if there is one."""
         given = [(key, getattr(self, key)) for key in BUDGETS if getattr(self, key) is not None]
         return given[0] if given else None
 
     @model_serializer(mode="wrap")
     def _without_what_is_younger(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out, unset, what had no key when older records and checkpoints were named by their settings."""
+        """Leaves out unset keys that are newer than existing records and checkpoints, whose names then stay valid."""
         plain: dict[str, Any] = handler(self)
         if plain.get("schedule") != "plateau":
             plain.pop("plateau_patience", None)
@@ -238,14 +238,14 @@ class Evaluate(Section):
     members: Count | None = Field(None, ge=1)
     """Members that a model with `sample` draws per sequence; 1 scores a deterministic model as an ensemble of one."""
     member_seed: Count = Field(0, ge=0, lt=2**32)
-    """With the index of a sequence, what its members are drawn from."""
+    """Seeds the members of a sequence, together with its index."""
     metrics: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = {}
-    """Metrics besides the task's: options by registered name, or by any name with `metric: NAME` among them.  What is
-    not given is as in the task."""
+    """Metrics besides the task's: options by registered name, or by any name with `metric: NAME` among them.  Other
+    options are as in the task."""
 
     @model_serializer(mode="wrap")
     def _without_no_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves them out where there are none: older records were named without."""
+        """Leaves `metrics` out if empty, because older records were named without the key."""
         plain: dict[str, Any] = handler(self)
         if not plain.get("metrics"):
             plain.pop("metrics", None)
@@ -270,12 +270,12 @@ class Config(Section):
     results: Results = Results()
     split: Split = "test"
     limit: Count | None = Field(None, ge=1)
-    """Evaluate the first so many sequences only; the record then says `scope: partial`."""
+    """Evaluate the first `limit` sequences only; the record then says `scope: partial`."""
     checkpoint: str | None = None
     """Weights to evaluate, for `earthbench evaluate`."""
     seed: Count = Field(0, ge=0, lt=2**32)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """`auto`: CUDA where there is any, else the CPU; Apple's `mps` by name only."""
+    """`auto`: CUDA if available, else the CPU; Apple's `mps` by name only."""
     devices: Count = Field(1, ge=1)
     """Processes per node, each on a device of its own."""
     nodes: Count = Field(1, ge=1)
@@ -290,9 +290,9 @@ class Config(Section):
 
     @property
     def micro_batch_limit(self) -> int:
-        """Returns how many sequences of an optimiser step one device takes at a time at most, as far as this says.
+        """Returns the largest micro-batch that the config allows: sequences that one device takes at a time.
 
-        It is what one with batch statistics takes: no device may change it.
+        Models with batch statistics use exactly this one, because their numbers must not depend on the device.
         """
         share = math.ceil(self.data.batch_size / (self.devices * self.nodes))
         return share if self.data.micro_batch == "auto" else min(self.data.micro_batch, share)
@@ -338,7 +338,7 @@ def _refuse_empty_addresses(config: Config) -> None:
 
 
 def check_hyperparameters(model: str, given: Mapping[str, Any]) -> None:
-    """Refuses hyperparameters that the model's constructor does not have, by its source: nothing is imported.
+    """Refuses hyperparameters that the model's constructor does not have, from its source, without importing it.
 
     Raises:
         ConfigError: names the unknown hyperparameters and the nearest known ones.

@@ -20,20 +20,20 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is not everyw
 
 
 def check_config_folder(folder: Path) -> None:
-    """Refuses a folder of configs with a file that could fill the memory: OmegaConf copies what an alias names.
+    """Refuses a folder of configs with a file that could fill the memory, since OmegaConf copies what an alias names.
 
     Args:
-        folder: Its `*.yaml` are looked at, in all its subfolders; what else may be wrong with them is for Hydra to say.
+        folder: Its `*.yaml` are checked, including subfolders; Hydra reports all other problems.
 
     Raises:
         ConfigError: no such folder, or a file that is too large or repeats itself too often; names it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: not a folder; --config-dir takes the folder that your configs lie in")
+        raise ConfigError(f"{folder}: not a folder; expected the folder of your configs")
     for path in _configs(folder):
         content = _checked(path)
         dots = b".." in content or b"\\" in content  # a dot may be written \x2e
-        with suppress(yaml.YAMLError, UnicodeDecodeError):  # Hydra ends with the same words should it read this file
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # Hydra reports it if it reads this file
             if dots and (outside := _names_outside(yaml.compose(content, Loader=yaml.SafeLoader))):
                 raise ConfigError(f"{path}: defaults list: {outside[0]!r}; a config's name must not leave its folder")
 
@@ -42,9 +42,9 @@ def read_yaml(path: Path) -> Any:
     """Returns the content of a user's YAML file.
 
     Raises:
-        ConfigError: it is not there, is not YAML, or has a key twice, or could fill the memory; names it.
+        ConfigError: it does not exist, is not YAML, has a key twice, or could fill the memory; names it.
     """
-    from omegaconf import OmegaConf  # whose reader takes no key twice
+    from omegaconf import OmegaConf  # its reader refuses duplicate keys
 
     content = _checked(path)
     try:
@@ -63,7 +63,7 @@ def _checked(path: Path) -> bytes:
     content = path.read_bytes()
     try:
         values, depth = _size(content, _Loader)
-    except yaml.YAMLError:  # libyaml has limits of its own: what it refuses is measured as Hydra reads it
+    except yaml.YAMLError:  # libyaml has its own limits: Hydra's reader decides about what it refuses
         try:
             values, depth = _size(content, yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError):
@@ -78,7 +78,7 @@ def _checked(path: Path) -> bytes:
 
 
 def _configs(folder: Path) -> list[Path]:
-    """Returns the configs that Hydra would find, through links too; a folder that lies in itself is looked at once."""
+    """Returns the configs that Hydra would find, following links; a folder that contains itself is visited once."""
     found, seen = list[Path](), set[Path]()
     for name, folders, names in os.walk(folder, followlinks=True):
         root = Path(name)
@@ -91,7 +91,7 @@ def _configs(folder: Path) -> list[Path]:
 
 
 def _names_outside(root: yaml.Node | None) -> list[str]:
-    """Returns the names in a config's defaults list that leave its folder, whose files were not checked."""
+    """Returns the names in a config's defaults list that leave its folder, where files are not checked."""
     if not isinstance(root, yaml.MappingNode):
         return []
     listed = [value for key, value in root.value if getattr(key, "value", None) == "defaults"]
@@ -114,7 +114,7 @@ def _texts(node: yaml.Node, seen: set[int]) -> Iterator[str]:
 
 
 def _size(content: bytes, loader: Any) -> tuple[float, float]:
-    """Returns how many values a document has, and how deeply they are nested, once aliases are replaced by copies."""
+    """Returns the number of values of a document and their depth, with aliases replaced by copies."""
     depth = 0
     for event in yaml.parse(content, Loader=loader):  # before `compose`, which calls itself for every level
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -125,9 +125,9 @@ def _size(content: bytes, loader: Any) -> tuple[float, float]:
 
 
 def _expanded(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
-    """Returns how many values a node is, and how many levels, with copies for aliases; infinitely many of a circle."""
+    """Returns the number of values and levels of a node with aliases expanded; infinite for a cycle."""
     if id(node) not in known:
-        known[id(node)] = float("inf"), 0  # whoever asks again before it is known is inside it
+        known[id(node)] = float("inf"), 0  # asked for again before it is known, it contains itself
         parts: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             parts = node.value

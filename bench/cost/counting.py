@@ -27,9 +27,9 @@ from bench.api import HasReference, Shape, model_traits
 from bench.cost.shapes_only import shapes_only
 from bench.errors import ContractError, NotCountableError, did_you_mean, one_message
 
-# Operations without multiply-adds of their own kind: element-wise arithmetic, comparisons, reductions, pooling,
-# random numbers, look-ups and shapes.  The papers' totals leave them out too.  Anything else that fvcore does not
-# know must get a handle below, or the count fails: an unknown kernel must not pass as free.
+# Operations that count as free: element-wise arithmetic, comparisons, reductions, pooling, random numbers, look-ups
+# and shapes.  The papers' totals leave them out too.  Any other operation that fvcore does not know needs a handle
+# below, or the count fails: an unknown kernel must not pass as free.
 _WITHOUT_MACS = """
     __and__ __lshift__ __or__ __rshift__ __xor__ abs adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     add add_ addcmul all amax amin any arange argmax avg_pool2d avg_pool3d baddbmm bernoulli_ bitwise_and
@@ -72,7 +72,7 @@ class Cost:
 
 
 def count_model(model: nn.Module, input_shape: Shape) -> Cost:
-    """Returns the cost of one forecast, on the model's device, in eval mode; the model's mode is put back.
+    """Returns the cost of one forecast, on the model's device, in eval mode; the model's mode is restored.
 
     A model with a `reference()` context manager is counted under it: published totals are those of the plain
     formulation, not of a faster one.
@@ -108,13 +108,13 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
 
 
 def _analyses(model: nn.Module, context: Tensor) -> tuple[FlopCountAnalysis, float]:
-    """Returns fvcore's analysis and torch's count in GMACs; without doing the arithmetic, where shapes suffice."""
+    """Returns fvcore's analysis and torch's count in GMACs, without doing the arithmetic if shapes suffice."""
     try:
-        # Of a copy, because fvcore leaves its hooks behind when a trace fails.
+        # On a copy, because fvcore does not remove its hooks if a trace fails.
         copied = copy.deepcopy(model)
         with shapes_only(), FlopCounterMode(display=False) as counter:
             analysis = _fvcore_analysis(copied, context)
-    except Exception:  # it looks at values, or does what shapes do not tell: forecast in earnest
+    except Exception:  # the model needs values: run it for real
         analysis = _fvcore_analysis(model, context)
         with FlopCounterMode(display=False) as counter:
             model(context)
@@ -127,7 +127,7 @@ def _plain_formulation(model: nn.Module) -> contextlib.AbstractContextManager[An
 
 @contextlib.contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Returns a context without gradients, not even of parameters: torch's counter asks each for its function."""
+    """Disables gradients, those of parameters included: torch's counter asks each of them for its function."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -199,13 +199,13 @@ def _norm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"norm": 5 * math.prod(_shape(inputs[0]))})
 
 
-def _worded_convolution_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Counts a convolution whose padding is given as a word, such as "same"."""
+def _convolution_mode_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Counts a convolution whose padding is a string, such as "same"."""
     return Counter({"conv": math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])})
 
 
 _HANDLES = {
-    "aten::_convolution_mode": _worded_convolution_macs,
+    "aten::_convolution_mode": _convolution_mode_macs,
     "aten::scaled_dot_product_attention": _attention_macs,
     "aten::baddbmm": _baddbmm_macs,
     "aten::rms_norm": _norm_macs,

@@ -1,4 +1,4 @@
-"""Data-sheet figures of GPUs for plans, and devices named on the command line."""
+"""Data-sheet figures of GPUs for planning, and devices given on the command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench.errors import UsageError, did_you_mean
 Arithmetic = Literal["bf16", "tf32", "fp32"]
 
 UTILISATION = 0.35
-"""Share of a peak that training reaches. Assumed, not measured: networks of large products reach 0.3 to 0.5."""
+"""Share of peak throughput that training reaches. Assumed, not measured: large matrix products reach 0.3 to 0.5."""
 USABLE_MEMORY = 0.9
-"""Share of a device's memory that tensors may take: the driver, libraries and fragmentation have the rest. Assumed."""
+"""Share of a device's memory for tensors; driver, libraries and fragmentation take the rest. Assumed."""
 _GIB = 2**30
 
 
@@ -23,9 +23,9 @@ class Device:
 
     label: str
     bf16_tflops: float
-    """Products of 16-bit numbers summed in 32 bits."""
+    """16-bit products with 32-bit sums."""
     tf32_tflops: float
-    """Products of 32-bit numbers on tensor cores."""
+    """32-bit products on tensor cores."""
     fp32_tflops: float
     memory_gib: float
     source: str
@@ -36,11 +36,11 @@ class Device:
 
     @property
     def usable_bytes(self) -> int:
-        """Returns the memory that tensors may take."""
+        """Returns the bytes available to tensors."""
         return int(self.memory_gib * USABLE_MEMORY * _GIB)
 
 
-# Data sheets name memory in GB and mean GiB, as their sizes of stacks and chips have it.
+# Data sheets write GB but mean GiB, as the sizes of memory stacks and chips show.
 DEVICES = {
     "h200": Device("H200", 989, 494, 67, 141, "NVIDIA H200 data sheet, SXM (tensor cores: half of sparse)"),
     "h100": Device("H100", 989, 494, 67, 80, "NVIDIA H100 data sheet, SXM (tensor cores: half of sparse)"),
@@ -71,7 +71,7 @@ def parse_devices(text: str) -> Devices:
     """Returns the devices that `8xH100`, `a100-80g` or `NAME:tflops,GiB[,count]` name.
 
     Raises:
-        UsageError: an unknown device, or numbers that are none; says what is known.
+        UsageError: an unknown device, or invalid numbers; lists the known devices.
     """
     if own := _OWN.fullmatch(text):
         name, tflops_text, memory_text, count_text = own.groups()
@@ -95,11 +95,11 @@ def parse_devices(text: str) -> Devices:
 
 
 def arithmetic_of(precision: str, matmul_precision: str) -> Arithmetic:
-    """Returns the arithmetic of a training's products.
+    """Returns the arithmetic of a training's matrix products.
 
     Args:
-        precision: `train.precision`: mixed precisions compute products in 16 bits.
-        matmul_precision: torch's `highest`, `high` (TF32) or `medium` (bf16), of 32-bit products.
+        precision: `train.precision`; mixed precisions compute products in 16 bits.
+        matmul_precision: torch's setting for 32-bit products: `highest`, `high` (TF32) or `medium` (bf16).
     """
     if precision != "32-true":
         return "bf16"

@@ -17,19 +17,19 @@ _TRANSPOSED = {getattr(torch, f"conv_transpose{n}d"): n for n in (1, 2, 3)}
 
 
 class ValuesNeededError(Exception):
-    """A model does something that shapes alone do not decide, or that a trace would not show."""
+    """A model does something that depends on values, or that a trace would not show."""
 
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Returns a context in which floating-point operations give tensors of the right shape and no value.
+    """Returns a context in which floating-point operations return tensors of the right shape without values.
 
-    Memory is reserved but never touched, and so holds anything: `tolist()` and `numpy()` are not noticed. A `torch.jit`
-    trace made inside has the operations that it has outside.
+    Memory is reserved but never written; `tolist()` and `numpy()` are not intercepted and return whatever it holds. A
+    `torch.jit` trace made inside has the same operations as one made outside.
 
     Raises:
-        ValuesNeededError: (in the context) an operation would be missing from a trace.
-        NotImplementedError: (in the context) the model asks for a value, or a shape depends on one.
+        ValuesNeededError: (in the context) an operation would be missing in a trace.
+        NotImplementedError: (in the context) the model reads a value, or a shape depends on one.
     """
     with _RecordedConvolutions(), _NoArithmetic():
         yield
@@ -42,14 +42,14 @@ class _NoArithmetic(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         unknown = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor) and _is_unknown(value)]
         if not unknown:
-            return func(*args, **kwargs)  # that of indices and of traced sizes
+            return func(*args, **kwargs)  # arithmetic on indices and traced sizes
         if func.is_view:
             return tree_map_only(Tensor, _marked, func(*args, **kwargs))
         if func._schema.is_mutable:
             return args[0]
         if torch._C._get_tracing_state() is not None:
-            # While an operation that the tracer knows is run, the tracer is off. This one it does not know: in a plain
-            # run its parts would have been recorded.
+            # The tracer is off while it runs an operation that it knows. It does not know this one, and would have
+            # recorded its parts in a plain run.
             raise ValuesNeededError(f"{func} would not be in the trace")
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
@@ -59,7 +59,7 @@ class _NoArithmetic(TorchDispatchMode):
 
 
 def _is_unknown(tensor: Tensor) -> bool:
-    """Returns whether the values of a tensor are, or came of, floating-point numbers."""
+    """Returns whether the values of a tensor are floating-point numbers, or derived from such."""
     return tensor.is_floating_point() or tensor.is_complex() or hasattr(tensor, "came_of_unknown")
 
 
@@ -100,7 +100,7 @@ def _convolution(
     output_padding: Any = 0,
 ) -> Tensor:
     if isinstance(padding, str) or input.dim() != axes + 2:
-        raise ValuesNeededError("a convolution without batch axis, or with padding given as a word")
+        raise ValuesNeededError("a convolution without batch axis, or whose padding is a string")
     sizes = (stride, padding, dilation, output_padding)
     stride, padding, dilation, output_padding = (
         [size] * axes if isinstance(size, int) else list(size) * (axes // len(size)) for size in sizes

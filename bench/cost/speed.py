@@ -1,4 +1,4 @@
-"""How long a forecast takes and how much memory it needs, measured where it will run."""
+"""Latency and memory of a forecast, measured on the device where it will run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.api import Shape
 
 @dataclass(frozen=True)
 class Speed:
-    """A measurement, with what it was measured on."""
+    """A measurement and its conditions."""
 
     latency_s: float
     """Median wall time of one forecast."""
@@ -33,9 +33,9 @@ class Speed:
 
 
 def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, repeats: int = 5) -> Speed:
-    """Returns latency and peak memory of the model's forecast of random values, on its device, in eval mode.
+    """Returns latency and peak memory of a forecast from random values, on the model's device, in eval mode.
 
-    Zeros would hide what a model does with rain: STEPS forecasts none where there is none, at no cost.
+    Zeros would underestimate a model like STEPS, which skips its work if there is no rain.
     """
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
@@ -69,13 +69,13 @@ def measure_speed(model: nn.Module, input_shape: Shape, *, batch_size: int = 1, 
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts the count of a GPU's peak memory anew; torch refuses where nothing has used the GPU yet."""
+    """Resets the peak memory of a GPU, initialising CUDA first, because torch refuses an unused GPU."""
     torch.cuda.init()
     torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(*, on_gpu: bool) -> int:
-    """Returns how many bytes this process had in use at most: of the present GPU, or of the machine's memory."""
+    """Returns the peak bytes that this process has used: of the current GPU's memory, or of the machine's."""
     return int(torch.cuda.max_memory_allocated()) if on_gpu else _resident_peak_bytes()
 
 

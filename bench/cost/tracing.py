@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """From context and target, `(B,T,H,W,C)`, to the loss `()`."""
 
 _MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
-"""Tensors that an optimiser keeps per trained parameter, each of its size."""
+"""Tensors of a parameter's size that an optimiser keeps per trained parameter."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class StepTrace:
     """One training step."""
 
     forward_flops: int
-    """Floating-point operations of products and convolutions (a multiply-add is two) up to the loss."""
+    """Floating-point operations of matrix products and convolutions (a multiply-add is two) up to the loss."""
     step_flops: int
     """The same with the backward pass."""
     saved_bytes: int
-    """What autograd keeps between forward and backward pass: each storage once, without parameters and buffers."""
+    """Bytes that autograd keeps between forward and backward pass: each storage once, no parameters and buffers."""
     reached: frozenset[int]
     """`id` of each parameter that the step gives a gradient."""
 
@@ -41,13 +41,13 @@ class StepTrace:
 def traced_step(
     module: nn.Module, loss: Loss, context_shape: Shape, target_shape: Shape, batch_size: int, *, device: str = "meta"
 ) -> StepTrace:
-    """Returns what a training step on random sequences computes and keeps.
+    """Returns the operations and the saved memory of a training step on random sequences.
 
-    Attention by torch's `scaled_dot_product_attention` keeps what a fused kernel keeps; models that write it out on
-    devices other than GPUs are counted as they write it, which is more.
+    Attention by torch's `scaled_dot_product_attention` keeps as much as a fused kernel does; models that write it out
+    on devices other than GPUs keep more, and are counted as written.
 
     Args:
-        module: On `device` already; its gradients are thrown away.
+        module: On `device` already; its gradients are discarded.
         loss: Runs the module.
         context_shape: `(T, H, W, C)`.
         target_shape: `(T, H, W, C)`.
@@ -55,7 +55,7 @@ def traced_step(
         device: `meta`, or a real one to compare with.
     """
     own = {_storage_id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no later storage takes the same number
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no later storage gets the same id
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.device.type == device and (number := _storage_id(tensor)) not in own:
@@ -80,7 +80,7 @@ def traced_step(
 
 
 def traced_forecast(model: nn.Module, context_shape: Shape) -> int | None:
-    """Returns the floating-point operations of one forecast, None where it depends on more than shapes.
+    """Returns the floating-point operations of one forecast; None if it depends on more than shapes.
 
     Args:
         model: On the meta device.
@@ -91,7 +91,7 @@ def traced_forecast(model: nn.Module, context_shape: Shape) -> int | None:
     try:
         with torch.no_grad(), _Counting() as counter, _Fused(counter):
             model(torch.rand((1, *context_shape), device="meta"))
-    except Exception:  # of a model's own kind, such as numpy asked for values
+    except Exception:  # any error of the model, e.g. numpy reading values
         return None
     finally:
         model.train(was_training)
@@ -99,9 +99,9 @@ def traced_forecast(model: nn.Module, context_shape: Shape) -> int | None:
 
 
 def traced_sampling(model: nn.Module, context_shape: Shape) -> int | None:
-    """Returns the floating-point operations of one member that a model draws step by step, None of other models.
+    """Returns the floating-point operations of one member that a model draws step by step; None for other models.
 
-    The model's `sample` has to take `advance`, as `earthbench forecast` uses it. Two steps are traced: all are alike.
+    The model's `sample` must take `advance`. Two steps are traced, because all steps after the first are alike.
 
     Args:
         model: On the meta device.
@@ -122,17 +122,17 @@ def traced_sampling(model: nn.Module, context_shape: Shape) -> int | None:
 
 
 def samples_by_steps(model: nn.Module) -> bool:
-    """Returns whether a model draws members step by step and tells of each step."""
+    """Returns whether a model draws members step by step and reports each step."""
     return samples_with(model, "advance")
 
 
 def first_steps(model: nn.Module, context: Tensor, note: Callable[[int], bool], *, members: int = 1) -> int:
-    """Draws members until `note` has seen enough, and returns how many steps there would be, of all rows.
+    """Draws members until `note` returns False, and returns the number of steps that all of them would take.
 
     Args:
-        model: One that `samples_by_steps`.
+        model: A model for which `samples_by_steps` is true.
         context: `(B,T,H,W,C)`.
-        note: Called after each step with how many are done; returns whether to go on.
+        note: Called after each step with the number of steps done; returns whether to continue.
         members: How many.
     """
     steps = 0
@@ -152,7 +152,7 @@ def state_bytes(module: nn.Module, optimizer: str, *, averaged: bool) -> int:
     """Returns the bytes of parameters, buffers, gradients, the optimiser's state and a running average of the weights.
 
     Args:
-        module: What is trained.
+        module: The module that is trained.
         optimizer: adamw, adam or sgd (with momentum).
         averaged: Whether a running average is kept.
     """
@@ -170,7 +170,7 @@ class _EnoughError(Exception):
 class _Counting(TorchDispatchMode):
     """Adds up floating-point operations by torch's own formulas.
 
-    Gives zero where a value of the meta device is asked for, such as a place in a table or whether any is missing.
+    Reading a value of the meta device gives zero, e.g. for an index into a table or a test for missing values.
     """
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class _Counting(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Takes attention without values for one kernel, as it is on GPUs and mostly on CPUs, not for its parts."""
+    """Counts attention on the meta device as one fused kernel, which it is on GPUs and mostly on CPUs."""
 
     def __init__(self, counter: _Counting) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _by_heads(x: Tensor) -> tuple[int, int, int, int]:
-    """Returns the shape of a part of attention, (..., L, D), with one axis of batches and one of heads."""
+    """Returns the shape of attention's input (..., L, D) with one batch axis and one head axis."""
     return math.prod(x.shape[:-2]), 1, x.shape[-2], x.shape[-1]
 
 

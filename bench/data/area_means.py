@@ -1,4 +1,4 @@
-"""Means over areas of a sphere: of rows and columns by the area that cells share, of any other grid by binning."""
+"""Means over areas of a sphere: by shared area for grids of rows and columns, by binning for any other grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cell_edges(centres: np.ndarray, *, what: str) -> np.ndarray:
     """Returns the lower and upper edges `(n,2)` of cells half-way between centres, in degrees.
 
     Raises:
-        DataError: fewer than two centres, or such that neither ascend nor descend.
+        DataError: there are fewer than two centres, or they are not monotonic.
     """
     centres = np.asarray(centres, np.float64)
     steps = np.diff(centres)
@@ -39,9 +39,9 @@ def area_means(
     *,
     least_share: float = 0.5,
 ) -> np.ndarray:
-    """Returns the mean of a field over each target cell, `(T,n,m)` float64, NaN where too little of it is known.
+    """Returns the mean of a field over each target cell, `(T,n,m)` float64, NaN if too little of the cell is known.
 
-    Every known cell of the field counts with the area that it shares with the target: the cosine of latitude,
+    Every known cell of the field is weighted by the area that it shares with the target, with the cosine of latitude
     integrated exactly.
 
     Args:
@@ -53,14 +53,14 @@ def area_means(
         least_share: Share of a target's area that must be known.
 
     Raises:
-        DataError: the centres neither ascend nor descend.
+        DataError: the centres are not monotonic.
     """
     rows = _shared(_heights(cell_edges(latitudes, what="lat")), _heights(latitude_edges))
     columns = _shared_around(cell_edges(longitudes, what="lon"), longitude_edges)
     area = np.diff(_heights(latitude_edges))[:, 0, None] * np.diff(longitude_edges)[None, :, 0]
     known = np.isfinite(field)
     sums = rows @ np.where(known, field, 0).astype(np.float64) @ columns.T
-    # Land and sea seldom change: one pattern of known cells is weighed once.
+    # The pattern of known cells seldom changes, and is then weighted only once.
     same = bool((known == known[:1]).all())
     found = rows @ (known[:1] if same else known).astype(np.float64) @ columns.T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -81,24 +81,24 @@ def binned_means(
 ) -> np.ndarray:
     """Returns the mean over each target cell of the cells whose centre lies in it, `(T,n,m)` float64.
 
-    For curvilinear and unstructured grids, on which cells share areas in no simple way.  A centre on an edge counts
-    half on each side.  NaN where too few cells are known, or none has its centre there: they should be no larger than
-    half a target.
+    It is for curvilinear and unstructured grids, where shared areas are not simple.  A centre on an edge counts half on
+    each side.  The mean is NaN if too few cells are known or no centre lies in the target, so cells should be no larger
+    than half a target.
 
     Args:
         field: `(T,P)`, NaN where unknown.
         latitudes: Centres of the cells `(P,)`, degrees north; cells without one, NaN, count nowhere.
-        longitudes: Degrees east.  Cells at one place, as in the halo of an ocean model's grid, count once.
+        longitudes: Degrees east.  Cells at the same position, as in the halo of an ocean model's grid, count once.
         latitude_edges: Lower and upper edge of the rows of targets, `(n,2)`; rows do not overlap.
         longitude_edges: Western and eastern edge of the columns of targets, `(m,2)`.
-        areas: Of the cells `(P,)`, in any unit; where None, cells have the weight of the cosine of their latitude.
+        areas: Areas of the cells `(P,)`, in any unit; None weights cells by the cosine of their latitude.
         least_share: Share of the cells in a target that must be known, each by the cosine of its latitude.
     """
     from scipy.sparse import csr_array
 
     across, count = len(longitude_edges), len(latitude_edges) * len(longitude_edges)
     chosen, targets = [], []
-    # from four places beside its centre: a cell that lies on an edge, or in a corner, is shared
+    # binned at four points around its centre, so that a cell on an edge or a corner is shared
     for north, east in product((-_BESIDE, _BESIDE), repeat=2):
         row, column = (np.full(len(latitudes), -1) for _ in range(2))
         for number, (low, high) in enumerate(latitude_edges):
@@ -143,14 +143,14 @@ def _shared(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _shared_around(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Returns the same for longitudes, which come back after 360 degrees."""
+    """Returns the same as `_shared` for longitudes, which are periodic."""
     return sum((_shared(source + turn, target) for turn in (-720, -360, 0, 360, 720)), np.zeros((1, 1)))
 
 
 def box_weights(
     latitudes: np.ndarray, longitudes: np.ndarray, south_north: tuple[float, float], west_east: tuple[float, float]
 ) -> np.ndarray:
-    """Returns the share `(H,W)` of a box's area that lies in each cell of a grid; for a box within the grid, of sum 1.
+    """Returns the share `(H,W)` of a box's area in each cell of a grid; the sum is 1 for a box within the grid.
 
     Args:
         latitudes: Centres of the rows, degrees north.

@@ -1,7 +1,7 @@
 """`earthbench data fetch sevir_lr|nbody_mnist`: the authors' archives, by their addresses or from a file.
 
-Source: the addresses are those that the releases' own download scripts name (repositories earth-forecasting-transformer
-of amazon-science, and PreDiff of gaozhihan).  The authors publish no digests; `MANIFEST.json` keeps those of what came.
+Source: the addresses are from the download scripts of the releases (repositories earth-forecasting-transformer of
+amazon-science, and PreDiff of gaozhihan).  The authors publish no digests; `MANIFEST.json` keeps those of the download.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.data.transfer.download import download
 from bench.data.transfer.http import RetryPolicy, head, https
 from bench.data.transfer.manifest import digest, read_manifest, write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import check_writable
 
 _ASK_ABOVE_BYTES = 2e9
@@ -33,7 +33,7 @@ class FetchArchive(DataVerb):
 
     task: ClassVar[str]
     last: ClassVar[str]
-    """The file without which nothing reads the data set: it is put in its place last."""
+    """The file without which the data set cannot be read; it is moved into place last."""
     limits: ClassVar[Limits]
 
     out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
@@ -44,11 +44,11 @@ class FetchArchive(DataVerb):
 
     @abstractmethod
     def places(self, names: list[str]) -> dict[str, str]:
-        """Returns which members of the archive are wanted, and their paths in the data set."""
+        """Returns the wanted members of the archive, and their paths in the data set."""
 
     @abstractmethod
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the unpacked data set."""
+        """Returns the problems of the unpacked data set."""
 
     def plan(self, advance: AdvanceLabel) -> Plan:
         """Returns how much there is to download."""
@@ -69,7 +69,7 @@ class FetchArchive(DataVerb):
         """Downloads, unpacks, verifies, and returns what is there.
 
         Raises:
-            DataError: the archive cannot be had, is not whole or harmful, or its content is not the data set.
+            DataError: the archive is unavailable, incomplete or harmful, or its content is not the data set.
         """
         if self._done_before:
             return [f"{self.out} holds that already"]
@@ -85,7 +85,7 @@ class FetchArchive(DataVerb):
             raise DataError(f"{made} cannot be written: {error}") from error
         except DataError:
             shutil.rmtree(made, ignore_errors=True)
-            if self._file is None:  # another try would unpack the same: the next one downloads
+            if self._file is None:  # set aside, so that the next try downloads again
                 archive.replace(archive.with_name(archive.name + ".bad"))
             raise
         names = sorted(set(places.values()), key=lambda name: (name == self.last, name))
@@ -97,7 +97,7 @@ class FetchArchive(DataVerb):
         shutil.rmtree(self._stage)
         total = sum(size for size, _ in entries.values())
         return [
-            f"{len(names)} files, {total / 1e9:.2f} GB in {self.out}",
+            f"{counted(len(names), 'file')}, {total / 1e9:.2f} GB in {self.out}",
             f"next: earthbench data info {self.task} --root {self.out}",
         ]
 
@@ -128,7 +128,7 @@ class FetchArchive(DataVerb):
             if not self._file.is_file():
                 raise DataError(f"--url {self.url}: no such file; expected an address or an archive on this machine")
             return self._file
-        # under a name of ours: what is at the end of an address need not be a file name
+        # under our own name, since an address need not end in a file name
         suffix = "".join(PurePosixPath(urlsplit(self.url).path).suffixes[-2:])
         path = self._stage / f"archive{suffix}"
         moved: Any = lambda done: advance("download", done, 0)  # noqa: E731
@@ -187,7 +187,7 @@ class FetchNBody(FetchArchive):
         return found
 
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the draws or the digits."""
+        """Returns the problems of the draws or the digits."""
         found = []
         try:
             images = read_digits(root)

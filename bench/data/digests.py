@@ -1,7 +1,7 @@
-"""Digests of events, which reveal a change in any of them; kept until the file changes.
+"""Digests of events, which reveal changed values; cached until their file changes.
 
-Reading 150 GB takes minutes.  What was read is therefore remembered in the user's cache folder, by the file's path,
-size, inode and times of change: where any of them differs, the events are read again.
+Reading 150 GB takes minutes, so digests are kept in the user's cache folder with the file's path, size, inode and times
+of change.  If any of these differs, the events are read again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from bench.errors import DataError
 from bench.files import replacing
 
 _SETTLED_NS = 2_000_000_000
-"""File systems keep times to two seconds or better: a file that changed just before it was read may change again
-without a trace, so that its digests are not kept."""
+"""File systems keep times to two seconds or better: a file that was changed just before reading may change again
+unnoticed, so its digests are not cached."""
 _LINE_EVERY_S = 60.0
-"""Where there is no terminal to show a bar."""
+"""Interval of progress lines without a terminal."""
 _WAIT_S = 3600.0
-"""For another process that reads the same file; then both do."""
+"""How long to wait for another process that reads the same file; then both read it."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class FileState:
     path: str
     size: int
     version: str
-    """Inode and times of change; behind an address what the server says, such as an ETag."""
+    """Inode and times of change; for a remote file its validator, such as an ETag."""
     changed_ns: int = 0
 
 
 def file_state(path: Path) -> FileState | None:
-    """Returns the state of a file, or None where nothing tells one version of it from another."""
+    """Returns the state of a file, or None if its versions cannot be distinguished."""
     if isinstance(path, Path) and path.is_dir():
         return _folder_state(path)
     if isinstance(path, Path):
@@ -81,10 +81,10 @@ def event_digests(
     """Returns the SHA-256 of events of a file, by their index in it.
 
     Args:
-        path: The file or Zarr store, on disk or behind an address.
+        path: The file or Zarr store, on disk or at a URL.
         events: Indices of the events.
-        read: Gives the content of an event as buffers, in the order in which they are hashed.
-        kind: What of the file they are of, such as a variable, where it has several kinds.
+        read: Returns the content of an event as buffers, in the order of hashing.
+        kind: Distinguishes several kinds of events in a file, e.g. by variable.
     """
     wanted = list(events)
     state = file_state(path)
@@ -129,7 +129,7 @@ def _cache_path(state: FileState, kind: str) -> Path:
 
 @contextmanager
 def _alone(cached: Path | None) -> Iterator[None]:
-    """Lets one of several processes read a file while the others wait for what it finds."""
+    """Lets one of several processes read a file while the others wait for its digests."""
     lock = None
     if cached is not None:
         with suppress(OSError, Timeout):  # a home folder without write access or locks costs time, not the run

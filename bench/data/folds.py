@@ -1,7 +1,7 @@
 """Folds of a time series: blocks are left out in turn, so that each is forecast once.
 
-Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: in cross-validation of climate series
-whole stretches are left out, for neighbouring months are not independent data.
+Source: Wilks 2011, Statistical Methods in the Atmospheric Sciences, ch. 7.4.4: cross-validation of climate series
+leaves out whole stretches, because neighbouring months are not independent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def blocks(count: int, folds: int, what: str = "of the data") -> list[Stretch]:
     """Returns consecutive blocks of equal length; the last one may be shorter.
 
     Args:
-        count: Of what is cut: frames, or years.
-        folds: How many blocks.
-        what: The word for them in messages.
+        count: Number of frames or years to divide.
+        folds: Number of blocks.
+        what: The word for frames or years in messages.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: there are too few.
     """
     length = -(-count // folds)
     edges = [*range(0, count, length or 1), count]
@@ -36,15 +36,15 @@ def blocks(count: int, folds: int, what: str = "of the data") -> list[Stretch]:
 
 
 def leave_out(parts: list[Stretch], fold: int, val: int | None = None) -> dict[Split, tuple[Stretch, ...]]:
-    """Returns the stretches of each split: one block is the test, the next one (of the last, the first) validation.
+    """Returns the stretches of each split: one block is the test, the next one (cyclically) validation.
 
-    Both together leave the training as few borders as there can be, over which no window reaches.
+    Adjacent blocks leave the training as few borders as possible, which no window may cross.
 
     Args:
         parts: All blocks, in order.
         fold: The number of the block to test on.
-        val: Length of the validation, which begins where its block does; the rest of the block is for training.  None
-            for the whole block.
+        val: Length of the validation from the beginning of its block, whose rest is for training; None for the whole
+            block.
     """
     begin, end = parts[(fold + 1) % len(parts)]
     middle = end if val is None else min(end, begin + val)
@@ -67,13 +67,13 @@ def check_fold(folds: int | None, fold: int | None, instead_of: frozenset[str], 
     """Refuses options of a task that do not name a fold.
 
     Args:
-        folds: How many.
-        fold: Which one.
-        instead_of: Options that folds take the place of.
-        given: Those that were given.
+        folds: Number of folds.
+        fold: The chosen one.
+        instead_of: Options that folds replace.
+        given: Names of the given options.
 
     Raises:
-        ValueError: says what was expected.
+        ValueError: names the expected options.
     """
     if (folds is None) != (fold is None):
         raise ValueError(f"folds={folds} and fold={fold}: expected both, or neither")

@@ -1,7 +1,7 @@
-"""What two splits share: events by id or by where they are stored, and events whose times overlap.
+"""Leaks between splits: events with the same id or storage location, and events whose times overlap.
 
-A shared event makes scores optimistic.  A shared time does so only where the places are near, too: it is said, not
-refused.
+A shared event makes scores optimistic.  A shared time does so only if the places are near, too, so it is reported but
+not refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from bench.data.report import Report
+from bench.errors import counted
 
 _SHOWN, _KEPT = 5, 20
 
@@ -22,19 +23,19 @@ class SplitEvents(NamedTuple):
 
     ids: tuple[str, ...]
     times: tuple[tuple[Any, Any], ...] | None = None
-    """First and last time of each event, of any type that can be compared; None where the data have no times."""
+    """First and last time of each event, of any comparable type; None if the data have no times."""
     storage: tuple[Hashable, ...] | None = None
-    """Where each event is stored, such as file and index; None where ids tell all."""
+    """Storage location of each event, such as file and index; None if ids suffice."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What two splits share."""
+    """The events and times that two splits share."""
 
     splits: tuple[str, str]
     ids: tuple[str, ...]
     overlapping: tuple[str, ...]
-    """Other events of the first split during which one of the second goes on."""
+    """Other events of the first split that overlap in time with an event of the second."""
     stored_alike: tuple[str, ...] = ()
     """Stored events that both splits have, under different ids: `ID in the first = ID in the second`."""
 
@@ -43,7 +44,9 @@ class Leak:
         one, other = self.splits
         found = []
         if self.ids:
-            found.append(f"splits {one} and {other} share {len(self.ids)} ids: {', '.join(self.ids[:_SHOWN])}")
+            found.append(
+                f"splits {one} and {other} share {counted(len(self.ids), 'id')}: {', '.join(self.ids[:_SHOWN])}"
+            )
         if self.stored_alike:
             shown = ", ".join(self.stored_alike[:_SHOWN])
             found.append(
@@ -67,7 +70,7 @@ class Leak:
 
 
 def find_leaks(splits: Mapping[str, SplitEvents]) -> list[Leak]:
-    """Returns the pairs of splits that share events or times, without those that share nothing."""
+    """Returns the leaks of all pairs of splits that share events or times."""
     found = []
     for one, other in combinations(splits, 2):
         a, b = splits[one], splits[other]
@@ -85,7 +88,7 @@ def find_leaks(splits: Mapping[str, SplitEvents]) -> list[Leak]:
 
 
 def stored_alike(one: SplitEvents, other: SplitEvents) -> tuple[str, ...]:
-    """Returns the events stored at one place that two splits have under different ids, `ID = OTHER ID`."""
+    """Returns the stored events that two splits have under different ids, as `ID = OTHER ID`."""
     if one.storage is None or other.storage is None:
         return ()
     names = dict(zip(other.storage, other.ids, strict=True))
@@ -94,7 +97,7 @@ def stored_alike(one: SplitEvents, other: SplitEvents) -> tuple[str, ...]:
 
 
 def add_leaks(report: Report, leaks: Sequence[Leak], *, by_design: frozenset[frozenset[str]]) -> None:
-    """Adds to a report what splits share: shared events are a problem, unless the user asked for such a split."""
+    """Adds leaks to a report: shared events are a problem, unless the user asked for such a split."""
     report.facts["leaks"] = [leak.facts() for leak in leaks]
     for leak in leaks:
         wrong = frozenset(leak.splits) not in by_design
@@ -105,7 +108,7 @@ def add_leaks(report: Report, leaks: Sequence[Leak], *, by_design: frozenset[fro
 
 
 def _merged(times: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Returns the stretches in which something goes on, in order, none touching another."""
+    """Returns the union of intervals as disjoint intervals in order."""
     merged: list[tuple[Any, Any]] = []
     for first, last in sorted(times):
         if merged and first <= merged[-1][1]:

@@ -1,4 +1,4 @@
-"""Batches of stored sequences, in an order that depends on the seed and the epoch alone."""
+"""Batches of stored sequences, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from bench.data.turns import TurnedSequences, drawn_ways
 from bench.errors import ConfigError
 
 _MOST_WORKERS = 8
-"""As the authors of Earthformer and PreDiff use."""
+"""As used by the authors of Earthformer and PreDiff."""
 
 
 class EpochOrder(Sampler[Any]):
-    """A permutation per epoch, drawn from `(seed, epoch)` alone.
+    """A permutation per epoch, which depends only on `(seed, epoch)`.
 
     Args:
-        count: Of the sequences.
-        seed: Of the training.
-        ways: Turns and flips of frames, one of which is drawn for each sequence; none leaves them as they are.
+        count: Number of sequences.
+        seed: Seed of the training.
+        ways: Turns and flips of frames, one of which is drawn for each sequence; none leaves frames unchanged.
     """
 
     def __init__(self, count: int, seed: int, ways: tuple[int, ...] = ()) -> None:
         self.count, self.seed, self.ways, self.epoch = count, seed, ways, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Selects the epoch whose order comes next; the trainer calls it before each epoch."""
+        """Selects the epoch; the trainer calls it before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the indices of the epoch, each with its way where frames are turned."""
+        """Yields the indices of the epoch, each with its turn if frames are turned."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
         if not self.ways:
             yield from order
@@ -52,8 +52,7 @@ class EpochOrder(Sampler[Any]):
 class SharedBatches(Sampler[list[int]]):
     """The batches of one evaluating process out of several: batch `j` goes to process `j % world`.
 
-    Batches are cut before they are shared, so each is the one that a single process would see.  One process may get
-    one batch less than another.
+    The batches are those of a single process.  Some processes may get one batch fewer than others.
     """
 
     def __init__(self, count: int, batch_size: int, rank: int, world: int) -> None:
@@ -76,7 +75,7 @@ class SharedBatches(Sampler[list[int]]):
 
 
 class Share(NamedTuple):
-    """What of an optimiser step's batch a micro-batch of one process is."""
+    """The share of a process's micro-batch in the batch of an optimiser step."""
 
     own: int
     """Its sequences; 0 for one that only keeps its process in step with the others."""
@@ -88,22 +87,22 @@ class MicroBatches(Sampler[list[Any]]):
     """The micro-batches of one training process out of several.
 
     An epoch is cut into the batches of its optimiser steps, the last of which may be smaller, and each of these into
-    micro-batches, of which micro-batch `j` goes to process `j % world`.  All processes have as many: one for which
-    nothing is left gets a sequence of the step again, whose `Share` says that it does not count.
+    micro-batches, of which micro-batch `j` goes to process `j % world`.  All processes get equally many: one without a
+    remaining micro-batch repeats a sequence of the step, whose `Share` does not count.
 
     Args:
-        sampler: The order of the epoch; Lightning finds it by this name and tells it the epoch.
+        sampler: The order of the epoch; Lightning finds it by this name to set its epoch.
         batch_size: Sequences of a step, over all processes.
         micro_batch: Sequences of a micro-batch; it may be changed between epochs.
-        rank: Of this process.
-        world: Processes.
+        rank: Rank of this process.
+        world: Number of processes.
     """
 
     def __init__(self, sampler: EpochOrder, batch_size: int, micro_batch: int, rank: int = 0, world: int = 1) -> None:
         self.sampler, self.batch_size, self.micro_batch = sampler, batch_size, micro_batch
         self.rank, self.world = rank, world
         self.skip = 0
-        """Steps to leave out of the next epoch; then none."""
+        """Steps to skip at the beginning of the next epoch only."""
 
     @property
     def steps(self) -> int:
@@ -112,11 +111,11 @@ class MicroBatches(Sampler[list[Any]]):
 
     @property
     def per_step(self) -> int:
-        """Returns the micro-batches that each process has in a step that is not an epoch's last."""
+        """Returns the number of micro-batches per process in a full step."""
         return self._rounds(self.batch_size)
 
     def share(self, number: int) -> Share:
-        """Returns what of its step this process's micro-batch is that has this number in the epoch, counted from 0."""
+        """Returns the share of this process's micro-batch `number`, counted from 0 in the epoch, in its step."""
         step, round_ = divmod(number, self.per_step)
         size = min(self.batch_size, len(self.sampler) - step * self.batch_size)
         start = (round_ * self.world + self.rank) * self.micro_batch
@@ -142,20 +141,20 @@ class MicroBatches(Sampler[list[Any]]):
 
 
 class TrainingLoader(DataLoader):
-    """A shuffled loader whose place in the epoch is part of a checkpoint.
+    """A shuffled loader whose position in the epoch is part of a checkpoint.
 
-    Lightning saves `state_dict()` with its own loops.  `batches_done` is set by the training loop after each
-    micro-batch: counting what was *fetched* would run ahead of what was learnt from.  A checkpoint counts optimiser
-    steps, so that another number of processes, or another micro-batch, can continue.
+    Lightning saves `state_dict()` with its own loops.  The training loop sets `batches_done` after each micro-batch,
+    because the number of fetched batches would run ahead of those trained on.  A checkpoint counts optimiser steps, so
+    that a training can resume with another number of processes or another micro-batch.
     """
 
     batches: MicroBatches
     order: EpochOrder
     batches_done: int = 0
-    """Micro-batches of this process that were learnt from in this epoch."""
+    """Micro-batches of this process that were trained on in this epoch."""
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the epoch, how many of its steps are done, and how many micro-batches they had."""
+        """Returns the epoch, its finished steps, and the number of micro-batches per step."""
         per_step = self.batches.per_step
         return {
             "epoch": self.order.epoch,
@@ -192,17 +191,17 @@ def training_loader(
     """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept.
 
     Args:
-        source: The sequences; compact types travel between processes and to the device, each batch an `Example`.
-        batch_size: Of an optimiser step, over all processes.
-        micro_batch: What one process takes at a time.
-        seed: Of the order.
-        limit: Use the first so many sequences only.
+        source: The sequences; batches are `Example`s, which travel to other processes and the device as stored.
+        batch_size: Sequences of an optimiser step, over all processes.
+        micro_batch: Sequences that one process takes at a time.
+        seed: Seed of the order.
+        limit: Use only the first `limit` sequences.
         num_workers: Loader processes, which live as long as the loader.
-        pinned: Put batches into memory that a GPU reads from without waiting.
-        timeout_s: How long a loader process may give nothing; 0 for ever.
-        rank: Of this process.
-        world: Processes.
-        ways: Turns and flips that are drawn from, see `bench.data.turns`; none for sequences as they are.
+        pinned: Put batches into pinned memory, for asynchronous copies to a GPU.
+        timeout_s: Seconds that a loader process may return nothing; 0 for no limit.
+        rank: Rank of this process.
+        world: Number of processes.
+        ways: Turns and flips to draw from, see `bench.data.turns`; none leaves sequences unchanged.
     """
     order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed, ways)
     batches = MicroBatches(order, batch_size, micro_batch, rank, world)
@@ -230,9 +229,9 @@ def evaluation_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Any]:
-    """Returns a loader of stored sequences in order; over all processes, every one exactly once.
+    """Returns a loader of stored sequences in order, each exactly once over all processes.
 
-    Arguments are those of `training_loader`, but for `batch_size`: the sequences that one process takes at a time.
+    Arguments are those of `training_loader`, except that `batch_size` is what one process takes at a time.
 
     Raises:
         ConfigError: there are fewer batches than processes.
@@ -244,22 +243,22 @@ def evaluation_loader(
             f"{count} sequences in batches of {batch_size} are {batches.total} batches, too few for {world} processes: "
             "lower devices, nodes or data.micro_batch"
         )
-    draws_from = torch.Generator()  # of its own: a validation must not move the random numbers of the training
+    generator = torch.Generator()  # its own, so that a validation does not change the training's random state
     feed = _feed(num_workers, timeout_s, pinned)
     sequences: Any = as_sequences(source)
-    return DataLoader(sequences, batch_sampler=batches, generator=draws_from, **feed)
+    return DataLoader(sequences, batch_sampler=batches, generator=generator, **feed)
 
 
 def workers(asked: int | Literal["auto"], *, on_gpu: bool, devices: int) -> int:
-    """Returns the loader processes of each device.
+    """Returns the number of loader processes per device.
 
-    Where the CPU computes, they would take its cores from the model.  A GPU waits for data without them: unpacking an
-    event takes longer than a training step of a small model.
+    On a CPU, they would take cores from the model.  A GPU would wait for data without them, because unpacking an event
+    takes longer than a training step of a small model.
 
     Args:
         asked: `data.num_workers`.
         on_gpu: Whether a GPU computes.
-        devices: On this machine, which share its cores.
+        devices: Devices of this machine, which share its cores.
     """
     if asked != "auto":
         return asked

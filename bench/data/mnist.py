@@ -1,4 +1,4 @@
-"""Images of handwritten digits, the bodies of N-body MNIST and MovingMNIST, from several sources."""
+"""Images of handwritten digits from several sources, and generators of N-body MNIST and MovingMNIST."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_digits(source: str | Path) -> np.ndarray:
 
 
 def digits_of_splits(count: int) -> dict[str, range]:
-    """Returns which of `count` digits each of train, val and test may use: no digit is in two of them.
+    """Returns the digits of `count` that train, val and test may each use; no digit is in two of them.
 
     Raises:
         DataError: too few digits for three splits.
@@ -115,12 +115,12 @@ def _read_idx(path: Path) -> np.ndarray:
 
 GENERATOR_VERSION = 1
 _CHUNK = 500
-"""Sequences made at a time."""
+"""Sequences generated at a time."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One split to make: how many sequences, of which digits, drawn from what."""
+    """One split to generate: its sequences, digits and random generator."""
 
     split: str
     count: int
@@ -129,7 +129,7 @@ class _Part:
 
 
 class MakeDigits(DataVerb):
-    """What both generators ask for and leave behind."""
+    """Arguments and output common to both generators."""
 
     task: ClassVar[str]
     kind: ClassVar[str]
@@ -172,21 +172,21 @@ class MakeDigits(DataVerb):
 
     @property
     def _cut(self) -> str:
-        """Returns the options of the task that sequences of another length than the published need."""
+        """Returns the task options that sequences of another length than the published ones need."""
         half = self.frames // 2
         return "" if self.frames == System.frame_count else f" task.t_in={half} task.t_out={self.frames - half}"
 
     @property
     @abstractmethod
     def _origin(self) -> str:
-        """Returns what the data are; other than the published settings are named."""
+        """Returns the name of the data, with any settings that differ from the published ones."""
 
     @abstractmethod
     def _write(self, part: _Part, images: np.ndarray, advance: AdvanceLabel) -> None:
         """Writes the sequences of one split."""
 
     def _finish(self, images: np.ndarray) -> None:
-        """Writes what belongs to no split."""
+        """Writes files that belong to no split."""
 
 
 class MakeNBody(MakeDigits):
@@ -212,10 +212,10 @@ class MakeNBody(MakeDigits):
 
     @property
     def system(self) -> System:
-        """Returns what is made.
+        """Returns the system to simulate.
 
         Raises:
-            ValueError: a number out of range.
+            ValueError: a number is out of range.
         """
         return System(self.digit_count, self.canvas, self.sub_steps, self.frames, self.pool)
 
@@ -246,7 +246,7 @@ class MakeNBody(MakeDigits):
 
     def _finish(self, images: np.ndarray) -> None:
         none, labels = np.empty((0, SIZE, SIZE), np.uint8), np.empty(0, np.int64)
-        # Labels are part of the format and of no use here; -1 says that they are not known.
+        # Labels are part of the format but unused; -1 marks them as unknown.
         write_arrays(self.out / DIGITS_FILE, X=images, Y=np.full(len(images), -1, np.int64), X_test=none, Y_test=labels)
 
 
@@ -272,7 +272,7 @@ class MakeMoving(MakeDigits):
 
     @property
     def scene(self) -> Scene:
-        """Returns what is made."""
+        """Returns the scene to render."""
         return Scene(self.digit_count, self.canvas, self.frames, self.pool)
 
     @property

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 Variables = Mapping[str, "Variable"]
 _ROUNDING = 1e-6
-"""Relative: what a float32 loses, and a number that was written with six digits."""
+"""Relative tolerance for the precision of a float32, and of a number written with six digits."""
 _MOST_VALUES = 1 << 30
-"""80 years of months on a grid of a quarter of a degree; a file may declare what no memory holds."""
+"""80 years of months on a quarter-degree grid; a file may declare more values than fit into memory."""
 _DEFAULT_FILL = {"i2": -32767, "i4": -2147483647, "f4": 9.969209968386869e36, "f8": 9.969209968386869e36}
-"""What the NetCDF library leaves where nothing was written."""
+"""Default fill values, which the NetCDF library leaves where nothing was written."""
 
 
 @contextmanager
 def open_netcdf(path: Path) -> Iterator[Variables]:
-    """Gives the variables of a NetCDF file by name, as they are stored; values are read when they are asked for.
+    """Yields the variables of a NetCDF file by name, as stored; values are read on demand.
 
     Raises:
-        DataError: the file is missing, of no NetCDF format, or what is read of it is damaged.
+        DataError: the file is missing, not NetCDF, or damaged where it is read.
     """
     try:
         import xarray
@@ -45,7 +45,7 @@ def open_netcdf(path: Path) -> Iterator[Variables]:
         if magic[:4] in (b"CDF\1", b"CDF\2"):
             how: dict[str, Any] = {"engine": "scipy"}
         elif magic == b"\x89HDF\r\n\x1a\n":
-            _refuse_what_is_not_there(path)
+            _refuse_missing_parts(path)
             how = {"engine": "h5netcdf", "phony_dims": "sort", "driver_kwds": {"locking": False}}  # it only reads
         elif magic[:4] == b"CDF\5":
             raise DataError(
@@ -57,16 +57,16 @@ def open_netcdf(path: Path) -> Iterator[Variables]:
             yield dataset.variables  # type: ignore[misc] # its names are strings
     except EarthbenchError:
         raise
-    # of damaged files both libraries raise what they happen to stumble over
+    # for damaged files, both libraries raise errors of many kinds
     except Exception as error:
         raise DataError(f"{path}: not readable: {error or type(error).__name__}") from error
 
 
-def _refuse_what_is_not_there(path: Path) -> None:
-    """Returns where the arrays of an HDF5 file lie in the file itself, whole.
+def _refuse_missing_parts(path: Path) -> None:
+    """Refuses an HDF5 file whose arrays are not completely in the file itself.
 
-    Parts that are elsewhere, or were never written, would be read as zeros without a word.  An array of which nothing
-    was written has one value: a run refuses it.
+    Parts in other files, or never written, would silently be read as zeros.  An array that was not written at all is
+    constant, which a run refuses.
 
     Raises:
         DataError: names the array.
@@ -104,7 +104,7 @@ def _refuse_too_many(count: int, most: int, where: str) -> None:
 
 
 def _is_fill(array: h5py.Dataset) -> bool:
-    """Returns whether what was never written reads as missing."""
+    """Returns whether unwritten values read as missing."""
     declared = [array.attrs.get(name, ()) for name in ("_FillValue", "missing_value")]
     known = [*np.concatenate([np.ravel(value) for value in declared]), *_DEFAULT_FILL.values()]
     return bool(np.isnan(array.fillvalue)) or array.fillvalue in known
@@ -114,9 +114,9 @@ def find(variables: Variables, names: tuple[str, ...], standard_names: tuple[str
     """Returns the variable that has one of these names, in any case, or else one of these `standard_name`s.
 
     Args:
-        variables: Of a file.
+        variables: Variables of a file.
         names: In order of preference, lower case.
-        standard_names: Of the CF conventions.
+        standard_names: Standard names of the CF conventions.
     """
     lower = {name.lower(): name for name in reversed(list(variables))}
     for name in names:
@@ -137,15 +137,15 @@ def decoded(variable: Variable, source: str, dtype: type[np.floating[Any]] = np.
     """Returns physical values: unpacked by xarray, NaN where missing or not valid.
 
     xarray masks by equality, and under numpy 2 no float32 equals the double 1e20 that was written as its fill value
-    (github.com/pydata/xarray/issues/9381); it leaves the limits of validity to the reader.  So both are done here.
+    (github.com/pydata/xarray/issues/9381); it does not apply valid ranges.  So both are done here.
 
     Args:
-        variable: As it is stored, or a slice of it.
+        variable: As stored, or a slice of it.
         source: File and variable, for messages.
-        dtype: Of the values returned.
+        dtype: Dtype of the result.
 
     Raises:
-        DataError: no numbers, or attributes that make no sense.
+        DataError: the values are not numbers, or attributes are invalid.
     """
     import xarray
 
@@ -183,7 +183,7 @@ def decoded(variable: Variable, source: str, dtype: type[np.floating[Any]] = np.
 
 
 def _numbers(variable: Variable, name: str, source: str) -> list[float]:
-    """Returns an attribute's numbers, those that stand there as text too; none where it is not there."""
+    """Returns an attribute's numbers, also if they are stored as text; none if the attribute is missing."""
     found = np.ravel(variable.attrs.get(name, ()))
     try:
         return [float(value.decode() if isinstance(value, bytes) else value) for value in found]
@@ -209,10 +209,10 @@ def _equal(stored: np.ndarray, value: float) -> np.ndarray:
 
 
 def _as_code(value: float, dtype: np.dtype[Any]) -> int | None:
-    """Returns a number as codes of this type have it, None where none is it.
+    """Returns a number as a code of this type, or None if no code equals it.
 
-    Attributes of an array that is to be read as unsigned are signed as well: -1 is 255.  The largest code of 32 bits is
-    one more where it was written as float32.
+    Attributes of an array that is to be read as unsigned are signed as well: -1 is 255.  The largest 32-bit code is one
+    larger if it was written as float32.
     """
     if not math.isfinite(value) or value != int(value):
         return None
@@ -227,7 +227,7 @@ def _as_code(value: float, dtype: np.dtype[Any]) -> int | None:
 def _limits(variable: Variable, source: str, dtype: np.dtype[Any]) -> tuple[tuple[float, float] | tuple[()], bool]:
     """Returns the limits of valid values, if any, and whether they are those of codes rather than of unpacked values.
 
-    By the User's Guide they are of codes, unless a packed array's limits are not whole numbers of its own type.
+    According to the User's Guide, they are for codes, unless a packed array's limits are not integers of its type.
     """
     names = ("valid_range",) if "valid_range" in variable.attrs else ("valid_min", "valid_max")
     present = [name for name in names if name in variable.attrs]
@@ -251,7 +251,7 @@ def _limits(variable: Variable, source: str, dtype: np.dtype[Any]) -> tuple[tupl
 
 
 def _outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Returns where values are beyond limits that may have been rounded to another type than theirs."""
+    """Returns where values exceed limits that may have been rounded to another type."""
     if values.dtype.kind == "f":
         low, high = low - _ROUNDING * abs(low), high + _ROUNDING * abs(high)
     return np.asarray((values < low) | (values > high))
@@ -260,15 +260,15 @@ def _outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def months_of(path: Path, variables: Variables, name: str) -> np.ndarray:
     """Returns the months `(T,)`, datetime64[M], that the time stamps of a file lie in, in any calendar.
 
-    Where the stamps have bounds, the middle between them counts: climate models stamp a mean with its end.
+    If the stamps have bounds, the midpoint counts, because climate models stamp a mean with its end.
 
     Args:
         path: For messages.
-        variables: Of the file.
-        name: The variable of time.
+        variables: Variables of the file.
+        name: The time variable.
 
     Raises:
-        DataError: units or a calendar that are not those of CF, missing stamps, or more than one axis.
+        DataError: units or calendar are not those of CF, stamps are missing, or there is more than one axis.
     """
     variable = variables[name]
     stamps = _stamps(variable, f"{path}: {name}")
@@ -284,7 +284,7 @@ def months_of(path: Path, variables: Variables, name: str) -> np.ndarray:
 
 
 def _stamps(variable: Variable, source: str) -> np.ndarray:
-    """Returns stored times, float64; those that rounding left just short of a month's begin are put there."""
+    """Returns stored times, float64; those just short of the beginning of a month by rounding are corrected."""
     stamps = decoded(variable, source, np.float64)
     if variable.dtype.kind != "f":
         return stamps
@@ -295,7 +295,7 @@ def _decoded_months(stamps: np.ndarray, units: str, calendar: str, source: str) 
     import cftime
 
     if re.match(r"\s*months?\s", units, re.IGNORECASE) or calendar.strip() == "360":
-        calendar = "360_day"  # only there is a month a length of time; "360" is what IRI's Data Library calls it
+        calendar = "360_day"  # the only calendar with months of equal length; IRI's Data Library calls it "360"
     try:
         times = cftime.num2date(stamps, units, calendar.strip().lower() or "standard")
         months = [(time.year - 1970) * 12 + time.month - 1 for time in np.ravel(times)]

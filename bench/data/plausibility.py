@@ -1,7 +1,7 @@
 """Plausible ranges of each field, for all tasks and readers.
 
-A fill value that no attribute declares, packed numbers read raw, kelvin taken for degrees: all end as numbers that no
-such field has.  Readers refuse them where they lie; a run refuses a split that has one value everywhere.
+An undeclared fill value, packed numbers read raw, or kelvin taken for degrees all give implausible values.  Readers
+refuse them at the source; a run refuses a split that is empty or has the same value everywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Plausible:
     units: str = ""
 
     def __str__(self) -> str:
-        """Returns the range as a message names it."""
+        """Returns the range as text for messages."""
         return f"{self.what} within {self.low:g}..{self.high:g} {self.units}".rstrip()
 
 
@@ -42,13 +42,13 @@ VIL_CODE = Plausible("VIL code", 0, 255)
 def refuse_implausible(
     values: np.ndarray, expected: Plausible, source: str, place: Callable[[tuple[int, ...]], str]
 ) -> None:
-    """Returns where every known value of an array is plausible.
+    """Refuses an array with implausible values.
 
     Args:
         values: In physical units, NaN where missing.
-        expected: What they can be.
+        expected: Their plausible range.
         source: The file, and the variable in it.
-        place: Says where in the data an index of the array is.
+        place: Returns the place of an array index in words.
 
     Raises:
         DataError: names the source, the worst value and its place.
@@ -61,10 +61,10 @@ def refuse_implausible(
 def implausible(
     values: np.ndarray, expected: Plausible, source: str, place: Callable[[tuple[int, ...]], str]
 ) -> str | None:
-    """Returns what `refuse_implausible` raises, for readers that list every problem; None where there is none."""
+    """Returns the message of `refuse_implausible`, for readers that list all problems; None if there is none."""
     if not values.size:
         return None
-    # fmax and fmin pass over NaN, and need no copy of the array
+    # fmax and fmin ignore NaN, and need no copy of the array
     low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
     if math.isnan(low) or (expected.low <= low and high <= expected.high):
         return None
@@ -73,15 +73,28 @@ def implausible(
     wrong = int(((values < expected.low) | (values > expected.high)).sum())
     return (
         f"{source}: expected {expected}, found {worst:g} at {place(index)} (of {values.size:,} values, {wrong:,} are "
-        "outside). Is a fill value not declared, or are the units others?"
+        "outside). Is a fill value undeclared, or are the units different?"
     )
 
 
-def refuse_constant(data: NormalisedSequences) -> None:
-    """Returns at the first targets of a split that differ anywhere: mostly after one sequence.
+def refuse_empty(data: NormalisedSequences) -> None:
+    """Refuses a split without sequences.
 
     Raises:
-        DataError: all targets of the split have one value, or none.
+        DataError: the split is empty; the message names the folder.
+    """
+    if not len(data):
+        raise DataError(
+            f"split {data.split!r} of task {data.task.name!r} has no sequences under {data.task.data_root}. "
+            f"{data.why_empty}`earthbench data info` shows what each split has; split=all takes everything."
+        )
+
+
+def refuse_constant(data: NormalisedSequences) -> None:
+    """Refuses a split whose targets are constant; usually reads one sequence only.
+
+    Raises:
+        DataError: all targets of the split have the same value, or none at all.
     """
     low, high = math.inf, -math.inf
     for index in range(len(data)):
@@ -92,8 +105,8 @@ def refuse_constant(data: NormalisedSequences) -> None:
         if high > low:
             return
     if len(data):
-        found = f"{low:g} everywhere" if low == high else "no value that is known"
+        found = f"{low:g} everywhere" if low == high else "only missing values"
         raise DataError(
             f"split {data.split!r} of task {data.task.name!r} under {data.task.data_root}: expected targets that vary, "
-            f"found {found} in {len(data)} sequences. Was the data written whole? `earthbench data check` reads it all."
+            f"found {found} in {len(data)} sequences. Is the data set complete? `earthbench data check` reads it all."
         )

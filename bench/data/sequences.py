@@ -1,4 +1,4 @@
-"""Data sets of sequences as they are stored, and the independent events that scores are resampled over."""
+"""Data sets of stored sequences, and the independent events that scores are resampled over."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
 
 
 class Example(NamedTuple):
-    """One sequence, or a batch of them with a leading dimension, in the units and dtype that it is stored in."""
+    """One sequence, or a batch of them with a leading dimension, in stored units and dtype."""
 
     context: Shaped[Tensor, "*b t_in h w c_in"]
     target: Shaped[Tensor, "*b t_out h w c_out"]
     labels: Sequence[Tensor]
-    """What is known of it beyond the pixels, of any shape: for metrics and losses with `takes_labels`."""
+    """Labels of any shape, for metrics and losses with `takes_labels`."""
     index: Int[Tensor, "*b"]  # type: ignore[assignment]  # hides `tuple.index`
     """Its number in the data set, int64."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What the sequences of a data set belong to, in their order: what scores are resampled over."""
+    """The units that scores are resampled over: events or records, in the order of their sequences."""
 
     kind: Literal["event", "record"]
-    """`record`: a long one, whose windows overlap: blocks of them are resampled."""
+    """`record`: a long record with overlapping windows, of which blocks are resampled."""
     ids: tuple[str, ...]
     counts: tuple[int, ...]
-    """Sequences of each."""
+    """Number of sequences of each."""
 
     @classmethod
     def events(cls, ids: Iterable[str], each: int = 1) -> Units:
-        """Returns independent events of as many sequences each."""
+        """Returns independent events with `each` sequences each."""
         ids = tuple(ids)
         return cls("event", ids, (each,) * len(ids))
 
     @classmethod
     def ungrouped(cls, count: int) -> Units:
-        """Returns sequences each of which is an event of its own."""
+        """Returns `count` sequences, each of which is an event."""
         return cls.events(f"sequence {at}" for at in range(count))
 
 
 class SequenceDataset(ABC):
-    """The sequences of one split as they are stored: a map-style data set for a `DataLoader`.
+    """The stored sequences of one split, as a map-style data set for a `DataLoader`.
 
-    A reader has `ids`, `units`, `__len__`, `stored` and `identity`; the rest has defaults.
+    A reader must have `ids`, `units`, `__len__`, `stored` and `identity`; the rest has defaults.
     """
 
     @property
@@ -61,7 +61,7 @@ class SequenceDataset(ABC):
     @property
     @abstractmethod
     def units(self) -> Units:
-        """Returns what the sequences belong to: independent events, or long records."""
+        """Returns the independent events, or long records, of the sequences."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class SequenceDataset(ABC):
 
     @abstractmethod
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target of a sequence, `(T,H,W,C)` in any dtype, and labels where there are any.
+        """Returns context and target of a sequence, `(T,H,W,C)` in any dtype, and labels if there are any.
 
         Raises:
             IndexError: the index is out of range.
@@ -77,16 +77,16 @@ class SequenceDataset(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies the data (JSON types): equal for equal data wherever it lies."""
+        """Returns the identity of the data (JSON types), equal for equal data wherever they lie."""
 
     @property
     def times(self) -> tuple[tuple[Any, Any], ...] | None:
-        """Returns first and last time of each event, of any comparable type; None where the data have no times."""
+        """Returns first and last time of each event, of any comparable type; None if the data have no times."""
         return None
 
     @property
     def contents(self) -> tuple[str, ...] | None:
-        """Returns a digest of each event's values; None where ids are all that tells events apart."""
+        """Returns a digest of each event's values; None if events are identified by id only."""
         return None
 
     @property
@@ -96,7 +96,7 @@ class SequenceDataset(ABC):
 
     @property
     def why_empty(self) -> str | None:
-        """Returns why there are no sequences, where the data can tell."""
+        """Returns why there are no sequences, if known."""
         return None
 
     def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class SequenceDataset(ABC):
         return context.float() * scale, target.float() * scale
 
     def __getitem__(self, index: int) -> Example:
-        """Returns a sequence as `stored` gives it, with its number."""
+        """Returns a stored sequence with its number."""
         import torch
 
         context, target, *labels = self.stored(index)
@@ -113,23 +113,23 @@ class SequenceDataset(ABC):
 
 
 class Reader(Protocol):
-    """Whatever gives sequences as they are stored; see `SequenceDataset`."""
+    """Any object that returns stored sequences, see `SequenceDataset`."""
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
         ...
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target of one sequence, and its labels where there are any."""
+        """Returns context and target of one sequence, and its labels if there are any."""
         ...
 
 
 class PlainSequences(SequenceDataset):
-    """A reader that is no `SequenceDataset`: with `__len__`, `stored`, `ids` and `identity`, as plugins may have one.
+    """Adapter for a plugin's reader that is no `SequenceDataset` but has `__len__`, `stored`, `ids` and `identity`.
 
-    It declares no units, so that they follow from the numbers of its ids and sequences: one id, or more ids than
-    sequences (the months of a record), are a long record; else sequences lie event by event, as many of each; where
-    that does not come out even, each is an event of its own.
+    Such a reader declares no units, so they are inferred from the numbers of ids and sequences: one id, or more ids
+    than sequences (the months of a record), mean a long record; else sequences are ordered by event, equally many for
+    each; if the numbers do not divide, each sequence is an event.
     """
 
     times = contents = why_empty = None
@@ -147,7 +147,7 @@ class PlainSequences(SequenceDataset):
 
     @property
     def units(self) -> Units:
-        """Returns what the sequences belong to, as far as their numbers tell."""
+        """Returns the units inferred from the numbers of ids and sequences."""
         ids, count = self.ids, len(self)
         if len(ids) > count:
             return Units("record", (f"{ids[0]}..{ids[-1]}",), (count,))
@@ -160,12 +160,12 @@ class PlainSequences(SequenceDataset):
         return len(self.reader)
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns what the reader does."""
+        """Returns the reader's sequence."""
         found: tuple[Tensor, ...] = self.reader.stored(index)
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies the data."""
+        """Returns the reader's identity."""
         return dict(self.reader.identity())
 
 
@@ -176,10 +176,10 @@ def as_sequences(reader: Reader) -> SequenceDataset:
 
 @dataclass(frozen=True)
 class Events:
-    """The events of the sequences that are evaluated."""
+    """The events of the evaluated sequences."""
 
     kind: Literal["event", "block"]
-    """`block`: consecutive windows of one long record, as many as make the next block's windows start after its own."""
+    """`block`: consecutive windows of a long record, as many as a window has frames."""
     ids: tuple[str, ...]
     of_sequence: np.ndarray
     """The number of each sequence's event, `(sequences,)`."""
@@ -188,14 +188,14 @@ class Events:
 def events_of(units: Units, *, window: int, used: int) -> Events:
     """Returns the events of the first sequences of a data set.
 
-    The windows of a long record overlap, so blocks of `window` consecutive windows of it are resampled in its place (a
-    block bootstrap, Kunsch 1989, Ann. Statist. 17, 1217-1241); so are those of the only event of a data set. No block
-    reaches over two records.
+    The windows of a long record overlap, so blocks of `window` consecutive windows are resampled instead (a block
+    bootstrap, Kunsch 1989, Ann. Statist. 17, 1217-1241); likewise for the only event of a data set. No block spans two
+    records.
 
     Args:
-        units: What the sequences belong to.
-        window: Frames of context and target: windows that start so many frames apart share none.
-        used: How many sequences are evaluated.
+        units: Units of the sequences.
+        window: Frames of context and target; windows that start this far apart share no frame.
+        used: Number of evaluated sequences.
     """
     if units.kind == "record" or (len(units.ids) == 1 and units.counts[0] > 1):
         names: list[str] = []

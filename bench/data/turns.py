@@ -1,4 +1,4 @@
-"""Training sequences turned and mirrored: which way follows from the seed, the epoch and the number of the sequence."""
+"""Random turns and flips of training sequences, drawn from the seed, the epoch and the number of the sequence."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from bench.data.sequences import Example, SequenceDataset
 
 _OF_TURNS = 0x7475
-"""Tells these random numbers from those of the order, which come from the same seed and epoch."""
+"""Separates these random numbers from those of the order, which have the same seed and epoch."""
 
 
 def ways_of(height: int, width: int) -> tuple[int, ...]:
-    """Returns the turns and flips that keep the shape of a frame: all eight of a square, four of another rectangle."""
+    """Returns the turns and flips that keep the shape of a frame: all eight for a square, four for other rectangles."""
     return tuple(range(8)) if height == width else (0, 2, 4, 6)
 
 
 def turned(frames: Tensor, way: int) -> Tensor:
-    """Returns frames `(T,H,W,C)` after `way % 4` quarter turns, and mirrored before them where `way` is 4 or more."""
+    """Returns frames `(T,H,W,C)`, mirrored if `way` is 4 or more, then turned by `way % 4` quarter turns."""
     mirrored = frames.flip(2) if way >= 4 else frames
     return torch.rot90(mirrored, way % 4, (1, 2)).contiguous()
 
@@ -31,7 +31,7 @@ def drawn_ways(ways: tuple[int, ...], count: int, seed: int, epoch: int) -> Iter
 
 
 class TurnedSequences:
-    """A map-style data set whose key is a number and a way; a number alone gives the sequence as it is stored."""
+    """A map-style data set whose key is a number and a way; a number alone returns the sequence as stored."""
 
     def __init__(self, source: SequenceDataset) -> None:
         self.source = source
@@ -41,7 +41,7 @@ class TurnedSequences:
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Example:
-        """Returns a sequence, context and target turned alike."""
+        """Returns a sequence with context and target turned the same way."""
         index, way = key if isinstance(key, tuple) else (key, 0)
         example = self.source[index]
         return example._replace(context=turned(example.context, way), target=turned(example.target, way))

@@ -1,8 +1,9 @@
-"""What `earthbench data make|fetch|convert` can do for a task: a checked set of options and one method that does it.
+"""The verbs `earthbench data make|fetch|convert` of a task: validated options, and a method that does the work.
 
-A task names its own in `data_verbs`: `{"make": "module:Class", "fetch": "module:Class", "convert:SOURCE": ...}`;
-`"fetch:NAME"` is a data set that is fetched by a name of its own, `earthbench data fetch NAME`.
-The fields of the class are the flags of the command, so that an option exists once and Python can use it too.
+A task lists its verbs in `data_verbs`: `{"make": "module:Class", "fetch": "module:Class", "convert:SOURCE": ...}`;
+`"fetch:NAME"` is a data set with its own name, `earthbench data fetch NAME`.
+
+The fields of the class are the flags of the command, so each option is defined once and can be used from Python, too.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from bench.errors import BrokenPluginError
 
 AdvanceLabel = Callable[[str, int, int], None]
-"""Called with `(what, done, total)` as the work goes on; `total` 0 means that nobody knows it."""
+"""Called with `(what, done, total)` to report progress; `total` is 0 if unknown."""
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
-"""A path of the user's, in which `~` is their home."""
+"""A path in which `~` is the user's home."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Plan:
 
 
 class DataVerb(BaseModel, ABC):
-    """One thing that `earthbench data` can do for a task; its fields are the flags of the command.
+    """One verb of `earthbench data` for a task; its fields are the flags of the command.
 
     Field names become flags (`train_count` is `--train-count`), descriptions their help, defaults their defaults.
     Importing the module of a verb must not import torch.
@@ -42,21 +43,21 @@ class DataVerb(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     summary: ClassVar[str]
-    """What it does, in one line for `--help`."""
+    """One line for `--help`."""
 
     def plan(self, advance: AdvanceLabel) -> Plan:
-        """Returns what `run` is about to do, to be shown before it; may itself read (a catalogue, say)."""
+        """Returns what `run` is about to do, to show it first; may already read, e.g. a catalogue."""
         return Plan()
 
     @abstractmethod
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Does it, and returns the lines to print.
+        """Does the work, and returns the lines to print.
 
         Args:
             advance: Called with `(what, done, total)`.
 
         Raises:
-            UsageError: what was given cannot be done; nothing half-written is left under a final name.
+            UsageError: the arguments or the data are invalid; no unfinished file is left under a final name.
         """
 
 

@@ -1,1 +1,1 @@
-"""From a checked config to a record: training and evaluation by Lightning, on one process or many, stoppable."""
+"""From a checked config to a record: resumable training and evaluation with Lightning, in one process or several."""

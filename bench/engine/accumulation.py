@@ -1,4 +1,4 @@
-"""How the micro-batches of an optimiser step, on all processes, become the gradient of its whole batch."""
+"""Accumulation of micro-batches, over all processes, into the gradient of an optimiser step's whole batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bench.tasks.task import Task
 
 
 def loss_options(model: nn.Module, task: Task, batch: Example) -> dict[str, Any]:
-    """Returns the arguments that a model's losses take besides context, target and steps: see `ModelTraits`."""
+    """Returns the arguments of a model's losses besides context, target and steps, see `ModelTraits`."""
     traits = model_traits(model)
     labels = {"labels": batch.labels} if traits.takes_labels else {}
     return labels | ({"context_known": task.context_known(batch.context)} if traits.verifies_context else {})
 
 
 def total_loss(losses: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Returns what a training loss is in all, `()`."""
+    """Returns a training loss as one number `()`: itself, or the sum of its parts."""
     return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
 
 
 def known_pixels(target: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Returns how many pixels a loss is a mean over `()`: those of the target, and of a context that it judges too."""
+    """Returns the number of pixels `()` that a loss averages: the target's, and the context's if it verifies it."""
     known = (~torch.isnan(target)).sum()
     return known + options["context_known"].sum() if "context_known" in options else known
 
@@ -44,15 +44,15 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 
 
 class Accumulation:
-    """Weighs the losses of micro-batches, so that their gradients add up to that of the loss of the whole batch.
+    """Weights the losses of micro-batches, so that their gradients add up to that of the loss of the whole batch.
 
-    A mean over known pixels weighs by their number; how many the whole step has is known at its end only, when
-    `correction` makes up for the missing ones.  Losses whose model says `loss_reduction = "sum"` are added up.
-    Nothing waits for the device.
+    A mean over known pixels is weighted by their number.  The number in the whole step is known only at its end, when
+    `correction` accounts for missing pixels.  Losses of a model with `loss_reduction = "sum"` are added up.  Nothing
+    waits for the device.
 
     Args:
-        model: Whose `loss_reduction` is `mean` (the default) or `sum`.
-        batches: Says what of its step each micro-batch is.
+        model: Its `loss_reduction` is `mean` (the default) or `sum`.
+        batches: Gives the share of each micro-batch in its step.
     """
 
     def __init__(self, model: nn.Module, batches: MicroBatches) -> None:
@@ -67,13 +67,13 @@ class Accumulation:
         return self.batches.per_step * self.batches.world > 1
 
     def weighted(self, loss: Tensor, number: int, known: Tensor, pixels: int) -> Tensor:
-        """Returns the loss of a micro-batch as it goes into the gradient.
+        """Returns the weighted loss of a micro-batch, whose gradient is accumulated.
 
         Args:
-            loss: Of the micro-batch, `()`.
-            number: Of the micro-batch in the epoch.
-            known: Pixels that the loss is a mean over, `()`.
-            pixels: Pixels of one sequence, were all known.
+            loss: Loss of the micro-batch, `()`.
+            number: Number of the micro-batch in the epoch.
+            known: Number of pixels that the loss averages, `()`.
+            pixels: Pixels of one sequence, missing ones included.
         """
         if not self.needed:
             return loss
@@ -88,7 +88,7 @@ class Accumulation:
         return loss * (known / (self._expected / parts))
 
     def correction(self) -> Tensor | None:
-        """Returns by what the gradients of a step are multiplied at its end, `()`: 1 where no pixel was missing."""
+        """Returns the factor `()` of a step's gradients at its end: 1 if no pixel was missing."""
         known, self._known = self._known, None
         if known is None:
             return None

@@ -37,19 +37,19 @@ _WARM_UP = 3
 _LEAST, _MOST = 5, 100
 """Steps that are timed."""
 _SHARE = 0.05
-"""Of the budget, which the timing may take once it has its fewest steps."""
+"""Share of the budget that timing may take, once it has the fewest steps."""
 _SPAN = 1_000_000
-"""Steps of the schedule that the timed ones begin: rates stay close to those of the first step."""
+"""Length of the schedule in the trial: so long that learning rates stay close to the first one."""
 _TIME_OF = {"max_cpu_s": "processor time", "max_device_s": "device time"}
 
 
 class _Clock(Callback):
-    """Times optimiser steps from the end of one to the end of the next, with their data, until there are enough.
+    """Times optimiser steps from the end of one to the end of the next, including data, until there are enough.
 
     Args:
-        key: Of the budget.
+        key: Key of the budget.
         budget_s: Its seconds.
-        turn: Steps after which a model has done all that its steps do.
+        turn: Period of a model whose steps differ by design.
     """
 
     def __init__(self, key: str, budget_s: float, turn: int) -> None:
@@ -65,7 +65,7 @@ class _Clock(Callback):
         self._states = lambda: restore_random_states(states, device)
 
     def restore(self) -> None:
-        """Puts the random states back: the training draws what it would without a trial."""
+        """Restores the random states, so that the training draws what it would without a trial."""
         self._states()
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -102,11 +102,11 @@ class _Clock(Callback):
 
 
 def seconds_per_step(times: Sequence[float], turn: int = 1) -> float:
-    """Returns the seconds of a step: the median of the timed ones, or of means over turns.
+    """Returns the seconds of a step: the median over the timed ones, or over means of `turn` steps.
 
     Args:
-        times: Of all steps, those that warmed up first.
-        turn: Steps that differ by design and are taken together.
+        times: Seconds of all steps; the first ones are warm-up.
+        turn: Period of steps that differ by design.
     """
     counted = times[_WARM_UP:]
     return statistics.median(
@@ -129,19 +129,19 @@ def budget_steps(
     watch: SignalWatch,
     processes: Processes,
 ) -> int:
-    """Returns the optimiser steps of a training with a budget of compute, the same in all processes.
+    """Returns the optimiser steps of a training with a compute budget, the same in all processes.
 
-    Steps of a copy of the model are timed; of the training, nothing is changed.
+    Steps of a copy of the model are timed; the training itself is not affected.
 
     Args:
-        model: To be trained.
+        model: The model to train.
         task: Gives the splits.
         config: With `train.max_cpu_s` or `train.max_device_s`.
-        loader: Of the trial's own: its place in the epoch moves.
+        loader: The trial's own loader, because its position in the epoch moves.
         where: Lightning's arguments for the device.
-        callbacks: What the training needs before its first step, such as `FindMicroBatch`.
+        callbacks: Those that the training needs before its first step, such as `FindMicroBatch`.
         watch: Signals, which end the trial at once.
-        processes: This one among those that train together.
+        processes: Rank and number of the processes that train together.
     """
     assert config.train.budget is not None
     key, budget_s = config.train.budget
@@ -152,7 +152,7 @@ def budget_steps(
     )
     ends = translated_errors(f"timing steps for train.{key}", watch.then, config.model.name)
     with compiled(*([tried] if config.train.compile else [])), ends:
-        # The clock comes last: what the others do belongs to a step.
+        # The clock comes last, so that a step includes the other callbacks.
         trial_steps(
             forecaster, loader, config.train, where, [*callbacks, TakeSignals(watch), DivergenceMonitor(), clock]
         )
@@ -166,7 +166,7 @@ def budget_steps(
 
 
 def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
-    """Returns the time of a step of all processes: added up, or that of the main one, which all devices take."""
+    """Returns the time of a step over all processes: their sum, or that of the main one, which all devices take."""
     if processes.world == 1:
         return step_s
     found: list[Any] = [None] * processes.world
@@ -175,7 +175,7 @@ def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
 
 
 def kept_steps(checkpoint: Path | None) -> int | None:
-    """Returns the steps that a training began with, which is continued from a checkpoint; None where there is none."""
+    """Returns the steps that a resumed training decided on before its first step; None without a checkpoint."""
     if checkpoint is None:
         return None
     steps = read_checkpoint(checkpoint, sealed=True).get(STEPS)

@@ -1,4 +1,4 @@
-"""A compute budget as a number of steps, without a run: decided once for all seeds of a board's row."""
+"""Conversion of a compute budget to steps without a run, done once for all seeds of a board's row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.tasks import load_task
 
 
 def calibrated(config: Config) -> tuple[int, str]:
-    """Returns the optimiser steps of a config's budget, and the processor or device that they were timed on.
+    """Returns the optimiser steps of a config's budget, and the name of the CPU or device that they were timed on.
 
     Args:
         config: With `train.max_cpu_s` or `train.max_device_s`.

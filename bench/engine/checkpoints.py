@@ -1,7 +1,7 @@
 """Checkpoint files on a disk or at an fsspec URL: written atomically, verified before use.
 
-Lightning writes a local checkpoint to the temporary folder, which may be another disk, and moves it without a sync.
-That matters to a run that may be killed.
+Lightning writes a local checkpoint to the temporary folder, possibly on another disk, and moves it without a sync: a
+run that is killed then may lose it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints here; the one before `last.ckpt` is kept as `previous.ckpt`."""
+    """Lightning's plugin that writes and reads checkpoints; the former `last.ckpt` is kept as `previous.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a checkpoint: whole under its final name, or not at all.
 
         Raises:
-            RunFailedError: the disk refused; names the path and the free space.
+            RunFailedError: it cannot be written; names the path and, on a local disk, the free space.
         """
         if is_url(str(path)):
             _put(checkpoint, as_path(str(path), "train.checkpoints"))
@@ -41,7 +41,7 @@ class CheckpointFiles(TorchCheckpointIO):
             _write(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Returns the content of a checkpoint; anything but tensors and plain values is refused.
+        """Returns the content of a checkpoint, which may hold only tensors and plain values.
 
         Raises:
             DataError: the file is damaged or holds code.
@@ -51,14 +51,14 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class KeptCheckpoints(ModelCheckpoint):
-    """Lightning's, whose state in a checkpoint names its folder without the credentials of the address."""
+    """Lightning's `ModelCheckpoint`, whose state names its folder without the credentials of the address."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns scores and paths of the kept checkpoints."""
         return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over scores and paths: Lightning drops them where the folder is not the same."""
+        """Restores scores and paths, which Lightning drops unless the folder is the same."""
         super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
 
 
@@ -110,10 +110,10 @@ def _space(path: Path) -> str:
 
 
 def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
-    """Returns the newest checkpoint to continue from as a local file, or None where there is none.
+    """Returns the newest intact checkpoint to resume from as a local file, or None if there is no checkpoint.
 
     Args:
-        folder: Where checkpoints lie.
+        folder: Folder of the checkpoints.
         scratch: A local folder, for copies of remote ones.
 
     Raises:
@@ -128,7 +128,7 @@ def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
         if problem is None:
             return path
         problems.append(f"{folder / name}: {problem}")
-        log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): an older one is used")
+        log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): trying an older one")
     if problems:
         raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
     return None
@@ -141,12 +141,12 @@ def seals(folder: AnyPath) -> dict[str, str]:
 
 
 def remove_all(folder: AnyPath) -> None:
-    """Removes a run's checkpoints: it starts anew."""
+    """Removes a run's checkpoints, so that it starts from scratch."""
     for name in (LAST, PREVIOUS, BEST):
         (folder / name).unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what killed processes left unfinished; only the holder of the run's lock may."""
+    """Removes unfinished files of killed processes; only the holder of the run's lock may call it."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)

@@ -16,9 +16,9 @@ BACKEND = "inductor"
 
 @contextmanager
 def compiled(*models: nn.Module) -> Iterator[None]:
-    """Compiles models within it, in place: names of weights stay, and losses of their own call the compiled pass too.
+    """Compiles models in place within a block: weights keep their names, and the models' own losses are compiled, too.
 
-    Shapes are static, as kernels are fastest then; see `forecast_of_full_batch` for the last batch.
+    Shapes are static, for the fastest kernels; `FullBatches` handles the last batch.
     """
     for model in models:
         model.compile(backend=BACKEND, dynamic=False)
@@ -26,7 +26,7 @@ def compiled(*models: nn.Module) -> Iterator[None]:
         yield
     finally:
         for model in models:
-            for part in model.modules():  # a model may compile a part of it instead
+            for part in model.modules():  # a model may compile its parts instead
                 part._compiled_call_impl = None
 
 
@@ -36,15 +36,15 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 class FullBatches:
-    """Calls a compiled model with batches of one size, so that a smaller last one compiles nothing anew."""
+    """Calls a compiled model with batches of one size, so that a smaller last batch causes no new compilation."""
 
     def __init__(self) -> None:
         self._size = 0
 
     def __call__(self, model: nn.Module, context: Tensor) -> Any:
-        """Returns the forecast of a context `(B,T,H,W,C)`; the last sequence fills a smaller batch up.
+        """Returns the forecast of a context `(B,T,H,W,C)`; a smaller batch is filled up with its last sequence.
 
-        Where a training draws batch statistics, nothing is filled up: the smaller batch is compiled once.
+        A training with batch statistics is not filled up: the smaller batch is compiled once.
         """
         count = len(context)
         self._size = max(self._size, count)

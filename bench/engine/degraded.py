@@ -14,26 +14,26 @@ from bench.api import model_traits
 
 
 class Degraded:
-    """Counts by reason, of a model that keeps such counts in its `degraded`; the model's own are taken from it."""
+    """Counts by reason, collected from a model that keeps them in its `degraded`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     @contextmanager
     def counted(self, model: nn.Module) -> Iterator[None]:
-        """Adds what the model counts within."""
+        """Adds the model's counts within a block."""
         own = model_traits(model).degraded
         own.clear()
         yield
         self.counts.update(own)
 
-    def told(self, model: str, sequences: int, *, speaks: bool) -> dict[str, int]:
-        """Returns the counts of all processes of a run, and warns of them if there are any.
+    def total(self, model: str, sequences: int, *, warn: bool) -> dict[str, int]:
+        """Returns the counts over all processes of a run, and warns if there are any.
 
         Args:
-            model: Its name.
-            sequences: How many were forecast.
-            speaks: Whether this process warns.
+            model: The model's name.
+            sequences: Number of sequences forecast.
+            warn: Whether this process warns.
         """
         counts = self.counts
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -41,7 +41,7 @@ class Degraded:
             torch.distributed.all_gather_object(parts, counts)
             counts = sum(parts, Counter())
         found = dict(sorted(counts.items()))
-        if found and speaks:
+        if found and warn:
             why = ", ".join(f"{count} {reason}" for reason, count in found.items())
             warnings.warn(
                 f"{model} fell back on a simpler forecast for {counts.total()} of {sequences} sequences: {why}",

@@ -1,4 +1,4 @@
-"""Ensembles in an evaluation: how members are drawn, and which metric sees what of them."""
+"""Ensembles in an evaluation: how members are drawn, and what each metric sees of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sees = Literal["forecast", "ensemble", "each member"]
 
 @dataclass(frozen=True)
 class Ensemble:
-    """How many members are drawn for each sequence, and from what."""
+    """The number of members to draw for each sequence, and their seed."""
 
     members: int
     seed: int = 0
@@ -35,9 +35,9 @@ class Scoring:
     """Registered name."""
     options: dict[str, Any]
     sees: Sees
-    """The forecast (of an ensemble, its mean), all members at once, or each member as a forecast of its own."""
+    """The forecast (for an ensemble, its mean), all members at once, or each member as a separate forecast."""
     ending: str = ""
-    """What the names of its scores end in."""
+    """Suffix of the names of its scores."""
     channel: int | None = None
     """The only channel that it sees; None for all."""
 
@@ -45,17 +45,19 @@ class Scoring:
 def scorings_of(
     task: Task, ensemble: Ensemble | None, added: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Scoring]:
-    """Returns the metrics of an evaluation by name: the task's, and for an ensemble more.
+    """Returns the metrics of an evaluation by name: the task's, and further ones for an ensemble.
 
-    An ensemble is scored as a whole by the metrics that take members, `probabilistic` among them even if the task
-    names none, and `frechet` where the task counts events (its hand-made features are of radar); by the task's other
-    metrics as its mean; and by these again with every member counted as a forecast of its own, under names that end in
-    `_members`, unless there is one only.
+    Metrics that take members score an ensemble as a whole: always `probabilistic`, and `frechet` if the task has
+    `skill` (its hand-made features are for radar). The task's other metrics score the mean and, if there are several
+    members, each member as a separate forecast, under names that end in `_members`.
 
     Args:
-        task: Names its metrics; of several channels, these are of the first, and errors of each other one follow.
-        ensemble: What is scored, None for a single forecast.
-        added: `evaluate.metrics`: further metrics, under names with an `@`.
+        task: Names its metrics; with several channels, these are for the first, and errors of the others follow.
+        ensemble: The ensemble to score; None for a single forecast.
+        added: `evaluate.metrics`, further metrics under names with an `@`.
+
+    Raises:
+        ConfigError: an added metric has the name of one of the task's.
     """
     metrics: dict[str, dict[str, Any]] = dict(task.metrics)
     if ensemble is not None:
@@ -84,7 +86,7 @@ def scorings_of(
 
 
 def _options_like(task: Task, metric: str) -> dict[str, Any]:
-    """Returns the task's own options of a metric; of one that it has not, those that all its metrics share."""
+    """Returns the task's options of a metric; for a metric that the task lacks, those that its metrics share."""
     if metric in task.metrics:
         return dict(task.metrics[metric])
     card = registry.find("metric", metric).card()
@@ -95,10 +97,10 @@ def _options_like(task: Task, metric: str) -> dict[str, Any]:
 
 
 def check_added(task: Task, added: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses added metrics that cannot be made, before hours of training.
+    """Refuses added metrics that cannot be created, before hours of training.
 
     Raises:
-        ConfigError: no such metric or option, or a value that the metric refuses; names the key.
+        ConfigError: an unknown metric or option, or a value that the metric refuses; names the key.
     """
     from bench.metrics import load_metric
 
@@ -123,7 +125,7 @@ def _takes_members(metric: str) -> bool:
 
 
 def _probabilistic_options(task: Task) -> dict[str, Any]:
-    """Returns options that agree with the task's own metrics: convention, scale, thresholds."""
+    """Returns options consistent with the task's own metrics: convention, scale, thresholds."""
     given = task.metrics.values()
     skill = task.metrics.get("skill")
     options: dict[str, Any] = {"t_out": task.target_shape[0], "scale": 1.0}
@@ -136,14 +138,14 @@ def _probabilistic_options(task: Task) -> dict[str, Any]:
 
 
 def check_can_draw(model: nn.Module, ensemble: Ensemble) -> None:
-    """Refuses several members of a model that has one.
+    """Refuses several members of a deterministic model.
 
     Raises:
-        ConfigError: says so.
+        ConfigError: the model cannot draw members.
     """
     if ensemble.members > 1 and not can_draw(model):
         raise ConfigError(
-            f"evaluate.members={ensemble.members}: {type(model).__name__} is deterministic, it has no sample(). "
+            f"evaluate.members={ensemble.members}: {type(model).__name__} is deterministic: it has no sample(). "
             "Set it to 1, or null."
         )
 
@@ -154,11 +156,11 @@ def can_draw(model: nn.Module) -> bool:
 
 
 def member_seed(seed: int, index: int) -> int:
-    """Returns what the members of a sequence are drawn from, a number below 2^63: its own, whatever else is forecast.
+    """Returns the seed of a sequence's members, below 2^63, independent of the other sequences.
 
     Args:
-        seed: Of the ensemble.
-        index: Of the sequence in its split.
+        seed: Seed of the ensemble.
+        index: Index of the sequence in its split.
     """
     words = np.random.SeedSequence([seed, index]).generate_state(2)
     return int(words[0]) << 31 ^ int(words[1])
@@ -169,19 +171,20 @@ def draw(
 ) -> Tensor:
     """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
 
-    A model that takes no seeds gets one sequence at a time, and a generator on the CPU: a device's own generator would
-    draw other members. What it returns from there is moved to the context's device.
+    A model that takes no seeds gets one sequence at a time, and a generator on the CPU, because a device's own
+    generator would draw other members. Members that it returns on the CPU are moved to the context's device.
 
     Args:
-        model: With `sample(context, *, members, generator)`, or with seeds.
+        model: Has `sample(context, *, members, generator)`, or `sample` with `seeds`.
         context: Normalised, `(B,T,H,W,C)`.
-        seeds: Of the sequences, see `member_seed`.
+        seeds: Seeds of the sequences, see `member_seed`.
         members: How many.
-        target_shape: What each member has to be.
+        target_shape: Expected shape of each member, `(T,H,W,C)`.
         **options: Further arguments of `sample`.
 
     Raises:
-        ContractError: what the model returned are not members, or it draws on another device than its generator's.
+        ContractError: the result has the wrong type, shape, dtype or device, or the model draws on another device than
+            its generator's.
     """
     name = type(model).__name__
     if samples_with(model, "seeds"):
@@ -216,19 +219,19 @@ def _checked(members: Any, expected: tuple[int, ...], device: torch.device, name
 def draw_members(model: Any, context: Tensor, indices: Tensor, ensemble: Ensemble, target_shape: Shape) -> Tensor:
     """Returns the members `(M,B,T,H,W,C)` of a batch, normalised.
 
-    Those of a sequence follow from the ensemble's seed and the sequence's index: neither the batch size nor the order,
-    the device or the number of processes matters.
+    They depend on the ensemble's seed and the sequence's index only, not on batch size, order, device or number of
+    processes.
 
     Args:
-        model: With `sample(context, *, members, generator)`, or with seeds.
+        model: Has `sample(context, *, members, generator)`, or `sample` with `seeds`.
         context: Normalised, `(B,T,H,W,C)`.
-        indices: Of the sequences in their split, `(B,)`.
-        ensemble: How many, and from what.
-        target_shape: What each member has to be.
+        indices: Indices of the sequences in their split, `(B,)`.
+        ensemble: Number of members, and their seed.
+        target_shape: Expected shape of each member, `(T,H,W,C)`.
 
     Raises:
-        ContractError: the model refuses, or what it returned are not members.
-        RunFailedError: the model says that its numbers diverged.
+        ContractError: the model refuses, or its result is invalid.
+        RunFailedError: the model reports that its numbers diverged.
     """
     name = type(model).__name__
     seeds = [member_seed(ensemble.seed, index) for index in indices.tolist()]

@@ -1,4 +1,4 @@
-"""Evaluation: every sequence of a split once, streamed through Lightning's trainer into exact counts and sums."""
+"""Evaluation: Lightning's trainer streams every sequence of a split once into exact counts and sums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.engine.hardware import describe_hardware
 from bench.engine.identity import seen_events
 from bench.engine.processes import Processes
 from bench.engine.summaries import summary_beside
-from bench.errors import ConfigError, ContractError, DataError
+from bench.errors import ConfigError, ContractError, counted
 from bench.models import has_weights, load_model, made_from, trained
 from bench.records.provenance import code_state, differences_or_none, hardware, versions
 from bench.records.schema import (
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated, how it is fed, and where it is computed."""
+    """The data to evaluate, how they are loaded, and where the model runs."""
 
     where: Mapping[str, Any]
     """Lightning's arguments, see `trainer_device`."""
     split: Split = "test"
     limit: int | None = None
-    """The first so many sequences only; None for all."""
+    """Only the first `limit` sequences; None for all."""
     batch_size: int = 8
     """Sequences per forward pass in one process."""
     num_workers: int = 0
     timeout_s: int = 0
-    """After which a loader's process that gives nothing ends the evaluation; 0 waits for ever."""
+    """Seconds without data from a loader process after which the evaluation ends; 0 waits forever."""
     compile: bool = False
     progress: bool = False
     """Show a bar."""
@@ -87,14 +87,14 @@ def evaluate(
         model: A model for the task's shapes, or a registered name (freshly initialised).
         task: With a data root.
         split: train, val, test or all.
-        limit: Evaluate the first so many sequences only; the record then says `scope: partial`.
+        limit: Evaluate only the first `limit` sequences; the record then says `scope: partial`.
         batch_size: Sequences per forward pass; scores do not depend on it.
         num_workers: Loader processes.
         device: auto, cpu, cuda or cuda:N.
         seed: Recorded.
         progress: Show a progress bar.
-        members: Score an ensemble of so many members, drawn by the model's `sample`; 1 does for any model.
-        member_seed: Members are drawn from this and the index of their sequence.
+        members: Score an ensemble of this size, drawn by the model's `sample`; 1 works for any model.
+        member_seed: Seeds the members of a sequence, together with its index.
 
     Raises:
         ConfigError: no such split or device, or several members of a model that cannot draw any.
@@ -140,23 +140,23 @@ def evaluate_with_sample(
     training: TrainingSummary | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[RunRecord, dict[str, Tensor]]:
-    """Returns the record as `evaluate` does, and what pictures show, `Pictured.sample`.
+    """Returns the record as `evaluate` does, and the sequences for pictures from `Pictured.sample`.
 
-    Of several processes, each returns the record of the whole split, and its own sequences.
+    With several processes, each returns the record of the whole split, and its own sequences.
 
     Args:
         model: For the task's shapes.
         task: With a data root.
-        settings: Of the evaluation.
-        described: What the record repeats: `config`, `config_fingerprint` and `seed`.
-        training: How the weights came about.
-        callbacks: Of Lightning's trainer.
+        settings: Settings of the evaluation.
+        described: Fields that the record repeats: `config`, `config_fingerprint` and `seed`.
+        training: Summary of the training of the weights.
+        callbacks: Callbacks of Lightning's trainer.
     """
     import lightning
     from lightning.pytorch.callbacks import RichProgressBar
 
     from bench.data.loading import evaluation_loader
-    from bench.data.plausibility import refuse_constant
+    from bench.data.plausibility import refuse_constant, refuse_empty
     from bench.data.sequences import events_of
     from bench.engine.compiling import compiled
     from bench.engine.forecaster import Forecaster
@@ -167,8 +167,8 @@ def evaluate_with_sample(
     bar = settings.progress and processes.main
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected a number >= 1, or null for all")
-    refuse_empty(task, split)
     data = task.dataset(split)
+    refuse_empty(data)
     refuse_constant(data)
     used = len(data) if limit is None else min(limit, len(data))
     refuse_trained_events(model, task, split)
@@ -227,29 +227,15 @@ def evaluate_with_sample(
         curves=scored.curves,
         members=MembersPart(count=ensemble.members, seed=ensemble.seed) if ensemble else None,
         statistics=statistics,
-        degraded=forecaster.degraded.told(made_from(model).name, used, speaks=processes.main),
+        degraded=forecaster.degraded.total(made_from(model).name, used, warn=processes.main),
     )
     return record.with_arrays(arrays).sealed(), forecaster.pictured.sample()
 
 
-def refuse_empty(task: Task, split: Split) -> None:
-    """Refuses a split without sequences.
-
-    Raises:
-        DataError: says where it was looked for.
-    """
-    data = task.dataset(split)
-    if not len(data):
-        raise DataError(
-            f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}. {data.why_empty}"
-            "`earthbench data info` shows what each split has; split=all takes everything."
-        )
-
-
 def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
-    """Refuses to evaluate weights on events that they were trained or selected on, independent of the task's options.
+    """Refuses to evaluate weights on events that they were trained or selected on, whatever the task's options.
 
-    The training split may be evaluated, and all of the data; the record then is partial.
+    The training split and the whole data may be evaluated; the record is then partial.
 
     Raises:
         ConfigError: names the events.
@@ -269,7 +255,7 @@ def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
 
 
 def _partial(model: nn.Module, task: Task, split: Split) -> str | None:
-    """Returns why the scores of a model are not those of a whole training on a split that it has not seen, or None."""
+    """Returns why a model's scores do not count as those of a complete training on unseen data, or None if they do."""
     if not has_weights(model):
         return None
     weights = trained(model)
@@ -286,13 +272,13 @@ def _partial(model: nn.Module, task: Task, split: Split) -> str | None:
     if weights.identity.train.incomplete:
         return f"trained with {weights.identity.train.incomplete}"
     shared = seen_events(weights.events["train"], task.dataset(split)) if split in ("train", "all") else []
-    return f"evaluated on {len(shared)} events that it was trained on" if shared else None
+    return f"evaluated on {counted(len(shared), 'event')} that it was trained on" if shared else None
 
 
 def statistics_of(
     events: Events, found: dict[str, tuple[MetricStatistics, dict[str, Any]]]
 ) -> tuple[StatisticsPart | None, dict[str, Any] | None]:
-    """Returns how a record describes the statistics of its metrics per event, and their arrays; None without any."""
+    """Returns a record's description of its metrics' statistics per event, and their arrays; None without any."""
     if not found:
         return None, None
     arrays = compact({f"{name}.{key}": values for name, (_, own) in found.items() for key, values in own.items()})
@@ -307,7 +293,7 @@ def statistics_of(
 
 
 def describe_data(task: Task, split: Split, used: int) -> DataPart:
-    """Returns a split's identity as a record holds it."""
+    """Returns a split's identity as stored in a record."""
     data = task.dataset(split)
     identity = data.identity()
     return DataPart(
@@ -322,7 +308,7 @@ def describe_data(task: Task, split: Split, used: int) -> DataPart:
 
 
 def failed_record(model: nn.Module, task: Task, described: Mapping[str, Any], *, phase: str, message: str) -> RunRecord:
-    """Returns the record of a run that started and failed: no scores, and why."""
+    """Returns the record of a run that started and failed: the reason, and no scores."""
     return _record(
         model,
         task,
@@ -342,7 +328,7 @@ def failed_record(model: nn.Module, task: Task, described: Mapping[str, Any], *,
 
 
 def _record(model: nn.Module, task: Task, described: Mapping[str, Any], **outcome: Any) -> RunRecord:
-    """Returns what every record says, with the outcome of this run: one record, formed and validated whole."""
+    """Returns a validated record: the fields common to all records, and the outcome of this run."""
     from bench.cost import count_model
 
     made = made_from(model)
@@ -381,10 +367,10 @@ def _record(model: nn.Module, task: Task, described: Mapping[str, Any], **outcom
 
 
 def sample_arrays(sample: dict[str, Tensor]) -> dict[str, Any]:
-    """A sample's tensors as numpy arrays `(N,T,H,W)` of the first channel, for drawing."""
+    """Returns a sample's first channel as numpy arrays `(N,T,H,W)`, for drawing."""
     return {name: part[..., 0].numpy() for name, part in sample.items()}
 
 
 def work_folder(root: str | Path, task: str, model: str, config_fingerprint: str) -> Path:
-    """Returns where a run keeps checkpoints, logs and pictures: the same config finds the same folder again."""
+    """Returns the folder of a run's checkpoints, logs and pictures, the same for the same config."""
     return Path(root).expanduser() / task / model / config_fingerprint[:12]

@@ -1,4 +1,4 @@
-"""Models that are fitted in closed form, in place of a training; and weights that no trainer wrote."""
+"""Fitting of models in closed form instead of a training, and publishing of weights that no trainer wrote."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from bench.tasks.task import Task
 def fit_in_one_pass(
     model: nn.Module, task: Task, config: Config, checkpoints: AnyPath, processes: Processes, identity: TrainingIdentity
 ) -> TrainingSummary:
-    """Fits a model in closed form, in one pass over a split; its weights lie where a training's would.
+    """Fits a model in closed form, in one pass over a split; its weights are stored like those of a training.
 
-    It is the training split, or the validation split for a model that is `fitted_on` it, where that has sequences. Of
-    the training settings, only the limit matters.
+    The split is the training split, or a non-empty validation split for a model with `fitted_on = "val"`. Of the
+    training settings, only the limit matters.
 
     Raises:
         ConfigError: several processes.
-        DataError: the model refuses the data (by a ValueError).
+        DataError: the model refuses the data (with a ValueError).
     """
     if processes.world > 1:
-        raise ConfigError("this model is fitted in one pass over the data, which one process does: set devices=1")
+        raise ConfigError("this model is fitted by one process, in one pass over the data: set devices=1")
     assert isinstance(model, FitsInOnePass)
     started, cpu_from = time.perf_counter(), time.process_time()
     on_validation = model_traits(model).fitted_on == "val" and len(task.dataset("val")) > 0
@@ -83,7 +83,7 @@ def fit_in_one_pass(
 
 
 def publish_weights(content: dict[str, Any], summary: TrainingSummary, checkpoints: AnyPath) -> TrainingSummary:
-    """Writes weights that no trainer wrote as the last checkpoint, and how they came about beside it."""
+    """Writes weights that no trainer wrote as the last checkpoint, with the summary of their training beside it."""
     (checkpoints / SUMMARY).unlink(missing_ok=True)
     CheckpointFiles().save_checkpoint(content, checkpoints / LAST)
     summary = summary.model_copy(update={"checkpoints": seals(checkpoints)})

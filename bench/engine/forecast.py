@@ -1,4 +1,4 @@
-"""One forecast rather than scores: a sequence or a file in, members out, and a NetCDF file that others can read."""
+"""Single forecasts instead of scores: from a sequence or a file to members and a CF-style NetCDF file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.api import MONTH_MINUTES, Samples, Split, samples_with
 from bench.data.netcdf import decoded, open_netcdf
-from bench.data.plausibility import refuse_implausible
+from bench.data.plausibility import refuse_empty, refuse_implausible
 from bench.engine.ensembles import draw, member_seed
 from bench.engine.forecaster import check_forecast
 from bench.engine.trainer import translated_errors
@@ -32,25 +32,25 @@ _CONTROL = {"long_name": "n of the control: mean + n standard deviations", "unit
 
 @dataclass(frozen=True)
 class Case:
-    """What a forecast starts from, in physical units."""
+    """The input of a forecast, in physical units."""
 
     name: str
-    """Where it comes from, for titles."""
+    """Its origin, for titles."""
     sequence: int
-    """Its number in the split; 0 if it is from no split."""
+    """Its number in the split; 0 if it is not from a split."""
     context: Tensor
     """`(T_in,H,W,C)` float32."""
     target: Tensor | None
-    """What was observed afterwards, `(T_out,H,W,C)` float32, where it is known."""
+    """The observed future, `(T_out,H,W,C)` float32; None if unknown."""
     cadence_minutes: float
     coordinates: FrameCoordinates | None = None
-    """When and where it is, where the data say."""
+    """Its time and location, if the data have them."""
     observed: Tensor | None = None
-    """Where the context was observed rather than filled, bool `(T_in,H,W,C)`; None for everywhere."""
+    """Where the context was observed rather than filled, bool `(T_in,H,W,C)`; None if everywhere."""
 
     @property
     def observed_context(self) -> Tensor:
-        """Returns the context, NaN where it was filled."""
+        """Returns the context `(T_in,H,W,C)`, NaN where it was filled."""
         return self.context if self.observed is None else self.context.masked_fill(~self.observed, torch.nan)
 
     def where_observed(self, forecasts: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Case:
 
 
 def case_of_latest(task: Task) -> Case:
-    """Returns the newest context of the data, after which nothing is known yet.
+    """Returns the newest context of the data, whose future is not known yet.
 
     Raises:
         ConfigError: the data are events.
@@ -81,9 +81,7 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
         ConfigError: no such split or sequence.
     """
     data = task.dataset(split)
-    if not len(data):
-        where = f"split {split!r} of task {task.name!r} has no sequences under {task.data_root}"
-        raise DataError(f"{where}. {data.why_empty}".rstrip())
+    refuse_empty(data)
     if not 0 <= sequence < len(data):
         raise ConfigError(f"sequence {sequence}: split {split!r} has sequences 0 to {len(data) - 1}")
     stored = data.stored(sequence)
@@ -95,9 +93,9 @@ def case_from_split(task: Task, split: Split, sequence: int = 0) -> Case:
 
 
 def case_from_file(task: Task, path: Path) -> Case:
-    """Returns the context in a file: `.npy` (frames), or NetCDF with a variable `context` as we write it ourselves.
+    """Returns the context in a file: `.npy`, or NetCDF with a variable `context` as `write_netcdf` writes it.
 
-    Frames are physical, `(T_in,H,W)` or `(T_in,H,W,C)`; a variable `target` of a NetCDF file is taken along.
+    Frames are in physical units, `(T_in,H,W)` or `(T_in,H,W,C)`; a variable `target` of a NetCDF file is read, too.
 
     Raises:
         DataError: the file is missing, unreadable or of another shape than the task's contexts.
@@ -166,20 +164,20 @@ def forecast(
 ) -> Tensor:
     """Returns the members of a forecast `(M,T_out,H,W,C)` in physical units, float32, on the CPU.
 
-    Of a sequence of a split they are those that an evaluation with as many members scores.
+    For a sequence of a split, they are the members that an evaluation of the same size scores.
 
     Args:
         model: A model for the task's shapes; one without `sample` gives one member.
         task: Normalises and denormalises.
         context: Physical units `(T_in,H,W,C)`.
         members: Members to draw.
-        seed: Of the members, as `evaluate.member_seed`.
-        sequence: Number of the sequence in its split; with the seed, what the members are drawn from.
+        seed: Seed of the members, as `evaluate.member_seed`.
+        sequence: Number of the sequence in its split, which seeds the members together with `seed`.
         control: Strength of the knowledge control, for models whose `sample` takes it.
         device: Where to compute.
 
     Raises:
-        ConfigError: members or control asked of a model that has none.
+        ConfigError: members or control requested from a model without them.
         ContractError: the forecast has the wrong shape or dtype.
         RunFailedError: the forecast is not finite, or memory ran out.
     """
@@ -219,8 +217,8 @@ def as_dataset(
     """Returns a forecast as a data set with CF-style coordinates and attributes.
 
     Args:
-        case: What it started from.
-        forecasts: `(M,T,H,W,C)`; with controls `(N,M,T,H,W,C)`.
+        case: The input of the forecast.
+        forecasts: In physical units, `(M,T,H,W,C)`; with N controls `(N,M,T,H,W,C)`.
         task: Gives the units.
         model: Named in the attributes.
         controls: The control of each block of members.
@@ -277,7 +275,7 @@ def as_dataset(
 
 
 def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
-    """Returns the data's own coordinates: times, places, and the names of several variables."""
+    """Returns the data's own coordinates: times, locations, and the names of several variables."""
     found: dict[str, Any] = {
         "forecast_reference_time": ((), data.start.astype("M8[ns]"), {"standard_name": "forecast_reference_time"}),
         "time": ("lead_time", _times(data.start, leads), {"standard_name": "time"}),
@@ -289,11 +287,12 @@ def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray)
     found |= {name: (("y", "x"), values, attributes) for name, (values, attributes) in data.auxiliary.items()}
     if len(data.variables) > 1:
         found["channel"] = ("channel", list(data.variables), {"long_name": "variable"})
+        found["channel_units"] = ("channel", list(data.units), {"long_name": "units of the variable"})
     return found
 
 
 def _times(start: np.datetime64, minutes: np.ndarray) -> np.ndarray:
-    """Returns times, datetime64[ns], so many minutes after another; of months, at the same time of each month."""
+    """Returns times, datetime64[ns], given minutes after a start; for whole months, at the same time of each month."""
     months = np.rint(minutes / MONTH_MINUTES)
     if not np.allclose(minutes, months * MONTH_MINUTES):
         return start.astype("M8[ns]") + (minutes * 60e9).astype("m8[ns]")
@@ -307,8 +306,12 @@ def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:
     """Returns a forecast with the data's units, projection and names of dimensions."""
     one = len(data.variables) == 1
     for name in dataset.data_vars:
-        long_name = data.variables[0] if one else ", ".join(map("{} [{}]".format, data.variables, data.units))
-        dataset[name].attrs |= {"long_name": long_name, "units": data.units[0] if one else "1"}
+        attributes = dataset[name].attrs
+        if one:
+            attributes |= {"long_name": data.variables[0], "units": data.units[0]}
+        else:  # each channel has its own
+            attributes["long_name"] = ", ".join(map("{} [{}]".format, data.variables, data.units))
+            del attributes["units"]
         if data.mapping:
             dataset[name].attrs["grid_mapping"] = "crs"
     if data.mapping:

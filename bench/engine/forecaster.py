@@ -1,4 +1,4 @@
-"""A model on a task as Lightning's trainer sees it, for training and evaluation: losses, scores, optimiser."""
+"""The LightningModule that trains and evaluates a model on a task: losses, scores, optimiser."""
 
 from __future__ import annotations
 
@@ -29,16 +29,13 @@ from bench.engine.losses import Losses, WeightedMean, masked_mse
 from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
+from bench.engine.reach import warn_of_values_out_of_reach
 from bench.engine.scorer import Scored, Scorer
-from bench.engine.weights import RunningAverage, number_as_in_module, shard
+from bench.engine.weights import WARMUP, WARMUP_LAG, RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.names import Better
 from bench.tasks.task import Task
-
-# With these, timm's decay after n updates is (1 + n) / (10 + n), if it is told of so many updates more.
-_WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
-_WARMUP_LAG = 2
 
 
 class Forecaster(ScoresWithFloat64):
@@ -49,8 +46,8 @@ class Forecaster(ScoresWithFloat64):
         task: Normalises, denormalises and names the metrics.
         train: Optimiser settings; None for evaluation only.
         total_steps: Optimiser steps of the whole training, which the schedule and some losses span.
-        accumulation: In training, how micro-batches add up; None where a step has one.
-        ensemble: In tests, score an ensemble; None for the forecast of `forward`.
+        accumulation: How micro-batches add up in training; None if a step has one.
+        ensemble: The ensemble to score in tests; None for the forecast of `forward`.
         added_metrics: `evaluate.metrics`, see `scorings_of`.
     """
 
@@ -73,8 +70,8 @@ class Forecaster(ScoresWithFloat64):
         self.train_config = train
         self.total_steps = total_steps
         decay = train.ema_decay if train else None
-        self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
-        warmup = _WARMUP if train and train.ema_warmup else {}
+        self._average_lag = WARMUP_LAG if train and train.ema_warmup else 0
+        warmup = WARMUP if train and train.ema_warmup else {}
         self.average = RunningAverage(model, decay=decay, **warmup) if decay else None
         if ensemble is not None:
             check_can_draw(model, ensemble)
@@ -84,25 +81,26 @@ class Forecaster(ScoresWithFloat64):
         self.scores = Scorer(scorings, metrics, task.cell_weights)
         self.degraded = Degraded()
         self.scored: Scored | None = None
-        """What a test found."""
+        """The results of a test."""
         self.first: dict[str, Tensor] | None = None
-        """The first sequence of a validation in physical units `(T,H,W,C)`, for pictures."""
+        """The first sequence of a validation, for pictures `(1,T,H,W,C)`: `context`, normalised, and in physical units
+        `target` and, of a model that is validated by its forecasts, `forecast`."""
         self.losses = Losses(task.name, type(model).__name__, train.divergence_factor if train else None)
         self.validation_mean = WeightedMean()
         self.other_numbers: str | None = None
-        """Why a resumed training draws other random numbers than the unbroken one would, where it does."""
+        """Why a resumed training draws other random numbers than an uninterrupted one, if it does."""
         self._event_of_sequence: Tensor | None = None
         self._updates_seen = 0
         self._trained_before_s, self._started = 0.0, time.perf_counter()
 
     def configure_model(self) -> None:
-        """Shards the model over the processes, where the strategy does so; Lightning calls it once they are joined."""
+        """Shards the model over the processes if the strategy does so; Lightning calls it once they are joined."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
     @property
     def evaluated(self) -> nn.Module:
-        """Returns the model that is validated and tested: the running average where one is kept."""
+        """Returns the model that is validated and tested: the running average, if there is one."""
         return self.average.module if self.average is not None else self.model
 
     def forecast(self, context: Tensor) -> Tensor:
@@ -110,7 +108,7 @@ class Forecaster(ScoresWithFloat64):
 
         Raises:
             ContractError: wrong type, shape, dtype or device, or the model refuses.
-            RunFailedError: the model says that its numbers diverged.
+            RunFailedError: the model reports that its numbers diverged.
         """
         name = type(self.model).__name__
         try:
@@ -128,6 +126,8 @@ class Forecaster(ScoresWithFloat64):
         """Returns the loss of a batch: the model's own, else the mean squared error on the normalised scale."""
         context = self.task.to_context(batch.context)
         target = self.task.normalise(self.task.to_target(batch.target))
+        if self.global_step == batch_index == 0:
+            warn_of_values_out_of_reach(self.model, target)
         own = isinstance(self.model, TrainsWithOwnLoss)
         losses: Tensor | Mapping[str, Tensor]
         if isinstance(self.model, TrainsWithOwnLoss):
@@ -155,14 +155,14 @@ class Forecaster(ScoresWithFloat64):
         return self.accumulation.weighted(loss, batch_index, known, self._pixels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the gradients of a step those of its whole batch, before they are clipped."""
+        """Scales the accumulated gradients to those of the whole batch, before they are clipped."""
         factor = self.accumulation.correction() if self.accumulation is not None else None
         if factor is not None:
             scale_gradients(optimizer, factor)
 
     @property
     def _pixels(self) -> int:
-        """Returns the pixels of a sequence that a loss is a mean over, were all known."""
+        """Returns the number of pixels of a sequence that a loss averages, missing ones included."""
         context = self.task.input_shape if model_traits(self.model).verifies_context else (0,)
         return math.prod(context) + math.prod(self.task.target_shape)
 
@@ -173,9 +173,9 @@ class Forecaster(ScoresWithFloat64):
         self._updates_seen = self.global_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns AdamW (or what the config names) with its schedule per optimiser step.
+        """Returns the config's optimiser with its schedule per optimiser step.
 
-        The schedule multiplies the learning rates of a model with groups of its own, and leaves their betas alone.
+        For a model with its own parameter groups, the schedule multiplies their learning rates and keeps their betas.
         """
         assert self.train_config is not None
         config = self.train_config
@@ -196,7 +196,7 @@ class Forecaster(ScoresWithFloat64):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, patience=config.plateau_patience)
-            # `Validations` steps it: Lightning never does.
+            # `Validations` steps it; with this frequency, Lightning never does.
             how: Any = {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val/loss"}
             return {"optimizer": optimizer, "lr_scheduler": {**how, "scheduler": scheduler}}
         warmup = int(config.warmup_fraction * self.total_steps)
@@ -227,13 +227,13 @@ class Forecaster(ScoresWithFloat64):
 
         Args:
             of_sequence: The number of each sequence's event.
-            count: How many events there are.
+            count: Number of events.
         """
         self._event_of_sequence = torch.as_tensor(of_sequence, dtype=torch.int64)
         self.scores.track_events(count)
 
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
-        """Adds the loss of a batch with so many known pixels `()` to that of the split, where it weighs as much."""
+        """Adds the loss of a batch to the split's mean, weighted by its number of known pixels `()`."""
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
         self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
 
@@ -242,7 +242,7 @@ class Forecaster(ScoresWithFloat64):
 
         Args:
             batch: As stored.
-            test: Of an ensemble, draw members; a validation has the forecast of `forward`.
+            test: Draw the members of an ensemble; a validation uses the forecast of `forward`.
         """
         context = self.task.to_context(batch.context)
         target = self.task.to_target(batch.target)
@@ -259,30 +259,33 @@ class Forecaster(ScoresWithFloat64):
             self.pictured.see_members(members)
         seen = {how: [*map(self.for_scores, values)] for how, values in seen.items()}
         self.scores.add(seen, self.for_scores(target), [*map(self.for_scores, batch.labels)], events)
-        if self.first is None and len(target) and not test:
-            parts = {"context": self.task.denormalise(context[:1]), "target": target.float(), "forecast": physical}
-            self.first = {name: part[0].detach().cpu().clone() for name, part in parts.items()}
+        if not test:
+            self._keep_first(context=context, target=target, forecast=physical)
         return forecast, physical, target
 
+    def _keep_first(self, **parts: Tensor) -> None:
+        if self.first is None and len(parts["target"]):
+            self.first = {name: part[:1].detach().cpu().clone() for name, part in parts.items()}
+
     def on_validation_epoch_start(self) -> None:
-        """Starts the scores afresh."""
+        """Resets the scores."""
         self.scores.reset()
         self.first = None
 
     def validation_step(self, batch: Example, batch_index: int) -> None:
         """Adds a batch to the validation scores, in float32 whatever the precision of the training.
 
-        The test is in float32, and what selects the weights has to be what is reported of them: in bfloat16 a forecast
-        of 219 would be 219 or 220.
+        Tests are in float32, and weights must be selected by the score that is reported: bfloat16 would round values
+        of 128 to 256 to whole numbers.
         """
         with torch.autocast(self.device.type, enabled=False):
             self._validate(batch)
 
     def _validate(self, batch: Example) -> None:
         if isinstance(self.evaluated, ValidatesWithOwnLoss):
-            context = self.task.to_context(batch.context)
-            target = self.task.normalise(self.task.to_target(batch.target))
-            options = loss_options(self.evaluated, self.task, batch)
+            context, physical = self.task.to_context(batch.context), self.task.to_target(batch.target)
+            self._keep_first(context=context, target=physical)
+            target, options = self.task.normalise(physical), loss_options(self.evaluated, self.task, batch)
             loss = self.evaluated.validation_loss(context, target, **options)
             self._log_validation(loss, known_pixels(target, options))
             return
@@ -291,20 +294,20 @@ class Forecaster(ScoresWithFloat64):
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the overall validation scores; there are none of a model with a validation loss of its own."""
+        """Logs the overall validation scores; a model with its own validation loss has none."""
         if isinstance(self.evaluated, ValidatesWithOwnLoss):
             return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
         self.log_dict({f"val/{name}": value for name, value in overall.items()})
 
     def on_test_epoch_start(self) -> None:
-        """Starts the scores afresh."""
+        """Resets the scores."""
         self.scores.reset()
         events = self._event_of_sequence if self.trainer.world_size == 1 else None
         self.pictured = Pictured(self.task, None if events is None else len(events))
 
     def test_step(self, batch: Example, batch_index: int) -> None:
-        """Adds a batch to the scores; nothing else is kept but three sequences, for pictures."""
+        """Adds a batch to the scores, and keeps the sequences that are drawn."""
         with self.degraded.counted(self.evaluated):
             forecast, physical, target = self._score(batch, test=True)
         if not bool(torch.isfinite(forecast).all()):
@@ -316,7 +319,7 @@ class Forecaster(ScoresWithFloat64):
         self.pictured.add(batch, target, physical)
 
     def on_test_epoch_end(self) -> None:
-        """Forms what was found here: Lightning then moves the metrics to the CPU, where NCCL gathers nothing."""
+        """Computes the results now, because Lightning then moves the metrics to the CPU, where NCCL cannot gather."""
         self.scored = self.scores.scored()
 
     def _check_independence(self, context: Tensor, forecast: Tensor, indices: Tensor) -> None:
@@ -324,7 +327,7 @@ class Forecaster(ScoresWithFloat64):
         ensemble = self.ensemble
         if ensemble is not None and can_draw(self.evaluated):
 
-            def drawn(one: Tensor) -> Tensor:  # each sequence is drawn by itself: it has no batch mates
+            def drawn(one: Tensor) -> Tensor:  # one sequence suffices, because each is drawn by itself
                 return draw_members(self.evaluated, one, indices[-1:], ensemble, self.task.target_shape).mean(0)
 
             found = dependence(drawn, context[-1:], forecast[-1:])
@@ -339,22 +342,22 @@ class Forecaster(ScoresWithFloat64):
             )
 
     def computed(self) -> dict[str, float]:
-        """Returns all scores of what was evaluated since the last start, by name."""
+        """Returns all scores since the last reset, by name."""
         return self.scores.computed()
 
     def directions(self) -> dict[str, Better | None]:
-        """Returns which way each score is better; see `Scorer.directions`."""
+        """Returns the direction of each score, see `Scorer.directions`."""
         return self.scores.directions()
 
     # Resume
 
     @property
     def trained_s(self) -> float:
-        """Returns the wall time of this training, with the parts before each resume."""
+        """Returns the wall time of this training in seconds, including its parts before each resume."""
         return self._trained_before_s + time.perf_counter() - self._started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the random states and the updates seen, so that a resumed run draws what the unbroken one would."""
+        """Adds random states and counters, so that a resumed run is bit-identical to an uninterrupted one."""
         if self.device_mesh is None:
             number_as_in_module(checkpoint["optimizer_states"], self.trainer.optimizers, self)
         checkpoint["earthbench"] = {
@@ -365,20 +368,26 @@ class Forecaster(ScoresWithFloat64):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the random states of a checkpoint."""
+        """Restores random states and counters from a checkpoint."""
         state = checkpoint["earthbench"]
         self._updates_seen = state["updates_seen"]
         self._trained_before_s = state["trained_s"]
         self.losses.last = state.get("last_finite_loss")  # older code did not write it
-        if "random_states" in state:  # not where older code wrote it and train.resume=anyway was said
+        if "random_states" in state:  # older code did not write them; train.resume=anyway allows that
             self.other_numbers = restore_random_states(state["random_states"], self.trainer.strategy.root_device)
 
 
 def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: str) -> None:
-    """Refuses what is not a forecast for a context.
+    """Refuses a result that is not a forecast for a context.
+
+    Args:
+        forecast: Result of the model.
+        context: `(B,T_in,H,W,C)`.
+        target_shape: `(T_out,H,W,C)`.
+        model: Its name, for messages.
 
     Raises:
-        ContractError: says what was expected and what was found.
+        ContractError: the type, shape, dtype or device is wrong.
     """
     expected = (len(context), *target_shape)
     if not isinstance(forecast, Tensor):

@@ -1,4 +1,4 @@
-"""Devices without float64: their scores are summed on the CPU."""
+"""Hardware of a run as its record describes it, and scores on devices without float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STAY = ("scores", "validation_mean")
 
 
 class ScoresWithFloat64(lightning.LightningModule):
-    """A module whose metrics stay on the CPU when it moves to a device without float64, such as Apple's `mps`."""
+    """A module whose metrics stay on the CPU when it is moved to a device without float64, such as Apple's `mps`."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         stay = {}
@@ -28,7 +28,7 @@ class ScoresWithFloat64(lightning.LightningModule):
             self._modules.update(stay)
 
     def for_scores(self, tensor: Tensor) -> Tensor:
-        """Returns a tensor where the metrics are."""
+        """Returns a tensor on the device of the metrics."""
         return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
 
 
@@ -36,9 +36,9 @@ def describe_hardware(device: torch.device, world: int, *, compiled: bool) -> di
     """Returns the part `hardware` of a record; call it while the run's settings are in force, on every process.
 
     Args:
-        device: Where this process computes.
-        world: Processes, each on a device of its own.
-        compiled: Whether the model was.
+        device: The device of this process.
+        world: Number of processes, each on its own device.
+        compiled: Whether the model was compiled.
     """
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else "Apple GPU (MPS)" if device.type == "mps" else None

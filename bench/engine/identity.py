@@ -1,4 +1,4 @@
-"""The identity of a training: stored with its weights, and compared at every use."""
+"""The identity of a training, stored with its weights and compared at every use."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _ADVICE = "train.resume=false trains anew, train.resume=anyway takes the weights
 
 
 def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
-    """Returns what the training of a model is.
+    """Returns the identity of a model's training.
 
     Args:
         model: Made by `load_model`.
-        task: On the data to train on.
-        config: The run's.
+        task: On the training data.
+        config: The run's config.
     """
     made = made_from(model)
     return TrainingIdentity(
@@ -50,14 +50,14 @@ def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
 def expected_run(
     config: Config, task: Task, test_task: Task, *, trained: bool, model: type | None = None
 ) -> ExpectedRun:
-    """Returns what a run would be, to look for a record of it.
+    """Returns the properties by which a record of a run is found.
 
     Args:
-        config: The run's.
-        task: On the data to train on.
+        config: The run's config.
+        task: On the training data.
         test_task: On the data to evaluate on.
         trained: Whether there is something to train.
-        model: Its class; by default the one that is registered.
+        model: The model's class; by default the registered one.
     """
     has_val = trained and len(task.dataset("val")) > 0
     return ExpectedRun(
@@ -72,15 +72,15 @@ def expected_run(
 def identify_stage(
     stage: Stage, task: Task, config: Config, *, before: Sequence[str], settings: Mapping[str, Any], seed: int
 ) -> TrainingIdentity:
-    """Returns what the training of a stage is: another model with the same stage shares its weights.
+    """Returns the identity of a stage's training; models with the same stage share its weights.
 
     Args:
-        stage: Of a model.
-        task: On the data to train on.
-        config: The run's.
-        before: What the weights of earlier stages are.
+        stage: A stage of a model.
+        task: On the training data.
+        config: The run's config.
+        before: Identities of the weights of earlier stages.
         settings: The stage's own training settings.
-        seed: Of the stage.
+        seed: Seed of the stage.
     """
     of_run = sources_of(type(stage.module), type(task), task.metrics)
     module: type = type(stage.module)
@@ -88,7 +88,7 @@ def identify_stage(
     return TrainingIdentity(
         model=stage.name,
         stage=stage.name,
-        hyperparameters=json.loads(canonical_json(dict(stage.depends_on))),  # as a checkpoint gives them back
+        hyperparameters=json.loads(canonical_json(dict(stage.depends_on))),  # as read from a checkpoint
         settings={**_settings(config, stage.module), "train": dict(settings)},
         sources=sources,
         before=tuple(before),
@@ -101,7 +101,7 @@ def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
     if uses_batch_statistics(model):
         plain["data"]["micro_batch"] = config.micro_batch_limit
     for stage in plain["train"]["stages"].values():
-        if "checkpoint" in stage:  # what is in it counts, not where it lies
+        if "checkpoint" in stage:  # its content counts, not its path
             stage["checkpoint"] = _sha256_of_file(str(stage["checkpoint"]))
     return {key: value for key, value in plain.items() if key not in ("task", "model", "seed")}
 
@@ -110,7 +110,7 @@ def _sha256_of_file(path: str) -> str:
     try:
         with as_path(path, "checkpoint").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # whoever loads it says so
+    except OSError:  # loading it reports the error
         return path
 
 
@@ -139,12 +139,12 @@ def _split(task: Task, split: Split) -> SplitPart:
 def stored_identity(
     identity: TrainingIdentity, task: Task, given: Iterable[Mapping[str, TrainedEvents]] = ()
 ) -> dict[str, Any]:
-    """Returns what a checkpoint says of its weights: their training, and every event that it saw; plain values.
+    """Returns a checkpoint's description of its weights: their training, and every event that it saw; plain values.
 
     Args:
-        identity: Of the training.
-        task: On the data that were trained on.
-        given: Events that the weights which it began with had seen.
+        identity: Identity of the training.
+        task: On the training data.
+        given: Events seen by weights that the training started from.
     """
     splits: tuple[Split, ...] = ("train", "val")
     given = list(given)
@@ -161,20 +161,20 @@ def stored_identity(
 def refuse_another_training(
     trained: TrainingIdentity | None, now: TrainingIdentity, where: object, *, anyway: bool, continued: bool
 ) -> None:
-    """Refuses weights in a run's folder that another training made.
+    """Refuses weights in a run's folder that are of another training.
 
     Args:
-        trained: What the weights say; None where they do not.
-        now: What the run would train.
-        where: Names them.
-        anyway: Other code and libraries do.
-        continued: Whether training goes on from them: then libraries count, too.
+        trained: Identity of the weights; None if they have none.
+        now: Identity of the run's training.
+        where: Names the weights in messages.
+        anyway: Accept other code and libraries.
+        continued: Whether training resumes from the weights: then libraries count, too.
 
     Raises:
-        ConfigError: names what differs, and what to type.
+        ConfigError: names the differences, and the remedy.
     """
     if trained is None:
-        raise ConfigError(f"{where} does not say what was trained; {_ADVICE.partition(',')[0]}")
+        raise ConfigError(f"{where} does not state its training; {_ADVICE.partition(',')[0]}")
     problems = run_differences(trained, now)
     if problems:
         raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains anew:", problems))
@@ -190,7 +190,7 @@ def refuse_another_training(
 
 
 def seen_events(seen: TrainedEvents, data: NormalisedSequences) -> list[str]:
-    """Returns the events of a data set that a training saw: under the same id, or the same values under another."""
+    """Returns the events of a data set that a training saw, under the same id or with the same values."""
     shared = seen.ids.intersection(data.ids)
     if seen.contents and data.source.contents:
         contents = zip(data.ids, data.source.contents, strict=True)
@@ -199,5 +199,5 @@ def seen_events(seen: TrainedEvents, data: NormalisedSequences) -> list[str]:
 
 
 def events_of(data: NormalisedSequences) -> TrainedEvents:
-    """Returns the events of a split, as a training that sees it keeps them."""
+    """Returns the events of a split as stored with a training that sees it."""
     return TrainedEvents(frozenset(data.ids), frozenset(data.source.contents or ()))

@@ -1,7 +1,7 @@
-"""Whether a model forecasts each sequence from its own context alone: not from batch mates, nor from earlier calls.
+"""Check that a model forecasts each sequence from its own context alone, not from batch mates or earlier calls.
 
-Batch norm left in training mode, statistics over the batch, and a state kept between calls all give scores that change
-with the batch size and the order of the data, and no other sign of it.
+With batch norm in training mode, statistics over the batch, or a state kept between calls, scores change with the batch
+size and the order of the data, and nothing else shows it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-# Root mean square of a difference, in shares of the forecast's range; one pixel may jump where two values tie.  Kernels
-# sum in another order for another batch size: in float32 that was 7e-7 at most over ten of the registered models.
-# Elsewhere than on a CPU, products are rounded to TF32 or bfloat16, which keeps 8 bits.  Batch norm in training mode is
-# off by 1e-2 and more.
+# Root mean square difference as a share of the forecast's range; a single pixel may jump where two values tie.  The
+# order of a kernel's sums depends on the batch size: at most 7e-7 in float32 over ten of the registered models.  On
+# other devices than CPUs, products are rounded to TF32 or bfloat16, which keep 11 and 8 bits.  Batch norm in training
+# mode differs by 1e-2 and more.
 _ON_CPU, _ELSEWHERE = 2e-5, 2.0**-8
-# One batch twice goes through the same kernels: only sums by atomic additions may differ.
+# The same batch twice uses the same kernels: only sums by atomic additions may differ.
 _REPEATED = 0.1
 
 
@@ -25,13 +25,13 @@ def dependence(
 ) -> str | None:
     """Returns what a batch's forecast depends on besides each sequence's own context, or None.
 
-    Costs a forecast of the batch, and of each of the rows by itself.
+    Costs one forecast of the batch, and one of each row.
 
     Args:
         forecast: The model, in evaluation mode.
-        context: A batch it forecast, `(B,T,H,W,C)`.
-        found: That forecast, `(B,T,H,W,C)`.
-        rows: Sequences to forecast alone.
+        context: A batch, `(B,T,H,W,C)`.
+        found: The model's forecast of it, `(B,T,H,W,C)`.
+        rows: Indices of sequences to forecast alone.
     """
     tolerance = _ON_CPU if found.device.type == "cpu" else _ELSEWHERE
     tolerance = max(tolerance, 4 * torch.finfo(found.dtype).eps)
@@ -48,7 +48,7 @@ def dependence(
 
 
 def _off(again: Tensor, found: Tensor) -> float:
-    """Returns the root mean square difference in shares of the range; NaN where there is a NaN."""
+    """Returns the root mean square difference as a share of the range; NaN if there is a NaN."""
     again, found = again.detach().double(), found.detach().double()
     scale = float(found.max() - found.min()) or float(found.abs().max()) or 1.0
     return float((again - found).square().mean().sqrt()) / scale

@@ -12,25 +12,31 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, first_line
 from bench.records.learning_curves import LearningCurve, Points
 
 LOGS = "logs"
-"""Folder of a training's logs, in the run's own."""
+"""Folder of a training's logs, in the run's folder."""
 _PART = "part_"
-_MOST_POINTS = 100  # of a training: a picture shows no more, and a file of them is small
+_MOST_POINTS = 100  # of a learning curve: a picture shows no more, and the file stays small
 
 
 def part_folder(logs: Path) -> Path:
-    """Returns where the next start of a training logs to; a resumed training has a part for each."""
+    """Returns the log folder of the next start of a training; a resumed training has one per start."""
     return logs / f"{_PART}{len(list(logs.glob(f'{_PART}*')))}"
 
 
-def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]:
-    """Returns the loggers of `train.loggers`, which write to a folder; W&B names its run by the model.
+def make_loggers(names: Sequence[str], run: str, folder: Path, work: Path) -> list[Logger]:
+    """Returns the loggers of `train.loggers`.
+
+    Args:
+        names: Of the loggers.
+        run: Name of the run in W&B and MLflow.
+        folder: The run's folder, which they write to.
+        work: The folder of all runs, which holds MLflow's store: it compares them.
 
     Raises:
-        ConfigError: a logger's package is not installed.
+        ConfigError: a logger's package is not installed, or its server refuses.
     """
     place: dict[str, Any] = {"save_dir": str(folder.parent), "name": None, "version": folder.name}
     made: list[Logger] = []
@@ -41,45 +47,64 @@ def make_loggers(names: Sequence[str], model: str, folder: Path) -> list[Logger]
             elif name == "tensorboard":
                 made.append(TensorBoardLogger(**place))
             elif name == "wandb":
-                made.append(WandbLogger(save_dir=str(folder), project="earthbench", name=model))
+                made.append(_started(WandbLogger(save_dir=str(folder), project="earthbench", name=run)))
             else:
-                # Newer versions of MLflow write to a folder only when told so; a server needs nothing of the kind.
+                # Newer versions of MLflow write to a folder only with this variable; a server ignores it.
                 server = os.environ.get("MLFLOW_TRACKING_URI")
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-                made.append(MLFlowLogger("earthbench", tracking_uri=server, save_dir=str(folder / "mlruns")))
+                store = str(work / "mlruns")
+                made.append(_started(MLFlowLogger("earthbench", run, tracking_uri=server, save_dir=store)))
         except ModuleNotFoundError as error:
+            why, _, _ = first_line(error).partition(" HINT")  # Lightning's is of the package alone, of any version
             raise ConfigError(
-                f"train.loggers has {name!r}: {error}. Install it: pip install 'earthbench[{name}]'"
+                f"train.loggers has {name!r}: {why} Install it: pip install 'earthbench[{name}]'"
             ) from error
     return made
 
 
+_CURES = {
+    WandbLogger: "`wandb login` stores a key; with WANDB_MODE=offline it logs to the run's folder",
+    MLFlowLogger: "MLFLOW_TRACKING_URI names its server; without it, runs are logged to WORK/mlruns",
+}
+
+
+def _started(logger: WandbLogger | MLFlowLogger) -> Logger:
+    """Returns a logger whose service has taken the run: before hours of training, and said in one line."""
+    try:
+        logger.experiment  # noqa: B018 - it connects
+    except Exception as error:  # W&B's and MLflow's, which share no base
+        name = "wandb" if isinstance(logger, WandbLogger) else "mlflow"
+        why = first_line(error).rstrip(".")
+        raise ConfigError(f"train.loggers has {name!r}, which does not start: {why}. {_CURES[type(logger)]}") from error
+    return logger
+
+
 def takes_pictures(logger: Logger) -> bool:
-    """Returns whether `log_picture` gives a logger anything."""
+    """Returns whether `log_picture` supports a logger."""
     return isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger)
 
 
 def log_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
-    """Logs an image `(H,W,3)` of bytes, with the logger's own function for it."""
+    """Logs an image `(H,W,3)`, uint8, with the logger's own function for images."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
         logger.log_image(name, [pixels], step)
     elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}/step_{step:08d}.png")
+        logger.experiment.log_image(logger.run_id, pixels, key=name, step=step)
 
 
 @contextmanager
 def finished(loggers: list[Logger]) -> Iterator[None]:
     """Flushes the logs of a stopped training, and ends the W&B run.
 
-    Lightning does neither: the last hundred steps would be lost, and the next run of this process go into the same run.
+    Lightning does neither: the last hundred steps would be lost, and this process's next run would log to the same one.
     """
     try:
         yield
     except BaseException:
         for logger in loggers:
-            with suppress(OSError):  # a full disk: what ended the training is the error to tell
+            with suppress(OSError):  # a full disk must not hide the error that ended the training
                 logger.save()
         raise
     finally:
@@ -89,10 +114,10 @@ def finished(loggers: list[Logger]) -> Iterator[None]:
 
 
 def logged_curve(logs: Path) -> LearningCurve | None:
-    """Returns the losses that `csv` logged of a training, None where it logged none.
+    """Returns the losses of a training from its `csv` logs; None without any.
 
-    Training losses are means over at most 100 equal spans of steps. Steps that a resumed training took again count as
-    it took them last.
+    Training losses are means over at most 100 equal spans of steps. For steps that a resumed training repeated, the
+    last losses count.
     """
     train: dict[int, float] = {}
     val: dict[int, float] = {}
@@ -110,7 +135,7 @@ def logged_curve(logs: Path) -> LearningCurve | None:
 def _losses(rows: Iterable[dict[str, str]], column: str) -> dict[int, float]:
     found = {}
     for row in rows:
-        with suppress(KeyError, TypeError, ValueError):  # another row's column, or a line that a kill tore
+        with suppress(KeyError, TypeError, ValueError):  # a row of other columns, or a line cut by a kill
             found[int(row["step"]) + 1] = float(row[column])
     return found
 

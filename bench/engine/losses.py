@@ -1,7 +1,7 @@
 """The loss of a batch, and the losses and gradient norms of a training, without waiting for the device.
 
-A value that reaches Python makes it wait for the device, which then waits for Python: a training that looks at every
-loss never has work queued. On a GPU they are therefore looked at together, some steps late; each knows its step.
+Reading a value makes Python wait for the device, which then waits for Python: a training that reads every loss never
+has work queued. On a GPU, values are therefore read together, some steps late; each keeps its step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.metrics.states import ExactMetric
 
 _MOST = 50
 _LONGEST_S = 5.0
-"""Looked at after so many micro-batches or seconds; on the CPU, where there is nothing to wait for, after each one."""
+"""Losses are read after this many micro-batches or seconds; on the CPU, where nothing waits, after each one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Loss:
     batch: int
     names: tuple[str, ...]
     values: tuple[Tensor, ...]
-    """The loss, whether a context or a target has missing values, and the parts of the loss."""
+    """The loss, whether the context and the target have missing values, and the parts of the loss."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class _Norm:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step that was looked at."""
+    """An optimiser step whose losses were read."""
 
     step: int
     epoch: int
     lr: float
     losses: dict[str, float]
-    """Of its last micro-batch: `train/loss`, and its parts by name."""
+    """Losses of its last micro-batch: `train/loss`, and its parts by name."""
 
 
 def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean squared error over the pixels of a batch whose target is known (not NaN); 0 if there are none.
+    """Returns the mean squared error `()` over the pixels of a batch whose target is not NaN; 0 if there are none.
 
-    No gradient comes from the others.  Nothing waits for the device: what is known is not looked at here.
+    Missing pixels have no gradient.  Nothing waits for the device, because no value is read here.
     """
     missing = torch.isnan(target)
     error = (forecast.float() - target).masked_fill(missing, 0)
@@ -68,19 +68,19 @@ def masked_mse(forecast: Tensor, target: Tensor) -> Tensor:
 def training_loss(
     model: nn.Module, context: Tensor, target: Tensor, *, step: int = 0, total_steps: int, **options: Any
 ) -> Tensor:
-    """Returns the loss of a batch `()`: the model's own, else the mean squared error; see `TrainsWithOwnLoss`."""
+    """Returns the loss of a batch `()`: the model's own, else the mean squared error, see `TrainsWithOwnLoss`."""
     if not isinstance(model, TrainsWithOwnLoss):
         return masked_mse(model(context), target)
     return total_loss(model.training_loss(context, target, step=step, total_steps=total_steps, **options))
 
 
 class Losses:
-    """Keeps losses and gradient norms on the device until they are looked at.
+    """Keeps losses and gradient norms on the device until they are read.
 
     Args:
-        task: Named in messages.
-        model: Named in messages.
-        factor: How many times the first loss is divergence; None for any.
+        task: Its name, for messages.
+        model: Its name, for messages.
+        factor: Multiple of the first loss that counts as divergence; None to allow any.
     """
 
     def __init__(self, task: str, model: str, factor: float | None = None) -> None:
@@ -88,7 +88,7 @@ class Losses:
         self.first: float | None = None
         """The first loss of a batch with a known pixel."""
         self.last: float | None = None
-        """The last finite one, as of the last look."""
+        """The last finite loss, as of the last look."""
         self._waiting: list[_Loss | _Norm] = []
         self._seen: dict[str, float] = {}
         self._looked = time.monotonic()
@@ -107,12 +107,12 @@ class Losses:
 
         Args:
             loss: `()`, with or without a gradient.
-            parts: What it is the sum of, by name.
+            parts: Its summands by name.
             step: Optimiser steps done before.
-            epoch: Counted from 0.
-            batch: In the epoch, from 0.
-            missing: Whether its context has missing values, and its target, where the model's own loss has to see to
-                them; booleans `()`.
+            epoch: Number of the epoch, from 0.
+            batch: Number of the micro-batch in the epoch, from 0.
+            missing: Whether the context has missing values, and whether the target has, if the model's own loss must
+                handle them; booleans `()`.
         """
         in_context, in_target = missing
         values = (loss.detach(), in_context, torch.zeros_like(in_context) if in_target is None else in_target)
@@ -120,11 +120,11 @@ class Losses:
         self._waiting.append(_Loss(step, epoch, batch, tuple(parts), (*values, *parts.values())))
 
     def add_step(self, norm: Tensor | None, *, step: int, epoch: int, lr: float) -> None:
-        """Keeps the norm of the gradients of an optimiser step, `()`, None where a gradient scaler sees to it."""
+        """Keeps the gradient norm of an optimiser step, `()`; None if a gradient scaler checks it."""
         self._waiting.append(_Norm(step, epoch, lr, None if norm is None else norm.detach()))
 
     def is_due(self) -> bool:
-        """Returns whether it is time to look."""
+        """Returns whether it is time to read the losses."""
         tensors = [entry.values[0] for entry in self._waiting if isinstance(entry, _Loss)]
         if not tensors:
             return False
@@ -135,15 +135,15 @@ class Losses:
         """Yields the optimiser steps since the last look; the only place that waits for the device.
 
         Raises:
-            RunFailedError: a loss or a gradient was not finite, or the loss left all bounds; names the step. The steps
-                before were given.
+            RunFailedError: a loss or a gradient is not finite, or the loss diverged; names the step. Earlier steps
+                have been yielded.
         """
         waiting, self._waiting, self._looked = self._waiting, [], time.monotonic()
         numbers = _numbers(waiting)
         for entry, after in itertools.zip_longest(waiting, waiting[1:]):
             if isinstance(entry, _Loss):
                 self._check(entry, [next(numbers) for _ in entry.values])
-                if not isinstance(after, _Norm):  # else that comes first
+                if not isinstance(after, _Norm):  # else the norm is checked first
                     self._check_size(entry.step)
                 continue
             norm = 0.0 if entry.norm is None else next(numbers)
@@ -163,8 +163,8 @@ class Losses:
                 advice = f"The context has missing values, which task {self.task!r} must fill in to_context()."
             elif in_target:
                 advice = (
-                    f"The target has missing values (NaN), which training_loss of {self.model} must leave out: the sum "
-                    "over known pixels over their number. Or train without missing pixels."
+                    f"The target has missing values (NaN), which training_loss of {self.model} must leave out: it is "
+                    "the mean over known pixels. Or train without missing pixels."
                 )
             raise RunFailedError(
                 f"the training loss is {value} at step {entry.step} (epoch {entry.epoch}, batch {entry.batch}); last "
@@ -173,12 +173,12 @@ class Losses:
         self._seen = {"train/loss": value} | {
             f"train/{name}": part for name, part in zip(entry.names, parts, strict=True)
         }
-        if value or self.last is None:  # that of a batch without a known pixel is 0
+        if value or self.last is None:  # the loss of a batch without a known pixel is 0
             self.last = value
 
     def _check_size(self, step: int) -> None:
         size = abs(self.last or 0.0)
-        if not self.first:  # nor from a batch without a known pixel, whose loss is 0
+        if not self.first:  # None, or 0 from a batch without a known pixel
             self.first = size
         elif self.factor is not None and size > self.factor * self.first:
             raise RunFailedError(
@@ -195,10 +195,10 @@ def _numbers(waiting: list[_Loss | _Norm]) -> Iterator[float]:
 
 
 class WeightedMean(ExactMetric):
-    """Mean over all pixels of means over the pixels of batches; NaN without any pixel.
+    """Mean over all pixels, from the means of batches and their numbers of pixels; NaN without any pixel.
 
-    Neither batches nor processes matter, and nothing waits for the device before `compute()`.  torchmetrics' own
-    `MeanMetric` either looks at every value or, told not to (`nan_strategy="disable"`), ignores the weights.
+    It depends neither on batches nor on processes, and nothing waits for the device before `compute()`.  torchmetrics'
+    `MeanMetric` either reads every value or, with `nan_strategy="disable"`, ignores the weights.
     """
 
     total: Tensor

@@ -1,4 +1,4 @@
-"""The number of sequences that one device takes at a time: the given one, that of a rule, or the most that fits."""
+"""The number of sequences that one device takes at a time: as given, by a rule, or the most that fits."""
 
 from __future__ import annotations
 
@@ -31,47 +31,47 @@ from bench.logs import log
 from bench.tasks.task import Task
 
 PIXELS_ON_CPU = 2**23
-"""Of a micro-batch where no trial is made: two sequences of SEVIR, the authors' micro-batch, and 39 of SEVIR-LR."""
+"""Pixels of a micro-batch without a trial: two sequences of SEVIR, the authors' micro-batch, or 39 of SEVIR-LR."""
 _EVALUATION_ON_CPU, _EVALUATION_ON_GPU = 8, 64
-"""Sequences at most; more gain nothing."""
+"""Most sequences of an evaluation batch; more are not faster."""
 _WITHOUT_GRADIENTS = 4
-"""Times as many pixels as in training where no gradient is kept: 9 sequences of SEVIR."""
+"""Factor of pixels over training when no gradients are kept: 9 sequences of SEVIR."""
 _MOST_MEMORY = 0.9
-"""Share of a GPU's memory that a trial may take: sums over processes and running averages come on top."""
+"""Share of a GPU's memory that a trial may take; the exchange between processes and running averages take more."""
 REMEMBERED = "micro_batch.json"
 
 
 def known_micro_batch(model: nn.Module, task: Task, config: Config, *, on_gpu: bool) -> int | None:
-    """Returns the micro-batch of a training, or None where only a trial on the GPU tells.
+    """Returns the micro-batch of a training, or None if only a trial on the GPU can find it.
 
     Args:
-        model: Decides whether the micro-batch changes numbers: then no device may decide it.
+        model: If the micro-batch changes its numbers, the device must not decide it.
         task: Gives the shapes.
-        config: What was asked for.
+        config: The run's config.
         on_gpu: Whether a GPU computes.
     """
     most = config.micro_batch_limit
     if config.data.micro_batch != "auto" or uses_batch_statistics(model):
         return most
-    if on_gpu and config.strategy != "fsdp":  # a model in shards cannot be tried in one piece
+    if on_gpu and config.strategy != "fsdp":  # a sharded model cannot be tried whole
         return None
     return min(most, _by_rule(task))
 
 
 def evaluation_batch(task: Task, config: Config, count: int, *, on_gpu: bool, world: int) -> int:
-    """Returns the sequences that one process forecasts at a time; scores do not depend on them.
+    """Returns the batch size of an evaluation in one process; scores do not depend on it.
 
     Args:
         task: Gives the shapes.
-        config: What was asked for.
-        count: Sequences to evaluate, of which every process gets some.
+        config: The run's config.
+        count: Sequences to evaluate, of which every process gets a share.
         on_gpu: Whether a GPU computes.
         world: Processes.
     """
     asked = config.data.micro_batch
     by_rule = min(_WITHOUT_GRADIENTS * _by_rule(task), _EVALUATION_ON_GPU if on_gpu else _EVALUATION_ON_CPU)
     size = by_rule if asked == "auto" else asked
-    # Else as with one process, which the forecasts then equal to the bit.
+    # Otherwise as with one process, so that forecasts are bit-identical to its own.
     return max(1, count // world) if math.ceil(count / size) < world else size
 
 
@@ -80,11 +80,11 @@ def _by_rule(task: Task) -> int:
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """Returns the largest of 1, 2, 4, ... and `most` that fits; 1 where none does, so that training says what is wrong.
+    """Returns the largest of 1, 2, 4, ... and `most` that fits; 1 if none does, so that training reports the error.
 
     Args:
         fits: Tries a number of sequences.
-        most: Not to be exceeded.
+        most: Upper limit.
     """
     best = 1
     while best < most and fits(min(2 * best, most)):
@@ -93,20 +93,20 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
 
 
 class FindMicroBatch(Callback):
-    """Finds, once the devices are known, the largest micro-batch that all of them take, and remembers it.
+    """Finds the largest micro-batch that fits on all devices, once these are known, and stores it.
 
     Args:
-        loader: Gets it.
-        most: Sequences that a device may take at a time.
-        file: Of the run's folder, where it is remembered for the same kind of device.
-        processes: Of the run.
+        loader: The loader whose micro-batch is set.
+        most: Upper limit.
+        file: File in the run's folder that stores it for the same kind of device.
+        processes: Processes of the run.
     """
 
     def __init__(self, loader: TrainingLoader, most: int, file: Path, processes: Processes) -> None:
         self.loader, self.most, self.file, self.processes = loader, most, file, processes
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Sets the micro-batch of the loader, and how many of them make a step."""
+        """Sets the micro-batch of the loader, and the number of micro-batches per step."""
         assert isinstance(pl_module, Forecaster)
         device, most = trainer.strategy.root_device, self.most
         kind = f"{torch.cuda.get_device_name(device)}, world {self.processes.world}, at most {most}"
@@ -128,7 +128,7 @@ def _remembered(file: Path, kind: str) -> int | None:
         said = json.loads(file.read_text(encoding="utf-8"))
         return int(said["micro_batch"]) if said["device"] == kind else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it is found again
+        return None  # missing or damaged: the trial is repeated
 
 
 def _smallest(found: int, world: int) -> int:
@@ -142,9 +142,9 @@ def _smallest(found: int, world: int) -> int:
 def _trial(
     forecaster: Forecaster, loader: TrainingLoader, device: torch.device, precision: Any
 ) -> Callable[[int], bool]:
-    """Returns a function that says whether a training step of so many sequences fits into a GPU's memory.
+    """Returns a function that tests whether a training step with a number of sequences fits into a GPU's memory.
 
-    The step is of a copy of the model, on the first sequence over and over, and no random number is used up.
+    It trains a copy of the model on repetitions of the first sequence, and restores the random states.
     """
     sequence = loader.dataset[0]
     autocast: Callable[[], AbstractContextManager[Any]] = precision.train_step_context

@@ -1,4 +1,4 @@
-"""Which parameters an optimiser steps, at which learning rates (one for all, or groups that a model names), and how."""
+"""Parameter groups of the optimiser: all parameters with one learning rate, or a model's own groups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bench.config import Train
 from bench.errors import ConfigError, ContractError
 
 TURNS = 10
-"""Steps within which each group of a model with `optimizers()` has its turn."""
+"""Steps within which each group of a model with `optimizers()` must be updated."""
 
 
 def takes_turns(model: nn.Module) -> bool:
-    """Returns whether a model names groups of parameters, some of which a step may leave alone."""
+    """Returns whether a model has its own parameter groups, some of which a step may not update."""
     return isinstance(model, HasOptimizers)
 
 
 def refuse_settings(model: nn.Module, train: Train) -> None:
-    """Refuses settings of one optimiser for all parameters where the model has groups with settings of their own.
+    """Refuses settings for all parameters if the model has groups with their own settings.
 
     Raises:
         ConfigError: names the setting and says where to change it.
@@ -39,20 +39,20 @@ def refuse_settings(model: nn.Module, train: Train) -> None:
     if problem is None:
         return
     raise ConfigError(
-        f"{problem}: {type(model).__name__} has learning rates and betas of its own for Adam, one for each part of it; "
+        f"{problem}: {type(model).__name__} has its own learning rates and betas for Adam, one for each of its parts; "
         "they are hyperparameters (`earthbench show model NAME`), and the schedule of train.* multiplies each rate. "
         "Leave train.lr and train.betas out; train.optimizer is adam or adamw"
     )
 
 
 def parameter_groups(model: nn.Module, train: Train) -> tuple[nn.Module | list[dict[str, Any]], float]:
-    """Returns what an optimiser is made of, and the learning rate that its schedule starts from.
+    """Returns the optimiser's parameters, and the base learning rate of its schedule.
 
-    A group of a model's own has the factor `lr_scale`, by which timm's schedules multiply, as its learning rate; that
-    of the schedule then is 1. Weights of less than two dimensions are exempt from decay, as timm does it for a model.
+    A model's own group has its learning rate as the factor `lr_scale` of timm's schedules, whose base rate is then 1.
+    Weights with fewer than two dimensions are exempt from decay, as in timm.
 
     Raises:
-        ContractError: the groups of a model do not name each of its trained parameters once.
+        ContractError: the groups of a model do not have each of its trained parameters once.
     """
     if not isinstance(model, HasOptimizers):
         return model, train.lr
@@ -75,16 +75,16 @@ def _check_named_once(model: nn.Module, named: Iterable[nn.Parameter]) -> None:
     wrong = [name for name, one in model.named_parameters() if counts[id(one)] != int(one.requires_grad)]
     if wrong:
         raise ContractError(
-            f"optimizers() of {type(model).__name__} must name every trained parameter once; it does not name "
-            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} once"
+            f"optimizers() of {type(model).__name__} must name every trained parameter once, which is not so for "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}"
         )
 
 
 def can_fuse(model: nn.Module, train: Train, *, sharded: bool) -> bool:
-    """Returns whether one kernel may update all weights: whole ones on a GPU, in a precision that allows it.
+    """Returns whether a fused kernel may update the weights: unsharded, on a GPU, in a precision that allows it.
 
-    Lightning refuses to clip the gradients of a fused optimiser in mixed precision, in bfloat16 too, where none has to
-    be unscaled; those of 16-bit floats have to be.
+    In float16, gradients must be unscaled first. Lightning also refuses to clip the gradients of a fused optimiser in
+    bfloat16, which needs no scaling.
     """
     mixed = train.precision == "16-mixed" or (train.precision == "bf16-mixed" and train.clip_norm is not None)
     return not (sharded or mixed) and all(parameter.is_cuda for parameter in model.parameters())

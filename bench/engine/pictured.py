@@ -1,4 +1,4 @@
-"""The few sequences of an evaluation that are kept for pictures."""
+"""The sequences of an evaluation that are kept for pictures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def pictured_sequences(count: int) -> list[int]:
-    """Returns the numbers of the sequences that are kept of an evaluation of so many."""
+    """Returns the numbers of the sequences kept from an evaluation of `count`."""
     return sorted({0, count // 3, 2 * count // 3})
 
 
 def coastlines_of(task: Task, split: Split, count: int) -> np.ndarray | None:
-    """Returns the coastlines of the sequences that are kept, `(N,K,2)`, see `Look.coast`; None where there are none.
+    """Returns the coastlines of the kept sequences, `(N,K,2)`, see `Look.coast`; None if there are none.
 
     Args:
-        task: On the data that were evaluated.
-        split: The split.
-        count: Sequences of the evaluation.
+        task: On the evaluated data.
+        split: The evaluated split.
+        count: Number of sequences in the evaluation.
     """
     look = Look.of(task)
     lines = [look.at(task.coordinates(split, number)).coast for number in pictured_sequences(count)]
@@ -40,13 +40,13 @@ def coastlines_of(task: Task, split: Split, count: int) -> np.ndarray | None:
 
 
 class Pictured:
-    """The first sequence, and those at a third and two thirds of what a single process sees.
+    """The first sequence, and those at one and two thirds of an evaluation in a single process.
 
-    Which they are does not depend on the batch size: forecasts of several runs are drawn beside one another.
+    The choice does not depend on the batch size, because forecasts of several runs are drawn side by side.
 
     Args:
-        task: Gives physical units and the event of ensembles.
-        count: Sequences of the evaluation; None keeps the first that comes alone.
+        task: Gives physical units and the event threshold of ensembles.
+        count: Number of sequences in the evaluation; None keeps the first one only.
     """
 
     def __init__(self, task: Task, count: int | None = None) -> None:
@@ -56,12 +56,12 @@ class Pictured:
         self._probability: Tensor | None = None
 
     def see_members(self, members: Tensor) -> None:
-        """Takes the members of the batch that is added next, `(M,B,T,H,W,C)`, for the share of them in an event."""
+        """Keeps the share of members `(M,B,T,H,W,C)` at or above the event threshold, for the batch added next."""
         if self.task.event_threshold is not None:
             self._probability = (members >= self.task.event_threshold).float().mean(0)
 
     def add(self, batch: Example, target: Tensor, forecast: Tensor) -> None:
-        """Keeps those of a batch that are wanted; target and forecast are physical, `(B,T,H,W,C)`."""
+        """Keeps the wanted sequences of a batch; target and forecast are in physical units, `(B,T,H,W,C)`."""
         numbers = range(len(target)) if self.count is None else batch.index.tolist()
         for at, number in enumerate(numbers):
             if number not in self.wanted or number in self._kept:
@@ -73,6 +73,6 @@ class Pictured:
             self._kept[number] = {name: part.detach().float().cpu().clone() for name, part in parts.items()}
 
     def sample(self) -> dict[str, Tensor]:
-        """What was kept, by part: `(N,T,H,W,C)`."""
+        """Returns the kept sequences by part, each `(N,T,H,W,C)`."""
         kept = [self._kept[number] for number in sorted(self._kept)]
         return {name: torch.stack([one[name] for one in kept]) for name in (kept[0] if kept else ())}

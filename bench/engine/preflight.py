@@ -1,4 +1,4 @@
-"""Checks of a machine before a run: each tries what the run will do, and names the remedy."""
+"""Checks before a run: each tries what the run will do on this machine, and names the remedy."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Outcome = Literal["ok", "warning", "wrong", "skipped"]
 
 _GROUP_S = 60.0
-"""How long processes may take to start, find each other, add up a number and part."""
+"""How long processes may take to start, form a group, reduce a number and leave."""
 _READING_S = 3.0
 _LITTLE_MEMORY = 2 * 10**9
 _RECORDS_BYTES = 50 * 10**6
-"""Records, logs and pictures of a run."""
+"""Space for records, logs and pictures of a run."""
 _CHECKPOINTS, _BYTES_PER_PARAMETER = 3, 12
-"""Best, last and the one being written, each with weights and Adam's two moments."""
+"""Best, last and the one being written, each with weights and Adam's two moments in float32."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Check:
     found: str
     cure: str = ""
     exit_code: int = 0
-    """2 where the input is wrong, 3 where something failed when it was tried."""
+    """2 for invalid input, 3 if something failed when it was tried."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON types."""
@@ -58,7 +58,7 @@ def checks(config: Config) -> Iterator[Check]:
     """Yields the result of each check as soon as it is known.
 
     Args:
-        config: Of the run to prepare.
+        config: Config of the planned run.
     """
     yield _tried("versions", _versions)
     device = _tried("device", lambda: _device(config))
@@ -81,18 +81,18 @@ def checks(config: Config) -> Iterator[Check]:
 
 
 def _after(name: str, other: str) -> Check:
-    return Check(name, "skipped", f"not tried before {other} is there")
+    return Check(name, "skipped", f"not tried: it needs {other}")
 
 
 def _tried(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except EarthbenchError as error:
-        # Our messages say themselves what to do.
+        # Our own messages name the remedy.
         return Check(name, "wrong", str(error), exit_code=2 if isinstance(error, UsageError) else 3)
     except Exception as error:  # a driver, a file system, a plugin: whatever breaks here would break a run
         return Check(
-            name, "wrong", f"{type(error).__name__}: {first_line(error)}", "a run would end with this error, too", 3
+            name, "wrong", f"{type(error).__name__}: {first_line(error)}", "a run would end with the same error", 3
         )
 
 
@@ -100,9 +100,9 @@ def _versions() -> Check:
     try:
         different = provenance.environment_differences()
     except FileNotFoundError:
-        return Check("versions", "warning", "constraints.txt is not there", "install the package again")
+        return Check("versions", "warning", "constraints.txt is missing", "install the package again")
     if not different:
-        return Check("versions", "ok", "every package is of the version that the tests passed on")
+        return Check("versions", "ok", "every package has the version that the tests passed with")
     cure = "pip install -c constraints.txt -e . (or the wheel) installs the tested ones; records name the difference"
     return Check("versions", "warning", f"tested -> installed: {', '.join(different)}", cure)
 
@@ -114,27 +114,18 @@ def _device(config: Config) -> Check:
 
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     found = f"{torch_device(config.device)}, torch {torch.__version__}"
+    driver = provenance.nvidia_driver()
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return Check("device", "ok", f"{found}, CUDA {torch.version.cuda}, driver {_driver()}, {', '.join(names)}")
-    if config.device == "auto" and _driver() != "none":
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        return Check("device", "ok", f"{found}, CUDA {torch.version.cuda}, driver {driver or 'unknown'}, {names}")
+    if config.device == "auto" and driver is not None:
         cure = "install a torch built for this driver's CUDA (https://pytorch.org/get-started), or give device=cpu"
-        return Check(
-            "device", "warning", f"{found}: there is an NVIDIA driver, {_driver()}, but torch sees no GPU", cure
-        )
+        return Check("device", "warning", f"{found}: NVIDIA driver {driver} is loaded, but torch sees no GPU", cure)
     return Check("device", "ok", found)
 
 
-def _driver() -> str:
-    try:
-        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, IndexError):
-        return "none"
-    return next((word for word in first.split() if word[0].isdigit() and "." in word), first)
-
-
 def _group(config: Config) -> Check:
-    """Forms a group of as many processes as the run will have, or of one per visible GPU, and lets it go."""
+    """Forms a group with the run's number of processes, or one per visible GPU, and dissolves it."""
     import torch
 
     from bench.engine.trainer import torch_device
@@ -192,13 +183,13 @@ def _memory(config: Config, usable: bool) -> Check:
     from bench.engine.trainer import torch_device
 
     free = _available_bytes()
-    found = f"{free / 1e9:.1f} GB of the machine's are free" if free is not None else "the machine's is not known"
+    found = f"{free / 1e9:.1f} GB of RAM are free" if free is not None else "free RAM is unknown"
     cure = ""
     if free is not None and free < _LITTLE_MEMORY:
         cure = "end other programs, or lower data.batch_size and data.num_workers"
     if usable and (place_ := torch_device(config.device)).startswith("cuda"):
         here, total = torch.cuda.mem_get_info(place_)
-        found += f", {here / 1e9:.1f} of {total / 1e9:.1f} GB of {place_}"
+        found += f", {here / 1e9:.1f} of {total / 1e9:.1f} GB on {place_}"
         if here < 0.8 * total:
             cure = f"another program holds {(total - here) / 1e9:.1f} GB of {place_}: see nvidia-smi"
     return Check("memory", "warning" if cure else "ok", found, cure)
@@ -226,7 +217,7 @@ def _data(config: Config, opened: dict[str, Any]) -> Check:
     counts = ", ".join(f"{len(task.dataset(split))} {split}" for split in ("train", "val", "test"))
     if not len(data):
         return Check("data", "wrong", f"{counts} sequences: nothing to train on", "`earthbench data info` says more", 2)
-    on_gpu = trainer_device(config.device)["accelerator"] == "cuda"
+    on_gpu = trainer_device(config.device)["accelerator"] == "gpu"
     processes = workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices)
     size = min(micro_batch(config), len(data))
     loader = training_loader(
@@ -275,7 +266,7 @@ def _disk(config: Config, opened: dict[str, Any]) -> Check:
             continue
         free = shutil.disk_usage(folder).free
         for one in made:
-            with suppress(OSError):  # somebody has put something there meanwhile
+            with suppress(OSError):  # it is not empty any more
                 one.rmdir()
         found.append(f"{key}={text}: {free / 1e9:.1f} GB free")
         if free < max(need, _RECORDS_BYTES):
@@ -286,7 +277,7 @@ def _disk(config: Config, opened: dict[str, Any]) -> Check:
 
 
 def _steps(config: Config, opened: dict[str, Any]) -> Check:
-    """Takes two training steps of the model, or of each of its stages, on one device; nothing is kept."""
+    """Takes two training steps of the model, or of each of its stages, on one device; the weights are discarded."""
     from bench.models import is_fitted
 
     model, task = opened["model"], opened["task"]
@@ -302,7 +293,7 @@ def _steps(config: Config, opened: dict[str, Any]) -> Check:
     reading = opened["sequences_per_s"]
     if reading < fastest:
         cure = "raise data.num_workers: reading is slower than the model"
-        found = f"{'; '.join(told)}; {reading:.3g} sequences are read per second and {fastest:.3g} could be learnt from"
+        found = f"{'; '.join(told)}; reads {reading:.3g} sequences per second, of {fastest:.3g} that it could train on"
         return Check("training step", "warning", found, cure)
     return Check("training step", "ok", "; ".join(told))
 

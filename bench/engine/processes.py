@@ -1,4 +1,4 @@
-"""Several processes of one run: who is who, and starting them where no cluster or `torchrun` has."""
+"""Several processes of one run: their ranks, and their launch unless a cluster or `torchrun` has started them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from bench.logs import LOGGED, forward_to, log
 
 _POLL_S = 0.5
 _GRACE_S = 20
-"""How long the other processes may take to end by themselves once one has."""
+"""How long the other processes may take to end by themselves after one has ended."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run."""
+    """The rank of this process, and the number of processes of its run."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def main(self) -> bool:
-        """Returns whether this is the process that writes and speaks."""
+        """Returns whether this is the process that writes files and logs."""
         return self.rank == 0
 
 
 def process_rank(devices: int, nodes: int) -> Processes:
-    """Returns this process's place, as `torchrun`, SLURM's `srun` or `launch` have told it.
+    """Returns this process's rank, as set by `torchrun`, SLURM's `srun` or `launch`.
 
     Raises:
-        ConfigError: others started another number of processes than `devices * nodes`.
+        ConfigError: the number of started processes is not `devices * nodes`.
     """
     world = devices * nodes
     if world == 1:
@@ -61,17 +61,17 @@ _turns = itertools.count()
 
 @contextmanager
 def main_process_lock(processes: Processes, hold: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """The first process holds what another run may hold for hours; the others wait for it without a limit of time.
+    """Enters a context in the main process, which may wait for another run for hours; the others wait without limit.
 
-    In a collective they would wait as long as the group's limit (10 minutes under NCCL) and then end the run; so they
-    ask the group's key-value store, which never gives up.
+    A collective operation would end the run after the group's timeout (10 minutes under NCCL); so the others poll the
+    group's key-value store.
 
     Args:
-        processes: Several have to have formed a group; each has to come here as often as the others.
-        hold: Makes the context; it returns from entering once it is held.
+        processes: Several of them must have formed a group, and must call this equally often.
+        hold: Makes the context, which is entered once the lock is held.
 
     Raises:
-        RunFailedError: in the others, if the first process could not hold it; it says why itself.
+        RunFailedError: in the other processes, if the main one could not enter; it reports the reason itself.
     """
     if processes.world == 1:
         with hold():
@@ -98,10 +98,10 @@ def main_process_lock(processes: Processes, hold: Callable[[], AbstractContextMa
 
 
 def has_to_launch(devices: int, nodes: int) -> bool:
-    """Returns whether this run needs processes that nobody has started yet.
+    """Returns whether this process must launch the run's processes.
 
     Raises:
-        ConfigError: on several nodes, where only a cluster's launcher can start them.
+        ConfigError: there are several nodes, where only a cluster's launcher can start them.
     """
     started = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if devices * nodes == 1 or started:
@@ -115,12 +115,12 @@ def has_to_launch(devices: int, nodes: int) -> bool:
 
 
 def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
-    """Calls `function(**arguments)` in new processes of this machine and returns what the first returned.
+    """Calls `function(**arguments)` in new processes on this machine and returns the result of the first.
 
-    What they log is logged here.  Signals go on to the processes; one that fails ends the others.
+    Their logs go to this process's logger, and signals to this process go to them.  One that fails ends the others.
 
     Raises:
-        EarthbenchError: the first one that a process ended with, of the same kind.
+        EarthbenchError: the error of the first process that failed, of the same class.
     """
     import torch.multiprocessing as processes
 
@@ -152,7 +152,7 @@ def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
 
 
 def _receive(receiver: Connection, rank: int, told: dict[int, tuple[str, Any]]) -> None:
-    with suppress(EOFError):  # it ended without a word
+    with suppress(EOFError):  # it ended without a message
         while rank not in told and receiver.poll():
             kind, content = receiver.recv()
             if kind == LOGGED:
@@ -167,7 +167,7 @@ def _all_ended(context: Any) -> bool:
     try:
         return bool(context.join(timeout=0.1, grace_period=_GRACE_S))
     except (ProcessExitedException, ProcessRaisedException):
-        return True  # what they said is in the pipes
+        return True  # their errors are in the pipes
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def _process(
         sender.send(("returned", found if rank == 0 else None))
     except EarthbenchError as error:
         sender.send((type(error).__name__, str(error)))
-        time.sleep(1)  # the others may be about to say why themselves
+        time.sleep(1)  # the others may be about to report the reason, too
         os._exit(error.exit_code)
     except BaseException:
         import traceback

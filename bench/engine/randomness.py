@@ -1,4 +1,4 @@
-"""The states of all random numbers that a model may draw in training, as a checkpoint holds them."""
+"""The random states that a training depends on, in the form that checkpoints store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def random_states(device: torch.device = _CPU) -> dict[str, Any]:
     """Returns this process's random states as tensors and plain values, which `weights_only` loads.
 
     Args:
-        device: Where the process computes. Of CUDA devices its own is kept, not all that are visible: what the others
-            draw is other processes' matter, and they need not be there when the training is continued.
+        device: Where the process computes. Only the state of this CUDA device is kept, because others belong to other
+            processes and may be missing when the training is resumed.
     """
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()
@@ -32,14 +32,14 @@ def random_states(device: torch.device = _CPU) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device | None = None) -> str | None:
-    """Restores what `random_states` returned, independent of the device of a checkpoint's tensors.
+    """Restores what `random_states` returned, on whatever device a checkpoint's tensors are.
 
     Args:
-        states: Of this code, or of older one, which kept those of all visible CUDA devices in a list.
-        device: Where the process computes; None for the current CUDA device, or the CPU where there is none.
+        states: From this code, or from older code, which kept those of all visible CUDA devices in a list.
+        device: Where the process computes; None for the current CUDA device, or the CPU if there is none.
 
     Returns:
-        Why the training will draw other numbers than the unbroken one, or None where it draws the same.
+        Why the training will draw other numbers than an uninterrupted one, or None if it draws the same.
     """
     torch.set_rng_state(states["torch"].cpu())
     version, words, gauss = states["python"]
@@ -51,19 +51,19 @@ def restore_random_states(states: dict[str, Any], device: torch.device | None = 
     kept = states.get("cuda")
     if device.type != "cuda":
         on_gpu = isinstance(kept, torch.Tensor)  # a list is also in checkpoints of trainings on a CPU beside GPUs
-        return "it was trained on a GPU and goes on on a CPU" if on_gpu else None
+        return "it was trained on a GPU and resumes on a CPU" if on_gpu else None
     if kept is None:
-        return "it was trained on a CPU and goes on on a GPU"
+        return "it was trained on a CPU and resumes on a GPU"
     index = torch.cuda.current_device() if device.index is None else device.index
     if isinstance(kept, list):
         visible, count = torch.cuda.device_count(), len(kept)
         if index >= count:
-            return f"the checkpoint has the states of {count} CUDA devices, and this one is number {index}, from 0"
+            return f"the checkpoint has the states of {count} CUDA devices, but not of device {index}"
         torch.cuda.set_rng_state(kept[index].cpu(), index)
         if visible < count:
             return (
-                f"the checkpoint has the states of {count} CUDA devices and {visible} is visible: those of device "
-                f"{index} are taken, and bits differ if it was trained on another"
+                f"the checkpoint has the states of {count} CUDA devices, and {visible} is visible: the state of device "
+                f"{index} is used, and results differ if it was trained on another"
             )
         return None
     torch.cuda.set_rng_state(kept.cpu(), index)

@@ -1,10 +1,11 @@
-"""One run from config to record: train where there is something to train, evaluate, publish, draw."""
+"""One run from config to record: train if there is something to train, evaluate, publish, draw."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from bench.checkpoint_format import SHARED, fetched, local_weights
 from bench.config import Config, fingerprint, numbers_only, stored
 from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
-from bench.data.plausibility import refuse_constant
+from bench.data.plausibility import refuse_constant, refuse_empty
 from bench.engine.callbacks.progress import evaluation_meter
 from bench.engine.callbacks.signals import SignalWatch, TakeSignals
 from bench.engine.ensembles import Ensemble, check_added
@@ -27,7 +28,6 @@ from bench.engine.evaluate import (
     EvaluationSettings,
     evaluate_with_sample,
     failed_record,
-    refuse_empty,
     sample_arrays,
     work_folder,
 )
@@ -40,7 +40,7 @@ from bench.engine.runfolder import checkpoint_lock, run_lock
 from bench.engine.summaries import summary_beside
 from bench.engine.train import checkpoints_of
 from bench.engine.trainer import arithmetic, form_group, trainer_device
-from bench.errors import ConfigError, DataError, RunFailedError, first_line, one_message
+from bench.errors import ConfigError, DataError, RunFailedError, counted, first_line, one_message
 from bench.files import check_writable
 from bench.logs import console_level, log, only_in_files, run_log, said_to
 from bench.models import has_weights, load_model, load_weights, made_from, options_of_weights
@@ -58,7 +58,7 @@ from bench.tasks import Task, load_task
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind."""
+    """The result of a run."""
 
     record: RunRecord
     record_path: AnyPath
@@ -66,22 +66,22 @@ class Outcome:
     sample: dict[str, np.ndarray]
     """First sequence: context, target and forecast, physical units, `(T,H,W)`."""
     folder: Path | None = None
-    """Of the run: checkpoints, logs, pictures; None for a record that was there before."""
+    """The run's folder of checkpoints, logs and pictures; None for a record of an earlier run."""
     peak_memory_bytes: int | None = None
-    """At most in use of the GPU's memory, or of the machine's where there is no GPU."""
+    """Peak use of the GPU's memory, or of the machine's without a GPU."""
 
 
 def run(config: Config, *, training: bool, again: bool = True, say: Callable[[str], None] | None = None) -> Outcome:
-    """Runs a config to its record; where it asks for several devices, in as many processes.
+    """Runs a config to its record, with several devices in as many processes.
 
     Args:
         config: The checked config.
-        training: Train a model that has weights; without, evaluate `config.checkpoint` or the fresh weights.
-        again: Also where a record of this config on this data exists; False returns that one.
-        say: Deprecated: what it was told is logged by the logger `earthbench`.
+        training: Train a model that has weights; False evaluates `config.checkpoint` or the fresh weights.
+        again: Run even if there is a record of this config on this data; False returns that record.
+        say: Deprecated: its messages are now logged by the logger `earthbench`.
 
     Raises:
-        EarthbenchError: of the kind that says what went wrong; a run that had started leaves a failure record.
+        EarthbenchError: of the class that fits the failure; a run that had started leaves a failure record.
     """
     if say is not None:
         with said_to(say):
@@ -97,7 +97,7 @@ def run(config: Config, *, training: bool, again: bool = True, say: Callable[[st
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run was asked for, opened and checked."""
+    """A run after its config was checked and its data were opened."""
 
     config: Config
     task: Task
@@ -109,15 +109,15 @@ class _Job:
     train: bool
     """Whether there is something to train."""
     identity: TrainingIdentity | None
-    """Of the training, where there is something to train."""
+    """Identity of the training; None if there is nothing to train."""
     described: dict[str, Any]
-    """What every record of it says."""
+    """Fields that every record of the run repeats."""
 
 
 def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: bool, again: bool) -> Outcome:
     import lightning
 
-    # refuses a device that is not there before data is read
+    # refuses a missing device before data is read
     trainer_device(config.device, config.devices, config.nodes, config.strategy)
     if config.device == "mps":
         log.info("device=mps: operations that it lacks run on the CPU, and scores are summed there in float64")
@@ -129,13 +129,14 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     task, test_task = _tasks(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.model.name, task, **config.model.options)
-    if not has_weights(model):  # what it takes from the task is then that of the data to evaluate on
+    if not has_weights(model):  # it then takes its defaults from the data to evaluate on
         model = load_model(config.model.name, test_task, **config.model.options)
     named = fingerprint(numbers_only(config))
     described = {"config": stored(config), "config_fingerprint": named, "seed": config.seed}
     check_added(test_task, config.evaluate.metrics)
-    refuse_empty(test_task, config.split)  # before hours of training
-    refuse_constant(test_task.dataset(config.split))
+    tested = test_task.dataset(config.split)
+    refuse_empty(tested)  # before hours of training
+    refuse_constant(tested)
     train = training and has_weights(model)
     if train:  # an evaluation starts again
         without = "" if config.train.resume else " without train.resume=false"
@@ -149,7 +150,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     if not again:
         done = _find_done(job, type(model))
         if done is not None:
-            log.info(f"done before: {done.record_path}")
+            log.info(f"already recorded: {done.record_path}")
             return done
     names_folder = named if identity is None else identity.name
     folder = work_folder(work, task.name, config.model.name, names_folder)
@@ -203,7 +204,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
             num_workers=workers(config.data.num_workers, on_gpu=on_gpu, devices=config.devices),
             timeout_s=config.data.timeout_s,
             compile=config.train.compile,
-            progress=config.progress and console_level() <= logging.INFO,
+            progress=config.progress and console_level() <= logging.INFO and sys.stdout.isatty(),
             ensemble=None if asked.members is None else Ensemble(asked.members, asked.member_seed),
             added_metrics=asked.metrics,
             processes=processes,
@@ -237,7 +238,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
 def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.ndarray], folder: Path) -> Path | None:
     """Writes the sample, the learning curve and the picture of a run, and returns the picture's path.
 
-    The record is published by now: a failure here is a warning, and the run is complete without these.
+    The record is published by now, so a failure here is only a warning.
     """
     config, task, drawn = job.config, job.task, folder / f"forecast-{record.run_id}.png"
 
@@ -246,7 +247,7 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
     def sample() -> None:
         assert record.data is not None
         coast = coastlines_of(job.test_task, config.split, record.data.sequence_count)
-        # of several processes, the first keeps the sequences that it sees alone
+        # with several processes, the main one keeps only its first sequence
         more = {} if coast is None or len(coast) != len(sequences["target"]) else {"coast": coast}
         write_sample(sequences | more, record, job.results)
 
@@ -272,14 +273,14 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
             write()
         except (DataError, OSError) as error:
             log.warning(f"warning: {error}; the record is complete without it")
-        except Exception as error:  # of a library that draws: hours of training do not fail for a picture
+        except Exception as error:  # e.g. of matplotlib: hours of training must not fail for a picture
             log.debug("traceback:", exc_info=True)
             log.warning(f"warning: {type(error).__name__}: {first_line(error)}; the record is complete without it")
     return drawn if drawn.is_file() else None
 
 
 def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Tells what of the model's forecasts the config sets otherwise, such as fewer steps of a sampler in a trial."""
+    """Logs options of the model's forecasts that differ from their defaults, e.g. fewer steps of a sampler."""
     made = made_from(model)
     changed = [
         f"{key}={options[key]} (default {made.defaults.get(key)})"
@@ -291,7 +292,7 @@ def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def _tasks(config: Config) -> tuple[Task, Task]:
-    """Returns the task on the training data and on the data to evaluate on."""
+    """Returns the task on the training data, and on the data to evaluate on."""
     if config.data.root is None:
         raise ConfigError(
             "data.root is not set: give data.root=DIR, or try `earthbench quickstart`, which makes its own data"
@@ -310,14 +311,14 @@ def _tasks(config: Config) -> tuple[Task, Task]:
 
 
 def _find_done(job: _Job, model: type) -> Outcome | None:
-    """Returns what an earlier run of the same config on the same data left, or None."""
+    """Returns the outcome of an earlier run of the same config on the same data, or None."""
     expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)
     return Outcome(record, record_path(job.results, record), None, {}) if record else None
 
 
 def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, TrainingSummary]:
-    """Returns the model with the trained weights, and how they came about."""
+    """Trains a model, and returns it with the weights to evaluate, and the summary of the training."""
     from bench.engine.stages import train_stages
     from bench.engine.train import train
 
@@ -329,7 +330,7 @@ def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, Traini
     summary = one_or_all(
         model, task, config, job.watch, job.processes, folder=folder, checkpoints=checkpoints, identity=job.identity
     )
-    if config.strategy == "fsdp":  # the trained one is in pieces
+    if config.strategy == "fsdp":  # the trained model is sharded
         model = load_model(config.model.name, task, **config.model.options)
     best = fetched(checkpoints / f"{summary.weights}.ckpt", folder / "fetched" / str(job.processes.rank))
     load_weights(model, best)
@@ -337,7 +338,7 @@ def _train(job: _Job, model: nn.Module, folder: Path) -> tuple[nn.Module, Traini
 
 
 def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
-    """Refuses a run that would train on what it is selected or evaluated on.
+    """Refuses a run that would train on events that it selects weights by or is evaluated on.
 
     Raises:
         ConfigError: lists the shared events.
@@ -353,6 +354,6 @@ def refuse_shared_events(task: Task, test_task: Task, config: Config) -> None:
         pairs.append(("val", val, "the evaluated test", test_task.dataset("test")))
     for one, seen, other, data in pairs:
         if shared := seen_events(seen, data):
-            problems.append(f"{one} and {other} share {len(shared)} events: {', '.join(shared[:5])}")
+            problems.append(f"{one} and {other} share {counted(len(shared), 'event')}: {', '.join(shared[:5])}")
     if problems:
         raise ConfigError(one_message("the splits are not separate; the scores would be optimistic:", problems))

@@ -1,4 +1,4 @@
-"""The folder of one run: its owner and its state.  No torch: `earthbench status` reads it."""
+"""The folder of a run: its lock, owner and progress.  Imports no torch, because `earthbench status` reads it."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from bench.safe_text import without_secrets
 State = Literal["running", "done", "failed", "stopped", "killed"]
 _LOCK, _OWNER, _PROGRESS = ".lock", "owner.json", "progress.json"
 _WAIT_S = 1.0
-"""`earthbench status` touches a lock for a moment; a run outlasts that."""
+"""`earthbench status` holds a lock for a moment; a run waits longer than that."""
 _ORPHANS_S = 15.0
-"""The loaders of a killed run were forked with its lock, and need up to five seconds to notice that they are alone."""
+"""Loader processes of a killed run inherited its lock, and need up to five seconds to notice that they are orphans."""
 
 
 class Owner(BaseModel):
-    """Who holds a run's folder, or held it last."""
+    """The process that holds a run's folder, or held it last."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     pid: int
     host: str
     job: str | None
-    """The scheduler's number of the job, where there is one."""
+    """The scheduler's job id, if any."""
     started_utc: str
     config_fingerprint: str
     ended: Literal["done", "failed", "stopped"] | None = None
-    """How it left the folder; None while it is there, and after a kill."""
+    """How the run ended; None while it is running, and after a kill."""
     why: str | None = None
     """The first line of the error it ended with."""
 
 
 class Progress(BaseModel):
-    """The progress of a run, as it last reported."""
+    """The last reported progress of a run."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -53,27 +53,27 @@ class Progress(BaseModel):
     epoch: int = 0
     """Counted from 1; 0 in an evaluation."""
     epochs: int = 0
-    """At most."""
+    """Upper limit of epochs."""
     done: int
     """Optimiser steps, or batches of an evaluation."""
     total: int
     loss: float | None = None
-    """The last finite one of the training."""
+    """The last finite training loss."""
     score_name: str | None = None
     score: float | None = None
-    """Of the last validation: what checkpoints are selected by."""
+    """Score of the last validation, by which checkpoints are selected."""
     sequences_per_s: float | None = None
-    """Over all processes, in the last minute or so."""
+    """Over all processes, in about the last minute."""
     waiting_share: float | None = None
-    """Of the time in which the training process waits for data, 0 to 1."""
+    """Share of time that the training process waits for data, 0 to 1."""
     device_gb: float | None = None
-    """Peak of the memory that tensors took on this process's GPU."""
+    """Peak memory of tensors on this process's GPU, GB."""
     left_s: float | None = None
-    """Of the whole training or evaluation, if nothing ends it early."""
+    """Remaining seconds of the training or evaluation, if nothing ends it early."""
     updated_utc: str = ""
 
     def __str__(self) -> str:
-        """Returns a line without the place: epoch, loss, score, speed and time left."""
+        """Returns one line: epoch, step, loss, score, speed and time left."""
         parts = [f"epoch {self.epoch} of {self.epochs}"] if self.phase == "training" else ["evaluation"]
         parts.append(f"{'step' if self.phase == 'training' else 'batch'} {self.done:,} of {self.total:,}")
         parts += [f"loss {self.loss:.4g}"] if self.loss is not None else []
@@ -86,7 +86,7 @@ class Progress(BaseModel):
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in the unit that a reader would choose."""
+    """Returns a duration in a readable unit: days, h, min or s."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -101,7 +101,7 @@ def write_progress(folder: Path, progress: Progress) -> None:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Returns the last reported progress of a folder's run, None where there is none."""
+    """Returns the last reported progress of a folder's run, or None."""
     try:
         return Progress.model_validate_json((folder / _PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError, ValidationError):
@@ -110,12 +110,12 @@ def read_progress(folder: Path) -> Progress | None:
 
 @contextmanager
 def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds a run's folder; the operating system lets go of it when the process ends, however it ends.
+    """Locks a run's folder; the operating system releases it when the process ends, however it ends.
 
     Args:
-        folder: Made if it is not there.
-        config_fingerprint: Of the run.
-        wait: Until another process that holds it has ended, such as a job of the same sweep that trains for both.
+        folder: Made if it does not exist.
+        config_fingerprint: Fingerprint of the run's config.
+        wait: Wait until another process releases it, such as a job of the same sweep that trains for both.
 
     Raises:
         ConfigError: another process holds it, and `wait` is False; names process and machine.
@@ -129,7 +129,7 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
     try:
         before = read_owner(folder)
         if before is not None and before.ended is None:
-            log.info(f"takes over from process {before.pid} on {before.host}, which died without a message")
+            log.info(f"taking over from process {before.pid} on {before.host}, which died without a message")
         owner = Owner(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -158,9 +158,9 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
 
 @contextmanager
 def checkpoint_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a run's local folder of checkpoints that lies apart from its own (`train.checkpoints`).
+    """Locks a local folder of checkpoints outside the run's folder (`train.checkpoints`).
 
-    Two runs with different `work` find the same one there.
+    Runs with different `work` share it.
 
     Raises:
         ConfigError: another process holds it, and `wait` is False.
@@ -172,10 +172,10 @@ def checkpoint_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     except Timeout as error:
         if not wait:
             raise ConfigError(
-                f"the checkpoints in {folder} are in use: the same training is under way with another work=DIR. Wait "
+                f"the checkpoints in {folder} are in use: the same training is running with another work=DIR. Wait "
                 "for it, or change train.checkpoints=DIR."
             ) from error
-        log.info(f"waits for another process, which holds the checkpoints in {folder}")
+        log.info(f"waiting for another process, which holds the checkpoints in {folder}")
         lock.acquire()
     try:
         yield
@@ -191,10 +191,10 @@ def _acquire_from_another(lock: FileLock, folder: Path, wait: bool) -> None:
         who = f"process {owner.pid} on {owner.host}, since {owner.started_utc}" if owner else "another process"
         if not wait:
             raise ConfigError(
-                f"run folder {folder} is in use by {who}: the same run is under way there. Wait for it, or change the "
+                f"run folder {folder} is in use by {who}: the same run is active there. Wait for it, or change the "
                 "config, the seed or work=DIR."
             ) from error
-        log.info(f"waits for {who}, which holds {folder}")
+        log.info(f"waiting for {who}, which holds {folder}")
         lock.acquire()
 
 
@@ -205,7 +205,7 @@ def _is_gone(owner: Owner) -> bool:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is somebody else's
+    except OSError:  # a process of another user
         return False
     return False
 
@@ -213,7 +213,7 @@ def _is_gone(owner: Owner) -> bool:
 def _leave_no_trace(folder: Path) -> None:
     for path in (folder / _OWNER, folder / _LOCK, folder / _PROGRESS, *folder.glob("run*.log")):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # there is something else in it
+    with suppress(OSError):  # not empty
         folder.rmdir()
 
 
@@ -223,7 +223,7 @@ def _write(folder: Path, owner: Owner) -> None:
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Returns who holds or held a run's folder, or None where that is unknown."""
+    """Returns the process that holds or held a run's folder, or None if unknown."""
     try:
         return Owner.model_validate(json.loads((folder / _OWNER).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
@@ -231,7 +231,7 @@ def read_owner(folder: Path) -> Owner | None:
 
 
 def state(folder: Path, owner: Owner) -> State:
-    """Returns the state of a run; `killed` where nobody holds the folder and no end was recorded."""
+    """Returns the state of a run; `killed` if no process holds the folder and no end was recorded."""
     if owner.ended is not None:
         return owner.ended
     lock = FileLock(folder / _LOCK)

@@ -20,7 +20,7 @@ from bench.records.schema import MetricStatistics
 
 @dataclass(frozen=True)
 class Scored:
-    """What an evaluation found, of all processes, as plain numbers and arrays: nothing of it is on a device."""
+    """The results of an evaluation over all processes, as plain numbers and numpy arrays."""
 
     scores: dict[str, float]
     counts: dict[str, list[list[int]]] | None
@@ -32,9 +32,9 @@ class Scorer(nn.ModuleDict):
     """The metrics of an evaluation by name.
 
     Args:
-        scorings: How each is used, by name; see `scorings_of`.
-        metrics: By the same names.
-        cell_weights: Gives the task's, for metrics that take them.
+        scorings: How each metric is used, by name; see `scorings_of`.
+        metrics: The metrics, by the same names.
+        cell_weights: Returns the task's weights of cells, for metrics that take them.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Scorer(nn.ModuleDict):
         return {name: metric for name, metric in self.named() if metric_traits(metric).takes_events}
 
     def reset(self) -> None:
-        """Starts the scores afresh."""
+        """Resets the scores."""
         for _, metric in self.named():
             metric.reset()
 
@@ -71,9 +71,9 @@ class Scorer(nn.ModuleDict):
         """Adds a batch to all metrics.
 
         Args:
-            seen: Physical values by what a metric sees of them, one or more of each.
+            seen: Physical values by what a metric sees of them (`Sees`), each one or more tensors.
             target: Physical values `(B,T,H,W,C)`.
-            labels: What the data hold besides.
+            labels: Labels of the data.
             events: The event of each sequence, `(B,)`, once events are tracked.
         """
         with shared_work():
@@ -88,11 +88,11 @@ class Scorer(nn.ModuleDict):
                     metric.update(given[..., of], target[..., of], *own, **options)
 
     def scored(self) -> Scored:
-        """Returns all that was found; every process has to ask, while the group still takes the metrics' states."""
+        """Returns all results; every process must call it, while the group can still gather the metrics' states."""
         return Scored(self.computed(), self.counts(), self.curves(), self.statistics())
 
     def computed(self) -> dict[str, float]:
-        """Returns all scores of what was evaluated since the last start, by name."""
+        """Returns all scores since the last reset, by name."""
         found: dict[str, float] = {}
         for name, metric in self.named():
             ending = self.scorings[name].ending
@@ -100,10 +100,10 @@ class Scorer(nn.ModuleDict):
         return found
 
     def directions(self) -> dict[str, Better | None]:
-        """Returns which way each score of `computed` is better, as its metric says; None where it says nothing.
+        """Returns the direction of each score of `computed` as declared by its metric; None if undeclared.
 
-        A metric says so by `better`, which has the direction by what a score's name begins with, or, where all its
-        scores have the same one, by torchmetrics' `higher_is_better`.
+        A metric declares it by `better`, with directions by prefix of a score's name, or, if all its scores have the
+        same direction, by torchmetrics' `higher_is_better`.
         """
         found: dict[str, Better | None] = {}
         for name, metric in self.named():
@@ -120,7 +120,7 @@ class Scorer(nn.ModuleDict):
         return {name: dict(how.options) for name, how in self.scorings.items()}
 
     def statistics(self) -> dict[str, tuple[MetricStatistics, dict[str, Any]]]:
-        """Returns, of the metrics that keep any, the statistics per event and how they become scores."""
+        """Returns the statistics per event of metrics that keep any, and how they become scores."""
         found = {}
         for name, metric in self._tracking().items():
             with metric.sync_context():  # over all processes
@@ -134,7 +134,7 @@ class Scorer(nn.ModuleDict):
         return found
 
     def curves(self) -> dict[str, dict[str, list[float | None]]]:
-        """Returns reliability curves and rank histograms, where a metric has them."""
+        """Returns reliability curves and rank histograms, if a metric has them."""
         found: dict[str, dict[str, list[float | None]]] = {}
         for _, metric in self.named():
             if isinstance(metric, HasCurves):
@@ -143,7 +143,7 @@ class Scorer(nn.ModuleDict):
         return found
 
     def counts(self) -> dict[str, list[list[int]]] | None:
-        """Returns the contingency counts, where a metric of the task keeps them."""
+        """Returns the contingency counts of the first metric that keeps them, or None."""
         for _, metric in self.named():
             if isinstance(metric, HasCounts):
                 with metric.sync_context():  # over all processes

@@ -1,4 +1,4 @@
-"""Models trained in stages: each stage has its own folder, resumes there and is reused by other runs."""
+"""Training of models in stages: each stage has its own folder, where it resumes and other runs reuse it."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ def train_stages(
     checkpoints: AnyPath,
     identity: TrainingIdentity,
 ) -> TrainingSummary:
-    """Trains all stages of a model in place, one after the other, and returns how they went together.
+    """Trains all stages of a model in place, in order, and returns a common summary.
 
     A stage's folder is named by what its weights depend on: its own hyperparameters and settings, the data, the seed
-    and the stages before it. Another model or another run of the same stage uses the weights that lie there. The whole
-    model's weights go to `checkpoints`.
+    and the stages before it. Other models and runs with the same stage use its weights. The whole model's weights go to
+    `checkpoints`.
 
     Args:
         model: Trained in place.
         task: Gives the train and val splits.
-        config: The run's config; `train.stages` holds what differs by stage.
+        config: The run's config; `train.stages` holds the settings that differ by stage.
         watch: Signals, which may end it.
-        processes: This one among those that train together.
+        processes: Rank and number of the processes that train together.
         folder: The run's own folder.
         checkpoints: Where the weights of the whole model and the summary go.
-        identity: Of the training of the whole model.
+        identity: Identity of the training of the whole model.
 
     Raises:
-        ConfigError: settings of a stage that does not exist, or that are not allowed; weights that are not of a stage.
-        DataError: the train split is empty, or a file of weights is not there.
+        ConfigError: settings of a stage are unknown or not allowed, or given weights do not belong to the stage.
+        DataError: the train split is empty, or a file of weights is missing or damaged.
         RunFailedError: the loss is not finite, or memory ran out.
-        InterruptedRunError: a signal came; the checkpoint of the stage is written.
+        InterruptedRunError: a signal arrived; the checkpoint of the stage is written.
     """
     stages: Sequence[Stage] = model.stages()  # type: ignore[operator]
     settings = {stage.name: _settings(config, stage.name) for stage in stages}
@@ -76,7 +76,7 @@ def train_stages(
     if config.train.budget is not None:
         key, seconds = config.train.budget
         raise ConfigError(
-            f"train.{key}={seconds:g}: {config.model.name} is trained in stages, each with a budget of its own: set "
+            f"train.{key}={seconds:g}: {config.model.name} is trained in stages, each with its own budget: set "
             + " ".join(f"train.stages.{name}.{key}=S" for name in settings)
         )
     summaries: dict[str, TrainingSummary | None] = {}
@@ -101,7 +101,7 @@ def train_stages(
         own = folder.parent.parent / "stages" / f"{stage.name}-{before[-1][:12]}"
         stage_checkpoints = checkpoints_of(stage_config, own)
         log.info(f"stage {stage.name} ({number + 1} of {len(stages)}): {own}")
-        # A stage starts alike whether the one before it was trained just now or long ago.
+        # A stage starts from the same random state whether the one before it was trained now or earlier.
         lightning.seed_everything(config.seed + number, workers=True, verbose=False)
         if not (config.train.resume and (stage_checkpoints / LAST).exists()):
             _prepare(stage, task, config)
@@ -109,6 +109,7 @@ def train_stages(
             done = train(
                 stage.module, task, stage_config, watch, processes,
                 folder=own, checkpoints=stage_checkpoints, identity=own_identity,
+                whole=model if stage is stages[-1] else None,
             )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
@@ -122,7 +123,7 @@ def train_stages(
 
 
 def _settings(config: Config, stage: str) -> tuple[Train, Data, str | None]:
-    """Returns the settings of a stage, how it is fed, and the file of weights to use instead of training it."""
+    """Returns the training and data settings of a stage, and the file of weights to use instead of training it."""
     own = dict(config.train.stages.get(stage, {}))
     checkpoint = own.pop(_CHECKPOINT, None)
     of_data = {key: own.pop(key) for key in _OF_DATA if key in own}
@@ -134,7 +135,7 @@ def _settings(config: Config, stage: str) -> tuple[Train, Data, str | None]:
     except ValidationError as error:
         problems = explain(error, part, prefix=f"train.stages.{stage}.")
         raise ConfigError(one_message("the config is not valid:", problems)) from error
-    # The only score that a stage has.
+    # A stage has no other score.
     stop = settings.early_stopping.model_copy(update={"monitor": "val/loss", "mode": "min"})
     return settings.model_copy(update={"early_stopping": stop}), data, checkpoint
 
@@ -147,18 +148,18 @@ def _refuse_unknown(base: Train, names: list[str]) -> None:
 
 
 def _load(stage: Stage, path: str, identity: TrainingIdentity, task: Task, *, anyway: bool) -> Trained:
-    """Loads a stage's weights from a file, and returns what they are.
+    """Loads a stage's weights from a file, and returns where they come from.
 
     Raises:
         ConfigError: they are of another stage or task, or were trained with other hyperparameters or by other code.
-        DataError: there is no such file, or it is damaged.
+        DataError: the file is missing or damaged.
     """
     key = f"train.stages.{stage.name}.checkpoint={path}"
     file = local_folder(path, f"train.stages.{stage.name}.checkpoint")
     if not file.is_file():
         raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
     given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
-    if given.identity is not None and given.identity.stage is not None:  # what this very command leaves
+    if given.identity is not None and given.identity.stage is not None:  # written by this function's trainings
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
         problems += task_differences(given.identity, task)
         if problems:
@@ -178,7 +179,7 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity, task: Task, *, an
 
 
 def _prepare(stage: Stage, task: Task, config: Config) -> None:
-    """Lets a stage see all training data once, where it asks for that."""
+    """Passes all training data once to a stage that asks for it."""
     if stage.prepare is None:
         return
     try:
@@ -188,7 +189,7 @@ def _prepare(stage: Stage, task: Task, config: Config) -> None:
 
 
 def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
-    """Yields all contexts and targets that are trained on, normalised, in batches, and their labels."""
+    """Yields normalised contexts and targets, and labels, of the training data in batches."""
     data, processes = task.dataset("train"), workers(config.data.num_workers, on_gpu=False, devices=1)
     loader = evaluation_loader(
         data.source, batch_size=config.data.batch_size, num_workers=processes, limit=config.train.limit
@@ -200,7 +201,7 @@ def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
 def _together(
     summaries: dict[str, TrainingSummary | None], task: Task, train: Train, identity: TrainingIdentity
 ) -> TrainingSummary:
-    """Returns one summary of all stages: sums of what adds up, and the last stage's loss."""
+    """Returns one summary of all stages: sums of steps and times, and the last stage's loss."""
     trained = {name: summary for name, summary in summaries.items() if summary is not None}
     because = [
         f"{name}: {summary.stopped_because if summary else 'given weights'}" for name, summary in summaries.items()
@@ -227,6 +228,6 @@ def _together(
 
 
 def _sum(seconds: Iterable[float | None]) -> float | None:
-    """Returns the sum over the stages; None where there is none, or one does not say."""
+    """Returns the sum over the stages; None without stages, or if a value is unknown."""
     known = list(seconds)
     return sum(s for s in known if s is not None) if known and None not in known else None

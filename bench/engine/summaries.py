@@ -25,7 +25,7 @@ SUMMARY = "training.json"
 
 
 def settings_and_data(task: Task, train: Train, identity: TrainingIdentity) -> dict[str, Any]:
-    """Returns what every summary of a run says of its settings and its training data."""
+    """Returns the fields of a summary on its settings and its training data."""
     return {
         "identity": identity,
         "settings": content_without_secrets(train.model_dump(mode="json")),
@@ -35,7 +35,7 @@ def settings_and_data(task: Task, train: Train, identity: TrainingIdentity) -> d
 
 
 def read_summary(path: AnyPath) -> TrainingSummary | None:
-    """Returns the summary that a training left, or None.
+    """Returns the summary of a training from its file, or None if there is none.
 
     Raises:
         DataError: it is not readable.
@@ -49,11 +49,11 @@ def read_summary(path: AnyPath) -> TrainingSummary | None:
 
 
 def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | None:
-    """Returns how the weights of a run's own checkpoint came about; None for a file from elsewhere.
+    """Returns the summary of the training of a run's checkpoint; None for a file from elsewhere.
 
     Args:
-        checkpoint: The file, where the run left it.
-        model: Has its weights.
+        checkpoint: The file, where the run wrote it.
+        model: The model that has loaded it.
     """
     stem, weights = checkpoint.stem, trained(model)
     if weights is not None and weights.path is not None and weights.path.name == SHARED:
@@ -63,12 +63,12 @@ def summary_beside(checkpoint: AnyPath, model: nn.Module) -> TrainingSummary | N
     if summary is None or weights is None or weights.identity is None:
         return None
     if summary.identity != weights.identity or summary.checkpoints.get(stem) != seal_of(checkpoint):
-        return None  # of a training that began there since, or of weights that lay there before
+        return None  # the summary is of another training in this folder, later or earlier
     return summary.model_copy(update={"weights": stem})
 
 
 def _shared_summary(path: Path, identity: TrainingIdentity | None) -> TrainingSummary | None:
-    """Returns how shared weights came about, as the `config.json` beside them says; its checksum was compared."""
+    """Returns the training summary in the `config.json` beside shared weights, whose checksum was verified."""
     said = shared_config(path).get("training")
     if said is None or identity is None:
         return None
@@ -80,7 +80,7 @@ def _shared_summary(path: Path, identity: TrainingIdentity | None) -> TrainingSu
 
 
 def write_summary(summary: TrainingSummary, path: AnyPath) -> None:
-    """Writes how a training went, whole or not at all."""
+    """Writes the summary of a training, whole or not at all."""
     text = summary.model_dump_json(indent=1) + "\n"
     if isinstance(path, Path):
         with replacing(path) as part:

@@ -52,7 +52,7 @@ from bench.engine.trainer import quiet_lightning, trainer_device, translated_err
 from bench.errors import ConfigError, DataError, counted
 from bench.logs import log
 from bench.models import is_fitted
-from bench.paths import AnyPath, as_path
+from bench.paths import AnyPath, as_path, local_folder
 from bench.records.schema import TrainingIdentity, TrainingSummary
 from bench.tasks.task import Task
 
@@ -67,27 +67,29 @@ def train(
     folder: Path,
     checkpoints: AnyPath,
     identity: TrainingIdentity,
+    whole: nn.Module | None = None,
 ) -> TrainingSummary:
-    """Trains a model and returns how it went; the weights to use are then in `checkpoints`, named by `weights`.
+    """Trains a model and returns a summary; `summary.weights` names the checkpoint to use.
 
-    Called again with the same folders, it continues or, when the training had ended, does nothing.
+    Called again with the same folders, it resumes or, if the training has ended, returns its summary.
 
     Args:
         model: Trained in place.
         task: Gives the train and val splits.
         config: The run's config.
         watch: Signals, which may end it.
-        processes: This one among those that train together.
+        processes: Rank and number of the processes that train together.
         folder: The run's own local folder, for logs.
-        checkpoints: Where checkpoints and, when it has ended, the summary go.
-        identity: Of the training; weights of another one that lie there are refused.
+        checkpoints: Where checkpoints and, at the end, the summary go.
+        identity: Identity of the training; weights of another one in these folders are refused.
+        whole: The model that makes forecasts, if only its last stage is trained.
 
     Raises:
         DataError: the train split is empty, or no checkpoint can be read.
         ConfigError: the monitored score does not exist, batches cannot be shared, or the weights in the folder are of
             another training or of other code.
         RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
-        InterruptedRunError: a signal came; the checkpoint is written.
+        InterruptedRunError: a signal arrived; the checkpoint is written.
     """
     done = _done(config, checkpoints, identity)
     if done is not None:
@@ -116,9 +118,11 @@ def train(
         kept |= {STEPS: max_steps}
     steps, accumulation = total_steps(loader.batches.steps, max_epochs, max_steps), Accumulation(model, loader.batches)
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
-    loggers = (
-        make_loggers(config.train.loggers, config.model.name, part_folder(folder / LOGS)) if processes.main else []
-    )
+    loggers = []
+    if processes.main:
+        called = " ".join(filter(None, (config.model.name, identity.stage)))
+        logs, work = part_folder(folder / LOGS), local_folder(config.work, "work")
+        loggers = make_loggers(config.train.loggers, called, logs, work)
     anyway = config.train.resume == "anyway"
     resume = Resume(loader, processes, identity, kept, seed=config.seed, max_steps=max_steps, anyway=anyway)
     watching = _watching(config, watch, resume, monitor, checkpoints, processes)
@@ -127,7 +131,7 @@ def train(
     if processes.main:
         score = monitor.name if monitor is not None else None
         meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
-        shown = [meter, *shown, TrainingLog(stored(config), task.palette, meter, lambda: watching.best_score)]
+        shown = [meter, *shown, TrainingLog(stored(config), meter, lambda: watching.best_score, whole)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=max_epochs,
@@ -135,7 +139,7 @@ def train(
         gradient_clip_val=config.train.clip_norm,
         precision=config.train.precision,
         deterministic=config.train.deterministic,
-        # Of steps, `Validations` sees to it.
+        # `Validations` counts steps.
         check_val_every_n_epoch=None if config.train.val_every_steps else config.train.val_every_epochs,
         val_check_interval=config.train.val_every_steps,
         num_sanity_val_steps=0,
@@ -194,15 +198,15 @@ def train(
 def steps_of_budget(
     model: nn.Module, task: Task, config: Config, watch: SignalWatch, processes: Processes, *, folder: Path
 ) -> int:
-    """Returns the optimiser steps that a training decides on for its budget of compute; nothing is trained.
+    """Returns the optimiser steps of a training with a compute budget, without training.
 
     Args:
-        model: To be trained.
+        model: The model to train.
         task: Gives the train split.
         config: With `train.max_cpu_s` or `train.max_device_s`.
         watch: Signals, which end the trial at once.
-        processes: This one among those that train together.
-        folder: The run's own local folder, which keeps a micro-batch that was found.
+        processes: Rank and number of the processes that train together.
+        folder: The run's own local folder, which stores the micro-batch.
     """
     where = _devices(config, model)
     on_gpu = where["accelerator"] == "gpu"
@@ -215,7 +219,7 @@ def steps_of_budget(
 
 @dataclass(frozen=True)
 class _Watching:
-    """What saves, selects and ends a training."""
+    """The callbacks that save, select and end a training."""
 
     callbacks: list[Callback]
     resume: Resume
@@ -256,7 +260,7 @@ def _watching(
         DivergenceMonitor(),
         validations,
         best,
-        # After the above, whose state is in what these save.
+        # Last, because they save the state of those above.
         StopAndSave(watch, str(checkpoints / LAST), config.train.save_every_minutes, validations),
         KeptCheckpoints(
             str(checkpoints), "last", save_on_train_epoch_end=True,
@@ -269,7 +273,7 @@ def _watching(
 def _found(
     config: Config, loader: TrainingLoader, micro_batch: int | None, folder: Path, processes: Processes
 ) -> list[Callback]:
-    """Returns what finds the micro-batch of a loader on the device, where it is not known."""
+    """Returns the callback that finds the micro-batch of a loader on the device, if it is unknown."""
     if micro_batch:
         return []
     return [FindMicroBatch(loader, config.micro_batch_limit, folder / REMEMBERED, processes)]
@@ -282,24 +286,24 @@ def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
 
 
 def checkpoints_of(config: Config, folder: Path) -> AnyPath:
-    """Returns where the checkpoints of a run's or a stage's folder go: into it, or where `train.checkpoints` says."""
+    """Returns the folder of a run's or a stage's checkpoints: in its own folder, or under `train.checkpoints`."""
     if config.train.checkpoints is None:
         return folder / "checkpoints"
     return as_path(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
 
 
 def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
-    """Returns how the training ended, where it has: of the very weights that lie there.
+    """Returns the summary of an ended training, if it belongs to the weights in the folder.
 
     Raises:
-        ConfigError: they are of another training, or of other code.
+        ConfigError: the weights are of another training, or of other code.
     """
     done = read_summary(checkpoints / SUMMARY) if config.train.resume else None
     if done is None:
         return None
     weights = checkpoints / f"{done.weights}.ckpt"
     if done.checkpoints.get(done.weights) != (seal_of(weights) or "none"):
-        log.warning(f"WARNING: {checkpoints / SUMMARY} is of other weights than {weights}, and is ignored")
+        log.warning(f"WARNING: {checkpoints / SUMMARY} belongs to other weights than {weights}, and is ignored")
         return None
     anyway = config.train.resume == "anyway"
     refuse_another_training(done.identity, identity, weights, anyway=anyway, continued=False)
@@ -307,10 +311,10 @@ def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> T
 
 
 def refuse_strategy(config: Config, model: nn.Module) -> None:
-    """Refuses what processes cannot share.
+    """Refuses settings that several processes do not support.
 
     Raises:
-        ConfigError: fewer sequences in a step than processes, or options that FSDP does not have.
+        ConfigError: a step has fewer sequences than processes, or FSDP lacks an option.
     """
     world, batch = config.devices * config.nodes, config.data.batch_size
     if batch < world:
@@ -328,21 +332,21 @@ def _resume_from(config: Config, processes: Processes, *, folder: Path, checkpoi
         remove_parts(checkpoints)
     if not config.train.resume:
         if processes.main:
-            (checkpoints / SUMMARY).unlink(missing_ok=True)  # first: it speaks of weights that go next
+            (checkpoints / SUMMARY).unlink(missing_ok=True)  # first, because it describes weights that are removed next
             remove_all(checkpoints)
         return None
     scratch = folder / "fetched" / str(processes.rank)
     resume_from = newest_intact(checkpoints, scratch)
     if resume_from:
-        log.info(f"continues from {resume_from}")
+        log.info(f"resuming from {resume_from}")
     return resume_from
 
 
 def total_steps(steps_per_epoch: int, max_epochs: int, max_steps: int | None) -> int:
     """Returns the optimiser steps of a whole training.
 
-    Lightning could tell, but asking it sets up the loaders before a checkpoint's place in the epoch is restored, and
-    a resumed run would see the epoch's first batches again.
+    Asking Lightning would set up the loaders before a checkpoint's position in the epoch is restored, and a resumed run
+    would see the epoch's first batches again.
     """
     steps = steps_per_epoch * max_epochs
     return min(steps, max_steps or steps)
@@ -351,7 +355,7 @@ def total_steps(steps_per_epoch: int, max_epochs: int, max_steps: int | None) ->
 def _loaders(
     task: Task, config: Config, processes: Processes, micro_batch: int | None, *, on_gpu: bool
 ) -> tuple[Callable[[], TrainingLoader], Any]:
-    """Returns what makes a loader of the training split, and the loader of the validation split, where it has any."""
+    """Returns a function that makes a loader of the training split, and the loader of the validation split, if any."""
     data, val = task.dataset("train"), task.dataset("val")
     if not len(data):
         raise DataError(
@@ -371,7 +375,7 @@ def _loaders(
         training_loader,
         data.source,
         batch_size=config.data.batch_size,
-        micro_batch=micro_batch or 1,  # until it is found
+        micro_batch=micro_batch or 1,  # until the callback finds it
         seed=config.seed,
         limit=config.train.limit,
         ways=ways_of(*task.input_shape[1:3]) if task.augments else (),

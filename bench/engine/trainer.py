@@ -19,10 +19,10 @@ _CPU_GROUP, _GPU_GROUP = "gloo", "cpu:gloo,cuda:nccl"
 
 
 def form_group(device: str, devices: int, nodes: int) -> None:
-    """Joins this process with the others of its run, unless they are joined: before anybody waits for anything.
+    """Joins this process with the others of its run unless they are joined; call it before any of them waits.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: the device is not available.
     """
     import lightning
     import torch
@@ -35,7 +35,7 @@ def form_group(device: str, devices: int, nodes: int) -> None:
 
 
 def leave_group() -> None:
-    """Leaves the group of a run's processes before this one ends: NCCL warns of a group that is never left."""
+    """Leaves the group of a run's processes before this one ends, because NCCL warns about groups left open."""
     torch = sys.modules.get("torch")  # a command that has not imported it has formed no group
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -46,18 +46,17 @@ def trainer_device(
 ) -> dict[str, Any]:
     """Returns Lightning's arguments for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, and for several processes.
 
-    `auto` is CUDA where there is any, else the CPU: Apple's `mps` lacks operations and float64, so it is asked for by
-    name.
+    `auto` is CUDA if available, else the CPU. Apple's `mps` lacks operations and float64, so it must be named.
 
     Args:
         device: Where one process computes.
         devices: Processes per node, one per device.
         nodes: Machines.
         strategy: auto (one process, else DDP), ddp or fsdp (weights in shards).
-        unused_parameters: Whether some steps leave parameters without a gradient, which DDP has to know.
+        unused_parameters: Whether some steps leave parameters without a gradient, which DDP must know.
 
     Raises:
-        ConfigError: no such device here, or one that the strategy cannot use.
+        ConfigError: the device is not available, or the strategy does not support it.
     """
     import torch
 
@@ -97,7 +96,7 @@ def _several(strategy: str, devices: int, nodes: int, group: str, unused_paramet
     # Started by bench.engine.processes, which may be inside a SLURM job of one task.
     ours = "RANK" in os.environ and not TorchElasticEnvironment.detect()
     how: Strategy
-    if strategy == "fsdp":  # torch's second one (fully_shard), which unlike the first also works without GPUs
+    if strategy == "fsdp":  # FSDP2 (fully_shard), which unlike FSDP1 also works without GPUs
         how = ModelParallelStrategy(
             devices * nodes, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=group
         )
@@ -107,7 +106,7 @@ def _several(strategy: str, devices: int, nodes: int, group: str, unused_paramet
     return {
         "num_nodes": nodes,
         "strategy": how,
-        "use_distributed_sampler": False,  # Lightning's pads; bench.data.loading shares whole batches
+        "use_distributed_sampler": False,  # Lightning's pads; bench.data.loading splits batches exactly
         "plugins": [LightningEnvironment()] if ours else [],
     }
 
@@ -116,14 +115,14 @@ def torch_device(device: str) -> str:
     """Returns torch's name of the device that `trainer_device` chooses.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: the device is not available.
     """
     chosen = trainer_device(device)
     return f"cuda:{chosen['devices'][0]}" if chosen["accelerator"] == "gpu" else str(chosen["accelerator"])
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's start-up lines off the terminal, and warnings that describe what we do on purpose."""
+    """Suppresses Lightning's start-up lines, and warnings about things done on purpose."""
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning.*")  # a deprecation in its own code
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # a resumed run's own checkpoints
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode")  # the running average of the weights
@@ -138,11 +137,11 @@ def quiet_lightning() -> None:
 
 @contextmanager
 def arithmetic(matmul_precision: str) -> Iterator[None]:
-    """Sets how precisely a GPU multiplies float32 values within it, and puts it back as it was.
+    """Sets a GPU's precision of float32 products within a block, and restores it afterwards.
 
     Args:
-        matmul_precision: Of matrix products, see `train.matmul_precision`; convolutions may use TF32, which is
-            PyTorch's own default and was the authors'.
+        matmul_precision: For matrix products, see `train.matmul_precision`; convolutions may use TF32, which is
+            PyTorch's default, as in the authors' trainings.
     """
     import torch
 
@@ -157,7 +156,7 @@ def arithmetic(matmul_precision: str) -> Iterator[None]:
 
 
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
-# What a full disk, a quota, a size limit and a file system that turned read-only say.
+# Errors of a full disk, a quota, a size limit, and a file system that turned read-only.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -166,19 +165,19 @@ _BATCH_OF_ONE = "Expected more than 1 value per channel when training"
 
 @contextmanager
 def translated_errors(phase: str, then: str = "", model: str | None = None) -> Iterator[None]:
-    """Gives what can end a run from outside our own words and exit codes.
+    """Translates errors from outside this project within a block into our messages and exit codes.
 
     Args:
-        phase: What was being done.
-        then: What to do next, a sentence.
-        model: Its name.
+        phase: What is being done, for messages.
+        then: A sentence about what to do next.
+        model: The model's name.
 
     Raises:
-        ConfigError: an operation has no deterministic form, where the config allows no other.
-        UsageError: what a loader's process found wrong with the data, in the words that it said it in.
-        RunFailedError: memory or disk ran out, or a loader's process died or hangs.
-        InterruptedRunError: a signal outside a training step; Lightning would leave without a word, after SIGTERM even
-            with exit code 0.
+        ConfigError: an operation has no deterministic form, and the config requires one.
+        UsageError: a loader process found a problem in the data; its own message is kept.
+        RunFailedError: memory or disk ran out, or a loader process died or hangs.
+        InterruptedRunError: a signal arrived outside a training step; Lightning would exit without a message, after
+            SIGTERM even with exit code 0.
     """
     import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -190,7 +189,7 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
             f"out of memory in {phase}: {first_line(error)} "
             "Lower data.micro_batch, what one device takes at a time: the batch of an optimiser step does not change."
         ) from error
-    except UsageError as error:  # from a loader's process it comes with the traceback there
+    except UsageError as error:  # from a loader process, it contains that process's traceback
         name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
         _, _, said = str(error).partition(name)
         if not said:
@@ -206,14 +205,14 @@ def translated_errors(phase: str, then: str = "", model: str | None = None) -> I
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
-            raise RunFailedError(f"{phase}: the disk refused: {error}. Everything saved before is intact.") from error
+            raise RunFailedError(f"{phase}: cannot write: {error}. Everything saved before is intact.") from error
         if isinstance(error, RuntimeError) and (found := _NOT_DETERMINISTIC.search(str(error))):
             raise ConfigError(
                 f"train.deterministic=true: {model or 'the model'} uses {found[1]} in {phase}, which has no "
                 "deterministic form in PyTorch on this device. Set train.deterministic=warn, which warns and "
                 "runs it, or false; or choose another model."
             ) from error
-        if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # to a loader's process
+        if "DataLoader" not in str(error) and not isinstance(error, ConnectionError):  # with a loader process
             raise
         raise RunFailedError(
             f"{phase}: {first_line(error)} A process that reads data died or gave nothing within "

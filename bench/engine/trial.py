@@ -26,12 +26,12 @@ def trial_steps(
     """Trains as a run does, without validation, loggers and checkpoints.
 
     Args:
-        forecaster: Trained; a copy, where its weights matter.
-        loader: Gives the batches; its place in the epoch moves.
+        forecaster: Trained in place; pass a copy if its weights matter.
+        loader: Gives the batches; its position in the epoch moves.
         train: Settings of the run.
         where: Lightning's arguments for the device, see `trainer_device`.
-        callbacks: Look at the steps; where `max_steps` does not, one of them ends the trial.
-        max_steps: Optimiser steps.
+        callbacks: Observe the steps; without `max_steps`, one of them ends the trial.
+        max_steps: Optimiser steps; -1 for no limit.
     """
     quiet_lightning()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,12 @@
-"""Weights beside the plain ones: their running average, and their shards over processes (`strategy=fsdp`).
+"""The running average of weights, and sharding over processes (`strategy=fsdp`).
 
-Shards are torch's `fully_shard`; checkpoints are those of whole models.
+Sharding uses torch's `fully_shard`; checkpoints are those of whole models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,21 +18,25 @@ from torch.optim import Optimizer
 
 from bench.api import TrainsWithOwnLoss, ValidatesWithOwnLoss
 
+WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+"""With these, timm's decay after n updates is (1 + n) / (10 + n), if `WARMUP_LAG` is added to the updates it counts."""
+WARMUP_LAG = 2
+
 
 class RunningAverage(ModelEmaV3):
-    """timm's running average, of what an optimiser changes; all else is as the model has it.
+    """timm's running average, limited to the parameters that an optimiser changes; others are copied from the model.
 
-    timm averages every number that a state_dict holds, or every parameter: a frozen one may be a mask of minus
-    infinity, whose difference from itself is not a number, or an integer, which has no average. Buffers are the model's
-    too: a running variance or a count is not a weight.
+    timm averages every number in a state_dict, or every parameter: a frozen one may be a mask of minus infinity, whose
+    difference from itself is NaN, or an integer, which has no average. Buffers, such as a running variance or a count,
+    are copied, too.
     """
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int | None = None) -> None:
-        """Moves the average towards the model's weights; weights that stayed as they were give an average as they are.
+        """Moves the average towards the model's weights; frozen weights are copied.
 
         Args:
-            model: The one that was given first.
+            model: The model that the average was created for.
             step: Optimiser steps so far; with a warm-up, the decay grows with them.
         """
         new_weight = 1 - self.get_decay(step)
@@ -49,11 +54,32 @@ class RunningAverage(ModelEmaV3):
                 buffers[name].copy_(buffer)
 
 
+@contextmanager
+def averaged(model: nn.Module, average: RunningAverage | None) -> Iterator[None]:
+    """Gives a model the weights and buffers of its running average within it, where one is kept."""
+    if average is None:
+        yield
+        return
+    _exchange(model, average.module)
+    try:
+        yield
+    finally:
+        _exchange(model, average.module)
+
+
+@torch.no_grad()
+def _exchange(one: nn.Module, other: nn.Module) -> None:
+    for mine, others in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        kept = mine.clone()
+        mine.copy_(others)
+        others.copy_(kept)
+
+
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards a model's weights over processes in place; they are gathered where it computes.
+    """Shards a model's weights over processes in place; they are gathered when it computes.
 
     Args:
-        model: Whole and alike in all processes.
+        model: Whole, and equal in all processes.
         mesh: The processes.
     """
     if isinstance(model, FSDPModule):
@@ -65,10 +91,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def number_as_in_module(states: list[dict[str, Any]], optimizers: Sequence[Optimizer], module: nn.Module) -> None:
-    """Numbers the parameters of whole optimisers' states in the order in which the module has them, in place.
+    """Renumbers the parameters in states of unsharded optimisers to the order of the module, in place.
 
-    torch counts them group by group; Lightning takes the numbers of a checkpoint that it reads into shards for the
-    module's own order. Read into a whole model, the numbers do not matter.
+    torch counts them group by group, but Lightning assumes the module's order when it loads a checkpoint into a sharded
+    model. For an unsharded model, the numbers do not matter.
     """
     place = {id(parameter): number for number, parameter in enumerate(module.parameters())}
     for state, optimizer in zip(states, optimizers, strict=True):

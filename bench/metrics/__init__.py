@@ -18,13 +18,13 @@ __all__ = ["load_metric"]
 def load_metric(name: str, **options: Any) -> Metric:
     """Returns the metric registered as `name`: a `torchmetrics.Metric`.
 
-    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.  What
-    else it may take and have is in `bench.api.MetricTraits` and `METRIC_CAPABILITIES`.
+    `update(forecast, target)` takes physical units, `(B,T,H,W,C)`; `compute()` returns a flat dict of floats.  See
+    `bench.api.MetricTraits` and `METRIC_CAPABILITIES` for optional arguments and methods.
 
     Raises:
         UnknownNameError: no metric has this name.
         ConfigError: an option that the metric does not have, or a value that it refuses.
-        ContractError: a member of the metric is nearly, but not, one of `bench.api`.
+        ContractError: a member of the metric misspells one of `bench.api`.
     """
     from torchmetrics import Metric
 
@@ -41,7 +41,7 @@ def load_metric(name: str, **options: Any) -> Metric:
     try:
         metric: Metric = metric_class(**options)
     except (TypeError, ValueError) as error:
-        unknown = next((key for key in options if key not in card.parameters), None)  # which `**kwargs` let pass
+        unknown = next((key for key in options if key not in card.parameters), None)  # passed through `**kwargs`
         hint = f". {did_you_mean(unknown, card.parameters)}" if unknown else ""
         raise ConfigError(f"metric {name!r} cannot be made with {options}: {error}{hint}") from error
     check_metric_members(metric)

@@ -1,8 +1,8 @@
-"""Scores as pure functions of sufficient statistics, with numpy alone: a record's scores can be resampled anywhere.
+"""Scores as pure functions of sufficient statistics, with numpy alone, so that they can be resampled anywhere.
 
-Each family takes `(statistics, options)`.  A statistic is an array `(..., T, ...)`: any axes in front, one set of
-scores for each; then lead times; then what the family says.  It gives `{name: array of the axes in front}`, with
-`NAME_lead_L` for lead L = 1.. of each name that exists per lead.
+Each family takes `(statistics, options)`.  A statistic is an array `(..., T, ...)`: leading axes, lead times, and axes
+of the family.  The result is `{name: array of the leading axes}`, with `NAME_lead_L` for lead L = 1.. of each score
+that exists per lead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ FAMILIES: dict[str, Family] = {
     "probabilistic": probabilistic_values,
     "skill": skill_values,
 }
-"""By the name that a metric gives with its statistics."""
+"""Families by `family` of the metrics."""
 
 __all__ = ["FAMILIES", "Family", "Values"]

@@ -1,4 +1,4 @@
-"""Quotients and means that say where they are undefined, over the last axis of arrays."""
+"""Quotients, and means over the last axis of arrays, that are NaN where undefined."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Returns the mean over the last axis of what is not NaN; NaN where nothing is left."""
+    """Returns the mean over the last axis, ignoring NaN; NaN if nothing is left."""
     known = ~np.isnan(values)
     return quotient(np.where(known, values, 0.0).sum(-1), known.sum(-1))
 
 
 def geometric_mean_of_positive(values: np.ndarray) -> np.ndarray:
-    """Returns the geometric mean over the last axis of what is finite and positive; NaN where nothing is left."""
+    """Returns the geometric mean over the last axis of finite positive values; NaN if there are none."""
     known = np.isfinite(values) & (values > 0)
     logarithms = np.log2(np.where(known, values, 1.0))
     return 2.0 ** quotient(logarithms.sum(-1), known.sum(-1))

@@ -1,4 +1,4 @@
-"""How the name of a score is put together."""
+"""Names of scores: their parts, and their direction."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 PER_LEAD = re.compile(r"^(?P<score>.+)_lead_(?P<lead>\d+)$")
 MEMBERS = "_members"
-"""Ends the name of a deterministic score that was counted over all members, each as a forecast of its own."""
+"""Suffix of a deterministic score over all members, each as a separate forecast."""
 
 
 ADDED = "@"
-"""Stands between a registered metric and what tells it from the task's own of that name: `skill@own`."""
+"""Separates a registered metric from a suffix that distinguishes it from the task's own: `skill@own`."""
 OWN = "own"
-"""What a metric is called that the command line added under its registered name."""
+"""Suffix of a metric that the command line adds under its registered name."""
 
 
 def metric_of(name: str) -> str:
@@ -24,16 +24,16 @@ def metric_of(name: str) -> str:
 
 
 def with_ending(name: str, ending: str) -> str:
-    """Returns a score's name with an ending, which stands before `_lead_L`."""
+    """Returns a score's name with an ending, which is inserted before `_lead_L`."""
     match = PER_LEAD.match(name) if ending else None
     return f"{match['score']}{ending}_lead_{match['lead']}" if match else f"{name}{ending}"
 
 
 Better = Literal["higher", "lower"] | float
-"""A number is the value of a perfect forecast, from which either side is worse."""
+"""A number is the value of a perfect forecast; deviations in both directions are worse."""
 
 BIAS_UPSTREAM_PERFECT = 1 / math.log(2) ** 2
-"""What `bias_upstream`, and `bias` in the upstream convention, is of a forecast without bias: 2.08."""
+"""Value of `bias_upstream`, and of `bias` in the upstream convention, for a forecast without bias: 2.08."""
 
 BETTER: dict[str, Better] = {
     # skill
@@ -51,21 +51,21 @@ BETTER: dict[str, Better] = {
     "fvd": "lower", "frechet": "lower",
     "loss": "lower",
 }  # fmt: skip
-"""By what a score's name begins with; the longest counts."""
+"""Direction by prefix of a score's name; the longest prefix counts."""
 
 BETTER_UPSTREAM: dict[str, Better] = {**BETTER, "bias": BIAS_UPSTREAM_PERFECT}
 """The same for skill in the upstream convention, whose `bias` is another quantity."""
 
-# Says how many, or something of the data alone: no forecast is better for it.
+# Counts, and properties of the data alone, which have no direction.
 _NO_SCORE = re.compile(rf"_(count|target)({MEMBERS}|_{OWN})?(_lead_\d+)?$")
 
 
 def better_of(score: str, known: Mapping[str, Better] = BETTER) -> Better | None:
-    """Returns which way a score is better, or None where that is not known or neither way is.
+    """Returns the direction of a score, or None if it is unknown or the score has none.
 
     Args:
-        score: Its whole name, e.g. `csi_m_pool4_members_lead_3`.
-        known: The direction by what a name begins with.
+        score: Its full name, e.g. `csi_m_pool4_members_lead_3`.
+        known: Directions by prefix of a name.
     """
     if _NO_SCORE.search(score):
         return None

@@ -1,4 +1,4 @@
-"""How metrics walk over a batch: pairs of flat rows, each one frame of one sequence."""
+"""Iteration over a batch as pairs of flat rows, one frame of one sequence each, and work shared by metrics."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ _known: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("_known", def
 
 @contextmanager
 def shared_work() -> Iterator[None]:
-    """Within the block, a `@shared` function called again with the same tensors gives what it gave before.
+    """Caches results of `@shared` functions for the same tensors within a block.
 
-    Whoever opens the block promises that the tensors do not change in it; they are kept until it ends.
+    The caller must not change the tensors in the block; they are kept until it ends.
     """
     token = _known.set({})
     try:
@@ -77,7 +77,7 @@ def shared_work() -> Iterator[None]:
 
 
 def shared(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Returns a function of tensors and hashable values that remembers its results within `shared_work()`."""
+    """Returns a function of tensors and hashable values that caches its results within `shared_work()`."""
 
     @functools.wraps(function)
     def remembered(*arguments: Any) -> Result:
@@ -86,7 +86,7 @@ def shared(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(*arguments)
         key = (function, *((Tensor, id(a)) if isinstance(a, Tensor) else a for a in arguments))
         if key not in known:
-            # the arguments stay with the result: the id of a tensor that is gone may be another's
+            # the arguments are kept with the result, because the id of a deleted tensor may be reused
             known[key] = arguments, function(*arguments)
         found: Result = known[key][1]
         return found

@@ -1,12 +1,13 @@
-"""The interval of a score, from the score without each event in turn.
+"""Confidence intervals of scores by the jackknife: from the score without each event in turn.
 
-A score is a function of sums over events.  The jackknife leaves out one event at a time: how far the score moves is
-that event's influence, and the influences' variance gives the score's (Tukey's jackknife: Efron and Tibshirani, 1993,
-An Introduction to the Bootstrap, ch. 11).  Two things make its interval hold with few events and heavy tails:
+A score is a function of sums over events.  The jackknife leaves out one event at a time: the change of the score is
+that event's influence, and the variance of the influences gives that of the score (Tukey's jackknife: Efron and
+Tibshirani, 1993, An Introduction to the Bootstrap, ch. 11).  Two things keep its coverage with few events and heavy
+tails:
 
-- It is formed on a scale without ends, where influences are closer to normal: log odds of a CSI, logarithm of an
-  error, Fisher's z of a correlation; then carried back.
-- The quantile is Student's t, with the degrees of freedom that the influences' kurtosis leaves (Satterthwaite, 1946,
+- It is computed on an unbounded scale, where influences are closer to normal, and transformed back: log odds of a CSI,
+  logarithm of an error, Fisher's z of a correlation.
+- The quantile is Student's t, with degrees of freedom from the influences' kurtosis (Satterthwaite, 1946,
   Biometrics Bull. 2, 110-114, with the variance of a sample variance from O'Neill, 2014, Am. Statistician 68, 282-296,
   and the sample kurtosis G2 of Joanes and Gill, 1998, The Statistician 47, 183-189, unbiased for normal values): n - 1
   where they are close to normal, fewer where a few events carry the score.
@@ -25,8 +26,8 @@ from bench.metrics.names import MEMBERS, PER_LEAD
 FEWEST_EVENTS = 10
 """Independent events, or blocks, below which no interval is given.
 
-With fewer, the interval holds as often, but how wide it comes out is chance: of a pooled CSI over six events, a tenth
-of the intervals are five times as wide as another tenth, of a skewed squared error fifty times; over ten events it is
+With fewer, the coverage is the same, but the width varies by chance: with six events, the widest tenth of intervals of
+a pooled CSI is five times as wide as the narrowest tenth, and fifty times for a skewed squared error; with ten events,
 four and eleven times (`docs/which_csi.md`).  And the events of so small a test set are seldom independent.
 """
 
@@ -45,12 +46,12 @@ _SCALES: dict[str, _Scale] = {
     **dict.fromkeys(("mse", "mae", "rmse", "crps", "spread", "bias", "e_mse", "e_mae"), _POSITIVE),
     "bss": _SKILL,
 }
-# Named like one of those above, but a difference that may be negative, or a sum with weights above 1.
+# Scores with a prefix from above that are differences and may be negative, or sums with weights above 1.
 _UNBOUNDED = ("brier_debiased", "crps_fair", "c_nino34_wm")
 
 
 def scale_of(score: str) -> _Scale:
-    """Returns the map to a scale without ends and the way back, by a score's name; the identity where none is known."""
+    """Returns the transform to an unbounded scale and its inverse, by a score's name; the identity for unknown ones."""
     match = PER_LEAD.match(score)
     name = (match["score"] if match else score).removesuffix(MEMBERS)
     if name.startswith(_UNBOUNDED):
@@ -64,16 +65,15 @@ def jackknife_interval(
 ) -> tuple[Array, Array]:
     """Returns the bounds of scores, `(low, high)`, each of the shape of `whole`.
 
-    NaN where there are none: a score that is undefined, or at an end of its range, as it is or without one of the
-    events.
+    They are NaN if a score is undefined or at an end of its range, with all events or without one of them.
 
     Args:
         whole: The score of all events, any shape.
         left_out: The score without each event, `(events, *whole.shape)`.
-        level: How often the interval is to hold the true value.
-        scale: See `scale_of`.
+        level: Coverage of the interval.
+        scale: Transform and its inverse, see `scale_of`.
     """
-    from scipy.special import stdtrit  # here: what lists names must not wait for it
+    from scipy.special import stdtrit  # imported here to keep `earthbench list` fast
 
     there, back = scale
     n = len(left_out)

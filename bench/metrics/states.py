@@ -1,4 +1,4 @@
-"""States of exact metrics beyond torchmetrics: sizes inferred from the first batch, fixed dtypes, a name."""
+"""States of exact metrics beyond torchmetrics: sizes inferred from the first batch, fixed dtypes, a digest."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from bench.errors import ContractError
 
 SETTINGS = "settings_digest"
-"""The state by which metrics of different settings are told apart."""
+"""Name of the state that distinguishes metrics with different settings."""
 
 
 def tell_apart(metric: Metric, **settings: Any) -> None:
-    """Adds a state that is equal for metrics of one class and settings only.
+    """Adds a state that is equal only for metrics of the same class and settings.
 
-    A `MetricCollection` lets metrics share one state for good if their states are equal after the first batch, as those
+    A `MetricCollection` lets metrics share their states permanently if these are equal after the first batch, as those
     of two thresholds are in dry weather, or those of MSE and MAE after a perfect forecast.
 
     Args:
         metric: The metric.
-        **settings: All that its states depend on besides what it is updated with.
+        **settings: All settings that its states depend on.
     """
     words = f"{type(metric).__module__}.{type(metric).__qualname__} {_plain(sorted(settings.items()))!r}"
     digest = hashlib.sha256(words.encode()).digest()[:16]
-    # bytes, for torchmetrics calls large whole numbers equal that are not
+    # as bytes, because torchmetrics compares with a tolerance, under which large integers count as equal
     metric.add_state(SETTINGS, torch.tensor(list(digest), dtype=torch.int64), dist_reduce_fx=_the_same)
 
 
 def _plain(value: Any) -> Any:
-    """Returns a setting as it is written however it was given: 16 and 16.0 are one, so are lists and tuples."""
+    """Returns a setting in canonical form: 16 equals 16.0, and lists equal tuples."""
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -49,9 +49,9 @@ def _the_same(digests: Tensor) -> Tensor:
 
 
 class ExactMetric(Metric):
-    """A metric of int64 counts and float64 sums, or of what is kept as it came.
+    """A metric whose states are int64 counts and float64 sums, or lists of tensors.
 
-    A tensor without elements is a sum of nothing whose shape is not known yet, such as the number of lead times.
+    An empty tensor is a sum whose shape, e.g. the number of lead times, is not known yet.
     """
 
     full_state_update = False
@@ -67,9 +67,9 @@ class ExactMetric(Metric):
         return self
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Adds the state of another metric of the same class and settings, or what its `metric_state` gives."""
+        """Adds the state of another metric of the same class and settings, or its `metric_state`."""
         super().merge_state(incoming_state)
-        # torchmetrics goes on giving what was computed before, and warns that nothing was added
+        # torchmetrics would return the cached result, and warn that nothing was added
         self._computed = None
         self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
 
@@ -77,7 +77,7 @@ class ExactMetric(Metric):
         """Adds states, as `forward` and `merge_state` do.
 
         Raises:
-            ContractError: they are of another number of lead times, thresholds or members, or of other settings.
+            ContractError: the numbers of lead times, thresholds or members, or the settings, differ.
         """
         incoming = dict(incoming_state)
         for name in self._defaults:
@@ -96,10 +96,10 @@ class ExactMetric(Metric):
         super()._reduce_states(incoming)
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
-        """Joins the states of all processes, of which some may not have seen a batch."""
+        """Joins the states of all processes, some of which may not have seen a batch."""
         if dist_sync_fn is gather_all_tensors:
             self._agree_on_lists(process_group or self.process_group)
-        names = iter(self._reductions)  # in whose order states are joined, a list as one tensor
+        names = iter(self._reductions)  # states are joined in this order, each list as one tensor
 
         def sized(state: Tensor, group: Any = None) -> list[Tensor]:
             parts: list[Tensor] = dist_sync_fn(state, group=group)
@@ -111,7 +111,7 @@ class ExactMetric(Metric):
         super()._sync_dist(sized, process_group)
 
     def _agree_on_lists(self, group: Any) -> None:
-        """Gives lists without an element one of no rows: torchmetrics' own would be float32, and gloo aborts on it."""
+        """Fills empty lists with an empty tensor of the others' dtype: torchmetrics' float32 would make gloo abort."""
         lists = {name: state for name, state in self.metric_state.items() if isinstance(state, list)}
         if not lists:
             return
@@ -126,8 +126,8 @@ class ExactMetric(Metric):
 class EventMetric(ExactMetric):
     """A metric that is a pure function, `bench.metrics.families.FAMILIES[family]`, of sums over sequences.
 
-    After `track_events(n)` it keeps the same sums per event too, if `update` is told the event of each sequence.  Both
-    are plain sums, so that neither batches nor order nor processes matter.
+    After `track_events(n)`, it also keeps these sums per event, if `update` gets the event of each sequence.  Both are
+    plain sums, so they do not depend on batches, order or processes.
     """
 
     takes_events = True
@@ -160,7 +160,7 @@ class EventMetric(ExactMetric):
 
         Args:
             found: By name, all that were declared.
-            events: The event of each sequence, `(B,)`; None where they are not known.
+            events: The event of each sequence, `(B,)`; None if unknown.
 
         Raises:
             ContractError: the number of lead times changed.
@@ -189,7 +189,7 @@ class EventMetric(ExactMetric):
         return {name: getattr(self, name).cpu().numpy() for name in self._statistics}
 
     def event_statistics(self) -> dict[str, np.ndarray]:
-        """Returns the sums of each event, `(events, T, ...)`, by name; empty where events are not tracked."""
+        """Returns the sums of each event, `(events, T, ...)`, by name; empty if events are not tracked."""
         if not self.event_count:
             return {}
         return {name: getattr(self, _by_event(name)).cpu().numpy().copy() for name in self._statistics}

@@ -51,7 +51,7 @@ class Decided(Strict):
     rows: dict[str, Decision] = Field(default_factory=dict)
 
     def of(self, row: BoardRow) -> Decision | None:
-        """Returns what was decided for a row; None where nothing was, or the row is another one since."""
+        """Returns the decisions for a row; None if there are none, or the row has changed since."""
         found = self.rows.get(row.key)
         return found if found is not None and found.asked == row.asked else None
 
@@ -73,7 +73,7 @@ class Decided(Strict):
 
 
 def read_decided(board: BoardFile) -> Decided:
-    """Returns what was decided so far; nothing where there is no file.
+    """Returns the decisions so far; empty if there is no file.
 
     Raises:
         ConfigError: the file is not readable or not valid, or it decides rows that the board does not have.
@@ -89,7 +89,7 @@ def read_decided(board: BoardFile) -> Decided:
 
 
 def write_decided(board: BoardFile, decided: Decided) -> None:
-    """Writes what was decided so far, whole or not at all."""
+    """Writes the decisions so far, atomically."""
     content = decided.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(content, sort_keys=False, width=120, allow_unicode=True)
     with replacing(board.decided_path) as part:

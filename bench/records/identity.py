@@ -1,4 +1,4 @@
-"""Differences of two trainings in words: one comparison for every reader of weights."""
+"""Differences between two trainings in words, the same for every reader of weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 _ABSENT = object()
-"""Of a key that one side does not set."""
+"""The value of a key that one side does not set."""
 
 
 def model_differences(trained: TrainingIdentity, model: str, hyperparameters: Mapping[str, Any]) -> list[str]:
     """Returns how a model differs from the one whose weights were trained.
 
     Args:
-        trained: What the weights say.
+        trained: Identity of the weights.
         model: Registered name of the model to load them into.
-        hyperparameters: All of its hyperparameters that weights depend on.
+        hyperparameters: All of the model's hyperparameters that weights depend on.
     """
     if trained.model != model:
         return [f"model: trained {trained.model}, asked for {model}"]
@@ -31,21 +31,21 @@ def model_differences(trained: TrainingIdentity, model: str, hyperparameters: Ma
 
 
 def task_differences(trained: TrainingIdentity, task: Task) -> list[str]:
-    """Returns how a task differs from the one that weights were trained for, in what a forecast depends on.
+    """Returns how a task differs from the one that weights were trained for, in fields that a forecast depends on.
 
-    Which events are in which split may differ: what was trained on is looked at event by event.
+    The events of each split may differ: overlap with the training events is checked separately.
     """
     if task.name != trained.task and not _related(task, trained.task):
         return [f"task: trained for {trained.task}, asked for {task.name}"]
     ours = {key: value for key, value in task.fields().items() if key not in task.selection_fields}
     theirs = {key: value for key, value in trained.task_fields.items() if key not in task.selection_fields}
-    if task.name != trained.task:  # fields that one of them does not have say nothing
+    if task.name != trained.task:  # only fields that both have are compared
         ours, theirs = ({k: part[k] for k in ours.keys() & theirs.keys()} for part in (ours, theirs))
     return _differing("task", theirs, ours)
 
 
 def _related(task: Task, other: str) -> bool:
-    """Returns whether two tasks have one form: one is a kind of the other, or has its presets."""
+    """Returns whether two tasks are compatible: one's class derives from the other's, or they share presets."""
     from bench import registry
 
     if other not in registry.names("task"):
@@ -56,7 +56,7 @@ def _related(task: Task, other: str) -> bool:
 
 
 def source_differences(trained: Mapping[str, SourcePart], now: Mapping[str, SourcePart]) -> list[str]:
-    """Returns which sources differ from those that weights were trained with, of those that are given."""
+    """Returns which of the given sources differ from those that weights were trained with."""
     lines = []
     for key, source in now.items():
         before = trained.get(key)
@@ -67,7 +67,7 @@ def source_differences(trained: Mapping[str, SourcePart], now: Mapping[str, Sour
 
 
 def run_differences(trained: TrainingIdentity, now: TrainingIdentity) -> list[str]:
-    """Returns how a training differs from another in anything that makes it another one."""
+    """Returns the differences of two trainings in everything that belongs to their identity."""
     lines = model_differences(trained, now.model, now.hyperparameters)
     lines += _differing("", {"task": trained.task, "task.version": trained.task_version}, {
         "task": now.task, "task.version": now.task_version,
@@ -115,29 +115,29 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ExpectedRun:
-    """What a run would be, besides its config."""
+    """The properties of a run besides its config, by which its record is found."""
 
     task_version: int
     tested_on: str
     """Fingerprint of the data to evaluate on."""
     trained_on: str | None
-    """Fingerprint of the training data; None where there is nothing to train."""
+    """Fingerprint of the training data; None if there is nothing to train."""
     selected_on: str | None
-    """Fingerprint of the validation data; None where there are none."""
+    """Fingerprint of the validation data; None without any."""
     sources: Mapping[str, SourcePart]
     """The code that would run."""
 
 
 def newest_of_same_run(records: Iterable[RunRecord], config: Config, expected: ExpectedRun) -> RunRecord | None:
-    """Returns the newest record of a run that would come out the same, or None.
+    """Returns the newest record of an identical run, or None.
 
-    The config's fingerprint leaves out where data lies and knows no code, so both are compared.  The harness and the
-    libraries need not be those of the record where `train.resume=anyway` says so.
+    The config's fingerprint contains neither data nor code, so both are compared.  With `train.resume=anyway`, the
+    harness may differ.
 
     Args:
-        records: Oldest first, as `read_records` gives them.
+        records: Oldest first, as returned by `read_records`.
         config: The config of the run.
-        expected: What it would be.
+        expected: Its data and code.
     """
     wanted = fingerprint(numbers_only(config))
     anyway = config.train.resume == "anyway"
@@ -165,6 +165,6 @@ def _same_training(record: RunRecord, config: Config, expected: ExpectedRun, sou
         and trained.train.fingerprint == expected.trained_on
         and (trained.val.fingerprint if trained.val else None) == expected.selected_on
         and not source_differences(trained.sources, sources)
-        # Said of models with batch statistics only.
+        # Recorded for models with batch statistics only.
         and trained.settings["data"].get("micro_batch") in (None, config.micro_batch_limit)
     )

@@ -27,7 +27,7 @@ class LearningCurve:
 
 
 def learning_curve_path(record: RunRecord, root: AnyPath) -> AnyPath:
-    """Returns where the learning curve of a record lies, whether or not it does."""
+    """Returns the path of a record's learning curve, which may not exist."""
     return root / "learning_curves" / record.task.name / record.model.name / f"{record.run_id}.csv"
 
 
@@ -35,7 +35,7 @@ def write_learning_curve(curve: LearningCurve, record: RunRecord, root: AnyPath)
     """Writes the learning curve of a run as `steps,split,loss` and returns its path.
 
     Raises:
-        DataError: the disk refused; names the path.
+        DataError: it cannot be written; names the path.
     """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -46,7 +46,7 @@ def write_learning_curve(curve: LearningCurve, record: RunRecord, root: AnyPath)
 
 
 def read_learning_curve(record: RunRecord, root: AnyPath) -> LearningCurve | None:
-    """Returns the learning curve of a record, None where there is none.
+    """Returns the learning curve of a record, or None if there is none.
 
     Raises:
         DataError: the file is not what `write_learning_curve` writes.
@@ -55,7 +55,7 @@ def read_learning_curve(record: RunRecord, root: AnyPath) -> LearningCurve | Non
 
 
 def learning_curve_at(path: AnyPath) -> LearningCurve | None:
-    """Returns the learning curve that a file holds, None where there is no file.
+    """Returns the learning curve in a file, or None if there is no file.
 
     Raises:
         DataError: the file is not what `write_learning_curve` writes.

@@ -1,4 +1,4 @@
-"""Scores over several records together, such as the folds of a cross-validation: from sums, never means of scores."""
+"""Scores pooled over several records, e.g. the folds of a cross-validation: from sums, never as means of scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.records.statistics import Arrays, content_sha256, read_arrays
 
 @dataclass(frozen=True)
 class Pooled:
-    """The scores of several records together."""
+    """The pooled scores of several records."""
 
     scores: dict[str, float]
     """By name, those per lead time as `NAME_lead_L`; of the metrics that keep statistics per event."""
@@ -29,10 +29,10 @@ class Pooled:
 
 
 def pooled(records: Sequence[RunRecord]) -> Pooled:
-    """Returns the scores that one evaluation on the data of all records would have given.
+    """Returns the scores that a single evaluation on the data of all records would have given.
 
     Args:
-        records: Of one task and the same metrics, each on other events, in order.
+        records: Records of one task with the same metrics, each on different events, in order.
 
     Raises:
         ConfigError: a record keeps no statistics, or has other metrics.
@@ -57,13 +57,13 @@ def pooled(records: Sequence[RunRecord]) -> Pooled:
 
 
 def as_one_record(records: Sequence[RunRecord]) -> RunRecord:
-    """Returns a record with the scores of several together, as one evaluation on all of their data would have made.
+    """Returns a record with the pooled scores of several, as a single evaluation on all of their data would have made.
 
-    Its id is that of the first, and how many they are; what belongs to one of them alone, such as counts and curves, is
-    not in it. It is for tables: it was not run, and is written nowhere.
+    Its id is that of the first record plus the number of the others; fields that cannot be pooled, such as counts and
+    curves, are empty. It is for tables only, and is never written.
 
     Args:
-        records: Of one model, task and seed, each on other events, in order.
+        records: Records of one model, task and seed, each on different events, in order.
 
     Raises:
         ConfigError: a record keeps no statistics, or has other metrics.
@@ -104,6 +104,6 @@ def as_one_record(records: Sequence[RunRecord]) -> RunRecord:
 
 
 def _sum(seconds: Iterable[float | None]) -> float | None:
-    """Returns the sum over the records; None where one does not say."""
+    """Returns the sum over the records; None if a value is unknown."""
     known = list(seconds)
     return None if None in known else sum(s for s in known if s is not None)

@@ -1,4 +1,4 @@
-"""Where a record comes from: code, library versions, hardware.  No torch: what it knows is passed in."""
+"""Where a record comes from: code, library versions, hardware.  Imports no torch: facts about GPUs are passed in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def environment_differences() -> tuple[str, ...]:
 
     Returns:
         A text such as `numpy 2.4.6 -> 2.4.5` for each package that is installed in another version, by name. Packages
-        that are not installed, which an extra would bring, make no difference.
+        that are not installed, e.g. those of an extra, do not count.
 
     Raises:
         FileNotFoundError: neither an installed wheel nor a checkout has the file.
@@ -63,7 +63,7 @@ def environment_differences() -> tuple[str, ...]:
 
 
 def differences_or_none() -> tuple[str, ...] | None:
-    """Returns what `environment_differences` does; None where there are no constraints to compare with."""
+    """Returns the same as `environment_differences`, or None if there are no constraints to compare with."""
     try:
         return environment_differences()
     except FileNotFoundError:
@@ -76,11 +76,11 @@ def _constraints() -> Path:
 
 
 def hardware(accelerator: str | None = None, threads: int | None = None) -> dict[str, Any]:
-    """Returns what the run ran on.
+    """Returns a description of this machine.
 
     Args:
         accelerator: Name of the GPU, if one was used.
-        threads: Of the CPU, that one process computes with.
+        threads: CPU threads of one process.
     """
     return {
         "accelerator": accelerator,
@@ -135,7 +135,7 @@ def code_state() -> CodePart:
     if not diff and not unknown:
         return CodePart(version=release, commit=commit, dirty=False, diff_sha256=None)
     digest = hashlib.sha256(diff.encode())
-    for name in unknown.splitlines():  # files that git does not know have no diff
+    for name in unknown.splitlines():  # untracked files have no diff
         digest.update(name.encode() + (root / name).read_bytes())
     return CodePart(version=release, commit=commit, dirty=True, diff_sha256=digest.hexdigest())
 
@@ -148,7 +148,7 @@ def libraries() -> dict[str, str]:
 
 @lru_cache(maxsize=32)
 def git_state(path: Path) -> tuple[str | None, bool | None]:
-    """Returns the commit of the checkout that a file or folder lies in, and whether it has changed since; or None."""
+    """Returns the commit of the checkout of a path, and whether the path has changed since; None if unknown."""
     folder = path if path.is_dir() else path.parent
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--", str(path)) if commit is not None else None

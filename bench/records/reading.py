@@ -1,7 +1,7 @@
 """Safe reading of the files of a results root: content of bounded size, or one clear error.
 
-A store is written by many runs and machines: one file that is torn, flipped, huge or no file at all must not end what
-reads the others.
+A store is written by many runs and machines: one truncated, corrupted, huge or special file must not prevent reading
+the others.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bench.errors import DataError
 from bench.paths import AnyPath
 
 LARGEST_TEXT = 16 << 20
-"""Bytes: a thousand times a record or a learning curve."""
+"""Most bytes of a text file: a thousand times a record or a learning curve."""
 LARGEST_ARRAYS = 1 << 30
-"""Bytes of a file's arrays when unpacked: ten times the statistics of the largest data set."""
+"""Most bytes of a file's unpacked arrays: ten times the statistics of the largest data set."""
 DEEPEST = 64
-"""Levels of a record's JSON; the deepest of ours has ten."""
+"""Most levels of a record's JSON; our own have at most ten."""
 _NESTED = (dict, list)
 _ENTRY, _MOST_ENTRIES = b"PK\x01\x02", 10_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -42,13 +42,13 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
     """Returns the content of an ordinary file.
 
     Args:
-        path: The file, on a disk or behind a URL.
-        largest: Bytes.
+        path: The file, local or at a URL.
+        largest: Most bytes.
         what: What it should be, with its article, for the message.
 
     Raises:
-        FileNotFoundError: nothing lies there.
-        DataError: no ordinary file (a pipe would be waited on for ever), too large, or not readable.
+        FileNotFoundError: the file does not exist.
+        DataError: not a regular file (reading a pipe would block forever), too large, or not readable.
     """
     try:
         with _ordinary(path).open("rb") as file:
@@ -80,7 +80,7 @@ def read_json(path: AnyPath, what: str) -> Any:
         what: See `read_bytes`.
 
     Raises:
-        DataError: no ordinary file, too large, not JSON, or nested too deeply.
+        DataError: not a regular file, too large, not JSON, or nested too deeply.
     """
     try:
         content = json.loads(read_bytes(path, LARGEST_TEXT, what).decode())
@@ -96,35 +96,35 @@ def read_json(path: AnyPath, what: str) -> Any:
 
 
 def read_npz(path: AnyPath, what: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
-    """Returns the arrays of an `.npz` file, read-only; nothing is allocated that the file does not hold.
+    """Returns the read-only arrays of an `.npz` file; a false header cannot make it allocate memory.
 
     Args:
         path: The file.
         what: See `read_bytes`.
-        largest: Bytes of all arrays.
+        largest: Most bytes of all arrays.
 
     Raises:
-        FileNotFoundError: nothing lies there.
-        DataError: no ordinary file, too large, damaged, or arrays of other types than numbers.
+        FileNotFoundError: the file does not exist.
+        DataError: not a regular file, too large, damaged, or arrays of other types than numbers.
     """
     content = read_bytes(path, largest, what)
     try:
-        if content.count(_ENTRY) > _MOST_ENTRIES:  # each costs memory before the first array is looked at
+        if content.count(_ENTRY) > _MOST_ENTRIES:  # each costs memory before the first array is read
             raise ValueError(f"more than {_MOST_ENTRIES} arrays")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > largest:
                 raise ValueError(f"larger than {largest >> 20} MiB when unpacked")
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
-    except Exception as error:  # zipfile, zlib, numpy's header: damage ends in errors of a dozen kinds
+    except Exception as error:  # damage raises a dozen kinds of errors in zipfile, zlib and numpy
         raise DataError(f"{path}: not {what}: {error or type(error).__name__}") from error
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods cannot be bounded
         raise ValueError(f"{member.filename} is not packed by numpy")
     with archive.open(member) as file:
-        content = file.read(member.file_size)  # no more is unpacked, whatever is packed
+        content = file.read(member.file_size)  # unpacks no more than declared
     length = content[8:10] if content[6:7] == b"\x01" else content[8:12]
     start = 8 + len(length) + int.from_bytes(length, "little")
     shape, fortran, dtype = _header(content[:start])
@@ -136,7 +136,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
-@lru_cache(maxsize=1024)  # thousands of files have a handful of headers between them, each some 40 us to parse
+@lru_cache(maxsize=1024)  # thousands of files share a few headers, which take about 40 us each to parse
 def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)

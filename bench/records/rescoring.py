@@ -14,21 +14,21 @@ from bench.records.schema import MetricStatistics, StatisticsPart
 from bench.records.statistics import Arrays
 
 _EPS = float(np.finfo(np.float64).eps)
-# Of variances against second moments: below, sums say no more than that there may be none.
+# Ratio of variance to second moment below which the sums cannot tell a variance from zero.
 _NO_VARIANCE = 1e-12
 
 
 def scores_of(part: StatisticsPart, name: str, arrays: Arrays) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns the scores that one metric's sums over all events give, by name as in the record; and these sums.
+    """Returns one metric's scores from its sums over all events, by name as in the record; and these sums.
 
-    Nothing for a family that is not installed here: that of a plugin.
+    The scores are empty for a family that is not installed, i.e. a plugin's.
 
     Raises:
         ArithmeticError, LookupError, TypeError, ValueError: sums or options are not those of the family.
     """
     metric = part.metrics[name]
     own = {key.removeprefix(f"{name}."): values for key, values in arrays.items() if key.startswith(f"{name}.")}
-    # counts are kept in the smallest type that holds each, not their sum
+    # counts are stored in the smallest type for each, which may be too small for their sum
     sums = {key: v.sum(0, dtype=np.float64 if v.dtype.kind == "f" else np.int64) for key, v in own.items()}
     if metric.family not in FAMILIES:
         return {}, sums
@@ -38,10 +38,10 @@ def scores_of(part: StatisticsPart, name: str, arrays: Arrays) -> tuple[dict[str
 
 
 def allowed(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns the absolute differences that round-off explains, by score; NaN where the sums leave a score open.
+    """Returns the absolute differences that round-off explains, by score; NaN if the sums do not determine a score.
 
-    None is needed but for the correlation, which a record has from anomalies and the statistics from moments: a
-    difference of large sums, where the index varies little.  With N windows the sums are exact to N eps.
+    Only the correlation needs a tolerance: a record computes it from anomalies, the statistics from moments, as a
+    difference of large sums if the index varies little.  With N windows, the sums are exact to N eps.
     """
     if metric.family != "correlation":
         return {}
@@ -66,7 +66,7 @@ def allowed(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[st
 
 
 def sequence_counts(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """Yields the number of sequences in the sums of each lead time, where the family has it."""
+    """Yields the number of sequences in the sums of each lead time, if the family has it."""
     if metric.ending:  # each member counts
         return
     name, pixels = {"correlation": ("count", 1), "energy": ("sequence_count", 1)}.get(metric.family, ("", 0))
@@ -77,7 +77,7 @@ def sequence_counts(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) ->
 
 
 def counted(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]] | None:
-    """Returns the counts `[lead][threshold]` of single pixels that a record shows, from a metric's sums."""
+    """Returns a record's counts `[lead][threshold]` of single pixels, from a metric's sums."""
     pools = metric.options.get("pools", [])
     if metric.family != "skill" or metric.ending or 1 not in pools:
         return None
@@ -87,7 +87,7 @@ def counted(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[st
 
 
 def undetermined(part: StatisticsPart) -> set[str]:
-    """Returns the names of scores that a family has and sums per event do not give: a maximum over pixels."""
+    """Returns the names of scores that sums per event do not determine, such as a maximum over pixels."""
     return {
         with_ending("nino34_label_difference", metric.ending)
         for metric in part.metrics.values()

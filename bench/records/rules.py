@@ -1,6 +1,6 @@
 """The rules of a valid record, each a function that yields its violations.
 
-Scores are formed again from the sums and counts that the record keeps: neither the model nor the data are asked.
+Scores are recomputed from the sums and counts in the record; neither the model nor the data are needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays
 
 Broken = Iterator[tuple[str, str]]
-"""Fields, and what is wrong with each."""
+"""Fields with their problems."""
 Rule = Callable[[RunRecord], Broken]
 
 
@@ -68,7 +68,7 @@ def scope(record: RunRecord) -> Broken:
 
 
 def trained_apart(record: RunRecord) -> Broken:
-    """A run was not selected or trained on what it was evaluated on."""
+    """A run was not trained or selected on the data that it was evaluated on."""
     data, training = record.data, record.training
     if record.status == "failed" or data is None or training is None:
         return
@@ -81,10 +81,10 @@ def trained_apart(record: RunRecord) -> Broken:
 
 
 def same_code(record: RunRecord) -> Broken:
-    """Weights were evaluated by the source that trained them: the model's, and that of a plugin's task.
+    """Weights were evaluated with the source that trained them: the model's, and that of a plugin's task.
 
-    The harness may be another: it changes with every release.  So may a metric: it makes no forecast.  A partial record
-    says so itself.
+    The harness may differ, because it changes with every release, and so may metrics, because they do not affect
+    forecasts.  Partial records are exempt.
     """
     if record.scope == "partial":
         return
@@ -128,7 +128,7 @@ def counts(record: RunRecord) -> Broken:
     others = len(record.scores_per_lead.get("mse", ()))
     if others and others != leads:
         yield "counts", f"{leads} lead times, other scores have {others}"
-    if record.statistics is None:  # else its sums, which the counts are compared with, give these scores and more
+    if record.statistics is None:  # else `statistics` checks the counts and the scores
         again = skill_scores(found, thresholds, options.get("convention", "upstream"))
         yield from _scores(record, again, "the record's counts")
 
@@ -170,7 +170,7 @@ def statistics(record: RunRecord, arrays: Arrays) -> Broken:
 
 
 def _scores(record: RunRecord, again: dict[str, float], source: str, slack: dict[str, float] | None = None) -> Broken:
-    """Compares the scores of a record with those formed again; what was not formed again is passed over."""
+    """Compares the scores of a record with recomputed ones; scores that were not recomputed are skipped."""
     slack = slack or {}
     for name, value in record.scores.items():
         if name in again and not _equal(value, again[name], slack.get(name, 0.0)):
@@ -183,7 +183,7 @@ def _scores(record: RunRecord, again: dict[str, float], source: str, slack: dict
 
 
 def _others(record: RunRecord, again: dict[str, float]) -> Broken:
-    """Says which scores come from nowhere, and compares the counts of undefined leads."""
+    """Yields the scores that no metric gives, and wrong counts of undefined leads."""
     assert record.statistics is not None
     all_kept = record.conventions.keys() <= record.statistics.metrics.keys()
     known = undetermined(record.statistics)
@@ -204,7 +204,7 @@ def _others(record: RunRecord, again: dict[str, float]) -> Broken:
 
 
 def _equal(found: float | None, expected: float, slack: float) -> bool:
-    if math.isnan(slack):  # the sums leave it open
+    if math.isnan(slack):  # the sums do not determine it
         return True
     if found is None:
         return not math.isfinite(expected)

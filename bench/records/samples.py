@@ -23,29 +23,29 @@ _LARGEST = 256 << 20  # bytes: 3,600 frames of that side
 
 @dataclass(frozen=True)
 class Sample:
-    """A sequence of a run in physical units, `(T,H,W)` each; NaN where missing.  The first, and those behind it."""
+    """The first sequence of a run in physical units, each part `(T,H,W)` with NaN where missing, and `others`."""
 
     context: np.ndarray
     target: np.ndarray
     forecast: np.ndarray
     probability: np.ndarray | None = None
-    """Of an ensemble: the share of members at or above the task's `event_threshold`, in each pixel."""
+    """Share of an ensemble's members at or above the task's `event_threshold`, in each pixel."""
     coast: np.ndarray | None = None
-    """Columns and rows of coastlines, `(K,2)` with NaN between lines, where the data have coordinates."""
+    """Columns and rows of coastlines, `(K,2)` with NaN between lines, if the data have coordinates."""
     others: tuple[Sample, ...] = ()
 
     @property
     def count(self) -> int:
-        """Number of sequences."""
+        """Returns the number of sequences."""
         return 1 + len(self.others)
 
     def sequence(self, index: int) -> Sample:
-        """One of the sequences; the first is number 0."""
+        """Returns one of the sequences; the first has index 0."""
         return (self, *self.others)[index]
 
 
 def sample_path(record: RunRecord, root: AnyPath) -> AnyPath:
-    """Returns where the sample of a record lies, whether or not it does."""
+    """Returns the path of a record's sample, which may not exist."""
     return root / "samples" / record.task.name / record.model.name / f"{record.run_id}.npz"
 
 
@@ -54,12 +54,12 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPa
 
     Args:
         parts: `context`, `target` and `forecast`, physical units `(T,H,W)` of one sequence or `(N,T,H,W)` of several;
-            of an ensemble also `probability`; where the data have coordinates also `coast`, `(N,K,2)`.
+            for an ensemble also `probability`; if the data have coordinates also `coast`, `(N,K,2)`.
         record: The run.
         root: Results root.
 
     Raises:
-        DataError: the disk refused; names the path.
+        DataError: it cannot be written; names the path.
     """
     names = (*PARTS, *(name for name in parts if name == _PROBABILITY))
     factor = -(-max(parts[PARTS[0]].shape[-2:]) // _LARGEST_SIDE)
@@ -70,7 +70,7 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPa
 
 
 def read_sample(record: RunRecord, root: AnyPath) -> Sample | None:
-    """Returns the sample of a record, None where there is none.
+    """Returns the sample of a record, or None if there is none.
 
     Raises:
         DataError: the file is not what `write_sample` writes.
@@ -79,7 +79,7 @@ def read_sample(record: RunRecord, root: AnyPath) -> Sample | None:
 
 
 def sample_at(path: AnyPath) -> Sample | None:
-    """Returns the sample that a file holds, None where there is no file.
+    """Returns the sample in a file, or None if there is no file.
 
     Raises:
         DataError: the file is not what `write_sample` writes.
@@ -105,7 +105,7 @@ def sample_at(path: AnyPath) -> Sample | None:
 
 
 def _reduced(frames: np.ndarray, factor: int) -> np.ndarray:
-    """Returns means of blocks of a height and width; rows and columns that fill none are cut."""
+    """Returns means of `factor` x `factor` blocks; rows and columns that do not fill a block are cut."""
     *leading, height, width = frames.shape
     if factor == 1:
         return frames

@@ -1,4 +1,4 @@
-"""What a record holds.  A new field or meaning raises `SCHEMA_VERSION` and adds a migration."""
+"""The schema of a record.  A new field or meaning raises `SCHEMA_VERSION` and adds a migration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TaskPart(Part):
 
 
 class ModelPart(Part):
-    """The model, what it was made from and what it costs."""
+    """The model, its hyperparameters and its cost."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     origin: str
@@ -49,7 +49,7 @@ class ModelPart(Part):
 
 
 class DataPart(Part):
-    """The data that was evaluated on."""
+    """The data of the evaluation."""
 
     origin: str
     fingerprint: str
@@ -61,6 +61,11 @@ class DataPart(Part):
     sequence_count_available: int
     """Sequences of the split."""
 
+    @property
+    def described(self) -> str:
+        """The origin as tables and pages print it."""
+        return self.origin.replace("every 1 frames", "every frame")  # as trees of older code call it
+
 
 class SourcePart(Part):
     """The source of a model, a plugin or the harness."""
@@ -70,11 +75,11 @@ class SourcePart(Part):
     """Where its name was registered, or its distribution."""
     version: str | None
     commit: str | None
-    """Of the checkout it lies in."""
+    """Commit of the checkout it lies in."""
     dirty: bool | None
     """Whether it has changed since that commit."""
     sha256: str
-    """Of the files themselves."""
+    """Digest of the files."""
 
 
 class SplitPart(Part):
@@ -84,36 +89,37 @@ class SplitPart(Part):
     event_count: int
     sequence_count: int
     incomplete: str | None = None
-    """Why this was not all of the split."""
+    """Why this was not the whole split."""
 
 
 class TrainingIdentity(Part):
-    """What trained weights depend on: two trainings with equal ones are the same training."""
+    """Everything that trained weights depend on: trainings with equal identities are the same training."""
 
     model: str
     stage: str | None = None
-    """Of a model that is trained in stages."""
+    """Name of the stage, for a model that is trained in stages."""
     hyperparameters: dict[str, Any]
-    """All of them, defaults too, but for those that weights do not depend on."""
+    """All that weights depend on, defaults included."""
     task: str
     task_version: int
     task_fields: dict[str, Any]
     settings: dict[str, Any]
-    """What else of the config can change the weights."""
+    """Other settings of the config that can change the weights."""
     seed: int
     train: SplitPart
     val: SplitPart | None
     before: tuple[str, ...] = ()
-    """Names of the stages before it, and digests of weights that were given."""
+    """Identities of earlier stages, or digests of given weights."""
     sources: dict[str, SourcePart]
-    """`model`, `harness`, and `task` and `metric NAME` where they are plugins."""
+    """`model`, `harness`, and `task` and `metric NAME` if they are plugins."""
     libraries: dict[str, str]
 
     @property
     def name(self) -> str:
-        """Returns the SHA-256 of what makes another training: everything but the harness and the libraries.
+        """Returns the SHA-256 of the identity without the harness and the libraries.
 
-        These differ with every release: weights that another one trained are not another training, but are named.
+        These change with every release, and weights of another release still belong to the same training; differences
+        are reported.
         """
         content = self.model_dump(mode="json", exclude={"sources", "libraries"})
         sources = {key: source.sha256 for key, source in self.sources.items() if key != "harness"}
@@ -121,7 +127,7 @@ class TrainingIdentity(Part):
 
 
 class TrainingSummary(Part):
-    """How the weights came about."""
+    """The summary of a training."""
 
     settings: dict[str, Any]
     """The config's `train` section."""
@@ -140,20 +146,20 @@ class TrainingSummary(Part):
     final_loss: float | None
     wall_s: float
     identity: TrainingIdentity | None = None
-    """None in records of schemas 1 and 2, which did not say."""
+    """None in records of schemas 1 and 2, which did not have it."""
     checkpoints: dict[str, str] = {}
-    """The seal of each checkpoint that the training left, by its stem: `best`, `last`."""
+    """The seal of each checkpoint of the training, by its stem: `best`, `last`."""
     micro_batch: int | None = None
-    """Sequences that one device took at a time; None where no step was made, and of a model trained in stages."""
+    """Sequences that one device took at a time; None without a step, and for a model trained in stages."""
     cpu_s: float | None = None
-    """Processor seconds of the training steps, of all threads and processes but those of the loaders; None where older
+    """CPU seconds of the training steps, over all threads and processes except those of the loaders; None if older
     code trained."""
     device_s: float | None = None
     """Seconds that the training steps took on a GPU; None without one."""
     validation_s: float | None = None
-    """Wall time of the validations; None as of `cpu_s`, and of a fit."""
+    """Wall time of the validations in seconds; None if older code trained, and for a fit."""
     budget_steps: int | None = None
-    """Optimiser steps that a budget of compute was found to be; None without one, and of a model trained in stages."""
+    """Optimiser steps that a compute budget was converted to; None without one, and for a model trained in stages."""
 
 
 class CodePart(Part):
@@ -164,7 +170,7 @@ class CodePart(Part):
     dirty: bool | None
     diff_sha256: str | None
     sources: dict[str, SourcePart] = {}
-    """As in `TrainingIdentity`; empty in records of schemas 1 and 2, which did not say."""
+    """As in `TrainingIdentity`; empty in records of schemas 1 and 2, which did not have them."""
 
 
 class TimePart(Part):
@@ -186,7 +192,7 @@ class MembersPart(Part):
 
     count: int
     seed: int
-    """Each sequence's members are drawn from this and its index."""
+    """Seeds each sequence's members, together with its index."""
 
 
 class MetricStatistics(Part):
@@ -195,24 +201,24 @@ class MetricStatistics(Part):
     family: str
     options: dict[str, Any]
     ending: str = ""
-    """What the names of its scores end in, before `_lead_L`."""
+    """Suffix of the names of its scores, before `_lead_L`."""
 
 
 class StatisticsPart(Part):
-    """What scores are resampled from: sums per event, in the file `RUN_ID.npz` beside the record."""
+    """Sums per event, from which scores are resampled, in the file `RUN_ID.npz` beside the record."""
 
     kind: Literal["event", "block"]
     """Whether a unit is an event, or a block of consecutive windows of one long record."""
     unit_count: int
     units_sha256: str
-    """Of the units' names in order: runs can be paired where it is equal."""
+    """Digest of the units' names in order: runs with equal digests can be paired."""
     metrics: dict[str, MetricStatistics]
     content_sha256: str
-    """Of the arrays, see `bench.records.statistics`."""
+    """Digest of the arrays, see `bench.records.statistics`."""
 
 
 class RunRecord(Part):
-    """One run: what ran, on what, what it scored, how long it took.  Written once, never changed."""
+    """One run: model, data, scores, time and hardware.  Written once, never changed."""
 
     schema_version: Literal[4] = 4
     run_id: str = Field(pattern=r"^[0-9A-Za-z-]+$")
@@ -234,7 +240,7 @@ class RunRecord(Part):
     micro_batch: int | None = None
     """Sequences that one device took at a time in the evaluation."""
     environment: tuple[str, ...] | None = None
-    """Packages in other versions than those of `constraints.txt`; None where that was not at hand."""
+    """Packages in other versions than those of `constraints.txt`; None if that file was missing."""
     time: TimePart
     conventions: dict[str, dict[str, Any]]
     """Each metric of the task and the options it was computed with."""
@@ -245,35 +251,35 @@ class RunRecord(Part):
     undefined: dict[str, str]
     """Why a score is None."""
     counts: dict[str, list[list[int]]] | None = None
-    """Hits, misses, false alarms, correct negatives `[lead][threshold]`, where the task has thresholds."""
+    """Hits, misses, false alarms, correct negatives `[lead][threshold]`, if the task has thresholds."""
     curves: dict[str, dict[str, list[float | None]]] = {}
     """Reliability curves and rank histograms of ensembles: columns of equal length by name."""
     members: MembersPart | None = None
     """None for a run without an ensemble."""
     statistics: StatisticsPart | None = None
-    """None where no metric keeps any."""
+    """None if no metric keeps any."""
     degraded: dict[str, int] = {}
-    """Sequences for which the model fell back on a simpler forecast, by its reason."""
+    """Number of sequences for which the model fell back on a simpler forecast, by reason."""
     failure: FailurePart | None = None
     sha256: str | None = None
     """SHA-256 of the canonical JSON of all other fields."""
 
-    # The statistics themselves, or where they lie: too large for a text that every listing reads.
+    # The statistics or their path; they are too large for a file that every listing reads.
     _arrays: Mapping[str, np.ndarray] | Path | None = PrivateAttr(None)
 
     def __eq__(self, other: object) -> bool:
-        """Returns whether two records hold the same, wherever their statistics lie."""
+        """Returns whether two records have equal content, wherever their statistics are stored."""
         return isinstance(other, RunRecord) and self.model_dump() == other.model_dump()
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray] | Path | None:
-        """Returns the statistics of a run that was not written yet, by `METRIC.STATISTIC`, or the file they lie in."""
+        """Returns the statistics by `METRIC.STATISTIC` if the record is not written yet, else their file's path."""
         return self._arrays
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray] | Path | None) -> RunRecord:
-        """Returns the record with its statistics at hand."""
+        """Returns the record with its statistics attached."""
         copy = self.model_copy()
         copy._arrays = arrays
         return copy
@@ -283,7 +289,7 @@ class RunRecord(Part):
         return self.model_copy(update={"sha256": self.content_sha256()})
 
     def content_sha256(self) -> str:
-        """Returns the SHA-256 of the canonical JSON of everything but the hash."""
+        """Returns the SHA-256 of the canonical JSON of all fields except the hash."""
         return content_sha256(self.model_dump(mode="json"))
 
 
@@ -308,11 +314,11 @@ def split_scores(
 
 
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record's content, read from JSON, in the present schema; as it is where it is no older one.
+    """Returns a record's content, read from JSON, migrated from an older schema to the current one.
 
     Version 1 had neither ensembles nor statistics, version 2 no identity of the training and no source digests; in
-    both, the batch of a step was `data.batch_size` times `train.accumulate`.  A fingerprint that is right for the old
-    config becomes that of the new one.  Version 3 did not count degraded forecasts: no model had any.
+    both, the batch of a step was `data.batch_size` times `train.accumulate`.  A valid fingerprint of the old config is
+    replaced by that of the new one.  Version 3 did not count degraded forecasts, because no model had any.
     """
     version = content.get("schema_version")
     if version == 1:
@@ -322,7 +328,7 @@ def migrated(content: dict[str, Any]) -> dict[str, Any]:
     content = copy.deepcopy(content) | {"schema_version": SCHEMA_VERSION, "degraded": {}}
     if version == 3:
         return content
-    with suppress(AttributeError, KeyError, TypeError, ValidationError):  # what is wrong in it is said by who reads it
+    with suppress(AttributeError, KeyError, TypeError, ValidationError):  # its reader reports the error
         _with_totals(content)
     return content
 
@@ -344,12 +350,12 @@ def _with_totals(content: dict[str, Any]) -> None:
                     stage["batch_size"] = micro_batch * stage.pop("accumulate")
     for train in trainings:
         train.pop("accumulate", None)
-        train["matmul_precision"] = "highest"  # PyTorch's default: there was no other way
+        train["matmul_precision"] = "highest"  # PyTorch's default, the only choice then
     if "api" not in config and right:
         content["config_fingerprint"] = fingerprint(numbers_only(Config.model_validate(config)))
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of the canonical JSON of a record's content but for the hash."""
+    """Returns the SHA-256 of the canonical JSON of a record's content without the hash."""
     kept = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(canonical_json(kept).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""The source that makes a number: of a model, of a plugin's task and metrics, and of this harness; no torch.
+"""Digests of the source behind a score: of the model, of a plugin's task and metrics, and of this harness.
 
-Versions and commits name a release.  What a user edits has neither, so the source itself is hashed.
+Versions and commits identify releases.  Code under development has neither, so the source itself is hashed.  Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NO_NUMBERS = {"ablation", "cli", "report", "reproduction", "tables", "testing"}
 """Packages of the harness that no score or weight depends on."""
 _IMPORT = re.compile(r"^\s*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n]+))", re.MULTILINE)
 _LARGEST_BYTES = 64 << 20
-"""Files beside a plugin's source above this are data, which the digest takes by name and size."""
+"""Larger files beside a plugin's source are data, of which only name and size enter the digest."""
 
 
 @cache
@@ -34,18 +35,18 @@ def harness_source() -> SourcePart:
     return _part("bench", "earthbench", _version(), folder, _digest({_name(path, folder): path for path in files}))
 
 
-@cache  # a class is the source that it was imported from, whatever became of the file since
+@cache  # the source at import time, even if the file has changed since
 def class_source(made: type, origin: str, version: str | None = None) -> SourcePart:
-    """Returns the source of a class: its module's and that of everything of the same origin it imports.
+    """Returns the source of a class: its module, and everything of the same origin that it imports.
 
-    Of a class of this project these are the modules that its own imports; of a package of somebody else every file of
-    the package, for what it opens beside its modules is not to be seen in them; of a file its module and those beside
-    it.  Libraries and the harness are not part of it.
+    For a class of this project, these are the modules imported by its own; for another package, all files of the
+    package, because it may open files besides its modules; for a single file, its module and the modules beside it.
+    Libraries and the harness are not part of it.
 
     Args:
         made: The class.
         origin: Where its name was registered.
-        version: Of its distribution.
+        version: Version of its distribution.
     """
     bases = [base.__module__ for base in made.__mro__ if not _is_library(base.__module__)]
     modules = [name for name in bases if not _is_harness(name) or _is_harness(made.__module__)]
@@ -62,15 +63,15 @@ def class_source(made: type, origin: str, version: str | None = None) -> SourceP
 
 
 def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, SourcePart]:
-    """Returns the source of everything that a score comes from.
+    """Returns the sources of everything that a score depends on.
 
     Args:
-        model: Its class.
-        task: Its class.
+        model: The model's class.
+        task: The task's class.
         metrics: Names of the task's metrics.
 
     Returns:
-        `model`, `harness` and, where they are not part of this project, `task` and `metric NAME`.
+        `model`, `harness` and, if they are not part of this project, `task` and `metric NAME`.
     """
     found = {"model": registered_source("model", model), "harness": harness_source()}
     if task.__module__.partition(".")[0] not in _OURS:
@@ -84,7 +85,7 @@ def sources_of(model: type, task: type, metrics: Iterable[str]) -> dict[str, Sou
 
 @cache
 def registered_source(kind: registry.Kind, made: type) -> SourcePart:
-    """Returns the source of a class, with the origin and version that it is registered with, where it is."""
+    """Returns the source of a class, with the origin and version of its registration if it is registered."""
     name = registry.name_of(kind, made)
     if name is None:
         return class_source(made, f"{made.__module__}:{made.__qualname__}")
@@ -124,7 +125,7 @@ def _package(top: str) -> Path | None:
 
 
 def _closure(module: str) -> dict[str, Path]:
-    """Returns the files of a module and of what it imports, but for the standard library and installed libraries."""
+    """Returns the files of a module and of all modules that it imports, except the standard library and libraries."""
     found: dict[str, Path] = {}
     top = module.partition(".")[0]
     waiting = [module]
@@ -142,7 +143,7 @@ def _closure(module: str) -> dict[str, Path]:
 
 
 def _imports(path: Path, module: str) -> Iterator[str]:
-    """Yields the names of modules that a file may import, anywhere in it; some of them are not modules."""
+    """Yields the names that a file imports, anywhere in it; some of them are not modules."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -162,7 +163,7 @@ def _imports(path: Path, module: str) -> Iterator[str]:
 
 
 def _is_harness(module: str) -> bool:
-    """Returns whether a module belongs to the harness, whose source has a digest of its own."""
+    """Returns whether a module belongs to the harness, which has its own digest."""
     return module.partition(".")[0] == "bench"
 
 
@@ -175,5 +176,5 @@ def _is_library(module: str) -> bool:
     try:
         path = module_path(top)
     except UnreadableSourceError:
-        return True  # built in, compiled, or not there
+        return True  # built in, compiled, or missing
     return top not in _OURS and any(part in ("site-packages", "dist-packages") for part in path.parts)

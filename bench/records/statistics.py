@@ -1,4 +1,4 @@
-"""Sums per event that scores are resampled from: arrays in one compressed file beside the record."""
+"""Sums per event, from which scores are resampled, as arrays in a compressed file beside the record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def compact(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Returns the arrays with whole numbers in the smallest type that holds them, floats in float64."""
+    """Returns the arrays with integers in the smallest type that holds them, and floats in float64."""
     found = {}
     for name, values in sorted(arrays.items()):
         if values.dtype.kind in "iu":
@@ -28,7 +28,7 @@ def compact(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def content_sha256(arrays: Arrays) -> str:
-    """Returns the SHA-256 of names, types, shapes and bytes: no matter how the file was compressed."""
+    """Returns the SHA-256 of names, types, shapes and bytes, independent of compression."""
     content = hashlib.sha256()
     for name, values in sorted(arrays.items()):
         content.update(f"{name}|{values.dtype.newbyteorder('<').str}|{values.shape}\n".encode())
@@ -44,10 +44,10 @@ def packed(arrays: Arrays) -> bytes:
 
 
 def read_arrays(record: RunRecord) -> Arrays | None:
-    """Returns the statistics of a record; None where it has none, or their file is not there.
+    """Returns the statistics of a record; None if it has none or their file is missing.
 
     Raises:
-        DataError: the file cannot be read, or is not the one that the record was written with.
+        DataError: the file cannot be read, or has changed since the record was written.
     """
     if record.statistics is None or record.arrays is None:
         return None

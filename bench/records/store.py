@@ -1,6 +1,6 @@
 """The record store: `ROOT/runs/TASK/MODEL/RUN_ID.json`, published atomically and never replaced.
 
-What scores are resampled from lies beside it as `RUN_ID.npz`, which is there before the record is.
+Its statistics are stored beside it as `RUN_ID.npz`, which is published first.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from bench.records.statistics import packed
 
 
 def new_run_id(config_fingerprint: str) -> tuple[str, str]:
-    """Returns a run id that sorts by time and names the config, and the time it carries (UTC, ISO 8601)."""
+    """Returns a run id that sorts by time and contains the config's fingerprint, and its time (UTC, ISO 8601)."""
     now = datetime.now(UTC)
     return f"{now:%Y%m%dT%H%M%SZ}-{config_fingerprint[:10]}-{secrets.token_hex(2)}", now.isoformat(timespec="seconds")
 
 
 def record_path(root: str | AnyPath, record: RunRecord) -> AnyPath:
-    """Returns where a record lies under a results root."""
+    """Returns the path of a record under a results root."""
     return _at(root) / "runs" / record.task.name / record.model.name / f"{record.run_id}.json"
 
 
 def write_record(record: RunRecord, root: str | AnyPath) -> AnyPath:
-    """Writes a record and returns its path; it is there whole or not at all, and nothing is ever replaced.
+    """Writes a record atomically and returns its path; existing files are never replaced.
 
     Args:
-        record: Sealed here.
-        root: Results root: a folder, or an fsspec URL whose backend publishes an object whole (S3, GCS, Azure do).
+        record: The record, which is sealed here.
+        root: Results root: a folder, or an fsspec URL whose backend publishes objects atomically (S3, GCS, Azure do).
 
     Raises:
-        DataError: a field has a value that no record may have; nothing is written.
-        RunFailedError: the disk or the backend refused (full, read-only, no access); names the path.
+        DataError: a field is invalid; nothing is written.
+        RunFailedError: it cannot be written (disk full, read-only, no access); names the path.
     """
     try:  # a copy with changed fields was never validated
         RunRecord.model_validate(record.model_dump(warnings=False))
@@ -61,7 +61,7 @@ def write_record(record: RunRecord, root: str | AnyPath) -> AnyPath:
             beside = path.with_suffix(".npz")
         publish(text.encode(), path)
     except Exception as error:  # a disk gives OSError, each remote backend errors of its own
-        if beside is not None:  # of no use to anybody
+        if beside is not None:  # useless without the record
             with suppress(Exception):
                 beside.unlink()
         raise RunFailedError(f"record {path} cannot be written: {error}") from error
@@ -69,11 +69,11 @@ def write_record(record: RunRecord, root: str | AnyPath) -> AnyPath:
 
 
 def publish(content: bytes, path: AnyPath) -> None:
-    """Writes a file that is there whole or not at all, and never in place of another, on a disk or behind a URL.
+    """Writes a file atomically, on a disk or at a URL, and never replaces another.
 
     Raises:
         FileExistsError: the name is taken.
-        Exception: what the disk or the backend says.
+        Exception: the error of the disk or the backend.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(path, Path):
@@ -83,10 +83,10 @@ def publish(content: bytes, path: AnyPath) -> None:
 
 
 def publish_beside(content: bytes, path: AnyPath) -> AnyPath:
-    """Publishes what is kept beside a record for pictures, and returns its path.
+    """Publishes a file for pictures beside a record, and returns its path.
 
     Raises:
-        DataError: the disk or the backend refused; names the path.
+        DataError: it cannot be written; names the path.
     """
     try:
         publish(content, path)
@@ -121,8 +121,8 @@ def _give_name(part: Path, path: Path) -> None:
 
 def _put(content: bytes, path: AnyPath) -> None:
     try:
-        path.fs.pipe_file(path.path, content, mode="create")  # refused by the backend where the name is taken
-    # No conditional writes in this backend: ids are random, so that looking first is enough.
+        path.fs.pipe_file(path.path, content, mode="create")  # the backend refuses a name that is taken
+    # Without conditional writes, a check before is enough, because ids are random.
     except (NotImplementedError, TypeError):
         if path.exists():
             raise FileExistsError(f"{path} exists") from None
@@ -146,12 +146,12 @@ def read_record(path: AnyPath) -> RunRecord:
     if record.sha256 != content_sha256(content):
         raise DataError(f"{path}: tampered: its content does not have the hash it carries")
     if version != SCHEMA_VERSION:
-        record = record.sealed()  # its hash was that of what it says in its own schema
+        record = record.sealed()  # its hash was that of the older schema
     return record.with_arrays(path.with_suffix(".npz"))
 
 
 def read_records(root: str | AnyPath, task: str | None = None) -> tuple[list[RunRecord], list[str]]:
-    """Returns the readable records under a results root, oldest first, and one line per file that is not.
+    """Returns the readable records under a results root, oldest first, and one line per unreadable file.
 
     Args:
         root: Results root, a folder or an fsspec URL.
@@ -163,7 +163,7 @@ def read_records(root: str | AnyPath, task: str | None = None) -> tuple[list[Run
         folder.fs.invalidate_cache()  # others may have written since the last listing
         if not folder.exists():
             return [], []
-    with _collector_at_rest():
+    with _without_garbage_collection():
         for path in sorted(folder.rglob("*.json")):
             try:
                 records.append(read_record(path))
@@ -173,8 +173,8 @@ def read_records(root: str | AnyPath, task: str | None = None) -> tuple[list[Run
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Spares thousands of records, which all stay, from being searched for garbage again and again: a third of it."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Pauses garbage collection, which takes a third of the time while thousands of records are read and kept."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
 """Uncertainty of a score and of a difference, from sums per event, without a second evaluation.
 
 Sources: `bench.metrics.resampling` (intervals); Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 15
-(permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (forecasts' contingency tables that trade places).
+(permutation test); Hamill (1999), Wea. Forecasting 14, 155-167 (permuting the contingency tables of two forecasts).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPLICATES = 1000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same events: the difference a - b of a score, its interval, and how surprising it is."""
+    """Two runs on the same events: the difference a - b of a score, its interval and its p-value."""
 
     score: str
     a: float
@@ -35,23 +35,23 @@ class Comparison:
     why_no_interval: str
     """Why `low` and `high` are None, else empty."""
     p_value: float
-    """Two-sided: how often a difference so large comes up when the two models trade places in random events."""
+    """Two-sided: the share of permutations, which swap the models in random events, with at least this difference."""
     smallest_p: float
-    """No p-value of so many events and permutations can be smaller."""
+    """The smallest p-value that this number of events and permutations can give."""
     event_count: int
     replicates: int
-    """In how many ways the models traded places: all that there are, or random ones."""
+    """Number of permutations: all, or random ones."""
 
 
 def interval(record: RunRecord, score: str, *, level: float = 0.95) -> tuple[float, float] | None:
     """Returns the jackknife interval of a score over events: `(low, high)`.  See `bench.metrics.resampling`.
 
-    None where there is none to give; `why_no_interval` says why.
+    None if there is no interval; `why_no_interval` says why.
 
     Args:
         record: The run.
-        score: Its name, per lead time too: `csi_74`, `csi_74_lead_3`.
-        level: How often the interval is to hold the true value.
+        score: Its name, also per lead time: `csi_74`, `csi_74_lead_3`.
+        level: Coverage of the interval.
 
     Raises:
         DataError: the statistics were changed after they were written.
@@ -65,7 +65,7 @@ def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float
 
 
 def why_no_interval(record: RunRecord, score: str) -> str:
-    """Returns why a score has no interval; an empty text where it has one.
+    """Returns why a score has no interval; an empty text if it has one.
 
     Raises:
         DataError: the statistics were changed after they were written.
@@ -74,7 +74,7 @@ def why_no_interval(record: RunRecord, score: str) -> str:
 
 
 def too_few(record: RunRecord) -> str:
-    """Returns that a record has too few events for intervals; an empty text where it has enough, or none are kept."""
+    """Returns a message if a record has too few events for intervals; else, or without statistics, an empty text."""
     if record.statistics is None or record.statistics.unit_count >= FEWEST_EVENTS:
         return ""
     return f"{_units(record)}, and an interval needs {FEWEST_EVENTS} or more"
@@ -88,7 +88,7 @@ def _units(record: RunRecord) -> str:
 def _intervals(
     record: RunRecord, scores: Sequence[str], level: float = 0.95
 ) -> dict[str, tuple[tuple[float, float] | None, str]]:
-    """Returns by score its interval, or None and why there is none."""
+    """Returns the interval of each score, or None, and why there is none."""
     if reason := too_few(record):
         return dict.fromkeys(scores, (None, reason))
     arrays = read_arrays(record)
@@ -125,17 +125,17 @@ def compare(
 ) -> Comparison:
     """Returns whether two models differ in a score on the same events.
 
-    The interval of the difference is a paired jackknife: both are scored without the same event.  The p-value is of a
-    permutation test: in each event at random, the statistics of the two trade places.  It holds for any number of
-    events, but with few it cannot be small: with n it is 2^(1-n) or more.
+    The interval of the difference is a paired jackknife: both are scored without the same event.  The p-value is from a
+    permutation test, which swaps the statistics of the two in random events.  It is valid for any number of events, but
+    at least 2^(1-n) for n events.
 
     Args:
         record_a: One run.
         record_b: Another, on the same data with the same metric options.
-        score: The name of a score, per lead time too.
-        level: Of the interval.
-        replicates: Permutations; all that there are, where there are no more.
-        seed: They are drawn from.
+        score: The name of a score, also per lead time.
+        level: Coverage of the interval.
+        replicates: Number of random permutations; all of them if there are no more.
+        seed: Seed of the permutations.
 
     Raises:
         ConfigError: the runs cannot be paired; says why.
@@ -188,15 +188,15 @@ def skill_interval(
 ) -> tuple[float, float] | None:
     """Returns the interval of the skill of a model's mean score over seeds: a jackknife over the events of both.
 
-    The reference is scored without the same event, so what both find hard does not widen the interval. None where the
-    runs cannot be paired, are of too few events, or keep no statistics of the score.
+    Both are scored without the same event, so events that are hard for both do not widen the interval. None if the runs
+    cannot be paired, have too few events, or keep no statistics of the score.
 
     Args:
         records: The runs of the model, one per seed.
         reference: The run to beat.
-        score: The name of a score, per lead time too.
-        skill: From a score and that of the reference.
-        level: How often the interval is to hold the true value.
+        score: The name of a score, also per lead time.
+        skill: Returns the skill from a score and that of the reference.
+        level: Coverage of the interval.
 
     Raises:
         DataError: statistics were changed after they were written.
@@ -227,17 +227,17 @@ def paired_p_values(
     seed: int = 0,
     read: Callable[[RunRecord], Arrays | None] = read_arrays,
 ) -> dict[str, float]:
-    """Returns by score the p-value of `compare` for two models with a run per seed: of the difference of their means.
+    """Returns the p-value of `compare` for each score of two models with a run per seed, for the difference of means.
 
-    A score is left out where the runs cannot be paired in it.
+    Scores for which the runs cannot be paired are left out.
 
     Args:
         records_a: The runs of one model.
-        records_b: Those of the other.
-        scores: Their names.
-        replicates: Permutations; all that there are, where there are no more.
-        seed: They are drawn from.
-        read: Gives a record's statistics.
+        records_b: The runs of the other.
+        scores: Names of scores.
+        replicates: Number of random permutations; all of them if there are no more.
+        seed: Seed of the permutations.
+        read: Returns a record's statistics.
 
     Raises:
         DataError: statistics were changed after they were written.
@@ -264,12 +264,12 @@ def paired_p_values(
 
 
 def keeps_statistics(record: RunRecord, score: str, arrays: Arrays | None) -> bool:
-    """Returns whether a record was written with statistics of a score; yes where their file is lost."""
+    """Returns whether a record was written with statistics of a score; true if their file is lost."""
     return record.statistics is not None and (arrays is None or _metric_of(record, score, arrays) is not None)
 
 
 def smallest_p(count: int, replicates: int = REPLICATES) -> float:
-    """Returns the smallest p-value that a permutation test of so many events can give."""
+    """Returns the smallest p-value that a permutation test of `count` events can give."""
     return min(1.0, 2 / 2**count) if 2**count <= replicates else 1 / (1 + replicates)
 
 
@@ -280,7 +280,7 @@ def _p_values(
     scores: Sequence[str],
     ways: np.ndarray,
 ) -> dict[str, float]:
-    """Returns p-values by score of the difference of means over the runs of two sides; NaN where it is undefined."""
+    """Returns p-values by score for the difference of the two sides' means over runs; NaN if it is undefined."""
     weights = np.concatenate([np.ones((1, ways.shape[1])), ways])  # the first assignment: no swaps
     kept = [[_sums(own, weights) for own in side] for side in (a, b)]
     given = [[{key: sums[0] - sums for key, sums in of_run.items()} for of_run in side] for side in kept]
@@ -298,7 +298,7 @@ def _p_values(
     for score, values in differences.items():
         observed, permuted = abs(values[0]), np.abs(values[1:])
         defined = ~np.isnan(permuted)
-        # a difference equal but for round-off counts as one so large
+        # a difference equal up to round-off counts as equally large
         as_large = int((permuted[defined] >= observed * (1 - 1e-9) - 1e-13 * size[score]).sum())
         of_all = int(defined.sum())
         p_value = as_large / of_all if all_ways and of_all else (1 + as_large) / (1 + of_all)
@@ -307,9 +307,9 @@ def _p_values(
 
 
 def trades(count: int, replicates: int, draws: np.random.Generator) -> np.ndarray:
-    """Returns in which events two models keep their own statistics, `(ways, events)` of 0 and 1: the rest they trade.
+    """Returns permutations `(ways, events)`: 1 where two models keep their own statistics, 0 where they are swapped.
 
-    All ways where there are no more than `replicates`; then the p-value is exact.
+    These are all ways if there are no more than `replicates`; the p-value is then exact.
     """
     if 2**count <= replicates:
         return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float64)
@@ -317,7 +317,7 @@ def trades(count: int, replicates: int, draws: np.random.Generator) -> np.ndarra
 
 
 def scores_again(record: RunRecord) -> dict[str, float]:
-    """Returns every score that a record's statistics give, from all events once: equal to the record's own.
+    """Returns all scores recomputed from a record's statistics, which equal the record's own.
 
     Raises:
         DataError: the statistics were changed after they were written.
@@ -343,7 +343,7 @@ def _metric_of(record: RunRecord, score: str, arrays: Arrays | None) -> tuple[st
 
 
 def _metrics_by_score(record: RunRecord, arrays: Arrays | None) -> dict[str, tuple[str, MetricStatistics]]:
-    """Returns the metric of each score that a record keeps statistics of."""
+    """Returns the metric of each score for which a record keeps statistics."""
     found: dict[str, tuple[str, MetricStatistics]] = {}
     if record.statistics is None or arrays is None:
         return found
@@ -371,7 +371,7 @@ def _own(arrays: Arrays | None, metric: str) -> dict[str, np.ndarray]:
 
 
 def _sums(own: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns sums of statistics `(R, ...)` for weights `(R, events)`: those of counts stay exact in float64."""
+    """Returns sums of statistics `(R, ...)` for weights `(R, events)`; sums of counts are exact in float64."""
     return {name: np.tensordot(weights, values.astype(np.float64), 1) for name, values in own.items()}
 
 
@@ -390,7 +390,7 @@ def _all_values(metric: MetricStatistics, own: Mapping[str, np.ndarray], weights
 
 
 def _without_each(metric: MetricStatistics, own: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns by name each score of all events, and without each, `(events,)`."""
+    """Returns each score by name, over all events and without each of them, `(events,)`."""
     each = {name: values.astype(np.float64) for name, values in own.items()}
     whole = {name: values.sum(0, keepdims=True) for name, values in each.items()}
     left_out = _scores(metric, {name: whole[name] - values for name, values in each.items()})

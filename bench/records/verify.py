@@ -1,6 +1,6 @@
 """Checks committed records from their files alone: each broken rule of `bench.records.rules` is named.
 
-Nothing that lies in the folder ends the check: what is not a record is named too.
+No file in the folder can end the check: files that are not records are findings, too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Finding:
 
 
 class Registered:
-    """The names that are registered now, looked up once however many records there are."""
+    """The registered names, looked up once for all records."""
 
     def __init__(self) -> None:
         self.metrics, self.tasks = frozenset(registry.names("metric")), frozenset(registry.names("task"))
@@ -53,9 +53,9 @@ def _task_version(name: str) -> int:
 
 
 def verify_records(root: Path) -> tuple[int, list[Finding]]:
-    """Returns how many records there are under `ROOT/runs`, and everything that is wrong with them, in order of path.
+    """Returns the number of records under `ROOT/runs`, and everything that is wrong with them, in order of path.
 
-    What is kept beside them for pictures is read too.
+    Samples and learning curves are checked, too.
     """
     findings: list[Finding] = []
     files = _files(root / "runs", findings)
@@ -65,9 +65,7 @@ def verify_records(root: Path) -> tuple[int, list[Finding]]:
         if path.suffix == ".npz" and path.with_suffix(".json") in there:
             continue  # a record's statistics, checked with it
         if path.suffix != ".json":
-            findings.append(
-                Finding(path, "file", "not of a record; a run that was killed leaves such files: delete it")
-            )
+            findings.append(Finding(path, "file", "not part of a record; killed runs leave such files: delete it"))
             continue
         findings += verify_file(path, known)
         if path.stem in seen:
@@ -84,11 +82,11 @@ def verify_records(root: Path) -> tuple[int, list[Finding]]:
 
 
 def _files(folder: Path, findings: list[Finding]) -> list[Path]:
-    """Returns everything under a folder but folders, unless one has the name of a record."""
+    """Returns all files under a folder, and folders that have the name of a record."""
 
     def unreadable(error: OSError) -> None:
         if Path(error.filename) == folder and isinstance(error, FileNotFoundError):
-            return  # a store without any
+            return  # the store has no such folder
         findings.append(Finding(Path(error.filename), "file", f"not a readable folder: {error.strerror}"))
 
     found = []
@@ -103,7 +101,7 @@ def verify_file(path: Path, known: Registered | None = None) -> Iterator[Finding
 
     Args:
         path: The file.
-        known: What is registered, where it was looked up before.
+        known: The registered names, if they were looked up before.
     """
     for field, message in _broken(path, known or Registered()):
         yield Finding(path, field, message)
@@ -124,7 +122,7 @@ def _broken(path: Path, known: Registered) -> rules.Broken:
         return
     try:
         sha256 = content_sha256(content)
-    except ValueError:  # a number that is not finite has no canonical form, and so the content no hash to compare
+    except ValueError:  # content with a non-finite number has no canonical form, and so no hash
         yield from ((field, "not a finite number") for field in _not_finite(content))
         return
     try:
@@ -152,12 +150,12 @@ def _not_finite(value: Any, where: str = "") -> Iterator[str]:
 
 
 def _without(path: Path, error: EarthbenchError) -> str:
-    """Returns what an error says but for the path, which a finding names itself."""
+    """Returns an error's message without the path, which a finding has itself."""
     return str(error).removeprefix(f"{path}: ")
 
 
 def _place(record: RunRecord, path: Path) -> rules.Broken:
-    """The file lies where its content says."""
+    """The path agrees with the content."""
     for field, found, expected in (
         ("run_id", record.run_id, path.stem),
         ("model.name", record.model.name, path.parent.name),
@@ -168,7 +166,7 @@ def _place(record: RunRecord, path: Path) -> rules.Broken:
 
 
 def _registered(record: RunRecord, known: Registered) -> rules.Broken:
-    """The metrics and the task are those that are registered now, as far as they are installed."""
+    """The metrics and the task are registered, and the task has the recorded version."""
     for name in record.conventions:
         if metric_of(name) not in known.metrics:
             yield f"conventions.{name}", "no registered metric; install its distribution, or leave the record out"
@@ -186,7 +184,7 @@ def _registered(record: RunRecord, known: Registered) -> rules.Broken:
 
 
 def _statistics(record: RunRecord, path: Path) -> rules.Broken:
-    """What scores are resampled from is there, is what the record names, and gives the record's scores."""
+    """The statistics exist, have the recorded hash, and give the record's scores."""
     beside = path.with_suffix(".npz")
     if record.statistics is None:
         if beside.exists():
@@ -198,6 +196,6 @@ def _statistics(record: RunRecord, path: Path) -> rules.Broken:
         yield "statistics.content_sha256", str(error)
         return
     if arrays is None:
-        yield "statistics", f"{beside.name} is not there: neither can the scores be checked nor intervals be given"
+        yield "statistics", f"{beside.name} is missing: scores cannot be checked, and there are no intervals"
         return
     yield from rules.statistics(record, arrays)

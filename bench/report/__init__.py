@@ -1,4 +1,4 @@
-"""A static site of tables, charts and forecasts that opens from the disk with no network."""
+"""A static site of tables, charts and forecasts that opens from the disk without a network."""
 
 from bench.report.site import build
 

@@ -1,4 +1,4 @@
-"""The head of a board's page: five questions with their answers, and the board's pictures."""
+"""The top of a board's page: five questions with their answers, and the board's pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench.protocols.board import TABLES, Board, Budget, read_board
 from bench.records.schema import RunRecord
 from bench.report.board_pictures import ShownBoard, draw_shown, shown_board
 from bench.report.boards import shown_columns, shown_rows
+from bench.report.labels import label_of, name_of
 from bench.tables.cells import TableData
 from bench.tables.definitions import COSTS, Table
 
@@ -22,9 +23,9 @@ class BoardPage:
     """The first part of a board's page."""
 
     questions: tuple[tuple[str, str], ...]
-    """Each with its answer."""
+    """Questions with their answers."""
     pictures: tuple[tuple[str, str], ...]
-    """Address within the site, and what it shows."""
+    """Path within the site, and caption."""
 
 
 def board_page(
@@ -33,9 +34,9 @@ def board_page(
     """Draws a board's pictures into the site; returns None for other tables, and for a board without a reference yet.
 
     Args:
-        table: The definition.
-        contents: Its contents.
-        records: The runs that these were made from.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
         root: Results root.
         out: Folder of the site.
     """
@@ -57,8 +58,8 @@ def _questions(board: Board, table: Table, contents: TableData, shown: ShownBoar
     if board.folds:
         cases.append(f"{counted(len(board.folds), 'fold')}, scored together")
     return (
-        ("Which reference?", f"{shown.reference_label}: the best trivial one in {column.label}."),
-        ("Which score?", f"{column.label}: {column.better} is better. Skill is {formula}."),
+        ("Which reference?", f"{shown.reference_label}: the best trivial one in {name_of(column)}."),
+        ("Which score?", f"{label_of(column)}: {column.better} is better. Skill is {formula}."),
         ("How many independent cases?", f"{'; '.join(cases)}."),
         ("What budget?", _budget(board)),
         ("What would change the ranking?", " ".join([*_other_firsts(table, contents, shown), board.note.strip()])),
@@ -82,7 +83,7 @@ def _amount(budget: Budget) -> str:
 
 
 def _other_firsts(table: Table, contents: TableData, shown: ShownBoard) -> list[str]:
-    """Returns who would be first by the other scores of the table."""
+    """Returns which rows would be first by the other scores of the table."""
     labels = {label for label, _ in shown.learned}
     block = next((one for one in contents.blocks if {cells[0].row for cells in one.rows} & labels), None)
     if block is None:
@@ -94,8 +95,8 @@ def _other_firsts(table: Table, contents: TableData, shown: ShownBoard) -> list[
         known = [(row.cells[place].sort["ours"], row.label) for row in rows]
         values = [(value, label) for value, label in known if value is not None]
         if values:
-            firsts[column.label] = (max if column.better == "higher" else min)(values, key=lambda one: one[0])[1]
-    first = firsts.pop(shown.column.label, None)
+            firsts[name_of(column)] = (max if column.better == "higher" else min)(values, key=lambda one: one[0])[1]
+    first = firsts.pop(name_of(shown.column), None)
     by_label: dict[str, list[str]] = {}
     for score, label in firsts.items():
         by_label.setdefault(label, []).append(score)

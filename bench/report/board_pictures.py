@@ -1,4 +1,4 @@
-"""Pictures of a board: skill by lead time, skill against the time of training, and each seed of each row."""
+"""Pictures of a board: skill by lead time, skill against training time, and each seed of each row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from bench.errors import ConfigError, DataError
 from bench.protocols.board import BoardFile
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import skill_interval
-from bench.report.boards import is_reference, styles
+from bench.report.boards import is_reference
+from bench.report.charts import styles
+from bench.report.labels import name_of
 from bench.report.plots import check_ending, digest_of, line_look, pyplot, save_picture
 from bench.tables.admission import read_store
 from bench.tables.cells import Block, TableData, table_data
@@ -26,22 +28,24 @@ from bench.tables.skill import references, skill
 _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
 _LOGARITHMIC = 3
-"""Times of training that differ by more have a logarithmic axis."""
+"""The axis is logarithmic if training times differ by a larger factor."""
 _LONG = 40
-"""Characters of a label from which a legend has two columns instead of three."""
+"""Length of labels from which a legend has two columns instead of three."""
 _BELOW = 0.25
-"""Lines are drawn down to so much skill below the learned rows."""
+"""Lines are drawn down to this much skill below the learned rows."""
 _WORST = -1.0
-"""Learned rows are drawn down to this skill, twice the error of the reference: below, how bad a row is says little."""
+"""Learned rows are drawn down to this skill, twice the error of the reference: worse values are not informative."""
+_MOST_COVERED = 0.5
+"""A band that covers more of a cut axis than this is not drawn: it would hide the other rows."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
-"""Label and runs of each row that has any, the best first."""
+"""Label and runs of each row that has runs, best first."""
 
 
 @dataclass(frozen=True)
 class ShownBoard:
-    """What the pictures and the page of a board are made from."""
+    """The data of a board's pictures and page."""
 
     name: str
     title: str
@@ -51,13 +55,13 @@ class ShownBoard:
     """The score by lead time."""
     lead_label: str
     reference: RunRecord
-    """The best trivial one in the main score."""
+    """The best trivial reference in the main score."""
     reference_label: str
     blocks: Mapping[str, tuple[str, _Rows]]
-    """Name and rows of each block but the references, by its title."""
+    """Name and rows of each block except the references, by the block's title."""
     references: _Rows
     learned: _Rows
-    """Of the first block that competes."""
+    """The rows of the first competing block."""
     units: str
     digest: str
 
@@ -71,12 +75,12 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
     """Draws the pictures of a board into a folder and returns their paths.
 
     Args:
-        board: The protocol.
-        out: The folder.
-        ending: Of the names: one that matplotlib knows.
+        board: Protocol of the board.
+        out: Folder for the pictures.
+        ending: Ending of the file names, one that matplotlib supports.
 
     Raises:
-        ConfigError: no score, no trivial reference or no row was run yet, or the ending is not known.
+        ConfigError: no score, no trivial reference or no row was run yet, or the ending is unknown.
     """
     table = load_table(board.table, board.root)
     records, unreadable = read_store(board.root, table.task)
@@ -87,13 +91,13 @@ def draw_board(board: BoardFile, out: Path, ending: str = ".png") -> list[Path]:
 
 
 def shown_board(board: BoardFile, table: Table, contents: TableData, records: Sequence[RunRecord]) -> ShownBoard | None:
-    """Returns what is shown of a board, or None where no trivial reference was run yet.
+    """Returns the data to show of a board, or None if no trivial reference was run yet.
 
     Args:
-        board: The protocol.
-        table: Its table.
-        contents: The table's contents.
-        records: The runs that these were made from.
+        board: Protocol of the board.
+        table: Table of the board.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
     """
     by_id = contents.by_id(records)
     shown_ids = {run_id for block in contents.blocks for cell in block.cells for run_id in cell.run_ids}
@@ -102,7 +106,7 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
     best = references(table, used[:1], used).get(column.key) if column is not None else None
     if column is None or best is None:
         return None
-    reference = next(  # by its score, too: a board may have two references of a model
+    reference = next(  # matched by score, too, because a board may have two references of one model
         record
         for record in used
         if record.model.name == best.model and (record.scores.get(column.key) or 0) * column.scale == best.value
@@ -116,7 +120,7 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
         column=column,
         per_lead=per_lead,
         lead_label=next(
-            (one.label.removesuffix("-M") for one in table.columns if one.key.startswith(per_lead)), per_lead
+            (name_of(one).removesuffix("-M") for one in table.columns if one.key.startswith(per_lead)), per_lead
         ),
         reference=reference,
         reference_label=_label_of(reference, rows),
@@ -129,19 +133,19 @@ def shown_board(board: BoardFile, table: Table, contents: TableData, records: Se
 
 
 def draw_shown(shown: ShownBoard, out: Path, ending: str) -> dict[Path, str]:
-    """Draws the pictures of a board into a folder and returns their paths with what each shows.
+    """Draws the pictures of a board into a folder and returns their paths and captions.
 
     Args:
-        shown: What is drawn.
-        out: The folder.
-        ending: Of the names: one that matplotlib knows.
+        shown: Data to draw.
+        out: Folder for the pictures.
+        ending: Ending of the file names, one that matplotlib supports.
 
     Raises:
-        ConfigError: the ending is not known.
+        ConfigError: the ending is unknown.
     """
     check_ending(Path(f"x{ending}"))
     out.mkdir(parents=True, exist_ok=True)
-    score, drawn = shown.column.label, {}
+    score, drawn = name_of(shown.column), {}
     if shown.reference.scores_per_lead.get(shown.per_lead):
         drawn[_draw_leads(out / f"{shown.name}_lead{ending}", shown)] = f"Skill in {shown.lead_label} by lead time"
     compute = _draw_compute(out / f"{shown.name}_compute{ending}", shown)
@@ -178,21 +182,30 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
     times = TimeAxis.of_record(shown.reference)
-    kinds = set()
-    learned, lowest, highest = {label for label, _ in shown.learned}, {True: 0.0, False: 0.0}, 0.0
-    for label, mine in rows:
-        curve = [_at_lead(shown, mine, lead) for lead in range(len(shown.reference.scores_per_lead[shown.per_lead]))]
-        x = times.values(len(curve))
-        values = [point.value for point in curve if not math.isnan(point.value)]
-        lowest[label in learned] = min([lowest[label in learned], *values])
-        highest = max([highest, *values])
+    leads = range(len(shown.reference.scores_per_lead[shown.per_lead]))
+    x = times.values(len(leads))
+    curves = {label: [_at_lead(shown, mine, lead) for lead in leads] for label, mine in rows}
+    learned = {label for label, _ in shown.learned}
+    known = [(label in learned, p.value) for label, curve in curves.items() for p in curve if not math.isnan(p.value)]
+    lowest = min([0.0, *(value for _, value in known)])
+    highest = max([0.0, *(value for _, value in known)]) + _BELOW / 4
+    floor = max(min([0.0, *(value for is_learned, value in known if is_learned)]), _WORST) - _BELOW
+    is_cut = lowest < floor  # else the other lines were pressed together
+    if is_cut:
+        axis.set_ylim(floor, highest)
+    kinds: set[str] = set()
+    wide: list[str] = []
+    for label, curve in curves.items():
         axis.plot(x, [point.value for point in curve], label=label, **looks[label])
-        known = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
-        kinds |= {point.kind for _, point in known}
+        banded = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
+        if banded and is_cut and _covered([point for _, point in banded], floor, highest) > _MOST_COVERED:
+            wide.append(label)
+            continue
+        kinds |= {point.kind for _, point in banded}
         axis.fill_between(
-            [at for at, _ in known],
-            [point.low for _, point in known],
-            [point.high for _, point in known],
+            [at for at, _ in banded],
+            [point.low for _, point in banded],
+            [point.high for _, point in banded],
             color=looks[label]["color"],
             alpha=0.15,
             linewidth=0,
@@ -200,21 +213,22 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
     bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
-    cut = ""
-    if min(lowest.values()) < (
-        floor := max(lowest[True], _WORST) - _BELOW
-    ):  # else the other lines were pressed together
-        axis.set_ylim(floor, highest + _BELOW / 4)
-        cut = f" The axis is cut: lines go down to {min(lowest.values()):.2f}."
+    bands += f"Wider than half the axis, and not drawn: that of {' and '.join(wide)}. " if wide else ""
+    cut = f" The axis is cut: lines go down to {lowest:.2f}." if is_cut else ""
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
-    axis.set_xticks(times.values(len(shown.reference.scores_per_lead[shown.per_lead])))
+    axis.set_xticks(x)
     figure.legend(loc="outside lower center", ncols=3 if max(map(len, looks)) < _LONG else 2, fontsize=8)
     return save_picture(figure, path, shown.digest)
 
 
+def _covered(points: Sequence[_Point], low: float, high: float) -> float:
+    """Returns the share of an axis that a band covers, the mean over its points."""
+    return statistics.fmean(max(0.0, min(p.high, high) - max(p.low, low)) / (high - low) for p in points)
+
+
 @dataclass(frozen=True)
 class _Point:
-    """Skill at a lead time; NaN where there is none."""
+    """Skill at a lead time; NaN if it is undefined."""
 
     value: float
     low: float = math.nan
@@ -223,7 +237,7 @@ class _Point:
 
 
 def _at_lead(shown: ShownBoard, mine: Sequence[RunRecord], lead: int) -> _Point:
-    """Returns a row's skill at a lead time, with the interval over units, or else the range over seeds."""
+    """Returns a row's skill at a lead time, with its interval over units if it has one, else the range over seeds."""
     better = shown.column.better
     its = shown.reference.scores_per_lead[shown.per_lead][lead]
     scores = [(record.scores_per_lead.get(shown.per_lead) or [None] * (lead + 1))[lead] for record in mine]
@@ -234,7 +248,7 @@ def _at_lead(shown: ShownBoard, mine: Sequence[RunRecord], lead: int) -> _Point:
     value, formula = statistics.fmean(known), _formula(better)
     try:
         bounds = skill_interval(mine, shown.reference, f"{shown.per_lead}_lead_{lead + 1}", formula)
-    except DataError:  # `earthbench verify` names it
+    except DataError:  # `earthbench verify` reports it
         bounds = None
     if bounds is not None:
         return _Point(value, *bounds, "the 95 % interval over units")
@@ -247,14 +261,14 @@ def _formula(better: str | None) -> Callable[[Any, Any], Any]:
 
 
 def _draw_compute(path: Path, shown: ShownBoard) -> Path:
-    """Draws each learned row's skill against the time of its training, and references as lines."""
+    """Draws each learned row's skill against its training time, and references as lines."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)
     greys = styles([(label, True) for label, _ in shown.references])
     for label, mine in shown.references:
         value = shown.skill_of(mine[0])
-        if value is not None and value > 0:  # the best trivial one is the axis, and worse ones lie below
+        if value is not None and value > 0:  # the best trivial reference is the axis, worse ones are below it
             look = line_look(asdict(greys[label])) | {"marker": None}
             axis.axhline(value, label=label, **look)
     spent = []
@@ -273,7 +287,7 @@ def _draw_compute(path: Path, shown: ShownBoard) -> Path:
     else:
         axis.set_xlim(0.9 * min(spent, default=0), 1.1 * max(spent, default=1))
     axis.set_xlabel("processor seconds of the training's steps, mean over seeds", fontsize=9)
-    axis.set_ylabel(_axis_label(shown, shown.column.label), fontsize=9)
+    axis.set_ylabel(_axis_label(shown, name_of(shown.column)), fontsize=9)
     _finish(figure, axis, shown, f"Bars: one standard deviation over seeds to either side. {shown.units}.")
     longest = max(map(len, axis.get_legend_handles_labels()[1]), default=0)
     figure.legend(loc="outside lower center", ncols=3 if longest < _LONG else 2, fontsize=8)
@@ -300,9 +314,10 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
             axis.barh(place, 2 * spread, _MARGIN, mean - spread, color="0.88")
         axis.plot([mean, mean], [place - _MARGIN / 2, place + _MARGIN / 2], color="C0", linewidth=2)
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 38) for label, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 40) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel(_axis_label(shown, shown.column.label), fontsize=9)
+    axis.use_sticky_edges = False
+    axis.set_xlabel(_axis_label(shown, name_of(shown.column), 48), fontsize=9)
     _finish(
         figure, axis, shown,
         f"{title}. Dots: seeds; bar: their mean; grey: their standard deviation to either side. {shown.units}.",
@@ -311,8 +326,8 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
     return save_picture(figure, path, shown.digest)
 
 
-def _axis_label(shown: ShownBoard, score: str) -> str:
-    return f"skill in {score}\nagainst {textwrap.fill(shown.reference_label, 30)}"
+def _axis_label(shown: ShownBoard, score: str, characters: int = 38) -> str:
+    return f"skill in {score}\n{textwrap.fill(f'against {shown.reference_label}', characters)}"
 
 
 def _finish(figure: Any, axis: Any, shown: ShownBoard, said: str, characters: int = 84) -> None:

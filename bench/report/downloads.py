@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from bench.paths import AnyPath
@@ -13,6 +12,7 @@ from bench.records.learning_curves import learning_curve_path
 from bench.records.schema import RunRecord
 from bench.records.store import record_path
 from bench.tables.cells import TableData
+from bench.tables.citations import bibliography
 from bench.tables.definitions import Published, Table
 from bench.tables.render import texts_of
 
@@ -22,7 +22,7 @@ _ENDINGS = {"csv": "csv", "md": "md", "json": "json", "latex": "tex"}
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where the files of a run lie in the site; empty where there is none."""
+    """Paths of a run's files within the site; empty for missing files."""
 
     record: str
     learning_curve: str = ""
@@ -31,17 +31,17 @@ class RunFiles:
 def copy_runs(
     records: Sequence[RunRecord], root: AnyPath, site: Path, curves: Mapping[str, object]
 ) -> dict[str, RunFiles]:
-    """Copies records and learning curves into a site and returns their places by run id.
+    """Copies records and learning curves into a site and returns their paths by run id.
 
     Args:
-        records: All that verify.
+        records: All valid records.
         root: Results root.
         site: Folder of the site.
-        curves: The runs that have a readable learning curve.
+        curves: Runs with a readable learning curve.
     """
     found = {}
     for record in records:
-        # names in records are not trusted to be file names
+        # names in records are not trusted as file names
         parts = [_NOT_IN_A_NAME.sub("-", text) for text in (record.task.name, record.model.name, record.run_id)]
         stem = "/".join(["records", *parts])
         _copy(record_path(root, record), site / f"{stem}.json")
@@ -59,7 +59,7 @@ def _copy(source: AnyPath, target: Path) -> None:
 
 
 def write_downloads(table: Table, published: Published | None, contents: TableData, site: Path) -> dict[str, str]:
-    """Writes a table under `SITE/downloads` and returns the files by what they are called."""
+    """Writes a table under `SITE/downloads` and returns the files by their labels."""
     folder = site / "downloads"
     folder.mkdir(exist_ok=True)
     texts = texts_of(table, published, contents, tuple(_ENDINGS))
@@ -67,37 +67,3 @@ def write_downloads(table: Table, published: Published | None, contents: TableDa
     for ending, text in files.items():
         (folder / f"{table.file_stem}.{ending}").write_text(text, encoding="utf-8")
     return {ending: f"downloads/{table.file_stem}.{ending}" for ending in files}
-
-
-def bibliography(published: Published | None) -> str:
-    """BibTeX entries of earthbench and of the paper that the published values are from."""
-    entries = [
-        _entry(
-            "software",
-            "earthbench",
-            title="earthbench: a benchmark and reproducibility harness for Earth-system forecasting",
-            author="{The earthbench authors}",
-            version=version("earthbench"),
-        )
-    ]
-    if published is not None:
-        paper = published.paper
-        year = re.search(r"\d{4}", paper["venue"])
-        entries.append(
-            _entry(
-                "inproceedings",
-                f"arxiv{paper['arxiv'].replace('.', '')}",
-                title=paper["title"],
-                author=" and ".join(paper["authors"].split(", ")),
-                booktitle=paper["venue"],
-                year=year[0] if year else "",
-                eprint=paper["arxiv"],
-                archiveprefix="arXiv",
-            )
-        )
-    return "\n".join(entries)
-
-
-def _entry(kind: str, key: str, **fields: str) -> str:
-    lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-    return "\n".join([f"@{kind}{{{key},", *lines, "}", ""])

@@ -1,4 +1,4 @@
-"""Forecasts side by side: frames of stored samples as strips of pictures, for the page's time slider."""
+"""Forecasts side by side: strips of pictures of stored samples, for the page's time slider."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SHARES = tuple(n / 10 for n in range(11))
 
 @dataclass(frozen=True)
 class Strip:
-    """Frames of one kind beside one another in one picture."""
+    """Frames of one kind, side by side in one picture."""
 
     label: str
     picture: str
-    """Relative to the site."""
+    """Path within the site."""
     frames: tuple[str, ...]
-    """Time of each frame against the start."""
+    """Time of each frame relative to the start."""
     difference: str = ""
-    """The picture of forecast minus target; empty for context and target."""
+    """Picture of forecast minus target; empty for context and target."""
     scores: tuple[str, ...] = ()
     """Root mean squared error of each frame, over the pixels of the sample."""
 
@@ -57,7 +57,7 @@ class Scene:
     group: str
     """Task, data and split."""
     name: str
-    """Which sequence of these."""
+    """Number of the sequence within the group."""
     task: str
     units: str
     height: int
@@ -66,18 +66,18 @@ class Scene:
     target: Strip
     forecasts: tuple[Strip, ...]
     probabilities: tuple[Strip, ...]
-    """Of ensembles: the share of members in an event."""
+    """For ensembles, the share of members with an event."""
     boxes: tuple[Box, ...]
     coast: str
-    """Coastlines as an SVG path over the frame's pixels; empty where there are none."""
+    """Coastlines as an SVG path over the frame's pixels; empty if there are none."""
     colours: tuple[tuple[str, str], ...]
-    """Colour and the interval of values that it stands for, ascending: the legend."""
+    """The legend: colours and their intervals of values, ascending."""
     difference_colours: tuple[tuple[str, str], ...]
     probability_colours: tuple[tuple[str, str], ...]
 
 
 def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord, root: Path) -> Kept | None:
-    """What is kept beside a record for pictures; None, with a warning where it is damaged, if there is none."""
+    """Returns the data stored with a record for pictures; None if there are none or, with a warning, if damaged."""
     try:
         return read(record, root)
     except DataError as error:
@@ -86,13 +86,13 @@ def read_kept(read: Callable[[RunRecord, Path], Kept | None], record: RunRecord,
 
 
 def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | None = None) -> list[Scene]:
-    """Writes the pictures of all samples under `SITE/pictures`; a scene for each sequence of a data set and split.
+    """Writes the pictures of all samples to `SITE/pictures`; returns a scene per sequence of a data set and split.
 
     Args:
         records: All records.
         root: Results root.
         site: Folder of the site.
-        colours: A colour map of matplotlib's instead of the tasks' own.
+        colours: Name of a matplotlib colour map, instead of the tasks' own.
 
     Raises:
         ConfigError: no colour map has this name.
@@ -103,11 +103,18 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
     found: list[Scene] = []
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda group: _group(group[0][0])):
         count = min(sample.count for _, sample in group)
         look = Look.of_record(group[0][0], colours)
         found += [_scene(len(found) + index + 1, index, count, group, look, site) for index in range(count)]
     return found
+
+
+def _group(record: RunRecord) -> str:
+    """Task, data and split of a record."""
+    data = record.data
+    assert data is not None
+    return f"{record.task.name}: {data.described}, {data.split} split, data {data.fingerprint[:10]}"
 
 
 def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path) -> Scene:
@@ -122,7 +129,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     data = first.data
     assert data is not None
     times = TimeAxis.of_record(first)
-    shares = replace(look.palette, colours="Blues")
+    shares = replace(look.palette, colours="Blues", levels=_SHARES)
     _, *within, (all_members, _) = _legend(shares, _SHARES)
     before = times.leads(1 - len(shown.context), len(shown.context))
     after = times.leads(1, len(shown.target))
@@ -145,7 +152,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
     height, width = shown.target.shape[1:]
     return Scene(
         anchor=f"{first.task.name}-{data.fingerprint[:10]}-{data.split}-{index + 1}",
-        group=f"{first.task.name}: {data.origin}, {data.split} split, data {data.fingerprint[:10]}",
+        group=_group(first),
         name=f"sequence {index + 1} of {count}" if count > 1 else "first sequence",
         task=first.task.name,
         units=look.units,
@@ -156,7 +163,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
         forecasts=tuple(forecast(k, label, newest[label].forecast) for k, label in enumerate(sorted(newest))),
         probabilities=tuple(
             Strip(
-                f"{label}: P(>= {look.event_threshold:g})",
+                f"{label}: P(≥ {look.event_threshold:g})",
                 picture(chance, f"chance{k}", shares, _SHARES),
                 after,
             )
@@ -172,7 +179,7 @@ def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sam
 
 
 def _symmetric(errors: Sequence[np.ndarray], levels: tuple[float, ...]) -> tuple[float, ...]:
-    """Levels around 0 that span the 99th percentile of some errors."""
+    """Returns levels around 0 that span the 99th percentile of the errors."""
     known = np.concatenate([np.abs(error[np.isfinite(error)]) for error in errors])
     most = float(np.percentile(known, 99)) if known.size else 0.0
     most = float(f"{most:.1g}") or (levels[-1] - levels[0]) / 10
@@ -222,5 +229,6 @@ def _legend(palette: Palette, levels: tuple[float, ...]) -> tuple[tuple[str, str
     between = [((low + high) / 2, f"{low:g} to {high:g}") for low, high in pairwise(levels)]
     span = levels[-1] - levels[0]
     ends = [(levels[0] - span, f"below {levels[0]:g}"), (levels[-1] + span, f"{levels[-1]:g} and above")]
-    shown = [*([ends[0]] if isinstance(palette.colours, str) else []), *between, ends[1]]
+    named = isinstance(palette.colours, str)
+    shown = [*(ends[:1] if named and palette.levels else []), *between, *(ends[1:] if palette.levels else [])]
     return tuple((to_hex(colours(norm(value))), text) for value, text in shown)

@@ -1,4 +1,4 @@
-"""The page of a model: its source, its size, how it deviates from the papers, and its records."""
+"""The page of a model: its source, its size, its deviations from the papers, and its records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from bench import registry
 from bench.errors import EarthbenchError, counted
 from bench.records.schema import RunRecord
 from bench.report.downloads import RunFiles
+from bench.report.labels import label_of, name_of
 from bench.report.overview import page_of_table
-from bench.tables.admission import deviations
 from bench.tables.cells import TableData
+from bench.tables.columns import GMACS
 from bench.tables.counts import load_counts
 from bench.tables.definitions import Table, main_column
+from bench.tables.lines import number
+from bench.tables.recipes import deviations
 from bench.tables.values import value_of
 from bench.tables.variants import listed
 
@@ -25,12 +28,12 @@ _COUNT = "{count}"
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a model on a task, as its records have it or as counted, beside what was published."""
+    """Size of a model on a task, from its records or counted, and as published."""
 
     task: str
     page: str
     parameters: int | None
-    gmacs: float | None
+    gmacs: str
     published_parameters: str
     published_gmacs: str
 
@@ -42,13 +45,13 @@ class ShownRecord:
     record: RunRecord
     files: RunFiles
     page: str
-    """Of the table that it stands in; empty if none."""
+    """Title of the table that lists it; empty if none."""
     score: str
 
 
 @dataclass(frozen=True)
 class ModelPage:
-    """A model."""
+    """The content of a model's page."""
 
     name: str
     page: str
@@ -66,7 +69,7 @@ class ModelPage:
 
 
 def page_of(model: str) -> str:
-    """The file of a model's page; names in records are not trusted to be file names."""
+    """Returns the file of a model's page; names in records are not trusted as file names."""
     return f"model-{_PAGE.sub('-', model.lower())}.html"
 
 
@@ -75,12 +78,12 @@ def model_pages(
     records: Sequence[RunRecord],
     files: Mapping[str, RunFiles],
 ) -> list[ModelPage]:
-    """A page for each model that has a row or a record.
+    """Returns a page for each model that has a row or a record.
 
     Args:
         tables: Tables with their published values as printed, by row and column, and their contents.
         records: All records.
-        files: Of each, by run id.
+        files: Files of each run, by run id.
     """
     rows = [row for _, _, contents in tables for block in contents.blocks for row in block.rows]
     names = {row[0].model for row in rows} | {record.model.name for record in records}
@@ -103,23 +106,27 @@ def _page(
     files: Mapping[str, RunFiles],
     standing: Mapping[str, Table],
 ) -> ModelPage:
-    costs, notes, labels = [], [], []
+    costs, labels = [], []
+    scores = {column.key: name_of(column) for table, _, _ in tables for column in table.columns}
+    notes: dict[str, dict[str, None]] = {}  # with the tables that have each, in order
     for table, printed_values, _ in tables:
         mine = [record for record in records if record.task.name == table.task and record.model.is_preset]
         for row in table.rows:
             if row.model != name:
                 continue
             labels.append(row.label)
-            notes += [f"{table.name}, {key}: {note}" for key, note in row.notes.items()]
+            for key, note in row.notes.items():
+                notes.setdefault(f"{scores.get(key, key)}: {note}", {})[table.name] = None
             if row.options:
                 continue
             printed, size = printed_values.get(row.key, {}), load_counts().of(table, row)
+            gmacs = mine[-1].model.gmacs if mine else size.gmacs if size else None
             costs.append(
                 Cost(
                     task=table.name,
                     page=page_of_table(table),
                     parameters=mine[-1].model.parameters if mine else size.parameters if size else None,
-                    gmacs=mine[-1].model.gmacs if mine else size.gmacs if size else None,
+                    gmacs=number(gmacs, GMACS),
                     published_parameters=printed.get("parameters", ""),
                     published_gmacs=printed.get("gmacs", ""),
                 )
@@ -133,7 +140,8 @@ def _page(
         name=name, page=page_of(name), labels=tuple(dict.fromkeys(labels)), origin=origin,
         summary=card.summary if card else "", doc=card.doc if card else "", problem=problem,
         reference=bool(card and card.trivial), costs=tuple(costs),
-        deviations=_deviations([table for table, _, _ in tables], records), notes=tuple(dict.fromkeys(notes)),
+        deviations=_deviations([table for table, _, _ in tables], records),
+        notes=tuple(f"{note} ({', '.join(names)})" for note, names in notes.items()),
         presets=card.presets if card else {},
         records=tuple(_shown(record, files[record.run_id], standing) for record in reversed(records)),
     )  # fmt: skip
@@ -143,14 +151,14 @@ def _shown(record: RunRecord, files: RunFiles, standing: Mapping[str, Table]) ->
     table = standing.get(record.run_id)
     column = main_column(table) if table else None
     value = value_of(record, column.key) if column else None
-    score = f"{column.label} {value * column.scale:.{column.digits}f}" if column and value is not None else ""
+    score = f"{label_of(column)}: {value * column.scale:.{column.digits}f}" if column and value is not None else ""
     return ShownRecord(record, files, page_of_table(table) if table else "", score)
 
 
 def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """How the model's records differ from the papers' models and trainings: a line per task, data and kind of training.
+    """Returns how the records differ from the papers' models and trainings, one line per task, data and training.
 
-    A record of the preset that is trained as a published table of its task asks, on its data, adds no line.
+    A record of the preset with the data and training of a published table adds no line.
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
@@ -171,7 +179,7 @@ def _deviations(tables: Sequence[Table], records: Sequence[RunRecord]) -> tuple[
 
 
 def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
-    """How a training differs from the published one; `_COUNT` stands for its sequences, in which folds differ."""
+    """Returns how a training differs from the published one; `_COUNT` stands for its sequences, as folds differ."""
     training = record.training
     if training is None:
         return ""
@@ -183,7 +191,8 @@ def _training_deviations(tables: Sequence[Table], record: RunRecord) -> str:
         if row.model == record.model.name and training.sequence_count in table.training_counts_of(row)
     ]
     if rows:
-        return ", ".join(dict.fromkeys(line for table, row in rows for line in deviations(table, record, row)))
+        fewest = min((deviations(table, record, row) for table, row in rows), key=len)
+        return ", ".join(fewest)
     how = (
         f"trained for {counted(training.epochs, 'epoch')}, {training.steps:,} steps, on {_COUNT} sequences"
         if training.steps

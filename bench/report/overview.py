@@ -1,10 +1,11 @@
-"""Tables on the first page: how much of each is measured, and its best three rows."""
+"""The tables on the first page: how much of each is measured, and its best three rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from bench.report.boards import shown_rows
+from bench.report.labels import label_of
 from bench.tables.cells import TableData
 from bench.tables.definitions import Table, main_column
 
@@ -13,12 +14,14 @@ _RUNS = "Every complete run on "
 
 @dataclass(frozen=True)
 class Top:
-    """A row at the top of a board."""
+    """One of the best rows of a block."""
 
     rank: str
     label: str
     model: str
     value: str
+    spread: str
+    """Over seeds, or the interval of the one run."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Podium:
     rows: tuple[Top, ...]
     row_count: int
     ranked: bool
-    """False where no row of the table beats the best trivial reference: then the best ones stand without a rank."""
+    """False if no row of the table beats the best trivial reference: then the best rows have no rank."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +46,26 @@ class Overview:
     page: str
     row_count: int
     measured_count: int
-    """Rows that have a record."""
+    """Number of rows with a record."""
     run_count: int
     statuses: dict[str, int]
     podiums: tuple[Podium, ...]
-    """One per block with a measured main score."""
+    """One podium per block with a measured main score."""
 
 
 def page_of_table(table: Table) -> str:
-    """The file of a table's page."""
+    """Returns the file of a table's page."""
     return f"table-{table.file_stem}.html"
 
 
 def heading(table: Table) -> str:
-    """A table's title as a heading: of a table of runs, what they are on."""
+    """Returns a table's title as a heading; for a table of runs, the task and data of the runs."""
     title = table.title.removeprefix(_RUNS) if not table.rows else table.title
     return (title[:1].upper() + title[1:]).replace("->", "→")
 
 
 def overview(table: Table, contents: TableData) -> Overview:
-    """The first page's part about a table."""
+    """Returns the first page's entry for a table."""
     cells = [cell for block in contents.blocks for cell in block.cells]
     rows = [row for block in contents.blocks for row in block.rows]
     statuses: dict[str, int] = {}
@@ -94,7 +97,6 @@ def _podiums(table: Table, contents: TableData) -> tuple[Podium, ...]:
     for title, measured in blocks:
         top = [row for row in measured if row.rank or not any_ranked][:3]
         if top:
-            values = [f"{row.cells[0].ours} {row.cells[0].spread}".strip() for row in top]
-            shown = tuple(Top(row.rank, row.label, row.model, value) for row, value in zip(top, values, strict=True))
-            found.append(Podium(title, column.label, column.better or "", shown, len(measured), any_ranked))
+            shown = tuple(Top(row.rank, row.label, row.model, row.cells[0].ours, row.cells[0].spread) for row in top)
+            found.append(Podium(title, label_of(column), column.better or "", shown, len(measured), any_ranked))
     return tuple(found)

@@ -17,30 +17,32 @@ from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.samples import read_sample
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import too_few
-from bench.report.boards import charts
+from bench.report.charts import charts, styles
 from bench.report.gallery import read_kept
 from bench.tables.cells import Block, TableData
 from bench.tables.definitions import Table
 from bench.tables.look import Look
-from bench.tables.pictures import PRINT_DPI, draw_forecasts
+from bench.tables.pictures import PRINT, PRINT_DPI, PRINT_WIDTH, draw_forecasts
 
 _LEAD_SCORES = 2
-_CHARTS_ABREAST = 4
-_FAR_APART = 3  # losses that far above all validations are of another kind: sums, or with a term that forecasts lack
-_BANDS_OF_ALL = 6  # of more rows, only the first three have their bands: they would hide the lines
+_CHARTS_ABREAST = 3
+_TICKS = 12  # with more lead times than this, every second one is labelled
+_LONG = 32  # length of labels from which a legend has two columns instead of three
+_FAR_APART = 3  # losses above all validations by this factor are another quantity: sums, or with additional terms
+_BANDS_OF_ALL = 6  # with more rows, only the first three have bands, which would otherwise hide the lines
 INPUTS = "earthbench-inputs"
-"""Names the entry of a PNG's metadata that has the digest of what it was drawn from."""
+"""Name of the entry in a PNG's metadata with the digest of its inputs."""
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X", "star": "*"}
 _LINES: Mapping[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 
 
 def inputs_digest(blocks: Sequence[Any]) -> str:
-    """A digest of a table's blocks as its JSON rendering has them: a picture with another one is stale."""
+    """Returns a digest of a table's blocks in its JSON rendering; a picture with another digest is stale."""
     return hashlib.sha256(json.dumps(blocks).encode()).hexdigest()[:16]
 
 
 def digest_of(contents: TableData) -> str:
-    """The same digest of contents that are not rendered yet."""
+    """Returns the same digest for contents that are not rendered yet."""
     return inputs_digest([asdict(block) for block in contents.blocks])
 
 
@@ -48,13 +50,13 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     """Draws a row of charts per block of a table and returns the path of the picture.
 
     Args:
-        path: Where to; a name that matplotlib knows how to write, such as `.png`, `.svg` or `.pdf`.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
+        path: File of the picture, with an ending that matplotlib supports, such as `.png`, `.svg` or `.pdf`.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
 
     Raises:
-        ConfigError: no block has a score per lead time, or the name's ending is not known.
+        ConfigError: no block has a score per lead time, or the file's ending is unknown.
     """
     plt = pyplot()
     by_id = contents.by_id(records)
@@ -64,31 +66,35 @@ def draw_table(path: Path, table: Table, contents: TableData, records: Sequence[
     check_ending(path)
     columns = max(len(shown) for _, shown in drawn)
     figure, axes = plt.subplots(
-        len(drawn), columns, figsize=(4.6 * columns, 3.9 * len(drawn)), squeeze=False, layout="constrained"
-    )
+        len(drawn), columns, figsize=(max(4.6, PRINT_WIDTH / 2 * columns), 3 * len(drawn)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     labels = dict.fromkeys(curve["label"] for _, shown in drawn for chart in shown for curve in chart["curves"])
-    looks = {label: line_look(style) for _, shown in reversed(drawn) for label, style in shown[0]["styles"].items()}
+    references = {label: one["reference"] for _, shown in drawn for label, one in shown[0]["styles"].items()}
+    # of all blocks together, for they share the legend
+    looks = {k: line_look(asdict(one)) for k, one in styles([(label, references[label]) for label in labels]).items()}
     for row, (block, shown) in zip(axes, drawn, strict=True):
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         for axis, chart in zip(row, shown, strict=False):
             _draw(axis, chart, looks)
-        row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 60)), fontsize=9, loc="left")
+        row[0].set_title("\n".join(textwrap.wrap(block.title or table.title, 56)), fontsize=7, loc="left")
     handles = [plt.Line2D([], [], **looks[label]) for label in labels]
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=_bands(drawn, records), title_fontsize=8
-    )
+        handles, labels, loc="outside lower center", ncols=3 if max(map(len, labels)) < _LONG else 2, fontsize=7,
+        title=textwrap.fill(_bands(drawn, records), 90), title_fontsize=7,
+    )  # fmt: skip
     return save_picture(figure, path, digest_of(contents))
 
 
 def line_look(style: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's style on the page as matplotlib's keywords."""
+    """Returns a row's style on the page as matplotlib keywords."""
     shape = {"marker": _MARKERS[style["symbol"]], "linestyle": _LINES[style["dash"]]}
     return {"color": style["colour"], "markersize": 3.5, "linewidth": 1.4, **shape}
 
 
 def _bands(drawn: Sequence[tuple[Block, list[dict[str, Any]]]], records: Sequence[RunRecord]) -> str:
-    """Returns what the bands of the charts are, and why single runs have none."""
+    """Returns a description of the bands, and why single runs have none."""
     rows = [cells[0].run_ids for block, _ in drawn for cells in block.rows]
     single = [record for record in records if (record.run_id,) in rows]
     lows = [low for _, shown in drawn for chart in shown for curve in chart["curves"] for low in curve["low"]]
@@ -110,19 +116,19 @@ def draw_samples(
     root: Path,
     colours: str | None = None,
 ) -> list[Path]:
-    """Draws the stored forecast of each row's first run beside what was observed; returns the paths, one per block.
+    """Draws the stored forecast of each row's first run next to the observation; returns the paths, one per block.
 
     Args:
-        path: Where to: `.png`, `.svg`, `.pdf`, or `.gif` and `.mp4`, which move; further blocks add `-2`, `-3`
-            to the name.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
-        root: Results root, where the samples are.
-        colours: A colour map of matplotlib's instead of the task's own.
+        path: File of the picture: `.png`, `.svg`, `.pdf`, or animated as `.gif` or `.mp4`; further blocks add `-2`,
+            `-3` to the name.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
+        root: Results root with the samples.
+        colours: Name of a matplotlib colour map, instead of the task's own.
 
     Raises:
-        ConfigError: no run of the table has a readable sample, or the name's ending is not known.
+        ConfigError: no run of the table has a readable sample, or the file's ending is unknown.
     """
     by_id = contents.by_id(records)
     drawn: list[Path] = []
@@ -156,17 +162,17 @@ def draw_samples(
 def draw_learning_curves(
     path: Path, table: Table, contents: TableData, records: Sequence[RunRecord], root: Path
 ) -> Path:
-    """Draws a chart per trained row, of the loss of all its runs by optimiser step, and returns the picture's path.
+    """Draws a chart per trained row with the losses of all its runs by optimiser step; returns the picture's path.
 
     Args:
-        path: Where to; a name that matplotlib knows how to write, such as `.png`, `.svg` or `.pdf`.
-        table: The definition.
-        contents: Its blocks.
-        records: The runs that they were made from.
-        root: Results root, where the learning curves are.
+        path: File of the picture, with an ending that matplotlib supports, such as `.png`, `.svg` or `.pdf`.
+        table: Definition of the table.
+        contents: Contents of the table.
+        records: Runs that the contents were made from.
+        root: Results root with the learning curves.
 
     Raises:
-        ConfigError: no run of the table has a readable learning curve, or the name's ending is not known.
+        ConfigError: no run of the table has a readable learning curve, or the file's ending is unknown.
     """
     plt = pyplot()
     by_id = contents.by_id(records)
@@ -181,14 +187,16 @@ def draw_learning_curves(
     check_ending(path)
     columns = min(len(drawn), _CHARTS_ABREAST)
     rows = -(-len(drawn) // columns)
-    size = max(4.6, 3.1 * columns), 2.5 * rows + 0.9
+    size = max(4.6, PRINT_WIDTH / _CHARTS_ABREAST * columns), 2 * rows + 0.9
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     for axis, (label, curves) in zip(axes.flat, drawn, strict=False):
         _draw_losses(axis, label, curves)
-    figure.suptitle(textwrap.fill(table.title, int(size[0] * 13)), fontsize=9)
-    figure.supylabel("loss", fontsize=8)
+    figure.suptitle(textwrap.fill(table.title, int(size[0] * 14)), fontsize=8)
+    figure.supylabel("loss", fontsize=7)
+    for axis in axes.flat[max(0, len(drawn) - columns) : len(drawn)]:  # the last of each column
+        axis.set_xlabel("optimiser steps", fontsize=6)
     handles = [
         plt.Line2D([], [], color="0.3", linewidth=0.8, alpha=0.6, label="training"),
         plt.Line2D([], [], color="0.3", linewidth=1.4, marker="o", markersize=2.5, label="validation"),
@@ -197,15 +205,15 @@ def draw_learning_curves(
         handles=handles,
         loc="outside lower center",
         ncols=2,
-        fontsize=8,
-        title="By optimiser step; a colour per run",
-        title_fontsize=8,
+        fontsize=7,
+        title="A colour per run",
+        title_fontsize=7,
     )
     return save_picture(figure, path, digest_of(contents))
 
 
 def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None:
-    """Draws the runs of a row; training losses other than a squared error of the forecast get an axis of their own."""
+    """Draws the runs of a row; training losses other than the forecast's squared error get a separate axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     highest = max((loss for curve in curves for _, loss in curve.val), default=math.inf)
@@ -216,21 +224,21 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
         training.plot(*zip(*curve.train, strict=True), color=colour, linewidth=0.8, alpha=0.5)
         if curve.val:
             axis.plot(*zip(*curve.val, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2.5)
-    axis.set_title("\n".join(textwrap.wrap(label, 36)), fontsize=8)
+    axis.set_title("\n".join(textwrap.wrap(label, 36)), fontsize=7)
     axis.grid(alpha=0.3)
     if apart:
-        training.set_ylabel("training loss", fontsize=7)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        training.set_ylabel("training loss", fontsize=6)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for one in (axis, training):
         one.set_yscale("log")
         one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.yaxis.set_minor_formatter(NullFormatter())
-        one.tick_params(labelsize=7)
+        one.tick_params(labelsize=6)
 
 
 def pyplot() -> Any:
-    """Returns matplotlib's pyplot, told that there is no screen; imported when first drawn."""
+    """Returns matplotlib's pyplot, imported on first use, with a backend that needs no screen."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -240,10 +248,10 @@ def pyplot() -> Any:
 
 
 def check_ending(path: Path) -> None:
-    """Refuses a name whose ending matplotlib does not know.
+    """Refuses a file name with an ending that matplotlib does not support.
 
     Raises:
-        ConfigError: names those it knows.
+        ConfigError: it does not; the message lists the supported ones.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -253,17 +261,17 @@ def check_ending(path: Path) -> None:
 
 
 def save_picture(figure: Any, path: Path, digest: str) -> Path:
-    """Saves a figure at 300 dots per inch, with the digest of its inputs where the format has a place for it."""
+    """Saves a figure at 300 dots per inch, with the digest of its inputs if the format supports it."""
     ending = path.suffix.lstrip(".")
     told = {"png": {INPUTS: digest}, "svg": {"Keywords": digest}, "pdf": {"Keywords": digest}}
-    with replacing(path) as part:
+    with replacing(path) as part, pyplot().rc_context(PRINT):
         figure.savefig(part, dpi=PRINT_DPI, format=ending, metadata=told.get(ending))
     pyplot().close(figure)
     return path
 
 
 def _charts(table: Table, block: Block, records: dict[str, RunRecord]) -> list[dict[str, Any]]:
-    """Returns what is drawn of a block: the first scores that have a better side by lead time, and CSI by threshold."""
+    """Returns the charts of a block: its first scores with a better direction by lead time, and CSI by threshold."""
     found = charts(table, block, records)
     better = {column.key: column.better for column in table.columns}
     common = {"styles": found["styles"]}
@@ -288,7 +296,9 @@ def _draw(axis: Any, chart: dict[str, Any], looks: Mapping[str, dict[str, Any]])
         known = [k for k, low in enumerate(curve["low"]) if low is not None and number < with_band]
         low, high = ([curve[side][k] for k in known] for side in ("low", "high"))
         axis.fill_between([x[k] for k in known], low, high, color=look["color"], alpha=0.15, linewidth=0)
-    axis.set_xlabel(chart["axis"], fontsize=9)
-    axis.set_ylabel(f"{chart['label']} ({chart['better']} is better)", fontsize=9)
+    ticks = max((curve["x"] for curve in chart["curves"]), key=len)
+    axis.set_xticks(ticks if len(ticks) <= _TICKS else ticks[1::2])
+    axis.set_xlabel(chart["axis"], fontsize=7)
+    axis.set_ylabel(f"{chart['label']} ({chart['better']} is better)", fontsize=7)
     axis.grid(alpha=0.3)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=6)

@@ -1,4 +1,4 @@
-"""The report as a static site: its pages, and the scripts and styles that they need."""
+"""The report as a static site: its pages, scripts and styles."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from bench.errors import DataError
 from bench.records.learning_curves import LearningCurve, read_learning_curve
 from bench.records.schema import RunRecord
 from bench.report.board_pages import BoardPage, board_page
-from bench.report.boards import charts, column_groups, shown_rows, shown_side
+from bench.report.boards import column_groups, shown_rows, shown_side
+from bench.report.charts import charts
 from bench.report.downloads import RunFiles, copy_runs, write_downloads
 from bench.report.gallery import read_kept, scenes
+from bench.report.labels import label_of
 from bench.report.model_pages import model_pages, page_of
 from bench.report.overview import heading, overview, page_of_table
 from bench.tables.admission import Excluded, read_store
@@ -33,13 +35,13 @@ from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry, with_scores_there
 from bench.tables.values import value_of
 
-OWN = ("report.css", "report.js")
+OWN = ("report.css", "board_charts.js", "report.js")
 
 
 def write_assets(folder: Path) -> dict[str, str]:
     """Writes scripts and styles into a folder and returns the versions of the libraries among them.
 
-    DataTables comes as an ES module, which browsers refuse to load from the disk; as a data URL they take it.
+    DataTables is an ES module, which browsers refuse to load from the disk but accept as a data URL.
     """
     # Not by `importlib.resources`, which imports them: itables then reads the configs that it finds above this folder.
     tables, charts = (Path(str(distribution(name).locate_file(name))) for name in ("itables", "plotly"))
@@ -64,12 +66,12 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
 
     Args:
         root: Results root.
-        out: Folder of the site; made if it is not there, must hold nothing but an older report.
-        colours: A colour map of matplotlib's for forecasts, instead of the tasks' own.
+        out: Folder of the site; it is created if necessary, and may contain only an older report.
+        colours: Name of a matplotlib colour map for forecasts, instead of the tasks' own.
 
     Raises:
         ConfigError: no colour map has this name.
-        DataError: the folder holds something else.
+        DataError: the folder contains other files.
     """
     environment = _environment()
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
@@ -127,7 +129,7 @@ def build(root: Path, out: Path, colours: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """What is behind the tables, by run id."""
+    """The data behind the tables, by run id."""
 
     records: dict[str, RunRecord]
     losses: dict[str, LearningCurve]
@@ -135,7 +137,7 @@ class Store:
 
 
 def _built() -> str:
-    """The date of the build, or of `$SOURCE_DATE_EPOCH` (seconds), which makes builds repeatable."""
+    """Returns the date of the build, or that of `$SOURCE_DATE_EPOCH` (seconds), which makes builds reproducible."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
     return f"{moment:%Y-%m-%d}"
@@ -144,20 +146,27 @@ def _built() -> str:
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Everything is escaped: names come from records and plugins.
+    # Everything is escaped, because names come from records and plugins.
     environment = Environment(
         loader=PackageLoader("bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "breakable": _breakable, "label": label_of}
     return environment
 
 
 def _code(text: str) -> Any:
-    """Returns text with what stands between backticks as code; all of it is escaped."""
+    """Returns escaped text, with parts between backticks as code."""
     from markupsafe import Markup, escape  # of jinja2
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _breakable(name: str) -> Any:
+    """Returns a name that may be wrapped after underscores, but not within words."""
+    from markupsafe import Markup, escape  # of jinja2
+
+    return Markup(re.sub("_", "_<wbr>", str(escape(name))))
 
 
 def _printed(published: Published | None) -> dict[str, dict[str, str]]:
@@ -188,7 +197,8 @@ def _table(
             {
                 "anchor": _anchor(fingerprints, [block["anchor"] for block in blocks]),
                 "title": block.title,
-                "rows": shown_rows(table, block),
+                "rows": (rows := shown_rows(table, block)),
+                "factors": any(cell.factor for row in rows for cell in row.cells),
                 "side": shown_side(block, column),
                 "remarks": block.remarks,
                 "absences": block.absences,
@@ -224,7 +234,7 @@ class ShownRun:
     files: RunFiles
     name: str
     score: str
-    """The main one."""
+    """The main score."""
 
 
 def _run(record: RunRecord, column: Column | None, store: Store) -> ShownRun:
@@ -234,12 +244,12 @@ def _run(record: RunRecord, column: Column | None, store: Store) -> ShownRun:
 
 
 def _anchor(fingerprints: set[str], taken: Sequence[str]) -> str:
-    """Returns the name of a block: that of its data, unless another block is of the same data with other options."""
+    """Returns the anchor of a block: that of its data, with a suffix if another block has the same data."""
     name = f"data-{min(fingerprints)}" if len(fingerprints) == 1 else f"board-{len(taken)}"
     return name if name not in taken else f"{name}-{len(taken)}"
 
 
 def _json(content: Any) -> str:
-    """Returns JSON that may stand inside a script element: no text in it can end the element."""
+    """Returns JSON that is safe inside a script element: no text in it can end the element."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -40,16 +40,16 @@ _TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a row takes on this device."""
+    """The time and memory that a row needs on this device."""
 
     basis: str
-    """How the times came about: `measured` steps, or estimated from multiply-adds at a measured throughput."""
+    """Basis of the times: `measured` steps, or estimated from multiply-adds at a measured throughput."""
     epoch_s: float
-    """Training of one epoch, without validation."""
+    """Time of one training epoch, without validation."""
     total_s: float | None
-    """All epochs, their validations, and the evaluation; of a budget of compute, that without validations.
+    """Time of all epochs, their validations, and the evaluation; for a compute budget, without validations.
 
-    None where it is not known."""
+    None if unknown."""
     memory_bytes: int
     memory_basis: str
 
@@ -66,7 +66,7 @@ def measured_throughput(device: str) -> float:
     image = torch.rand(2, channels, size, size, device=place, requires_grad=True)
     work = 2 * channels * channels * 9 * size * size * _PASSES_OF_A_STEP
     best = 0.0
-    for _ in range(4):  # the first call warms up
+    for _ in range(4):  # the first call is a warm-up
         started = time.perf_counter()
         layer(image).sum().backward()
         _wait_for(place)
@@ -87,8 +87,8 @@ def estimated(
 ) -> Estimate:
     """Returns times from multiply-adds, published or counted, at a measured throughput; the model does not run.
 
-    A published figure is halved where the paper's counts twice (`Row.published_factors`). The model is left without its
-    values.
+    A published figure is halved if the paper counts multiply-adds twice (`Row.published_factors`). The model is left
+    without its values.
     """
     parameters = sum(p.numel() for p in model.parameters())
     published = _published_gmacs(table, row, task)
@@ -126,7 +126,7 @@ def _memory(work: TrainingWork, config: Config) -> int:
 
 
 def _published_gmacs(table: Table, row: Row, task: Task) -> float | None:
-    """Returns the multiply-adds of a forecast that the paper gives, None for other shapes than the paper's."""
+    """Returns the multiply-adds of a forecast according to the paper; None for other shapes than the paper's."""
     figure = load_published(table.published).rows.get(row.key, {}).get("gmacs") if table.published else None
     if figure is None or task.input_shape != _official_shape(table):
         return None
@@ -134,7 +134,7 @@ def _published_gmacs(table: Table, row: Row, task: Task) -> float | None:
 
 
 def _official_shape(table: Table) -> tuple[int, int, int, int]:
-    """Returns the shape of a context of the table's task as published, `(T, H, W, C)`."""
+    """Returns the published context shape of the table's task, `(T, H, W, C)`."""
     from bench.tasks import load_task
 
     return load_task(table.task).input_shape
@@ -143,7 +143,7 @@ def _official_shape(table: Table) -> tuple[int, int, int, int]:
 def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int], *, trained: bool) -> Estimate:
     """Returns times from a few real training steps and forecasts at the config's batch size, on random values.
 
-    Steps are taken in the config's precision; the peak of memory is of this row alone.
+    Steps run in the config's precision; the memory peak is that of this row alone.
     """
     import torch
 
@@ -152,7 +152,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     from bench.engine.trainer import torch_device, translated_errors
 
     place = torch.device(torch_device(config.device))
-    # None where a training would look for what fits
+    # None if a training would search for the size that fits
     size = known_micro_batch(model, task, config, on_gpu=place.type == "cuda") or min(2, config.micro_batch_limit)
     model.to(place)
     on_gpu = place.type == "cuda"
@@ -166,10 +166,10 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
             epoch_s += own_epoch_s
             settings, epochs = training.settings, epochs_of(config, training.settings, counts, training.stage)
             count = validations_of(settings, epochs, counts, total_batch(config, training.stage))
-            # A validation is a forward pass, about a third of a step.
+            # A validation is a forward pass, about a third of a training step.
             validations_s = count * step_s / _PASSES_OF_A_STEP * counts["val"] / size
             total_s += budget_wall_s(settings) or epochs * own_epoch_s + validations_s
-        steps_bytes = peak_memory_bytes(on_gpu=True) if on_gpu else 0  # before forecasts have a peak of their own
+        steps_bytes = peak_memory_bytes(on_gpu=True) if on_gpu else 0  # before the peak of the forecasts
         forecast_s, forecast_bytes = _timed_forecast(model, task, config, size, place)
     peak = max(steps_bytes, peak_memory_bytes(on_gpu=True)) if on_gpu else 0
     parameters = sum(p.numel() for p in model.parameters())
@@ -187,7 +187,7 @@ def measured(model: nn.Module, task: Task, config: Config, counts: dict[str, int
 
 
 def _timed_step(training: Training, task: Task, size: int, place: torch.device) -> float:
-    """Returns the seconds of a training step, the median of a few after one that warms up; the mean of turns."""
+    """Returns the seconds of a training step: the median of a few after a warm-up, averaged over alternating parts."""
     import torch
     from timm.optim import create_optimizer_v2
 
@@ -218,7 +218,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
 
 @contextlib.contextmanager
 def _in_precision(settings: Train, device: str) -> Iterator[torch.amp.GradScaler]:
-    """Sets the precision of 32-bit products while steps are timed; gives the scaler that 16-bit floats need."""
+    """Sets the precision of 32-bit products while steps are timed; yields the gradient scaler for float16."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -239,7 +239,7 @@ def _autocast(settings: Train, device: str) -> contextlib.AbstractContextManager
 
 
 def _timed_forecast(model: nn.Module, task: Task, config: Config, size: int, place: torch.device) -> tuple[float, int]:
-    """Returns the seconds of a forecast of one sequence with all its members, and the bytes that it took."""
+    """Returns the seconds of a forecast of one sequence with all its members, and its peak memory in bytes."""
     import torch
 
     from bench.cost import measure_speed
@@ -255,7 +255,7 @@ def _timed_forecast(model: nn.Module, task: Task, config: Config, size: int, pla
         seen.append((time.perf_counter(), done))
         return len(seen) <= _TIMED_STEPS
 
-    # As many sequences and members as an evaluation draws at a time: a GPU is as fast with one as with several.
+    # As many sequences and members as an evaluation draws at a time: a GPU takes as long for one as for several.
     context = torch.rand((size, *task.input_shape), device=place)
     with torch.no_grad(), _in_precision(config.train, place.type), _autocast(config.train, place.type):
         steps = first_steps(model, context, note, members=members_of(model, config))

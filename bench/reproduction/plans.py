@@ -1,4 +1,4 @@
-"""The rows of a published table as runs: which are missing, what each needs, takes and writes."""
+"""The rows of a published table as runs: which are missing, and the data, time and files of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One row and seed of a table: what would be run, on what, and what it would take."""
+    """One row and seed of a table: the run, its data and its cost."""
 
     table: str
     row: str
@@ -43,17 +43,17 @@ class RowPlan:
     """`to run`, `done`, or `cannot run`."""
     reason: str
     data: str
-    """What is needed and what is there."""
+    """Description of the data that are needed and found."""
     parameters: int | None
     estimate: Estimate | None
-    """On this device."""
+    """Estimate for this device."""
     projection: Projection | None
-    """On devices that are not here, where they were asked about instead."""
+    """Cost on other devices, if these were asked for instead."""
     settings: tuple[SourcedSetting, ...]
-    """How it would be trained, and who says so."""
+    """Training settings and their sources."""
     writes: tuple[str, ...]
     comparable: bool
-    """Whether the record would stand in the published table."""
+    """Whether the record would be listed in the published table."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON types."""
@@ -91,17 +91,17 @@ def plan(
     throughput: Callable[[str], float] | None = None,
     on: Devices | None = None,
 ) -> RowPlan:
-    """Returns what it takes to make a row; nothing is trained or written.
+    """Returns the plan and cost of a row; nothing is trained or written.
 
     Args:
-        table: The table.
-        row: The row.
+        table: Table of the row.
+        row: Row to plan.
         given: The caller's overrides, e.g. `data.root=DIR`.
         seed: Seed of the run.
-        measure: Time a few training steps rather than estimating from multiply-adds.
-        again: Plan it even where a record exists.
-        throughput: Gives multiply-adds per second of a device, `measured_throughput` by default.
-        on: Devices that need not be here; no device is touched then.
+        measure: Whether to time a few training steps rather than estimating from multiply-adds.
+        again: Whether to plan the row even if a record exists.
+        throughput: Returns multiply-adds per second of a device; `measured_throughput` by default.
+        on: Devices to plan for, which need not be present; no device is used then.
     """
     overrides = overrides_of(table, row, given, seed)
     try:
@@ -148,7 +148,7 @@ def _plan(
     if trained:
         named = "FINGERPRINT" if missing else identify(model, task, config).name
         folder = work_folder(local_folder(config.work, "work"), table.task, row.model, named)
-        # best and last, each with weights and Adam's two moments
+        # best and last checkpoints, each with weights and Adam's two moments
         writes.append(f"{folder} (checkpoints of about {2 * 12 * parameters / 1e6:,.0f} MB, logs, pictures)")
     estimate, projection = None, None
     if status != "done" and on is not None:
@@ -166,7 +166,7 @@ def _plan(
 
 
 def _model(task: Task, config: Config, *, with_values: bool) -> nn.Module:
-    """Returns the model of a run; without values it takes neither memory nor the time of drawing them."""
+    """Returns the model of a run; without values, it needs neither memory nor initialisation time."""
     import torch
 
     from bench.models import load_model
@@ -179,7 +179,7 @@ def _model(task: Task, config: Config, *, with_values: bool) -> nn.Module:
 
 
 def _lacking(config: Config) -> str:
-    """Returns which device of a config is not here, an empty text if all are."""
+    """Returns which device of a config is missing; empty if all are present."""
     from bench.engine.trainer import trainer_device
 
     try:
@@ -196,7 +196,7 @@ def _needed(table: Table, row: Row) -> str:
 
 
 def _data(table: Table, row: Row, task: Task, trained: bool) -> tuple[dict[str, int], bool, str]:
-    """Returns sequences per split (the official ones without data), whether they are the paper's, and it in words."""
+    """Returns sequences per split (official ones without data), whether they are the paper's, and a description."""
     needed, wanted = _needed(table, row), table.training_counts_of(row)
     if task.data_root is None:
         official = {
@@ -215,14 +215,14 @@ def _data(table: Table, row: Row, task: Task, trained: bool) -> tuple[dict[str, 
 
 
 def find_done(table: Table, row: Row, config: Config, task: Task, *, trained: bool) -> RunRecord | None:
-    """Returns a record that makes a run unnecessary: one that stands in the row with this seed, or one of this config.
+    """Returns a record that makes a run unnecessary: one listed in the row with this seed, or one of this config.
 
-    The second counts where the data are not the paper's, so that a table made from other data can be resumed, too.
+    The second applies if the data are not the paper's, so that a table made from other data can be resumed, too.
     """
     records, _ = read_records(config.results.root, table.task)
     standing = [record for record in admitted(table, records)[0][row.key] if training_seed(record) == config.seed]
     model = {"model": registered_source("model", registry.find("model", row.model).load())}
-    # Records of schemas 1 and 2 do not say of which source they are.
+    # Records of schemas 1 and 2 have no source digests.
     standing = [r for r in standing if not r.code.sources or not source_differences(r.code.sources, model)]
     if standing:
         return standing[-1]
@@ -232,7 +232,7 @@ def find_done(table: Table, row: Row, config: Config, task: Task, *, trained: bo
 
 
 def seeds_of(given: Sequence[str], seeds: str | None) -> list[int]:
-    """Returns the seeds to run: of `--seeds 0,1,2`, else of an override `seed=N`, else 0.
+    """Returns the seeds to run: from `--seeds 0,1,2`, else from an override `seed=N`, else 0.
 
     Raises:
         ConfigError: both are given, or one is not a number.

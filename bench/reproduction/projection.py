@@ -1,6 +1,6 @@
 """Cost of a row on other devices: hours, memory with activations, and the batch that fits.
 
-No device is touched: operations and activations come from a trace on torch's meta device, peaks from data sheets.
+No device is used: operations and activations come from a trace on torch's meta device, peaks from data sheets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.tasks import Task
 
 _WORTH_A_LINE_H = 1.0
-"""Shorter evaluations are in a table's sum only."""
+"""Shorter evaluations are only included in a table's sum."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class PartProjection:
     stage: str
     """Empty for a model that is trained at once."""
     arithmetic: str
-    """Of products: bf16, tf32 or fp32."""
+    """Arithmetic of matrix products: bf16, tf32 or fp32."""
     peak_tflops: float
     epochs: float
     step_gflops: float
     """Operations of a training step per sequence, forward and backward (a multiply-add is two)."""
     gpu_hours: float
-    """Of the training with its validations."""
+    """GPU-hours of the training with its validations."""
     state_bytes: int
     """Parameters, gradients, the optimiser's state and a running average, per device."""
     activation_bytes: int
-    """What a step keeps per sequence for its backward pass, in 32 bits.
+    """Bytes that a step keeps per sequence for its backward pass, in 32 bits.
 
-    Cuboid attention, which GPUs fuse, and mixed precision keep less."""
+    Fused cuboid attention and mixed precision keep less."""
     total_batch: int
     micro_batch: int
-    """The largest number of sequences that fits a device at once; 0 if not even one does."""
+    """Largest number of sequences that fits on a device at once; 0 if not even one does."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Projection:
     devices: str
     count: int
     source: str
-    """Of the devices' figures."""
+    """Source of the devices' figures."""
     utilisation: float
-    """Assumed share of the peak."""
+    """Assumed share of the peak throughput."""
     parts: tuple[PartProjection, ...]
     evaluation_gpu_hours: float | None
-    """Forecasts of the test split; None where the model's forecast cannot be traced."""
+    """GPU-hours of the forecasts of the test split; None if the model's forecast cannot be traced."""
 
     @property
     def gpu_hours(self) -> float:
-        """Returns the time of all parts and the evaluation on one device."""
+        """Returns the hours of all parts and the evaluation on one device."""
         return sum(part.gpu_hours for part in self.parts) + (self.evaluation_gpu_hours or 0.0)
 
     @property
     def hours(self) -> float:
-        """Returns the time on all devices, if exchange and reading cost nothing."""
+        """Returns the hours on all devices, assuming that communication and reading cost nothing."""
         return self.gpu_hours / self.count
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def projected(
     """Returns the cost of a row on other devices.
 
     Args:
-        model: Left on the meta device, without its values.
-        task: Gives the shapes.
-        config: Of the run.
+        model: Model of the run; it is left on the meta device, without its values.
+        task: Task with the shapes.
+        config: Config of the run.
         counts: Sequences per split.
-        devices: What it would run on.
+        devices: Devices to estimate for.
         trained: Whether the model has anything to train.
 
     Raises:
@@ -96,7 +96,7 @@ def projected(
     works = works_of(model, task, config, counts) if trained else []
     forecast = forecast_flops_of(model, task, config)
     evaluation = None
-    if forecast is not None:  # in 32 bits, whatever it was trained in
+    if forecast is not None:  # in 32 bits, whatever the training's precision
         peak = devices.device.tflops(arithmetic_of("32-true", _matmul_precision(config.train)))
         evaluation = _hours(forecast * counts["test"], peak)
     parts = tuple(_part(work, config, counts, devices) for work in works)
@@ -131,7 +131,7 @@ def _matmul_precision(train: Train) -> str:
 
 
 def text_lines(found: Projection) -> list[str]:
-    """Returns a projection in words."""
+    """Returns a projection as lines of text."""
     lines = []
     for part in found.parts:
         name = f"{part.stage}: " if part.stage else ""
@@ -158,7 +158,7 @@ def text_lines(found: Projection) -> list[str]:
 
 
 def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
-    """Returns a Markdown table of rows and a line with their sums; rows that cannot be planned have no figures."""
+    """Returns a Markdown table of rows with a line of their sums; rows that cannot be planned have no figures."""
     lines = [
         "| row | arithmetic | GFLOP per step and sequence | state GB | activations GB per sequence | "
         "largest micro-batch | total batch | GPU-hours | hours |",

@@ -1,4 +1,4 @@
-"""Execution of a plan: a row that fails does not stop the others, a stopped one resumes."""
+"""Execution of a plan: a failed row does not stop the others, and an interrupted one can be resumed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class RowResult:
 
 
 def run_rows(plans: Sequence[RowPlan]) -> list[RowResult]:
-    """Runs what is planned, one row after another; a row that fails does not stop the others.
+    """Runs the planned rows one after another; a failed row does not stop the others.
 
     Args:
-        plans: As `plan` gives them; those that are done or cannot run are passed over.
+        plans: Results of `plan`; rows that are done or cannot run are skipped.
 
     Raises:
-        InterruptedRunError: a signal; the same command continues.
+        InterruptedRunError: a signal arrived; the same command resumes.
     """
     from bench.engine.run import run as run_pipeline
 
@@ -50,7 +50,7 @@ def run_rows(plans: Sequence[RowPlan]) -> list[RowResult]:
         except EarthbenchError as error:
             log.error(f"failed: {error}")
             results.append(RowResult(one.row, one.seed, "failed", str(error), error.exit_code))
-        except Exception as error:  # a plugin's own fault must not cost the other rows their turn
+        except Exception as error:  # a plugin's error must not stop the other rows
             log.error(traceback.format_exc())
             results.append(RowResult(one.row, one.seed, "failed", f"{type(error).__name__}: {error}", 1))
         else:

@@ -1,4 +1,4 @@
-"""The work of a row: its trainings and forecasts in floating-point operations and bytes, from traces without values."""
+"""The cost of a row: operations and bytes of its trainings and forecasts, from traces without values."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ class Training:
     module: nn.Module
     settings: Train
     prepare: Callable[..., None] | None
-    """As `bench.api.Stage`'s."""
+    """See `bench.api.Stage.prepare`."""
 
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What one training computes and keeps."""
+    """Operations and memory of one training."""
 
     stage: str
     settings: Train
     total_batch: int
     epochs: float
-    """If nothing ends it early."""
+    """Number of epochs without early stopping."""
     step_flops: int
-    """Of a training step, per sequence (a multiply-add is two operations); the mean where parts take turns."""
+    """Operations of a training step per sequence (a multiply-add is two); the mean if parts alternate."""
     forward_flops: int
-    """Of a validation, per sequence."""
+    """Operations of a validation per sequence."""
     state_bytes: int
-    """Parameters, buffers, gradients, the optimiser's state and a running average."""
+    """Bytes of parameters, buffers, gradients, the optimiser's state and a running average."""
     fixed_bytes: int
-    """What a step keeps besides, whatever its batch."""
+    """Further bytes of a step, independent of the batch."""
     activation_bytes: int
-    """What a step keeps per sequence."""
+    """Bytes that a step keeps per sequence."""
 
     def epoch_flops(self, counts: dict[str, int]) -> float:
         """Returns the operations of an epoch without validation."""
@@ -62,7 +62,7 @@ class TrainingWork:
 
 
 def trainings_of(model: nn.Module, config: Config) -> list[Training]:
-    """Returns the trainings of a model with anything to train, in their order."""
+    """Returns the trainings of a trainable model, in order."""
     if not isinstance(model, HasStages):
         return [Training("", model, config.train, None)]
     settings = stage_settings(config)
@@ -70,15 +70,15 @@ def trainings_of(model: nn.Module, config: Config) -> list[Training]:
 
 
 def epochs_of(config: Config, train: Train, counts: dict[str, int], stage: str = "") -> float:
-    """Returns the epochs of a training, or of a stage with its settings, that nothing ends early."""
+    """Returns the epochs of a training, or of a stage with its settings, without early stopping."""
     steps = max(1, counts["train"] // total_batch(config, stage))
     return min(train.max_epochs, train.max_steps / steps) if train.max_steps is not None else float(train.max_epochs)
 
 
 def budget_wall_s(train: Train) -> float | None:
-    """Returns the least wall time of a training with a budget of compute, None without one.
+    """Returns the least wall time of a training with a compute budget, in seconds; None without one.
 
-    Processor time is spent by all threads at once at best.
+    At best, all threads spend processor time at once.
     """
     import torch
 
@@ -89,26 +89,26 @@ def budget_wall_s(train: Train) -> float | None:
 
 
 def validations_of(train: Train, epochs: float, counts: dict[str, int], batch: int) -> float:
-    """Returns the validations of so many epochs."""
+    """Returns the number of validations in `epochs` epochs."""
     if train.val_every_steps is None:
         return epochs / train.val_every_epochs
     return epochs * max(1, counts["train"] // batch) / train.val_every_steps
 
 
 def training_loss_of(module: nn.Module, step: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns what gives a module's loss `()` for context and target in a step: its own, else the squared error."""
+    """Returns a function from context and target to a module's loss `()`: its own, else the squared error."""
     from bench.engine.losses import training_loss
 
     return partial(training_loss, module, step=step, total_steps=100)
 
 
 def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int]) -> list[TrainingWork]:
-    """Returns what each training of a model computes and keeps.
+    """Returns operations and memory of each training of a model.
 
     Args:
-        model: Left on the meta device, without its values.
-        task: Gives the shapes.
-        config: Of the run.
+        model: Model of the run; it is left on the meta device, without its values.
+        task: Task with the shapes.
+        config: Config of the run.
         counts: Sequences per split.
 
     Raises:
@@ -123,7 +123,7 @@ def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int
         try:
             ones = _traced_turns(module, task)
             pairs = [(one, _traced(module, task, 2, step)) for step, one in enumerate(ones)]
-        except Exception as error:  # whatever a model does with values that are not there
+        except Exception as error:  # a model may fail in any way without values
             raise NotCountableError(
                 f"{type(module).__name__}: a training step cannot be traced without values: {error}. "
                 "--measure runs a few real ones"
@@ -152,7 +152,7 @@ def _traced(module: nn.Module, task: Task, size: int, step: int) -> StepTrace:
 
 
 def _traced_turns(module: nn.Module, task: Task) -> list[StepTrace]:
-    """Returns the steps of one sequence until each group of parameters has had its turn: one step for most models."""
+    """Returns traces of steps until each group of parameters has been trained once; one step for most models."""
     from bench.engine.optimizers import TURNS
 
     groups = [{id(p) for p in group[0]} for group in module.optimizers()] if isinstance(module, HasOptimizers) else []
@@ -164,14 +164,14 @@ def _traced_turns(module: nn.Module, task: Task) -> list[StepTrace]:
 
 
 def forecast_flops_of(model: nn.Module, task: Task, config: Config) -> int | None:
-    """Returns the operations of the forecast of one sequence, with all members; None where it cannot be traced.
+    """Returns the operations of the forecast of one sequence, with all members; None if it cannot be traced.
 
-    Nor can it where torch does not do the work, as of a model that says why it is `uncountable`.
+    Models that do not compute with torch, and say so in `uncountable`, cannot be traced either.
 
     Args:
-        model: Left on the meta device, without its values.
-        task: Gives the shapes.
-        config: Of the run.
+        model: Model of the run; it is left on the meta device, without its values.
+        task: Task with the shapes.
+        config: Config of the run.
     """
     from bench.cost.tracing import traced_forecast, traced_sampling
 

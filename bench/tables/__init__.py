@@ -1,4 +1,4 @@
-"""Tables: published figures beside measured ones; pure functions of the two, without torch."""
+"""Tables of published figures beside measured ones: pure functions of the two, without torch."""
 
 from bench.tables.render import load_table
 

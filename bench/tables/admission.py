@@ -1,4 +1,4 @@
-"""Which records may stand in a table, in which row, and why the others may not."""
+"""Admission of records to the rows of a table, and the reasons for leaving others out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.config import BUDGETS, canonical_json
+from bench.config import canonical_json
 from bench.errors import BrokenPluginError, UnknownNameError
 from bench.metrics.names import MEMBERS
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
 from bench.tables.definitions import Row, Table
+from bench.tables.recipes import deviations, differing, of_length
 
 PARTIAL = "partial runs"
 OTHER_DATA = "other data"
@@ -24,28 +25,28 @@ OTHER_CONVENTIONS = "other metric conventions than the task's"
 OTHER_CONFIG = "trained with another config than the table's, which other runs have"
 OTHER_HYPERPARAMETERS = "other hyperparameters"
 WITHOUT_ROW = "models without a row"
+OTHER_FILES = "made from other data than the newest run"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
-_LENGTH = {"max_epochs", "max_steps", *BUDGETS, "limit"}
-"""Settings that say how long a training is."""
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
+_OWN_DISTRIBUTION = "(earthbench "
 _NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A record, or a file that is none, that may not stand in a table."""
+    """A record, or an unreadable file, that is left out of a table."""
 
     run_id: str
     task: str
     model: str
     reason: str
     detail: str = ""
-    """Of this record: what is other than the row's."""
+    """Differences between this record and the row."""
 
 
 def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], list[Excluded]]:
-    """Returns the readable records under a results root, oldest first, and the files that are not.
+    """Returns the readable records under a results root, oldest first, and the unreadable files.
 
     Args:
         root: Results root.
@@ -62,7 +63,7 @@ def read_store(root: Path, task: str | None = None) -> tuple[list[RunRecord], li
 
 
 def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list[RunRecord]], list[Excluded]]:
-    """Returns the records of each row of a published table, and the records of its task that stand in none."""
+    """Returns the records of each row of a published table, and the records of its task that are in no row."""
     by_row: dict[str, list[RunRecord]] = {row.key: [] for row in table.rows}
     wanted = {row.key: _hyperparameters(row, table.task) for row in table.rows if row.options}
     left_out = []
@@ -84,13 +85,14 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
     for row in table.rows:
         mine = by_row[row.key]
         kept = [record for record in mine if not deviations(table, record, row)]
-        if kept:  # a longer trial of a row takes the place of nothing
+        if kept:  # runs with another config count only if no run has the table's
             left_out += [_excluded(record, OTHER_CONFIG) for record in mine if deviations(table, record, row)]
             mine[:] = kept
         if mine:
             newest_run = max(mine, key=lambda record: record.run_id)
-            left_out += [_excluded(r, OTHER_ENSEMBLES) for r in mine if _ensemble(r) != _ensemble(newest_run)]
-            mine[:] = [record for record in mine if _ensemble(record) == _ensemble(newest_run)]
+            for reason, key in ((OTHER_FILES, _files), (OTHER_ENSEMBLES, _ensemble)):
+                left_out += [_excluded(record, reason) for record in mine if key(record) != key(newest_run)]
+                mine[:] = [record for record in mine if key(record) == key(newest_run)]
     return by_row, left_out
 
 
@@ -99,18 +101,24 @@ def _excluded(record: RunRecord, reason: str, detail: str = "") -> Excluded:
 
 
 def of_ensembles(metric: str) -> bool:
-    """Returns whether a metric is one that an evaluation of an ensemble adds to the task's own."""
+    """Returns whether the evaluation of an ensemble adds a metric to the task's own."""
     return metric in _ADDED_FOR_ENSEMBLES or metric.endswith(MEMBERS)
 
 
+def _files(record: RunRecord) -> str:
+    """Returns the fingerprints of the data that a record was tested and trained on: seeds of others are no average."""
+    tested = None if record.data is None else record.data.fingerprint
+    return canonical_json([tested, record.training.data_fingerprint if record.training else None])
+
+
 def _ensemble(record: RunRecord) -> str:
-    """Returns the members that were scored and how, equal for equal ones: nothing else may be averaged over seeds."""
+    """Returns a key of the scored ensemble and its conventions; only runs with equal keys are averaged over seeds."""
     added = {name: how for name, how in record.conventions.items() if of_ensembles(name)}
     return canonical_json([record.members.count if record.members else None, added])
 
 
 def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[Excluded]]:
-    """Returns the records that may stand in a table of runs, whatever the data, and those that may not."""
+    """Returns the records admitted to a table of runs, on whatever data, and those left out."""
     good, left_out = [], []
     for record in records:
         if record.task.name != table.task:
@@ -123,30 +131,8 @@ def complete(table: Table, records: Iterable[RunRecord]) -> tuple[list[RunRecord
     return good, left_out
 
 
-def deviations(table: Table, record: RunRecord, row: Row | None = None) -> list[str]:
-    """Returns how a record's training differs from the row's, as `train.KEY=VALUE (table: VALUE)`."""
-    return list(_deviations(table, record, row).values())
-
-
-def _deviations(table: Table, record: RunRecord, row: Row | None) -> dict[str, str]:
-    if record.training is None:
-        return {}
-    used = record.training.settings
-    wanted = table.training if row is None else table.training_of(row)
-    return {
-        key: f"train.{key}={_setting(used, key)!r} (table: {value!r})"
-        for key, value in wanted.items()
-        if _setting(used, key) != value
-    }
-
-
-def _setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Returns a setting of a training; the cosine schedule is not written down."""
-    return settings.get(key, "cosine" if key == "schedule" else None)
-
-
 def training_seed(record: RunRecord) -> int:
-    """Returns the seed that the weights of a record came from; for a model without weights always 0."""
+    """Returns the training seed of a record's weights; for a model without weights always 0."""
     if record.training is None and record.checkpoint_sha256 is None:
         return 0
     identity = record.training.identity if record.training else None
@@ -154,10 +140,10 @@ def training_seed(record: RunRecord) -> int:
 
 
 def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Returns one record per training, the newest, ordered by seed: what was repeated is not a second sample.
+    """Returns one record per training, the newest, ordered by seed, because a repetition is not a second sample.
 
-    A training is repeated by running its seed again, and by evaluating its checkpoint again; a model without weights
-    by running it under another seed.
+    Running the same seed again or evaluating the same checkpoint again repeats a training; running a model without
+    weights under another seed repeats its forecast.
     """
     by_training: dict[int | str, RunRecord] = {}
     for record in sorted(records, key=lambda r: r.run_id):
@@ -166,8 +152,13 @@ def latest_per_seed(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [latest[seed] for seed in sorted(latest)]
 
 
+def of_a_plugin(record: RunRecord) -> bool:
+    """Returns whether the model comes from another distribution; one that was made by hand comes from none."""
+    return "(" in record.model.origin and _OWN_DISTRIBUTION not in record.model.origin
+
+
 def summary(left_out: Sequence[Excluded]) -> list[str]:
-    """Returns one line per reason, with how many records it concerns and which."""
+    """Returns one line per reason, with the number and the ids of its records."""
     by_reason: dict[str, list[str]] = {}
     for one in left_out:
         detail = f" ({one.detail})" if one.detail else ""
@@ -189,7 +180,7 @@ def _partial(record: RunRecord) -> str | None:
 
 
 class _Tasks:
-    """The task of each row of a table: its options and its metrics."""
+    """The options and metrics of each row's task."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -202,12 +193,12 @@ class _Tasks:
         if key not in self._made:
             try:
                 self._made[key] = registry.find("task", self.table.task).load()(**options)
-            except Exception:  # whatever a plugin raises: its table shows its records, and compares no options
+            except Exception:  # a plugin may raise anything: its table then compares no options
                 self._made[key] = None
         return self._made[key]
 
     def metrics(self, row: Row | None) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the metrics of a row's task: the conventions that its records must have."""
+        """Returns the metrics of a row's task, whose conventions its records must have."""
         try:
             return dict(self._task(row).metrics)
         except Exception:  # nothing to compare with
@@ -218,7 +209,7 @@ class _Tasks:
         options = self.table.task_options if row is None else self.table.task_options_of(row)
         if not options and record.task.is_default:
             return []
-        task = None if record.task.is_default else self._task(row)  # all others then have their defaults
+        task = None if record.task.is_default else self._task(row)  # all options have their defaults
         wanted = options if task is None else task.fields()
         used = record.task.fields
         differ = [
@@ -230,7 +221,7 @@ class _Tasks:
 
 
 def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
-    """Returns every reason why a record may not stand in a published table."""
+    """Returns every reason for leaving a record out of a published table."""
     failed = _failed(record)
     if failed is not None:
         return [failed]
@@ -257,15 +248,15 @@ def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: i
 
 
 def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[str], tasks: _Tasks) -> str:
-    """Returns what is other than the row's: its options, or nothing but how much it was trained and tested on."""
+    """Returns the differences from the row: task options, or else only the amount of training and test data."""
     if row is None or record.data is None:
         return ""
     if OTHER_OPTIONS in reasons:
         return ", ".join(one for one in tasks.other_options(row, record) if one != OTHER_OPTIONS)
     if not set(reasons) <= {PARTIAL, OTHER_DATA, OTHER_TRAINING_DATA}:
         return ""
-    deviating = _deviations(table, record, row)
-    if set(deviating) - _LENGTH:
+    deviating = differing(table, record, row)
+    if not all(of_length(key) for key in deviating):
         return ", ".join(deviating.values())
     found = [_of(record.data.sequence_count, table.sequence_counts, "test", record.data.origin, table)]
     if record.training is not None:
@@ -277,7 +268,7 @@ def _detail(table: Table, row: Row | None, record: RunRecord, reasons: Sequence[
 
 
 def _of(count: int, wanted: tuple[int, ...], split: str, origin: str, table: Table) -> str:
-    """Returns how many of the wanted sequences there are; an empty text where they are all there."""
+    """Returns the number of sequences beside the expected one; an empty text if they are equal."""
     if count in wanted and origin == table.data_origin:
         return ""
     from_where = f" ({origin})" if origin != table.data_origin else ""
@@ -293,7 +284,7 @@ def _is_row(record: RunRecord, row: Row, wanted: Mapping[str, Any] | None) -> bo
 
 
 def _hyperparameters(row: Row, task: str) -> dict[str, Any] | None:
-    """Returns what a record of a row with options was made from: the model's preset for the task and the options."""
+    """Returns the hyperparameters of a row with options: the model's preset for the task, and the options."""
     try:
         presets = registry.find("model", row.model).card().presets
     except (UnknownNameError, BrokenPluginError):

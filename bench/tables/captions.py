@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.records.schema import RunRecord, TrainingSummary
-from bench.tables.admission import training_seed
+from bench.tables.admission import of_a_plugin, training_seed
 
 Rows = Sequence[tuple[str, Sequence[RunRecord]]]
 """Label of each row, and its records, one per seed."""
 
 
 def captions(rows: Rows) -> list[str]:
-    """Returns lines on how the rows were trained and where they ran; what all trained rows share is said once.
+    """Returns lines on the training and the devices of rows; facts common to all trained rows are given once.
 
     Args:
-        rows: Those that have records.
+        rows: The rows that have records.
     """
     trained = [(label, [r for r in records if r.training is not None]) for label, records in rows]
     facts = {label: {name: _joined(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine}
@@ -32,8 +32,18 @@ def captions(rows: Rows) -> list[str]:
     return [*lines, f"ran on {', '.join(devices)}"] if devices else lines
 
 
+def unlike_code(records: Sequence[RunRecord]) -> str:
+    """Returns that the seeds of a plugin's model ran different code, where they did: its version does not tell."""
+    seeds: dict[str, list[str]] = {}
+    for record in records:
+        if of_a_plugin(record) and (source := record.code.sources.get("model")) is not None:
+            seeds.setdefault(source.sha256[:10], []).append(str(training_seed(record)))
+    told = "; ".join(f"seed {', '.join(mine)}: source {digest}" for digest, mine in seeds.items())
+    return f"the model's code changed between these runs; run them again ({told})" if len(seeds) > 1 else ""
+
+
 def _joined(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:
-    """Returns what there is to tell of some records, each text once, in their order."""
+    """Returns the texts about some records, each once, in order."""
     texts = [tell(record, record.training) for record in records if record.training is not None]
     return ", ".join(dict.fromkeys(text for text in texts if text))
 
@@ -55,7 +65,7 @@ def _data(_: RunRecord, training: TrainingSummary) -> str:
 
 
 _LENGTHS = {"max_steps": "steps", "max_cpu_s": "s of processor time", "max_device_s": "s of device time"}
-"""What ends a training before its epochs do, in its unit."""
+"""Units of the settings that end a training before its epochs do."""
 
 
 def _budget(record: RunRecord, training: TrainingSummary) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bench.tables.columns import (
@@ -17,51 +16,14 @@ from bench.tables.columns import (
     NINO,
 )
 from bench.tables.definitions import Column, Row, Table
-
-_LABELS = {
-    "persistence": "Persistence", "unet": "UNet", "convlstm": "ConvLSTM", "predrnn": "PredRNN", "phydnet": "PhyDNet",
-    "e3d_lstm": "E3D-LSTM", "rainformer": "Rainformer", "earthformer_no_global": "Earthformer w/o global",
-    "earthformer": "Earthformer",
-}  # fmt: skip
-_DOUBLED = (
-    "published at twice the count of the plain formulation (fvcore, multiply-add = 1), here and on every data set; "
-    "compared with half the published figure"
-)
-_MACS_NOTE = "The papers print multiply-adds as GFLOPS; we call them GMACs (one GMAC is two GFLOP)."
-
-
-_E3D_NOTE = (
-    "the convolutions in front of its norms have no biases here: with those of the original its first update turned "
-    "states of zeros into +-1, and all its forecasts into one"
-)
-
-
-def _rows(recipes: Mapping[str, dict[str, Any]] | None = None, **notes: dict[str, str]) -> tuple[Row, ...]:
-    """Returns the rows of the Earthformer paper's tables.
-
-    Args:
-        recipes: Fields of the rows of some models.
-        **notes: Remarks on published figures, by model.
-    """
-    doubled = ("predrnn", "e3d_lstm")
-    return tuple(
-        Row(
-            model=model,
-            label=label,
-            notes={**({"gmacs": _DOUBLED} if model in doubled else {}), **notes.get(model, {})},
-            published_factors={"gmacs": 2.0} if model in doubled else {},
-            **{**({"note": _E3D_NOTE} if model == "e3d_lstm" else {}), **(recipes or {}).get(model, {})},
-        )
-        for model, label in _LABELS.items()
-    )
-
+from bench.tables.rows import E3D_NOTE, LABELS, MACS_NOTE, OWN_RECIPES, RECIPES_ON_NBODY, rows_of_models
 
 EARTHFORMER_SEVIR = Table(
     name="earthformer/sevir",
     title="Earthformer (NeurIPS 2022), SEVIR: 13 -> 12 frames of 384x384",
     task="sevir",
     columns=(*COST, *CSI, MSE_1E3),
-    rows=_rows(
+    rows=rows_of_models(
         convlstm={"gmacs": "the authors' strides are not known; none tried gives 527 (nearest: 517)"},
         phydnet={"gmacs": "no natural configuration gives both published figures (ours has the parameters)"},
     ),
@@ -73,7 +35,7 @@ EARTHFORMER_SEVIR = Table(
     experiment=("train=earthformer_sevir", "data.batch_size=32"),
     note=(
         "CSI: counts pooled over sequences, lead times and pixels, 1e-4 added to denominators (convention 'upstream'). "
-        + _MACS_NOTE
+        + MACS_NOTE
     ),
 )
 """SEVIR results of the Earthformer paper: nine models, CSI at six thresholds, MSE."""
@@ -90,7 +52,7 @@ EARTHFORMER_SEVIR_PER_LEAD = EARTHFORMER_SEVIR.model_copy(
             MSE_1E3,
             MAE_1E2,
         ),
-        "rows": _rows(),
+        "rows": rows_of_models(),
         "published": "earthformer_sevir_per_lead.json",
         "note": (
             "Means over lead times of scores per lead time: other numbers than those of earthformer/sevir, which pools "
@@ -105,7 +67,7 @@ EARTHFORMER_ICAR_ENSO = Table(
     title="Earthformer (NeurIPS 2022), ICAR-ENSO: 12 -> 14 months of sea-surface temperature",
     task="icar_enso",
     columns=(*COST, *NINO, MSE_1E4),
-    rows=_rows(unet={"gmacs": "our three-level layout has the parameters and 0.35 GMACs, which prints 0.3"}),
+    rows=rows_of_models(unet={"gmacs": "our three-level layout has the parameters and 0.35 GMACs, which prints 0.3"}),
     published="earthformer_icar_enso.json",
     settings="earthformer_icar_enso.json",
     sequence_counts=(1_679,),
@@ -115,7 +77,7 @@ EARTHFORMER_ICAR_ENSO = Table(
     note=(
         "Windows of 12 -> 14 months. 52,350 to train on, one from every month, as in the authors' released config: the "
         "paper has 5,205, one from every tenth. 1,679 to test on (the paper's 1,667 come from 12 -> 26 windows). "
-        + _MACS_NOTE
+        + MACS_NOTE
     ),
 )
 """ICAR-ENSO results of the Earthformer paper: nine models, correlation skill of Nino3.4, MSE."""
@@ -139,7 +101,7 @@ def _pattern_rows() -> tuple[Row, ...]:
     rows = []
     for pattern, label in _PATTERNS.items():
         for vectors in (0, 8):
-            # Rows differ from the model's preset only where they must: the preset is axial with 8 vectors.
+            # Options are given only if they differ from the model's preset, which is axial with 8 vectors.
             options: dict[str, Any] = {"enc_attn_patterns": pattern} if pattern != "axial" else {}
             options |= {"num_global_vectors": vectors} if vectors != 8 else {}
             name = pattern + ("_global" if vectors else "")
@@ -166,27 +128,9 @@ _NBODY: dict[str, Any] = {
     "training_sequence_counts": (20_000,),
 }
 _NBODY_NOTE = (
-    "Models see brightness 0..255 (task.rescale_01=false), as the paper's did: the authors say that the 0-1 scale of "
-    "their released config gives 19.73 instead of 14.82. "
+    "Unless a row says otherwise, models see brightness 0..255 (task.rescale_01=false), as the paper's did: the "
+    "authors say that the 0-1 scale of their released config gives 19.73 instead of 14.82. "
 )
-# What the authors of a baseline did on moving MNIST.
-_OWN_RECIPES: dict[str, dict[str, Any]] = {
-    "predrnn": {
-        "experiment": ("train=predrnn_moving_mnist", "data.batch_size=8"),
-        "training": {"max_epochs": 80, "max_steps": 80_000, "lr": 3e-4, "weight_decay": 0.0},
-        "note": "trained as by its own authors on moving MNIST",
-    },
-    "phydnet": {
-        "experiment": ("train=phydnet_moving_mnist", "data.batch_size=16"),
-        "training": {"schedule": "plateau", "weight_decay": 0.0},
-        "note": "trained as by its own authors on moving MNIST, with their schedule; for how long is not known",
-    },
-    "e3d_lstm": {
-        "experiment": ("train=e3d_lstm_moving_mnist", "data.batch_size=4"),
-        "training": {"weight_decay": 0.0},
-        "note": f"trained as by its own authors on moving MNIST; for how long is not known; {_E3D_NOTE}",
-    },
-}
 _RECIPE_NOTE = (
     "PredRNN, PhyDNet and E3D-LSTM are trained as by their own authors on moving MNIST, all other rows as Earthformer. "
 )
@@ -198,14 +142,14 @@ EARTHFORMER_PATTERNS_MOVING_MNIST = Table(
     title="Earthformer (NeurIPS 2022), cuboid patterns and global vectors on MovingMNIST: 10 -> 10 frames of 64x64",
     task="moving_mnist",
     columns=(*COST, *FRAMES),
-    rows=(*_pattern_rows(), Row(model="phydnet", label="PhyDNet", **_OWN_RECIPES["phydnet"])),
+    rows=(*_pattern_rows(), Row(model="phydnet", label="PhyDNet", **OWN_RECIPES["phydnet"])),
     published="earthformer_patterns_moving_mnist.json",
     settings="earthformer_patterns_moving_mnist.json",
     sequence_counts=(1_000,),
     training_sequence_counts=(8_100,),
     training=_PATTERN_TRAINING,
     experiment=_PATTERN_EXPERIMENT,
-    note=_PATTERN_NOTE + _FRAME_SUMS + _MACS_NOTE,
+    note=_PATTERN_NOTE + _FRAME_SUMS + MACS_NOTE,
 )
 """The ablation of cuboid patterns, each with and without global vectors, on MovingMNIST."""
 
@@ -217,7 +161,7 @@ EARTHFORMER_PATTERNS_NBODY_MNIST = EARTHFORMER_PATTERNS_MOVING_MNIST.model_copy(
         "rows": _pattern_rows(),
         "published": "earthformer_patterns_nbody_mnist.json",
         "settings": "earthformer_patterns_nbody_mnist.json",
-        "note": _PATTERN_NOTE + _NBODY_NOTE + _FRAME_SUMS + _MACS_NOTE,
+        "note": _PATTERN_NOTE + _NBODY_NOTE + _FRAME_SUMS + MACS_NOTE,
     }
 )
 """The ablation of cuboid patterns, each with and without global vectors, on N-body MNIST."""
@@ -227,14 +171,14 @@ EARTHFORMER_MOVING_MNIST = Table(
     title="Earthformer (NeurIPS 2022), MovingMNIST: 10 -> 10 frames of 64x64",
     task="moving_mnist",
     columns=(*COST, *FRAMES),
-    rows=_rows(_OWN_RECIPES),
+    rows=rows_of_models(OWN_RECIPES),
     published="earthformer_moving_mnist.json",
     settings="earthformer_moving_mnist.json",
     sequence_counts=(1_000,),
     training_sequence_counts=(8_100,),
     training=_PATTERN_TRAINING,
     experiment=_PATTERN_EXPERIMENT,
-    note=_RECIPE_NOTE + _FRAME_SUMS + _MACS_NOTE,
+    note=_RECIPE_NOTE + _FRAME_SUMS + MACS_NOTE,
 )
 """MovingMNIST results of the Earthformer paper: the baselines and Earthformer, errors of a frame and SSIM."""
 
@@ -243,9 +187,10 @@ EARTHFORMER_NBODY_MNIST = EARTHFORMER_MOVING_MNIST.model_copy(
     | {
         "name": "earthformer/nbody_mnist",
         "title": "Earthformer (NeurIPS 2022), N-body MNIST: 10 -> 10 frames of 64x64",
+        "rows": rows_of_models(RECIPES_ON_NBODY),
         "published": "earthformer_nbody_mnist.json",
         "settings": "earthformer_nbody_mnist.json",
-        "note": _RECIPE_NOTE + _NBODY_NOTE + _FRAME_SUMS + _MACS_NOTE,
+        "note": _RECIPE_NOTE + _NBODY_NOTE + _FRAME_SUMS + MACS_NOTE,
     }
 )
 """N-body MNIST results of the Earthformer paper: the baselines and Earthformer, errors of a frame and SSIM."""
@@ -270,24 +215,25 @@ EARTHFORMER_DEPTH = EARTHFORMER_MOVING_MNIST.model_copy(
         "note": (
             "Depth 4,4: four blocks, down-sampling, four blocks. Depth D: D blocks without down-sampling, of which the "
             "second half has twice the channels, which gives the sizes of the paper's rows. Axial patterns, no global "
-            f"vectors. {_FRAME_SUMS}{_MACS_NOTE}"
+            f"vectors. {_FRAME_SUMS}{MACS_NOTE}"
         ),
     }
 )
 """The ablation of depth and hierarchy on MovingMNIST."""
 
-# CRPS needs ensembles: a deterministic model is one of a single member, whose CRPS is its mean absolute error.
+# CRPS needs ensembles; a deterministic model has a single member, whose CRPS is the mean absolute error.
 _MEMBERS = "evaluate.members=8"
 _BATCH_AND_MEMBERS = ("data.batch_size=32", _MEMBERS)
 _LR_EXPERIMENT = ("train=earthformer_sevir", "data.batch_size=32")
 _RANDOM_SPLIT: dict[str, Any] = {
     "task_options": {"split_by": "random"},
     "training_sequence_counts": (40_301,),
-    "note": (
-        "trained on the authors' random 90 % of the windows before June 2019 (task.split_by=random); those that "
-        "validate share events with them"
-    ),
 }
+_PREDIFF_NOTE = (
+    "latents of 64 channels, as released (the paper has 4, and its authors say that both reproduce it); trained on the "
+    "authors' random 90 % of the windows before June 2019 (task.split_by=random); those that validate share events "
+    "with them"
+)
 
 PREDIFF_SEVIR_LR = Table(
     name="prediff/sevir_lr",
@@ -309,8 +255,8 @@ PREDIFF_SEVIR_LR = Table(
     ),
     rows=(
         *(
-            Row(model=model, label=label, note=_E3D_NOTE if model == "e3d_lstm" else "")
-            for model, label in _LABELS.items()
+            Row(model=model, label=label, note=E3D_NOTE if model == "e3d_lstm" else "")
+            for model, label in LABELS.items()
             if model != "earthformer_no_global"
         ),
         Row(
@@ -328,16 +274,17 @@ PREDIFF_SEVIR_LR = Table(
         Row(
             model="videogpt",
             label="VideoGPT",
-            experiment=("train=videogpt_sevir_lr", "data.batch_size=32", _MEMBERS),
+            experiment=("train=videogpt_sevir_lr", *_BATCH_AND_MEMBERS),
             note="trained as by its own authors on videos",
         ),
         Row(
             model="ldm",
             label="LDM",
-            experiment=("train=ldm_sevir_lr", "data.batch_size=32", _MEMBERS),
+            experiment=("train=ldm_sevir_lr", *_BATCH_AND_MEMBERS),
+            **_RANDOM_SPLIT,
             note=(
-                "its code was not released; its denoiser is assumed to be trained as PreDiff's, so that the two rows "
-                "differ in the denoiser and its noise alone"
+                "its code was not released; it is assumed to have the paper's latents of 4 channels, and to be trained "
+                "as PreDiff, on the same windows"
             ),
         ),
         Row(
@@ -345,12 +292,14 @@ PREDIFF_SEVIR_LR = Table(
             label="PreDiff",
             experiment=("train=prediff_sevir_lr", *_BATCH_AND_MEMBERS),
             **_RANDOM_SPLIT,
+            note=_PREDIFF_NOTE,
         ),
         Row(
             model="prediff_ka",
             label="PreDiff-KA",
             experiment=("train=prediff_ka_sevir_lr", *_BATCH_AND_MEMBERS),
             **_RANDOM_SPLIT,
+            note=_PREDIFF_NOTE,
         ),
     ),
     published="prediff_sevir_lr.json",
@@ -362,26 +311,37 @@ PREDIFF_SEVIR_LR = Table(
     note=(
         "The CSI of the deterministic rows equals, digit for digit, that of the Earthformer paper on SEVIR at 384x384, "
         "so it is not compared with runs on SEVIR-LR. Parameters and most FVD and CRPS cells could not be confirmed "
-        "from a source and are left out. PreDiff and PreDiff-KA are trained on the authors' random 90 % of the windows "
-        "before the test (40,301), all other rows on those before 2019 (35,718), as in Earthformer's config."
+        "from a source and are left out. LDM, PreDiff and PreDiff-KA are trained on the authors' random 90 % of the "
+        "windows before the test (40,301), all other rows on those before 2019 (35,718), as in Earthformer's config."
     ),
 )
 """SEVIR-LR results of the PreDiff paper: its thirteen models and STEPS, CSI at three pools, CRPS, FVD."""
+
+
+def _generative(model: str, label: str, *experiment: str) -> Row:
+    """Returns a row of N-body MNIST for a model whose settings are those of SEVIR-LR."""
+    return Row(
+        model=model,
+        label=label,
+        experiment=(f"train={model}_sevir_lr", *experiment, *_BATCH_AND_MEMBERS),
+        task_options={"rescale_01": True},
+        note="sees brightness 0..1, the scale of the frames that its settings are for",
+    )
+
+
+# Of 20 frames: 520, theirs are 512.
+_AUTOENCODER_BATCH = "train.stages.autoencoder.batch_size=26"
 
 PREDIFF_NBODY_MNIST = Table(
     name="prediff/nbody_mnist",
     title="PreDiff (NeurIPS 2023), N-body MNIST: 10 -> 10 frames of 64x64, errors of energy",
     columns=(*COST, *FRAMES, Column(key="fvd", label="FVD", group="Distribution", digits=3), *ENERGY),
     rows=(
-        *(row for row in _rows(_OWN_RECIPES) if row.model != "earthformer_no_global"),
-        Row(model="videogpt", label="VideoGPT", experiment=("train=videogpt_sevir_lr", "data.batch_size=32", _MEMBERS)),
-        Row(model="ldm", label="LDM", experiment=("train=ldm_sevir_lr", "data.batch_size=32", _MEMBERS)),
-        Row(model="prediff", label="PreDiff", experiment=("train=prediff_sevir_lr", "data.batch_size=32", _MEMBERS)),
-        Row(
-            model="prediff_ka",
-            label="PreDiff-KA",
-            experiment=("train=prediff_ka_sevir_lr", "data.batch_size=32", _MEMBERS),
-        ),
+        *(row for row in rows_of_models(RECIPES_ON_NBODY) if row.model != "earthformer_no_global"),
+        _generative("videogpt", "VideoGPT", "train.max_epochs=160"),  # 100,000 steps
+        _generative("ldm", "LDM", _AUTOENCODER_BATCH),
+        _generative("prediff", "PreDiff", _AUTOENCODER_BATCH),
+        _generative("prediff_ka", "PreDiff-KA", _AUTOENCODER_BATCH),
     ),
     settings="prediff_nbody_mnist.json",
     **_NBODY,
@@ -389,8 +349,8 @@ PREDIFF_NBODY_MNIST = Table(
     experiment=_PATTERN_EXPERIMENT,
     note=(
         "No figure of the paper's table could be confirmed from a source, so none is printed. Its code for N-body "
-        "MNIST was not released: probabilistic rows have the settings of SEVIR-LR. Energies are of tracked digits, not "
-        f"of the paper's learned detector. {_RECIPE_NOTE}{_NBODY_NOTE}{_FRAME_SUMS}{_MACS_NOTE}"
+        "MNIST was not released: probabilistic rows have the settings of SEVIR-LR, and see 0..1. Energies are of "
+        f"tracked digits, not of the paper's learned detector. {_RECIPE_NOTE}{_NBODY_NOTE}{_FRAME_SUMS}{MACS_NOTE}"
     ),
 )
 """N-body MNIST results of the PreDiff paper: errors of a frame, SSIM, FVD and errors of energy."""

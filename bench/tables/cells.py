@@ -16,17 +16,18 @@ from bench.tables.admission import (
     Excluded,
     admitted,
     complete,
-    deviations,
     latest_per_seed,
+    of_a_plugin,
     summary,
 )
-from bench.tables.captions import captions
+from bench.tables.captions import captions, unlike_code
 from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
-from bench.tables.definitions import Column, Group, Published, PublishedValue, Row, Table, main_column
+from bench.tables.definitions import SIZES, Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
 from bench.tables.folds import folds_together
 from bench.tables.intervals import of_single_runs
 from bench.tables.protocols import members
+from bench.tables.recipes import deviations
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
 from bench.tables.values import compare, value_of
@@ -34,13 +35,11 @@ from bench.tables.variants import comparable_key, listed, shared_choices, told_a
 
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
-_SIZES = ("parameters", "gmacs")
-_OWN_DISTRIBUTION = "(earthbench "
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: published, ours, and their comparison.  All in the paper's units."""
+    """One figure of a table: published, ours, and their comparison, all in the paper's units."""
 
     row: str
     row_key: str
@@ -52,34 +51,34 @@ class Cell:
     sources: tuple[str, ...]
     ours: float | None
     spread: float | None
-    """Standard deviation over seeds, where there are two or more."""
+    """Standard deviation over seeds, if there are two or more."""
     interval: tuple[float, float] | None
-    """Jackknife interval of the one run, where there is one seed and its record carries what that needs."""
+    """Jackknife interval of the run, if there is only one seed and its record has statistics."""
     run_ids: tuple[str, ...]
     difference: float | None
     status: str
     """match, differs, measured, undefined, not run, partial, tampered, unreadable; with `, config deviates`.
-    Of a size that no run gave: match, differs, counted, not countable."""
+    For a size without a run: match, differs, counted, not countable."""
     rank: int | None
-    """1 for the best of its column as printed, 2 for the second; None where nothing may be compared.  No test."""
+    """1 for the best of its column as printed, 2 for the second, without a test; None if nothing is comparable."""
     mark: int | None
-    """1 where it is the best beyond chance, or not worse than the best beyond chance; 2 for the next, which is."""
+    """1 for the best and rows that are not worse beyond chance; 2 for the next, which is worse."""
     marks: tuple[str, ...]
-    """`own`: not of the paper.  `plugin`: of another distribution.  `changed code`: ran on uncommitted changes."""
+    """`own`: not in the paper.  `plugin`: from another distribution.  `changed code`: ran on uncommitted changes."""
     note: str
     beats_reference: bool | None = None
-    """Whether ours is better than the best trivial reference, or is that; None where none is asked for or there."""
+    """Whether ours beats or is the best trivial reference; None if there is none or the table needs none."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a table whose figures may be compared: one data set, one split."""
+    """A part of a table with comparable figures: one data set, one split."""
 
     title: str
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...] = ()
     absences: tuple[str, ...] = ()
-    """Why no best is marked, or single runs have no interval."""
+    """Why no best is marked, or why single runs have no interval."""
 
     @property
     def rows(self) -> list[list[Cell]]:
@@ -92,25 +91,25 @@ class Block:
 
 @dataclass(frozen=True)
 class TableData:
-    """Everything that a rendering of a table shows besides its definition."""
+    """The contents of a table, which renderings show besides its definition."""
 
     blocks: tuple[Block, ...]
     left_out: tuple[Excluded, ...]
     whole: dict[str, RunRecord] = field(default_factory=dict)
-    """With folds: by id, the record of all folds of a run."""
+    """With folds: the pooled record of all folds of a run, by id."""
     parts: dict[str, list[RunRecord]] = field(default_factory=dict)
-    """By the same id, the records of each."""
+    """The records of the folds, by the same id."""
 
     def by_id(self, records: Iterable[RunRecord]) -> dict[str, RunRecord]:
-        """Returns by its id every record that a cell may name.
+        """Returns all records that cells may name, by id.
 
         Args:
-            records: Those that the table was made from.
+            records: Records that the table was made from.
         """
         return {record.run_id: record for record in records} | self.whole
 
     def run_ids(self, cell: Cell) -> list[str]:
-        """Returns the ids of the runs behind a cell: with folds, those of each."""
+        """Returns the ids of the runs behind a cell, with folds those of every fold."""
         found = [[part.run_id for part in self.parts.get(run_id, ())] or [run_id] for run_id in cell.run_ids]
         return [run_id for one in found for run_id in one]
 
@@ -126,13 +125,13 @@ def table_data(
     records: Sequence[RunRecord],
     unreadable: Sequence[Excluded] = (),
 ) -> TableData:
-    """Returns the blocks of a table (one for a published table, one per data set for a table of runs) and the rest.
+    """Returns the contents of a table: one block for a published table, one per data set for a table of runs.
 
     Args:
         table: The definition.
         published: Its published figures.
-        records: Of any task, in any order.
-        unreadable: Files that are not records, as `read_store` gives them.
+        records: Records of any task, in any order.
+        unreadable: Files that are not records, from `read_store`.
     """
     records = sorted(records, key=lambda record: record.run_id)
     unreadable = [one for one in unreadable if one.task == table.task]
@@ -140,7 +139,7 @@ def table_data(
     if table.groups:
         found = members(table, records)
         left_out, parts = found.left_out, found.parts
-        records = [record for mine in found.by_row.values() for record in mine]  # references are the board's own
+        records = [record for mine in found.by_row.values() for record in mine]  # a board has its own references
         blocks = [_group_block(table, group, found.by_row) for group in table.groups]
     elif table.rows:
         by_row, left_out = admitted(table, records)
@@ -159,7 +158,7 @@ def table_data(
 
 
 def _judged(table: Table, block: Block, tests: Tests) -> Block:
-    """Returns a block with the best of its columns marked, and why marks or intervals are absent, where they are."""
+    """Returns a block with the best of its columns marked, and the reasons for absent marks or intervals."""
     by_id = tests.records
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in block.cells for run_id in cell.run_ids)]
     best, remarks = {}, block.remarks
@@ -171,6 +170,9 @@ def _judged(table: Table, block: Block, tests: Tests) -> Block:
     absences = [why_no_mark(cells, mine)]
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
+    for row in block.rows:
+        changed = unlike_code([by_id[run_id] for run_id in row[0].run_ids])
+        absences.append(changed and f"{row[0].row}: {changed}")
     return replace(block, cells=cells, remarks=remarks, absences=tuple(filter(None, absences)))
 
 
@@ -207,7 +209,7 @@ def _incomparable(table: Table, row: Row, figures: dict[str, PublishedValue]) ->
 
 
 def _absent(row: Row, left_out: Sequence[Excluded]) -> str:
-    """Returns the status of a row that no record may stand in: what there is in its place."""
+    """Returns the status of a row without an admitted record."""
     reasons = [one.reason for one in left_out if one.model == row.model]
     for status, is_it in (
         ("tampered", lambda reason: reason.startswith("tampered")),
@@ -275,7 +277,7 @@ def _ordered(table: Table, group: Group, block: Block) -> Block:
 
 
 def _units(record: RunRecord) -> list[str]:
-    """Returns how many independent units a record's split has."""
+    """Returns a line with the number of independent units of a record's split, if it has statistics."""
     if record.statistics is None:
         return []
     split = record.data.split if record.data is not None else ""
@@ -289,8 +291,8 @@ def _block_title(record: RunRecord, parts: Mapping[str, list[RunRecord]] | None 
     shape = "x".join(map(str, data.identity.get("event_shape", [])))
     events = f", events of {shape}" if shape else ""
     return (
-        f"{data.origin}, {data.split} split, {folds}{data.sequence_count} sequences{events}, "
-        f"every {TimeAxis.of_record(record).text()}, data {data.fingerprint[:10]}"
+        f"{data.described}, {data.split} split, {folds}{counted(data.sequence_count, 'sequence')}{events}, "
+        f"{TimeAxis.of_record(record).every()}, data {data.fingerprint[:10]}"
     )
 
 
@@ -328,7 +330,7 @@ def _cell(
     ours = statistics.fmean(values) if values else None
     difference = None
     if ours is None and not records:
-        status = NOT_COUNTABLE if size is not None and column.key in _SIZES else absent
+        status = NOT_COUNTABLE if size is not None and column.key in SIZES else absent
     elif ours is None:
         status = "undefined" if any(column.key in record.scores for record in records) else NOT_MEASURED
     elif figure is None or figure.incomparable:
@@ -349,8 +351,8 @@ def _cell(
         published_text=figure.text if figure else None,
         sources=figure.sources if figure else (),
         ours=ours,
-        # A size is not a sample: its seeds have the same.
-        spread=statistics.stdev(values) if len(values) > 1 and column.key not in _SIZES else None,
+        # Sizes are equal for all seeds, so they have no spread.
+        spread=statistics.stdev(values) if len(values) > 1 and column.key not in SIZES else None,
         interval=(bounds[0] * column.scale, bounds[1] * column.scale) if bounds else None,
         run_ids=tuple(record.run_id for record in records),
         difference=difference,
@@ -364,13 +366,8 @@ def _cell(
 
 def _marks(records: Sequence[RunRecord]) -> tuple[str, ...]:
     marks = []
-    if any(not _is_builtin(record) for record in records):
+    if any(of_a_plugin(record) for record in records):
         marks.append("plugin")
     if any(record.code.dirty for record in records):
         marks.append("changed code")
     return tuple(marks)
-
-
-def _is_builtin(record: RunRecord) -> bool:
-    # A model made by hand has no distribution; it is nobody's plugin.
-    return _OWN_DISTRIBUTION in record.model.origin or "(" not in record.model.origin

@@ -1,7 +1,7 @@
 """Coastlines on the cells of a frame, for pictures.
 
-Source: Natural Earth 4.1, land at 1:50m (public domain), to 0.01 degrees; `tests/bench/tables/make_coastlines.py` made
-the file of it.
+Source: Natural Earth 4.1, land at 1:50m (public domain), to 0.01 degrees; the file was made by
+`tests/bench/tables/make_coastlines.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KILOMETRE = 1000.0
 def coastlines(where: FrameCoordinates) -> np.ndarray | None:
     """Returns columns and rows of the coast in a frame, `(N,2)` with NaN between lines.
 
-    Whole numbers are the middles of cells.  None where the place of the frame is unknown.
+    Integers are the centres of cells.  None if the location of the frame is unknown.
 
     Args:
         where: Regular or irregular axes in degrees, or in metres or kilometres with a CF grid mapping.
@@ -55,7 +55,7 @@ def _world() -> np.ndarray:
 
 
 def _on_degrees(longitudes: np.ndarray) -> np.ndarray:
-    """Returns the world's coast with the longitudes that the columns of a grid count in."""
+    """Returns the world's coast with longitudes in the range of a grid's columns."""
     points = _world().copy()
     middle = float(longitudes[0] + longitudes[-1]) / 2
     points[:, 0] = (points[:, 0] - middle + 180) % 360 + middle - 180
@@ -80,7 +80,7 @@ def _projected(mapping: dict[str, Any], attributes: dict[str, Any]) -> np.ndarra
 
 
 def _cells(values: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Returns the place of values on an axis of cells, NaN outside; the outer cells reach half a step further."""
+    """Returns the positions of values on an axis of cells, NaN outside; outer cells extend half a step further."""
     axis = np.asarray(axis, float)
     knots = np.concatenate([[1.5 * axis[0] - axis[1] / 2], axis, [1.5 * axis[-1] - axis[-2] / 2]])
     cells = np.concatenate([[-0.5], np.arange(len(axis)), [len(axis) - 0.5]])
@@ -89,7 +89,7 @@ def _cells(values: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 
 def _in_frame(points: np.ndarray) -> np.ndarray:
-    """Returns points without those outside, one NaN for a stretch of them."""
+    """Returns points with each stretch outside the frame replaced by one NaN."""
     outside = np.isnan(points).any(1)
     kept = points[~outside | ~np.r_[True, outside[:-1]]]
     kept[np.isnan(kept).any(1)] = np.nan

@@ -5,11 +5,11 @@ from __future__ import annotations
 from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.tables.definitions import Column
 
-# Cost has no better side: persistence, which has none, would always win.
+# Cost has no direction, because persistence, which costs nothing, would always win.
 PARAMETERS = Column(key="parameters", label="Params M", group="Cost", scale=1e-6, digits=1, tolerance_percent=0.5)
 GMACS = Column(key="gmacs", label="GMACs", group="Cost", digits=1, tolerance_percent=1.0)
 COST = (PARAMETERS, GMACS)
-# Wall time is of the machine and whatever else ran on it, so it stands where everything was measured here.
+# Wall time depends on the machine and its load, so it is shown only if all rows were measured here.
 OWN_COST = (*COST, Column(key="training_s", label="Training min", group="Cost", scale=1 / 60, digits=1))
 TRAINING_CPU = Column(key="cpu_s", label="Training CPU s", group="Cost", digits=0)
 BOARD_COST = (
@@ -30,7 +30,7 @@ OCEAN = (
     Column(key="mse_ocean", label="MSE ocean K^2", group="Error", optional=True),
     Column(key="mae_ocean", label="MAE ocean K", group="Error", optional=True),
 )
-"""Of the sea alone, each cell by its area."""
+"""Errors over the sea, area-weighted."""
 MSE_1E4 = Column(key="mse", label="MSE 1e-4", group="Error", scale=1e4, digits=3)
 FRAMES = (
     Column(key="mse_frame_sum", label="MSE", group="Error", digits=2),

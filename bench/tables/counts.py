@@ -16,12 +16,12 @@ from bench.files import replacing
 from bench.tables.definitions import Row, StrictModel, Table, published_folder
 
 COUNTED = "counted"
-"""Status of a size that no figure is published beside."""
+"""Status of a size without a published figure."""
 NOT_COUNTABLE = "not countable"
 
 
 class CountedSize(StrictModel):
-    """What `earthbench count` says of a model at a task's shapes."""
+    """The result of `earthbench count` for a model at a task's shapes."""
 
     task: str
     model: str
@@ -34,11 +34,11 @@ class CountedSize(StrictModel):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Returns what tells it from all others."""
+        """Returns the key that identifies it."""
         return _key(self.task, self.model, self.hyperparameters)
 
     def value_of(self, column: str) -> float | None:
-        """Returns what it says for a column's key; None for scores."""
+        """Returns the value of a column's key; None for scores."""
         return {"parameters": float(self.parameters), "gmacs": self.gmacs}.get(column)
 
 
@@ -49,13 +49,13 @@ class Counts(StrictModel):
     sizes: tuple[CountedSize, ...]
 
     def of(self, table: Table, row: Row) -> CountedSize | None:
-        """Returns the size of a table's row, None where it was not counted."""
+        """Returns the size of a table's row; None if it was not counted."""
         wanted = _key(table.task, row.model, row.options)
         return next((one for one in self.sizes if one.key == wanted), None)
 
 
 def counts_path() -> Path:
-    """Returns where the counts lie: beside the published figures, so in `results/counts.json` of a checkout."""
+    """Returns the path of the counts, beside the published figures: `results/counts.json` in a checkout."""
     return published_folder().parent / "counts.json"
 
 
@@ -86,7 +86,7 @@ def write_counts(sizes: Iterable[CountedSize]) -> Path:
 
 
 def rows_to_count(tables: Iterable[Table]) -> dict[tuple[str, str, str], tuple[str, str, dict[str, Any]]]:
-    """Returns task, model and hyperparameters of each row of some tables, once each, by what tells them apart."""
+    """Returns task, model and hyperparameters of all rows of some tables, once each, by their keys."""
     return {
         _key(table.task, row.model, row.options): (table.task, row.model, row.options)
         for table in tables

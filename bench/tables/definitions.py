@@ -1,4 +1,4 @@
-"""What a table is: columns, rows, and which records may stand in it."""
+"""Definitions of tables: columns, rows, and the conditions on their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ COSTS = {
     "training_s": "wall time of the training on the device that the record names",
     "cpu_s": "processor seconds of the training's steps, over all threads",
 }
-"""What a column may show besides scores, and how it is counted."""
+"""Costs that a column may show besides scores, and how they are counted."""
+SIZES = ("parameters", "gmacs")
+"""Those that are of a model alone: all its runs have the same."""
 
 
 class StrictModel(BaseModel):
@@ -28,7 +30,7 @@ class StrictModel(BaseModel):
 
 
 class Column(StrictModel):
-    """One column: where its value comes from and how it is printed."""
+    """One column: the source of its value and its format."""
 
     key: str
     """A score of the task, or one of `COSTS`."""
@@ -39,14 +41,14 @@ class Column(StrictModel):
     """Printed value = measured value x scale: the paper's units."""
     digits: int = 4
     better: Literal["higher", "lower"] | None = None
-    """Left out: what `bench.metrics.names` says of the score."""
+    """By default, the direction of the score in `bench.metrics.names`."""
     skill_of: str | None = None
     """The column whose skill against the best trivial reference on the same data this one shows. In a table with such a
     column, a row that does not beat that reference in a score is not ranked in it."""
     rank_of: str | None = None
     """The column whose ranks this one shows, see `bench.tables.standings.with_ranks`."""
     optional: bool = False
-    """Left out where no run has the score: of metrics that a task got after runs of it were published."""
+    """Hidden if no run has the score, e.g. of a metric added to the task after its runs were published."""
     tolerance_percent: float | None = None
     """Status `match` within this; default: half a unit of the published figure's last digit."""
 
@@ -60,12 +62,12 @@ class Column(StrictModel):
 
 
 class Row(StrictModel):
-    """One row: a model, and what a reader has to know about the row."""
+    """One row: a model, and remarks on the row."""
 
     model: str
     label: str
     name: str = ""
-    """What the row is called where its model stands in several; else its model's name."""
+    """Name of the row if its model has several; else its model's name."""
     options: dict[str, Any] = {}
     """Hyperparameters in which the row differs from the model's preset for the task."""
     experiment: tuple[str, ...] = ()
@@ -75,21 +77,21 @@ class Row(StrictModel):
     training: dict[str, Any] = {}
     """`train.*` settings in which the row differs from the table's."""
     training_sequence_counts: tuple[int, ...] = ()
-    """What its complete training split has; empty: the table's."""
+    """Sequences of its complete training split; empty for the table's."""
     note: str = ""
-    """What a reader has to know of the row as a whole."""
+    """Note on the row as a whole."""
     notes: dict[str, str] = {}
     """Column key -> remark on its published figure."""
     published_factors: dict[str, float] = {}
     """Column key -> factor that the published figure carries against our counting, e.g. 2 for PredRNN's GFLOPS."""
     configs: tuple[tuple[str, ...], ...] = ()
-    """Of a board: the fingerprints of its runs' configs, by seed and fold; none where they are not decided yet."""
+    """On a board: the fingerprints of its runs' configs, by seed and fold; empty if they are not decided yet."""
     own_runs: tuple[str, ...] = ()
-    """Of a model that is not of the paper (`bench.tables.own_rows`): the ids of the runs that the row is of."""
+    """For a model that is not in the paper (`bench.tables.own_rows`): the ids of the row's runs."""
 
     @property
     def key(self) -> str:
-        """Returns what names the row within its table."""
+        """Returns the name of the row within its table."""
         return self.name or self.model
 
 
@@ -97,11 +99,11 @@ class Group(StrictModel):
     """A block of a board: rows whose runs are named by their configs."""
 
     name: str
-    """`references`, `rows`, or that of an ablation."""
+    """`references`, `rows`, or the name of an ablation."""
     title: str
     rows: tuple[Row, ...]
     ranked: bool
-    """Whether the rows compete; references do not."""
+    """Whether the rows are ranked; references are not."""
 
 
 class Table(StrictModel):
@@ -116,9 +118,9 @@ class Table(StrictModel):
     groups: tuple[Group, ...] = ()
     """Of a board: its blocks."""
     data: dict[str, str] = {}
-    """Of a board: the fingerprint of its data by split; a record of others is left out."""
+    """On a board: the fingerprints of its data by split; records of other data are left out."""
     published: str | None = None
-    """File under `results/published`, or the whole path of a plugin's own."""
+    """File under `results/published`, or the full path of a plugin's file."""
     settings: str | None = None
     """File under `results/published/settings`: where the rows' training settings come from."""
     split: str = "test"
@@ -142,15 +144,15 @@ class Table(StrictModel):
         return self.name.replace("/", "_")
 
     def task_options_of(self, row: Row) -> dict[str, Any]:
-        """Returns the task's options of a row, as far as they differ from the task's defaults."""
+        """Returns the options of a row's task that differ from the task's defaults."""
         return {**self.task_options, **row.task_options}
 
     def training_of(self, row: Row) -> dict[str, Any]:
-        """Returns the paper's `train.*` settings of a row; none for one that is not of the paper."""
+        """Returns the paper's `train.*` settings of a row; none for one that is not in the paper."""
         return {} if row.own_runs else {**self.training, **row.training}
 
     def training_counts_of(self, row: Row) -> tuple[int, ...]:
-        """Returns how many training sequences a record of a row may have seen."""
+        """Returns the numbers of training sequences that records of a row may have."""
         return row.training_sequence_counts or self.training_sequence_counts
 
     def row(self, key: str) -> Row:
@@ -179,9 +181,20 @@ class Table(StrictModel):
             f"table {self.name!r} has no column {key!r}. {did_you_mean(key, [column.key for column in self.columns])}"
         )
 
+    def named(self, name: str) -> Column:
+        """Returns the column of a key or, in whatever case, a label.
+
+        Raises:
+            UnknownNameError: the table has no such column; the message offers the nearest.
+        """
+        label = name.casefold()
+        by_label = (column.key for column in self.columns if column.label.casefold() == label)
+        keys = {column.key for column in self.columns}
+        return self.column(name if name in keys else next(by_label, name))
+
 
 def main_column(table: Table) -> Column | None:
-    """Returns the column that a table's rows are sorted by: its first score; None where it has none."""
+    """Returns the column that a table's rows are sorted by, its first score; None if it has none."""
     return next((column for column in table.columns if column.better and column.key not in COSTS), None)
 
 
@@ -197,7 +210,7 @@ class PublishedValue(StrictModel):
 
 
 class Source(StrictModel):
-    """Where figures were read."""
+    """A source of figures."""
 
     title: str
     by: str
@@ -219,7 +232,7 @@ class Published(StrictModel):
 
 
 def published_folder() -> Path:
-    """Returns where the published figures lie: inside an installed wheel, or in the checkout's `results/published`."""
+    """Returns the folder of the published figures: in an installed wheel, or the checkout's `results/published`."""
     here = Path(__file__).resolve().parent
     packaged = here / "published"
     return packaged if packaged.is_dir() else here.parents[1] / "results" / "published"

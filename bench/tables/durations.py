@@ -6,37 +6,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench import registry
-from bench.api import MONTH_MINUTES
+from bench.api import TimeUnit, in_longest_unit
 from bench.errors import EarthbenchError
 from bench.records.schema import RunRecord
 
-Unit = Literal["frame", "month", "day", "h", "min"]
+Unit = TimeUnit | Literal["frame"]
 UNITS_IN_FULL: dict[Unit, str] = {"frame": "frames", "month": "months", "day": "days", "h": "hours", "min": "minutes"}
-_MINUTES: dict[Unit, float] = {"month": MONTH_MINUTES, "day": 24 * 60, "h": 60}
-"""The units of which a cadence is to be a whole number, the longest first."""
 
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """Time between two frames, in the unit in which their lead times are given."""
+    """The time between two frames, in the unit of their lead times."""
 
     step: float
     unit: Unit
 
     @classmethod
     def of(cls, cadence_minutes: float, *, timeless: bool = False) -> TimeAxis:
-        """The axis of a cadence: in the longest unit of which it is a whole number, frames if they are `timeless`."""
+        """Returns the axis of a cadence in the longest unit of which it is a multiple, or in frames if `timeless`."""
         if timeless:
             return cls(1, "frame")
-        for unit, minutes in _MINUTES.items():
-            whole = round(cadence_minutes / minutes)
-            if whole and abs(cadence_minutes / minutes - whole) < 1e-6:
-                return cls(whole, unit)
-        return cls(cadence_minutes, "min")
+        return cls(*in_longest_unit(cadence_minutes))
 
     @classmethod
     def of_record(cls, record: RunRecord) -> TimeAxis:
-        """The axis of a record's data; that of its cadence where its task is not installed."""
+        """Returns the axis of a record's data; if its task is not installed, that of its cadence."""
         cadence = record.data.cadence_minutes if record.data else 1.0
         try:
             timeless = bool(getattr(registry.find("task", record.task.name).load(), "timeless", False))
@@ -45,19 +39,23 @@ class TimeAxis:
         return cls.of(cadence, timeless=timeless)
 
     def values(self, count: int) -> list[float]:
-        """Lead times of the first `count` frames after the start."""
+        """Returns the lead times of the first `count` frames after the start."""
         return [(1 + index) * self.step for index in range(count)]
 
     def text(self, frames: int = 1) -> str:
-        """A time of so many frames, e.g. `5 min` or `1 month`."""
+        """Returns the duration of a number of frames, e.g. `5 min` or `1 month`."""
         return self._with_unit(f"{frames * self.step:g}")
 
+    def every(self) -> str:
+        """The cadence, e.g. `every 5 min` or `every month`."""
+        return f"every {self.text() if self.step != 1 else UNITS_IN_FULL[self.unit].removesuffix('s')}"
+
     def lead(self, frames: int) -> str:
-        """The time of a frame against the last of the context, e.g. `+30 min`, `-11 months` or `0 frames`."""
+        """Returns the time of a frame relative to the last of the context, e.g. `+30 min`, `-11 months`, `0 frames`."""
         return self._with_unit(f"{frames * self.step:+g}" if frames else "0")
 
     def leads(self, first: int, count: int) -> tuple[str, ...]:
-        """The times of `count` frames from number `first` on; the last of the context is number 0."""
+        """Returns the times of `count` frames from number `first` on; the last of the context is number 0."""
         return tuple(self.lead(first + index) for index in range(count))
 
     def _with_unit(self, number: str) -> str:

@@ -1,4 +1,4 @@
-"""Cross-validation in a table of runs: the folds of a training as one record, as on a board."""
+"""Cross-validation in a table of runs: the folds of a training pooled into one record, as on a board."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench.tables.admission import training_seed
 
 
 def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, list[RunRecord]]]:
-    """Returns records with one of all folds in place of those of each, and by its id the newest record of each fold.
+    """Returns records with the folds of each training pooled into one, and the newest record of each fold by its id.
 
-    Runs belong together if their configs differ in `task.fold` alone. They stay apart while a fold is missing, or if a
-    record keeps no statistics.
+    Runs belong together if their configs differ in `task.fold` only. They stay separate while a fold is missing, or if
+    a record has no statistics.
 
     Args:
         records: Complete runs of a task, oldest first.
@@ -34,7 +34,7 @@ def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[
         if len(newest) > 1 and len(newest) == newest[0].task.fields["folds"]:
             try:
                 one = as_one_record(newest)
-            except UsageError:  # statistics that are not there, or damaged: `earthbench verify` names these
+            except UsageError:  # statistics are missing or damaged, which `earthbench verify` reports
                 pass
             else:
                 found.append(one)
@@ -45,13 +45,13 @@ def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[
 
 
 def run_name(record: RunRecord) -> str:
-    """Returns what tells a run from the others of its row: its seed, and its fold where there are several."""
+    """Returns the name of a run within its row: its seed, and its fold if there are several."""
     fold = record.task.fields.get("fold")
     return f"seed {training_seed(record)}" + ("" if fold is None else f", fold {fold}")
 
 
 def _without_fold(record: RunRecord) -> str | None:
-    """Returns what all folds of a training share; None where there are no folds, or no whole config (from Python)."""
+    """Returns a key common to all folds of a training; None without folds, or without a full config (from Python)."""
     if record.task.fields.get("folds") is None or record.task.fields.get("fold") is None:
         return None
     try:

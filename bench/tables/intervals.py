@@ -1,4 +1,4 @@
-"""Intervals of a record's scores, where the record carries what they need."""
+"""Intervals of a record's scores, if the record has the statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.records.uncertainty import why_no_interval
 
 
 def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
-    """Returns the bounds of scores in their own units; None where there are no statistics per event, or changed ones.
+    """Returns the bounds of scores in their own units; None if statistics per event are missing or were changed.
 
     Args:
         record: The run.
@@ -21,7 +21,7 @@ def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float
     """
     try:
         return over_events(record, scores)
-    except DataError as error:  # a table renders without
+    except DataError as error:  # a table renders without them
         _warn_once(f"{record.run_id}: {error}")
         return dict.fromkeys(scores)
 
@@ -38,7 +38,7 @@ def of_single_runs(records: Sequence[RunRecord], scores: Sequence[str]) -> dict[
 
 
 def why_none(record: RunRecord, score: str) -> str:
-    """Returns why `intervals` gives none; an empty text where it gives one."""
+    """Returns why `intervals` gives none; an empty text if it gives one."""
     try:
         return why_no_interval(record, score)
     except DataError as error:

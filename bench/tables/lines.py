@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from bench.tables.cells import NOT_RUN, Block, Cell
-from bench.tables.definitions import Column, Table
+from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell
+from bench.tables.definitions import SIZES, Column, Table
 from bench.tables.standings import DEVIATES
 
 Mark = Callable[[str, int | None], str]
@@ -28,10 +30,17 @@ MARKS = (
 
 
 def number(value: float | None, column: Column, *, signed: bool = False) -> str:
-    """Returns a value with its column's digits, an empty text for None."""
+    """Returns a value with its column's digits, an empty text for None.
+
+    A size, unlike a difference of sizes, has two digits other than leading zeros at least: no model but one that has no
+    parameters shows 0 of them.
+    """
     if value is None:
         return ""
-    return f"{value:{'+' if signed else ''}.{column.digits}f}"
+    digits = column.digits
+    if column.key in SIZES and not signed:
+        digits = max(digits, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 def ours_text(cell: Cell, column: Column, *, bare: bool = False) -> str:
@@ -52,18 +61,36 @@ def spread_text(cell: Cell, column: Column) -> str:
 
 
 def row_label(cells: Sequence[Cell]) -> str:
-    """Returns what stands in front of a row."""
+    """Returns the label of a row."""
     told = {"own": " (own)", "plugin": " (plugin)", "changed code": " ‡"}
     return cells[0].row + "".join(text for mark, text in told.items() if mark in cells[0].marks)
 
 
+def filled_columns(table: Table, block: Block) -> list[Column]:
+    """Returns the columns that a block has figures in: with other options, its neighbours may have other scores.
+
+    A published table has all: what its rows lack is told.
+    """
+    if table.published:
+        return list(table.columns)
+    filled = {cell.column for cell in block.cells if cell.status != NOT_MEASURED}
+    return [column for column in table.columns if column.key in filled] or list(table.columns)
+
+
+def with_columns(table: Table, block: Block, columns: Sequence[Column]) -> tuple[Table, Block]:
+    """Returns a table and one of its blocks with some of its columns only."""
+    keys = {column.key for column in columns}
+    part = table.model_copy(update={"columns": tuple(columns)})
+    return part, replace(block, cells=tuple(cell for cell in block.cells if cell.column in keys))
+
+
 def header(table: Table) -> list[str]:
-    """Returns the texts of the heading: model, what a line gives, then the columns."""
+    """Returns the texts of the heading: model, kind of line, then the columns."""
     return ["Model", *([""] if _two_sided(table) else []), *(column.label for column in table.columns)]
 
 
 def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> list[list[str]]:
-    """Returns the lines of a block: per row published, ours, difference and status, or ours alone."""
+    """Returns the lines of a block: for each row published, ours, difference and status, or only ours."""
     lines = []
     for cells in block.rows:
         columns = [table.column(cell.column) for cell in cells]
@@ -85,7 +112,7 @@ def printed_lines(table: Table, block: Block, escape: Escape, mark: Mark) -> lis
 
 
 def legend(blocks: Sequence[Block]) -> list[str]:
-    """Returns what the marks that occur in some blocks mean."""
+    """Returns the meaning of the marks that occur in some blocks."""
     cells = [cell for block in blocks for cell in block.cells]
     found = []
     if any(cell.spread is not None for cell in cells):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.tasks.task import FrameCoordinates
 
 _LEVELS = 12
-"""At most so many intervals between the levels of a field whose task names none."""
+"""Most intervals between the levels of a field whose task does not define levels."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Look:
 
     @classmethod
     def of(cls, task: Any, colours: str | None = None) -> Look:
-        """The look of a task, a class or an object, with another colour map of matplotlib's where one is named.
+        """Returns the look of a task, a class or an object, optionally with another colour map of matplotlib.
 
         Raises:
             ConfigError: no colour map has this name.
@@ -49,7 +49,7 @@ class Look:
 
     @classmethod
     def of_name(cls, task: str, colours: str | None = None) -> Look:
-        """The same for a task's name; that of an unknown kind where its distribution is not installed here."""
+        """Returns the look of a task by name; a default look if its distribution is not installed."""
         try:
             return cls.of(registry.find("task", task).load(), colours)
         except EarthbenchError as error:
@@ -59,17 +59,17 @@ class Look:
 
     @classmethod
     def of_record(cls, record: RunRecord, colours: str | None = None) -> Look:
-        """The same for a record's task, in the units of its data where these have their own."""
+        """Returns the look of a record's task, in the units of its data if these have their own."""
         look = cls.of_name(record.task.name, colours)
         own = record.data.identity.get("units") if record.data is not None else None
         return replace(look, units=str(own[0])) if own else look
 
     def at(self, where: FrameCoordinates | None) -> Look:
-        """The look of frames at a place, with the coastlines there."""
+        """Returns the look of frames at a location, with its coastlines."""
         return self if where is None else replace(self, coast=coastlines(where))
 
     def coloured(self, colours: str | None) -> Look:
-        """The look with a named colour map at the same levels."""
+        """Returns the look with a named colour map at the same levels."""
         if colours is None:
             return self
         from matplotlib import colormaps
@@ -84,7 +84,7 @@ class Look:
 
 
 def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
-    """Returns about ten levels, round numbers, that span the finite values of some frames."""
+    """Returns about ten round levels that span the finite values of some frames."""
     from matplotlib.ticker import MaxNLocator
 
     known = np.concatenate([frames[np.isfinite(frames)] for frames in drawn])
@@ -94,12 +94,15 @@ def levels_of(drawn: list[np.ndarray]) -> tuple[float, ...]:
 
 
 def colouring(palette: Palette, levels: tuple[float, ...]) -> tuple[Any, Any]:
-    """Returns matplotlib's colour map and norm for a palette."""
+    """Returns matplotlib's colour map and norm for a palette.
+
+    Levels that a task names leave values outside of them; levels that were made from the values do not.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     if isinstance(palette.colours, str):
         named = colormaps[palette.colours]
-        return named, BoundaryNorm(levels, named.N, extend="both")
+        return named, BoundaryNorm(levels, named.N, extend="both" if palette.levels else "neither")
     listed = ListedColormap(list(palette.colours[:-1]), over=palette.colours[-1])
     return listed, BoundaryNorm(levels, listed.N)

@@ -1,4 +1,4 @@
-"""Tables to read: Markdown, LaTeX and a page of HTML.  Whatever a record or a plugin calls itself is escaped."""
+"""Tables as Markdown, LaTeX and HTML pages.  All names from records and plugins are escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from tabulate import tabulate
 from bench.safe_text import for_html, for_latex, for_markdown, one_line
 from bench.tables.cells import TableData
 from bench.tables.definitions import Published, Table
-from bench.tables.lines import header, legend, number, ours_text, printed_lines, row_label
+from bench.tables.lines import (
+    filled_columns,
+    header,
+    legend,
+    number,
+    ours_text,
+    printed_lines,
+    row_label,
+    with_columns,
+)
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -33,9 +42,10 @@ def markdown(table: Table, published: Published | None, contents: TableData) -> 
     for block in contents.blocks:
         if block.title:
             parts += [f"## {for_markdown(block.title)}", ""]
-        lines = printed_lines(table, block, for_markdown, _mark_markdown)
-        head = [for_markdown(text) for text in header(table)]
-        aligned = ["left"] * (len(head) - len(table.columns)) + ["right"] * len(table.columns)
+        part, shown = with_columns(table, block, filled_columns(table, block))
+        lines = printed_lines(part, shown, for_markdown, _mark_markdown)
+        head = [for_markdown(text) for text in header(part)]
+        aligned = ["left"] * (len(head) - len(part.columns)) + ["right"] * len(part.columns)
         parts += [tabulate(lines, head, tablefmt="pipe", colalign=aligned, disable_numparse=True), ""]
         remarks = (*block.remarks, *block.absences)
         parts += [f"- {for_markdown(remark)}" for remark in remarks]
@@ -57,9 +67,10 @@ def latex(table: Table, published: Published | None, contents: TableData) -> str
     for block in contents.blocks:
         if block.title:
             parts.append(_comment(block.title))
-        head = [for_latex(text) for text in header(table)]
-        aligned = "l" * (len(head) - len(table.columns)) + "r" * len(table.columns)
-        lines = printed_lines(table, block, for_latex, _mark_latex)
+        part, shown = with_columns(table, block, filled_columns(table, block))
+        head = [for_latex(text) for text in header(part)]
+        aligned = "l" * (len(head) - len(part.columns)) + "r" * len(part.columns)
+        lines = printed_lines(part, shown, for_latex, _mark_latex)
         parts += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
         for index, line in enumerate(lines):
             if line[0] and index and not lines[index - 1][0]:
@@ -74,7 +85,7 @@ def latex(table: Table, published: Published | None, contents: TableData) -> str
 
 
 def page(table: Table, published: Published | None, contents: TableData) -> str:
-    """Returns the table as a page of HTML that needs nothing else: the best bold, the next underlined."""
+    """Returns the table as a self-contained HTML page: the best bold, the next underlined."""
     escape = for_html
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
@@ -84,10 +95,11 @@ def page(table: Table, published: Published | None, contents: TableData) -> str:
     ]  # fmt: skip
     for block in contents.blocks:
         parts += [f"<h2>{escape(block.title)}</h2>"] if block.title else []
-        parts += ['<div class="scroll">', "<table>", "<thead>", _group_heading(table), "<tr><th>Model</th>"]
-        parts += [f"<th>{escape(column.label)}</th>" for column in table.columns]
+        part, shown = with_columns(table, block, filled_columns(table, block))
+        parts += ['<div class="scroll">', "<table>", "<thead>", _group_heading(part), "<tr><th>Model</th>"]
+        parts += [f"<th>{escape(column.label)}</th>" for column in part.columns]
         parts += ["</tr>", "</thead>", "<tbody>"]
-        for cells in block.rows:
+        for cells in shown.rows:
             parts.append(f"<tr><th>{escape(row_label(cells))}</th>")
             for cell in cells:
                 column = table.column(cell.column)
@@ -97,8 +109,8 @@ def page(table: Table, published: Published | None, contents: TableData) -> str:
                 if cell.published_text:
                     inner = f'<span class="published">{escape(cell.published_text)}</span><br>{inner}'
                 if cell.difference is not None:
-                    shown = number(cell.difference, column, signed=True)
-                    inner += f'<br><span class="status {status}">{escape(shown)} {escape(status)}</span>'
+                    difference = number(cell.difference, column, signed=True)
+                    inner += f'<br><span class="status {status}">{escape(difference)} {escape(status)}</span>'
                 title = f' title="{escape(cell.note)}"' if cell.note else ""
                 parts.append(f"<td{title}>{inner}</td>")
             parts.append("</tr>")

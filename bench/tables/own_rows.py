@@ -13,20 +13,20 @@ from bench.tables.variants import listed, shared_choices, variant_labels
 
 
 def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) -> Table:
-    """Returns a published table with a row for each model, or each variant of it, that is not of the paper.
+    """Returns a published table with a row for each further model, or each variant of it.
 
-    A row stands for runs that keep to everything that the paper's rows ask of a run but the model and how it was
-    trained: complete splits of the table's data, its task's options, version and conventions.
+    Its runs must meet all conditions of the paper's rows except model and training: complete splits of the table's
+    data, and its task's options, version and conventions.
 
     Args:
-        table: With rows.
-        models: Names.
-        records: Of any task.
+        table: A table with rows.
+        models: Names of models that are not in the paper.
+        records: Records of any task.
 
     Raises:
-        UsageError: the table shows the runs of every model as it is.
+        UsageError: the table shows the runs of every model already.
         UnknownNameError: there is neither such a model nor a run of it.
-        DataError: no run of a model may stand in the table; lists why.
+        DataError: no run of a model is admitted to the table; lists why.
     """
     models = tuple(dict.fromkeys(models))
     if models and not table.rows:

@@ -1,11 +1,13 @@
-"""Pictures of forecasts as rows of frames: context, target, models or members, chances of an event; still or moving."""
+"""Pictures of forecasts as rows of frames, still or moving: context, target, models or members, event probabilities."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,22 @@ from bench.tables.look import Look, colouring, levels_of
 
 FORMATS = (".png", ".svg", ".pdf", ".gif", ".mp4")
 PRINT_DPI = 300
+PRINT_WIDTH = 7.2
+"""Inches, two columns of a journal: text is 6 pt or more at this width."""
+PRINT: Mapping[str, Any] = {"pdf.fonttype": 42}
+"""Matplotlib's settings for print: TrueType, since journals refuse Type 3 fonts."""
 _MOVING_DPI = 100
 _MOVING = (".gif", ".mp4")
 _MEMBERS_SHOWN = 3
 _FRAMES_PER_SECOND = 5
 _COLUMNS = 6
 _LEAST_PIXELS = 128
-_COAST = "#8c8c8c"  # seen on black and on white
-_PAUSE = 4  # frames that a moving picture rests on its last
+_WIDEST_FRAME = 1.3  # inches
+_CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
+_TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
+_NAME, _NAME_ABOVE = 16, 22  # characters of a line of a row's name, and of one above a moving panel
+_COAST = "#8c8c8c"  # visible on black and on white
+_PAUSE = 4  # frames that an animation holds its last one
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,9 @@ def panels_of(
 
     Args:
         context: `(T_in,H,W)`, physical units.
-        target: `(T_out,H,W)`, where it is known.
-        members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, one row of the mean for each.
-        name: Of the row of a single member.
+        target: `(T_out,H,W)`, if known.
+        members: `(M,T_out,H,W)`; with controls `(N,M,T_out,H,W)`, whose means get a row each.
+        name: Label of the row of a single member.
         threshold: Adds the share of members at or above it.
         controls: The control of each block of members.
     """
@@ -72,25 +82,26 @@ def panels_of(
         rows.append(Panel("mean", members.mean(0)))
     if threshold is not None:
         reached = np.where(np.isnan(members), np.nan, members >= threshold)
-        rows.append(Panel(f"P(>= {threshold:g})", reached.mean(0), probability=True))
+        rows.append(Panel(f"P(≥ {threshold:g})", reached.mean(0), probability=True))
     return rows
 
 
 def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float, title: str) -> Path:
-    """Draws the panels, a row each, or moves them side by side in a `.gif` or `.mp4`, a lead time a frame.
+    """Draws the panels as rows, or animates them side by side in a `.gif` or `.mp4`, one lead time per frame.
 
-    What moves begins with the context in every panel.  A `.png` has 300 dots per inch; `.svg` and `.pdf` keep text
-    and lines as such.
+    Animations begin with the context in every panel.  Stills are as wide as two columns of a journal.  A `.png` has 300
+    dots per inch, or 600 if frames have more cells; `.svg` and `.pdf` keep lines and the cells of frames as vectors,
+    text is embedded TrueType in `.pdf` and outlines in `.svg`.
 
     Args:
-        path: Where to.
+        path: The file to write.
         panels: The rows.
-        look: Of the task.
+        look: Look of the task.
         cadence_minutes: Time between frames.
-        title: Above the picture.
+        title: Title of the picture.
 
     Raises:
-        ConfigError: the ending is none of these, or `.mp4` is asked for and ffmpeg is not installed.
+        ConfigError: the ending is not supported, or `.mp4` is requested and ffmpeg is not installed.
     """
     import matplotlib
 
@@ -100,8 +111,9 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
         raise ConfigError("an .mp4 needs the program ffmpeg, which is not on the PATH; a .gif needs nothing more")
     matplotlib.use("agg")
     levels = look.palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
-    paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless))
-    with replacing(path) as part:
+    style = _ON_SCREEN if path.suffix in _MOVING else _ON_PAPER
+    paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless), style)
+    with replacing(path) as part, matplotlib.rc_context({**PRINT}):
         if path.suffix in _MOVING:
             _moving(part, path.suffix, panels, paint, title)
         else:
@@ -109,12 +121,30 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
     return path
 
 
+@dataclass(frozen=True)
+class _Style:
+    """Sizes of lines and text: in inches and points of the page, or of a screen."""
+
+    coast: float
+    box: float
+    label: int
+    ticks: int
+    characters: int
+    """Of a colour bar's label, per inch."""
+    image: Mapping[str, Any]
+    """How `imshow` draws cells."""
+
+
+_ON_PAPER = _Style(coast=0.4, box=0.6, label=7, ticks=6, characters=14, image={"interpolation": "none"})
+_ON_SCREEN = _Style(coast=0.6, box=0.8, label=8, ticks=7, characters=10, image={})
+
+
 class _Paint:
     """Draws single frames and the colour bars that belong to them."""
 
-    def __init__(self, look: Look, levels: tuple[float, ...], times: TimeAxis) -> None:
+    def __init__(self, look: Look, levels: tuple[float, ...], times: TimeAxis, style: _Style) -> None:
         self.colours, self.norm = colouring(look.palette, levels)
-        self.look, self.levels, self.times = look, levels, times
+        self.look, self.levels, self.times, self.style = look, levels, times, style
 
     def frame(self, axis: Any, panel: Panel, index: int) -> Any:
         """Draws a frame of a panel on an axis and returns the image."""
@@ -126,17 +156,18 @@ class _Paint:
             {"cmap": "Blues", "vmin": 0, "vmax": 1} if panel.probability else {"cmap": self.colours, "norm": self.norm}
         )
         for top, bottom, left, right in (self.look.regions or {}).values():
-            for colour, thick in (("white", 1.8), ("black", 0.8)):  # seen on light and dark ground
+            # visible on light and dark background
+            for colour, thick in (("white", self.style.box + 1), ("black", self.style.box)):
                 corner, size = (left, top), (right - left, bottom - top)
                 box = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=thick, zorder=2)
                 axis.add_patch(box)
-        image = axis.imshow(shown, origin=self.look.palette.first_row, **how)
+        image = axis.imshow(shown, origin=self.look.palette.first_row, **how, **self.style.image)
         if self.look.coast is not None:
-            axis.plot(*self.look.coast.T, color=_COAST, linewidth=0.6, scalex=False, scaley=False)
+            axis.plot(*self.look.coast.T, color=_COAST, linewidth=self.style.coast, scalex=False, scaley=False)
         return image
 
     def lead(self, panel: Panel, index: int) -> str:
-        """The time of a frame against the start."""
+        """Returns the time of a frame relative to the start."""
         return self.times.lead(panel.first + index)
 
     def bars(self, figure: Any, axes: Any, images: dict[bool, Any]) -> None:
@@ -146,11 +177,24 @@ class _Paint:
             # as thick on a tall page as on a low one, with a label that wraps rather than being cut
             bar = figure.colorbar(
                 image, ax=axes, shrink=min(1.0, 4 / height), aspect=25, pad=0.01,
-                ticks=None if probability else self.levels,
+                ticks=None if probability else self.levels[:: self._stride(0.9 * min(height, 4))],
             )  # fmt: skip
             text = "share of members" if probability else self.look.units
-            bar.set_label(textwrap.fill(text, max(12, int(min(height, 4) * 10))), fontsize=8)
-            bar.ax.tick_params(labelsize=7)
+            bar.set_label(
+                textwrap.fill(text, max(12, int(min(height, 4) * self.style.characters))), fontsize=self.style.label
+            )
+            bar.ax.tick_params(labelsize=self.style.ticks)
+
+    def _stride(self, inches: float) -> int:
+        """Returns the step between labelled levels, so that labels do not overlap on a bar of this length in inches."""
+        return math.ceil(len(self.levels) * _TICK * self.style.ticks / inches)
+
+    def note(self, panels: Sequence[Panel]) -> str:
+        """What the colours do not say: outlined regions, and cells without a value."""
+        told = [f"Outlined: {', '.join(self.look.regions)}."] if self.look.regions else []
+        if any(np.isnan(panel.frames).any() for panel in panels):
+            told.append("White: no data.")
+        return " ".join(told)
 
 
 def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
@@ -158,31 +202,50 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
 
     columns = max(len(_spread(len(panel.frames))) for panel in panels)
     height, width = panels[0].frames.shape[1:]
+    names = [_wrapped(panel.name, _NAME) for panel in panels]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    bars = len({panel.probability for panel in panels})
+    side = min(_WIDEST_FRAME, (PRINT_WIDTH - 0.2 - _CHARACTER * longest - _BAR * bars) / columns)
+    headings = 1 + sum(_leads(a, paint) != _leads(b, paint) for a, b in pairwise(panels))
+    note = paint.note(panels)
     figure, axes = plt.subplots(
         len(panels),
         columns,
-        figsize=(1.7 * columns + 2.2, (1.5 * height / width + 0.12) * len(panels) + 1.0),
+        figsize=(
+            side * columns + 0.2 + _CHARACTER * longest + _BAR * bars,
+            (side * height / width + 0.03) * len(panels)
+            + 0.15 * (headings + bool(note))
+            + 0.15 * len(title.splitlines()),
+        ),
         squeeze=False,
         layout="constrained",
     )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     images: dict[bool, Any] = {}
     above: list[str] = []
-    for row, panel in zip(axes, panels, strict=True):
+    for row, panel, name in zip(axes, panels, names, strict=True):
         for axis in row:
             axis.set_axis_off()
-        shown = _spread(len(panel.frames))
-        leads = [paint.lead(panel, index) for index in shown]
-        for axis, index, lead in zip(row, shown, leads, strict=False):
+        leads = _leads(panel, paint)
+        for axis, index, lead in zip(row, _spread(len(panel.frames)), leads, strict=False):
             axis.set_axis_on()
             images[panel.probability] = paint.frame(axis, panel, index)
-            if leads != above:  # said once for the rows that share them
-                axis.set_title(lead, fontsize=8)
+            if leads != above:  # once for consecutive rows with the same leads
+                axis.set_title(lead, fontsize=7, pad=3)
         above = leads
-        row[0].set_ylabel(_wrapped(panel.name), fontsize=9, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
     paint.bars(figure, axes, images)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=PRINT_DPI, format=suffix.lstrip("."))
+    figure.suptitle(title, fontsize=8)
+    if note:
+        figure.supxlabel(note, fontsize=6)
+    sharp = PRINT_DPI if width <= side * PRINT_DPI else 2 * PRINT_DPI  # a dot for each cell
+    figure.savefig(path, dpi=sharp, format=suffix.lstrip("."))
     plt.close(figure)
+
+
+def _leads(panel: Panel, paint: _Paint) -> list[str]:
+    """The times above the frames of a row."""
+    return [paint.lead(panel, index) for index in _spread(len(panel.frames))]
 
 
 def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
@@ -191,7 +254,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     context = next(panel for panel in panels if panel.first < 1)
     shown = [panel for panel in panels if panel is not context]
     height, width = context.frames.shape[1:]
-    lines = max(_wrapped(panel.name).count("\n") for panel in shown)
+    lines = max(_wrapped(panel.name, _NAME_ABOVE).count("\n") for panel in shown)
     figure, axes = plt.subplots(
         1,
         len(shown),
@@ -204,11 +267,11 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     for axis, panel in zip(axes[0], shown, strict=True):
         drawn.append(paint.frame(axis, panel, 0))
         images[panel.probability] = drawn[-1]
-        axis.set_title(_wrapped(panel.name), fontsize=9)
+        axis.set_title(_wrapped(panel.name, _NAME_ABOVE), fontsize=9)
     paint.bars(figure, axes, images)
 
     def draw_lead(lead: int) -> None:
-        """Draws the frames of a lead time; up to 0, the context."""
+        """Draws the frames of a lead time; leads up to 0 are the context."""
         for panel, image in zip(shown, drawn, strict=True):
             frames = panel.frames if lead > 0 else context.frames
             index = lead - (panel.first if lead > 0 else context.first)
@@ -228,7 +291,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
 
 
 def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
-    """Writes frames in the same 256 colours, without dithering: unlike matplotlib's writer, which changes them."""
+    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette."""
     from PIL import Image
 
     frames = []
@@ -246,7 +309,7 @@ def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: 
 def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
     from matplotlib.animation import FFMpegWriter
 
-    # The writer tells the format by the ending, which a half-written file does not have yet.
+    # The writer infers the format from the ending, which the temporary file lacks.
     named = path.with_name(path.name + ".mp4")
     writer = FFMpegWriter(fps=_FRAMES_PER_SECOND, metadata={"title": title})
     try:
@@ -259,12 +322,13 @@ def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads:
         named.unlink(missing_ok=True)
 
 
-def _wrapped(name: str) -> str:
-    return textwrap.fill(name, 22)
+def _wrapped(name: str, characters: int) -> str:
+    """Breaks a name into lines, but no word of it."""
+    return textwrap.fill(name, max(characters, *map(len, name.split()), 1))
 
 
 def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
-    """Returns rows of up to six frames each as one image without any text, `(H,W,3)` of bytes.
+    """Returns rows of up to six frames each as one image without text, `(H,W,3)` uint8.
 
     Args:
         rows: Frames in physical units, each `(T,H,W)`.
@@ -286,7 +350,7 @@ def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
 
 
 def _spread(count: int) -> list[int]:
-    """Up to six indices of `count` frames, equally far apart, the last always among them."""
+    """Returns up to six equidistant indices of `count` frames, including the last."""
     stride = -(-count // _COLUMNS)
     return list(range((count - 1) % stride, count, stride))
 
@@ -304,13 +368,13 @@ def draw_forecasts(
     """Draws context, target and forecasts side by side, as `draw` does.
 
     Args:
-        path: Where to.
+        path: The file to write.
         context: Physical units `(T_in, H, W)`, first row in the south.
         target: The same, `(T_out, H, W)`.
-        forecasts: Name to the same, `(T_out, H, W)`.
-        look: Of the task.
+        forecasts: The same by name, `(T_out, H, W)`.
+        look: Look of the task.
         cadence_minutes: Time between frames.
-        title: Above the picture.
+        title: Title of the picture.
     """
     rows = [Panel("context", context, first=1 - len(context)), Panel("observed", target)]
     rows += [Panel(name, frames) for name, frames in forecasts.items()]

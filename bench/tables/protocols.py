@@ -1,4 +1,4 @@
-"""The table of a board: its protocol's rows, and the records that were made as it says."""
+"""The table of a board: the rows of its protocol, and the records of their runs."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def board_table(board: BoardFile, of_runs: Sequence[Column]) -> Table:
 
     Args:
         board: The protocol.
-        of_runs: The columns of its task's table of runs, which say how scores are printed.
+        of_runs: The columns of its task's table of runs, which define the format of scores.
 
     Raises:
-        ConfigError: a row's config is not valid, or decisions that are not.
+        ConfigError: a row's config or a decision is not valid.
     """
     protocol, decided = board.board, read_decided(board)
     known = {column.key: column for column in of_runs if column.key not in COSTS and column.skill_of is None}
@@ -100,20 +100,20 @@ class Members:
     """The records of a board."""
 
     by_row: dict[str, list[RunRecord]]
-    """By the row's key, one per seed; with folds, one that has the scores of all of them together."""
+    """One record per seed by the row's key; with folds, their scores are pooled."""
     left_out: list[Excluded]
     made: frozenset[str]
-    """Fingerprints of the configs that a record was made of."""
+    """Fingerprints of the configs that have a record."""
     parts: dict[str, list[RunRecord]]
-    """With folds: by the id of the record of all, those of each."""
+    """With folds: the records of the folds by the id of the pooled record."""
 
 
 def members(table: Table, records: Iterable[RunRecord]) -> Members:
     """Returns the records of each row of a board, and those of its runs that are left out.
 
     Args:
-        table: Of the board.
-        records: Of any task, oldest first.
+        table: The board's table.
+        records: Records of any task, oldest first.
     """
     rows = [row for group in table.groups for row in group.rows]
     names = {name for row in rows for of_seed in row.configs for name in of_seed}
@@ -132,7 +132,7 @@ def members(table: Table, records: Iterable[RunRecord]) -> Members:
         for of_seed in row.configs:
             mine = [newest[name] for name in of_seed if name in newest]
             if not mine or len(mine) < len(of_seed):
-                continue  # not run, or not all of its folds
+                continue  # not run, or only some of its folds
             try:
                 one = mine[0] if len(mine) == 1 else as_one_record(mine)
             except UsageError as error:  # statistics that are not there
@@ -154,6 +154,6 @@ def _why_not(record: RunRecord, data: dict[str, str], newest_version: int) -> st
 
 
 def _is_of(name: str, split: str, data: dict[str, str]) -> bool:
-    """Returns whether data are a board's, by their fingerprint; yes where nothing was decided of this split."""
+    """Returns whether data are a board's, by their fingerprint; true if the split is not decided yet."""
     known = {value for key, value in data.items() if key.partition(",")[0] == split}
     return not known or name in known

@@ -27,7 +27,7 @@ FORMATS = ("md", "csv", "latex", "html", "json")
 RESULTS = Path("results")
 _OWN = "earthbench"
 COMMITTED = ("md", "json")
-"""What is kept under `results/tables`; `earthbench table --format` gives any other."""
+"""Formats that are kept under `results/tables`; `earthbench table --format` prints any other."""
 
 
 def table_names(root: AnyPath) -> list[str]:
@@ -39,9 +39,9 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
     """Returns a registered table, that of a board, or `runs/TASK` of a task that is registered or has records.
 
     Args:
-        name: Of the table.
-        root: Results root, which has the boards (None: `results`), and whose records give the columns of a table that
-            is not registered.
+        name: Name of the table.
+        root: Results root with the boards (None: `results`), whose records give the columns of a table that is not
+            registered.
 
     Raises:
         UnknownNameError: no table has this name.
@@ -62,7 +62,7 @@ def load_table(name: str, root: AnyPath | None = None) -> Table:
 
 
 def tables_with_rows() -> list[Table]:
-    """Returns this project's tables that have rows of their own; whose sizes are counted."""
+    """Returns this project's tables with predefined rows, whose sizes are counted."""
     own = [name for name in registry.names("table") if registry.find("table", name).distribution == _OWN]
     return [table for table in map(load_table, own) if table.rows]
 
@@ -78,9 +78,9 @@ def render(
 
     Args:
         table: The definition.
-        records: Of any task.
+        records: Records of any task.
         form: One of `FORMATS`.
-        unreadable: Files that are not records, as `read_store` gives them: they are named, and mark their rows.
+        unreadable: Files that are not records, from `read_store`; they are named, and mark their rows.
     """
     return _texts(table, records, (form,), unreadable)[form]
 
@@ -91,7 +91,7 @@ def _texts(
     forms: Sequence[str],
     unreadable: Sequence[Excluded],
 ) -> dict[str, str]:
-    """Returns the text of a table by format; what takes long, its intervals, is found once for all."""
+    """Returns the text of a table by format; its intervals, which take long, are computed once."""
     table = with_scores_there(table, records)
     published = load_published(table.published) if table.published else None
     return texts_of(table, published, table_data(table, published, records, unreadable), forms)
@@ -109,7 +109,7 @@ def text_of(table: Table, published: Published | None, contents: TableData, form
 
 
 def _csv(table: Table, published: Published | None, contents: TableData) -> str:
-    """One line per cell; what has several values is joined by spaces."""
+    """Returns one line per cell, with multiple values joined by spaces."""
     text = io.StringIO()
     names = ["block", *Cell.__dataclass_fields__]
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -137,7 +137,7 @@ def _json(table: Table, published: Published | None, contents: TableData) -> str
 
 
 def rendering_path(table: Table, root: Path, form: str) -> Path:
-    """Returns where the committed rendering of a table lies."""
+    """Returns the path of the committed rendering of a table."""
     return root / "tables" / f"{table.file_stem}.{form}"
 
 

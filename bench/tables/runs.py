@@ -13,7 +13,7 @@ from bench.tables.definitions import Column, Table
 
 _PREFIX = "runs/"
 _NAME = re.compile(rf"{_PREFIX}([a-z0-9_]+)")
-# Further scores of the contingency table, means of per-lead scores and counts: in the records, not in a table's width.
+# Further scores of the contingency table, means of per-lead scores, and counts: in records, but too many for a table.
 _NOT_SHOWN = re.compile(rf"^(pod|sucr|far|bias|hss)_|_per_lead_mean|_count(_|$)|_{OWN}$")
 _UPPER = ("csi", "fss", "mse", "mae", "rmse", "crps", "ssim", "psnr", "bss")
 
@@ -21,11 +21,11 @@ _LABELS = {"crps_fair": "CRPS, fair", "spread_skill_ratio": "spread / skill"}
 
 
 def task_of_runs(name: str, recorded: Iterable[str] = ()) -> str | None:
-    """Returns the task that `runs/TASK` is of, or None where that is neither registered nor recorded.
+    """Returns the task of a table `runs/TASK`, or None if the task is neither registered nor recorded.
 
     Args:
-        name: Of the table.
-        recorded: Tasks with records, perhaps of a plugin that is not installed here.
+        name: Name of the table.
+        recorded: Tasks with records, possibly of a plugin that is not installed.
     """
     task = match[1] if (match := _NAME.fullmatch(name)) else None
     return task if task in {*registry.names("task"), *recorded} else None
@@ -44,7 +44,7 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
         if record.task.name == task:
             added = _added(record)
             keys |= {key: None for key in record.scores if not (_NOT_SHOWN.search(key) or key.endswith(added))}
-            if record.training is not None and record.training.cpu_s is not None:  # not of older code's
+            if record.training is not None and record.training.cpu_s is not None:  # older code did not record it
                 cost = (*OWN_COST, TRAINING_CPU)
     return Table(
         name=f"{_PREFIX}{task}",
@@ -56,7 +56,7 @@ def runs_table(task: str, records: Iterable[RunRecord]) -> Table:
 
 
 def with_scores_there(table: Table, records: Iterable[RunRecord]) -> Table:
-    """Returns a table without the optional columns of scores that none of the records of its task has."""
+    """Returns a table without optional columns whose scores no record of its task has."""
     if not any(column.optional for column in table.columns):
         return table
     there = {score for record in records if record.task.name == table.task for score in record.scores}
@@ -84,7 +84,7 @@ def _added(record: RunRecord) -> tuple[str, ...]:
 
 
 def score_column(key: str) -> Column:
-    """Returns the column of a score that no table has named."""
+    """Returns a column for a score that no table defines."""
     return Column(key=key, label=_label(key), group=_group(key))
 
 

@@ -19,7 +19,7 @@ from bench.tables.definitions import Row, StrictModel, Table, published_folder
 
 ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
-# Where things lie and what is logged; `limit` is not part of a paper's training, and stages are looked into.
+# Locations and logging; `limit` is not part of a paper's training, and stages are compared one by one.
 _NO_SETTING = {
     "accumulate", "checkpoints", "compile", "deterministic", "divergence_factor", "limit", "loggers", "resume",
     "save_every_minutes", "stages",
@@ -32,11 +32,11 @@ _SAMPLING = ("sampler", "steps", "eta", "members")
 _OWN_OPTIMIZERS = ("generator_lr", "discriminator_lr", "betas", "discriminator_steps", "grid_weight", "grid_samples")
 """Hyperparameters of models with `optimizers()`: how they are trained, instead of `train.lr` and `train.betas`."""
 _NOT_OF_TRAIN = {"batch_size", "checkpoint", "micro_batch"}
-"""What a stage has besides the settings of a training."""
+"""Keys of a stage besides the settings of a training."""
 
 
 class SettingSource(StrictModel):
-    """Where settings were read."""
+    """A source of settings."""
 
     title: str
     kind: Literal["paper", "authors' released config", "authors' released code", "maintainers' answer"]
@@ -60,7 +60,7 @@ class Setting(StrictModel):
 
 
 class Settings(StrictModel):
-    """What is known of how the rows of a table were trained."""
+    """Known training settings of a table's rows."""
 
     schema_version: Literal[1]
     table: str
@@ -81,7 +81,7 @@ class SourcedSetting:
     sources: tuple[str, ...]
     """Kind, title and address of each; empty where it is assumed."""
     note: str
-    """What a reader has to know: why it is assumed, or what the source says otherwise."""
+    """Note: why it is assumed, or the source's other value."""
     differs: bool = False
     """Whether the source gives another value."""
 
@@ -92,7 +92,7 @@ class SourcedSetting:
 
 
 def load_settings(table: Table) -> Settings | None:
-    """Returns what is known of the training of a table's rows, None where nobody has looked.
+    """Returns the known training settings of a table's rows, or None if nobody has looked.
 
     Raises:
         DataError: the file is not valid.
@@ -113,7 +113,7 @@ def load_settings(table: Table) -> Settings | None:
 
 
 def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Returns the config of a row as Hydra overrides: the paper's training, then what the caller gives."""
+    """Returns the config of a row as Hydra overrides: the paper's training, then the caller's overrides."""
     options = tuple(f"model.{key}={literal(value)}" for key, value in row.options.items())
     options += tuple(f"task.{key}={literal(value)}" for key, value in table.task_options_of(row).items())
     paper = row.experiment or table.experiment
@@ -122,13 +122,16 @@ def overrides_of(table: Table, row: Row, given: Sequence[str], seed: int) -> tup
 
 
 def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
-    """Yields key and value of what decides how a run forecasts and is scored, and its loss: no keys of `train`."""
+    """Yields key and value of settings outside `train` that affect forecasts, scores and the loss."""
     card = registry.find("model", config.model.name).card()
     for key, value in config.task.options.items():
         yield f"task.{key}", value
     own = {"stages": "of each stage", "training_loss": "of the model"}
-    yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     given = {**card.presets.get(config.task.name, {}), **config.model.options}
+    if "loss" in card.parameters:
+        yield "loss", given.get("loss", _literal_or_text(card.parameters["loss"]))
+    else:
+        yield "loss", next((said for name, said in own.items() if name in card.methods), "mse")
     named: tuple[str, ...] = _SAMPLING if "sample" in card.methods else ()
     named += _OWN_OPTIMIZERS if "optimizers" in card.methods else ()
     for key in named:
@@ -139,7 +142,7 @@ def forecast_settings(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _literal_or_text(source: str) -> Any:
-    """Returns the value of a default as its source text gives it; the text where it is not a literal."""
+    """Returns the value of a default's source text; the text itself if it is not a literal."""
     try:
         return ast.literal_eval(source)
     except (ValueError, SyntaxError):
@@ -147,7 +150,7 @@ def _literal_or_text(source: str) -> Any:
 
 
 def is_trained(table: Table, row: str) -> bool:
-    """Returns whether a row, named by its key, has anything to train, as far as is known."""
+    """Returns whether a row, given by its key, has anything to train, as far as is known."""
     known = load_settings(table)
     return known is None or row not in known.untrained
 
@@ -155,12 +158,12 @@ def is_trained(table: Table, row: str) -> bool:
 def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSetting]:
     """Returns every training setting of a run of a row, with its source.
 
-    Of a row without anything to train, it is what decides how it samples; nothing if it does not.
+    For a row without training, these are the settings of its sampling, if any.
 
     Args:
         table: The table.
         row: Key of the row.
-        config: Of the run; what it changes against a source is marked.
+        config: Config of the run; differences from a source are marked.
     """
     known = load_settings(table)
     stated = [*training_settings(config), *forecast_settings(config)]
@@ -178,7 +181,7 @@ def sourced_settings(table: Table, row: str, config: Config) -> list[SourcedSett
             continue
         one = given[key]
         assert known is not None
-        differs = not _equal(value, one.value)
+        differs = not equal(value, one.value)
         said = [f"the source says {_shown(one.value)}"] if differs else []
         note = "; ".join([*said, *([one.note] if one.note else [])])
         found.append(SourcedSetting(key, value, tuple(str(known.sources[name]) for name in one.sources), note, differs))
@@ -191,7 +194,7 @@ def total_batch(config: Config, stage: str = "") -> int:
 
 
 def micro_batch(config: Config) -> int:
-    """Returns the sequences that one device takes at a time, as far as the config says."""
+    """Returns the sequences that one device takes at a time, according to the config."""
     return config.micro_batch_limit
 
 
@@ -205,7 +208,7 @@ def stage_settings(config: Config) -> dict[str, Train]:
 
 
 def training_settings(config: Config) -> Iterator[tuple[str, Any]]:
-    """Yields key and value of all that decides how a run trains; of each stage where the config names stages."""
+    """Yields key and value of all settings that affect a training, for each stage if the config names stages."""
     stages = stage_settings(config)
     own_rates = "optimizers" in registry.find("model", config.model.name).card().methods
     for name, train in stages.items() or [("", config.train)]:
@@ -232,7 +235,7 @@ def _is_constant(train: Train) -> bool:
 
 
 def summary_lines(settings: list[SourcedSetting]) -> list[str]:
-    """Returns one line per kind of source with the settings that come from there."""
+    """Returns one line per kind of source with its settings."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in settings:
         kind = f"differ from the {one.kind}" if one.differs else one.kind
@@ -242,7 +245,7 @@ def summary_lines(settings: list[SourcedSetting]) -> list[str]:
 
 
 def setting_lines(settings: list[SourcedSetting]) -> list[str]:
-    """Returns a line per setting with its kind of source, then why some are assumed, and the sources."""
+    """Returns a line per setting with its kind of source, then reasons for assumed ones, and the sources."""
     width = max((len(f"{one.key}={_shown(one.value)}") for one in settings), default=0)
     lines = []
     for one in settings:
@@ -256,7 +259,8 @@ def _shown(value: Any) -> str:
     return "null" if value is None else json.dumps(value).replace('"', "")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
+    """Returns whether two values of a setting are the same: numbers to rounding, lists as tuples."""
     if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):
         return math.isclose(one, other, rel_tol=1e-9)
     return json.dumps(one) == json.dumps(other)

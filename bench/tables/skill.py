@@ -1,6 +1,6 @@
-"""Skill against the best trivial reference on the same data, and the rows that have none.
+"""Skill against the best trivial reference on the same data, and the rows without skill.
 
-A trivial reference knows nothing of motion or growth: its model's class says `trivial = True` (`blank`, `climatology`,
+A trivial reference predicts neither motion nor growth: its model's class has `trivial = True` (`blank`, `climatology`,
 `persistence`, `blurred_persistence`, `damped_persistence`).  A row that does not beat the best of them is shown, but
 not ranked.
 """
@@ -49,7 +49,7 @@ def skill(value: float, reference: float, better: str | None) -> float | None:
 
 @cache
 def is_trivial(model: str) -> bool:
-    """Returns whether a registered model says that its forecast takes no skill."""
+    """Returns whether a registered model is a trivial reference."""
     try:
         return registry.find("model", model).card().trivial
     except EarthbenchError:
@@ -57,12 +57,12 @@ def is_trivial(model: str) -> bool:
 
 
 def references(table: Table, shown: Sequence[RunRecord], records: Sequence[RunRecord]) -> dict[str, Reference]:
-    """Returns the best trivial reference of each column that has a better side, by the column's key.
+    """Returns the best trivial reference of each column with a direction, by the column's key.
 
     Args:
         table: Gives the columns.
         shown: The runs of a block.
-        records: All runs, among them the references on the same data.
+        records: All runs, including the references on the same data.
     """
     if not shown:
         return {}
@@ -83,7 +83,7 @@ def references(table: Table, shown: Sequence[RunRecord], records: Sequence[RunRe
 
 
 def with_skill(table: Table, cells: Sequence[Cell], best: dict[str, Reference]) -> tuple[Cell, ...]:
-    """Returns the cells with the skill columns filled, and each cell saying whether it beats the best reference."""
+    """Returns the cells with skill columns filled, and with whether each beats the best reference."""
     if not any(column.skill_of for column in table.columns):
         return tuple(cells)
     by_place = {(cell.row_key, cell.column): cell for cell in cells}
@@ -114,7 +114,7 @@ def _skill_cell(cell: Cell, score: Cell, table: Table, reference: Reference | No
 
 
 def skill_remarks(table: Table, cells: Sequence[Cell], best: dict[str, Reference]) -> list[str]:
-    """Returns what each skill is measured against, and which rows have none: they are not ranked."""
+    """Returns the reference of each skill, and the rows that do not beat it and are not ranked."""
     lines = []
     for column in (table.column(one.skill_of) for one in table.columns if one.skill_of):
         reference = best.get(column.key)

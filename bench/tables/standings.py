@@ -1,9 +1,8 @@
 """The best rows of a column, tested against chance.
 
-A row is worse than another beyond chance where neither of two sources of chance explains it: which events were tested
-on (a permutation test, see `bench.records.compare`: the two models trade places in random events) and, where one of the
-two has several runs, which seeds they had (Welch's t-test; Student's where the other is a single run).  The larger p
-decides.
+A row is worse than another beyond chance if neither of two sources of chance explains it: the choice of test events (a
+permutation test that swaps the two models in random events, see `bench.records.compare`) and, if one of the two has
+several runs, the choice of seeds (Welch's t-test; Student's if the other is a single run).  The larger p decides.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ _SEEDS_ALONE = 2
 def ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Returns the cells with the best two of each column ranked: ties as printed share a rank.
 
-    A column needs a better side and two different values; runs that deviate from the paper's config, and those that do
-    not beat the best trivial reference, take no part.
+    A column needs a direction and two different values; runs that deviate from the paper's config, and those that do
+    not beat the best trivial reference, are excluded.
     """
     ranks: dict[tuple[str, str], int] = {}
     for column in table.columns:
@@ -46,12 +45,12 @@ def ranked(table: Table, cells: Sequence[Cell]) -> tuple[Cell, ...]:
 
 
 def _places(column: Column, cells: Sequence[Cell], *, alone: bool = False) -> list[list[Cell]]:
-    """Returns the cells of a column from best to worst, those that are printed alike together; one by itself: none.
+    """Returns the cells of a column from best to worst, grouped by printed value; none for a single group.
 
     Args:
         column: The column.
-        cells: Of a block.
-        alone: Also one by itself.
+        cells: Cells of a block.
+        alone: Also return a single group.
     """
     if not column.better:
         return []
@@ -73,16 +72,15 @@ def _places(column: Column, cells: Sequence[Cell], *, alone: bool = False) -> li
 
 
 def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
-    """Returns the cells with their marks: 1 for the best and what is not worse beyond chance, 2 for the next.
+    """Returns the cells with their marks: 1 for the best and rows that are not worse beyond chance, 2 for the next.
 
-    From the best down, the first row that is worse than the best beyond chance ends the group of the best: one with a p
-    below `asked_of` its place.  Where no row is worse beyond chance, or one on the way cannot be tested, the column has
-    no mark.
+    From the best down, the group of the best ends at the first row that is worse than the best beyond chance, i.e. with
+    a p below `asked_of` its place.  If no row is, or a row before it cannot be tested, the column has no marks.
 
     Args:
         table: The definition.
-        cells: Of one block.
-        tests: Of the block.
+        cells: Cells of one block.
+        tests: Tests of the block.
     """
     marks: dict[tuple[str, str], int] = {}
     for column in table.columns:
@@ -101,11 +99,11 @@ def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...
 def asked_of(passed: int) -> float:
     """Returns the threshold of p below which a row is worse than the best beyond chance.
 
-    The first and the last of many equal models lie far apart by chance.  So it is 0.05 over the number of pairs among
-    the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.
+    The first and the last of many equal models are far apart by chance.  So it is 0.05 divided by the number of pairs
+    among the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.
 
     Args:
-        passed: How many places lie above the row's, that of the best included.
+        passed: Number of places above the row, including the best.
     """
     return CHANCE / math.comb(passed + 1, 2)
 
@@ -124,22 +122,19 @@ class Tests:
         self._over_events: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, float]] = {}
 
     def p_value(self, score: str, best: Cell, cell: Cell) -> float | None:
-        """Returns how often chance alone makes a difference so large, over events and over seeds: the larger p.
-
-        None where that cannot be said.
-        """
+        """Returns the larger of the p-values over events and over seeds; None if they cannot be tested."""
         a, b = self._scored(best, score), self._scored(cell, score)
-        if not a or not b:  # a cost: nothing to test it with
+        if not a or not b:  # a cost, which cannot be tested
             return None
         over_seeds = seeds_p_value(a, b, score)
         try:
             over_events = self._of_events(a, b).get(score)
             kept = any(keeps_statistics(record, score, self._read(record)) for record in (*a, *b))
-        except DataError:  # statistics that give no scores: `earthbench verify` names them
+        except DataError:  # invalid statistics, which `earthbench verify` reports
             return None
         if over_events is not None:
             return max(over_events, over_seeds or 0.0)
-        # a score that has no statistics per event, such as the distance of two distributions: seeds alone can tell
+        # a score without statistics per event, e.g. a distance of distributions, can be tested over seeds only
         return None if kept or min(len(a), len(b)) < _SEEDS_ALONE else over_seeds
 
     def _scored(self, cell: Cell, score: str) -> list[RunRecord]:
@@ -156,18 +151,18 @@ class Tests:
         if record.run_id not in self._arrays:
             try:
                 self._arrays[record.run_id] = read_arrays(record)
-            except DataError:  # `earthbench verify` names it; a table renders without
+            except DataError:  # `earthbench verify` reports it; a table renders without it
                 self._arrays[record.run_id] = None
         return self._arrays[record.run_id]
 
 
 def seeds_p_value(a: Sequence[RunRecord], b: Sequence[RunRecord], score: str) -> float | None:
-    """Returns the two-sided p-value of the means over seeds; None where both are single runs.
+    """Returns the two-sided p-value of the means over seeds; None if both are single runs.
 
-    Welch's t-test of two samples.  A single trained run is taken to vary over seeds as the other model does (Student's
-    t-test); a model without parameters has no seeds to vary over.
+    Welch's t-test of two samples.  A single trained run is assumed to vary over seeds like the other model (Student's
+    t-test); a model without parameters does not vary over seeds.
     """
-    from scipy.special import stdtr  # here: what lists names must not wait for it
+    from scipy.special import stdtr  # imported here to keep `earthbench list` fast
 
     samples = [[float(record.scores[score] or 0.0) for record in side] for side in (a, b)]
     several = [sample for sample in samples if len(sample) > 1]
@@ -189,10 +184,10 @@ def seeds_p_value(a: Sequence[RunRecord], b: Sequence[RunRecord], score: str) ->
 
 
 def with_ranks(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
-    """Returns the cells with the columns of ranks filled: rows that chance alone could tell apart share a rank.
+    """Returns the cells with the columns of ranks filled; rows that do not differ beyond chance share a rank.
 
     From the best down, a row shares the rank of the first row of its rank, unless it is worse than that one beyond
-    chance, see `Tests.p_value`. A row that does not beat the best trivial reference has none.
+    chance, see `Tests.p_value`. A row that does not beat the best trivial reference has no rank.
     """
     ranked_by = [(column, column.rank_of) for column in table.columns if column.rank_of is not None]
     of_column = {column.key: _shared_ranks(table.column(score), cells, tests) for column, score in ranked_by}
@@ -220,19 +215,21 @@ def _shared_ranks(column: Column, cells: Sequence[Cell], tests: Tests) -> dict[s
 
 
 def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
-    """Returns why none of the cells of a block is marked; an empty text where one is, or there is nothing to compare.
+    """Returns why no cell of a block is marked; an empty text if one is, or there is nothing to compare.
 
     Args:
-        cells: Of the block, ranked and marked.
+        cells: Cells of the block, ranked and marked.
         records: The runs behind them.
     """
     if any(cell.mark for cell in cells) or not any(cell.rank for cell in cells):
         return ""
+    beaten = any(cell.beats_reference is False for cell in cells)
+    apart = "; rows that do not beat the best trivial reference take no part" if beaten else ""
     units = {(r.statistics.unit_count, r.statistics.kind) for r in records if r.statistics is not None}
     if units and all(smallest_p(count, PERMUTATIONS) >= CHANCE for count, _ in units):
         count, kind = max(units)
         return (
             f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
-            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for"
+            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for{apart}"
         )
-    return "no best is marked: no row is worse than the best beyond chance, or that cannot be tested"
+    return f"no best is marked: no row is worse than the best beyond chance, or that cannot be tested{apart}"

@@ -12,9 +12,9 @@ from bench import registry
 from bench.errors import EarthbenchError, counted
 from bench.records.schema import RunRecord
 from bench.safe_text import one_line
-from bench.tables.cells import NOT_MEASURED, NOT_RUN, Block, Cell, TableData
+from bench.tables.cells import NOT_RUN, Block, Cell, TableData
 from bench.tables.definitions import COSTS, Column, Table
-from bench.tables.lines import header, legend, printed_lines
+from bench.tables.lines import filled_columns, header, legend, printed_lines, with_columns
 from bench.tables.render import load_table
 from bench.tables.runs import added_columns, runs_table, score_column, task_of_runs
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _LABEL_WIDTH = 24
-"""Labels are wrapped to this before a column is left out."""
+"""Width that labels are wrapped to, or to their longest word, before a column is left out."""
 _GAP = 2
 _MOST_SCORES = 8
 
@@ -34,15 +34,15 @@ def narrowed(
 
     Args:
         table: The definition.
-        contents: What is in it.
-        columns: Keys or labels, in the order wanted; none for all.
+        contents: The contents.
+        columns: Keys or labels, in order; none for all.
         sort: Key or label of the column to sort by, the best first; None for the order of the table.
 
     Raises:
         UnknownNameError: the table has no such column.
     """
-    shown = [find_column(table, name) for name in columns] or list(table.columns)
-    by = find_column(table, sort) if sort is not None else None
+    shown = [table.named(name) for name in columns] or list(table.columns)
+    by = table.named(sort) if sort is not None else None
     blocks = tuple(
         replace(
             block,
@@ -59,22 +59,13 @@ def narrowed(
     return table.model_copy(update={"columns": tuple(shown)}), replace(contents, blocks=blocks)
 
 
-def find_column(table: Table, name: str) -> Column:
-    """Returns the column of a key or a label.
-
-    Raises:
-        UnknownNameError: the table has no such column.
-    """
-    return table.column(next((one.key for one in table.columns if name in (one.key, one.label)), name))
-
-
 _OF_MEMBERS = tuple(score_column(key) for key in ("crps", "crps_fair", "spread_skill_ratio"))
 
 
 def main_columns(record: RunRecord) -> list[Column]:
-    """Returns the scores to show of a run: those of its task's table of runs, else some that have a better side.
+    """Returns the scores to show of a run: those of its task's table of runs, else some with a direction.
 
-    Those of a table are followed by what an ensemble has besides.
+    Those of a table are followed by the additional scores of an ensemble.
     """
     tables = (load_table(name) for name in registry.names("table") if name == f"runs/{record.task.name}")
     if (table := next(tables, None)) is None and task_of_runs(f"runs/{record.task.name}"):
@@ -103,15 +94,15 @@ def terminal(
 ) -> str:
     """Returns the text of a table for a terminal, ending in a newline.
 
-    What does not fit is left out and named: first spreads and intervals, then costs if there are scores of ours, then
-    columns from the right.
+    Parts that do not fit are left out and named: first spreads and intervals, then costs if there are scores of ours,
+    then columns from the right.
 
     Args:
-        table: The definition; its columns are those to show.
-        contents: What is in it.
-        records: By run id: they tell references from learned models.
-        width: Of the terminal, in characters.
-        styled: Bold and italics by escape sequences; without, as Markdown has them.
+        table: The definition, with the columns to show.
+        contents: The contents.
+        records: Records by run id, which distinguish references from learned models.
+        width: Width of the terminal, in characters.
+        styled: Bold and italics as escape sequences; else as in Markdown.
     """
     from rich.console import Console
     from rich.text import Text
@@ -159,10 +150,10 @@ def _badness(row: Sequence[Cell], by: Column) -> tuple[bool, float]:
 def _fitted(
     table: Table, block: Block, records: Mapping[str, RunRecord], width: int, styled: bool
 ) -> tuple[RichTable, Block, list[str]]:
-    """Returns the widest form of a block that fits, drawn and as it is, and what it leaves out."""
+    """Returns the widest form of a block that fits, as text and as columns, and the parts left out."""
     bare = replace(block, cells=tuple(replace(cell, spread=None, interval=None) for cell in block.cells))
-    kept, left_out, form = _filled(table, block), list[str](), block
-    # Of a published table that was not run, the costs are what is ours.
+    kept, left_out, form = filled_columns(table, block), list[str](), block
+    # In a published table without runs, only costs are ours.
     costs_first = any(cell.ours is not None for cell in block.cells if cell.column not in COSTS)
     while (drawn := _drawn(table, form, kept, records, width, styled)) is None:
         if form != bare:
@@ -176,18 +167,10 @@ def _fitted(
     return drawn, form, left_out
 
 
-def _filled(table: Table, block: Block) -> list[Column]:
-    """Returns the columns that a block has figures in; with other options, its neighbours may have other scores."""
-    if table.published:
-        return list(table.columns)
-    filled = {cell.column for cell in block.cells if cell.status != NOT_MEASURED}
-    return [column for column in table.columns if column.key in filled] or list(table.columns)
-
-
 def _drawn(
     table: Table, block: Block, columns: Sequence[Column], records: Mapping[str, RunRecord], width: int, styled: bool
 ) -> RichTable | None:
-    """Returns a block as a table of rich; None where it is too wide, unless it has one column."""
+    """Returns a block as a rich table; None if it is too wide, unless it has only one column."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -197,9 +180,8 @@ def _drawn(
         styles = {1: ("[bold green]{}[/]", "**{}**"), 2: ("[italic]{}[/]", "*{}*")}
         return styles.get(rank or 0, ("{}", "{}"))[0 if styled else 1].format(text)
 
-    part = table.model_copy(update={"columns": tuple(columns)})
-    keys = {column.key for column in columns}
-    rows = [[cell for cell in row if cell.column in keys] for row in block.rows]
+    part, shown = with_columns(table, block, columns)
+    rows = shown.rows
     references = [row for row in rows if is_reference(row[0].model, (records[one] for one in row[0].run_ids))]
     groups = {"references": references, "learned models": [row for row in rows if row not in references]}
     printed = {
@@ -221,7 +203,8 @@ def _drawn(
     if len(printed) > 1:
         widths[0] = max(widths[0], *(len(f"({name})") for name in printed))
     others = sum(widths[1:]) + _GAP * (len(widths) - 1)
-    if others + min(widths[0], _LABEL_WIDTH) > width and len(columns) > 1:
+    longest = max((len(word) for group in printed.values() for line in group for word in line[0].split()), default=0)
+    if others + min(widths[0], max(_LABEL_WIDTH, min(longest, width // 2))) > width and len(columns) > 1:
         return None
     widths[0] = max(min(widths[0], width - others), 1)
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))

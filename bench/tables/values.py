@@ -1,4 +1,4 @@
-"""A record's value in a column, and what it says of the published figure."""
+"""A record's value in a column, and its comparison with the published figure."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def value_of(record: RunRecord, key: str) -> float | None:
 
 
 def compare(row: Row, column: Column, figure: PublishedValue, ours: float) -> tuple[float, str]:
-    """Returns the difference of our value from a published figure, and whether that is a `match` or it `differs`.
+    """Returns the difference of our value from a published figure, and whether that is a `match` or `differs`.
 
-    Both in the paper's units; where the row says that the figure carries a factor, it is taken out first.
+    Both are in the paper's units; if the row gives a factor of the figure, the figure is divided by it first.
     """
     comparable = figure.value / row.published_factors.get(column.key, 1.0)
     _, _, decimals = figure.text.partition(".")

@@ -1,9 +1,9 @@
-"""Comparability of runs, and labels that tell the runs of one model apart."""
+"""Comparability of runs, and labels that distinguish the runs of one model."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,13 +14,16 @@ from bench.metrics.names import ADDED
 from bench.records.schema import RunRecord
 from bench.tables.admission import of_ensembles
 
+_NOT_SET = "null"
+_NO_NUMBERS = ("loggers", "resume")
+
 
 def comparable_key(record: RunRecord) -> tuple[Any, ...]:
-    """Returns what two records must share for their scores to be compared.
+    """Returns a key that must be equal for two records to be comparable.
 
-    That is data, split, task, its version and options, and the conventions of its metrics.  What an evaluation of an
-    ensemble adds is not part of it: an ensemble stands beside single forecasts, in a row of its own.  Nor are metrics
-    that the command line added, and options of what models see alone.
+    It has data, split, task, its version and options, and the conventions of its metrics.  It does not have the metrics
+    that an ensemble adds, because ensembles are shown beside single forecasts in their own rows, nor metrics added on
+    the command line, nor options that only change what models see.
     """
     assert record.data is not None
     conventions = {
@@ -34,7 +37,7 @@ def comparable_key(record: RunRecord) -> tuple[Any, ...]:
 
 @cache
 def _context_fields(task: str) -> frozenset[str]:
-    """Returns the options of a task that only change what models see; none of one that is not installed."""
+    """Returns the options of a task that only change what models see; none for a task that is not installed."""
     try:
         found: frozenset[str] = getattr(registry.find("task", task).load(), "context_fields", frozenset())
     except EarthbenchError:
@@ -45,7 +48,8 @@ def _context_fields(task: str) -> frozenset[str]:
 def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     """Returns, for groups of comparable runs, the task's options and the metrics' conventions that not all have alike.
 
-    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once.
+    As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once, and an option that
+    is not set is not named.
     """
     firsts = [group[0] for group in groups]
     given = {key for record in firsts for key in _given_options(record)}
@@ -63,17 +67,17 @@ def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     ]
     versions = _unlike([{"version": record.task.version} for record in firsts], "task ")
     texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _unlike(conventions), strict=True)]
-    return ["".join(f", {key}={value}" for key, value in one.items()) for one in texts]
+    return ["".join(f", {key}={value}" for key, value in one.items() if value != _NOT_SET) for one in texts]
 
 
 def _given_options(record: RunRecord) -> set[str]:
-    """Returns the names of a task's options that were given; of a run from Python, nobody knows: all that it has."""
+    """Returns the names of the given task options; for a run from Python, where these are unknown, of all options."""
     given = record.config.get("task")
     return set(given) - {"name"} if isinstance(given, dict) else set(record.task.fields)
 
 
 def _unlike(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[str, str]]:
-    """Returns the settings that not all have with the same value, as on the command line."""
+    """Returns the settings whose values differ, as on the command line."""
     texts = [
         {key: value if isinstance(value, str) else canonical_json(value) for key, value in one.items()}
         for one in settings
@@ -85,9 +89,9 @@ def _unlike(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[s
 
 
 def variant_labels(group: Sequence[RunRecord]) -> list[str]:
-    """Returns what tells each run from others of its model but for the seed: hyperparameters, settings that differ.
+    """Returns labels that distinguish each run from others of its model, except by seed: differing hyperparameters etc.
 
-    What all runs of a model were given alike, `shared_choices`, is not in it.
+    Hyperparameters common to all runs of a model, `shared_choices`, are left out.
     """
     shared = shared_choices(group)
     settings = [_training_settings(record) for record in group]
@@ -111,7 +115,7 @@ def variant_labels(group: Sequence[RunRecord]) -> list[str]:
 
 
 def shared_choices(group: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Returns, per model, the hyperparameters that were given to all of its runs alike: they tell none apart."""
+    """Returns the hyperparameters that were given equally to all runs of a model, by model."""
     shared: dict[str, dict[str, Any]] = {}
     for record in group:
         mine = _chosen(record)
@@ -130,22 +134,31 @@ def _chosen(record: RunRecord) -> dict[str, Any]:
     if record.model.is_preset:
         return {}
     given = record.config.get("model")
-    if not isinstance(given, dict):  # from Python: nobody knows what came with the preset
+    if not isinstance(given, dict):  # from Python, where the preset's share is unknown
         return dict(record.model.hyperparameters)
     return {key: value for key, value in record.model.hyperparameters.items() if key in given}
 
 
 def _ensemble_options(record: RunRecord) -> dict[str, Any]:
-    """Returns the conventions of what an evaluation of an ensemble adds, by `METRIC.OPTION`."""
+    """Returns the conventions of the metrics that an ensemble adds, by `METRIC.OPTION`."""
     added = ((name, how) for name, how in record.conventions.items() if of_ensembles(name))
     return {f"{name}.{key}": value for name, how in added for key, value in how.items()}
+
+
+def _flat(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields settings with those of stages under `stages.NAME.KEY`: runs differ in some of them, seldom in all."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
 
 
 def _training_settings(record: RunRecord) -> dict[str, Any]:
     ensemble = {"members": record.members.count} if record.members else {}
     if record.training is None:
         return ensemble | ({"weights": record.checkpoint_sha256[:10]} if record.checkpoint_sha256 else {})
-    settings = ensemble | {k: v for k, v in record.training.settings.items() if k not in ("loggers", "resume")}
-    if record.training.steps:  # nothing that is fitted depends on it
+    settings = ensemble | dict(_flat({k: v for k, v in record.training.settings.items() if k not in _NO_NUMBERS}))
+    if record.training.steps:  # a model that is fitted does not depend on it
         settings["batch_size"] = record.config.get("data", {}).get("batch_size")
     return {**settings, "trained on": record.training.data_fingerprint[:10], "weights": record.training.weights}

@@ -19,8 +19,8 @@ def load_task(name: str, data_root: str | Path | None = None, **overrides: Any) 
     """Returns the task registered as `name`.
 
     Args:
-        name: A registered task, e.g. `sevir`.
-        data_root: Folder of its data; without it the task knows its nominal shapes only.
+        name: Name of a registered task, e.g. `sevir`.
+        data_root: Folder of its data; without it, the task has its nominal shapes.
         **overrides: Fields of the task, e.g. `t_in=7`, `t_out=6` (`earthbench show task NAME` lists them).
 
     Raises:

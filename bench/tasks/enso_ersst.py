@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bench.data.report import Advance, Report
 
 _UNSET = {"variable": None, "folds": None, "fold": None, "val_years": None, "calendar": False}
-"""Options that came later: where they are not used, a record or checkpoint is named without them, as before."""
+"""Options added later; unless they are used, the names of records and checkpoints do not contain them, as before."""
 
 
 class EnsoErsst(TropicalPacific):
@@ -117,7 +117,7 @@ class EnsoErsst(TropicalPacific):
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns skill and error of the index, and errors of the field in K: of all cells, and of the sea by area."""
+        """Returns skill and error of the index, and errors of the field in K: of all cells, and by area at sea."""
         errors: dict[str, Any] = {"convention": "correct", "scale": 1.0, "t_out": self.t_out}
         by_area = {**errors, "weights": ["area", "ocean"]}
         return {
@@ -129,7 +129,7 @@ class EnsoErsst(TropicalPacific):
         }
 
     def cell_weights(self) -> dict[str, np.ndarray]:
-        """Returns `area`, and `ocean`: 1 where the temperature is known in every month, else 0."""
+        """Returns `area`, and `ocean`, which is 1 for cells with a known temperature in every month, else 0."""
         from bench.data.ersst.anomalies import anomalies_of, cropped
 
         if self.data_root is None:
@@ -154,7 +154,7 @@ class EnsoErsst(TropicalPacific):
         return torch.cat([rescaled(values[..., :1]), values[..., 1:].float()], -1)
 
     def stretches(self) -> dict[Split, tuple[Months, ...]]:
-        """Returns the months of each split, those of a fold as far as the record reaches."""
+        """Returns the months of each split; those of a fold end with the record."""
         dates = (self.train_from, self.val_from, self.test_from, self.test_to)
         begin, val, test, end = (np.datetime64(day, "M") for day in dates)
         if self.folds is None or self.fold is None:
@@ -203,7 +203,7 @@ class EnsoErsst(TropicalPacific):
         )
 
     def coordinates(self, split: Split, index: int) -> FrameCoordinates:
-        """Returns months and places of a sequence's frames."""
+        """Returns the months and coordinates of a sequence's frames."""
         windows = self.sequences(split)
         return self._coordinates(windows.months[windows.starts_at(index) + self.t_in - 1])
 
@@ -239,7 +239,7 @@ class EnsoErsst(TropicalPacific):
         )
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         from bench.data.ersst.dataset import describe
 
         assert self.data_root is not None

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from bench.data.report import Advance, Report
 
 _NOMINAL_SIZE = 128
-# Presets by the smaller side: as many pixels as the levels of these models were made for.
+# Presets by the smaller side of a frame: models with the number of levels that fits this size.
 _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_enso"))
 
 
 class Grid(Turnable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
-    `data.root` is read as it lies, frame by frame; cadence and gaps come from the times, and no window reaches over a
+    `data.root` is read as stored, frame by frame; cadence and gaps come from the times, and no window reaches over a
     gap.  NaN is missing: filled with 0 on the model's scale in contexts, left out of every loss and score in targets.
     Without dates, training has the first 70 % of the frames and validation 15 %; with `folds` and `fold`, blocks of
     time are left out in turn.  Scores are in the data's units, in the convention `correct`.
@@ -86,7 +86,7 @@ class Grid(Turnable):
     @field_validator("val_from", "test_from", mode="after")
     @classmethod
     def _as_stored(cls, date: datetime | None) -> datetime | None:
-        """Drops the zone of a date in UTC: times of files are in UTC and have none."""
+        """Drops the time zone of a date in UTC, because times of files are in UTC without a time zone."""
         if date is not None and date.utcoffset():
             raise ValueError(f"expected UTC, found {date.isoformat()}")
         return date.replace(tzinfo=None) if date is not None else None
@@ -94,7 +94,7 @@ class Grid(Turnable):
     @field_validator("data_root", mode="plain")
     @classmethod
     def _root_is_a_folder(cls, root: str | Path | None) -> Path | None:
-        """Takes a file, a folder, a glob or an address."""
+        """Accepts a file, a folder, a glob or an address."""
         if root is None:
             return None
         root = expand_environment(root, "data.root") if isinstance(root, str) else root
@@ -124,7 +124,7 @@ class Grid(Turnable):
         """Returns the data under the root.
 
         Raises:
-            DataError: they are not a cube, or in other units than `task.data_units`.
+            DataError: they are not a cube, or not in the units `task.data_units`.
         """
         from bench.data.grid.cube import Cube
 
@@ -143,18 +143,18 @@ class Grid(Turnable):
 
     @property
     def physical_units(self) -> str:
-        """Returns the units of the first variable, as the data say."""
+        """Returns the units of the first variable, from the data."""
         return self.cube.units[0] if self.data_root is not None else self.data_units or self.units
 
     @property
     def picture_palette(self) -> Palette:
-        """Returns colours that begin in the south, whichever way the rows run."""
+        """Returns a palette that draws north at the top, whichever way the rows run."""
         north = self.data_root is not None and self.cube.grid.from_north
         return Palette(first_row="upper" if north else "lower")
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns skill at the thresholds, where there are any, and mean errors in physical units."""
+        """Returns skill at the thresholds, if there are any, and mean errors in physical units."""
         common = {"convention": "correct", "t_out": self.t_out}
         skill = {"skill": {**common, "thresholds": list(self.thresholds), "missing_value": None}}
         errors = {name: {**common, "scale": 1.0} for name in ("mse", "mae")}
@@ -162,7 +162,7 @@ class Grid(Turnable):
 
     @property
     def further_channels(self) -> tuple[str, ...]:
-        """Returns the variables behind the first one: of them, there are errors."""
+        """Returns the variables after the first one, which get errors only."""
         return self._variables[1:]
 
     @property
@@ -191,13 +191,13 @@ class Grid(Turnable):
         return self.cube.axis.cadence_minutes if self.data_root is not None else 5.0
 
     @property
-    def presets_of(self) -> str:  # type: ignore[override] # of the size of the frames
+    def presets_of(self) -> str:  # type: ignore[override] # depends on the size of the frames
         """Returns the task whose presets fit frames of this size."""
         return next(name for least, name in _PRESETS if min(self._frame) >= least)
 
     @property
     def pixel_kilometres(self) -> float:
-        """Returns the width of a pixel: the data's where x is in metres or kilometres, or degrees, else 1."""
+        """Returns the width of a pixel in km: from the data if x is in metres, kilometres or degrees, else 1."""
         grid = self.cube.grid if self.data_root is not None else None
         x = grid.coordinates[1] if grid is not None else None
         if grid is None or x is None or len(x) < 2:
@@ -205,6 +205,16 @@ class Grid(Turnable):
         step = float(np.median(np.abs(np.diff(x))))
         units = str(grid.attributes[1].get("units", "")).lower()
         return step * {"m": 1e-3, "metre": 1e-3, "meters": 1e-3}.get(units, 111.2 if units.startswith("deg") else 1.0)
+
+    @property
+    def least_rain(self) -> float:
+        """Returns the least rain, on the scale that models see: the lowest threshold, else what the units suggest."""
+        import torch
+
+        from bench.data.grid.scales import least_rain
+
+        least = min(self.thresholds) if self.thresholds else least_rain(self.physical_units)
+        return float(self.normalise(torch.tensor(least)))
 
     @property
     def _cut(self) -> Cut:
@@ -222,7 +232,7 @@ class Grid(Turnable):
         return GridWindows(self.cube, split, self._cut, by=self.split_by, dates=(dates[0], dates[1]), fold=fold)
 
     def cell_weights(self) -> dict[str, np.ndarray]:
-        """Returns `area`, by the cosine of latitude, where rows have one and frames are not cut into crops."""
+        """Returns `area`, the cosine of latitude, if rows have a latitude and frames are not cut into crops."""
         grid = self.cube.grid if self.data_root is not None and self.crop is None else None
         latitudes = grid.coordinates[0] if grid is not None else None
         if grid is None or latitudes is None or not str(grid.attributes[0].get("units", "")).startswith("deg"):
@@ -231,7 +241,7 @@ class Grid(Turnable):
         return {"area": np.repeat(np.cos(np.deg2rad(latitudes[top:bottom]))[:, None], right - left, 1)}
 
     def events(self, split: Split) -> SplitEvents:
-        """Returns the ids of a split's frames, which have their times in them."""
+        """Returns the ids of a split's frames, which contain their times."""
         from bench.data.leaks import SplitEvents
 
         return SplitEvents(self.dataset(split).ids)
@@ -241,8 +251,8 @@ class Grid(Turnable):
         """Returns `(offset, span)` of each variable, then of each static field: given, or from the training split.
 
         Raises:
-            ConfigError: neither is there, or there are other numbers of channels.
-            DataError: the training split has no numbers to take.
+            ConfigError: they are neither given nor in the data, or the number of channels is wrong.
+            DataError: the training split has no known values.
         """
         channels = self._channels + len(self.static)
         if self.normalisation is not None:
@@ -265,18 +275,18 @@ class Grid(Turnable):
         names = (
             {"variable": self.cube.names[0] if self._channels == 1 else list(self.cube.names)} if self.data_root else {}
         )
-        unused = {"folds", "fold"} if self.folds is None else set()  # records from before there were folds have none
+        unused = {"folds", "fold"} if self.folds is None else set()  # older records do not have folds
         own = {key: value for key, value in super().fields().items() if key not in unused}
         return {**own, **names, **self.taken_from_training()}
 
     def taken_from_training(self) -> dict[str, Any]:
-        """Returns the numbers of the normalisation."""
+        """Returns the normalisation."""
         if self.data_root is None:
             return {}
         return {"normalisation": [list(pair) for pair in self.normalisations]}
 
     def normalise(self, physical: Tensor) -> Tensor:
-        """Returns what models see, float32, for physical values `(...,C)`, with or without static fields behind."""
+        """Returns values on the scale that models see, float32, for physical `(...,C)`, static fields last, if any."""
         from bench.data.grid.scales import transformed
 
         offset, span = self._affine(physical)
@@ -288,7 +298,7 @@ class Grid(Turnable):
         return (torch.cat([transformed(fields, self.scale, rate=self._rate), static], -1) - offset) / span
 
     def denormalise(self, normalised: Tensor) -> Tensor:
-        """Returns physical values, float32, for what models see."""
+        """Returns physical values, float32, for values on the scale that models see."""
         from bench.data.grid.scales import restored
 
         offset, span = self._affine(normalised)
@@ -307,7 +317,7 @@ class Grid(Turnable):
         return self.data_root is None or is_rate(self.cube.units[0])
 
     def _affine(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns offsets and spans that broadcast with `(...,C)`; of one value, those of the first channel."""
+        """Returns offsets and spans that broadcast with `(...,C)`; for a single value, those of the first channel."""
         import torch
 
         channels = 1 if values.dim() == 0 else values.shape[-1]
@@ -315,7 +325,7 @@ class Grid(Turnable):
         return (found[0, 0], found[0, 1]) if values.dim() == 0 else (found[:, 0], found[:, 1])
 
     def to_context(self, stored: Tensor) -> Tensor:
-        """Returns the normalised context; missing pixels are 0 there: the mean of zscore, the least of the others."""
+        """Returns the normalised context with missing pixels as 0: the mean for zscore, the minimum otherwise."""
         return self.normalise(stored).nan_to_num(nan=0.0)
 
     def context_known(self, stored: Tensor) -> Tensor:
@@ -323,7 +333,7 @@ class Grid(Turnable):
         return ~stored.isnan()
 
     def coordinates(self, split: Split, index: int) -> FrameCoordinates:
-        """Returns times and places of a sequence's frames."""
+        """Returns times and coordinates of a sequence's frames."""
         windows = self.sequences(split)
         place, start = windows.where(index)
         return self._coordinates(place.row, place.column, start, start + self.t_in + self.t_out)
@@ -370,7 +380,7 @@ class Grid(Turnable):
         )
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         from bench.data.grid.check import describe
 
         try:

@@ -46,7 +46,7 @@ class IcarEnso(TropicalPacific):
         }
 
     def cell_weights(self) -> dict[str, np.ndarray]:
-        """Returns `area`, and `ocean`: 1 where the test's record, or the observed one, is ever other than 0, else 0."""
+        """Returns `area`, and `ocean`, which is 1 for cells that are not always 0 in the test or observed record."""
         from bench.data.icar_enso.dataset import family_of
 
         if self.data_root is None:
@@ -71,7 +71,7 @@ class IcarEnso(TropicalPacific):
         )
 
     def events(self, split: Split) -> SplitEvents:
-        """Returns the records of a split, without reading them; none where there is one observed record."""
+        """Returns the records of a split, without reading them; none for a tree with one observed record."""
         from bench.data.icar_enso.dataset import cmip_members, family_of, members_of_split
         from bench.data.leaks import SplitEvents
 
@@ -82,7 +82,7 @@ class IcarEnso(TropicalPacific):
         return SplitEvents(tuple(member.id for member in members))
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         from bench.data.icar_enso.check import describe
 
         assert self.data_root is not None

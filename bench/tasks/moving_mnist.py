@@ -1,4 +1,4 @@
-"""MovingMNIST: two digits that move straight on between walls.
+"""MovingMNIST: two digits that move in straight lines between walls.
 
 Sources: Srivastava et al. 2015 (data); Gao et al. 2022, Earthformer (10 -> 10 frames, 8,100 / 900 / 1,000 sequences).
 """
@@ -59,7 +59,7 @@ class MovingMnist(Task):
 
     @cached_property
     def frame_size(self) -> tuple[int, int]:
-        """Returns `(H, W)`: of the files where there are any, else 64x64."""
+        """Returns `(H, W)` of the files, or 64x64 without files."""
         from bench.data.moving_mnist.dataset import mapped, present_file
 
         path = present_file(self.data_root) if self.data_root is not None else None
@@ -70,7 +70,7 @@ class MovingMnist(Task):
 
     @property
     def cadence_minutes(self) -> float:
-        """Returns 1: frames have no time of their own."""
+        """Returns 1, as frames have no physical time."""
         return 1.0
 
     def sequences(self, split: Split) -> MovingMnistSequences:

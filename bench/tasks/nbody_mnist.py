@@ -51,7 +51,7 @@ class NBodyMnist(Task):
 
     @cached_property
     def system(self) -> System:
-        """Returns what the data are of; without data, the paper's system."""
+        """Returns the system that the data are from; without data, the paper's system."""
         from bench.data.nbody_mnist.draws import read_system
 
         return (read_system(self.data_root) if self.data_root is not None else None) or System()
@@ -80,7 +80,7 @@ class NBodyMnist(Task):
 
     @property
     def cadence_minutes(self) -> float:
-        """Returns 1: frames have no time of their own."""
+        """Returns 1, as frames have no physical time."""
         return 1.0
 
     def sequences(self, split: Split) -> NBodySequences:
@@ -91,7 +91,7 @@ class NBodyMnist(Task):
         return NBodySequences(self.data_root, split=split, t_in=self.t_in, t_out=self.t_out)
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it, and which splits share digits."""
+        """Returns a report on the data under the data root, their problems, and which splits share digits."""
         report = super().describe_data(read_everything=read_everything, advance=advance)
         splits: tuple[Split, ...] = ("train", "val", "test")
         read = [split for split in splits if split in report.facts["splits"]]
@@ -109,7 +109,7 @@ class NBodyMnist(Task):
         return source.digits_used
 
     def normalise(self, physical: Tensor) -> Tensor:
-        """Returns what models see, float32: brightness on the 0-1 scale, or as it is."""
+        """Returns brightness as models see it, float32: on the 0-1 scale, or unchanged."""
         return physical.float() / WHITE if self.rescale_01 else physical.float()
 
     def denormalise(self, normalised: Tensor) -> Tensor:

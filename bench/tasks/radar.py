@@ -48,11 +48,11 @@ class Radar(Sevir):
         return self
 
     def part(self, split: Split) -> Part:
-        """Returns what the events of a split are chosen by: dates, or the folder of the split's name."""
+        """Returns the rule that selects the events of a split: dates, or the folder with the split's name."""
         if self.split_by == "date":
             return super().part(split)
         return {} if split == "all" else {"folder": split}
 
     def fields(self) -> dict[str, Any]:
-        """Returns the task's options; without `split_by` where it is by date, as before there was such an option."""
+        """Returns the task's options; without `split_by` if it is `date`, as in records from before this option."""
         return {key: value for key, value in super().fields().items() if (key, value) != ("split_by", "date")}

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from bench.data.sevir.catalogue import Event, Part
     from bench.data.sevir.dataset import SevirSequences
 
-# The papers' scale is the float32 product with 1/255 and its inverse the float32 quotient by 1/255: this pair gives
-# back every integer code (except 255 -> 254.99998), which x/255 does not: 219 would come back one ulp short of 219.
+# As in the papers, scaling is a float32 product with 1/255 and its inverse a float32 division by 1/255. This pair is
+# exact for every integer code (except 255 -> 254.99998), unlike x/255, which would return 219 one ulp too low.
 _SCALE = 1.0 / 255.0
 _MISSING = 255
 _EXTENT_KM = 384
+_LEAST_RAIN = 16
+"""VIL code, the lowest threshold of the scores."""
 # Levels and colours of the SEVIR project's own plots (Veillette et al. 2020); the levels include the verification
 # thresholds 16, 74, 133, 160, 181 and 219.
 _PALETTE = Palette(
@@ -96,7 +98,7 @@ class Sevir(Turnable):
         return self
 
     def fields(self) -> dict[str, Any]:
-        """Returns the options as plain JSON types; those of folds where they are used, for older records have none."""
+        """Returns the options as plain JSON types; those of folds only if used, because older records have none."""
         unused = () if self.folds is not None else ("folds", "fold", "val_days")
         return {key: value for key, value in super().fields().items() if key not in unused}
 
@@ -104,7 +106,8 @@ class Sevir(Turnable):
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Returns the metrics of the papers' table, in the papers' convention.
 
-        With missing pixels masked, mean errors are `correct`: the papers' have no rule for them, one would undo all.
+        If missing pixels are masked, mean errors are in the convention `correct`: the papers' has no rule for missing
+        pixels, and a single one would invalidate a score.
         """
         errors = {"convention": "correct" if self.mask_missing else "upstream", "scale": 255.0, "t_out": self.t_out}
         return {"skill": {"convention": "upstream", "t_out": self.t_out}, "mse": dict(errors), "mae": dict(errors)}
@@ -121,12 +124,12 @@ class Sevir(Turnable):
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Returns `(H, W)`: of the files where there are any, else the nominal size."""
+        """Returns `(H, W)` of the files, or the nominal size without files."""
         return self._stored_form[:2]
 
     @property
     def cadence_minutes(self) -> float:
-        """Returns the minutes between frames: of the catalogue where it tells, else the nominal ones."""
+        """Returns the minutes between frames from the catalogue, or the nominal ones if it does not have them."""
         return self._stored_form[2]
 
     @cached_property
@@ -143,14 +146,19 @@ class Sevir(Turnable):
 
     @cached_property
     def pixel_kilometres(self) -> float:
-        """Returns the width of a pixel: the median of the catalogue where it tells, else the nominal one."""
+        """Returns the width of a pixel in km: the catalogue's median, or the nominal one if it has none."""
         from bench.data.sevir.catalogue import pixel_kilometres, read_catalogue
 
         nominal = _EXTENT_KM / self.nominal_size
         return nominal if self.data_root is None else pixel_kilometres(read_catalogue(self.data_root)) or nominal
 
+    @property
+    def least_rain(self) -> float:
+        """Returns the least rain, on the scale that models see."""
+        return _LEAST_RAIN / 255
+
     def split_dates(self) -> dict[Split, tuple[datetime | None, datetime | None]]:
-        """Returns per split the dates that an event's centre is after, and up to and including."""
+        """Returns the dates of each split: the centre of an event is after the first, and not after the second."""
         return split_dates(self.val_from, self.test_from)
 
     def sequences(self, split: Split) -> SequenceDataset:
@@ -158,7 +166,7 @@ class Sevir(Turnable):
         return self._sequences_of(self.part(split))
 
     def part(self, split: Split) -> Part:
-        """Returns what the events of a split are chosen by."""
+        """Returns the rule that selects the events of a split."""
         if self.folds is not None and self.fold is not None:
             days = days_of_splits(self._days, self.folds, self.fold, self.val_days)
             return {} if split == "all" else {"days": days[split]}
@@ -167,7 +175,7 @@ class Sevir(Turnable):
 
     @cached_property
     def _days(self) -> tuple[date, ...]:
-        """Returns the days that have events, in order; an event is of the day of its centre."""
+        """Returns the days with events, in order; an event belongs to the day of its centre."""
         from bench.data.sevir.catalogue import read_catalogue, select_events
 
         assert self.data_root is not None
@@ -200,7 +208,7 @@ class Sevir(Turnable):
         return SplitEvents(tuple(event.id for event in chosen), tuple(event.span for event in chosen), storage)
 
     def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
-        """Returns times and places of a window's frames, as far as the catalogue tells."""
+        """Returns times and coordinates of a window's frames, as far as the catalogue has them."""
         from bench.data.sevir.dataset import SevirSequences
 
         windows = self.dataset(split).source
@@ -235,7 +243,7 @@ class Sevir(Turnable):
         return windows.stored(index)[0], coordinates
 
     def _coordinates(self, event: Event, newest: int) -> FrameCoordinates | None:
-        """Returns when frame `newest` of an event is, and where; None where the catalogue does not tell when."""
+        """Returns time and coordinates of frame `newest` of an event; None if the catalogue does not have its time."""
         import numpy as np
 
         from bench.data.sevir.catalogue import read_catalogue
@@ -263,7 +271,7 @@ class Sevir(Turnable):
         return source.scaled(index, _SCALE)
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         from bench.data.sevir import check as sevir_report
 
         assert self.data_root is not None
@@ -284,15 +292,15 @@ class Sevir(Turnable):
         """Returns VIL codes, float32, for the 0-1 scale."""
         import torch
 
-        # The divisor is a tensor on the device: by a Python number, CUDA would multiply with its reciprocal.
+        # The divisor is a tensor on the device: for a Python number, CUDA would multiply by its reciprocal.
         return normalised.to(torch.float32) / torch.tensor(_SCALE, dtype=torch.float32, device=normalised.device)
 
     def to_context(self, stored: Tensor) -> Tensor:
-        """Returns the normalised context; missing pixels become no echo when the task masks them."""
+        """Returns the normalised context; missing pixels become "no echo" if the task masks them."""
         if not self.mask_missing:
             return self.normalise(stored)
         missing = stored == _MISSING
-        if stored.is_floating_point():  # from a file that we wrote
+        if stored.is_floating_point():  # from a file written by earthbench
             missing |= stored.isnan()
         return self.normalise(stored.masked_fill(missing, 0))
 
@@ -301,7 +309,7 @@ class Sevir(Turnable):
         return stored != _MISSING if self.mask_missing else super().context_known(stored)
 
     def to_target(self, stored: Tensor) -> Tensor:
-        """Returns the target's codes; missing pixels become NaN when the task masks them."""
+        """Returns the target's codes; missing pixels become NaN if the task masks them."""
         if not self.mask_missing:
             return stored
         return stored.float().masked_fill(stored == _MISSING, float("nan"))
@@ -332,13 +340,13 @@ class SevirLR(Sevir):
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns SEVIR's metrics, and the skill after max-pooling that PreDiff reports, as far as frames allow it."""
+        """Returns SEVIR's metrics, and the skill after max-pooling that PreDiff reports, if frames are large enough."""
         pools = [pool for pool in (1, 4, 16) if pool <= min(self.frame_size)]
         found = super().metrics
         return {**found, "skill": {**found["skill"], "pool": pools}}
 
     def sequences(self, split: Split) -> SequenceDataset:
-        """Returns the stored windows of a split, by date or, in training and validation, by the authors' lot."""
+        """Returns the stored windows of a split, by date or, for training and validation, at random as the authors."""
         if self.split_by == "date" or split not in ("train", "val"):
             return super().sequences(split)
         from bench.data.sevir.splits import RandomPart
@@ -359,11 +367,11 @@ class SevirLR(Sevir):
 
     @property
     def shared_by_design(self) -> frozenset[frozenset[str]]:
-        """Returns training and validation where they are a random split of windows."""
+        """Returns the pair of training and validation if they are a random split of windows."""
         return frozenset({frozenset({"train", "val"})} if self.split_by == "random" else ())
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         report = super().describe_data(read_everything=read_everything, advance=advance)
         if self.split_by == "random" and not report.problems:
             for split in ("train", "val"):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bench.api import SPLITS, Palette, Shape, Split
 from bench.config import fingerprint
 from bench.data.plausibility import Plausible
-from bench.errors import ConfigError, DataError, did_you_mean
+from bench.errors import ConfigError, DataError, counted, did_you_mean
 from bench.paths import expand_environment
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FrameCoordinates:
-    """When and where the frames of a forecast are, as the data say."""
+    """Times and coordinates of a forecast's frames, from the data."""
 
     start: Any
-    """datetime64 of the newest frame of the context."""
+    """Time of the newest frame of the context, datetime64."""
     names: tuple[str, str]
-    """Of the dimensions y and x."""
+    """Names of the dimensions y and x."""
     y: Any
-    """float64 `(H,)`, or None where the data have none."""
+    """Coordinates of the rows, float64 `(H,)`; None if the data have none."""
     x: Any
     attributes: tuple[dict[str, Any], dict[str, Any]]
     mapping: dict[str, Any]
-    """Attributes of the CF grid mapping, where there is one."""
+    """Attributes of the CF grid mapping; empty if there is none."""
     variables: tuple[str, ...]
     units: tuple[str, ...]
-    """Of each channel of the target."""
+    """Units of each channel of the target."""
     auxiliary: Mapping[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     """Further coordinates by name: values on (y, x), such as the latitudes of a curvilinear grid, and attributes."""
 
@@ -53,7 +53,7 @@ class FrameCoordinates:
 class NormalisedSequences:
     """A split as users see it: `dataset[i]` is `(context, target)` in the task's normalised units.
 
-    `dataset.source` has the same sequences as they lie on disk, which is what loaders carry.
+    `dataset.source` has the same sequences as stored on disk, which is what data loaders transfer.
     """
 
     def __init__(self, task: Task, source: SequenceDataset, split: Split) -> None:
@@ -73,30 +73,30 @@ class NormalisedSequences:
         return self.task.item(self.source, index)
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target in the units and dtype they are stored in, and labels where there are any."""
+        """Returns context and target in their stored units and dtype, followed by labels, if any."""
         return self.source.stored(index)
 
     @property
     def why_empty(self) -> str:
-        """Returns why there are no sequences, as a sentence with a space after it where the data can tell."""
+        """Returns why there are no sequences, as a sentence followed by a space; empty if the data do not tell."""
         reason = self.source.why_empty
         return f"{reason[0].upper()}{reason[1:]}. " if reason else ""
 
     @property
     def incomplete(self) -> str | None:
-        """Returns why this is not all of the split, or None where it is."""
+        """Returns why sequences of the split are missing, or None if it is complete."""
         skipped = self.source.skipped_ids
-        return f"{len(skipped)} events skipped: {', '.join(skipped[:5])}" if skipped else None
+        return f"{counted(len(skipped), 'event')} skipped: {', '.join(skipped[:5])}" if skipped else None
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies the data of this split, and what it shares with others where it shares anything."""
+        """Returns the identity of this split's data, with what it shares with other splits, if anything."""
         identity = self.source.identity()
         leaks = [leak.facts() for leak in self.task.leaks if self.split in leak.splits]
         return {**identity, "leaks": leaks} if leaks else identity
 
 
 class Task(BaseModel, ABC):
-    """What is forecast from what.  Importing a task's module must not import torch: listings do it.
+    """Definition of a forecasting problem.  Importing a task's module must not import torch, as listings import it.
 
     Fields are the task's options, set by `task.FIELD=...` or `load_task(name, FIELD=...)`.
     """
@@ -105,38 +105,38 @@ class Task(BaseModel, ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised whenever a score of the task may move."""
+    """Incremented whenever scores of the task may change."""
     units: ClassVar[str]
-    """Physical units that metrics see, where all data have the same."""
+    """Physical units that metrics see, if all data have the same."""
     published_sequences: ClassVar[dict[str, int]] = {}
-    """Sequences per split of the complete, official data set: what a row of a published table must have seen."""
+    """Sequences per split of the complete, official data set, which rows of a published table must have used."""
     palette: ClassVar[Palette] = Palette()
-    """How its frames are drawn, in physical units."""
+    """Colours and levels for drawing frames, in physical units."""
     timeless: ClassVar[bool] = False
-    """Whether frames have no time of their own: lead times are given in frames."""
+    """Whether frames have no physical time; lead times are then given in frames."""
     event_threshold: ClassVar[float | None] = None
-    """In physical units: of ensembles, pictures show the share of members at or above it."""
+    """Threshold in physical units; pictures of ensembles show the share of members at or above it."""
     regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {}
-    """Boxes that pictures outline: name to first row, last row, first column, last column, in cells of a frame."""
+    """Boxes outlined in pictures, by name: first row, last row, first column, last column, in cells of a frame."""
     degrees: ClassVar[tuple[range, range] | None] = None
-    """Latitudes of the rows and longitudes of the columns, where these are the same in all data."""
+    """Latitudes of the rows and longitudes of the columns, if they are the same in all data."""
     plausible: ClassVar[Plausible | None] = None
-    """What values its frames can have, in physical units; readers refuse others."""
+    """Range of possible values in physical units; readers refuse others."""
     data_verbs: ClassVar[dict[str, str]] = {}
-    """`module:Class` of a `bench.data.verbs.DataVerb` by what `earthbench data` calls it: `make`, `fetch`, or
+    """`module:Class` of each `bench.data.verbs.DataVerb` by its name in `earthbench data`: `make`, `fetch`, or
     `convert:SOURCE` for data of the task SOURCE."""
     reads_addresses: ClassVar[bool] = False
-    """Whether `data_root` may be an address that fsspec reads, such as `s3://bucket/folder`."""
+    """Whether `data_root` may be an fsspec address, such as `s3://bucket/folder`."""
     presets_of: ClassVar[str | None] = None
-    """Another task, whose presets models use here where they have none for this one: the shapes are the same."""
+    """Another task with the same shapes, whose presets are used by models without a preset for this one."""
     from_training: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values come from the training data unless they are given: whoever has the weights has them."""
+    """Options whose values come from the training data unless given; they are stored with the weights."""
     selection_fields: ClassVar[frozenset[str]] = frozenset()
-    """Options that choose events or how they are scored: weights that were trained with others may be evaluated."""
+    """Options that select or score events; weights trained with other values may be evaluated."""
     context_fields: ClassVar[frozenset[str]] = frozenset()
-    """Options of what models see alone: runs that differ in them are scored on the same and may be compared."""
+    """Options that change only the model's input; runs that differ in them have the same targets and are comparable."""
     data_root: Path | None = None
-    """A folder; behind an address, a `upath.UPath`, which has the methods of a `Path`."""
+    """A folder; for an address, a `upath.UPath`, which has the methods of a `Path`."""
 
     @field_validator("data_root", mode="plain")
     @classmethod
@@ -150,7 +150,7 @@ class Task(BaseModel, ABC):
             if cls.reads_addresses:
                 try:
                     return open_root(root)
-                except ConfigError as error:  # pydantic would put words around it
+                except ConfigError as error:  # pydantic would wrap its message
                     raise DataError(str(error)) from error
             raise ConfigError(f"data.root={root}: task {cls.name!r} reads folders only; download the data first")
         root = Path(root).expanduser()
@@ -164,7 +164,7 @@ class Task(BaseModel, ABC):
     @property
     @abstractmethod
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns the registered metrics of the task and their options, in its published table's convention."""
+        """Returns the task's registered metrics and their options, in the convention of its published table."""
 
     @property
     def augments(self) -> bool:
@@ -173,7 +173,7 @@ class Task(BaseModel, ABC):
 
     @property
     def further_channels(self) -> tuple[str, ...]:
-        """Returns the variables of the channels behind the first, which alone the task's metrics then are of."""
+        """Returns the variables of the channels after the first; the task's metrics then score only the first."""
         return ()
 
     @property
@@ -193,31 +193,31 @@ class Task(BaseModel, ABC):
 
     @property
     def physical_units(self) -> str:
-        """Returns the physical units that metrics see, of the data where these have their own."""
+        """Returns the physical units that metrics see; those of the data if they have their own."""
         return self.units
 
     @property
     def picture_palette(self) -> Palette:
-        """Returns how frames are drawn."""
+        """Returns the palette for drawing frames."""
         return self.palette
 
     def cell_weights(self) -> dict[str, np.ndarray]:
-        """Returns weights `(H,W)` of 0 to 1 of a frame's cells by name, for errors with `weights`; none here."""
+        """Returns named weights `(H,W)` of a frame's cells, from 0 to 1, for errors with `weights`; none by default."""
         return {}
 
     def taken_from_training(self) -> dict[str, Any]:
-        """Returns the options whose values come from the training data: other data are evaluated with the same."""
+        """Returns the options whose values come from the training data and are kept for other data."""
         return {}
 
     def coordinates(self, split: Split, index: int) -> FrameCoordinates | None:
-        """Returns times and places of a sequence's frames, where the data have them."""
+        """Returns times and coordinates of a sequence's frames; None if the data do not have them."""
         return None
 
     def latest(self) -> tuple[Tensor, FrameCoordinates]:
         """Returns the newest context, as stored, and its coordinates.
 
         Raises:
-            ConfigError: the data are events, none of which is the newest.
+            ConfigError: the data are separate events without a newest one.
         """
         raise ConfigError(
             f"task {self.name!r} consists of separate events, so there is no latest context: use --sequence N"
@@ -227,7 +227,7 @@ class Task(BaseModel, ABC):
     def sequences(self, split: Split) -> SequenceDataset:
         """Returns the stored sequences of a split; called once per split.
 
-        Any object with `__len__`, `ids`, `stored` and `identity` will do: see `bench.data.sequences.PlainSequences`.
+        Any object with `__len__`, `ids`, `stored` and `identity` works; see `bench.data.sequences.PlainSequences`.
         """
 
     @abstractmethod
@@ -240,23 +240,23 @@ class Task(BaseModel, ABC):
 
     @property
     def zero(self) -> float:
-        """Returns what 0 in physical units is on the scale that models see."""
+        """Returns the value of 0 in physical units on the scale that models see."""
         import torch
 
         return float(self.normalise(torch.zeros(())))
 
     def to_context(self, stored: Real[Tensor, "*b t h w c"]) -> Float32[Tensor, "*b t h w c"]:
-        """Returns what the model sees of a stored context: float32, normalised, no missing values."""
+        """Returns the model's input for a stored context: float32, normalised, without missing values."""
         return self.normalise(stored)
 
     def context_known(self, stored: Real[Tensor, "*b t h w c"]) -> Bool[Tensor, "*b t h w c"]:
-        """Returns where a stored context was observed, bool, shaped as `to_context` gives it: what is not, it fills."""
+        """Returns where a stored context was observed, bool, shaped as the result of `to_context`."""
         import torch
 
         return ~torch.isnan(self.to_context(stored))
 
     def to_target(self, stored: Real[Tensor, "*b t h w c"]) -> Real[Tensor, "*b t h w c"]:
-        """Returns what metrics see of a stored target: physical units, NaN where missing if the task masks."""
+        """Returns a stored target for metrics: in physical units, missing pixels NaN if the task masks them."""
         return stored
 
     def item(
@@ -267,11 +267,11 @@ class Task(BaseModel, ABC):
         return self.to_context(context), self.normalise(self.to_target(target))
 
     def dataset(self, split: Split) -> NormalisedSequences:
-        """Returns the map-style data set of a split; item = `(context, target)`, float32 `(T,H,W,C)`, normalised.
+        """Returns the map-style data set of a split; items are `(context, target)`, float32 `(T,H,W,C)`, normalised.
 
         Raises:
             ConfigError: no such split, or the task has no data root.
-            DataError: lists every problem of the files.
+            DataError: the files have problems; the message lists all of them.
         """
         if split not in SPLITS:
             raise ConfigError(f"split {split!r}. {did_you_mean(str(split), SPLITS)}")
@@ -288,12 +288,12 @@ class Task(BaseModel, ABC):
         return {}
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it, for `earthbench data info` and `check`.
+        """Returns a report on the data and their problems, for `earthbench data info` and `check`.
 
-        This one opens every split; a task whose format has more to tell overrides it.
+        By default this opens every split; tasks override it to report more about their format.
 
         Args:
-            read_everything: Also say what only reading every value shows.
+            read_everything: Whether to read every value, which shows further problems.
             advance: Called with `(done, total)` as events are read.
         """
         from bench.data.report import Report
@@ -313,7 +313,7 @@ class Task(BaseModel, ABC):
     def events(self, split: Split) -> SplitEvents:
         """Returns ids and times of a split's events.
 
-        This one opens the split; a task that can tell without reading values overrides it.
+        By default this opens the split; tasks that do not need to read values override it.
         """
         from bench.data.leaks import SplitEvents
 
@@ -322,7 +322,7 @@ class Task(BaseModel, ABC):
 
     @cached_property
     def leaks(self) -> list[Leak]:
-        """Returns what train, val and test share, pair by pair; a split whose files are not there shares nothing."""
+        """Returns the events that train, val and test share, pair by pair; a split without files shares nothing."""
         from bench.data.leaks import find_leaks
 
         splits = {}
@@ -337,7 +337,7 @@ class Task(BaseModel, ABC):
         return frozenset()
 
     def inspect_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what `describe_data` does, with what the splits share."""
+        """Returns the report of `describe_data`, with the events that splits share."""
         from bench.data.leaks import add_leaks
 
         report = self.describe_data(read_everything=read_everything, advance=advance)
@@ -352,7 +352,7 @@ class Task(BaseModel, ABC):
         return self.model_dump(mode="json", exclude={"data_root"})
 
     def defaults(self) -> dict[str, Any]:
-        """Returns the options that this task has when nothing is overridden."""
+        """Returns the default options of this task."""
         return type(self)().fields()
 
     def data_fingerprint(self, split: Split) -> str:
@@ -361,7 +361,7 @@ class Task(BaseModel, ABC):
 
 
 class Turnable(Task, ABC):
-    """A task whose frames have no direction that matters, so that turned and mirrored ones may be trained on."""
+    """A task whose frames have no preferred direction, so that training may use rotated and mirrored ones."""
 
     augment: bool = Field(
         False,
@@ -375,5 +375,5 @@ class Turnable(Task, ABC):
         return self.augment
 
     def fields(self) -> dict[str, Any]:
-        """Returns the task's options; without `augment` where it is off, as before there was such an option."""
+        """Returns the task's options; without `augment` if it is off, as in records from before this option."""
         return {key: value for key, value in super().fields().items() if key != "augment" or value}

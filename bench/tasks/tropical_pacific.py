@@ -1,4 +1,4 @@
-"""What both ENSO tasks share: months of sea-surface temperature anomaly of the tropical Pacific, 24x48 cells."""
+"""Base of both ENSO tasks: monthly sea-surface temperature anomalies of the tropical Pacific, 24x48 cells."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TropicalPacific(Task):
         colours="RdBu_r", levels=(-2.75, -2.25, -1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
     )
     event_threshold: ClassVar[float | None] = 0.5  # K: El Nino
-    # 5 S..5 N, 190..240 E: from the middle of one 5 degree cell to that of another
+    # 5 S..5 N, 190..240 E: between the centres of 5 degree cells
     regions: ClassVar[dict[str, tuple[float, float, float, float]]] = {"Nino3.4": (10, 12, 19, 29)}
     degrees: ClassVar[tuple[range, range]] = (range(-55, 61, 5), range(95, 331, 5))
     plausible: ClassVar[Plausible | None] = SST_ANOMALY
@@ -51,11 +51,11 @@ class TropicalPacific(Task):
 
     @property
     def cadence_minutes(self) -> float:
-        """Returns the mean length of a month of the Gregorian calendar, 30.436875 days: 43,829.1 minutes."""
+        """Returns the mean length of a Gregorian month: 30.436875 days, or 43,829.1 minutes."""
         return MONTH_MINUTES
 
     def cell_weights(self) -> dict[str, np.ndarray]:
-        """Returns `area`: the cosine of latitude, which the areas of cells between evenly spaced parallels go with."""
+        """Returns `area`: the cosine of latitude, to which the area of a cell is proportional."""
         return {"area": np.repeat(np.cos(np.deg2rad(_LATITUDES))[:, None], _FRAME_SIZE[1], 1)}
 
     def normalise(self, physical: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contracts that models, tasks and others keep, for plugins to call: `from bench.testing import check_model`."""
+"""Contract checks of models, tasks and other plugins for use in tests: `from bench.testing import check_model`."""
 
 from bench.testing.constraints import check_constraint
 from bench.testing.metrics import check_metric

@@ -15,14 +15,15 @@ _SHAPE = (3, 4, 16, 24, 1)  # B, T, H, W, C
 def check_constraint(constraint_class: type) -> Any:
     """Returns a constraint that passed every check of the contract, `earthformer.prediff.constraints.Constraint`.
 
-    Checked: its name; measures `(B, T, values)`, of each sequence by itself, finite where all pixels are known and not
-    infinite where some or all are missing (NaN); frames left alone.  Of one that takes labels, the name alone.
+    Checked: its name; measures have the shape `(B, T, values)`, are independent per sequence, finite if all pixels are
+    known and not infinite if some or all are missing (NaN); frames are not changed.  For a constraint that takes
+    labels, only the name is checked.
 
     Args:
-        constraint_class: The class.
+        constraint_class: Class of the constraint.
 
     Raises:
-        ContractError: lists everything that is wrong.
+        ContractError: checks failed; the message lists all of them.
     """
     missing = [name for name in ("name", "measure", "compared") if not hasattr(constraint_class, name)]
     if missing:

@@ -29,20 +29,20 @@ def check_metric(
 ) -> Metric:
     """Returns a metric that passed every check of the contract.
 
-    Checked: `compute()` gives a flat dict of floats; scores do not depend on how sequences are batched or ordered, nor
-    on how many processes saw them; what it adds up is int64 or float64; updates leave their arguments alone; `reset()`
-    forgets everything.
+    Checked: `compute()` returns a flat dict of floats; scores do not depend on how sequences are batched, ordered or
+    distributed over processes; sums are int64 or float64; updates do not change their arguments; `reset()` clears all
+    state.
 
     Args:
-        metric_class: The class, or what makes a metric.
+        metric_class: Class or factory of the metric.
         shape: `(T,H,W,C)` of the random forecasts to try.
-        scale: Their largest value.
-        labels: For six sequences, `(6, ...)` each, for a metric with `takes_labels` that needs some.
-        tolerance: Relative difference of scores whose float64 sums were added in another order.
+        scale: Largest value of the forecasts.
+        labels: Labels of six sequences, `(6, ...)` each, for a metric with `takes_labels` that needs some.
+        tolerance: Allowed relative difference of scores whose float64 sums were added in another order.
         **options: Passed to the class.
 
     Raises:
-        ContractError: lists everything that is wrong.
+        ContractError: checks failed; the message lists all of them.
     """
     made = metric_class(**options)
     if not isinstance(made, Metric):
@@ -91,13 +91,13 @@ def _state(metric: Metric, problems: list[str]) -> None:
     for name in metric._defaults:
         value = getattr(metric, name)
         if isinstance(value, list):
-            continue  # kept as they came, not added up
+            continue  # stored as a list, not summed
         if value.dtype not in (torch.int64, torch.float64):
             problems.append(f"state {name} is {value.dtype}; expected int64 or float64, which are exact")
 
 
 def _joined(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
-    """Returns the scores of several metrics' states joined as torchmetrics joins those of processes."""
+    """Returns the scores of several metrics' states, combined as torchmetrics combines those of processes."""
     parts = []
     for batch in pieces:
         part = copy.deepcopy(metric)

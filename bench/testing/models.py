@@ -25,7 +25,7 @@ from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
 from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message
 
-# One forecast by two models of the same weights: they may differ by their choice of kernels.
+# Tolerances for forecasts of two models with the same weights, which may use different kernels.
 _RELOADED_RELATIVE, _RELOADED_ABSOLUTE = 1e-5, 1e-6
 _NOISE = 0.01
 _STARTS = 4
@@ -42,23 +42,22 @@ def check_model(
 ) -> nn.Module:
     """Returns a model that passed every check of the contract.
 
-    Checked: making it leaves torch's defaults alone; no member is a misspelt one of `bench.api`; shape, dtype and
-    finiteness of the forecast; the context is left unchanged; evaluation is deterministic and each row of a batch is
-    what it is alone; every parameter gets a gradient that is finite and not all zeros (but those that match its
-    `parameters_without_gradient`, a tuple of glob patterns), and with `optimizers()` within the first ten steps, where
-    each is named once;
-    a state_dict goes through a file into a fresh model, which then gives the same forecast; the model can be counted
-    with no unknown operation, or says in `uncountable` why not; a running average of weights that stay as they are
-    gives the same forecast.
+    Checked: making it does not change torch's defaults; no attribute is a misspelt one of `bench.api`; shape, dtype and
+    finiteness of the forecast; the context is not changed; evaluation is deterministic, and rows of a batch are
+    independent; every parameter gets a gradient that is finite and not all zeros (except those that match
+    `parameters_without_gradient`, a tuple of glob patterns); with `optimizers()`, within the first ten steps, and each
+    parameter is named once; a state_dict saved to a file and loaded into a fresh model gives the same forecast; the
+    model can be counted without unknown operations, or `uncountable` says why not; a running average of constant
+    weights gives the same forecast.
 
     Args:
-        model_class: The class, or what makes a model from the two shapes.
+        model_class: Class or factory that makes a model from the two shapes.
         input_shape: `(T_in, H, W, C)` to try.
         target_shape: `(T_out, H, W, C)` to try.
         **hyperparameters: Passed to the class.
 
     Raises:
-        ContractError: lists everything that is wrong.
+        ContractError: checks failed; the message lists all of them.
     """
     torch.manual_seed(0)
     defaults = _global_state()
@@ -85,7 +84,7 @@ def check_model(
             check_model_members(module)
         except ContractError as error:
             problems.append(str(error))
-    _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, no more can be said
+    _shape_and_input(copy.deepcopy(model), context, target, problems)  # without a forecast, nothing else can be checked
     gradients, round_trip = (functools.partial(check, build=build) for check in (_gradients, _round_trip))
     for check in (_independence, gradients, round_trip, _average, _countable):
         try:
@@ -130,7 +129,7 @@ def _gradients(
     model: nn.Module, context: Tensor, target: Tensor, problems: list[str], build: Callable[[], nn.Module]
 ) -> None:
     found = _gradient_problems(model, context, target)
-    # A unit that happens to be dead lets no gradient through: what is wrong is wrong from any start.
+    # Units that happen to be dead block gradients, so only problems at every initialisation count.
     for seed in range(1, _STARTS):
         if found:
             torch.manual_seed(seed)
@@ -176,7 +175,7 @@ def _training_loss(model: nn.Module, context: Tensor, target: Tensor, step: int 
 
 
 def _move_off_zero(model: nn.Module) -> None:
-    """Moves trainable parameters a little: layers that start at zero let no gradient through to those before them."""
+    """Perturbs trainable parameters, because layers initialised with zeros block the gradient of earlier layers."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -186,7 +185,7 @@ def _move_off_zero(model: nn.Module) -> None:
 def _round_trip(
     model: nn.Module, context: Tensor, target: Tensor, problems: list[str], build: Callable[[], nn.Module]
 ) -> None:
-    """Loads the state of a model that has learnt something into a fresh one that started from other random numbers."""
+    """Loads the state of a trained model into a fresh one with a different initialisation."""
     _learn(model, context, target)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -206,7 +205,7 @@ def _round_trip(
 
 
 def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
-    """Changes what training changes: parameters, and what a pass in training mode or a fit leaves in the model."""
+    """Changes parameters and buffers as a training would: by a pass in training mode or a fit."""
     if isinstance(model, FitsInOnePass):
         model.fit(iter([(context, target)]))
         return
@@ -217,7 +216,7 @@ def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
 
 
 def _average(model: nn.Module, context: Tensor, target: Tensor, problems: list[str]) -> None:
-    """Averages weights that stay as they are: the average is the model."""
+    """Checks that the running average of constant weights is the model itself."""
     if next(model.parameters(), None) is None:
         return
     average = RunningAverage(model, decay=0.9)
@@ -225,7 +224,7 @@ def _average(model: nn.Module, context: Tensor, target: Tensor, problems: list[s
     for step in range(1, _AVERAGED):
         average.update(model, step=step)
     before, after = model.state_dict(), average.module.state_dict()
-    # What `prepare` or `fit` has yet to set may be NaN.
+    # Values that `prepare` or `fit` will set may be NaN.
     changed = [n for n in before if n not in after or not torch.allclose(before[n], after[n], 0, 0, equal_nan=True)]
     if changed:
         problems.append(f"a running average of weights that stay as they are changes {', '.join(changed)}")

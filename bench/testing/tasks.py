@@ -17,25 +17,25 @@ from bench.metrics import load_metric
 from bench.metrics.names import metric_of
 from bench.tasks import Task
 
-# float32 there and back
+# Relative tolerance of a float32 round trip.
 _RELATIVE = 1e-4
 
 
 def check_task(task_class: type[Task], *, data_root: str | Path | None = None, **fields: Any) -> Task:
     """Returns a task that passed every check of the contract.
 
-    Checked: name, version and units; shapes `(T,H,W,C)` with equal C; options that are plain JSON; metrics that exist
-    and can be made; units that go there and back; importing its module does not import torch.  With data: every split
-    can be opened; sequences have the task's shapes, float32, finite contexts; training, validation and test share no
-    event; what identifies the data is plain JSON and the same when opened again.
+    Checked: name, version and units; shapes `(T,H,W,C)` with equal H and W; options are plain JSON; metrics exist and
+    can be made; `denormalise` and `normalise` are inverses; importing its module does not import torch.  With data:
+    every split can be opened; sequences have the task's shapes, float32, finite contexts; training, validation and test
+    share no event; the identity of the data is plain JSON and the same when opened again.
 
     Args:
-        task_class: The class.
-        data_root: Folder of its data; without, nothing that needs data is checked.
-        **fields: The task's options.
+        task_class: Class of the task.
+        data_root: Folder of its data; without it, checks that need data are skipped.
+        **fields: Options of the task.
 
     Raises:
-        ContractError: lists everything that is wrong.
+        ContractError: checks failed; the message lists all of them.
     """
     if not (isinstance(task_class, type) and issubclass(task_class, Task)):
         raise ContractError(f"{task_class!r} is not a subclass of bench.tasks.Task")
@@ -87,7 +87,7 @@ def _units(task: Task, problems: list[str]) -> None:
 
 def _light_import(task: Task, problems: list[str]) -> None:
     module = type(task).__module__
-    # Any import of torch fails at once, so that nothing has to be waited for.
+    # An import of torch fails immediately, so the check is fast.
     program = f"import importlib, sys; sys.path[:] = {sys.path!r}; sys.modules['torch'] = None; " + (
         f"importlib.import_module({module!r})"
     )
@@ -126,5 +126,5 @@ def _data(task: Task, problems: list[str]) -> None:
 
 
 def _given(task: Task) -> dict[str, Any]:
-    """Returns what a task was made from; what it has worked out since is left out."""
+    """Returns the options that a task was made with, without values computed since."""
     return {name: getattr(task, name) for name in type(task).model_fields}

@@ -1,6 +1,6 @@
 """PreDiff: probabilistic forecasts by latent diffusion, with control by prior knowledge.
 
-Names are looked up on first use: importing the package imports neither torch nor diffusers.
+Names are imported on first use: importing the package imports neither torch nor diffusers.
 
 Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023, arXiv 2307.10422.
 """

@@ -28,7 +28,7 @@ class PreDiffKA(PreDiff):
     evaluation_only: ClassVar[tuple[str, ...]] = (
         *PreDiff.evaluation_only, "control", "control_as", "guide_scale", "guide_norm", "guide_scaling",
     )  # fmt: skip
-    # Literals: listing commands read them from the source, without importing it. So "tiny" repeats PreDiff's.
+    # Literals, because listing commands read them from the source without importing it; "tiny" repeats PreDiff's.
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir_lr": {},
         "nbody_mnist": {"constraint": "energy", "control": None},
@@ -70,21 +70,21 @@ class PreDiffKA(PreDiff):
         Args:
             input_shape: T, H, W, C of the context.
             target_shape: T, H, W, C of the target.
-            constraint: a registered one: ``mean_intensity``, ``energy``, or your own.
-            control: where `forward` steers to, and `sample` unless told otherwise: a number, or a range from which
+            constraint: name of a registered constraint: ``mean_intensity``, ``energy``, or your own.
+            control: target of the guidance in `forward` and, by default, in `sample`: a number, or a range from which
                 every member draws its own (the paper's row has targets within two standard deviations), or None for a
                 constraint that follows the context.
-            control_as: what the number is: ``sigmas``, ``times`` or ``value``, see `Control`.
+            control_as: meaning of the number: ``sigmas``, ``times`` or ``value``, see `Control`.
             guide_scale: strength of the guidance.
             guide_norm: ``sample`` or, as in the authors' code, ``batch``: one distance for all members of a sequence,
                 which then depend on one another.
             guide_scaling: ``sigma`` as in the authors' code, or ``variance`` as in the paper.
             alignment_units: channels of the alignment network's finest level.
             alignment_depth: attention blocks of its levels.
-            **hyperparameters: those of `PreDiff`.
+            **hyperparameters: hyperparameters of `PreDiff`.
 
         Raises:
-            ValueError: shapes or hyperparameters that do not fit.
+            ValueError: shapes or hyperparameters do not fit.
         """
         super().__init__(input_shape, target_shape, **hyperparameters)
         if control_as not in ("sigmas", "times", "value"):
@@ -133,20 +133,20 @@ class PreDiffKA(PreDiff):
 
 
 def _source_of(rule: Constraint) -> dict[str, str]:
-    """Returns a digest of the source of a constraint that is not of this library: other measures are other weights."""
+    """Returns a digest of the source of a constraint from outside this library, as its weights depend on it."""
     if type(rule).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return {}
     try:
         source = inspect.getsource(type(rule))
-    except OSError:  # of an interactive session
+    except OSError:  # defined in an interactive session
         source = f"{type(rule).__module__}:{type(rule).__qualname__}"
     return {"constraint_source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 class _CountedGuide:
-    """Costs what guidance costs, for counters that cannot hold a backward pass.
+    """Has the cost of guidance, for counters that cannot trace a backward pass.
 
-    The pass down to the input counts as another forward pass, which is right to a percent.
+    The backward pass to the input is counted as another forward pass, which is accurate to one percent.
     """
 
     def __init__(self, network: NoisyEncoder) -> None:

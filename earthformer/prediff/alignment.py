@@ -1,4 +1,4 @@
-"""Knowledge alignment: a network that reads a constraint's measure off noised latents, and guidance by its gradient.
+"""Knowledge alignment: a network that estimates a measure from noised latents, and guidance by its gradient.
 
 Source: PreDiff, section 3.3; attention pooling after Radford et al. 2021 (CLIP); names and conventions as in the
 authors' released code and checkpoints.
@@ -24,13 +24,13 @@ SCALINGS = ("sigma", "variance")
 
 
 class AttentionPool(nn.Module):
-    """One query, the mean of a frame's tokens, attends to them all and to itself; its answer is projected."""
+    """One query, the mean of a frame's tokens, attends to all tokens and to itself; the result is projected."""
 
     def __init__(self, tokens: int, channels: int, num_heads: int, out_channels: int) -> None:
         """Makes the layer for frames of `tokens` tokens of `channels` channels.
 
         Raises:
-            ValueError: heads that do not divide the channels.
+            ValueError: the number of heads does not divide the channels.
         """
         super().__init__()
         if channels % num_heads:
@@ -52,7 +52,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyEncoder(DownPath):
-    """Estimates, per frame, what a constraint measures of the frames behind a noised latent sequence."""
+    """Estimates a constraint's measure of each frame from a noised latent sequence."""
 
     def __init__(self, input_shape: Sequence[int], *, out_channels: int = 1, **levels: Any) -> None:
         """Makes the network for latents of `input_shape` (T, H, W, C) and `out_channels` values per frame.
@@ -76,11 +76,11 @@ class NoisyEncoder(DownPath):
         Args:
             zt: noised latents (B, T, H, W, C).
             t: diffusion steps (B,).
-            y: the context; taken and not used, as in the authors' code.
-            zc: its latents; likewise.
+            y: the context; accepted but not used, as in the authors' code.
+            zc: latents of the context; likewise.
 
         Raises:
-            ValueError: latents of another shape than the network was made for.
+            ValueError: latents do not have the shape that the network was made for.
         """
         if tuple(zt.shape[1:]) != self.input_shape:
             raise ValueError(
@@ -93,17 +93,17 @@ class NoisyEncoder(DownPath):
 
 
 class KnowledgeAlignment(nn.Module):
-    """The alignment network, its constraint, and what the constraint measures of the training sequences.
+    """The alignment network, its constraint, and statistics of the measure over the training sequences.
 
     Attributes:
         network: estimates the measure per frame.
         constraint: measures frames.
-        mean: of the measure over the training sequences, averaged over the target's frames (values,).
-        std: its standard deviation over the sequences (values,).
+        mean: mean of the measure over the training sequences, averaged over the target's frames (values,).
+        std: standard deviation of the measure over the sequences (values,).
     """
 
     def __init__(self, network: NoisyEncoder, constraint: Constraint) -> None:
-        """Joins them; the statistics are not known until `fit`."""
+        """Combines network and constraint; the statistics are unknown until `fit`."""
         super().__init__()
         self.network = network
         self.constraint = constraint
@@ -115,11 +115,11 @@ class KnowledgeAlignment(nn.Module):
     def fit(self, measured: Iterable[Tensor]) -> None:
         """Sets mean and standard deviation from measures (B, T, values) of all training sequences, in batches.
 
-        The paper anticipates a mean intensity and its spread without saying how; here they are those of the target's
-        mean over the training sequences. A frame without a known pixel (NaN) counts nowhere.
+        The paper does not say how it gets the mean intensity and its spread; here they are those of the target's mean
+        over the training sequences. Frames without a known pixel (NaN) are ignored.
 
         Raises:
-            ValueError: no sequence with a known pixel, measures of another shape, or values that are not finite.
+            ValueError: no sequence with a known pixel, measures of the wrong shape, or values that are not finite.
         """
         expected = (self.network.input_shape[0], self.constraint.values)
         means = []
@@ -139,13 +139,13 @@ class KnowledgeAlignment(nn.Module):
         """Returns the mean squared error of the estimates for noised latents (B, T, h, w, C).
 
         Args:
-            noised: latents.
+            noised: noised latents.
             t: diffusion steps (B,).
-            measured: of the true frames (B, T, values); NaN has no error.
-            share: of known pixels in each frame (B, T), by which it weighs; None for alike.
+            measured: measure of the true frames (B, T, values); NaN has no error.
+            share: share of known pixels in each frame (B, T), used as its weight; None for equal weights.
 
         Raises:
-            ValueError: measures of another shape than (B, T, values).
+            ValueError: measures do not have the shape (B, T, values).
         """
         estimated = self.network(noised, t).float()
         self._check(measured, tuple(estimated.shape))
@@ -161,15 +161,15 @@ class KnowledgeAlignment(nn.Module):
             )
 
     def target(self, control: Control | None, cond: Tensor) -> Tensor:
-        """Returns the value (B, K) that the compared measure is steered to.
+        """Returns the target (B, K) of the compared measure.
 
         Args:
-            control: where to; None for constraints that follow the context.
+            control: target of the guidance; None for constraints that follow the context.
             cond: the context's latents (B, T_in, h, w, C).
 
         Raises:
-            ValueError: a control that the constraint needs and does not get, a value of another shape than one row per
-                sequence, or statistics that were never fitted.
+            ValueError: a missing control, a value that does not have one row per sequence, or statistics that were
+                never fitted.
         """
         batch, frames = len(cond), self.network.input_shape[0]
         width = self.constraint.values * (1 if self.constraint.averaged else frames)
@@ -202,7 +202,7 @@ class KnowledgeAlignment(nn.Module):
 
     @torch.no_grad()
     def _of_context(self, cond: Tensor) -> Tensor:
-        """Returns the estimate (B, values) for the context's last frame, read off its clean latents."""
+        """Returns the estimate (B, values) for the context's last frame, from its clean latents."""
         frames = self.network.input_shape[0]
         if not self.constraint.follows_context:
             raise ValueError(f"constraint {self.constraint.name!r}: expected a control, found none")
@@ -217,7 +217,7 @@ class KnowledgeAlignment(nn.Module):
 
 
 def _column(number: float | Tensor) -> float | Tensor:
-    """Returns a number as it is, and one for each row (B,) so that it multiplies (values,)."""
+    """Returns a number unchanged, and one number per row (B,) as a column (B, 1)."""
     return number.view(-1, 1) if isinstance(number, Tensor) else number
 
 
@@ -227,13 +227,13 @@ class Guidance:
 
     Attributes:
         alignment: estimates the measure.
-        target: (N, K), as `KnowledgeAlignment.target` gives it.
-        scale: strength. The authors' 50 goes with ``sigma``; over 1000 steps the same number is about ten times weaker
-            with ``variance``.
-        norm: ``sample``: every row's own distance; ``batch``: the authors' one distance over the batch, with which a
-            row's shift depends on what it is batched with. For one row they are the same.
-        scaling: ``sigma``: by the standard deviation of the ancestral step, the authors' code; ``variance``: by its
-            variance, the paper's rule.
+        target: (N, K), see `KnowledgeAlignment.target`.
+        scale: strength. The authors' value of 50 is for ``sigma``; over 1000 steps the same number is about ten times
+            weaker with ``variance``.
+        norm: ``sample``: one distance per row; ``batch``: one distance over the batch, as in the authors' code, so that
+            a row's shift depends on its batch. For one row they are the same.
+        scaling: ``sigma``: by the standard deviation of the ancestral step, as in the authors' code; ``variance``: by
+            its variance, as in the paper.
     """
 
     alignment: KnowledgeAlignment
@@ -259,10 +259,10 @@ class Guidance:
         """Returns the gradient of the distance to the target by the latents `noised` (N, T, h, w, C) at steps `t`.
 
         Raises:
-            ValueError: a target of another shape than what is compared with it.
+            ValueError: the target and the compared measure differ in shape.
         """
         network = self.alignment.network
-        # Latents that came about in inference mode take no part in gradients; their copies do.
+        # Latents made in inference mode do not support gradients; their copies do.
         with torch.inference_mode(False), torch.enable_grad():
             latents = noised.detach().clone().requires_grad_()
             compared = self.alignment.constraint.compared(network(latents, t.clone()).float())
@@ -278,11 +278,11 @@ class Guidance:
         return gradient
 
     def mean_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Returns what the ancestral step's mean moves by."""
+        """Returns the shift of the ancestral step's mean."""
         return -self._weight(t, schedule, noised) * self.gradient(noised, t)
 
     def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Returns what is added to the predicted noise: in an ancestral step it equals `mean_shift`, in any solver."""
+        """Returns the shift of the predicted noise that equals `mean_shift` in an ancestral step, for any solver."""
         per_noise = (
             schedule.at("alphas", t, noised).sqrt()
             * schedule.at("sqrt_one_minus_alphas_cumprod", t, noised)

@@ -1,4 +1,4 @@
-"""The frame-wise autoencoder: every frame becomes a small image of latent channels, and comes back.
+"""The frame-wise autoencoder: every frame is encoded as a small image of latent channels.
 
 Source: PreDiff, section 3.1; the network is Stable Diffusion's (Rombach et al. 2022) for frames of one channel.
 """
@@ -19,7 +19,7 @@ PAPER: dict[str, Any] = {"latent_channels": 4}
 
 
 class FrameAutoencoder(AutoencoderKL):
-    """diffusers' autoencoder with a Gaussian posterior, that also takes sequences (B, T, H, W, C).
+    """diffusers' autoencoder with a Gaussian posterior, which also takes sequences (B, T, H, W, C).
 
     ``encode`` and ``decode`` are diffusers' own, on images (N, C, H, W).
     """
@@ -33,7 +33,7 @@ class FrameAutoencoder(AutoencoderKL):
         """Returns T, H, W, C of the latents of frames of `shape` (T, H, W, C).
 
         Raises:
-            ValueError: frames of other channels, or sides that the factor does not divide.
+            ValueError: a wrong number of channels, or sides that the factor does not divide.
         """
         frames, height, width, channels = shape
         if channels != self.config.in_channels:
@@ -59,7 +59,7 @@ class FrameAutoencoder(AutoencoderKL):
 
         Args:
             frames: on the 0-1 scale.
-            noise: standard normal (B, T, h, w, C), which makes the draw.
+            noise: standard normal noise (B, T, h, w, C) for the draw; None for the mean.
         """
         posterior = self.posterior(frames)
         latents = posterior.mean
@@ -71,7 +71,7 @@ class FrameAutoencoder(AutoencoderKL):
         """Returns frames (B, T, H, W, C) of latents (B, T, h, w, C), not clipped.
 
         Raises:
-            ValueError: latents of another number of channels.
+            ValueError: a wrong number of latent channels.
         """
         if latents.shape[-1] != self.config.latent_channels:
             raise ValueError(
@@ -90,7 +90,7 @@ def make_autoencoder(
     norm_num_groups: int = 32,
     act_fn: str = "silu",
 ) -> FrameAutoencoder:
-    """Returns a fresh autoencoder; the defaults are the released one's.
+    """Returns an untrained autoencoder; the defaults are those of the released one.
 
     Args:
         in_channels: channels of a frame.
@@ -101,7 +101,7 @@ def make_autoencoder(
         act_fn: activation.
 
     Raises:
-        ValueError: groups that do not divide the channels.
+        ValueError: the number of groups does not divide the channels.
     """
     channels = [int(count) for count in block_out_channels]
     if not channels or any(count % norm_num_groups for count in channels):

@@ -1,7 +1,7 @@
 """Constraints from prior knowledge: a measure of a forecast's frames, and its target value.
 
-Your own constraint is a subclass of `Constraint` with a `name`: given to `register_constraint`, or an entry point of
-that name in the group `earthbench.constraints`. It can then be named like the built-in ones.
+Your own constraint is a subclass of `Constraint` with a `name`, passed to `register_constraint` or declared as an entry
+point of that name in the group `earthbench.constraints`. It can then be used by name like the built-in ones.
 
 Source: PreDiff, section 3.3 (knowledge alignment) and the constraints of its two experiments.
 """
@@ -23,11 +23,11 @@ _GROUP = "earthbench.constraints"
 
 @dataclass(frozen=True)
 class Control:
-    """Where the measure is to be steered: exactly one of the three is given.
+    """Target of the measure; exactly one of the three is given.
 
     Attributes:
         sigmas: n in mean + n * standard deviation of the measure over the training sequences; a number, or a tensor
-            with one for each sequence of the batch (B,).
+            with one per sequence of the batch (B,).
         times: k in k * that mean; likewise.
         value: the value itself, a number or a tensor with one row per sequence of the batch.
     """
@@ -37,10 +37,10 @@ class Control:
     value: float | Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuses none or several.
+        """Checks that exactly one is given.
 
         Raises:
-            ValueError: not exactly one is given.
+            ValueError: none or several are given.
         """
         given = [name for name in ("sigmas", "times", "value") if getattr(self, name) is not None]
         if len(given) != 1:
@@ -51,10 +51,10 @@ class Constraint(ABC):
     """A measure of frames, and how it is compared with its target.
 
     Attributes:
-        name: under which it is registered.
-        values: numbers that it gives per frame.
+        name: name under which it is registered.
+        values: number of values per frame.
         averaged: whether the mean over the frames is compared, rather than every frame.
-        takes_labels: whether it needs what the data know of frames beyond their pixels.
+        takes_labels: whether it needs labels of the frames beyond their pixels.
         follows_context: whether, without a control, the target is the measure of the context's last frame.
     """
 
@@ -69,15 +69,15 @@ class Constraint(ABC):
         """Returns the measure (B, T, values) of frames (B, T, H, W, C) on the model's scale.
 
         Args:
-            frames: the true future; missing pixels are NaN, and so is a measure that is not known.
-            labels: what the data know of these frames beyond their pixels, (B, ...) each.
+            frames: the true future; missing pixels are NaN, and so is an unknown measure.
+            labels: labels of these frames from the data set, (B, ...) each.
 
         Raises:
-            ValueError: the measure needs labels and there are none.
+            ValueError: the measure needs labels and none are given.
         """
 
     def compared(self, measured: Tensor) -> Tensor:
-        """Returns what is compared with a target, (B, K), of measures or estimates (B, T, values)."""
+        """Returns the values (B, K) to compare with a target, for measures or estimates (B, T, values)."""
         return measured.mean(dim=1) if self.averaged else measured.flatten(1)
 
 
@@ -86,7 +86,7 @@ _REGISTERED: dict[str, type[Constraint]] = {}
 
 
 def register_constraint(constraint: ConstraintT) -> ConstraintT:
-    """Returns the class, known under its ``name`` from now on; usable as a decorator.
+    """Registers a constraint class under its ``name`` and returns it; usable as a decorator.
 
     Raises:
         ValueError: another class has this name.
@@ -128,10 +128,10 @@ class MeanIntensity(Constraint):
 
 @register_constraint
 class Energy(Constraint):
-    """The energy of a system of bodies, which every forecast frame should have kept since the context's last frame.
+    """The energy of a system of bodies, which every forecast frame should conserve from the context's last frame.
 
-    Pixels do not tell velocities, so the training data must come with the energy of each target frame as a label; of a
-    context the trained network says it.
+    Pixels do not show velocities, so the training data must have the energy of each target frame as a label; for a
+    context the trained network estimates it.
     """
 
     name = "energy"
@@ -165,10 +165,10 @@ def total_energy(
     Args:
         position: (..., N, D).
         velocity: (..., N, D), per unit of the time in which `gravity` is given.
-        mass: of the bodies, (N,) or one for all.
-        gravity: G.
-        softening: d.
-        exponent: 0, 1 or 2.
+        mass: masses of the bodies, (N,), or one for all.
+        gravity: gravitational constant G.
+        softening: softening length d.
+        exponent: exponent of the force, 0, 1 or 2.
 
     Raises:
         ValueError: another exponent, or positions and velocities of different shapes.

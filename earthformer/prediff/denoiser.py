@@ -1,4 +1,4 @@
-"""The denoiser: a U-Net of cuboid attention over the frames of context and noised target together.
+"""The denoiser: a U-Net of cuboid attention over the frames of context and noised target.
 
 Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023, arXiv 2307.10422,
 section 3.2; order of operations and parameter names as in the authors' released code.
@@ -17,9 +17,9 @@ from earthformer.resampling import Upsample
 
 
 class CuboidUNet(DownPath):
-    """Predicts the noise in a noised latent sequence from that, its diffusion step and the context's latents.
+    """Predicts the noise in a latent sequence, given its diffusion step and the context's latents.
 
-    A fresh network predicts exactly 0, as its last layer starts at 0.
+    An untrained network predicts exactly 0, because its last layer is initialised with zeros.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class CuboidUNet(DownPath):
         Args:
             input_shape: T, H, W, C of the context's latents.
             target_shape: T, H, W, C of the target's latents.
-            upsample_kernel_size: of the convolutions behind up-sampling.
-            unet_res_connect: whether each level but the coarsest adds what it had on the way down.
+            upsample_kernel_size: kernel of the convolutions after up-sampling.
+            unet_res_connect: whether each level but the coarsest adds its tokens from the way down.
             **levels: fields of `Levels`.
 
         Raises:
-            ValueError: shapes or hyperparameters that do not fit.
+            ValueError: shapes or hyperparameters do not fit.
         """
         self_input, self_target = checked_shape("input_shape", input_shape), checked_shape("target_shape", target_shape)
         if self_input[1:] != self_target[1:]:
             raise ValueError(f"target_shape: expected H, W, C of input_shape {self_input}, found {self_target}")
         frames, (height, width, channels) = self_input[0] + self_target[0], self_input[1:]
-        # One channel more tells frames of the context from frames of the target.
+        # One more channel distinguishes frames of the context from frames of the target.
         super().__init__((frames, height, width, channels + 1), Levels(**levels))
         self.input_shape, self.target_shape = self_input, self_target
         self.unet_res_connect = unet_res_connect
@@ -79,7 +79,7 @@ class CuboidUNet(DownPath):
             cond: the context's latents (B, T_in, H, W, C).
 
         Raises:
-            ValueError: latents of another shape than the network was made for.
+            ValueError: latents do not have the shape that the network was made for.
         """
         for name, given, expected in (("x", x, self.target_shape), ("cond", cond, self.input_shape)):
             if tuple(given.shape[1:]) != expected:

@@ -1,4 +1,4 @@
-"""Diffusion of latent sequences: the noise schedule with the tables that follow from it, and what a denoiser learns.
+"""Diffusion of latent sequences: the noise schedule and its tables, and the losses of a denoiser.
 
 Source: PreDiff, section 3.2; Ho et al. 2020 (DDPM); Rombach et al. 2022 for the learned weight of each step's loss.
 Names of the schedules are those of PreDiff's configs, where "linear" is linear in the square root of beta.
@@ -34,8 +34,8 @@ def make_betas(
     Args:
         name: ``linear`` (in the square root of beta), ``sqrt_linear`` (in beta), ``sqrt`` (its root), ``cosine``.
         timesteps: number of diffusion steps.
-        linear_start: first beta of the first three.
-        linear_end: their last.
+        linear_start: first beta of the first three schedules.
+        linear_end: last beta of these.
         cosine_s: offset of ``cosine``.
 
     Raises:
@@ -61,18 +61,18 @@ def make_betas(
 
 
 class NoiseSchedule(nn.Module):
-    """The tables of a schedule: `at` gives entries on the device that the module is on, without waiting for it.
+    """The tables of a schedule; `at` returns entries on the module's device without synchronising with it.
 
     Attributes:
         betas: variance added by each step, float64 (timesteps,) on the CPU.
-        tables: all tables by the names of the authors' code, likewise.
+        tables: all tables under the names of the authors' code, likewise.
     """
 
     def __init__(self, betas: Tensor) -> None:
         """Checks the variances and derives the tables.
 
         Raises:
-            ValueError: variances that are not a list of numbers in (0, 1).
+            ValueError: the variances are not a list of numbers in (0, 1).
         """
         super().__init__()
         betas = betas.detach().double().cpu()
@@ -98,7 +98,7 @@ class NoiseSchedule(nn.Module):
         }
         self._place = {name: place for place, name in enumerate(self.tables)}
         self._single: Tensor
-        # No part of the weights: they follow from hyperparameters.
+        # Not part of the weights, as they follow from hyperparameters.
         single = torch.stack(list(self.tables.values())).float()
         self.register_buffer("_single", single.to(torch.get_default_device()), persistent=False)
 
@@ -110,22 +110,22 @@ class NoiseSchedule(nn.Module):
     def at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
         """Returns entries `t` (B,) of a table, float32, shaped to multiply `like` (B, ...).
 
-        Half precision would make one level of neighbouring levels of noise.
+        In half precision, neighbouring noise levels would coincide.
         """
         return self._single[self._place[table]][t].view(-1, *([1] * (like.dim() - 1)))
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Returns latents (B, ...) as they are after steps `t` (B,), given the noise that is in them then."""
+        """Returns latents (B, ...) noised to steps `t` (B,) with the given noise."""
         kept = self.at("sqrt_alphas_cumprod", t, latents)
         return kept * latents + self.at("sqrt_one_minus_alphas_cumprod", t, latents) * noise
 
     def without_noise(self, noised: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Returns the latents in which steps `t` and this noise leave `noised`: the inverse of `add_noise`."""
+        """Returns the latents that become `noised` at steps `t` with this noise: the inverse of `add_noise`."""
         scaled = self.at("sqrt_recip_alphas_cumprod", t, noised) * noised
         return scaled - self.at("sqrt_recipm1_alphas_cumprod", t, noised) * noise
 
     def noise_in(self, noised: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-        """Returns the noise that is in `noised` after steps `t`, if these are the latents below it."""
+        """Returns the noise in `noised` at steps `t`, given the latents without noise."""
         scaled = self.at("sqrt_recip_alphas_cumprod", t, noised) * noised
         return (scaled - latents) / self.at("sqrt_recipm1_alphas_cumprod", t, noised)
 
@@ -135,7 +135,7 @@ class Denoiser(Protocol):
 
     @property
     def shapes(self) -> Sequence[tuple[int, int, int, int]]:
-        """T, H, W, C of the layers of each level, the finest first."""
+        """T, H, W, C of each level's layers, finest first."""
         ...
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -153,9 +153,9 @@ class LatentDiffusion(nn.Module):
     """A denoiser, its noise schedule and the learned log-variance of every step's loss.
 
     Attributes:
-        denoiser: predicts noise, or the latents themselves.
+        denoiser: predicts the noise, or the latents themselves.
         logvar: (timesteps,), a parameter or, if it is not learned, a buffer.
-        scale_factor: of latents before noise is added: a number, or a buffer that is NaN until it is measured.
+        scale_factor: factor of latents before noise is added: a number, or a buffer that is NaN until it is measured.
     """
 
     def __init__(
@@ -169,16 +169,16 @@ class LatentDiffusion(nn.Module):
         scale_factor: float | None = 1.0,
         scale_context: bool = False,
     ) -> None:
-        """Joins them.
+        """Combines denoiser and schedule.
 
         Args:
             denoiser: called with noised latents, steps and the context's latents.
-            schedule: of the noise.
+            schedule: noise schedule.
             parameterization: ``eps`` if the denoiser predicts the noise, ``x0`` if the latents.
             learn_logvar: whether each step's log-variance is trained.
-            logvar_init: where it starts.
-            scale_factor: of the target's latents; None for 1 / their standard deviation, see `set_scale`.
-            scale_context: whether the context's latents are scaled too. PreDiff's authors do not.
+            logvar_init: initial log-variance.
+            scale_factor: factor of the target's latents; None for 1 / their standard deviation, see `set_scale`.
+            scale_context: whether the context's latents are scaled too; they are not in PreDiff's code.
 
         Raises:
             ValueError: unknown parameterization.
@@ -188,7 +188,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError(
                 f"parameterization: expected one of {', '.join(PARAMETERIZATIONS)}, found {parameterization!r}"
             )
-        self.denoiser: Any = denoiser  # an nn.Module too, which no protocol can say
+        self.denoiser: Any = denoiser  # also an nn.Module, which a protocol cannot express
         self.schedule = schedule
         self.parameterization = parameterization
         logvar = torch.full((schedule.timesteps,), float(logvar_init))
@@ -220,7 +220,7 @@ class LatentDiffusion(nn.Module):
         Source: Rombach et al. 2022, ``scale_by_std``, which takes the first training batch.
 
         Raises:
-            ValueError: latents that do not vary, or are not finite.
+            ValueError: latents are constant or not finite.
         """
         spread = float(latents.cpu().double().std(correction=0))
         if not 0 < spread < math.inf:
@@ -248,7 +248,7 @@ class LatentDiffusion(nn.Module):
         return scale.nan_to_num(nan=1.0) if isinstance(scale, Tensor) else scale
 
     def predicted_noise(self, noised: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Returns the noise that the denoiser sees in latents (B, T, h, w, C), whatever it predicts itself."""
+        """Returns the noise in latents (B, T, h, w, C) according to the denoiser, for either parameterization."""
         predicted: Tensor = self.denoiser(noised, t, cond).float()
         return predicted if self.parameterization == "eps" else self.schedule.noise_in(noised, predicted, t)
 
@@ -257,15 +257,15 @@ class LatentDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the loss to minimise and the plain one: the mean squared error of the prediction.
 
-        The first weights every step's error by its learned variance and goes below zero in normal training; judge by
+        The first weights every step's error by its learned variance and becomes negative in normal training; monitor
         the second.
 
         Args:
-            latents: of the target (B, T_out, h, w, C).
+            latents: latents of the target (B, T_out, h, w, C).
             cond: latents of the context (B, T_in, h, w, C).
             t: diffusion steps (B,).
-            noise: standard normal, shaped as `latents`.
-            share: of known pixels behind each latent (B, T_out, h, w, 1), by which it weighs; None for alike.
+            noise: standard normal noise, shaped as `latents`.
+            share: share of known pixels behind each latent (B, T_out, h, w, 1), used as its weight; None for equal.
         """
         # Only the network may be in half precision.
         predicted = self.denoiser(self.schedule.add_noise(latents, noise, t), t, cond).float()

@@ -39,29 +39,29 @@ class Levels:
         depth: attention blocks per level.
         num_heads: attention heads at every level.
         attn_drop: dropout of attention weights.
-        proj_drop: dropout behind attention's projections, and in the first residual block.
+        proj_drop: dropout after attention's projections, and in the first residual block.
         ffn_drop: dropout of feed-forward layers.
         downsample: factor between levels: s for (1, s, s), or one for each of T, H, W.
         block_attn_patterns: name of the cuboid pattern, or one per level.
         padding_type: ``zeros``, ``ignore`` or ``nearest``.
         ffn_activation: activation of the feed-forward layers.
         gated_ffn: gated feed-forward layers.
-        use_inter_ffn: a feed-forward layer behind each attention layer rather than behind each block.
+        use_inter_ffn: a feed-forward layer after each attention layer rather than after each block.
         norm_layer: ``layer_norm`` or ``rms_norm``.
         pos_embed_type: ``t+h+w`` or ``t+hw``.
         checkpoint_level: 0 keeps all activations, 1 recomputes feed-forward layers, 2 attention layers too.
         use_relative_pos: relative position bias.
-        self_attn_use_final_proj: projection behind attention.
+        self_attn_use_final_proj: projection after attention.
         time_embed_channels_mult: channels of the step's embedding over `base_units`.
         time_embed_use_scale_shift_norm: whether that embedding scales and shifts a norm rather than being added.
         time_embed_dropout: dropout of the residual blocks that take it.
         attn_linear_init_mode: initialisation of queries, keys and values: "0" N(0, 1/fan_in), "1" Kaiming fan-out.
-        ffn_linear_init_mode: of the first feed-forward layers, likewise.
-        ffn2_linear_init_mode: of the second ones, likewise, or "2" zeros.
-        attn_proj_linear_init_mode: of attention's projections, likewise.
-        conv_init_mode: of up-sampling convolutions, "0".
-        down_linear_init_mode: of patch merging, "0" or "1".
-        norm_init_mode: of norms, "0".
+        ffn_linear_init_mode: initialisation of the first feed-forward layers, likewise.
+        ffn2_linear_init_mode: initialisation of the second ones, likewise, or "2" zeros.
+        attn_proj_linear_init_mode: initialisation of attention's projections, likewise.
+        conv_init_mode: initialisation of up-sampling convolutions, "0".
+        down_linear_init_mode: initialisation of patch merging, "0" or "1".
+        norm_init_mode: initialisation of norms, "0".
     """
 
     base_units: int = 256
@@ -95,7 +95,7 @@ class Levels:
     norm_init_mode: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuses what no network can be made of.
+        """Checks the hyperparameters.
 
         Raises:
             ValueError: no level, a level without blocks, or an unknown initialisation mode.
@@ -142,7 +142,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> Size4:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Returns a norm over 32 groups of channels, or over each channel where 32 do not divide them.
+    """Returns a norm over 32 groups of channels, or over each channel if 32 does not divide their number.
 
     Its statistics are taken over all of T, H and W.
     """
@@ -174,7 +174,7 @@ class StepEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3-D convolutions with group norms and a residual; between them the diffusion step's embedding enters."""
+    """Two 3-D convolutions with group norms and a residual; the diffusion step's embedding enters between them."""
 
     def __init__(
         self,
@@ -185,14 +185,14 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
     ) -> None:
-        """Makes the block; it starts as the identity, or the convolution 1x1x1 that changes the channels.
+        """Makes the block; initially it is the identity, or the 1x1x1 convolution that changes the channels.
 
         Args:
-            channels: of the input.
-            out_channels: of the output.
-            embed_channels: of the step's embedding; None for a block that does not take it.
-            dropout: before the second convolution.
-            scale_shift: the embedding scales and shifts the second norm rather than being added before it.
+            channels: channels of the input.
+            out_channels: channels of the output.
+            embed_channels: channels of the step's embedding; None for a block that does not take it.
+            dropout: dropout before the second convolution.
+            scale_shift: whether the embedding scales and shifts the second norm rather than being added before it.
         """
         super().__init__()
         self.scale_shift = scale_shift
@@ -241,7 +241,7 @@ class DownPath(HasReference):
         """Makes the path for tokens of `shape` (T, H, W, C).
 
         Raises:
-            ValueError: hyperparameters that do not fit one another or the shape.
+            ValueError: hyperparameters do not fit each other or the shape.
         """
         super().__init__()
         self.levels = levels
@@ -292,7 +292,7 @@ class DownPath(HasReference):
         return stages
 
     def descend(self, x: Tensor, embedded: Tensor) -> list[Tensor]:
-        """Returns the tokens (B, T_i, H_i, W_i, C_i) behind each level, for inputs (B, T, H, W, C) and an embedding."""
+        """Returns the tokens (B, T_i, H_i, W_i, C_i) after each level, for inputs (B, T, H, W, C) and an embedding."""
         x = self.pos_embed(self.first_proj(x))
         behind: list[Tensor] = []
         for level in range(len(self.shapes)):
@@ -304,7 +304,7 @@ class DownPath(HasReference):
 
     @staticmethod
     def _level(residual: nn.Module, blocks: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
-        """Returns `x` after a level: before each attention block comes the one residual block."""
+        """Returns `x` after a level: the same residual block runs before each attention block."""
         assert isinstance(blocks, nn.ModuleList)
         for block in blocks:
             x = block(residual(x, embedded))

@@ -1,4 +1,4 @@
-"""What the models of latent diffusion share: an autoencoder of frames, a denoiser, their training stages and sampling.
+"""Base of the latent diffusion models: an autoencoder of frames, a denoiser, their training stages and sampling.
 
 Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, arXiv 2112.10752;
 PreDiff (NeurIPS 2023), section 3.
@@ -25,9 +25,9 @@ from earthformer.prediff.sampling import Guide, Sampler, in_parts, sample_latent
 from earthformer.prediff.stages import AutoencoderStage, DenoiserStage, Encode, Stage
 
 _SEEDS = 1 << 62
-# Rows (members of sequences) that are sampled together at most: a step of few is spent on starting kernels.
+# Most rows (members of sequences) that are sampled together; with few rows, launching kernels dominates a step.
 _MOST_ROWS = 64
-# And values in a layer of them on a CPU, which gains nothing by more and has no message for when memory is short.
+# Most values in a layer of these rows on a CPU, which gains nothing from more and does not report a lack of memory.
 _MOST_VALUES_ON_A_CPU = 1 << 23
 # The decoder needs far more memory per row than the denoiser.
 _ROWS_DECODED = 8
@@ -64,17 +64,17 @@ class LatentForecaster(HasReference):
         Args:
             input_shape: T, H, W, C of the context.
             target_shape: T, H, W, C of the target.
-            make_denoiser: from the shapes of the context's and the target's latents.
-            denoiser: its hyperparameters, on which its weights depend.
+            make_denoiser: makes the denoiser from the shapes of the context's and the target's latents.
+            denoiser: hyperparameters of the denoiser, on which its weights depend.
             autoencoder: arguments of `make_autoencoder`.
             noise: ``beta_schedule``, ``timesteps`` and ``linear``, the first and last beta.
             diffusion: arguments of `LatentDiffusion`.
             discriminator_from: optimiser steps before the discriminator takes part in the autoencoder's training.
-            augment: flips and turns in training.
-            sampler: and its number of steps.
-            members: averaged by `forward`.
-            seed: of its members.
-            bfloat16: the denoiser samples in mixed precision.
+            augment: whether to flip and rotate frames in training.
+            sampler: sampler and its number of steps.
+            members: number of members that `forward` averages.
+            seed: seed of those members.
+            bfloat16: whether the denoiser samples in mixed precision.
 
         Raises:
             ValueError: shapes or hyperparameters that do not fit.
@@ -84,7 +84,7 @@ class LatentForecaster(HasReference):
         self.target_shape = checked_shape("target_shape", target_shape)
         self.augment, self.sampler = augment, sampler
         self.members, self.seed, self.mixed_precision = _checked_members(members), seed, bfloat16
-        self._rows_that_fit: int | None = None  # found where fewer fit than are tried first
+        self._rows_that_fit: int | None = None  # set if fewer fit than are tried first
         timesteps, (first, last) = noise["timesteps"], noise["linear"]
         betas = make_betas(noise["beta_schedule"], timesteps=timesteps, linear_start=first, linear_end=last)
         self.schedule = NoiseSchedule(betas)
@@ -101,14 +101,14 @@ class LatentForecaster(HasReference):
         }
 
     def forward(self, context: Tensor) -> Tensor:
-        """Returns the mean of `members` members (B, T_out, H, W, C): the same for the same context in any batch.
+        """Returns the mean of `members` members (B, T_out, H, W, C), the same for a context in any batch.
 
-        The paper's scores of single forecasts are those of a mean; a single member has the sharpness of the truth and a
-        larger squared error. Under `reference`, which is for counting, it costs what one member costs and is no
-        forecast.
+        The paper's scores of single forecasts are those of a mean; a single member is as sharp as the truth and has a
+        larger squared error. Under `reference`, which is for counting, the result has the cost of one member and is
+        not a forecast.
 
         Raises:
-            ValueError: a context of another shape, or sampling that diverged.
+            ValueError: a context of the wrong shape, or diverged sampling.
         """
         if self.plain:
             return self._counted(context)
@@ -126,21 +126,21 @@ class LatentForecaster(HasReference):
     ) -> Tensor:
         """Returns members (M, B, T_out, H, W, C) for contexts (B, T_in, H, W, C), not clipped.
 
-        A member depends on its context, its number and what it is seeded by, not on the device, the number of members
-        or what it is batched with.
+        A member depends on its context, its number and its seed, not on the device, the number of members or the rest
+        of the batch.
 
         Args:
-            context: on the 0-1 scale.
-            members: at least 1.
-            generator: seeds all members, together with their contexts: one number is drawn from it. Without it, and
-                without `seeds`, they are those that `forward` averages.
-            seeds: instead, a seed of each sequence (B,), int64, from 0 to 2^63 - 1.
-            control: where a model with knowledge alignment is steered to; a number is n in mean + n sigma.
+            context: context on the 0-1 scale.
+            members: number of members, at least 1.
+            generator: gives one number, which seeds all members together with their contexts. Without generator and
+                seeds, the members are those that `forward` averages.
+            seeds: instead of a generator, one seed per sequence (B,), int64, from 0 to 2^63 - 1.
+            control: target of a model with knowledge alignment; a number is n in mean + n sigma.
             advance: called with (done, total) after every step of every row.
 
         Raises:
-            ValueError: no members, both a generator and seeds, a context of another shape, another number of seeds, a
-                control that fits no alignment, or sampling that diverged.
+            ValueError: no members, both a generator and seeds, a context of the wrong shape, a wrong number of seeds, a
+                control that does not fit the alignment, or diverged sampling.
         """
         _checked_members(members)
         if seeds is None:
@@ -176,12 +176,12 @@ class LatentForecaster(HasReference):
         )
 
     def _encoder(self) -> Encode:
-        # A closure: copies of a stage, such as running averages of its weights, do not copy the model through it.
+        # A closure, so that copies of a stage (such as running averages of its weights) do not copy the whole model.
         return lambda frames, draw: self._encode(frames, draw)
 
     @torch.no_grad()
     def _encode(self, frames: Tensor, draw: bool) -> Tensor:
-        """Returns latents of frames by the autoencoder as it is, moved to where the frames are."""
+        """Returns latents of frames; the autoencoder is moved to the frames' device."""
         self.autoencoder.to(frames.device)
         with _in_eval_mode(self.autoencoder):
             latents = self.autoencoder.to_latents(frames)
@@ -191,7 +191,7 @@ class LatentForecaster(HasReference):
 
     @torch.no_grad()
     def _draw(self, context: Tensor, noise: RowNoise, control: Control | None, advance: Advance | None) -> Tensor:
-        """Returns members (M, B, ...) of contexts (B, ...), given what each is drawn from, sequence by sequence."""
+        """Returns members (M, B, ...) of contexts (B, ...), given the noise of each row, sequence by sequence."""
         self._check(context)
         batch, total = len(context), len(noise)
         members = total // batch
@@ -222,9 +222,9 @@ class LatentForecaster(HasReference):
 
     @torch.no_grad()
     def _counted(self, context: Tensor) -> Tensor:
-        """Returns frames (B, T_out, H, W, C) at the cost of one member: the sampler's steps are rows of one batch.
+        """Returns frames (B, T_out, H, W, C) with the cost of one member: the sampler's steps are rows of one batch.
 
-        A trace of all the steps would take longer than the forecast itself.
+        Tracing all steps would take longer than the forecast itself.
         """
         self._check(context)
         steps = self.sampler.steps
@@ -249,7 +249,7 @@ class LatentForecaster(HasReference):
             return self.diffusion.predicted_noise(noised, t, cond)
 
     def _rows_at_once(self, device: torch.device) -> int:
-        """Returns how many rows are tried first."""
+        """Returns how many rows to try first."""
         if device.type != "cpu":
             return _MOST_ROWS
         return max(1, min(_MOST_ROWS, _MOST_VALUES_ON_A_CPU // math.prod(self.diffusion.denoiser.shapes[0])))
@@ -260,18 +260,18 @@ class LatentForecaster(HasReference):
         return False
 
     def _targets(self, cond: Tensor, noise: RowNoise, control: Control | None) -> Tensor | None:
-        """Returns what each row (N, K) is steered to, given the contexts' latents (B, ...); None for nothing."""
+        """Returns the target of each row (N, K), given the contexts' latents (B, ...); None without guidance."""
         if control is not None:
             raise ValueError("control: this model has no alignment network, use prediff_ka")
         return None
 
     def _guide(self, targets: Tensor | None) -> Guide | None:
-        """Returns what steers rows to their targets."""
+        """Returns the guide that steers rows to their targets."""
         return None
 
 
 def _of_rows(advance: Advance | None, rows: slice, total: int) -> Advance | None:
-    """Returns what tells of the steps of some rows as of those of all."""
+    """Returns a callback that reports the steps of some rows as a share of those of all rows."""
     if advance is None:
         return None
     return lambda done, steps: advance(rows.start * steps + (rows.stop - rows.start) * done, total * steps)
@@ -279,7 +279,7 @@ def _of_rows(advance: Advance | None, rows: slice, total: int) -> Advance | None
 
 @contextlib.contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode inside the context, and its modules back into their own modes behind it."""
+    """Puts a model into evaluation mode, and restores the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,7 +1,7 @@
 """LDM: probabilistic forecasts by latent diffusion with a U-Net for images, the frames stacked on its channels.
 
-The row of that name in PreDiff's tables was not released. This is a construction of our own from the same autoencoder,
-sampler and training stages, and the U-Net of Rombach et al. as diffusers has it.
+The model of that name in PreDiff's tables was not released. This one is our own construction from the same autoencoder,
+sampler and training stages, and diffusers' U-Net of Rombach et al.
 
 Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, arXiv 2112.10752;
 widths, attention, noise and scaling of the latents as in the configs of their unconditional image models,
@@ -28,7 +28,7 @@ _HEAD_CHANNELS = 32
 class StackedFramesUNet(nn.Module):
     """Predicts the noise in a latent sequence with a U-Net for images, whose channels are those of all frames.
 
-    A fresh network predicts exactly 0, as its last layer starts at 0.
+    An untrained network predicts exactly 0, because its last layer is initialised with zeros.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class StackedFramesUNet(nn.Module):
         Args:
             input_shape: T, H, W, C of the context's latents.
             target_shape: T, H, W, C of the target's latents.
-            channels: of every level; all levels but the finest have attention, with heads of 32 channels.
+            channels: channels of every level; all levels but the finest have attention, with heads of 32 channels.
             layers: residual blocks of a level (one more on the way up).
 
         Raises:
-            ValueError: shapes or hyperparameters that do not fit.
+            ValueError: shapes or hyperparameters do not fit.
         """
         super().__init__()
         self.input_shape = checked_shape("input_shape", input_shape)
@@ -95,7 +95,7 @@ class StackedFramesUNet(nn.Module):
             cond: the context's latents (B, T_in, h, w, C).
 
         Raises:
-            ValueError: latents of another shape than the network was made for.
+            ValueError: latents do not have the shape that the network was made for.
         """
         for name, given, expected in (("x", x, self.target_shape), ("cond", cond, self.input_shape)):
             if tuple(given.shape[1:]) != expected:
@@ -108,7 +108,7 @@ class StackedFramesUNet(nn.Module):
 
 
 class LDM(LatentForecaster):
-    """Latent diffusion with an image U-Net: the frames are stacked on its channels, without a notion of time."""
+    """Latent diffusion with an image U-Net: the frames are stacked in its channels, without a notion of time."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "sevir_lr": {},
@@ -127,7 +127,7 @@ class LDM(LatentForecaster):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Returns what height and width must be divisible by: autoencoder and U-Net halve them between their levels."""
+        """Returns what height and width must be divisible by; autoencoder and U-Net halve them between their levels."""
         return int(2 ** (len(hyperparameters["autoencoder_channels"]) + len(hyperparameters["channels"]) - 2))
 
     def __init__(
@@ -162,27 +162,27 @@ class LDM(LatentForecaster):
         Args:
             input_shape: T, H, W, C of the context.
             target_shape: T, H, W, C of the target.
-            latent_channels: of the autoencoder.
-            autoencoder_channels: of its levels; each but the last halves height and width.
-            autoencoder_layers: residual blocks of a level.
+            latent_channels: latent channels of the autoencoder.
+            autoencoder_channels: channels of its levels; each but the last halves height and width.
+            autoencoder_layers: residual blocks per level of the autoencoder.
             autoencoder_groups: groups of its norms.
             discriminator_from: optimiser steps before the discriminator takes part in its training.
-            channels: of the denoiser's levels.
-            layers: residual blocks of a level.
+            channels: channels of the denoiser's levels.
+            layers: residual blocks per level of the denoiser.
             timesteps: diffusion steps.
-            linear_start: first beta; their square roots are linear.
+            linear_start: first beta; the square roots of beta are linear.
             linear_end: last beta.
             parameterization: ``eps`` if the denoiser predicts the noise, ``x0`` if the latents.
-            augment: flips and turns in training.
+            augment: whether to flip and rotate frames in training.
             sampler: ``ddpm``, ``ddim`` or ``dpm_solver++``.
-            steps: of the sampler.
+            steps: steps of the sampler.
             eta: noise of ``ddim``.
-            members: averaged by `forward`.
-            seed: of its members.
-            bfloat16: the denoiser samples in mixed precision.
+            members: number of members that `forward` averages.
+            seed: seed of those members.
+            bfloat16: whether the denoiser samples in mixed precision.
 
         Raises:
-            ValueError: shapes or hyperparameters that do not fit.
+            ValueError: shapes or hyperparameters do not fit.
         """
         denoiser: dict[str, Any] = {"channels": list(channels), "layers": layers}
         super().__init__(

@@ -1,9 +1,9 @@
-"""Losses over known pixels, and those that train the autoencoder.
+"""Losses over known pixels, and the losses of the autoencoder.
 
-A missing pixel of the true frames is NaN; networks read 0 there, losses leave it out. What is not of single pixels (a
-latent, a frame's measure, the verdict on an image) weighs by its share of known pixels.
+A missing pixel of the true frames is NaN; networks read 0 there, losses ignore it. Terms that span several pixels (a
+latent, a frame's measure, the discriminator's output) are weighted by their share of known pixels.
 
-The autoencoder is trained by reconstruction, a pull towards the normal distribution, and a discriminator of patches.
+The autoencoder is trained by reconstruction, divergence from the normal distribution, and a discriminator of patches.
 
 Source: PreDiff's released training settings; Esser et al. 2021 ("Taming Transformers") for the adaptive weight,
 Isola et al. 2017 (pix2pix) for the discriminator.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SLOPE = 0.2
 _WEIGHT_STD = 0.02
-# Kept below the denominator of the adaptive weight, and above the weight itself.
+# For the adaptive weight: added to its denominator, and its upper bound.
 _SMALLEST_GRADIENT = 1e-4
 _LARGEST_WEIGHT = 1e4
 
@@ -47,19 +47,19 @@ def filled(frames: Tensor) -> Tensor:
 
 
 def known_share(frames: Tensor, *, keep: int = 1) -> Tensor:
-    """Returns the share of known pixels, by the first `keep` axes of the frames."""
+    """Returns the share of known pixels for each index of the first `keep` axes of the frames."""
     return (~torch.isnan(frames)).float().flatten(keep).mean(-1)
 
 
 def latent_share(frames: Tensor, latents: Tensor) -> Tensor:
-    """Returns the share of known pixels (B, T, h, w, 1) of what each latent (B, T, h, w, C) stands for."""
+    """Returns the share of known pixels (B, T, h, w, 1) in the patch of each latent (B, T, h, w, C)."""
     height, width = latents.shape[2:4]
     known = (~torch.isnan(frames)).float().mean(-1)
     return known.unflatten(3, (width, -1)).unflatten(2, (height, -1)).mean((3, 5)).unsqueeze(-1)
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Returns the mean of `values` with weights of that shape: 0 if all weights are 0, the plain mean without any."""
+    """Returns the mean of `values` with weights of that shape; 0 if all weights are 0, the plain mean if None."""
     if weight is None:
         return values.mean()
     total = weight.sum()
@@ -67,10 +67,10 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of each overlapping patch of an image whether it is real (high) or reconstructed (low)."""
+    """Scores each overlapping patch of an image as real (high) or reconstructed (low)."""
 
     def __init__(self, in_channels: int = 1, channels: int = 64, layers: int = 3) -> None:
-        """Makes `layers` convolutions of stride 2 and two of stride 1, from `channels` channels on."""
+        """Makes `layers` convolutions of stride 2 and two of stride 1; the first has `channels` channels."""
         super().__init__()
         widths = [channels * min(2**step, 8) for step in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(_SLOPE)]
@@ -89,12 +89,12 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(layer.weight, 1.0, _WEIGHT_STD)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns a verdict per patch (N, 1, h, w) for images (N, C, H, W)."""
+        """Returns a score per patch (N, 1, h, w) for images (N, C, H, W)."""
         verdict: Tensor = self.main(image)
         return verdict
 
     def judge(self, image: Tensor) -> Tensor:
-        """Returns the verdict with gradients for the image alone: what the autoencoder learns from."""
+        """Returns the scores with gradients for the image alone, from which the autoencoder learns."""
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
         verdict: Tensor = torch.func.functional_call(self, frozen, (image,))
         return verdict
@@ -105,8 +105,8 @@ class AdversarialLoss:
     """The losses of the autoencoder and of its discriminator.
 
     Attributes:
-        kl_weight: of the divergence of the posterior from the standard normal distribution.
-        discriminator_weight: factor on the adaptive weight.
+        kl_weight: weight of the divergence of the posterior from the standard normal distribution.
+        discriminator_weight: factor of the adaptive weight.
         discriminator_from: optimiser steps of the autoencoder before the discriminator takes part. The authors' 50,001
             counts the steps of both optimisers, so it is 25,000 here.
     """
@@ -120,9 +120,9 @@ class AdversarialLoss:
         return step >= self.discriminator_from
 
     def reconstruction(self, image: Tensor, reconstructed: Tensor) -> Tensor:
-        """Returns the absolute error summed over pixels, per image; where pixels are missing (NaN), scaled up for them.
+        """Returns the absolute error summed over pixels, per image; scaled up to make up for missing pixels (NaN).
 
-        The authors divide by a learned scale that no optimiser of theirs holds: it stays 1.
+        The authors divide by a learned scale that none of their optimisers updates: it stays 1.
         """
         missing = torch.isnan(image)
         error = (image - reconstructed).masked_fill(missing, 0).abs()
@@ -133,7 +133,7 @@ class AdversarialLoss:
         return self.kl_weight * weighted_mean(posterior.kl(), weight)
 
     def adaptive_weight(self, reconstruction: Tensor, deception: Tensor, last_weight: Tensor) -> Tensor:
-        """Returns the weight at which both losses pull equally hard at the decoder's last weights, times a factor."""
+        """Returns the weight at which both losses have equal gradients at the decoder's last weights."""
         if not torch.is_grad_enabled():
             return reconstruction.new_zeros(())
         pulls = [

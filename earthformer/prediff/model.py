@@ -36,7 +36,7 @@ class PreDiff(LatentForecaster):
 
     @staticmethod
     def size_multiple(hyperparameters: Mapping[str, Any]) -> int:
-        """Returns what height and width must be divisible by, which the autoencoder halves between its levels."""
+        """Returns what height and width must be divisible by; the autoencoder halves them between its levels."""
         return int(2 ** (len(hyperparameters["autoencoder_channels"]) - 1))
 
     def __init__(
@@ -70,13 +70,13 @@ class PreDiff(LatentForecaster):
         seed: int = 0,
         bfloat16: bool = False,
     ) -> None:
-        """Makes the networks; the defaults are the released model's, and the authors' only sampler.
+        """Makes the networks; the defaults are those of the released model, with the authors' only sampler.
 
         Args:
             input_shape: T, H, W, C of the context.
             target_shape: T, H, W, C of the target.
-            latent_channels: of the autoencoder; 64 in the released model, 4 in the paper.
-            autoencoder_channels: of its levels; each but the last halves height and width.
+            latent_channels: latent channels of the autoencoder; 64 in the released model, 4 in the paper.
+            autoencoder_channels: channels of its levels; each but the last halves height and width.
             autoencoder_layers: residual blocks of a level.
             autoencoder_groups: groups of its norms.
             discriminator_from: optimiser steps before the discriminator takes part in its training.
@@ -84,7 +84,7 @@ class PreDiff(LatentForecaster):
             depth: attention blocks of its levels.
             num_heads: its attention heads.
             pattern: its cuboid pattern.
-            dropout: of denoiser and alignment network.
+            dropout: dropout of denoiser and alignment network.
             checkpoint_level: 0 keeps their activations, 1 recomputes feed-forward layers, 2 attention too.
             timesteps: diffusion steps.
             beta_schedule: ``linear`` (in the square root of beta), ``sqrt_linear``, ``sqrt`` or ``cosine``.
@@ -92,17 +92,17 @@ class PreDiff(LatentForecaster):
             linear_end: last beta.
             parameterization: ``eps`` if the denoiser predicts the noise, ``x0`` if the latents.
             learn_logvar: whether the log-variance of every step's loss is trained.
-            scale_factor: of the target's latents before noise is added.
-            augment: flips and turns in training.
+            scale_factor: factor of the target's latents before noise is added.
+            augment: whether to flip and rotate frames in training.
             sampler: ``ddpm``, ``ddim`` or ``dpm_solver++``.
-            steps: of the sampler.
+            steps: steps of the sampler.
             eta: noise of ``ddim``.
-            members: averaged by `forward`.
-            seed: of its members.
-            bfloat16: the denoiser samples in mixed precision.
+            members: number of members that `forward` averages.
+            seed: seed of those members.
+            bfloat16: whether the denoiser samples in mixed precision.
 
         Raises:
-            ValueError: shapes or hyperparameters that do not fit.
+            ValueError: shapes or hyperparameters do not fit.
         """
         levels: dict[str, Any] = {
             "num_heads": num_heads,

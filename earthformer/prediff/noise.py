@@ -15,10 +15,10 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-# What the fourth word of a counter says: streams of one seed that never meet.
+# Values of the counter's fourth word: independent streams of one seed.
 _NORMAL, _UNIFORM, _INTEGER, _SEED = range(4)
-# Contexts are told apart by steps of this size: 8-bit values over 255 never lie near the border of two steps, so a
-# device that rounds them differently finds the same.
+# Contexts are quantised in steps of this size: 8-bit values over 255 are never near the border of two steps, so devices
+# that round differently get the same seed.
 _STEPS_PER_UNIT = 1024
 _LARGEST = 2.0**30
 
@@ -28,11 +28,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
     Args:
         counter: four words, int64 tensors that broadcast, each from 0 to 2^32 - 1.
-        key: two words, likewise, of as many axes, which broadcast to the counter's.
+        key: two words, likewise; they have as many axes as the counter and broadcast to it.
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     even, odd, keys = torch.stack((c0, c2)), torch.stack((c1, c3)), torch.stack(torch.broadcast_tensors(*key))
-    # Filled on the device: a tensor made of numbers would be copied to it.
+    # Filled on the device: a tensor made from Python numbers would have to be copied there.
     factor, step = (keys.new_empty((2, *[1] * c0.dim())) for _ in range(2))
     for place in range(2):
         factor[place], step[place] = _MULTIPLIERS[place], _KEY_STEPS[place]
@@ -47,11 +47,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 @dataclass(frozen=True, eq=False)
 class RowNoise:
-    """Random numbers for the rows of a batch, each a function of the row's seed and member alone.
+    """Random numbers for the rows of a batch, which depend only on the row's seed and member.
 
     Attributes:
-        seeds: of the sequences, int64 (N,), from 0 to 2^63 - 1, on the device that draws.
-        members: which member of its sequence each row is, int64 (N,).
+        seeds: seeds of the sequences, int64 (N,), from 0 to 2^63 - 1, on the device that draws.
+        members: number of each row's member within its sequence, int64 (N,).
     """
 
     seeds: Tensor
@@ -62,19 +62,19 @@ class RowNoise:
         return len(self.seeds)
 
     def __getitem__(self, rows: slice) -> RowNoise:
-        """Returns those of some rows."""
+        """Returns the random numbers of some rows."""
         return RowNoise(self.seeds[rows], self.members[rows])
 
     def normal(self, shape: tuple[int, ...], draw: int) -> Tensor:
         """Returns standard normal numbers, float32 (N, *shape).
 
         Args:
-            shape: of a row.
-            draw: which of a row's draws: others are independent.
+            shape: shape of a row.
+            draw: number of the draw; draws of different numbers are independent.
         """
         size = math.prod(shape)
         words = self._words(_NORMAL, draw, -(-size // 4))
-        # In double precision devices differ by less than single precision resolves; Apple's GPUs have none.
+        # In double precision, devices differ by less than single precision resolves; Apple's GPUs do not support it.
         precision = torch.float32 if words.device.type == "mps" else torch.float64
         share = words.to(precision).add_(0.5).mul_(2.0**-32)
         radius = share[0::2].log().mul_(-2).sqrt_()
@@ -99,20 +99,20 @@ class RowNoise:
 
 
 def members_of(seeds: Tensor, members: int) -> RowNoise:
-    """Returns what B * members rows are drawn from, sequence by sequence, given the sequences' seeds (B,)."""
+    """Returns the noise of B * members rows, sequence by sequence, given the sequences' seeds (B,)."""
     numbers = torch.arange(members, device=seeds.device)
     return RowNoise(seeds.repeat_interleave(members), numbers.repeat(len(seeds)))
 
 
 def content_seeds(frames: Tensor, seed: int | Tensor = 0) -> Tensor:
-    """Returns a seed for each row of `frames` (B, ...), int64 (B,), that follows from its values and another seed.
+    """Returns a seed for each row of `frames` (B, ...), int64 (B,), derived from its values and another seed.
 
-    It is the same wherever the row stands in a batch, and on all devices unless they round a value to different sides
-    of a border between two of 1024 steps of a unit.
+    It does not depend on the row's position in the batch, and is the same on all devices unless they round a value to
+    different steps of 1/1024.
 
     Args:
-        frames: of any scale near 1.
-        seed: from 0 to 2^63 - 1, a number or a tensor of one.
+        frames: values on a scale near 1.
+        seed: base seed from 0 to 2^63 - 1, a number or a tensor with one number.
     """
     level = frames.detach().float().flatten(1).nan_to_num().mul(_STEPS_PER_UNIT).clamp(-_LARGEST, _LARGEST)
     values = level.round().long()

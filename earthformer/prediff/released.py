@@ -1,8 +1,8 @@
 """The checkpoints released by PreDiff's authors: their names, and why none can be downloaded today.
 
-Importing this module imports no torch.
+Importing this module does not import torch.
 
-Source: https://github.com/gaozhihan/PreDiff; that the links are dead: its issues 43 and 46.
+Source: https://github.com/gaozhihan/PreDiff; its issues 43 and 46 report the dead links.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class LostCheckpoint:
     """A published checkpoint whose URL is dead; a copy of your own can be used.
 
     Attributes:
-        file: its published name.
-        url: none.
+        file: published name of the file.
+        url: always None.
         missing_because: why it cannot be downloaded.
         usage: how to use a local file; ``{path}`` is its path.
     """

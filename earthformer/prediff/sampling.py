@@ -1,6 +1,6 @@
-"""From noise to latents, with or without guidance, for many rows at once and without waiting for the device.
+"""Sampling of latents from noise, with or without guidance, for many rows at once and without synchronising.
 
-`in_parts` draws as many rows at once as the device's memory holds.
+`in_parts` draws as many rows at once as fit into the device's memory.
 
 Source: Ho et al. 2020 (``ddpm``, the authors' sampler at 1000 steps), Song et al. 2021 (``ddim``), Lu et al. 2022
 (``dpm_solver++``, second order, multi-step, by diffusers).
@@ -20,11 +20,11 @@ from earthformer.prediff.diffusion import NoiseSchedule
 from earthformer.prediff.noise import RowNoise
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver++")
-# Steps between two looks at whether the latents are finite: each waits for the device.
+# Steps between two checks that the latents are finite; each check waits for the device.
 _LOOK_EVERY = 50
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""From noised latents (N, T, h, w, C) and steps (N,) to the noise in them."""
+"""Function from noised latents (N, T, h, w, C) and steps (N,) to the noise in them."""
 
 
 class DivergedError(ValueError, FloatingPointError):
@@ -32,20 +32,20 @@ class DivergedError(ValueError, FloatingPointError):
 
 
 class Guide(Protocol):
-    """What shifts the predicted noise at every step."""
+    """Shifts the predicted noise at every step."""
 
     def noise_shift(self, noised: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """Returns what is to be added to the predicted noise (N, T, h, w, C)."""
+        """Returns the shift to add to the predicted noise (N, T, h, w, C)."""
         ...
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Which solver, and how many steps it takes.
+    """The solver and its number of steps.
 
     Attributes:
         name: ``ddpm``, ``ddim`` or ``dpm_solver++``.
-        steps: from 1 to the schedule's number; fewer are spaced evenly from the last one down ("trailing").
+        steps: from 1 to the schedule's number of steps; fewer are spaced evenly from the last down ("trailing").
         eta: noise of ``ddim``: 0 is deterministic, 1 is as much as ``ddpm`` adds.
     """
 
@@ -72,7 +72,7 @@ class Solver(Protocol):
     """The diffusion steps that the denoiser is called at, from the last one down."""
 
     def step(self, index: int, latents: Tensor, noise: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """Returns the latents behind step `timesteps[index]`, given the noise in them and fresh noise to add."""
+        """Returns the latents after step `timesteps[index]`, given the noise in them and a source of fresh noise."""
         ...
 
 
@@ -92,8 +92,8 @@ def make_solver(sampler: Sampler, schedule: NoiseSchedule) -> Solver:
 class _OneStep:
     """DDIM, which is DDPM at eta = 1: each step is linear in latents, noise and fresh noise (Song et al., eq. 12).
 
-    diffusers draws the noise of DDPM itself. The factors are formed in double precision: in single precision they
-    cancel in the last steps.
+    We do not use diffusers here because it draws DDPM's noise itself. The factors are computed in double precision,
+    because in single precision they cancel in the last steps.
     """
 
     def __init__(self, steps: int, schedule: NoiseSchedule, *, eta: float) -> None:
@@ -147,14 +147,14 @@ def sample_latents(
     guide: Guide | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Returns latents (N, T, h, w, C) drawn by a sampler, float32, where `noise` has its seeds.
+    """Returns latents (N, T, h, w, C) drawn by a sampler, float32, on the device of the seeds in `noise`.
 
     Args:
         denoise: predicts the noise; see `Denoise`.
         shape: T, h, w, C.
         sampler: solver and number of steps.
-        schedule: of the noise.
-        noise: one row for each of N: a row does not depend on what it is batched with.
+        schedule: noise schedule.
+        noise: random numbers of the N rows; a row does not depend on its batch.
         guide: shifts the predicted noise.
         advance: called with (done, total) after every step.
 
@@ -167,7 +167,7 @@ def sample_latents(
         raise ValueError("noise: expected at least 1 row, found 0")
     solver = make_solver(sampler, schedule)
     latents = noise.normal(shape, 0)
-    # Not a number as soon as one latent is none, and from then on.
+    # NaN or infinite from the first step at which a latent is.
     sums = torch.zeros(sampler.steps, device=device)
     for index, step in enumerate(solver.timesteps):
         t = torch.full((rows,), step, dtype=torch.long, device=device)
@@ -195,12 +195,12 @@ def _check_finite(sums: Tensor, solver: Solver, *, guided: bool) -> None:
 def in_parts(
     compute: Callable[[slice], Tensor], total: int, most: int, *, divisible: bool = True
 ) -> tuple[Tensor, int]:
-    """Returns what `compute` gives for rows 0 to `total`, as few and as equal parts at a time as fit, and how many do.
+    """Returns the results of `compute` for rows 0 to `total`, in few equal parts, and how many rows fit at a time.
 
     Args:
-        compute: from some rows to what there is of each (N, ...).
+        compute: function from some rows to their results (N, ...).
         total: number of rows.
-        most: rows of a part; where they do not fit into the device's memory, half of them are tried.
+        most: most rows of a part; if they do not fit into the device's memory, half of them are tried.
         divisible: whether parts may be smaller than `most`.
 
     Raises:
@@ -223,5 +223,5 @@ def in_parts(
 
 
 def _even(total: int, most: int) -> int:
-    """Returns the size of as few parts as there can be, all alike but the last: a compiled network has few sizes."""
+    """Returns the size of the fewest possible parts, equal but for the last, so a compiled network sees few sizes."""
     return -(-total // -(-total // most))

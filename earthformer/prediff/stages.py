@@ -1,7 +1,7 @@
 """The trainings of PreDiff and LDM, one after the other: autoencoder, denoiser and, in PreDiff, alignment network.
 
-Each stage is a module with a loss of its own for contexts and targets (B, T, H, W, C), and can be trained by any loop.
-What an earlier stage trained is used and not changed. Missing pixels of targets are NaN; see `losses`.
+Each stage is a module with its own loss for contexts and targets (B, T, H, W, C), and can be trained by any loop.
+Networks of earlier stages are used but not changed. Missing pixels of targets are NaN; see `losses`.
 
 Source: PreDiff, section 3 and the authors' released settings: quarter turns and flips of sequences ("2"), any angle for
 single frames ("1").
@@ -33,11 +33,11 @@ from earthformer.prediff.losses import (
 from earthformer.prediff.noise import content_seeds, members_of
 from earthformer.prediff.upstream import load_part
 
-# The scale of the latents is measured on at least so many sequences, a batch of the authors' settings, or on all.
+# The scale of the latents is measured on at least this many sequences (the authors' batch), or on all.
 _SCALE_SEQUENCES = 64
 
 Encode = Callable[[Tensor, bool], Tensor]
-"""From frames (B, T, H, W, C) to latents (B, T, h, w, C): a draw from the posterior if True, else its mean."""
+"""Function from frames (B, T, H, W, C) to latents (B, T, h, w, C): a draw from the posterior if True, else its mean."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Stage:
     """One training of a model that is trained in stages.
 
     Attributes:
-        name: of the stage.
-        module: what is trained; it shares its networks with the model. It has
-            ``training_loss(context, target, *, step, total_steps)`` -> {name: summand} and
-            ``validation_loss(context, target)``, which draws nothing at random. With a true ``takes_labels``, both take
-            ``labels`` too: what the data hold behind context and target. With a true ``verifies_context``, both take
+        name: name of the stage.
+        module: the module to train; it shares its networks with the model. It has
+            ``training_loss(context, target, *, step, total_steps)`` -> {name: term} and
+            ``validation_loss(context, target)``, which uses no random numbers. If ``takes_labels`` is true, both take
+            ``labels`` too: the data's arrays after context and target. If ``verifies_context`` is true, both take
             ``context_known``: where the context was observed.
-        part: the network that the stage is about.
+        part: the network that the stage trains.
         depends_on: hyperparameters that its weights depend on, besides those of earlier stages.
-        prepare: called once, before the training, with contexts, targets and labels of the whole training split.
+        prepare: called once before training, with contexts, targets and labels of the whole training split.
     """
 
     name: str
@@ -63,24 +63,24 @@ class Stage:
     prepare: Callable[[Iterable[Sequence[Tensor]]], None] | None = None
 
     def load(self, path: str | Path) -> None:
-        """Copies a checkpoint of the network, ours or the authors', into it instead of training it.
+        """Loads a checkpoint of the network, ours or the authors', instead of training it.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a checkpoint that does not fit; everything that differs is named.
+            FileNotFoundError: the file does not exist.
+            ValueError: the checkpoint does not fit; all differences are named.
         """
         load_part(self.part, path)
 
 
 class AutoencoderStage(nn.Module):
-    """Trains the autoencoder on single frames, from some step on against a discriminator."""
+    """Trains the autoencoder on single frames; from a certain step on, against a discriminator."""
 
     # The discriminator takes part only from a later step on.
     parameters_without_gradient = ("discriminator.*",)
     verifies_context = True
 
     def __init__(self, autoencoder: FrameAutoencoder, loss: AdversarialLoss, *, augment: bool = True) -> None:
-        """Joins the autoencoder with a fresh discriminator."""
+        """Combines the autoencoder with an untrained discriminator."""
         super().__init__()
         self.autoencoder = autoencoder
         self.discriminator = PatchDiscriminator(autoencoder.config.in_channels)
@@ -90,10 +90,10 @@ class AutoencoderStage(nn.Module):
     def training_loss(
         self, context: Tensor, target: Tensor, *, step: int, total_steps: int, context_known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the summands of the loss of the autoencoder and of the discriminator, which share no gradient."""
+        """Returns the loss terms of the autoencoder and of the discriminator, which share no gradient."""
         frames = _as_images(joined_truth(context, target, context_known))
         truth = frames
-        if self.augment:  # what a turn leaves free is 0, which nothing is to be learnt from where no pixel is known
+        if self.augment:  # a turn leaves corners of 0; frames without known pixels stay unknown
             truth = random_turn(frames).masked_fill((known_share(frames) == 0)[:, None, None, None], torch.nan)
         image, share = filled(truth), known_share(truth)
         posterior = self.autoencoder.posterior_of_images(image)
@@ -133,7 +133,7 @@ class DenoiserStage(nn.Module):
         """Measures the scale of the latents on targets spread evenly over `batches`, unless a checkpoint gave it.
 
         Raises:
-            ValueError: latents that do not vary, or are not finite.
+            ValueError: latents are constant or not finite.
         """
         if self.diffusion.has_scale:
             return
@@ -160,7 +160,7 @@ class DenoiserStage(nn.Module):
         return {"denoising": weighted}
 
     def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
-        """Returns the plain loss, at steps and with noise that follow from the context."""
+        """Returns the plain loss, at steps and with noise that are derived from the context."""
         latents = self.diffusion.scaled(self.encode(filled(target), False))
         t, noise = _reproducible(context, latents, self.diffusion.schedule.timesteps)
         cond = self.diffusion.conditioned(self.encode(context, False))
@@ -168,7 +168,7 @@ class DenoiserStage(nn.Module):
 
 
 class AlignmentStage(nn.Module):
-    """Trains the alignment network to read the constraint's measure off noised latents of the true future."""
+    """Trains the alignment network to estimate the constraint's measure from noised latents of the true future."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class AlignmentStage(nn.Module):
 
     @property
     def takes_labels(self) -> bool:
-        """Returns whether the constraint needs what the data know beyond the pixels."""
+        """Returns whether the constraint needs labels beyond the pixels."""
         return self.alignment.constraint.takes_labels
 
     def prepare(self, batches: Iterable[Sequence[Tensor]]) -> None:
@@ -207,7 +207,7 @@ class AlignmentStage(nn.Module):
         return {"alignment": self._loss(latents, t, torch.randn_like(latents), target, labels)}
 
     def validation_loss(self, context: Tensor, target: Tensor, *, labels: Sequence[Tensor] = ()) -> Tensor:
-        """Returns the error at steps and with noise that follow from the context."""
+        """Returns the error at steps and with noise that are derived from the context."""
         latents = self.encode(filled(target), False) * self.scale_factor
         return self._loss(latents, *_reproducible(context, latents, self.schedule.timesteps), target, labels)
 
@@ -218,9 +218,9 @@ class AlignmentStage(nn.Module):
 
 
 def random_symmetry(sequences: Tensor) -> Tensor:
-    """Returns sequences (B, T, H, W, C), each flipped and turned by one of the symmetries of its frame, at random.
+    """Returns sequences (B, T, H, W, C), each transformed by a random symmetry of its frame (flips and quarter turns).
 
-    Frames that are not square are turned by half turns only.
+    Frames that are not square are rotated by half turns only.
     """
     square = sequences.shape[2] == sequences.shape[3]
     turned = []
@@ -232,12 +232,12 @@ def random_symmetry(sequences: Tensor) -> Tensor:
 
 
 def random_turn(frames: Tensor) -> Tensor:
-    """Returns frames (N, C, H, W), each flipped at random and turned by a random angle, zero where nothing was."""
+    """Returns frames (N, C, H, W), each flipped at random and rotated by a random angle; uncovered pixels are 0."""
     count, _, height, width = frames.shape
     angle = (torch.rand(count) * 2 - 1) * math.pi
     flip = torch.randint(2, (2, count)).float() * 2 - 1
     cos, sin = angle.cos(), angle.sin()
-    # In the grid's units a pixel is 2/W wide and 2/H high: a turn must not stretch the frame.
+    # In the grid's units a pixel is 2/W wide and 2/H high: the rotation must not stretch the frame.
     rows = (cos * flip[0], -sin * (height / width) * flip[0]), (sin * (width / height) * flip[1], cos * flip[1])
     turn = torch.stack([torch.stack((*row, torch.zeros(count)), dim=1) for row in rows], dim=1).to(
         frames, non_blocking=True
@@ -252,6 +252,6 @@ def _as_images(frames: Tensor) -> Tensor:
 
 
 def _reproducible(context: Tensor, latents: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
-    """Returns a step and noise per sequence that follow from its context alone."""
+    """Returns a step and noise per sequence, derived from its context alone."""
     noise = members_of(content_seeds(context), 1)
     return noise.integers(timesteps), noise.normal(tuple(latents.shape[1:]), 0)

@@ -1,4 +1,4 @@
-"""The authors' configs and checkpoints of PreDiff's three networks, read, and checkpoints that their code reads.
+"""Reads the authors' configs and checkpoints of PreDiff's three networks, and writes checkpoints for their code.
 
 Configs are the sections of the authors' YAML files or the keyword arguments of their constructors. Checkpoints are
 plain state_dicts, bare or inside one of their Lightning modules.
@@ -24,7 +24,7 @@ from earthformer.prediff.denoiser import CuboidUNet
 from earthformer.prediff.down_path import Levels
 from earthformer.upstream import LIGHTNING_PREFIX, load_state_dict_file, load_strictly
 
-# In the authors' Lightning modules the autoencoder of a diffusion model stands under another name.
+# In the authors' Lightning modules the autoencoder of a diffusion model has another name.
 _AUTOENCODER_PREFIXES = ("first_stage_model.", LIGHTNING_PREFIX)
 _PREFIXES = (LIGHTNING_PREFIX,)
 # Attention in the autoencoder: the names of the diffusers release that the authors used, and today's.
@@ -33,7 +33,7 @@ _OLD_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_at
 _NEW_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(to_q|to_k|to_v|to_out\.0)\.")
 
 _YAML_NAMES = {"self_pattern": "block_attn_patterns", "down_up_linear_init_mode": "down_linear_init_mode"}
-# Their arguments with the only values that work there or that are described anywhere.
+# Their arguments with the only values that work there or are documented anywhere.
 _ONLY: dict[str, Any] = {
     "downsample_type": "patch_merge",
     "upsample_type": "upsample",
@@ -43,7 +43,7 @@ _ONLY: dict[str, Any] = {
     "readout_seq": True,
     "model_type": "cuboid",
 }
-# Arguments that do nothing without global vectors, or name files and quantities of their scripts.
+# Arguments that have no effect without global vectors, or name files and quantities of their scripts.
 _WITHOUT_EFFECT = frozenset({
     "use_dec_self_global", "dec_self_update_global", "use_dec_cross_global", "use_global_vector_ffn",
     "use_global_self_attn", "separate_global_qkv", "global_dim_ratio", "global_proj_linear_init_mode",
@@ -130,7 +130,7 @@ def to_upstream_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_part(part: nn.Module, state_dict: StateDict) -> None:
-    """Copies a checkpoint of one of the three networks into it, under the authors' names or today's.
+    """Loads a checkpoint of one of the three networks, under the authors' names or the current ones.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -150,7 +150,7 @@ def _to_old(match: re.Match[str]) -> str:
 
 
 def _arguments(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments of a constructor: the innermost of the sections, without keys that have no effect."""
+    """Returns the arguments of a constructor: those in the innermost section, without keys that have no effect."""
     inner = config
     for section in ("model", *sections):
         if isinstance(inner.get(section), Mapping):
@@ -166,7 +166,7 @@ def _arguments(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, 
 
 
 def _as_builtin(value: Any) -> Any:
-    """Returns `value` with every kind of sequence in it as a list (configs may hold their own types)."""
+    """Returns `value` with all sequences in it as lists (configs may have their own types)."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_builtin(entry) for entry in value]
     return value
@@ -191,9 +191,9 @@ def _loaded(model: Any, state_dict: StateDict | None) -> Any:
 
 
 def _select(state_dict: StateDict, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Returns the entries of one network: all, or those behind the first prefix that a Lightning module has.
+    """Returns the entries of one network: all, or those with the first prefix found in a Lightning module.
 
-    What a Lightning module holds besides, such as other networks and schedule tables, is reported by a warning.
+    Other entries of a Lightning module, such as other networks and schedule tables, are reported by a warning.
     """
     if isinstance(state_dict, str | Path):
         state_dict = load_state_dict_file(state_dict)

@@ -1,4 +1,4 @@
-"""Blurred forecasts and the blank one against numpy, scipy and fields whose blur is known."""
+"""Blurred and blank forecasts against numpy, scipy and fields whose blur is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = (3, 48, 40, 2), (4, 48, 40, 2)
 
 
 def _diffused(rows: int = 6, *, widths: tuple[float, ...] = (1, 2, 4, 8)) -> tuple[Tensor, Tensor]:
-    """White noise `(rows, 3, 48, 40, 2)`, and what is left of it once diffused so far for each lead time."""
+    """Returns white noise `(rows, 3, 48, 40, 2)`, and the noise diffused by the width of each lead time."""
     random = np.random.default_rng(0)
     last = random.normal(size=(rows, 48, 40, 2))
     spread = [gaussian_filter(last, (0, width, width, 0), mode="constant", truncate=8) for width in widths]
@@ -68,7 +68,7 @@ def test_of_large_frames_a_lattice_of_pixels_chooses(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(part, blurred(context[:, -1:], widths)[:, :, ::3, ::3])
     monkeypatch.setattr("baselines.blurred._LATTICE", 16)
     off_the_lattice = torch.arange(48) % 3 != 0
-    target[:, :, off_the_lattice] = 1e3  # which is not looked at
+    target[:, :, off_the_lattice] = 1e3  # which is not read
     model = BlurredPersistence(*SHAPES)
     model.fit([(context, target)])
     torch.testing.assert_close(model.width, widths)
@@ -121,6 +121,6 @@ def test_blank_is_zero_in_physical_units_whatever_models_see() -> None:
 
 
 def test_these_are_the_trivial_references() -> None:
-    """Known without an import, so that a table need not have torch."""
+    """This is known without an import, so that tables do not need torch."""
     trivial = {name for name in registry.names("model") if registry.find("model", name).card().trivial}
     assert trivial == {"blank", "blurred_persistence", "climatology", "damped_persistence", "persistence"}

@@ -1,4 +1,4 @@
-"""The ConvLSTM encoder-forecaster against its equations, and the sizes its deconvolutions give."""
+"""The ConvLSTM encoder-forecaster against its equations, and the output sizes of its deconvolutions."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from baselines.convlstm import ConvLSTM, ConvLSTMCell
 
 
 def cell_step(cell: ConvLSTMCell, x: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Step a cell gate by gate."""
+    """Returns the states after one step, computed gate by gate."""
     seen = h if x is None else torch.cat((x, h), dim=1)
     i, f, o, g = (
         F.conv2d(seen, weight, bias, padding=1)

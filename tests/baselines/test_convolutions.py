@@ -1,4 +1,4 @@
-"""Convolutions with weights ordered once give what the plain ones give, and step aside where they must."""
+"""Convolutions with reordered weights give the same results as plain ones, which they call if they must."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""DGMR: counts, networks against formulas of its spec, losses, members, and its two optimisers taking turns."""
+"""DGMR: counts, networks against formulas of its specification, losses, members, and its two alternating optimisers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_spatial_discriminator_sees_distinct_frames_of_the_forecast(t_out: i
     drawn = inputs[0][:, 0, 0, 0].view(4, seen)
     assert inputs[0].shape == (4 * seen, 4, 8, 8)
     assert all(len(set(row.tolist())) == seen for row in drawn)
-    assert len({tuple(row.tolist()) for row in drawn}) > 1  # an order of its own for each
+    assert len({tuple(row.tolist()) for row in drawn}) > 1  # each has its own order
 
 
 def test_the_spatial_discriminator_halves_and_folds_its_frames() -> None:
@@ -151,7 +151,7 @@ def test_steps_take_turns_and_each_trains_its_own_networks() -> None:
 
 
 def test_a_forecast_s_look_reaches_the_generator_in_spite_of_the_head_s_norm() -> None:
-    """The mean score of a batch of made futures alone would be a constant."""
+    """The mean score of a batch of generated futures alone would be a constant."""
     model = _model(grid_weight=0.0).train()
     losses = model.training_loss(*_batch(), step=2, total_steps=3)
     for name in ("spatial_deception", "temporal_deception"):
@@ -160,7 +160,7 @@ def test_a_forecast_s_look_reaches_the_generator_in_spite_of_the_head_s_norm() -
 
 
 def _fixed(model: DGMR, monkeypatch: pytest.MonkeyPatch, samples: Tensor) -> None:
-    """Makes forecasts the given ones and a score the mean of what it is of, and a hundred times that."""
+    """Replaces forecasts by the given ones, and the scores by the mean of a future and a hundred times that."""
 
     def compared(context: Tensor, real: Tensor, made: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
         means = (part.flatten(1).mean(1) for part in (real, made))

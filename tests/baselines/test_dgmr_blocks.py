@@ -1,4 +1,4 @@
-"""DGMR's building blocks against formulas of its spec."""
+"""DGMR's building blocks against formulas of its specification."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ SHAPES = ((4, 32, 64, 1), (3, 32, 64, 1))
 
 
 class Weights:
-    """What a network of random weights computes with, by name; a normed weight has the spectral norm 1."""
+    """The weights of a random network, by name; a normed weight has spectral norm 1."""
 
     def __init__(self, model: DGMR, *, training: bool) -> None:
         self.values, self.training = model.state_dict(), training
@@ -90,7 +90,7 @@ def unfolded(x: Tensor) -> Tensor:
 
 
 def forecast(w: Weights, context: Tensor, noise: Tensor, *, levels: int) -> Tensor:
-    """A member from the noise of each sequence."""
+    """Returns a member from the noise of each sequence."""
     x = torch.cat([folded(frame.permute(0, 3, 1, 2)) for frame in context.unbind(1)])
     states = []
     for level in range(levels):
@@ -140,7 +140,7 @@ def temporal_score(w: Weights, sequence: Tensor) -> Tensor:
 
 @pytest.fixture
 def model() -> DGMR:
-    """A tiny model of random weights, whose estimates of spectral norms are exact."""
+    """A tiny model with random weights and exact estimates of spectral norms."""
     torch.manual_seed(0)
     made = DGMR(*SHAPES, **DGMR.presets["tiny"]).double()
     state = made.state_dict()

@@ -11,7 +11,7 @@ B, T_IN, T_OUT, HEIGHT, WIDTH, PATCH, N = 2, 3, 3, 6, 8, 2, 3
 
 
 def two_frame_conv(conv: TwoFrameConv, volume: Tensor) -> Tensor:
-    """Convolve the two frames (B, C, 2, h, w): the first one sees both, the second one only itself."""
+    """Convolves the two frames (B, C, 2, h, w): the first one sees both, the second one only itself."""
     first_tap, second_tap = conv.weight.unbind(2)
     padding = first_tap.shape[-1] // 2
     first = F.conv2d(volume[:, :, 0], first_tap, padding=padding) + F.conv2d(
@@ -23,7 +23,7 @@ def two_frame_conv(conv: TwoFrameConv, volume: Tensor) -> Tensor:
 
 
 def norm(layer: torch.nn.GroupNorm, volume: Tensor) -> Tensor:
-    """Normalise over all axes but the batch."""
+    """Normalises over all axes except the batch."""
     axes = (1, 2, 3, 4)
     centred = volume - volume.mean(axes, keepdim=True)
     scaled = centred / (centred.square().mean(axes, keepdim=True) + 1e-12).sqrt()
@@ -31,7 +31,7 @@ def norm(layer: torch.nn.GroupNorm, volume: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, states: list[Tensor]) -> Tensor:
-    """Recall, for each position of the queries (B, n, 2, h, w), from all positions of earlier states."""
+    """Recalls, for each position of the queries (B, n, 2, h, w), from all positions of earlier states."""
     out = torch.zeros_like(queries)
     frames = torch.cat(states, dim=2)
     for b in range(len(queries)):
@@ -106,7 +106,7 @@ def build(*, drops_memory: bool) -> E3DLSTM:
 @pytest.mark.parametrize("drops_memory", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
 def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool) -> None:
-    # In float64, so that only a mistake can make a difference.
+    # In float64, so that only mistakes make a difference.
     model = build(drops_memory=drops_memory).double()
     clip = torch.rand(B, T_IN + T_OUT, HEIGHT, WIDTH, 1, generator=torch.Generator().manual_seed(1)).double()
     context, target = clip[:, :T_IN], clip[:, T_IN:]
@@ -171,7 +171,7 @@ def test_weights_start_as_tensorflow_has_them() -> None:
 
 @pytest.mark.parametrize("drops_memory", [True, False])
 def test_steps_on_noise_leave_forecasts_that_differ(drops_memory: bool) -> None:
-    """With biases in front of the norms, forecasts of this stack differ by 0.001 after six steps."""
+    """With biases before the norms, forecasts of this stack differ by only 0.001 after six steps."""
     torch.manual_seed(0)
     shapes = (3, 16, 16, 1), (2, 16, 16, 1)
     model = E3DLSTM(*shapes, hidden=(16, 16, 16, 16), drops_memory=drops_memory)
@@ -180,7 +180,7 @@ def test_steps_on_noise_leave_forecasts_that_differ(drops_memory: bool) -> None:
     for step in range(6):
         optimizer.zero_grad()
         sum(model.training_loss(context, target, step=step, total_steps=10**9).values()).backward()
-        assert nn.utils.clip_grad_norm_(model.parameters(), 1.0) < 1e7  # of a loss of some thousand
+        assert nn.utils.clip_grad_norm_(model.parameters(), 1.0) < 1e7  # for a loss of some thousand
         optimizer.step()
     with torch.no_grad():
         assert model(context).std(0).mean() > 1e-1

@@ -1,4 +1,4 @@
-"""What every family promises: shapes, gradients, rows, counts, presets, and one answer in two forms."""
+"""What every family must do: shapes, gradients, rows, counts, presets, and equal results in both formulations."""
 
 import ast
 import contextlib
@@ -114,7 +114,7 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient(model: nn.Module, c
     target = torch.rand(2, 4, 32, 64, 2, generator=torch.Generator().manual_seed(2))
     loss_of(model, context, target).backward()
     missing = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    # Rainformer's gates declare two convolutions that nothing uses, and only a stage's last group runs.
+    # Rainformer's gates declare two convolutions that are never called, and only a stage's last group runs.
     pattern = r"layers\.\d\.4\.conv_[23]\.|down\.3\.layers\.0|up\.0\.layers\.0"
     unused = {name for name, _ in model.named_parameters() if re.search(pattern, name)}
     assert missing <= (unused if type(model).__name__ == "Rainformer" else set())
@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_refused_with_what_was_expected_and_found(
 
 
 def upstream_keys(listing: Path) -> dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]]:
-    """Return, per section of a listing of the originals' keys, the configuration and the shapes by key."""
+    """Returns, per section of a listing of the originals' keys, the configuration and the shapes by key."""
     sections = {}
     for section in listing.read_text().split("\n## ")[1:]:
         lines = section.splitlines()

@@ -191,7 +191,7 @@ def test_teacher_forcing_is_drawn_once_per_batch_and_dies_out(model: PhyDNet, cl
 
 @pytest.mark.parametrize(("grid", "filters"), [((4, 4), 14), ((4, 8), 7)])
 def test_smallest_codes_train_one_sample_at_a_time(grid: tuple[int, int], filters: int) -> None:
-    # One pixel with 7 filters is refused (test_baseline_families): its group norm would see groups of one value.
+    # One pixel with 7 filters is refused (see test_families.py): its group norm would see groups of one value.
     model = PhyDNet((2, *grid, 1), (2, *grid, 1), phy_hidden=(filters,), conv_hidden=(8, 64))
     clip = torch.rand(1, 4, *grid, 1)
     sum(model.training_loss(clip[:, :2], clip[:, 2:], step=0, total_steps=1).values()).backward()

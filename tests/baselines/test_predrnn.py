@@ -13,7 +13,7 @@ B, T_IN, T_OUT, HEIGHT, WIDTH, CHANNELS, PATCH, N = 2, 3, 4, 12, 18, 2, 3, 4
 
 
 def fold(frame: Tensor) -> Tensor:
-    """Fold a frame (B, H, W, C) pixel by pixel."""
+    """Folds a frame (B, H, W, C) pixel by pixel."""
     out = frame.new_zeros(len(frame), CHANNELS * PATCH**2, HEIGHT // PATCH, WIDTH // PATCH)
     for y in range(HEIGHT):
         for x in range(WIDTH):
@@ -103,7 +103,7 @@ def build(*, layer_norm: bool, memory_decoupling: bool) -> PredRNN:
 def test_roll_out_and_losses_follow_the_equations(
     clip: Tensor, layer_norm: bool, memory_decoupling: bool, kind: str
 ) -> None:
-    # In float64, so that only a mistake can make a difference.
+    # In float64, so that only mistakes make a difference.
     model, clip = build(layer_norm=layer_norm, memory_decoupling=memory_decoupling).double(), clip.double()
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     mask = None

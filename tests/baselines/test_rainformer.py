@@ -15,7 +15,7 @@ ARGUMENTS = {"hidden": 4, "heads": (1, 2, 1, 2), "head_dim": 3, "window": 2}
 
 
 def channel_attention(x: Tensor, first: torch.nn.Sequential, second: torch.nn.Sequential) -> Tensor:
-    """Scale channels (N, C, H, W) by their mean and maximum."""
+    """Scales channels (N, C, H, W) by their mean and maximum."""
 
     def perceptron(layers: torch.nn.Sequential, pooled: Tensor) -> Tensor:
         hidden = F.relu(pooled @ layers[1].weight.T + layers[1].bias)
@@ -26,7 +26,7 @@ def channel_attention(x: Tensor, first: torch.nn.Sequential, second: torch.nn.Se
 
 
 def attention(layer: WindowAttention, x: Tensor) -> Tensor:
-    """Attend pixel by pixel over (N, H, W, C), by where the pixels are and not by masks."""
+    """Attends pixel by pixel over (N, H, W, C), based on the positions of the pixels instead of masks."""
     n, height, width, _ = x.shape
     s, shift, heads, d = layer.window, layer.shift, layer.heads, layer.head_dim
     q, k, v = (x @ layer.to_qkv.weight.T).unflatten(3, (3, heads, d)).unbind(3)
@@ -34,7 +34,7 @@ def attention(layer: WindowAttention, x: Tensor) -> Tensor:
     for y in range(height):
         for z in range(width):
             top, left = (y - shift) // s * s + shift, (z - shift) // s * s + shift
-            # A window that the edge cuts in two attends within each part.
+            # A window that is cut in two by the edge attends within each part.
             rows = [row for row in range(top, top + s) if 0 <= row < height]
             columns = [column for column in range(left, left + s) if 0 <= column < width]
             for head in range(heads):
@@ -70,7 +70,7 @@ def batch_norm(layer: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def stage_output(stage: torch.nn.Module, x: Tensor, factor: int, skip: Tensor | None, *, up: bool) -> Tensor:
-    """Returns what a stage makes of images (N, C, H, W)."""
+    """Returns the output of a stage for images (N, C, H, W)."""
     n, c, height, width = x.shape
     if up:
         cut = x.reshape(n, c // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)

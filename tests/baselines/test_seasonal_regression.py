@@ -1,4 +1,4 @@
-"""Seasonal regression against laws that are known, and the modes of the linear inverse model by cross-validation."""
+"""Seasonal regression against known laws, and cross-validation of the linear inverse model's modes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _with_season(frames: np.ndarray, last: np.ndarray) -> Tensor:
 
 
 def _windows(count: int, factor: np.ndarray, noise: float = 0.0) -> tuple[Tensor, Tensor, np.ndarray]:
-    """One pattern whose amplitude a month and two months ahead is `factor[month]` and its square times that of now."""
+    """One pattern whose amplitude one and two months ahead is `factor[month]` and its square times the present one."""
     random = np.random.default_rng(0)
     pattern = np.full(CELLS, 1 / np.sqrt(20))
     now = np.tile(random.normal(size=count), 2)
@@ -113,7 +113,7 @@ def test_what_cannot_be(shapes: tuple, options: dict[str, float], words: str) ->
 class TestModesOfTheLinearInverseModel:
     @staticmethod
     def _record(months: int, persistent: int, seed: int = 0) -> Tensor:
-        """Windows of 5 frames of 20 cells: so many lasting patterns, and noise without memory in all cells."""
+        """Windows of 5 frames of 20 cells: `persistent` lasting patterns, and white noise in all cells."""
         random = np.random.default_rng(seed)
         patterns = np.linalg.qr(random.normal(size=(20, 20)))[0][:, :persistent]
         state, series = np.zeros(persistent), []

@@ -14,7 +14,7 @@ from baselines.simvp import TAU, SimVP, difference_divergence
 from bench.cost import count_model
 
 SMALL = {"hid_s": 16, "hid_t": 256, "n_t": 4}
-# Per shapes and settings, parameters and GMACs of SimVP and TAU; a name of a task stands for its shapes and preset.
+# Parameters and GMACs of SimVP and TAU by shapes and settings; the name of a task stands for its shapes and preset.
 COUNTS = {
     "moving_mnist": ("moving_mnist", None, (46_769_665, 16.526), (44_656_001, 15.953)),
     "nbody_mnist": ("nbody_mnist", None, (46_769_665, 16.526), (44_656_001, 15.953)),
@@ -50,7 +50,7 @@ def test_operations_are_those_of_the_authors_code(cls: type[SimVP], case: str) -
     shapes, options, expected = counted(case, cls)
     if expected is None:
         return
-    # Layers of SEVIR's frames of 384 x 384 pixels do the sixteenth of their work on frames of 96 x 96.
+    # On frames of 96 x 96 pixels, layers do a sixteenth of their work on SEVIR's frames of 384 x 384.
     share = 16 if shapes == SHAPES["sevir"] else 1
     small = [(t, height // 4, width // 4, c) if share > 1 else (t, height, width, c) for t, height, width, c in shapes]
     found = count_model(cls(*small, **options), small[0]).gmacs * share

@@ -1,4 +1,4 @@
-"""Models fitted in closed form against numpy's own means and regressions, and one through a whole run."""
+"""Models fitted in closed form against numpy's means and regressions, and one in a whole run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_damped_persistence_is_the_least_squares_line(slopes: str) -> None:
 
 
 def _spiral(frames: int, seed: int) -> torch.Tensor:
-    """Returns (T, 4, 5, 1): two patterns turning into each other and decaying, started anew every ten frames."""
+    """Returns (T, 4, 5, 1): two patterns that rotate into each other and decay, restarted every ten frames."""
     random = np.random.default_rng(seed)
     patterns = np.linalg.qr(random.normal(size=(20, 2)))[0]
     turn = 0.9 * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])

@@ -1,4 +1,4 @@
-"""STEPS on fields that are made: what is drawn follows from the seed alone, and what pySTEPS cannot do is said."""
+"""STEPS on synthetic fields: members depend only on the seed, and failures of pySTEPS are counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = (3, 64, 64, 1), (4, 64, 64, 1)
 
 
 def _rain(rows: int = 1, frames: int = 7, *, wind: int = 2) -> Tensor:
-    """Showers that move `wind` pixels a frame, and change: `(rows, frames, 64, 64, 1)`, a third of it wet."""
+    """Changing showers that move `wind` pixels per frame: `(rows, frames, 64, 64, 1)`, a third of the pixels wet."""
     random = np.random.default_rng(1)
     found = []
     for _ in range(rows):
@@ -55,7 +55,7 @@ def test_members_follow_from_the_seed_and_the_first_are_the_same_however_many() 
 
 
 def test_members_are_those_of_pysteps_called_as_described() -> None:
-    """Of VIL codes from 16 on: six scales, noise of their spectrum, a perturbed motion, values of the last field."""
+    """For VIL codes from 16: six scales, noise with their spectrum, a perturbed motion, values of the last field."""
     with quiet():
         codes = 255 * _rain()[0, :3, :, :, 0].double().numpy()
         rain = np.where(codes < 16, 0, codes)
@@ -148,7 +148,7 @@ def test_what_pysteps_cannot_do_is_done_more_simply_and_counted(case: str) -> No
 
 
 def test_rain_is_moved_on_where_the_frame_before_is_dry() -> None:
-    """Motion cannot be seen then, so that the last frame stays; before, pySTEPS forecasts no rain at all."""
+    """The motion is unknown then, so the last frame stays; pySTEPS alone would forecast no rain at all."""
     context = CASES["only_last_wet"][0]
     members = _sample(context)
     rain = context[:, -1:].where(context[:, -1:] >= 16 / 255, 0)

@@ -1,4 +1,4 @@
-"""VideoGPT: sizes, networks against formulas of their description, codes one by one, stages by one command."""
+"""VideoGPT: sizes, networks against formulas of their description, and sampling code by code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Reconstructs(nn.Module):
 
 
 def test_multiply_adds_of_the_vqvae() -> None:
-    """150.4 GMAC for six frames of three channels, there and back."""
+    """150.4 GMACs to encode and decode six frames of three channels."""
     assert count_model(_Reconstructs(VQVAE(3)), (6, 128, 128, 3)).gmacs == pytest.approx(150.4, abs=0.05)
 
 
@@ -74,7 +74,7 @@ def test_multiply_adds_of_a_pass_follow_from_the_sizes() -> None:
 
 
 class _Logits(nn.Module):
-    """The transformer given what the ResNet sees: convolutions have kinds of their own."""
+    """The transformer, given the ResNet's features."""
 
     def __init__(self, model: VideoGPT) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_the_codes_of_the_last_frames_are_given_and_not_drawn() -> None:
     decoder = network.decoder(encoded, 1)
     steps = [decoder.logits(vectors[:, None, place - 1] if place else None) for place in range(network.length)]
     torch.testing.assert_close(torch.cat(steps[given:], dim=1), logits, atol=1e-4, rtol=1e-4)
-    # Of a transformer that sees the context's codes alone, members follow from the last frames.
+    # Members of a transformer that sees only the context's codes depend on the last frames.
     for layer in network.layers:
         nn.init.zeros_(layer.cross.out.weight)
     seeds = torch.tensor([1])
@@ -240,7 +240,7 @@ def test_sampling_leaves_the_mode_the_precision_and_the_random_state_alone() -> 
 
 
 def test_rounding_of_single_precision_changes_no_code() -> None:
-    """Why sampling computes in double precision: half of an ensemble's logits are moved by single rounding."""
+    """The reason for sampling in double precision: here half of an ensemble's logits are rounded differently."""
     model = make()
     numbers = videogpt._numbers([1, 2, 3, 4, 5], 4, model.transformer.length)
     with torch.no_grad():

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def model() -> VideoGPT:
-    """A tiny model of random weights, norms and statistics."""
+    """A tiny model with random weights, norms and statistics."""
     made = make().double().eval()
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def model() -> VideoGPT:
 
 
 def conv(w: Weights, name: str, x: Tensor, *, stride: int = 1, left: int, right: int) -> Tensor:
-    """A convolution of (B, C, T, H, W), padded by `left` and `right` on the two axes that `stride` is of."""
+    """A convolution of (B, C, T, H, W), padded by `left` and `right` along the two strided axes."""
     weight, bias = w[f"{name}.weight"], w.get(f"{name}.bias")
     surplus = weight.shape[2] - 1
     padded = F.pad(x, (left, right, left, right, surplus - surplus // 2, surplus // 2))
@@ -46,7 +46,7 @@ def batch_norm_relu(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = False) -> Tensor:
-    """Attention of (..., L, C) to (..., S, C), each head by itself."""
+    """Attention of (..., L, C) to (..., S, C), head by head."""
     parts = []
     for q_own, k_own, v_own in zip(*(part.chunk(heads, -1) for part in (q, k, v)), strict=True):
         logits = q_own @ k_own.mT / math.sqrt(q_own.shape[-1])
@@ -144,7 +144,7 @@ def test_logits_follow_the_equations(model: VideoGPT) -> None:
     w, context = model.transformer.state_dict(), CONTEXT[:2].double()
     vectors = torch.randn(2, math.prod(CODES), 16, dtype=torch.float64)
     seen = resnet(w, context).flatten(1, 3) + positions(w, "context_positions", (SHAPES[0][0], *CODES[1:]))
-    # Shifted to the right: a code's own vector is read for the code behind it only.
+    # Shifted to the right, because the vector of a code is read only for the codes after it.
     x = linear(w, "input", vectors).roll(1, dims=1)
     x[:, 0] = w["start"]
     x = x + positions(w, "positions", CODES)

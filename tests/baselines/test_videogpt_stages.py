@@ -1,4 +1,4 @@
-"""VideoGPT's stages by one command: trained, taken from a file, or refused."""
+"""VideoGPT's stages in one command: trained, loaded from a file, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ablations: which runs a sweep has, which of them are there already, and what the table says."""
+"""Ablations: the runs of a sweep, those that are already recorded, and the table."""
 
 from __future__ import annotations
 

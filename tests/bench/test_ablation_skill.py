@@ -1,4 +1,4 @@
-"""An ablation's table: seeds together, skill against trivial references, no rank for what does not beat them."""
+"""An ablation's table: seeds in one row, skill against trivial references, no rank for rows that do not beat them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.ablation.table import cost_of
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose
-from bench.protocols.variants import Ablation, load_ablation, seeds_together, variants
+from bench.protocols.variants import Ablation, load_ablation, seeds_together, variants, varied_keys
 
 CENTRES = Ablation(
     title="Centre of a small UNet",
@@ -76,3 +76,31 @@ def test_variants_are_measured_against_the_trivial_references(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "not ranked, since they do not beat it" in said and "±" in said and "**" not in said
+
+
+def test_no_reference_is_run_where_no_variant_was_made(
+    storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    impossible = Ablation(title="", base=["model=convlstm", "task=sevir"], sweeps=[["model.hidden=[0]"]], labels={})
+    monkeypatch.setattr(ablate, "load_ablation", lambda name: impossible)
+    monkeypatch.setattr(ablation_table, "costs", lambda runs, advance: [{"problem": "none"} for _ in runs])
+    quiet = ["progress=false", "picture=false", "device=cpu", "train.loggers=[]"]
+    assert main(["ablate", "any", f"data.root={storms}", f"results.root={tmp_path / 'results'}", *quiet]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert not list(tmp_path.glob("results/runs/*/*/*.json"))
+
+
+@pytest.mark.parametrize("task", ["sevir", "sevir_lr", "icar_enso", "nbody_mnist", "moving_mnist", "radar"])
+@pytest.mark.parametrize("name", ["depth", "global_vectors", "patterns"])
+def test_runs_of_an_ablation_differ_in_what_is_varied_alone(name: str, task: str) -> None:
+    found = variants(load_ablation(name), [f"task={task}", "seed=0,1", "train.max_steps=7", "model.base_units=16"])
+    varied = set(varied_keys(found))
+    assert {key.partition(".")[0] for key in varied} == {"model", "seed"}
+    plain = [run.config.model_dump(mode="json") for run in found]
+    for one in plain:
+        one["model"] = {key: value for key, value in one["model"].items() if f"model.{key}" not in varied}
+        one["seed"] = None
+    assert all(one == plain[0] for one in plain)
+    assert {run.config.seed for run in found} == {0, 1} and len(found) == 2 * len(seeds_together(found))
+    assert found[0].config.train.max_steps == 7 and found[0].config.model.options["base_units"] == 16

@@ -1,4 +1,4 @@
-"""A board from its YAML: made, made no second time, made again from nothing with equal numbers, and drawn."""
+"""A board from its YAML: run once, not run again, reproduced from scratch with equal numbers, and drawn."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_board_from_nothing(
     drawn = sorted(file.name for file in (tmp_path / "pictures").iterdir())
     assert drawn == ["small_centre.png", "small_compute.png", "small_lead.png", "small_seeds.png"]
 
-    # Elsewhere, from the two committed files alone: the same trainings, and so the same scores.
+    # In another folder, from the two committed files alone: the same trainings and therefore the same scores.
     again = _write(tmp_path / "elsewhere")
     read_board(again).decided_path.write_text(board.decided_path.read_text(encoding="utf-8"), encoding="utf-8")
     assert main([*words[:2], str(again), *words[3:], f"work={tmp_path / 'other'}"]) == 0
@@ -129,3 +129,22 @@ def test_a_grid_by_itself(
     assert found["best"] == [f"train.lr={first['train.lr']}", f"data.batch_size={first['data.batch_size']}"]
     assert not (tmp_path / "results").exists(), "what was tried is not a result"
     assert main([*words, "train.lr=1e-3"]) == 2 and "several values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["train.max_steps=1", "data.batch_size=2"], "has 1 step, and its first validation is after 4 (1 epoch of 4)"),
+        (["train.max_epochs=1", "train.val_every_epochs=3"], "its first validation is after 3 (3 epochs of 1)"),
+        (["train.limit=2", "data.batch_size=1", "train.max_steps=1"], "after 2 (1 epoch of 2)"),
+    ],
+)
+def test_a_grid_whose_trainings_end_before_they_validate_is_refused_at_the_start(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tune", "task=nbody_mnist", "model=unet", *QUIET, f"data.root={digits}", "picture=false", *given]
+    assert main([*words, "train.lr=1e-3,1e-1"]) == 2
+    told = capsys.readouterr()
+    assert said in told.err and "train.val_every_steps" in told.err and "epoch 0" not in told.err
+    assert not (tmp_path / "outputs").exists()

@@ -1,4 +1,4 @@
-"""The log: which stream shows what, what a run's folder keeps, and that no handler sees a secret."""
+"""The log: the contents of each stream and of a run's folder, without secrets in any handler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "s3://user:hunter22@bucket/x"
 
 @pytest.fixture(autouse=True)
 def _level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LEVEL, "INFO")  # put back after `main` has set it
+    monkeypatch.setenv(LEVEL, "INFO")  # restored after `main` has set it
 
 
 def _words(storms: Path, out: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Widths for a wanted number of parameters: what `model.target_params` gives, for every model that has widths."""
+"""Widths for a target number of parameters: results of `model.target_params` for every model with widths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.models import load_model, made_from
 
 _ABLE = [name for name in registry.names("model") if registry.find("model", name).card().widths]
 _UNABLE = [name for name in registry.names("model") if name not in _ABLE]
-# Widths in groups, or so few that one more is much: not every size has one.
+# Widths in groups, or so small that one more makes a large difference, cannot reach every size.
 _COARSE = {"earthformer", "earthformer_no_global", "earthformer_released", "phydnet", "rainformer", "simvp", "tau"}
 _TASKS = ("nbody_mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sevir_lr", "icar_enso")))
 

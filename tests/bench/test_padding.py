@@ -106,7 +106,7 @@ def test_the_padded_forecast_is_that_of_continued_edges(root: Path) -> None:
 
 @pytest.mark.parametrize("name", IN_STAGES)
 def test_stages_are_trained_on_padded_frames_whose_padding_is_missing(name: str, root: Path) -> None:
-    """Each loss is that of frames which lie padded on disk, with NaN where there is nothing to forecast."""
+    """Each loss equals that of frames that are stored padded with NaN."""
     task, whole = load_task("grid", root, t_in=4, t_out=3), load_task("grid", crop=[24, 16], t_in=4, t_out=3)
     torch.manual_seed(0)
     padded, plain = load_model(name, task, **tiny(name)), load_model(name, whole, **tiny(name))

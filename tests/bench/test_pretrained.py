@@ -1,4 +1,4 @@
-"""Weights that are shared: what is saved can be loaded and scored elsewhere, and says what it is."""
+"""Shared weights: saved weights can be loaded and scored elsewhere, and carry their description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reliability.md names every fault of the list and tests that are there."""
+"""docs/reliability.md names every fault of the list and existing tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COUNTS = {"F": 11, "D": 14, "M": 23, "C": 13, "R": 6, "T": 4, "E": 7, "X": 4, "
 
 
 def _rows() -> dict[str, str]:
-    """The last column by fault."""
+    """Returns the last column by fault."""
     text = (REPO / "docs/reliability.md").read_text(encoding="utf-8").partition("## Faults tried")[2]
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [A-Z]\d\d \|", line)]
     assert all(len(row) == 4 and all(cell.strip() for cell in row) for row in cells)

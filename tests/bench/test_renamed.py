@@ -34,5 +34,5 @@ def test_an_unknown_module_is_as_missing_as_ever() -> None:
 
 
 def test_a_former_module_has_no_modules_of_its_own() -> None:
-    """Pickling looks for a name such as `torch` in every module, which warned once for each object."""
+    """Pickling looks for names such as `torch` in every module, which used to warn once for each object."""
     assert not hasattr(importlib.import_module("bench.data.sevir"), "torch")

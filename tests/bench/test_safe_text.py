@@ -1,4 +1,4 @@
-"""Foreign text is only text, whatever shows it; credentials are masked wherever an address stands."""
+"""Foreign text is shown as plain text everywhere; credentials in addresses are always masked."""
 
 from __future__ import annotations
 

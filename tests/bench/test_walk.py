@@ -1,4 +1,4 @@
-"""How few files one reads to follow a run: those whose functions are on the stack, from the command line down."""
+"""How many files one reads to follow a run: those with functions on the stack, from the command line down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def _files_on_the_stack() -> list[str]:
-    """The project's files with a function under way, outermost first."""
+    """Returns the project's files with a function on the stack, outermost first."""
     found: dict[str, None] = {}
     frame = sys._getframe(1)
     while frame is not None:

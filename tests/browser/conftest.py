@@ -1,4 +1,4 @@
-"""A site of records that look like results, and Debian's chromium to open it with."""
+"""A site of realistic records, and Debian's Chromium to open it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = {
 
 
 def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecord:
-    """A record as the complete official test set would give it; the evil one only names itself so in a note."""
+    """A record as from the complete official test set; the evil one has its name only in a note."""
     assert measured.data is not None
     evil = "<script>" in name
     scores = dict(measured.scores)
@@ -69,7 +69,7 @@ def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecor
     data = measured.data.model_copy(
         update={"origin": "files", "sequence_count": 12_159, "sequence_count_available": 12_159}
     )
-    # eight events that agree on the order: what is needed for a mark
+    # eight events that agree on the order, which a mark requires
     counts = {"hits": csi, "misses": 1 - csi, "false_alarms": 0.0, "correct_negatives": 1.0}
     arrays = compact({f"skill.{key}": np.full((8, 1, 1), round(1000 * value)) for key, value in counts.items()})
     options = {"thresholds": [74], "convention": "upstream", "pools": [1]}
@@ -125,7 +125,7 @@ def site(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.tables.intervals.intervals", intervals)
-        patch.setattr("bench.report.boards.intervals", intervals)
+        patch.setattr("bench.report.charts.intervals", intervals)
         return build(root, out)
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: it sorts, filters and slides, says nothing on the console and asks no network."""
+"""The report in a real browser: sorting, filtering, sliding; no console messages and no network requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLE = "table-earthformer_sevir.html"
 
 
 class Watched:
-    """A page, and what it should never do."""
+    """A page with its console messages, errors and requests, which should be empty."""
 
     def __init__(self, browser: Any, site: Path, width: int, **options: Any) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
@@ -63,7 +63,7 @@ def _labels(within: Any) -> list[str]:
 
 
 def _expect(page: Any, first: list[str], within: Any = None) -> None:
-    """The first rows are these, at the latest in some seconds: tables sort after the click has been handled."""
+    """Checks the first rows within some seconds, because tables sort after the click has been handled."""
     for _ in range(100):
         if _labels(within or page)[: len(first)] == first:
             return
@@ -104,7 +104,7 @@ def test_every_page_of_the_committed_results_fits_and_every_control_does_somethi
 
 @contextmanager
 def _naming(page: str) -> Iterator[None]:
-    """Has what fails say on which page."""
+    """Adds the page to the message of a failure."""
     try:
         yield
     except Exception as error:
@@ -113,7 +113,7 @@ def _naming(page: str) -> Iterator[None]:
 
 
 def _choose_each_side(page: Any) -> None:
-    """Every value of a switch can be chosen, in any order; one is chosen at a time, and the table shows it."""
+    """Every value of a switch can be selected, in any order, one at a time, and the table shows it."""
     for board in page.locator(".board:has(.switch)").all():
         for side in ("difference", "ours", "published", "difference", "published", "ours"):
             board.get_by_label(side, exact=True).check()

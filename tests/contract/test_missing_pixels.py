@@ -1,4 +1,4 @@
-"""Missing pixels reach no loss, gradient or fit of any registered model: what is known counts, and nothing else."""
+"""Missing pixels do not affect the loss, gradient or fit of any registered model: only known pixels count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.engine.optimizers import TURNS, takes_turns
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)
 ROWS = 3
-# At the first step of so long a training, scheduled sampling reads the truth wherever there is one.
+# At the first step of such a long training, scheduled sampling always reads the truth.
 STEPS = {"step": 0, "total_steps": 10**9}
 
 _LEARNT = [
@@ -53,7 +53,7 @@ def _modules(name: str, options: dict[str, object]) -> list[nn.Module]:
 
 
 def _batch(*, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Context (0 where it is missing), target (NaN where it is missing), and where the context is known."""
+    """Returns the context (missing pixels 0), the target (missing pixels NaN), and where the context is known."""
     random = torch.Generator().manual_seed(1)
     context, target = (torch.rand((ROWS, *shape), generator=random) for shape in (CONTEXT, TARGET))
     unknown = [torch.rand(part.shape, generator=random) < share for part in (context, target)]
@@ -74,7 +74,7 @@ def _loss(module: nn.Module, context: Tensor, target: Tensor, known: Tensor, *, 
 
 
 def _draws_by_sequences(name: str, options: dict[str, object]) -> bool:
-    """Says whether a loss reads other random numbers for a sequence where others are left out."""
+    """Returns whether a loss uses other random numbers for a sequence if other sequences are left out."""
     return name == "dgmr" or options.get("sampling") == "reverse_scheduled"
 
 
@@ -139,7 +139,7 @@ def test_batches_add_up_by_their_known_pixels(name: str, options: dict[str, obje
 
 
 class _LooksAtNothing(TorchDispatchMode):
-    """Refuses what makes a GPU's host wait: a value that Python sees, a shape that depends on values."""
+    """Refuses operations for which the host waits for a GPU: values read by Python, shapes that depend on values."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
@@ -150,7 +150,7 @@ class _LooksAtNothing(TorchDispatchMode):
     ("name", "options"), [case for case in CASES if not case[0].startswith(("ldm", "phydnet", "prediff"))]
 )
 def test_no_loss_waits_for_the_device(name: str, options: dict[str, object]) -> None:
-    """PhyDNet, PreDiff and LDM draw numbers on the CPU, which waits for nothing, but looks the same here."""
+    """PhyDNet, PreDiff and LDM draw numbers on the CPU, which does not wait, but cannot be distinguished here."""
     batch = _batch(share=0.3)
     for module in _modules(name, options):
         with _LooksAtNothing():

@@ -1,4 +1,4 @@
-"""One contract for every registered model; a plugin's model gets it by calling `check_model` itself."""
+"""The contract of every registered model; plugins call `check_model` themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.engine.forecaster import Forecaster
 from bench.errors import ContractError
 from bench.testing import check_model
 
-# Samplers of many steps: twenty seconds and more.
+# Samplers with many steps, which take twenty seconds and more.
 _SLOW = {"ldm", "prediff", "prediff_ka"}
 
 
@@ -77,7 +77,7 @@ class _MultipliesByZero(_Good):
 
 
 class _Saturates(_Good):
-    """Without a gradient behind a ReLU that is shut, whatever the start."""
+    """Never gets a gradient, because its ReLU is always closed."""
 
     def forward(self, context: Tensor) -> Tensor:
         return super().forward(context).sub(1e3).relu()
@@ -89,7 +89,7 @@ class _Detaches(_Good):
 
 
 class _StartsAtZero(_Good):
-    """Sound: the first layer gets a gradient as soon as the last one, which starts at zero, has moved."""
+    """Valid: the first layer gets a gradient as soon as the last one, which starts at zero, has changed."""
 
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__(input_shape, target_shape)
@@ -101,7 +101,7 @@ class _StartsAtZero(_Good):
 
 
 class _InfiniteSlope(_Good):
-    """Finite forecasts, but the gradient of a root at zero is not."""
+    """Has finite forecasts, but an infinite gradient: that of a square root at zero."""
 
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__(input_shape, target_shape)
@@ -117,7 +117,7 @@ class _ForgetsState(_Good):
 
 
 class _HidesWeights(_Good):
-    """Its random projection is in no state_dict, so that a copy has it and a fresh model has another."""
+    """Its random projection is not in the state_dict: a copy has the same, a fresh model another one."""
 
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__(input_shape, target_shape)
@@ -128,7 +128,7 @@ class _HidesWeights(_Good):
 
 
 class _HidesStatistics(_Good):
-    """What it learns in training mode is in no state_dict."""
+    """Its state from training mode is not in the state_dict."""
 
     mean = 0.0
 
@@ -149,7 +149,7 @@ class _HidesItsFit(_Good):
 
 
 class _GrowsWeights(_Good):
-    """Has weights after its first forecast that a fresh model has not."""
+    """Has weights after its first forecast that a fresh model does not have."""
 
     def forward(self, context: Tensor) -> Tensor:
         if not hasattr(self, "late"):
@@ -247,7 +247,7 @@ def test_a_misspelt_member_is_refused_wherever_a_model_comes_from(
 
 
 class _NamesOfItsOwn(_Good):
-    """Sound: layers, numbers and hyperparameters under names of the contract or near them are none of it."""
+    """Valid: layers, numbers and hyperparameters may have names of the contract or similar ones."""
 
     def __init__(self, input_shape, target_shape, *, preset: str = "a", member: int = 2) -> None:
         super().__init__(input_shape, target_shape)

@@ -1,4 +1,4 @@
-"""The shapes that the contracts in `bench.api` declare are those that models, tasks and data sets keep."""
+"""Models, tasks and data sets have the shapes that the contracts in `bench.api` declare."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _hints(contract: Any) -> dict[str, Any]:
 
 
 def _keeping(contract: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the method, which fails where arguments or result are not as the contract annotates them."""
+    """Returns the method with checks that arguments and result match the annotations of the contract."""
     hints, signature = _hints(contract), inspect.signature(contract)
 
     def called(*args: Any, **options: Any) -> Any:

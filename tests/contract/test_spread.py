@@ -1,7 +1,7 @@
-"""Ten training steps on noise leave forecasts that differ between windows, of every registered model that trains.
+"""After ten training steps on noise, forecasts of every trainable model still differ between windows.
 
-Nothing is to be learnt from noise but its mean, and ten steps do not get there: a model whose forecasts are alike by
-then has shut itself, by gates or norms that saturate, and no data would open it again.
+Only the mean can be learnt from noise, which takes more than ten steps. A model whose forecasts are equal by then has
+saturated gates or norms, and could not recover with any data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONTEXT, TARGET = (3, 32, 32, 1), (2, 32, 32, 1)
 STEPS, WINDOWS = 10, 3
 SPREAD = 1e-2
 """Standard deviation between windows, mean over pixels; noise has 1."""
-# Small, but as deep as by default; a deep stack is where it showed.
+# Small, but with the default depth, as the problem was found in deep stacks.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "e3d_lstm": {"hidden": (8,) * 4},
     "unet": {"channels": (4, 8, 8, 16), "center_channels": 32},
@@ -43,7 +43,7 @@ def _made(name: str) -> nn.Module:
 
 def _loss(module: nn.Module, context: Tensor, target: Tensor, step: int) -> Tensor:
     own = getattr(module, "training_loss", None)
-    # At the start of so long a training, scheduled sampling reads the truth wherever there is one.
+    # At the start of such a long training, scheduled sampling always reads the truth.
     loss = own(context, target, step=step, total_steps=10**9) if own else masked_mse(module(context), target)
     return torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
 
@@ -71,5 +71,5 @@ def test_ten_steps_on_noise_leave_forecasts_that_differ_between_windows(name: st
             _loss(module, context, target, step).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-    # Some start with forecasts that hardly differ, and have to get there by training.
+    # Some models start with forecasts that hardly differ, so training must make them differ.
     assert _spread(model, context) > min(SPREAD, before / 2)

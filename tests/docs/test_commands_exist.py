@@ -72,7 +72,7 @@ def test_every_example_of_a_help_exists(verb: str) -> None:
 
 
 def check(words: list[str], where: Path) -> None:
-    """Fails where a command is not one."""
+    """Fails for an invalid command."""
     while "=" in words[0]:  # VARIABLE=value before the program
         words = words[1:]
     program, *rest = words
@@ -146,7 +146,7 @@ def _known(kind: registry.Kind, name: str) -> None:
 
 
 def _overrides(overrides: list[str]) -> None:
-    """Config keys, names, hyperparameters and task fields of the runs that a command stands for."""
+    """Checks config keys, names, hyperparameters and task fields of a command's runs."""
     overrides = [word for word in overrides if "=" in word and not word.startswith(("hydra", "+hydra"))]
     if any(_of_the_page(word.removeprefix("model=").removeprefix("task=")) for word in overrides):
         overrides = [word for word in overrides if not word.startswith(("model", "task"))]

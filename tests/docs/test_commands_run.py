@@ -28,7 +28,7 @@ _TAKES_OVERRIDES = ("run", "evaluate", "reproduce", "ablate", "forecast", "statu
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder by task, each made when it is first asked for."""
+    """The data folder of each task, made on first use."""
 
     class Made(dict):
         def __missing__(self, task: str) -> Path:
@@ -68,7 +68,7 @@ def test_the_commands_of_a_page(
 
 
 def _check_shown_output(page: Path, printed: str) -> None:
-    """Fails where the scores or the picture that the page shows are not those of the command."""
+    """Fails if the page shows other scores or another picture than the command gives."""
     shown, result = page.read_text(encoding="utf-8"), re.compile(r"MSE (\S+) < (\S+), after")
     for ours, theirs in zip(result.search(printed).groups(), result.search(shown).groups(), strict=True):
         assert float(ours) == pytest.approx(float(theirs), rel=0.1), f"{page.name} shows older scores"
@@ -106,7 +106,7 @@ def _run(words: list[str], made: dict[str, Path]) -> int:
 
 
 def _with_data(word: str, words: list[str], made: dict[str, Path]) -> str:
-    """The word with the reader's DIR replaced by made data of the command's task."""
+    """Returns the word with the reader's DIR replaced by generated data of the command's task."""
     key, _, value = word.partition("=")
     if value != "DIR":
         return word
@@ -116,7 +116,7 @@ def _with_data(word: str, words: list[str], made: dict[str, Path]) -> str:
 
 
 def _written(block: Block) -> bool:
-    """Writes a file whose name its first line is, `# FILE.py` or `# FILE.yaml`; says whether it is one."""
+    """Writes a file named by its first line, `# FILE.py` or `# FILE.yaml`; returns whether there is such a line."""
     first = block.text.splitlines()[0]
     if not (first.startswith("# ") and first.endswith((".py", ".yaml"))):
         return False

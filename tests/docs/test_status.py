@@ -1,4 +1,4 @@
-"""README's table of rows says what the tables say."""
+"""README's table of rows agrees with the tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COST = ("parameters", "gmacs")
 
 
 def _statuses(name: str, results: Path) -> dict[str, str]:
-    """The statuses of each row's scores, by its label; none where there is no model of that name."""
+    """Returns the statuses of each row's scores by its label; none for a row without a model of that name."""
     table = load_table(name)
     published = load_published(table.published) if table.published else None
     records, unreadable = read_store(results, table.task)

@@ -1,4 +1,4 @@
-"""Cuboid attention against an independent oracle that loops over tokens, and against the plain formulation."""
+"""Cuboid attention against an independent implementation that loops over tokens, and the plain formulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes that do the same give the same bits: nothing of a run is chosen by how fast the machine was."""
+"""Two processes with the same work give the same bits: nothing in a run depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in
 
 def test_two_processes_train_and_forecast_to_the_same_bits() -> None:
     command = [sys.executable, "-c", _THREE_STEPS]
-    # At the same time, so that each disturbs what the other could measure.
+    # At the same time, so that each disturbs the other's timings.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     digests = [process.communicate(timeout=240)[0].strip() for process in running]

@@ -1,4 +1,4 @@
-"""Cutting and putting back, for any shape, size, strategy, shift and padding."""
+"""Decomposing and merging cuboids, for any shape, size, strategy, shift and padding."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_merge_undoes_decompose(partition: CuboidPartition) -> None:
     x = numbered(partition.shape)
     expected = x
     if partition.padding_type == "nearest" and partition.is_padded:
-        # Stretching is not an inverse of shrinking: what comes back is what the two resizes alone give.
+        # Stretching is not the inverse of shrinking: the result is that of the two resizes alone.
         expected = resize_nearest(resize_nearest(x, partition.padded_shape), partition.shape)
     torch.testing.assert_close(partition.merge(partition.decompose(x)), expected, rtol=0, atol=0)
 

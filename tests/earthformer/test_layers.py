@@ -139,7 +139,7 @@ def test_convolutions_composed_across_upsampling_are_exact_at_the_border_too(
     torch.manual_seed(0)
     target = (2, size[0] * scale[0], size[1] * scale[1])
     stage = FinalDecoder(Options(base_units=16), target).double()
-    # Many channels in the middle make the composition pay at every scale.
+    # With many channels in the middle, the composition is faster at every scale.
     stage.upsample = Upsample(2, 64, target).double()
     stage.conv_block[0] = nn.Conv2d(64, 16, 3, padding=1).double()
     x = torch.randn(1, 2, *size, 2, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Pictures of cuboid patterns: every pattern can be drawn, and one colour is one group of cells that attend."""
+"""Pictures of cuboid patterns: every pattern can be drawn, with one colour per group of cells that attend."""
 
 from __future__ import annotations
 

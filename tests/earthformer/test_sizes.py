@@ -1,4 +1,4 @@
-"""Parameters of whole models: the published ones, the released ones and those of the pattern ablation."""
+"""Parameter counts of whole models: published ones, released ones and those of the pattern ablation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input on the command line: one message, the promised exit code, nothing half-written."""
+"""Bad input on the command line: one message, the documented exit code, no partly written files."""
 
 from __future__ import annotations
 
@@ -243,12 +243,15 @@ def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms
     told = capsys.readouterr().out
     assert told.count("recorded") == 3 and "waiting   seed=2" in told and "3 runs: 2 recorded, 1 waiting" in told
     assert main(["run", "-m", *whole]) == 0
-    assert capsys.readouterr().out.count("done before:") == 2
+    assert capsys.readouterr().out.count("already recorded:") == 2
     assert len(list(Path("results/runs").rglob("*.json"))) == 3
     assert main(["status", "-m", *whole, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"recorded": 3}
     assert main(["status"]) == 0
     assert "3 runs: 3 done" in capsys.readouterr().out
+    assert main(["status", *(o for o in usual if not o.startswith("train.max")), "seed=0"]) == 0
+    told = capsys.readouterr().out
+    assert "waiting " in told and "recorded with other settings: train.max_epochs=1" in told and "1 run:" in told
     assert main(["run", "-m", *whole, "train.limit=3"]) == 0, "another config is another sweep"
     assert len(list(Path("results/runs").rglob("*.json"))) == 6
 

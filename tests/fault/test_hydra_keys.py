@@ -1,4 +1,4 @@
-"""Hydra's own keys: what the docs list may be set, by a file or an override; nothing else is, and nothing is called."""
+"""Hydra's own keys: only those listed in the docs can be set, by a file or an override, and nothing is called."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _AFTER = [["-m", "seed=0,1"], ["--cfg", "job"], ["--cfg", "hydra"], ["--info"]]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of somebody else's configs; the run starts in an empty folder."""
+    """A folder of another user's configs; the run starts in an empty folder."""
     files = {
         **{f"experiment/{name}": content for name, content in _FILES.items()},
         "hydra/callbacks/calls": f"x: {_CALL}",

@@ -1,4 +1,4 @@
-"""kill -9 at any point: what is there afterwards is right, and the same command finishes the run (F01-F03)."""
+"""kill -9 at any point: files are valid afterwards, and the same command finishes the run (F01-F03)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroke
 
 
 def _save_and_die(folder: Path, where: str) -> None:
-    """Saves step 2 over step 1 and dies: after so many bytes, or around a rename."""
+    """Saves step 2 over step 1 and dies after a number of bytes, or around a rename."""
     if where.startswith("rename"):
         replace = Path.replace
         calls = []

@@ -1,4 +1,4 @@
-"""Every verb, misused: one message with the cure and exit code 2, never "a fault of earthbench"."""
+"""Misuse of every verb: one message with the cure and exit code 2, never that of a bug in earthbench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.cli.main import VERBS, main
 from bench.errors import ContractError, RunFailedError
 
 _TABLE = "earthformer/sevir"
-# `empty` is an empty folder, `file` a file, `nope` is not there.
+# `empty` is an empty folder, `file` a file, `nope` does not exist.
 _MISUSED = {
     "quickstart": ["word", "--seed x", "--out file"],
     "list": ["x", "models models", "--format xml", "-m"],
@@ -37,7 +37,8 @@ _MISUSED = {
             "hydra.searchpath.x=1", "é=1", "data.root=${oc.env:NOPE}", "-- -m"],
     "evaluate": ["", "x", "data.root=empty", "-m seed=0,1", "--cfg job", "data.root=file", "seed=0,1"],
     "forecast": ["", "model=persistence data.root=empty", "model=persistence --input file", "-m",
-                 "model=persistence --input empty", "model=persistence --input nope.npy", "--picture x.xyz"],
+                 "model=persistence --input empty", "model=persistence --input nope.npy", "--picture x.xyz",
+                 "model=persistence data.root=empty --out now.zarr"],
     "rescore": ["", "x", "file", "nope.json", "empty", "x --results file", "x seed=1", "evaluate.metrics.skill.x=1",
                 "-m"],
     "new": ["", "model", "x y", "model X!", "model unet", "model mine --out file", "model mine --out file/x",
@@ -111,6 +112,8 @@ def test_a_misused_verb_is_one_message_with_two(capfd, folder: Path, verb: str) 
         (["count", "--table", "runs/sevir"], "earthbench count --task sevir --model NAME"),
         (["run", "hydra/launcher=mine", "-m", "seed=0,1"], "pip install 'earthbench[sweep]'"),
         (["run", "data.root=a(b"], "Quote values"),
+        (["run", "sevir", "unet"], "Did you mean task=sevir?"),
+        (["evaluate", "model=unet", "persistence"], "Did you mean model=persistence?"),
     ],
 )
 def test_a_slip_is_answered_with_the_cure(capfd, words: list[str], cure: str) -> None:
@@ -125,6 +128,28 @@ def test_a_tilde_needs_no_quotes(monkeypatch, storms: Path) -> None:
     given = ["task=sevir", "model=persistence", "picture=false", "progress=false", "results.root=~/results"]
     assert main(["evaluate", "data.root=~/sevir", *given]) == 0
     assert list((storms.parent / "results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("words", [["verify"], ["table", "runs/grid"], ["report", "--out", "site"]])
+def test_the_folder_below_the_one_given_is_named(capfd, folder: Path, words: list[str]) -> None:
+    (folder / "empty/results/runs").mkdir(parents=True)
+    assert "Set --results empty/results" in _one_message(capfd, [*words, "--results", "empty"])
+
+
+@pytest.mark.parametrize("given", ["..", "data"])
+def test_a_root_beside_the_catalogue_is_answered_with_its_folder(capfd, storms: Path, given: str) -> None:
+    root = storms / given
+    said = _one_message(capfd, ["evaluate", "task=sevir", "model=persistence", f"data.root={root}"])
+    assert f"Did you mean {root / storms.name if given == '..' else root.parent}?" in said
+
+
+@pytest.mark.parametrize("path", ["données/pluie d été.nc", "runs/lr=0.1/best.ckpt", "data~1", "a#b&c;d!"])
+def test_text_that_hydra_wants_in_quotes_needs_none(path: str) -> None:
+    from bench.config import compose, expand_sweep
+
+    assert compose([f"data.root={path}"]).data.root == path
+    two = expand_sweep([f"data.root={path},{path}", "seed=0"])
+    assert [compose(one).data.root for one in two] == [path, path]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Numbers that went astray, loaders that die, files that were changed, code that changed (D08, M01-M10, X01-X03)."""
+"""Invalid numbers, loaders that die, changed files, changed code (D08, M01-M10, X01-X03)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _with_model(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> None
 
 
 class _Broken(Small):
-    """Well for three steps, then not."""
+    """Finite for three steps, then not."""
 
     calls = 0
 
@@ -117,7 +117,7 @@ def test_out_of_memory_in_the_evaluation_is_a_failed_run_at_its_phase(
 
 
 class _Endless:
-    """Sequences whose third one ends or stops the process that reads it."""
+    """Sequences of which the third ends or stops the process that reads it."""
 
     def __init__(self, end: bool) -> None:
         self.end = end
@@ -278,7 +278,7 @@ def test_five_hundred_records_and_a_broken_one_are_a_table_in_two_seconds(storms
     told = capsys.readouterr()
     assert told.err.count("torn.json") == 1 and "persistence" in told.out
     started = time.process_time()
-    for path in tmp_path.rglob("r*.json"):  # reading and hashing, which nothing can leave out
+    for path in tmp_path.rglob("r*.json"):  # reading and hashing, which are unavoidable
         hashlib.sha256(json.dumps(json.loads(path.read_text()), sort_keys=True).encode()).hexdigest()
     least = time.process_time() - started
     assert took < max(2, 2 * least), "a busy machine's seconds of processor time are up to twice as long"

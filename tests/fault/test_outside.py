@@ -1,4 +1,4 @@
-"""What lies outside: secrets, addresses, packages of the same name, text that others wrote, shared folders."""
+"""External influences: secrets, addresses, packages of the same name, foreign text, shared folders."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_package_of_another_is_named_with_its_folder(tmp_path: Path, package: 
 
 
 def _earthbench() -> object:
-    """Returns the module that the wheel has as `earthbench.py`, wherever it is installed or not."""
+    """Returns the module that the wheel installs as `earthbench.py`, whether installed or not."""
     settings = tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
     included = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     (source,) = [source for source, target in included.items() if target == "earthbench.py"]
@@ -200,7 +200,7 @@ def test_python_m_bench_is_the_command() -> None:
     assert found.stdout.startswith("earthbench ")
 
 
-# Folders that two runs share, and what the same command does
+# Folders shared by two runs, and repeated commands
 
 
 @pytest.mark.usefixtures("small_model")

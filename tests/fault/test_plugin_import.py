@@ -1,4 +1,4 @@
-"""What a plugin does when it is imported stays its own affair (R03, R05)."""
+"""Side effects of importing a plugin do not affect anything else (R03, R05)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are damaged where nobody looks before the training, and loaders of every way to start one (D02, D09)."""
+"""Files with damage that is only found in training, and loaders with every start method (D02, D09)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.data.sevir.synthetic import make_sevir
 
 @pytest.fixture
 def flipped(tmp_path: Path) -> Path:
-    """Storms whose training file is packed, with one byte of one event changed."""
+    """Storms with a compressed training file, in which one byte of one event is changed."""
     root = make_sevir(tmp_path / "flipped", events={"train": 3, "val": 1, "test": 1}, size=16, seed=1)
     (path,) = (root / "data").rglob("vil/2018/*.h5")
     with h5py.File(path) as file:

@@ -1,4 +1,4 @@
-"""Signals and kill -9 to the real command in each of its phases: how it ends, and what the same command makes of it."""
+"""Signals and kill -9 to the real command in each of its phases: how it ends, and how the same command resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.records.store import read_records
 
 pytestmark = pytest.mark.fault
 
-# Says in each step what it does, and takes its time while a file asks it to.
+# Reports each step, and waits while a file asks for it.
 _MODEL = '''
 """A few weights."""
 import time
@@ -75,7 +75,7 @@ def words_of(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
 
 @contextmanager
 def _slow_command(words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, which takes its time, and is gone afterwards."""
+    """Runs the command in a separate process, slowed down, and ends it afterwards."""
     Path("slow").touch()
     with Path("log").open("w") as log:
         process = subprocess.Popen([COMMAND, *words], stdout=log, stderr=log, text=True)
@@ -92,7 +92,7 @@ def _calls(kind: str) -> int:
 
 
 def _wait_for(phase: str, process: subprocess.Popen[str]) -> None:
-    """Waits until the command is in the middle of a phase of its first run."""
+    """Waits until the command is within a phase of its first run."""
 
     def alive(condition: Callable[[], object]) -> Callable[[], object]:
         def still() -> object:
@@ -119,7 +119,7 @@ def _weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def unbroken(words_of: Words, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, dict[str, torch.Tensor]]:
-    """The record and the weights of seed 0, by a command that nobody disturbed."""
+    """The record and the weights of seed 0, by an uninterrupted command."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(plugins.VARIABLE, "")
         patch.chdir(tmp_path_factory.mktemp("unbroken"))
@@ -188,5 +188,5 @@ def test_the_same_command_twice_is_refused_and_a_killed_one_is_taken_over(words_
         assert f"in use by process {process.pid} on {os.uname().nodename}" in capsys.readouterr().err
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert f"takes over from process {process.pid}" in told
+    assert f"taking over from process {process.pid}" in told
     assert len(read_records("results")[0]) == 1

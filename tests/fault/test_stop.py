@@ -42,7 +42,7 @@ def _last(out: Path) -> Path:
 
 
 def _signal_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> None:
-    """The signal comes while a batch of the first epoch is learnt from."""
+    """Sends the signal during a training step of the first epoch."""
     step = Forecaster.training_step
 
     def signalled(self: Forecaster, given: Any, batch_index: int) -> Any:
@@ -57,7 +57,7 @@ def _signal_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -
 def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bits(
     storms: Path, tmp_path: Path, monkeypatch, name: str
 ) -> None:
-    """The signal comes in the first of two batches of a step: gathered gradients are in no checkpoint."""
+    """Sends the signal in the first of a step's two batches; accumulated gradients are not in checkpoints."""
     _run(storms, tmp_path / "unbroken", "data.batch_size=4", "data.micro_batch=2", "train.max_epochs=2")
     with monkeypatch.context() as patch:
         _signal_in_batch(patch, getattr(signal, name), 2)
@@ -75,7 +75,7 @@ def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bi
 def test_stopped_between_two_epochs_a_run_goes_on_in_the_order_of_the_second(
     storms: Path, tmp_path: Path, monkeypatch, num_workers: int
 ) -> None:
-    """A loader's process reads ahead before the trainer says which epoch it is."""
+    """A loader's process reads ahead before the trainer sets the epoch."""
     overrides = ["train.max_epochs=2", f"data.num_workers={num_workers}"]
     _run(storms, tmp_path / "unbroken", *overrides)
     validate = Forecaster.validation_step
@@ -145,7 +145,7 @@ def test_a_signal_in_the_evaluation_is_an_interruption_and_nothing_is_recorded(
 
 
 def test_who_watched_before_is_told_once_all_is_saved(storms: Path, tmp_path: Path, monkeypatch) -> None:
-    """submitit puts a job back into the queue in its handler of SIGUSR2, and ignores SIGTERM."""
+    """submitit requeues a job in its handler of SIGUSR2, and ignores SIGTERM."""
     told: list[bool] = []
     before = signal.signal(signal.SIGUSR2, lambda *_: told.append(_last(tmp_path).exists()))
     ignored = signal.signal(signal.SIGTERM, lambda *_: None)
@@ -189,7 +189,7 @@ def _children(pid: int) -> list[str]:
 @pytest.mark.fault
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_signal_from_outside_ends_the_process_and_its_loaders(storms: Path, tmp_path: Path, twice: bool) -> None:
-    """A second signal ends it where it stands, though its step would take a minute."""
+    """A second signal ends it immediately, although its step would take a minute."""
     config = tiny(storms, tmp_path, "data.num_workers=2")
     process = child(_command, config, 60.0 if twice else 0.2, log=tmp_path / "log")
     _until(lambda: len(_children(process.pid)) >= 2)
@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_the_first_step(
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is there and cannot be written to, not even by root."""
+    """An existing folder that is not writable, not even by root."""
     folder = tmp_path / "read_only"
     folder.mkdir()
     if os.geteuid() != 0:
@@ -347,7 +347,7 @@ def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over
     assert state(tmp_path, read_owner(tmp_path)) == "killed"
     with logged() as lines, run_lock(tmp_path, "f"):
         pass
-    assert f"takes over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
+    assert f"taking over from process {process.pid}" in lines[0] and state(tmp_path, read_owner(tmp_path)) == "done"
 
 
 def _hold_with_a_loader(folder: Path) -> None:
@@ -365,7 +365,7 @@ def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> N
     process.join()
     with logged() as lines, run_lock(tmp_path, "f"):
         pass
-    assert f"takes over from process {process.pid}" in lines[0]
+    assert f"taking over from process {process.pid}" in lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A store with files that are torn, flipped, huge or no files at all: each is named and left out, the rest is read."""
+"""A store with truncated, corrupted or huge files, or non-files: each is named and skipped, the rest is read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _declares(shape: str, dtype: str = "<f8", held: bytes = b"\0" * 8) -> bytes:
 
 
 def _says_it_is_small(bomb: bytes) -> bytes:
-    """The same archive whose directory declares few bytes where many are packed."""
+    """Returns the same archive with a directory that declares fewer bytes than it contains."""
     at = bomb.rindex(b"PK\x01\x02")
     return bomb[: at + 24] + (64).to_bytes(4, "little") + bomb[at + 28 :]
 
@@ -223,7 +223,7 @@ def test_no_files_beside_a_record(
     with pytest.raises(DataError, match=words):
         read_arrays(read_record(statistics.with_suffix(".json")))
     named = {one.path for one in verify_records(tmp_path)[1]}
-    if not statistics.is_dir():  # verify names what lies in folders, not every folder that is there
+    if not statistics.is_dir():  # verify names the files in folders, not every folder that is there
         assert {sample, curve} <= named
     assert statistics.with_suffix(".json") in named
 

@@ -1,4 +1,4 @@
-"""Where a run stands must not matter: paths, locale, time, and whether its code is in git (C06, C07, D12, X02)."""
+"""The surroundings of a run do not matter: paths, locale, time, and whether its code is in git (C06, C07, D12, X02)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: P
 
 
 def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Path) -> None:
-    """As the archives of a system with Latin-1 names give it, and any name with `LC_ALL=C` in Python 3.14 and older."""
+    """As the archives of a system with Latin-1 names give it, and any with `LC_ALL=C PYTHONUTF8=0`."""
     there = tmp_path / os.fsdecode(b"caf\xe9")
     try:
         shutil.copytree(storms, there)
@@ -83,7 +83,7 @@ def test_a_table_has_the_same_bytes_in_any_locale_and_time_zone(record: RunRecor
 def test_a_clock_that_runs_backwards_or_stands_loses_no_record(
     record: RunRecord, tmp_path: Path, monkeypatch, step: timedelta
 ) -> None:
-    """As in the night that summer time ends, on a machine whose clock has no time zone."""
+    """As in the night when summer time ends, on a machine whose clock has no time zone."""
     now = datetime(2026, 10, 25, 2, 30, tzinfo=UTC)
 
     class Clock(datetime):
@@ -105,7 +105,7 @@ def test_a_clock_that_runs_backwards_or_stands_loses_no_record(
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], CodePart]:
-    """What a record says of the code, were it installed in `tmp_path`."""
+    """Returns a record's description of the code, as if it were installed in `tmp_path`."""
     (tmp_path / "bench/records").mkdir(parents=True)
     (tmp_path / "bench/model.py").write_text("one = 1\n")
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "bench/records/provenance.py"))
@@ -175,7 +175,7 @@ def test_a_table_marks_records_of_changed_code(record: RunRecord, tmp_path: Path
 
 
 def test_nothing_writes_under_the_names_of_an_archive() -> None:
-    """`bench.data.transfer.archives` unpacks under names that we give; checkpoints are archives, too."""
+    """`bench.data.transfer.archives` unpacks under our names; checkpoints are archives, too."""
     sources = [path for folder in ("bench", "baselines", "earthformer") for path in (_REPO / folder).rglob("*.py")]
     calls = {
         node.func.attr

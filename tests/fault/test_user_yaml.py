@@ -1,4 +1,4 @@
-"""A user's own YAML is a config or refused: nothing in it is run, and none of it fills the memory (C04, C05)."""
+"""A user's YAML is a valid config or refused: it cannot run code or exhaust the memory (C04, C05)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever comes from outside is read right or refused with one clear error: no traceback, no code that runs."""
+"""All external input is read correctly or refused with one clear error: no traceback, no execution of code."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ _CALLED: list[str] = []
 
 
 def note_that_it_was_called(*arguments: object, **named: object) -> None:
-    """What the examples of the next test name; nothing may call it."""
+    """The function named by the examples of the next test; it must never be called."""
     _CALLED.append(f"{arguments} {named}")
 
 

@@ -1,4 +1,4 @@
-"""Event files of any layout: the pixels that were meant, or one error."""
+"""Event files of any layout: the intended pixels, or one error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _codes(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def _dataset(file: h5py.File, name: str, codes: np.ndarray, layout: dict[str, Any], path: Path) -> None:
-    """Writes some events of codes `(N,H,W,T)`, as the layout has it."""
+    """Writes some events of codes `(N,H,W,T)` in the given layout."""
     order = _ORDERS[layout["order"]]
     kind = "f4" if layout["dtype"] == "scaled" else layout["dtype"]
     values = (codes / 255 if layout["dtype"] == "scaled" else codes).transpose(order)
@@ -135,7 +135,7 @@ def _write(path: Path, codes: np.ndarray, layout: dict[str, Any]) -> None:
 
 
 def _is_whole(layout: dict[str, Any]) -> bool:
-    """Returns whether nothing is wrong with a file."""
+    """Returns whether a file is valid."""
     return (
         layout["where"] in ("here", "soft link")
         and (layout["order"], layout["dtype"], layout["declared"]) == ("NHWT", "u1", None)

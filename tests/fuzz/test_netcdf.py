@@ -1,4 +1,4 @@
-"""Whatever a NetCDF file says of itself: the temperatures that went in come out, or one error says why not."""
+"""NetCDF files with any metadata: the written temperatures are read, or one error says why not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _VALUES: st.SearchStrategy[Any] = st.one_of(
 
 @st.composite
 def _sound(draw: st.DrawFn) -> tuple[SstFile, float]:
-    """A file that follows the conventions, and half of the last digit that it stores."""
+    """Returns a file that follows the conventions, and half of its last stored digit."""
     stored, attributes, step = _SST.astype("f8"), {}, 1e-5
     kind, fill = np.dtype(draw(_TYPES)), draw(_FILLS)
     kelvin = draw(st.booleans())

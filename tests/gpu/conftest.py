@@ -1,7 +1,7 @@
-"""Where the tests of a GPU run, and the report that they write.
+"""The device of the GPU tests, and the report that they write.
 
 `tox -e gpu` takes under ten minutes on one GPU. EARTHBENCH_GPU_TESTS_ON=cpu runs the same tests on a CPU at tiny sizes:
-it shows that they run, and nothing of a GPU. The report goes to EARTHBENCH_GPU_REPORT (default: gpu_report).
+this only shows that they run. The report is written to EARTHBENCH_GPU_REPORT (default: gpu_report).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FOUND: list[dict[str, Any]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves them out where there is no GPU, unless they are to be tried on a CPU."""
+    """Skips the tests without a GPU, unless they are tried on a CPU."""
     for item in items:
         if Path(__file__).parent in item.path.parents and DEVICE == "cuda" and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
@@ -34,13 +34,13 @@ def device() -> str:
 
 @pytest.fixture
 def small() -> bool:
-    """Whether only the tests are tried: on a CPU, at tiny sizes."""
+    """Returns whether the tests are only tried, on a CPU and at tiny sizes."""
     return DEVICE == "cpu"
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Takes a row of the report."""
+    """Returns a function that adds a row to the report."""
 
     def take(**found: Any) -> None:
         _FOUND.append({"test": request.node.originalname, **found})
@@ -50,7 +50,7 @@ def report(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """Without TF32, unless a test asks for it."""
+    """Disables TF32, unless a test asks for it."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

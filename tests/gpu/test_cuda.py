@@ -1,4 +1,4 @@
-"""What only a GPU shows: the same counts, the same units, a training step in mixed precision."""
+"""Tests that need a GPU: the same counts, the same units, a training step in mixed precision."""
 
 from __future__ import annotations
 

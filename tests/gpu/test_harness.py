@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: a group of one, a signal and its continuation, and where the time of an evaluation goes."""
+"""Whole runs on a GPU: a group of one, resuming after a signal, and the time profile of an evaluation."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_models_against_the_cpu(
         return  # not for this grid
     batch = _batch(task)
     exact = _step(copy.deepcopy(model).double(), "cpu", *(part.double() for part in batch))
-    # What rounding on a CPU does to it: PhyDNet's gradients differ by 2e-3 between one thread and two.
+    # Rounding has similar effects on a CPU: PhyDNet's gradients differ by 2e-3 between one thread and two.
     rounding = _errors(exact, _step(model, "cpu", *batch))
     row: dict[str, Any] = {"model": name, "task": task_name, "size": "tiny" if tiny else "preset"}
     for tf32 in (False, True):

@@ -1,4 +1,4 @@
-"""How fast Earthformer trains at full size, by micro-batch and precision, and compiled with a smaller last batch."""
+"""Training speed of Earthformer at full size, by micro-batch and precision, and compiled with a smaller last batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PRECISIONS = ("plain float32", "float32", "tf32", "bf16", "bf16 compiled")
 
 @pytest.fixture
 def empty_gpu() -> Iterator[None]:
-    """Gives back the memory of a test, so that the next one has all of it."""
+    """Frees the memory of a test, so that the next one has all of it."""
     yield
     gc.collect()
     torch.cuda.empty_cache()

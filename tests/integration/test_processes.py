@@ -22,7 +22,7 @@ pytestmark = pytest.mark.scaleout
 
 @pytest.fixture(scope="module")
 def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a size that ConvLSTM takes."""
+    """Storms of a size that ConvLSTM supports."""
     out = tmp_path_factory.mktemp("storms24") / "sevir"
     return make_sevir(out, events={"train": 4, "val": 2, "test": 3}, size=24, seed=1)
 
@@ -91,7 +91,7 @@ def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_on
 def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     storms: Path, tmp_path: Path, strategy: str, then: int
 ) -> None:
-    """The signal goes to the command, which hands it on."""
+    """The signal is sent to the command, which forwards it."""
     long = [*_MODEL, *_TRAIN, "train.max_epochs=4"]
     run(tiny(storms, tmp_path / "unbroken", *long), training=True)
     places = [f"data.root={storms}", f"work={tmp_path}/broken/work", f"results.root={tmp_path}/broken/results"]

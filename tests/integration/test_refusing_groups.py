@@ -1,4 +1,4 @@
-"""Several processes under what a group for GPUs does and one on a CPU does not: it refuses tensors, and gives up."""
+"""Several processes with a simulated GPU group, which, unlike a CPU group, refuses CPU tensors and times out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A SLURM of one node: it takes a job, runs it, preempts it, puts it back into the queue, and it ends as it should."""
+"""A SLURM of one node: it accepts a job, runs it, preempts it, requeues it, and the job finishes correctly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_preempted_run_is_requeued_resumes_and_ends(slurm: dict[str, str], sto
     ).read_text()
     assert int(_job(slurm, job)["Restarts"]) >= 1
     log = (tmp_path / f"job-{job}.log").read_text()
-    assert "stopped by SIGTERM; saved after step" in log and "continues from" in log
+    assert "stopped by SIGTERM; saved after step" in log and "resuming from" in log
     (record,), problems = read_records(tmp_path / "results")
     assert not problems and record.training is not None
     assert record.training.resumed_count >= 1 and record.training.epochs == 30

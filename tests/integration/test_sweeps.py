@@ -36,17 +36,20 @@ _LAUNCHERS = {
 
 @pytest.fixture
 def engine(launcher: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment to call the command in: with Ray, that of a cluster on this machine.
+    """The environment of the command: with Ray, that of a cluster on this machine.
 
-    Ray gives up after 30 seconds of starting, a number fixed in its code, and a loaded machine needs longer. Starting
-    it is not part of what is tested: it is started apart from the sweep, and again where it says that it was too slow.
+    Ray gives up after 30 seconds of starting, which is fixed in its code, and a loaded machine needs longer. Starting
+    it is not part of the test: it is started before the sweep, and again if it reports that it was too slow.
     """
     given = os.environ | {"OMP_NUM_THREADS": "1"}
     if launcher != "ray":
         yield given
         return
     given |= {"RAY_ADDRESS": f"127.0.0.1:{free_port()}", "RAY_USAGE_STATS_ENABLED": "0"}
-    given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else it writes one into the home
+    given |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }  # otherwise it writes one into the home folder
     port = given["RAY_ADDRESS"].rpartition(":")[2]
     start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block",
              f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]  # fmt: skip

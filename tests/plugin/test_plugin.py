@@ -1,4 +1,4 @@
-"""A real plugin, installed by `tox -e plugin`: listed, checked, trained, tabled; its broken half harms nobody."""
+"""A real plugin, installed by `tox -e plugin`: listed, checked, trained, in a table; its broken part is harmless."""
 
 from __future__ import annotations
 

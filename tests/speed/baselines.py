@@ -1,9 +1,8 @@
-"""Time the fast roll-out of each recurrent baseline against its plain step-by-step formulation.
+"""Times the fast roll-out of each recurrent baseline against its plain step-by-step formulation.
 
 Run from the repository root: `python -m tests.speed.baselines --task nbody_mnist --threads 1`. Both
-forms have the same weights and the same input, and take turns; the medians count (on a CPU of processor
-time, which other work on the machine moves least), and the largest difference between the two forecasts is
-printed beside them.
+forms have the same weights and the same input, and alternate. Medians are printed (on a CPU of processor time,
+which other load affects least), with the largest difference between the two forecasts.
 """
 
 import argparse
@@ -26,7 +25,7 @@ SHAPES = {
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Returns how long the work takes once, in seconds: of the processor, or on a GPU by the clock."""
+    """Returns the time of one call in seconds: processor time, or wall time on a GPU."""
     if device.type != "cuda":
         start = time.process_time()
         work()
@@ -45,7 +44,7 @@ def forecast(model: nn.Module, context: Tensor, *, plain: bool) -> Tensor:
 
 
 def train(model: nn.Module, context: Tensor, target: Tensor, *, plain: bool) -> None:
-    """Take the gradients of a training loss late in the schedule, by one of the two formulations."""
+    """Computes the gradients of a training loss late in the schedule, by one of the two formulations."""
     model.zero_grad(set_to_none=True)
     with model.reference() if plain else contextlib.nullcontext():  # type: ignore[operator]
         loss = model.training_loss(context, target, step=9, total_steps=10)  # type: ignore[operator]
@@ -53,7 +52,7 @@ def train(model: nn.Module, context: Tensor, target: Tensor, *, plain: bool) -> 
 
 
 def main() -> None:
-    """Print one line per family and kind of work."""
+    """Prints one line per family and kind of work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=SHAPES, default="nbody_mnist")
     parser.add_argument("--family", choices=FAMILIES, nargs="*", default=list(FAMILIES))

@@ -2,9 +2,8 @@
 
     python tests/speed/data.py
 
-N-body MNIST: one sequence after the other, every sub-step and pair of digits in a loop, each digit of each frame moved
-on a canvas of its own and each canvas halved by itself, as a generator is first written.  Both sides are checked to
-give the same frames and energies.
+N-body MNIST: the plain generator loops over sequences, sub-steps and pairs of digits, and moves each digit of each
+frame on a separate canvas, which is halved separately.  Both sides are checked to give the same frames and energies.
 """
 
 from __future__ import annotations

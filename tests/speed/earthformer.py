@@ -1,11 +1,11 @@
-"""Time Earthformer against the plain formulation (`earthformer.reference`): same weights, interleaved in one run.
+"""Times Earthformer against the plain formulation (`earthformer.reference`): same weights, interleaved in one run.
 
     python tests/speed/earthformer.py icar_enso sevir_lr --threads 2 --repeats 10
     python tests/speed/earthformer.py sevir --repeats 3 --memory
     python tests/speed/earthformer.py icar_enso --compile
 
-Prints the least and the median time of each and the ratio of the least ones; with ``--memory`` the peak of the
-resident memory of each, each measured in a process of its own.
+Prints the least and the median time of each and the ratio of the least ones; with ``--memory`` the peak resident memory
+of each, measured in separate processes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def report(what: str, plain: list[float], ours: list[float]) -> None:
-    """Print both times and their ratio."""
+    """Prints both times and their ratio."""
     print(
         f"{what:38s} plain {min(plain):.4f} / {statistics.median(plain):.4f} s   ours {min(ours):.4f} / "
         f"{statistics.median(ours):.4f} s   ratio {min(plain) / min(ours):.2f}",
@@ -61,7 +61,7 @@ def report(what: str, plain: list[float], ours: list[float]) -> None:
 
 
 def compare(task: str, model: str, repeats: int, *, train: bool, compiled: bool) -> None:
-    """Time both in turn and report."""
+    """Times both in turn and prints the result."""
     built, context, target = build(task, model)
     built.train(train)
     own_forward = torch.compile(built) if compiled else built
@@ -87,7 +87,7 @@ def compare(task: str, model: str, repeats: int, *, train: bool, compiled: bool)
 
 
 def peak(task: str, model: str, path: str, *, train: bool) -> None:
-    """Print the peak resident memory of one path in MiB (run in a process of its own)."""
+    """Prints the peak resident memory of one path in MiB (run in a separate process)."""
     built, context, target = build(task, model)
     built.train(train)
     with built.reference() if path == "plain" else contextlib.nullcontext(), torch.set_grad_enabled(train):
@@ -100,7 +100,7 @@ def peak(task: str, model: str, path: str, *, train: bool) -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Runs the measurements given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="+", choices=sorted(SHAPES))
     parser.add_argument("--model", choices=sorted(MODELS), default="released")

@@ -3,8 +3,8 @@
     python tests/speed/grid.py [GIGABYTES]
 
 A made Zarr store of rain rates, 512x512 float32 in chunks of 16 frames, is read in windows of 20 frames in a shuffled
-order: by zarr alone, by xarray alone, and as a task does, in one process and with two loader processes.  Windows are
-checked to be equal.  Both sides take turns; the system's file cache holds for both what it can.
+order: by zarr alone, by xarray alone, and by the task, in one process and with two loader processes.  Windows are
+checked to be equal.  Both sides alternate and share the system's file cache.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_store(path: Path, gigabytes: float) -> Path:
 
 
 class Bare:
-    """What a loader of one's own would be: a slice of the array as tensors."""
+    """A minimal loader: a slice of the array as tensors."""
 
     def __init__(self, path: Path, starts: np.ndarray) -> None:
         self.path, self.starts, self.array = path, starts, None

@@ -1,12 +1,12 @@
-"""How often intervals of 95 % hold the true score, and how often two equal models are told apart, by simulation.
+"""Simulates how often 95 % intervals contain the true score, and how often two equal models are distinguished.
 
     python tests/speed/intervals.py
 
 Draws test sets of n events from populations whose true score is known, and gives each to every method.  Sizes and
 skills of the events are about those of the committed statistics under `results/runs`: on six radar sequences the
 logarithm of the observed area has a standard deviation of 0.4 (VIL 74) to 0.9 (VIL 160 and 181), the log odds of an
-event's CSI 0.2 to 0.4, more area goes with more skill, and a squared error varies by 0.3 of its mean; a season has more
-kinds of weather than one day.  Prints the tables of `docs/which_csi.md`; minutes on one core.
+event's CSI 0.2 to 0.4, a larger area has more skill, and a squared error varies by 0.3 of its mean; a season has more
+kinds of weather than one day.  Prints the tables of `docs/which_csi.md`; it takes minutes on one core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAIRED = ("percentile", "expanded percentile", "ours", "permutation")
 
 @dataclass(frozen=True)
 class Population:
-    """Where test sets are drawn from."""
+    """A population of test sets."""
 
     title: str
     score: str
@@ -54,7 +54,7 @@ def _contingency(spread: float, empty: float, tied: float) -> Callable[..., list
         shape = (events, sets)
         size = rng.normal(size=shape)
         area = np.exp(spread * size) * (rng.random(shape) >= empty)
-        weather = rng.normal(size=(2, *shape))  # what is hard is hard for all models
+        weather = rng.normal(size=(2, *shape))  # difficult events are difficult for all models
         found = []
         for _ in range(models):
             own = rng.normal(size=(2, *shape))
@@ -99,7 +99,7 @@ def _blocks(rng: np.random.Generator, events: int, sets: int, models: int) -> li
     for _ in range(models):
         error = np.zeros_like(now)
         fresh = rng.normal(size=now.shape)
-        for month in range(1, len(now)):  # windows that overlap err alike
+        for month in range(1, len(now)):  # overlapping windows have similar errors
             error[month] = 0.8 * error[month - 1] + 0.6 * fresh[month]
         p = 0.6 * now + 0.4 * error
         each = {"count": np.ones_like(p), "p": p, "o": later, "pp": p * p, "oo": later * later, "po": p * later}
@@ -130,7 +130,7 @@ POPULATIONS = {
 
 @cache
 def truth_of(name: str) -> float:
-    """Returns the score of a test set so large that it is the population."""
+    """Returns the score of the population, from a very large test set."""
     population = POPULATIONS[name]
     rng = np.random.default_rng(1)
     sums: dict[str, float] = {}
@@ -179,7 +179,7 @@ def _expanded(events: int) -> float:
 
 
 def intervals(name: str, own: Sums, methods: tuple[str, ...] = METHODS) -> dict[str, tuple[Array, Array]]:
-    """Returns the bounds that each method gives to each test set."""
+    """Returns the bounds of each method for each test set."""
     population = POPULATIONS[name]
     whole, without = _without_each(population, own)
     events = len(without)
@@ -220,7 +220,7 @@ def _as_ratio(name: str, own: Sums) -> tuple[Array, Array] | None:
 
 
 def coverage(name: str, events: int, methods: tuple[str, ...] = METHODS, sets: int = SIMULATIONS) -> dict[str, float]:
-    """Returns how often each method's interval holds the true score; without an interval, it does not count."""
+    """Returns how often each method's interval contains the true score; test sets without an interval are ignored."""
     truth = truth_of(name)
     found = {}
     for method, (low, high) in intervals(name, drawn(name, events, 1, sets)[0], methods).items():
@@ -230,9 +230,9 @@ def coverage(name: str, events: int, methods: tuple[str, ...] = METHODS, sets: i
 
 
 def widths(name: str, events: int, sets: int = SIMULATIONS) -> tuple[float, float]:
-    """Returns how wide our interval is against the middle 95 % of the scores, typically, and how much that varies.
+    """Returns the width of our interval over that of the middle 95 % of the scores, and its variability.
 
-    The first is the median over test sets; the second the 90th over the 10th percentile.
+    The first is the median over test sets; the second the ratio of the 90th to the 10th percentile.
     """
     own = drawn(name, events, 1, sets)[0]
     low, high = intervals(name, own, ("ours",))["ours"]
@@ -242,7 +242,7 @@ def widths(name: str, events: int, sets: int = SIMULATIONS) -> tuple[float, floa
 
 
 def told_apart(name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: int = SIMULATIONS) -> dict[str, float]:
-    """Returns how often two equal models are told apart: 0 outside the interval of the difference, or p < 0.05."""
+    """Returns how often two equal models are distinguished: 0 outside the interval of the difference, or p < 0.05."""
     population = POPULATIONS[name]
     a, b = drawn(name, events, 2, sets)
     whole, without = (

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 
 def rounds_of(functions: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, list[float]]:
-    """Returns processor seconds of each function per round; they take turns within a round."""
+    """Returns processor seconds of each function per round; they alternate within a round."""
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -37,7 +37,7 @@ def rounds_of(functions: dict[str, Callable[[], object]], rounds: int = 9) -> di
 
 
 def added_memory(which: str) -> float:
-    """Returns the MiB by which one call raises the largest resident memory of a process of its own."""
+    """Returns the MiB by which one call raises the peak resident memory of a separate process."""
     code = f"import tests.speed.metrics as b; print(b.memory_of({which!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/speed/prediff.py OUT
 
-Trains `prediff`, then `prediff_ka` on the same stages, as `earthbench run` does; a second call uses what lies in OUT.
+Trains `prediff`, then `prediff_ka` on the same stages, as `earthbench run` does; a second call reuses the files in OUT.
 Writes OUT/figures.json, and OUT/control.nc and OUT/control.png by `earthbench forecast --control`.
 """
 
@@ -94,7 +94,7 @@ def main(out: Path) -> None:
 
 
 def overrides(out: Path, model: str, options: dict[str, Any]) -> list[str]:
-    """Returns what `earthbench run` is told of task, model and folders."""
+    """Returns the overrides of `earthbench run` for task, model and folders."""
     return [
         "task=sevir_lr", *(f"task.{name}={value}" for name, value in TASK.items()),
         f"model={model}", *(f"model.{name}={value}" for name, value in options.items()),
@@ -103,7 +103,7 @@ def overrides(out: Path, model: str, options: dict[str, Any]) -> list[str]:
 
 
 def trained(out: Path, model: str, options: dict[str, Any], train: list[str], members: int) -> RunRecord:
-    """Returns the record of a run: trained, unless its stages lie there, and evaluated with members."""
+    """Returns the record of a run: trained, unless its stages exist, and evaluated with members."""
     asked = [*overrides(out, model, options), *train, f"evaluate.members={members}", "progress=false", "picture=false"]
     return run(compose(asked), training=True).record
 
@@ -122,7 +122,7 @@ def some_of(task: Task, count: int) -> tuple[Tensor, Tensor]:
 
 
 def control(guided: Any, plain: PreDiff, context: Tensor) -> dict[str, Any]:
-    """Returns where the members' mean intensity goes for each n, and where it was to go."""
+    """Returns the members' mean intensity for each n, and its target."""
     mu, sigma = float(guided.alignment.mean), float(guided.alignment.std)
     reached = {n: float(guided.sample(context, members=GUIDED_MEMBERS, control=n).mean()) for n in SIGMAS}
     return {
@@ -136,7 +136,7 @@ def control(guided: Any, plain: PreDiff, context: Tensor) -> dict[str, Any]:
 def samplers(model: PreDiff, context: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
     """Returns cost, scores and distance from DDPM with 1000 steps of every sampler, without guidance.
 
-    The distance of two ensembles is that of their means, beside the one of two halves of the DDPM ensemble, which is
+    The distance of two ensembles is that of their means; for comparison, that of two halves of the DDPM ensemble is
     sampling noise alone.
     """
     drawn, cost = {}, {}

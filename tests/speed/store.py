@@ -1,10 +1,10 @@
-"""Price of checking and listing a store of 5,000 records, in bare reads of the same files.
+"""Cost of checking and listing a store of 5,000 records, in units of bare reads of the same files.
 
     python tests/speed/store.py [RESULTS] [COUNT]
 
-Makes the store in a temporary folder from the records of RESULTS (default: results), each under ids of its own.  A
-bare read parses the JSON, and where statistics are checked, loads every array with numpy.  Processor time on both
-sides, so that other work on the machine counts on neither.
+Makes the store in a temporary folder from the records of RESULTS (default: results), each with its own id.  A bare
+read parses the JSON and, if statistics are checked, loads every array with numpy.  Both sides are measured in
+processor time, so that other load does not matter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.tables.render import load_table
 
 
 def make_store(source: Path, root: Path, count: int) -> None:
-    """Copies records in turn until there are so many, each with an id and hash of its own, statistics beside them."""
+    """Copies records with their statistics until there are `count`, each with its own id and hash."""
     files = sorted((source / "runs").rglob("*.json"))
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for number in range(count):
@@ -58,7 +58,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def table(root: Path) -> None:
-    """A table of runs but for its bootstrap, whose price is by shown row and not by record."""
+    """Makes a table of runs without its bootstrap, whose cost is per shown row and not per record."""
     of_runs = load_table("runs/radar")
     records, unreadable = read_store(root, of_runs.task)
     table_data(of_runs, None, records, unreadable)

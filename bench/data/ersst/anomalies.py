@@ -20,10 +20,10 @@ Box = Literal["exact", "papers"]
 NINO34_DEGREES = ((-5.0, 5.0), (190.0, 240.0))
 """5 S..5 N, 170..120 W."""
 PAPERS_BOX = (slice(10, 13), slice(38, 49))
-"""The same on the 5-degree grid as the papers take it: cells centred 5 S..5 N and 190..240 E, of one weight each."""
+"""The papers' version on the 5-degree grid: cells centred within 5 S..5 N and 190..240 E, equally weighted."""
 YEAR = 12
 Months = tuple[np.datetime64, np.datetime64]
-"""A stretch of months: the first, and the first one behind it, datetime64[M]."""
+"""A stretch of months: the first, and the first one after it, datetime64[M]."""
 _Files = tuple[tuple[str, int], ...]
 
 
@@ -44,7 +44,7 @@ class BasePeriod:
         return ("-" if isinstance(plain[0], int) else ", ").join(map(str, plain))
 
     def plain(self) -> list[int] | list[str]:
-        """Returns the first and the last year where it is of whole years, else its stretches, as JSON types."""
+        """Returns the first and the last year if it consists of whole years, else its stretches, as JSON types."""
         if len(self.stretches) == 1:
             first, end = self.stretches[0]
             if str(first).endswith("-01") and str(end).endswith("-01"):
@@ -60,13 +60,13 @@ class BasePeriod:
 
     @property
     def count(self) -> int:
-        """Returns how many months it has."""
+        """Returns its number of months."""
         return sum(int((end - first).astype(int)) for first, end in self.stretches)
 
 
 @dataclass(frozen=True)
 class MonthlyMeans:
-    """What a record says of each month, before anything is taken off."""
+    """Monthly means of a record, before subtracting a climatology."""
 
     months: np.ndarray
     """`(T,)`, datetime64[M]."""
@@ -93,28 +93,28 @@ class Anomalies:
 
 
 def monthly_means(root: Path, variable: str | None = None) -> MonthlyMeans:
-    """Returns the means of a folder's record; kept until a file changes.
+    """Returns the means of a folder's record, cached until a file changes.
 
     Args:
         root: Folder with NetCDF files.
-        variable: Of the temperatures, see `read_record`.
+        variable: Variable of the temperatures, see `read_record`.
 
     Raises:
-        DataError: no file with a record, files that do not fit together, or a gap.
+        DataError: there is no record, files are inconsistent, or a month is missing.
     """
     return _monthly_means(root, variable, _files(root))
 
 
 def anomalies_of(root: Path, base: BasePeriod, variable: str | None = None) -> Anomalies:
-    """Returns the anomalies of a folder; the splits of a run share them.
+    """Returns the anomalies of a folder, which the splits of a run share.
 
     Args:
         root: Folder with NetCDF files.
-        base: What they depart from.
-        variable: Of the temperatures, see `read_record`.
+        base: The base period.
+        variable: Variable of the temperatures, see `read_record`.
 
     Raises:
-        DataError: as `monthly_means`, and a base period that is not covered, or no temperatures in the Nino3.4 box.
+        DataError: as `monthly_means`, or the base period is not covered, or the Nino3.4 box has missing temperatures.
     """
     return _anomalies(root, base, variable, _files(root))
 
@@ -171,7 +171,7 @@ def _anomalies(root: Path, base: BasePeriod, variable: str | None, files: _Files
 
 
 def _departures(values: np.ndarray, months: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Returns values less the mean of their calendar month over the base period, float64."""
+    """Returns values minus the mean of their calendar month over the base period, float64."""
     calendar = calendar_months(months)
     result = np.empty(values.shape)
     for month in range(YEAR):

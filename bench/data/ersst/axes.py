@@ -1,4 +1,4 @@
-"""Which variable of a file is the temperature, and which are its axes: by name, by CF's attributes, by units."""
+"""Detection of a file's temperature variable and its axes: by name, by CF attributes, by units."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Axis:
     names: tuple[str, ...]
     standard_name: str
     units: re.Pattern[str]
-    """What the units say by themselves."""
+    """Units that identify the axis by themselves."""
 
 
 _TIME = _Axis(("time",), "time", re.compile(r"\s*\w+\s+since\s.*"))
@@ -49,12 +49,12 @@ class Grid:
     """Centres of cells, degrees, float64."""
 
     latitudes: np.ndarray
-    """`(H,)` of the rows of a grid in latitude and longitude; else of every cell, `(J,I)` or `(P,)`."""
+    """Of the rows `(H,)` of a rectilinear grid, else of every cell, `(J,I)` or `(P,)`."""
     longitudes: np.ndarray
     dims: tuple[Any, ...]
-    """Names of the field's dimensions along it."""
+    """Names of the field's dimensions on the grid."""
     rectilinear: bool
-    """Whether cells lie in rows of one latitude and columns of one longitude."""
+    """Whether rows have one latitude and columns one longitude."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,12 +68,12 @@ class Grid:
 
 
 def find_field(path: Path, variables: Variables, wanted: str | None) -> str | None:
-    """Returns the variable of the temperature, None where the file has none.
+    """Returns the name of the temperature variable, or None if the file has none.
 
     Args:
         path: For messages.
-        variables: Of the file.
-        wanted: Its name, where it is given: then no other will do.
+        variables: Variables of the file.
+        wanted: The name, if given; no other variable is then accepted.
 
     Raises:
         DataError: several could be it.
@@ -91,9 +91,9 @@ def find_field(path: Path, variables: Variables, wanted: str | None) -> str | No
 
 
 def find_axes(variables: Variables, field: str) -> tuple[str, str, str] | None:
-    """Returns the variables of a field's time, latitude and longitude, None where one is not there.
+    """Returns the variables of a field's time, latitude and longitude, or None if one is missing.
 
-    What the field names comes first: the axes along its dimensions, and those of its attribute `coordinates`.
+    Axes along the field's dimensions and those in its attribute `coordinates` come first.
     """
     of_field = [*map(str, variables[field].dims), *text(variables[field], "coordinates").split()]
     own = {name: variables[name] for name in of_field if name in variables}
@@ -112,24 +112,24 @@ def read_grid(path: Path, variables: Variables, field: str, latitude: str, longi
 
     Args:
         path: For messages.
-        variables: Of the file.
-        field: What lies on the grid.
+        variables: Variables of the file.
+        field: Variable on the grid.
         latitude: Degrees north, of rows or of every cell.
         longitude: Degrees east, of columns or of every cell.
 
     Raises:
-        DataError: they are not degrees, or fit neither rows and columns nor cell by cell.
+        DataError: they are not degrees, or match neither rows and columns nor individual cells.
     """
     rows, columns = (decoded(variables[axis], f"{path}: {axis}", np.float64) for axis in (latitude, longitude))
     dims = (*variables[latitude].dims[:1], *variables[longitude].dims[-1:])
     if rows.ndim == columns.ndim == 2 and (rows == rows[:, :1]).all() and (columns == columns[:1]).all():
-        rows, columns = rows[:, 0], columns[0]  # rows and columns, every cell's degrees written out
+        rows, columns = rows[:, 0], columns[0]  # a rectilinear grid, stored cell by cell
     by_cell = variables[latitude].dims == variables[longitude].dims and rows.shape == columns.shape
-    # without names of dimensions, those of one size have one name
+    # without names of dimensions, those of equal size have the same name
     by_cell = by_cell and (rows.ndim == 2 or (dims[0] == dims[-1] and variables[field].dims.count(dims[0]) == 1))
     for name, found, degrees in ((latitude, rows, _NORTH), (longitude, columns, _EAST)):
         units = text(variables[name], "units").lower()
-        known = np.isfinite(found)  # on land, ocean models may have no degrees
+        known = np.isfinite(found)  # ocean models may have no coordinates on land
         fits = known.any() if by_cell else found.ndim == 1 and known.all()
         if not fits or not degrees.fullmatch(units):
             what = f"shape {found.shape}" + (f" in {units!r}" if units else "")
@@ -141,7 +141,7 @@ def read_grid(path: Path, variables: Variables, field: str, latitude: str, longi
         raise DataError(f"{path}: {latitude}, {longitude}: expected degrees, found {rows[:3]}, {columns[:3]}")
     if by_cell:
         return Grid(rows, columns, tuple(variables[latitude].dims), rectilinear=False)
-    columns = np.unwrap(columns, period=360)  # 178, -180 go on as 178, 180
+    columns = np.unwrap(columns, period=360)  # 178, -180 becomes 178, 180
     try:
         cell_edges(rows, what=latitude), cell_edges(columns, what=longitude)
     except DataError as error:
@@ -150,10 +150,10 @@ def read_grid(path: Path, variables: Variables, field: str, latitude: str, longi
 
 
 def read_areas(path: Path, variables: Variables, grid: Grid) -> np.ndarray | None:
-    """Returns the areas of the cells of a grid, float64 of its shape, None where the file has none.
+    """Returns the areas of a grid's cells, float64 of its shape, or None if the file has none.
 
     Raises:
-        DataError: they are of another grid.
+        DataError: they belong to another grid.
     """
     name = find(variables, ("areacello",), ("cell_area",))
     if name is None:
@@ -165,12 +165,12 @@ def read_areas(path: Path, variables: Variables, grid: Grid) -> np.ndarray | Non
 
 
 def surface(path: Path, name: str, variable: Variable, dims: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the field, by the names of its dimensions where they tell, else by their order; one level is dropped.
+    """Returns the field with axes ordered by dimension names if possible, else as stored; a single level is dropped.
 
     Args:
         path: For messages.
-        name: Of the variable.
-        variable: As it is stored.
+        name: Name of the variable.
+        variable: As stored.
         dims: Names of time and of the grid's dimensions.
         shape: Their sizes.
 
@@ -180,7 +180,7 @@ def surface(path: Path, name: str, variable: Variable, dims: tuple[Any, ...], sh
     if len(set(dims)) == len(shape) and set(dims) <= set(variable.dims):
         others = [dim for dim in variable.dims if dim not in dims]
         variable = variable.transpose(*dims, *others)
-    # NCEI's files have a level of depth, of which there is one
+    # NCEI's files have a single level of depth
     if tuple(size for size in variable.shape if size != 1) != tuple(size for size in shape if size != 1):
         raise DataError(
             f"{path}: {name}: expected (time, lat, lon) {shape}, found {tuple(variable.shape)}. "

@@ -19,24 +19,24 @@ from bench.data.transfer.manifest import check_manifest, origin
 from bench.errors import DataError
 
 INDEX_MONTHS = 3
-"""A label is the mean of the index over so many months, as in ICAR-ENSO."""
+"""Months that a label averages the index over, as in ICAR-ENSO."""
 
 
 class ErsstWindows(SequenceDataset):
     """Windows within stretches of time: context and target `(T,24,48,1)` float32 K, and the labels of the target.
 
-    A window belongs to a split only if all of its months do, those of its context too: no month is in two splits.
+    A window belongs to a split only if all of its months do, including its context: no month is in two splits.
 
     Args:
         root: Folder with the record's NetCDF files.
-        stretches: Of the split, in order, as far as the record has them; no window reaches from one into another.
+        stretches: Stretches of the split, in order, as far as the record covers them; windows do not cross them.
         t_in: Months of the context.
         t_out: Months of the target, right after the context.
         gap: Months between the starts of windows.
-        base: The period that anomalies are taken from.
-        box: Of the labels: the exact box on the grid of the files, or the papers'.
-        variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
-        calendar: Give contexts the season, too: sine and cosine of 2 pi m / 12 for month m, 0 for January.
+        base: Base period of the anomalies.
+        box: Box of the labels: the exact box on the grid of the files, or the papers'.
+        variable: Variable of the temperatures; None to detect it by its name or `standard_name`.
+        calendar: Add the season to contexts: sine and cosine of 2 pi m / 12 for month m, 0 for January.
 
     Raises:
         DataError: lists what is wrong with the files.
@@ -72,12 +72,12 @@ class ErsstWindows(SequenceDataset):
         )
 
     def _windows(self, months: int) -> int:
-        """Returns how many windows a stretch of so many months has."""
+        """Returns the number of windows in a stretch of `months` months."""
         return max(0, 1 + (months - self.t_in - self.t_out) // self.gap)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Returns the months: windows overlap, and what splits must not share is any month."""
+        """Returns the months, because windows overlap and splits must not share a month."""
         return tuple(str(month) for month in self.months)
 
     @property
@@ -95,7 +95,7 @@ class ErsstWindows(SequenceDataset):
     def stored(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns context `(T_in,24,48,1)`, target `(T_out,24,48,1)` and labels `(T_out-2,)`, float32 K.
 
-        With `calendar`, the context has two channels more.  A label is the observed Nino3.4 index, the mean of a
+        With `calendar`, the context has two more channels.  A label is the observed Nino3.4 index, averaged over a
         month of the target and the two months after it.
 
         Raises:
@@ -110,7 +110,7 @@ class ErsstWindows(SequenceDataset):
         return self.context(first), self._frames(middle, end), labels
 
     def context(self, first: int) -> Tensor:
-        """Returns the context that begins with a month of the split, by number; its target need not be there."""
+        """Returns the context that begins with a given month of the split; its target may be missing."""
         frames = self._frames(first, first + self.t_in)
         if not self.calendar:
             return frames
@@ -124,11 +124,11 @@ class ErsstWindows(SequenceDataset):
         return int(self._starts[index])
 
     def _frames(self, first: int, end: int) -> Tensor:
-        # copies: whoever changes what it is given must not change the record
+        # copies, so that callers cannot change the record
         return torch.from_numpy(self.sst[first:end].copy())[..., None]
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every month, and how they are cut."""
+        """Returns the identity of these data: every month, and how windows are cut."""
         content = hashlib.sha256()
         for part in (self.sst, self.nino34):
             content.update(np.ascontiguousarray(part).data)
@@ -155,18 +155,18 @@ def describe(
     read_everything: bool,
     advance: Advance | None,
 ) -> Report:
-    """Returns a report of the splits with what is known of the record, whose events are months.
+    """Adds the facts of the record, whose events are months, to a report of the splits, and returns it.
 
     Args:
         root: Folder with the record's NetCDF files.
-        base: The period that anomalies are taken from.
-        report: Of the splits, whose lines are written anew.
-        variable: Of the temperatures, see `ErsstWindows`.
-        read_everything: Also hold the bytes against the manifest of the download, where there is one.
+        base: Base period of the anomalies.
+        report: Report of the splits, whose lines are replaced.
+        variable: Variable of the temperatures, see `ErsstWindows`.
+        read_everything: Also compare the bytes with the manifest of the download, if there is one.
         advance: Called with `(done, total)` after each file.
 
     Raises:
-        DataError: the files are not a record; while everything is read, that is one of the problems.
+        DataError: the files are not a record; with `read_everything`, this is a problem of the report instead.
     """
     if read_everything:
         check_manifest(root, report, advance)
@@ -175,7 +175,7 @@ def describe(
     except DataError as error:
         if not read_everything:
             raise
-        # every split ran into it
+        # every split has reported it
         report.problems = [*(problem for problem in report.problems if str(error) not in problem), str(error)]
         return report
     if read_everything and not np.ptp(found.sst):

@@ -32,7 +32,7 @@ class FetchErsst(DataVerb):
         """Downloads the file, reads it as a check, and returns what is there.
 
         Raises:
-            DataError: what the server gives is not what it announces, or no record of temperatures.
+            DataError: the download is incomplete, or is not a record of temperatures.
         """
         name = Path(urlsplit(self.url).path).name
         found = download(

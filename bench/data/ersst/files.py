@@ -2,8 +2,8 @@
 
 Source: Huang et al. 2017, Extended Reconstructed Sea Surface Temperature version 5 (ERSSTv5), 2-degree monthly means,
 as one file of NOAA's Physical Sciences Laboratory (`sst.mnmean.nc`) or one file per month of NOAA's NCEI
-(`ersst.v5.YYYYMM.nc`).  Other files with time, latitude, longitude and temperatures or anomalies are read alike, those
-of ocean models too; docs/data.md says which.
+(`ersst.v5.YYYYMM.nc`).  Other files with time, latitude, longitude and temperatures or anomalies are also read,
+including those of ocean models, see docs/data.md.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Record:
     months: np.ndarray
     """`(T,)`, datetime64[M]."""
     field: np.ndarray
-    """Float32 degrees, NaN on land: `(T,H,W)`, or of a grid of cells `(T,J,I)` or `(T,P)`."""
+    """Float32 degrees, NaN on land: `(T,H,W)`, or `(T,J,I)` or `(T,P)` if the grid is not rectilinear."""
     grid: Grid
     files: tuple[str, ...]
     kind: Plausible
     """`SST` or `SST_ANOMALY`."""
     areas: np.ndarray | None = None
-    """Of the cells of a grid that is not rectilinear, where a file has them."""
+    """Areas of the cells of a grid that is not rectilinear, if a file has them."""
 
     @property
     def latitudes(self) -> np.ndarray:
@@ -50,7 +50,7 @@ class Record:
         return self.grid.longitudes
 
     def means(self, latitude_edges: np.ndarray, longitude_edges: np.ndarray) -> np.ndarray:
-        """Returns means over other cells `(T,n,m)`, float64, NaN where less than half of one is known.
+        """Returns means over other cells `(T,n,m)`, float64, NaN if less than half of a cell is known.
 
         Args:
             latitude_edges: Lower and upper edge of rows, `(n,2)`.
@@ -65,7 +65,7 @@ class Record:
 
 
 def record_files(root: Path) -> list[Path]:
-    """Returns the NetCDF files of a folder, by name; hidden ones, such as macOS's `._sst.mnmean.nc`, are none."""
+    """Returns the NetCDF files of a folder by name, without hidden ones such as macOS's `._sst.mnmean.nc`."""
     return [path for path in sorted(root.glob("*.nc")) if not path.name.startswith(".")]
 
 
@@ -74,10 +74,10 @@ def read_record(root: Path, variable: str | None = None) -> Record:
 
     Args:
         root: Folder with NetCDF files.
-        variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
+        variable: Variable of the temperatures; None to detect it by its name or `standard_name`.
 
     Raises:
-        DataError: lists what is wrong with the files.
+        DataError: lists the problems of the files.
     """
     files = record_files(root)
     parts = [part for path in files if (part := read_file(path, variable)) is not None]
@@ -139,7 +139,7 @@ def _no_record(root: Path, files: list[Path], variable: str | None) -> str:
 
 
 def _areas(root: Path, files: list[Path], grid: Grid, field: np.ndarray) -> np.ndarray | None:
-    """Returns the areas of a grid's cells, of whichever file has them.
+    """Returns the areas of a grid's cells from the first file that has them, or None.
 
     Raises:
         DataError: a cell with temperatures has none.
@@ -154,21 +154,21 @@ def _areas(root: Path, files: list[Path], grid: Grid, field: np.ndarray) -> np.n
         if without:
             raise DataError(
                 f"{path}: expected areas of all cells with temperatures, found {without} cells without. Cells are "
-                f"weighed by the cosine of their latitude where {root} has no areas."
+                f"weighted by the cosine of their latitude if {root} has no areas."
             )
         return areas
     return None
 
 
 def read_file(path: Path, variable: str | None = None) -> Record | None:
-    """Returns a file's record; None where it has none (ICAR-ENSO's own files have rows of years, not a time).
+    """Returns a file's record, or None if it has none (ICAR-ENSO's files have rows of years instead of times).
 
     Args:
         path: A NetCDF file.
-        variable: Of the temperatures; None for the one that is known by its name or `standard_name`.
+        variable: Variable of the temperatures; None to detect it by its name or `standard_name`.
 
     Raises:
-        DataError: it cannot be read, its axes do not fit together, or its values are not sea-surface temperatures.
+        DataError: it cannot be read, its axes are inconsistent, or its values are not sea-surface temperatures.
     """
     with open_netcdf(path) as variables:
         name = find_field(path, variables, variable)
@@ -179,7 +179,7 @@ def read_file(path: Path, variable: str | None = None) -> Record | None:
         months = months_of(path, variables, time)
         if not len(months):
             raise DataError(f"{path}: {time}: expected months, found none")
-        _hold_to_its_name(path, months)
+        _check_month_in_name(path, months)
         grid = read_grid(path, variables, name, latitude, longitude)
         dims = (*variables[time].dims[:1], *grid.dims)
         field = surface(path, name, variables[name], dims, (len(months), *grid.shape))
@@ -188,15 +188,15 @@ def read_file(path: Path, variable: str | None = None) -> Record | None:
         kind = SST_ANOMALY if name.lower() in ANOMALIES or "anomal" in said else SST
         field = _in_degrees(field, text(variables[name], "units"), kind, source)
     if not np.isfinite(field).any():
-        raise DataError(f"{source}: expected {kind.what} of {months[0]}..{months[-1]}, found no value that is known")
+        raise DataError(f"{source}: expected {kind.what} of {months[0]}..{months[-1]}, found only missing values")
     refuse_implausible(field, kind, source, lambda at: f"{months[at[0]]}, {grid.place(at[1:])}")
-    if grid.rectilinear:  # a column that comes again would count twice
+    if grid.rectilinear:  # a repeated column would count twice
         once = int((np.abs(grid.longitudes - grid.longitudes[0]) < 360 - 1e-3).sum())
         grid, field = replace(grid, longitudes=grid.longitudes[:once]), field[..., :once]
     return Record(months, field, grid, (path.name,), kind)
 
 
-def _hold_to_its_name(path: Path, months: np.ndarray) -> None:
+def _check_month_in_name(path: Path, months: np.ndarray) -> None:
     named = _NAMED_BY_MONTH.fullmatch(path.name)
     if named and [str(month) for month in months] != [f"{named[1]}-{named[2]}"]:
         raise DataError(
@@ -205,7 +205,7 @@ def _hold_to_its_name(path: Path, months: np.ndarray) -> None:
 
 
 def _in_degrees(field: np.ndarray, units: str, kind: Plausible, source: str) -> np.ndarray:
-    """Returns degrees Celsius, or K of an anomaly; kelvin is known by the values, for units are often left out."""
+    """Returns degrees Celsius, or K for anomalies; kelvin is detected by values, because units are often missing."""
     unit = re.sub(r"deg(rees?)?|scale|[\s_°]", "", units.lower())
     if unit not in ("", "c", "celsius", "centigrade", "k", "kelvin"):
         raise DataError(f"{source}: expected degrees Celsius or kelvin, found units {units!r}")

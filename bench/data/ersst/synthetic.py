@@ -1,4 +1,4 @@
-"""`earthbench data make enso_ersst`: a synthetic record of SST in NOAA's or an ocean model's form."""
+"""`earthbench data make enso_ersst`: a synthetic SST record in the format of NOAA or of an ocean model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bench.files import replacing
 
 _MONTHS = 12
 _FREEZING = -1.8
-"""Of sea water, degrees Celsius."""
+"""Freezing point of sea water, degrees Celsius."""
 _MEMORY, _PERIOD_MONTHS = 0.95, 48
-"""Of the oscillation: what is left of it after a month, and its period."""
+"""Damping factor per month and period of the oscillation."""
 
 
 class MakeSst(DataVerb):

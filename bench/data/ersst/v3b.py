@@ -31,10 +31,10 @@ _COARSE_YEARS = range(1960, 2000)
 _BASE = (1961, 1990)
 _SCALE, _OFFSET, _FILL = 0.001, 15.0, -32768
 _HALF = 0.5
-"""A 5-degree cell is sea where at least half of its area has a temperature."""
+"""A 5-degree cell is sea if at least half of its area has temperatures."""
 _PACKED_SHA256 = "18e5a1133fbd4756d03f7f723d6d153ec0385fbe42399fd5eebc643d6acd1d0f"
 _COARSE_SHA256 = "f066ce1851d03d30b042c1c1b66245912557105c113cae60298ecfcbdb661165"
-"""Of the values that the committed records are measured on, int16 and float32, little-endian."""
+"""Digests of the values behind the committed records, int16 and float32, little-endian."""
 
 
 class FetchErsstV3b(DataVerb):
@@ -52,7 +52,7 @@ class FetchErsstV3b(DataVerb):
         """Downloads the years, joins and averages them, and returns what was made.
 
         Raises:
-            DataError: a file cannot be had, or the files are not a record of these months.
+            DataError: a file cannot be downloaded, or the files are not a record of these months.
         """
         raw = self.out / "sst_raw"
         policy, lock, done = RetryPolicy(tries=self.tries, timeout_s=self.timeout), threading.Lock(), 0

@@ -1,4 +1,4 @@
-"""Which dimensions of a cube are time, y and x, and where its pixels lie.
+"""Detection of a cube's dimensions time, y and x, and of the location of its pixels.
 
 Source: NetCDF Climate and Forecast (CF) conventions 1.11, sections 4 (coordinate types), 5.2 (two-dimensional latitude
 and longitude) and 5.6 (grid mappings).
@@ -36,23 +36,23 @@ _DEGREES = re.compile(r"degrees?_?(north|east|n|e)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels of a cube lie."""
+    """The horizontal grid of a cube."""
 
     size: tuple[int, int]
     names: tuple[str, str]
-    """Of the dimensions y and x."""
+    """Names of the dimensions y and x."""
     coordinates: tuple[np.ndarray | None, np.ndarray | None]
-    """Of y `(H,)` and x `(W,)`, float64, where the cube has them."""
+    """Coordinates of y `(H,)` and x `(W,)`, float64, if the cube has them."""
     attributes: tuple[dict[str, Any], dict[str, Any]]
-    """Of these coordinates."""
+    """Attributes of these coordinates."""
     mapping: dict[str, Any] = field(default_factory=dict)
-    """Attributes of the CF grid mapping, where there is one."""
+    """Attributes of the CF grid mapping, if there is one."""
     auxiliary: dict[str, tuple[np.ndarray, dict[str, Any]]] = field(default_factory=dict)
-    """Latitudes and longitudes on (y, x), float64 `(H,W)`, and their attributes, where the grid is curvilinear."""
+    """Latitudes and longitudes on (y, x), float64 `(H,W)`, and their attributes, if the grid is curvilinear."""
 
     @property
     def tag(self) -> str:
-        """Returns six hexadecimal digits that tell one place from another."""
+        """Returns six hexadecimal digits that identify the grid."""
         content = hashlib.sha256(repr((self.size, sorted(map(str, self.mapping.items())))).encode())
         for axis in self.coordinates:
             content.update(b"none" if axis is None else np.ascontiguousarray(axis, np.float64).tobytes())
@@ -66,7 +66,7 @@ class Grid:
 
 
 def only_variable(variables: Variables, source: str) -> str:
-    """Returns the one variable that has three dimensions or more, time among them.
+    """Returns the only variable with three or more dimensions.
 
     Raises:
         DataError: there is none, or there are several.
@@ -89,7 +89,7 @@ def dimensions_of(variables: Variables, name: str, source: str) -> tuple[str, st
     """Returns the dimensions (time, y, x) of a variable.
 
     Raises:
-        DataError: there is no such variable, or it has others.
+        DataError: there is no such variable, or it has other dimensions.
     """
     if name not in variables:
         fields = [one for one, found in variables.items() if found.ndim >= 2]
@@ -119,7 +119,7 @@ def dimensions_of(variables: Variables, name: str, source: str) -> tuple[str, st
 
 
 def _role(variables: Variables, dim: str) -> str | None:
-    """Returns which axis a dimension is: time, y, x or unknown; by its coordinate's attributes, else by its name."""
+    """Returns the axis of a dimension: time, y, x or None if unknown; by its coordinate's attributes, then by name."""
     found = variables.get(dim)
     if found is not None:
         if text(found, "axis").upper() in ("T", "Y", "X"):
@@ -150,7 +150,7 @@ def time_variable(variables: Variables, dim: str, source: str) -> Variable:
 
 
 def grid_of(variables: Variables, name: str, dimensions: tuple[str, str, str]) -> Grid:
-    """Returns where the pixels of a variable on these dimensions (time, y, x) lie."""
+    """Returns the horizontal grid of a variable on the dimensions (time, y, x)."""
     variable, axes = variables[name], dimensions[1:]
     coordinates, attributes = [], []
     for dim in axes:
@@ -176,7 +176,7 @@ def _is_place(variable: Variable) -> bool:
 
 
 def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Returns attributes that can be written again: text and numbers, without those of packing."""
+    """Returns attributes that can be written back: texts and numbers, without those of packing."""
     left_out = ("_FillValue", "missing_value", "DIMENSION_LABELS", "bounds")
     found = {}
     for key, value in attributes.items():

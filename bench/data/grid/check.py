@@ -1,4 +1,4 @@
-"""The interpretation of a cube, and its problems."""
+"""Facts about a cube as the harness interprets it, and its problems."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bench.api import Split
+from bench.api import Split, cadence_text
 from bench.data.grid.cube import Cube
 from bench.data.grid.dataset import GridWindows
 from bench.data.report import Advance, Report
@@ -16,7 +16,7 @@ _FRAMES_LOOKED_AT = 64
 _SHOWN = 5
 _MANY_WINDOWS = 4
 _MANY_FRAMES = 32
-"""In a chunk, from which reading a window is mostly unpacking what is not wanted."""
+"""Chunks of at least this many frames make reading a window mostly unpack unwanted frames."""
 
 
 def describe(
@@ -33,9 +33,9 @@ def describe(
     Args:
         cube: The data.
         splits: Its windows by split.
-        thresholds: Of the first variable.
-        scale: Of the task.
-        read_everything: Look at every frame rather than at 64, evenly in time.
+        thresholds: Thresholds of the first variable.
+        scale: Scale of the task.
+        read_everything: Read every frame instead of 64, evenly in time.
         advance: Called with `(done, total)` after each frame.
     """
     times, axis, grid = cube.axis.times, cube.axis, cube.grid
@@ -61,7 +61,7 @@ def describe(
     report.lines = [
         f"{cube.root}  ({len(cube.parts)} file{'s' * (len(cube.parts) > 1)})",
         f"  {', '.join(map('{} [{}]'.format, cube.names, cube.units))} on (time, {', '.join(grid.names)}): "
-        f"{len(cube)} frames of {size}, every {axis.cadence_minutes:g} min",
+        f"{len(cube)} frames of {size}, every {cadence_text(axis.cadence_minutes)}",
         f"  time: {times[0]} to {times[-1]}, {counted(len(axis.breaks), 'gap')}"
         + (f": {'; '.join(axis.gaps[:_SHOWN])}{' ...' if len(axis.gaps) > _SHOWN else ''}" if axis.gaps else ""),
     ]
@@ -87,7 +87,7 @@ def describe(
 
 
 def _readable(cube: Cube, chosen: Sequence[int], report: Report) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the number and the values of each frame; of what is stored together, as far as it can be read."""
+    """Yields number and values of each readable frame; errors are added to the report, once per chunk."""
     for first in range(0, len(chosen), cube.chunk):
         block = chosen[first : first + cube.chunk]
         try:
@@ -104,7 +104,7 @@ def _look_at(
     read_everything: bool,
     advance: Advance | None,
 ) -> dict[int, bool]:
-    """Adds what the values say; returns which of the frames looked at have a known value of the first variable."""
+    """Adds ranges, missing values and shares; returns for each frame read whether the first variable has any value."""
     chosen = np.arange(len(cube))
     if not read_everything and len(chosen) > _FRAMES_LOOKED_AT:
         chosen = np.unique(np.linspace(0, len(cube) - 1, _FRAMES_LOOKED_AT).round().astype(int))
@@ -136,7 +136,7 @@ def _look_at(
             report.problems.append(f"{cube.root}: {name}: {low[number]:g} everywhere in {looked}: nothing to forecast")
         if scale == "log1p" and low[number] < 0:
             report.problems.append(
-                f"{cube.root}: {name}: task.scale=log1p takes values >= 0, found {low[number]:g}: are the units others?"
+                f"{cube.root}: {name}: task.scale=log1p takes values >= 0, found {low[number]:g}: check the units"
             )
     shares = above / max(known_first, 1)
     report.facts["share_at_or_above"] = {f"{t:g}": float(s) for t, s in zip(thresholds, shares, strict=True)}
@@ -146,7 +146,7 @@ def _look_at(
         if known_first and not above.any():
             report.problems.append(
                 f"{cube.root}: {cube.names[0]}: no value of {looked} reaches a threshold (the lowest is "
-                f"{min(thresholds):g} {cube.units[0]}, the highest value {high[0]:.4g}): are the units others?"
+                f"{min(thresholds):g} {cube.units[0]}, the highest value {high[0]:.4g}): check the units"
             )
     empty = [at for at, known_there in found.items() if not known_there]
     if empty and len(empty) < len(chosen):

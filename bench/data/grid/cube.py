@@ -1,7 +1,7 @@
-"""A cube on (time, y, x) as xarray reads it: axes, times and units from the headers, frames when they are asked for.
+"""A cube on (time, y, x), read by xarray: axes, times and units from the headers, frames on demand.
 
 Source: NetCDF Climate and Forecast (CF) conventions 1.11, sections 4 (coordinate types) and 5.6 (grid mappings); packed
-and missing values are read as `bench.data.netcdf` reads them.
+and missing values are decoded by `bench.data.netcdf`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ if TYPE_CHECKING:
 
 _ZARR_FILES = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
 _NETCDF_ENDINGS = (".nc", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
+_NO_ENGINE = "did not find a match in any of xarray's currently installed IO backends"
+"""How xarray says that a file is of no format that it knows; what follows is advice to programmers."""
 _MOST_OPEN = 32
 _BLOCK_BYTES = 128 << 20
 """Memory for the frames that are hashed together."""
 _LARGEST = 1e20
-"""No field has such values; fill values do."""
+"""Larger values are fill values: no physical field has them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file or store of a cube: its frames follow those of the part before it."""
+    """One file or store of a cube, whose frames follow those of the previous part."""
 
     path: Path
     first: int
@@ -47,15 +49,15 @@ class Part:
 
 
 class Cube:
-    """Frames of variables on (time, y, x), read lazily; picklable, each process opens its own files.
+    """Frames of variables on (time, y, x), read lazily; picklable, and each process opens its own files.
 
     Args:
-        root: A NetCDF file, a Zarr store, a folder of either, a glob of files, or such behind an fsspec address.
-        variables: Names of the variables on (time, y, x), the channels; empty for the only one that there is.
+        root: A NetCDF file, a Zarr store, a folder of either, a glob of files, or an fsspec URL of any of these.
+        variables: Names of the variables on (time, y, x), i.e. the channels; empty if there is only one.
         static: Names of variables on (y, x), further channels of contexts.
 
     Raises:
-        DataError: nothing readable there, or an axis, variable or time that is not as it should be.
+        DataError: nothing is readable, or an axis, a variable or a time is invalid.
     """
 
     def __init__(self, root: Path, variables: Sequence[str] = (), static: Sequence[str] = ()) -> None:
@@ -83,7 +85,7 @@ class Cube:
         """Returns frames `first` to `last - 1` of all variables, float32 `(T,H,W,C)`, NaN where missing.
 
         Raises:
-            DataError: they cannot be read, or have values that no field has.
+            DataError: they cannot be read, or have impossible values.
         """
         found = []
         for name in self.names:
@@ -98,7 +100,7 @@ class Cube:
     def frames(
         self, chosen: Sequence[int], rows: slice = slice(None), columns: slice = slice(None)
     ) -> Iterator[np.ndarray]:
-        """Yields the frames `(H,W,C)` of ascending numbers; what is stored together is unpacked once."""
+        """Yields the frames `(H,W,C)` with the given ascending numbers; each chunk is unpacked once."""
         for part in self.parts:
             own = [((at - part.first) // self.chunk, at) for at in chosen if 0 <= at - part.first < part.count]
             for _, block in itertools.groupby(own, operator.itemgetter(0)):
@@ -116,12 +118,12 @@ class Cube:
             values = _values(chosen.transpose(time, y, x), source)
         except EarthbenchError:
             raise
-        except Exception as error:  # each library raises what it stumbles over
+        except Exception as error:  # each library has its own errors
             raise DataError(
                 f"{source}: frames {self.axis.times[first]} to {self.axis.times[last - 1]} cannot be read: "
                 f"{' '.join(str(error).split()) or type(error).__name__}"
             ) from error
-        if (values > _LARGEST).any() or (values < -_LARGEST).any():  # faster than a minimum that passes over NaN
+        if (values > _LARGEST).any() or (values < -_LARGEST).any():  # faster than a minimum that ignores NaN
             worst = values.flat[np.nanargmax(np.abs(values))]
             raise DataError(
                 f"{source}: expected {self.units[self.names.index(name)]}, found {worst:g} between "
@@ -167,7 +169,7 @@ class Cube:
         return tuple(parts), time_axis(np.concatenate([times for times, _ in found]), f"{where}: {dim}")
 
     def _variables(self, path: Path) -> Variables:
-        if self._process != os.getpid():  # handles must not be used on the far side of a fork
+        if self._process != os.getpid():  # handles must not be used after a fork
             self._open, self._process = OrderedDict(), os.getpid()
         key = str(path)
         if key not in self._open:
@@ -223,7 +225,7 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
 
             remote: Any = path
             options: dict[str, Any] = {} if local else {"storage_options": dict(remote.storage_options)}
-            with warnings.catch_warnings():  # that metadata are not consolidated
+            with warnings.catch_warnings():  # metadata need not be consolidated
                 warnings.filterwarnings("ignore", ".*consolidated", RuntimeWarning)
                 dataset = xarray.open_dataset(
                     str(path), engine="zarr", chunks=None, decode_cf=False, cache=False, **options
@@ -243,16 +245,18 @@ def _opened(path: Path, stack: ExitStack) -> Variables:
         return dataset.variables  # type: ignore[return-value]
     except EarthbenchError:
         raise
-    except Exception as error:  # each engine and protocol has errors of its own
+    except Exception as error:  # each engine and protocol has its own errors
         said = " ".join(str(error).split())[:300] or type(error).__name__
+        why = "it is neither NetCDF nor Zarr" if _NO_ENGINE in said else f"xarray cannot open it: {said}"
         raise DataError(
-            f"{path}: xarray cannot open it: {said}. Expected NetCDF or Zarr; `earthbench data convert radar_files "
-            "grid` reads radar formats"
+            f"{path}: {why}. Expected NetCDF or Zarr. `earthbench data convert radar_files grid` reads radar formats; "
+            f"an array is written by xarray.Dataset({{'NAME': (('time', 'y', 'x'), array)}}, "
+            f"{{'time': times}}).to_netcdf('cube.nc')"
         ) from error
 
 
 def _values(variable: Variable, source: str) -> np.ndarray:
-    """Returns physical values, float32; at once where nothing is packed and NaN is what is missing."""
+    """Returns physical values, float32; with a shortcut for unpacked values whose missing value is NaN."""
     packing = ("scale_factor", "add_offset", "missing_value", "valid_min", "valid_max", "valid_range", "_Unsigned")
     fill = variable.attrs.get("_FillValue")
     if variable.dtype.kind == "f" and fill is not None and not any(name in variable.attrs for name in packing):

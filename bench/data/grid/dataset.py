@@ -20,7 +20,7 @@ from bench.data.sequences import SequenceDataset, Units
 from bench.errors import ConfigError, DataError
 
 _SHARES = (0.7, 0.15)
-"""Of the frames, or of the columns of crops: training and validation, where no dates are given."""
+"""Shares of training and validation, of the frames or of the columns of crops, unless dates are given."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a cube is cut into sequences."""
+    """The way a cube is cut into sequences."""
 
     t_in: int
     t_out: int
     stride: int
     box: tuple[int, int, int, int] | None = None
-    """First row, last row + 1, first column, last column + 1 of what is used; None for whole frames."""
+    """First row, last row + 1, first column, last column + 1 of the pixels used; None for whole frames."""
     crop: tuple[int, int] | None = None
     """Height and width of a sequence; None for the whole box."""
     random_crop: bool = False
 
     @property
     def window(self) -> int:
-        """Returns the frames of a sequence."""
+        """Returns the number of frames of a sequence."""
         return self.t_in + self.t_out
 
     def extent(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Returns the box that is used of frames `(H, W)`.
+        """Returns the box used of frames of `size` (H, W).
 
         Raises:
             ConfigError: the box is not inside, or smaller than a crop.
@@ -74,7 +74,7 @@ class Cut:
         return self.crop or (box[1] - box[0], box[3] - box[2])
 
     def places(self, size: tuple[int, int]) -> list[Place]:
-        """Returns where crops lie, side by side, in the middle of the box; column by column from the left."""
+        """Returns the positions of adjacent crops in the middle of the box, column by column from the left."""
         box, (height, width) = self.extent(size), self.shape(size)
         down, across = (box[1] - box[0]) // height, (box[3] - box[2]) // width
         top, left = box[0] + (box[1] - box[0]) % height // 2, box[2] + (box[3] - box[2]) % width // 2
@@ -86,7 +86,7 @@ def split_ranges(
 ) -> dict[Split, tuple[int, int]]:
     """Returns the frames `(first, last + 1)` of each split: before, between and from two dates.
 
-    Where a date is not given, it is such that training has 70 % of the frames and validation 15 %.
+    Without a date, training gets 70 % of the frames and validation 15 %.
 
     Raises:
         ConfigError: validation would begin after the test.
@@ -111,11 +111,11 @@ class GridWindows(SequenceDataset):
 
     Args:
         cube: The data.
-        split: Which windows.
+        split: The split.
         cut: Lengths and sizes.
-        by: By date, or by place: then each split has crops of its own, and all of the time.
-        dates: First dates of validation and test, where given.
-        fold: How many blocks of time there are, and the one to test on, instead of dates.
+        by: Split by date, or by place: each split then has its own crops, over the whole time.
+        dates: First dates of validation and test, if given.
+        fold: Number of blocks of time and the one to test on, instead of dates.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class GridWindows(SequenceDataset):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Returns what splits must not share: every frame that a window has, at its place."""
+        """Returns the units that splits must not share: every frame of a window, at its place."""
         tag, times = self.cube.grid.tag, self.cube.axis.times
         if self.by == "place":
             return tuple(f"{tag} row {p.row} column {p.column} {times[0]}..{times[-1]}" for p in self.places)
@@ -183,7 +183,7 @@ class GridWindows(SequenceDataset):
 
     @property
     def units(self) -> Units:
-        """Returns the stretches without a gap at each place: long records, whose windows overlap."""
+        """Returns the stretches without a gap at each place, as records whose windows overlap."""
         many = len(self.places) > 1
         names = tuple(
             f"{self.cube.axis.times[first]}" + (f" row {place.row} column {place.column}" if many else "")
@@ -210,7 +210,7 @@ class GridWindows(SequenceDataset):
         return len(self.starts) * len(self.places)
 
     def stored(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns context `(T_in,H,W,C)`, static fields behind the variables, and target `(T_out,H,W,C)`.
+        """Returns context `(T_in,H,W,C)`, with static fields after the variables, and target `(T_out,H,W,C)`.
 
         Raises:
             IndexError: the index is out of range.
@@ -227,9 +227,9 @@ class GridWindows(SequenceDataset):
         return context, target
 
     def where(self, index: int) -> tuple[Place, int]:
-        """Returns where a sequence lies, and its first frame.
+        """Returns the place of a sequence, and its first frame.
 
-        Random crops are drawn from the number of the sequence alone: the same in every process and epoch.
+        Random crops depend only on the number of the sequence, so they are the same in every process and epoch.
 
         Raises:
             IndexError: the index is out of range.
@@ -249,7 +249,7 @@ class GridWindows(SequenceDataset):
         return place, int(self.starts[window])
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every pixel of the frames used, their times, and how they are cut."""
+        """Returns the identity of these data: every pixel of the frames used, their times, and how they are cut."""
         content = hashlib.sha256()
         for at, digests in zip(self.frames, zip(*self._digests, strict=True), strict=True):
             content.update(f"{self.cube.axis.times[at]}|{'|'.join(digests)}\n".encode())
@@ -277,7 +277,7 @@ class GridWindows(SequenceDataset):
 
 
 def frame_digests(cube: Cube, variable: int, frames: Sequence[int]) -> list[str]:
-    """Returns the SHA-256 of whole frames of a variable as decoded, read once and kept until their file changes."""
+    """Returns the SHA-256 of decoded whole frames of a variable, cached until their file changes."""
     found: dict[int, str] = {}
     for part in cube.parts:
         own = [at - part.first for at in frames if part.first <= at < part.first + part.count]
@@ -287,7 +287,7 @@ def frame_digests(cube: Cube, variable: int, frames: Sequence[int]) -> list[str]
 
         def read(number: int, part: Any = part, kept: dict[int, np.ndarray] = kept) -> Iterator[bytes]:
             block = number // cube.chunk
-            if block not in kept:  # a chunk is unpacked once, not once a frame
+            if block not in kept:  # a chunk is unpacked once, not for each frame
                 kept.clear()
                 first = part.first + block * cube.chunk
                 kept[block] = cube.read(first, min(first + cube.chunk, part.first + part.count))
@@ -299,10 +299,10 @@ def frame_digests(cube: Cube, variable: int, frames: Sequence[int]) -> list[str]
 
 
 def refuse_short(cube: Cube, window: int) -> None:
-    """Refuses a cube without a single window.
+    """Refuses a cube that is too short for a window.
 
     Raises:
-        DataError: says how long its longest stretch is.
+        DataError: names the length of its longest stretch.
     """
     longest = max(last - first for first, last in cube.axis.stretches(0, len(cube)))
     if longest < window:

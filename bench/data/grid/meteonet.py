@@ -1,8 +1,8 @@
-"""MeteoNet, Meteo-France's open archive of radar rainfall, to one cube of rain rates.
+"""Conversion of MeteoNet, Meteo-France's open archive of radar rainfall, to a cube of rain rates.
 
-Source: Larvor et al. 2020, MeteoNet, https://meteofrance.github.io/meteonet/english/data/rain-radar/: a file `.npz` for
-ten days with `data` (T,H,W), hundredths of a millimetre in 5 minutes, -1 for missing, and `dates` and `miss_dates`,
-datetimes; `radar_coords_ZONE.npz` has `lats` and `lons` of the middles of the pixels, EPSG:4326, 0.01 degrees.
+Source: Larvor et al. 2020, MeteoNet, https://meteofrance.github.io/meteonet/english/data/rain-radar/: one `.npz` file
+per ten days with `data` (T,H,W) in hundredths of a millimetre per 5 minutes, -1 if missing, and `dates` and
+`miss_dates`, datetimes; `radar_coords_ZONE.npz` has `lats` and `lons` of the pixel centres, EPSG:4326, 0.01 degrees.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, one_message
 
 _MM_PER_HOUR = 0.12
-"""Of a hundredth of a millimetre in 5 minutes."""
+"""mm/h for a hundredth of a millimetre in 5 minutes."""
 _MISSING = -1
 _IRREGULAR = 1e-4
-"""Degrees that a coordinate may be off its row or column: 1 % of a pixel."""
+"""Tolerance in degrees of a coordinate within its row or column: 1 % of a pixel."""
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
 
 
@@ -45,10 +45,10 @@ class ConvertMeteonet(DataVerb):
     )
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts the files one after the other, resumes a stopped conversion of the same ones.
+        """Converts the files in order, resuming a stopped conversion of the same files, and returns what was made.
 
         Raises:
-            DataError: files that are not MeteoNet's, of other pixels than the coordinates, or with a time twice.
+            DataError: files are not MeteoNet's, have other pixels than the coordinates, or a time twice.
         """
         if self.out.suffix != ".zarr":
             raise ConfigError(f"--out {self.out}: expected a name that ends in .zarr")
@@ -89,10 +89,10 @@ class ConvertMeteonet(DataVerb):
 
 
 def read_lattice(path: Path) -> Lattice:
-    """Returns where the pixels lie.
+    """Returns the pixel centres of a coordinate file.
 
     Raises:
-        DataError: no `lats` and `lons` there, or not those of a regular grid.
+        DataError: `lats` or `lons` are missing, or the grid is not regular.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -110,10 +110,10 @@ def read_lattice(path: Path) -> Lattice:
 
 
 def read_dates(path: Path) -> np.ndarray:
-    """Returns the times of a file's frames, datetime64[s] `(T,)` in UTC, running nothing of the file's pickle.
+    """Returns the times of a file's frames, datetime64[s] `(T,)` in UTC, without executing its pickle.
 
     Raises:
-        DataError: there are none, or objects other than datetimes.
+        DataError: there are none, or they are not datetimes.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("dates.npy") as file:
@@ -128,15 +128,15 @@ def read_dates(path: Path) -> np.ndarray:
 
 
 def read_blocks(path: Path, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Yields the values of a file, whole numbers `(n,H,W)`, some frames at a time: a file unfolds to gigabytes.
+    """Yields the integer values of a file `(n,H,W)`, some frames at a time, because a file unpacks to gigabytes.
 
     Args:
         path: The file.
-        count: How many frames there are.
+        count: Number of frames.
         size: `(H, W)`.
 
     Raises:
-        DataError: `data` is not whole, or of another shape or type.
+        DataError: `data` is truncated, or has another shape or type.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
@@ -171,7 +171,7 @@ def _utc(date: Any) -> np.datetime64:
 
 
 def _rebuilt(kind: type, shape: tuple[int, ...], type_: Any) -> np.ndarray:
-    """Does what numpy's own function for pickled arrays does, for plain arrays alone."""
+    """Replaces numpy's function for pickled arrays, and accepts plain arrays only."""
     if kind is not np.ndarray:
         raise pickle.UnpicklingError(f"{kind!r} is not an array")
     return np.ndarray(shape, type_)
@@ -191,13 +191,13 @@ class _DatesUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what is allowed.
+        """Returns an allowed object.
 
         Raises:
-            UnpicklingError: it is not.
+            UnpicklingError: it is not allowed.
         """
         if (module, name) in self._allowed:
             return self._allowed[module, name]
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes the bytes of a datetime
+        if (module, name) == ("_codecs", "encode"):  # protocol 2 writes the bytes of a datetime so
             return lambda text, encoding="latin1": str(text).encode("latin1")
         raise pickle.UnpicklingError(f"its pickle wants {module}.{name}; only datetimes are read, nothing is run")

@@ -1,7 +1,7 @@
-"""Radar archives of weather services as events in SEVIR's format: rain rates re-coded as vertically integrated liquid.
+"""Conversion of radar archives to events in SEVIR's format: rain rates recoded as vertically integrated liquid.
 
-Source: Z = a R^b as the service's importer has it, else Marshall and Palmer 1948 (200 and 1.6);
-`bench.data.sevir.codes` for what follows.
+Source: Z = a R^b with the coefficients of the service's importer, else Marshall and Palmer 1948 (200 and 1.6);
+`bench.data.sevir.codes` for the codes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         return self
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts stretch by stretch, resumes a stopped conversion of the same files, and returns what was made."""
+        """Converts stretch by stretch, resuming a stopped conversion of the same files, and returns what was made."""
         files = dated_files(self.inputs)
         axis = time_axis(np.array([time for time, _ in files], "datetime64[s]"), f"--in {self.inputs}: times")
         blocks = [
@@ -75,7 +75,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
             codes = np.stack([vil_codes(a * np.maximum(frame.astype(np.float64), 0.0) ** b) for frame in rates])
             events, squares = self._events(codes)
             np.save(work.folder / f"{block.start}.squares.npy", squares)
-            np.save(work.folder / f"{block.start}.npy", events)  # the last: it says that the stretch is done
+            np.save(work.folder / f"{block.start}.npy", events)  # last, because it marks the stretch as done
 
         self._convert([path for _, path in files], blocks, first, work, keep, advance)
         count, missing = self._write(work, axis, blocks, first)
@@ -91,7 +91,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         """Returns the events of a stretch `(N,H,W,T)`, rows from the south, and first row and column of each `(N,2)`.
 
         Args:
-            codes: Of whole images `(T,H,W)`, rows from the north, as the squares' are counted.
+            codes: Codes of whole images `(T,H,W)`, rows from the north, like those of the squares.
         """
         size = self.size
         height, width = codes.shape[1:]
@@ -103,7 +103,7 @@ class ConvertRadarEvents(ConvertRadarFiles):
         return np.moveaxis(events[:, :, ::-1], 1, -1), np.array([at for _, at in found], int).reshape(-1, 2)
 
     def _write(self, work: Unfinished, axis: TimeAxis, blocks: list[range], first: Frame) -> tuple[int, int]:
-        """Writes the tree of the events that were kept; returns their number, and how many have missing pixels."""
+        """Writes the tree of the kept events; returns their number, and the number of those with missing pixels."""
         start, lattice = axis.times[0].item(), first.lattice
         metres = _METRES.get(lattice.units, 1.0) * self.size
         kept = {block.start: np.load(work.folder / f"{block.start}.npy", mmap_mode="r") for block in blocks}
@@ -139,13 +139,13 @@ class ConvertRadarEvents(ConvertRadarFiles):
 
 
 def side_by_side(seen: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Returns row and column of the first pixel of squares that share none, in strips across the image.
+    """Returns row and column of the first pixel of disjoint squares, in strips across the image.
 
-    In a strip, squares follow each other as closely as its missing pixels allow; of all rows where the first strip
-    can begin, the first with the most squares is taken.
+    In a strip, squares follow each other as closely as its missing pixels allow; the first row of the first strip is
+    the one that gives the most squares.
 
     Args:
-        seen: bool `(H,W)`: where a square may lie.
+        seen: bool `(H,W)`, pixels that a square may contain.
         size: Pixels on a side.
     """
     sums = np.pad(seen.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))

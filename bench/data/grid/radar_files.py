@@ -1,4 +1,4 @@
-"""Radar archives of weather services, one file per time, to one cube of rain rates; what other targets share."""
+"""Conversion of radar archives, one file per time, to a cube of rain rates; and the part shared with other targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from bench.data.grid.rain_store import FRAMES_PER_CHUNK, Unfinished, empty_store
 from bench.data.grid.reprojection import Resampling, Target, reprojected
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, one_message
+from bench.worker_pool import worker_pool
 
 
 class ConvertRadarFiles(DataVerb):
@@ -44,7 +44,7 @@ class ConvertRadarFiles(DataVerb):
         return self
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts the files, resumes a stopped conversion of the same ones, and returns what was made."""
+        """Converts the files, resuming a stopped conversion of the same files, and returns what was made."""
         if self.out.suffix != ".zarr":
             raise ConfigError(f"--out {self.out}: expected a name that ends in .zarr")
         files = dated_files(self.inputs)
@@ -70,7 +70,7 @@ class ConvertRadarFiles(DataVerb):
         ]
 
     def _job(self, files: Sequence[tuple[np.datetime64, Path]]) -> dict[str, Any]:
-        """Returns what is converted and how: what has to be the same for a stopped conversion to resume."""
+        """Returns files and settings, which must be the same for a stopped conversion to resume."""
         settings = self.model_dump(mode="json", exclude={"inputs", "out", "workers"})
         return {**settings, "files": [[str(time), path.name, path.stat().st_size] for time, path in files]}
 
@@ -83,13 +83,13 @@ class ConvertRadarFiles(DataVerb):
         keep: Callable[[range, np.ndarray], None],
         advance: AdvanceLabel,
     ) -> None:
-        """Reads the blocks of files that are not done yet, and has each kept when all of it could be read.
+        """Reads the blocks of files that are not done yet, and keeps each that could be read completely.
 
         Args:
             paths: All files.
-            blocks: Which of them make one piece of the result.
-            first: An image of the lattice that all must have.
-            work: Remembers what is done.
+            blocks: Ranges of files that make one piece of the result.
+            first: An image with the lattice that all must have.
+            work: Stores which blocks are done.
             keep: Called with a block and its rates `(T,H,W)`.
             advance: Called after each file.
 
@@ -142,5 +142,5 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     if workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         yield pool

@@ -1,7 +1,7 @@
-"""Radar images of weather services, one file per time: pySTEPS' importers read them.
+"""Radar images of weather services, one file per time, read by the importers of pySTEPS.
 
-Source: Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219 (pySTEPS), its importers and conversions; rain rates of
-reflectivities by Z = a R^b with the a and b that the importer gives, else 200 and 1.6 (Marshall and Palmer 1948).
+Source: Pulkkinen et al. 2019, Geosci. Model Dev. 12, 4185-4219 (pySTEPS), its importers and conversions; rain rates
+from reflectivities by Z = a R^b with the importer's a and b, else 200 and 1.6 (Marshall and Palmer 1948).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DATES = (
 _DAY_OF_YEAR = re.compile(r"^[A-Z]{3}(\d{2})(\d{3})(\d{2})(\d{2})")
 """MeteoSwiss: product, year, day of the year, hour, minute."""
 _LEAST_RADIUS = 1e5
-"""Of the Earth; a smaller one is in kilometres."""
+"""A smaller radius of the Earth is in kilometres."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Frame:
     """One radar image, the first row in the north."""
 
     rates: np.ndarray
-    """`(H,W)`, float32 mm/h, NaN where the radar saw nothing."""
+    """`(H,W)`, float32 mm/h, NaN outside the radar's coverage."""
     lattice: Lattice
     z_r: tuple[float, float] = (200.0, 1.6)
-    """a and b of Z = a R^b: those of the importer, where it gives any."""
+    """a and b of Z = a R^b, from the importer if it has any."""
 
 
 def dated_files(pattern: str) -> list[tuple[np.datetime64, Path]]:
     """Returns the files of a glob in the order of the times in their names.
 
     Raises:
-        DataError: none, a name without a time, or a time that two files have.
+        DataError: there is no file, a name has no time, or two files have the same time.
     """
     paths = [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]  # noqa: PTH207
     paths = [path for path in paths if path.is_file()]
@@ -85,18 +85,18 @@ def time_in_name(name: str) -> np.datetime64 | None:
 
 
 def read_original(path: Path, reader: Reader, *, accutime: float = 5.0) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns the values of one file as its importer gives them, `(H,W)`, NaN where missing, and its metadata.
+    """Returns the values of one file from its importer, `(H,W)`, NaN where missing, and its metadata.
 
     Args:
         path: The file.
         reader: Its format.
-        accutime: Minutes, for readers whose files do not say.
+        accutime: Accumulation time in minutes, for formats that do not contain it.
 
     Raises:
         UsageError: pySTEPS, or a library that its importer needs, is not installed.
         DataError: the file is not of this format.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints where its configuration is
+    with contextlib.redirect_stdout(io.StringIO()):  # pysteps prints the path of its configuration
         try:
             from pysteps.io import importers
         except ImportError as error:
@@ -111,7 +111,7 @@ def read_original(path: Path, reader: Reader, *, accutime: float = 5.0) -> tuple
     try:
         values, _, metadata = getattr(importers, _IMPORTERS.get(reader, f"import_{reader}"))(str(path), **options)
         return np.asarray(values), dict(metadata)
-    except Exception as error:  # each importer raises what it stumbles over
+    except Exception as error:  # each importer has its own errors
         said = " ".join(str(error).split()) or type(error).__name__
         if type(error).__name__ in ("MissingOptionalDependency", "ModuleNotFoundError"):
             raise UsageError(f"--reader {reader}: {said}: pip install 'earthbench[pysteps]'") from error
@@ -119,10 +119,7 @@ def read_original(path: Path, reader: Reader, *, accutime: float = 5.0) -> tuple
 
 
 def read_frame(path: Path, reader: Reader, *, accutime: float = 5.0) -> Frame:
-    """Returns the rain rates of one file and where they are.
-
-    Arguments and errors are those of `read_original`.
-    """
+    """Returns the rain rates and the lattice of one file; arguments and errors are those of `read_original`."""
     values, metadata = read_original(path, reader, accutime=accutime)
     try:
         from pysteps.utils.conversion import to_rainrate
@@ -139,7 +136,7 @@ def read_frame(path: Path, reader: Reader, *, accutime: float = 5.0) -> Frame:
 
 
 def lattice_of(shape: tuple[int, ...], metadata: dict[str, Any]) -> Lattice:
-    """Returns where the pixels of an image lie, for metadata as pySTEPS' importers give them."""
+    """Returns the lattice of an image from the metadata of pySTEPS' importers."""
     height, width = shape
     x = np.linspace(metadata["x1"], metadata["x2"], 2 * width + 1)[1::2]
     y = np.linspace(metadata["y2"], metadata["y1"], 2 * height + 1)[1::2]
@@ -151,7 +148,7 @@ def lattice_of(shape: tuple[int, ...], metadata: dict[str, Any]) -> Lattice:
 
 
 def _in_metres(projection: str) -> str:
-    """Returns a PROJ string for metres: KNMI has an Earth of 6378.137, in kilometres."""
+    """Returns a PROJ string in metres, e.g. for KNMI's, whose Earth has a radius of 6378.137 kilometres."""
     found = re.sub(r"\+units=km\b", "+units=m", projection)
     radius = re.search(r"\+[aR]=([\d.]+)", found)
     if radius is None or float(radius[1]) > _LEAST_RADIUS:

@@ -1,4 +1,4 @@
-"""Zarr stores of rain rates as the converters write them, and conversions that resume where they stopped."""
+"""Zarr stores of rain rates, as written by the converters, and resumable conversions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bench.files import replacing
 FRAMES_PER_CHUNK = 16
 _DONE = "earthbench-done.json"
 _SAME_PLACE = 0.1
-"""Of a pixel."""
+"""Tolerance of a projection, as a share of a pixel."""
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Where the pixels of an image lie, the first row in the north."""
+    """Pixel centres and projection of an image, with the first row in the north."""
 
     y: np.ndarray
     """Middles of the rows, descending."""
@@ -41,7 +41,7 @@ class Lattice:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Returns what two images of one cube have alike; metres are compared to the centimetre."""
+        """Returns a key that is equal for all images of a cube; metres are rounded to centimetres."""
         corners = [round(float(value), 2) for value in (self.y[0], self.y[-1], self.x[0], self.x[-1])]
         return (self.shape, *corners, self.projection)
 
@@ -82,14 +82,14 @@ class Lattice:
 
 
 class Unfinished:
-    """A store or tree under work: a hidden folder beside its final name, with the blocks that are done.
+    """A store or tree in progress: a hidden folder beside its final name, with a list of finished blocks.
 
-    A stopped conversion of the same job is continued; what another job left is deleted.
+    A stopped conversion of the same job resumes; files of another job are deleted.
 
     Args:
         out: The final name.
-        job: What is converted and how, plain JSON types.
-        begin: Called with the folder when the conversion begins anew.
+        job: Files and settings, as JSON types.
+        begin: Called with the folder when a conversion starts from scratch.
 
     Raises:
         DataError: the final name is taken.
@@ -112,7 +112,7 @@ class Unfinished:
         self._write()
 
     def mark(self, block: int) -> None:
-        """Remembers that a block is done."""
+        """Records that a block is done."""
         self.done.append(block)
         self._write()
 
@@ -129,7 +129,7 @@ class Unfinished:
 
 
 def empty_store(folder: Path, lattice: Lattice, times: np.ndarray, source: str) -> None:
-    """Writes axes and header of a store of `rain_rate` in mm/h, whose frames are NaN as yet.
+    """Writes axes and header of a store of `rain_rate` in mm/h, whose frames are still NaN.
 
     Args:
         folder: The store.
@@ -164,19 +164,19 @@ def empty_store(folder: Path, lattice: Lattice, times: np.ndarray, source: str) 
 
 
 def rain_rates(folder: Path) -> Any:
-    """Returns the array of a store, to be written."""
+    """Returns the array of a store, for writing."""
     import zarr
 
     return zarr.open_group(folder, mode="a")["rain_rate"]
 
 
 def _mapping(lattice: Lattice) -> dict[str, Any]:
-    """Returns the CF attributes of a projection; its WKT where CF cannot say it, as Switzerland's and the Dutch one."""
+    """Returns the CF attributes of a projection, or its WKT if CF cannot express it, as for the Swiss and the Dutch."""
     from pyproj import CRS, Proj
     from pyproj.exceptions import ProjError
 
     try:
-        with warnings.catch_warnings():  # what of it CF cannot say stands in proj4
+        with warnings.catch_warnings():  # `proj4` has what CF cannot express
             warnings.simplefilter("ignore", UserWarning)
             known = CRS.from_user_input(lattice.projection).to_cf()
     except ProjError:

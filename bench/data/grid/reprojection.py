@@ -1,4 +1,4 @@
-"""Images on another projection: nearest or bilinear resampling at the new pixels' middles, by pyproj and SciPy."""
+"""Reprojection of images: nearest or bilinear resampling at the new pixel centres, by pyproj and SciPy."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Resampling = Literal["nearest", "bilinear"]
 _MOST_PIXELS = 10**8
 _EDGE_POINTS = 101
 _ROUNDING = 1e-6
-"""Of a pixel: an edge that is so near to a multiple of the resolution lies on it."""
+"""Tolerance as a share of a pixel: an edge this near to a multiple of the resolution lies on it."""
 _METRES = {"metre": "m", "kilometre": "km"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: a projection, the size of its pixels, and a part of it."""
+    """The requested projection, pixel size and extent."""
 
     projection: str
     """PROJ string, or EPSG:NUMBER."""
     resolution: float
-    """In its units."""
+    """Pixel size in its units."""
     resampling: Resampling = "nearest"
     extent: tuple[float, float, float, float] | None = None
-    """X1, X2, Y1, Y2 in its units; None for all that the source covers."""
+    """X1, X2, Y1, Y2 in its units; None for the whole source."""
 
 
 def reprojected(rates: np.ndarray, source: Lattice, target: Target) -> tuple[np.ndarray, Lattice]:
     """Returns an image on the target's lattice, float32 `(H,W)`, NaN outside the source, and that lattice.
 
-    Latitudes and longitudes of both projections are taken as the same, whatever their ellipsoids, as radar composites
-    on spheres mean them.  A bilinear value is missing where any of its four neighbours is.
+    Latitudes and longitudes of both projections are treated as the same, whatever their ellipsoids, as is usual for
+    radar composites on spheres.  A bilinear value is missing if one of its four neighbours is.
 
     Raises:
         ConfigError: the projection is unknown, or the lattice would have no pixel or too many.
@@ -67,7 +67,7 @@ class _Key:
 
 @lru_cache(maxsize=2)
 def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarray]:
-    """Returns the target's lattice, and the rows and columns of the source that its pixels lie at, fractions."""
+    """Returns the target's lattice, and the fractional rows and columns of its pixels in the source."""
     old, here, there = source.lattice, _projection(source.lattice.projection), _projection(target.projection)
     extent = target.extent or _covered(old, here, there, target)
     size = target.resolution
@@ -91,7 +91,7 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
 
 
 def _covered(old: Lattice, here: Any, there: Any, target: Target) -> tuple[float, float, float, float]:
-    """Returns the extent of the source's edge in the target's projection."""
+    """Returns the extent of the source's boundary in the target's projection."""
     half = [abs(float(axis[1] - axis[0])) / 2 for axis in (old.x, old.y)]
     x = np.linspace(old.x[0] - half[0], old.x[-1] + half[0], _EDGE_POINTS)
     y = np.linspace(old.y[0] + half[1], old.y[-1] - half[1], _EDGE_POINTS)

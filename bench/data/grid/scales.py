@@ -1,4 +1,4 @@
-"""From physical values to what models see: an affine scale of x, log(1 + x) or reflectivity, in numbers from training.
+"""Normalisation of physical values: an affine scale of x, log(1 + x) or reflectivity, fitted to the training frames.
 
 Source of the reflectivity of a rain rate: Marshall and Palmer 1948, J. Meteorol. 5, 165-166, Z = 200 R^1.6.
 """
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 Scale = Literal["linear", "log1p", "dbz", "zscore"]
 Normalisation = tuple[float, float]
-"""`(offset, span)`: what models see is (f(x) - offset) / span, f being x, log(1 + x) or dBZ."""
+"""`(offset, span)` of the normalised value (f(x) - offset) / span, where f(x) is x, log(1 + x) or dBZ."""
 
 _MOST_FRAMES = 512
-"""Read for the numbers of a scale, evenly over the training frames: a few seconds, whatever the size of the data."""
+"""Frames to fit a scale to, evenly over the training frames: a few seconds, whatever the size of the data."""
 _DBZ_SPAN = 60.0
 _Z_FACTOR, _Z_POWER = 200.0, 1.6
+_LEAST_RAIN, _LEAST_REFLECTIVITY = 0.1, 7.0
 _RATES = ("mm/h", "mm h-1", "mm hr-1", "mm/hr", "mm hour-1", "mm h^-1", "mm h**-1")
 _REFLECTIVITY = ("dbz",)
 
 
 def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
-    """Returns offset and span of each variable, and behind them of each static field, from training frames alone.
+    """Returns offset and span of each variable, then of each static field, from training frames only.
 
     Raises:
-        ConfigError: the scale is not one for these units.
-        DataError: no known values, none that differ, or values below what the scale takes.
+        ConfigError: the scale does not support these units.
+        DataError: all values are missing or equal, or some are outside the range of the scale.
     """
     cube = train.cube
     for units in cube.units if scale == "dbz" else ():
@@ -76,7 +77,7 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
 
 
 def _extent(train: GridWindows) -> tuple[slice, slice]:
-    """Returns the rows and columns that training sees: of a split by place, those of its own crops."""
+    """Returns the rows and columns of the training data; for a split by place, those of its own crops."""
     if train.by == "date":
         box = train.cut.extent(train.cube.grid.size)
         return slice(box[0], box[1]), slice(box[2], box[3])
@@ -91,8 +92,8 @@ def _normalisation(scale: Scale, low: float, high: float, mean: float, spread: f
         raise DataError(f"{source}: {low:g} everywhere in the training frames: nothing to forecast")
     if scale == "log1p" and low < 0:
         raise DataError(
-            f"{source}: task.scale=log1p takes values >= 0, found {low:g} in the training frames: are the units others "
-            "(dBZ, anomalies)? task.scale=linear and zscore take any"
+            f"{source}: task.scale=log1p takes values >= 0, found {low:g} in the training frames: check the units "
+            "(dBZ, anomalies?); task.scale=linear and zscore take any value"
         )
     if scale == "dbz":
         return 0.0, _DBZ_SPAN
@@ -104,6 +105,14 @@ def _normalisation(scale: Scale, low: float, high: float, mean: float, spread: f
 def is_rate(units: str) -> bool:
     """Returns whether units are those of a rain rate in mm/h."""
     return units.strip().lower() in _RATES
+
+
+def least_rain(units: str) -> float:
+    """Returns the least rain that counts as such where nobody says: 0.1 mm/h, as in pySTEPS, or its 7 dBZ.
+
+    In other units it is 0.1, which is little of an amount in mm and arbitrary of anything else.
+    """
+    return _LEAST_REFLECTIVITY if units.strip().lower() in _REFLECTIVITY else _LEAST_RAIN
 
 
 def transformed(values: Tensor, scale: Scale, *, rate: bool) -> Tensor:

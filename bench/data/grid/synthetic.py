@@ -1,4 +1,4 @@
-"""A generated rain cube as a weather service's own would be: mm/h, NaN outside the radar's range, a gap in time."""
+"""A synthetic rain cube like that of a weather service: mm/h, NaN outside the radar's range, a gap in time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def rain_cube(frames: int, size: tuple[int, int], *, gap: int = 0, seed: int = 0
 
 
 def write_cube(dataset: Any, path: Path, *, frames_per_chunk: int = 16) -> None:
-    """Writes a data set whole or not at all, as Zarr where the name ends in `.zarr`, else as NetCDF 4.
+    """Writes a data set whole or not at all, as Zarr if the name ends in `.zarr`, else as NetCDF 4.
 
     Raises:
         ConfigError: the name has another ending.

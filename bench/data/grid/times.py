@@ -1,4 +1,4 @@
-"""The time axis of a cube: its cadence, and the stretches without a gap that windows lie in."""
+"""The time axis of a cube: its cadence, and the stretches without a gap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.api import MONTH_MINUTES
+from bench.api import MONTH_MINUTES, cadence_text
 from bench.data.netcdf import decoded, text
 from bench.errors import DataError
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from xarray import Variable
 
 _TOLERANCE = 0.1
-"""Of the cadence: radar scans start a few seconds early or late."""
+"""Tolerance as a share of the cadence: radar scans start a few seconds early or late."""
 _FEWEST_REGULAR = 0.5
 _MOST_IRREGULAR = 0.05
-"""Shares of the steps: at least so many are one cadence, at most so many are not a multiple of it."""
+"""Shares of the steps: the least that must equal the cadence, and the most that may not be a multiple of it."""
 _MONTH_DAYS = (28, 31)
 
 
@@ -32,7 +32,7 @@ class TimeAxis:
     """`(T,)` datetime64[s]."""
     cadence_minutes: float
     breaks: np.ndarray
-    """Numbers of the frames that do not follow the one before them at the cadence, ascending, without 0."""
+    """Numbers of the frames after a gap, ascending, without 0."""
 
     @property
     def gaps(self) -> list[str]:
@@ -50,11 +50,11 @@ def decoded_times(variable: Variable, source: str) -> np.ndarray:
     """Returns the times of a variable, datetime64[s] `(T,)`.
 
     Args:
-        variable: As it is stored, with the attributes `units` and perhaps `calendar`.
+        variable: As stored, with the attributes `units` and possibly `calendar`.
         source: File and variable, for messages.
 
     Raises:
-        DataError: it has no CF units of time, or a calendar in which days are not those of the standard one.
+        DataError: it has no CF units of time, or its calendar has days that the standard calendar lacks.
     """
     if variable.dtype.kind == "M":
         return np.atleast_1d(variable.to_numpy()).astype("datetime64[s]")
@@ -88,7 +88,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
         source: File and variable, for messages.
 
     Raises:
-        DataError: one frame, times that descend or repeat, or no common cadence.
+        DataError: there is only one frame, times descend or repeat, or there is no common cadence.
     """
     if len(times) < 2:
         raise DataError(
@@ -122,7 +122,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
     regular = (multiple == 1) & ~off
     if regular.mean() < _FEWEST_REGULAR or off.mean() > _MOST_IRREGULAR:
         most = sorted(zip(counts, values, strict=True), reverse=True)[:4]
-        found = ", ".join(f"{value / 60:g} min ({count / len(steps):.0%})" for count, value in most)
+        found = ", ".join(f"{cadence_text(value / 60)} ({count / len(steps):.0%})" for count, value in most)
         raise DataError(
             f"{source}: expected frames at one cadence, but for gaps; found steps of {found}. In xarray: "
             f"data.resample({name}={f'{cadence}s'!r}).nearest(tolerance=...), or select the frames of one cadence"

@@ -1,4 +1,4 @@
-"""What a tree in ICAR-ENSO's layout holds, and everything that is wrong with it, in one go."""
+"""Facts about a tree in ICAR-ENSO's layout, and all of its problems."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def describe(
         eval_gap: The same in the other splits.
         cmip6_rows: Rows of each CMIP6 model.
         cmip5_rows: Rows of each CMIP5 model.
-        read_everything: Also look for missing values, and whether rows agree in the months that they share.
+        read_everything: Also check for missing values, and that rows agree in the months that they share.
         advance: Called after each record that was read.
 
     Raises:
@@ -91,12 +91,12 @@ def _read_record(report: Report, path: Path, name: str, variable: Variable, memb
         report.problems.append(
             f"{path}: {name} of record {member.id}: expected values that vary, found {rows.min():g} only"
         )
-    # Merging takes a month from one of up to three rows: here is where it would matter which.
+    # Merging takes each month from one of up to three rows, so these must agree.
     neighbours = zip(rows[:-1, 12:], rows[1:, :-12], strict=True)
     differ = np.flatnonzero([not np.array_equal(above, below, equal_nan=True) for above, below in neighbours])
     if len(differ):
         first = member.first_row + int(differ[0])
         report.problems.append(
             f"{path}: {name} of record {member.id}: {len(differ)} rows disagree with the next in the 24 months that "
-            f"both have, first rows {first} and {first + 1} (are there other numbers of rows per model?)"
+            f"both have, first rows {first} and {first + 1} (check the numbers of rows per model)"
         )

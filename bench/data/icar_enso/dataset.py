@@ -1,4 +1,4 @@
-"""ICAR-ENSO from disk: rows of 36 months that overlap, merged into one record per climate model, cut into windows.
+"""ICAR-ENSO from disk: overlapping rows of 36 months, merged into one record per climate model, cut into windows.
 
 Source: data set and layout by the Institute for Climate and Application Research (ICAR), Tianchi data set 98942;
 crop, split and windows are those of the Earthformer release (Gao et al. 2022).
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 CMIP6_MODELS, CMIP5_MODELS = 15, 17
 LATITUDES = np.arange(-55, 61, 5)
 LONGITUDES = np.arange(0, 356, 5)
-# 95..330 degrees east, both included: the tropical Pacific, what the paper forecasts.
+# 95..330 degrees east, both included: the tropical Pacific, which the paper forecasts.
 CROP = slice(19, 67)
 FRAME_SIZE = (len(LATITUDES), len(LONGITUDES[CROP]))
 _ROW_MONTHS, _YEAR = 36, 12
 _ROWS_PER_STEP = _ROW_MONTHS // _YEAR
-"""Every third row continues where the one before ends."""
+"""Every third row begins where the previous third row ends."""
 Family = Literal["CMIP", "SODA"]
 
 
@@ -58,10 +58,10 @@ class Member:
 
 
 def family_of(root: Path) -> Family:
-    """Returns which of the two names the files of a folder have; CMIP where it has both.
+    """Returns the family of a folder's files; CMIP if it has both.
 
     Raises:
-        DataError: neither is there, or one of a pair is missing.
+        DataError: there is neither, or one file of a pair is missing.
     """
     families: tuple[Family, ...] = ("CMIP", "SODA")
     for family in families:
@@ -106,7 +106,7 @@ class IcarEnsoWindows(SequenceDataset):
         cmip5_rows: Rows of each CMIP5 model.
 
     Raises:
-        DataError: lists what is wrong with the files.
+        DataError: lists the problems of the files.
         ConfigError: the records are shorter than one window.
     """
 
@@ -147,7 +147,7 @@ class IcarEnsoWindows(SequenceDataset):
 
     @cached_property
     def contents(self) -> tuple[str, ...]:
-        """Returns the SHA-256 of every record's temperatures, whatever its name."""
+        """Returns the SHA-256 of every record's temperatures."""
         return tuple(hashlib.sha256(part.data).hexdigest() for part in self.sst)
 
     @property
@@ -162,7 +162,7 @@ class IcarEnsoWindows(SequenceDataset):
     def stored(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns context `(T_in,24,48,1)`, target `(T_out,24,48,1)` and labels `(T_out-2,)`, float32 K.
 
-        A label is the file's Nino3.4 index of a month of the target and the two months after it.
+        A label is the file's Nino3.4 index, averaged over a month of the target and the two months after it.
 
         Raises:
             IndexError: the index is out of range.
@@ -174,12 +174,12 @@ class IcarEnsoWindows(SequenceDataset):
         first = (index - (int(self._ends[number - 1]) if number else 0)) * self.gap
         middle, end = first + self.t_in, first + self.t_in + self.t_out
         sst, nino = self.sst[number], self.nino[number]
-        # copies: whoever changes what it is given must not change the record
+        # copies, so that callers cannot change the record
         frames = torch.from_numpy(sst[first:end].copy())[..., None]
         return frames[: self.t_in], frames[self.t_in :], torch.from_numpy(nino[middle : end - 2].copy())
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every month of every record, and how they are cut."""
+        """Returns the identity of these data: every month of every record, and how windows are cut."""
         return {
             "origin": origin(self.root) if self.family == "CMIP" else "observed record (SODA_train.nc)",
             "record_count": len(self.members),
@@ -231,14 +231,14 @@ def _read(
 
 def rows_of(path: Path, name: str, variable: Variable, member: Member) -> np.ndarray:
     """Returns the rows of a record, `(year, month, ...)`, float32 K, NaN where missing."""
-    # In one piece: HDF5 takes 60 times as long for every third row of a chunked array.
+    # All rows at once: HDF5 takes 60 times as long to read every third row of a chunked array.
     return decoded(variable[member.first_row : member.last_row], f"{path}: {name}")
 
 
 def merged(rows: np.ndarray, member: Member) -> np.ndarray:
     """Returns the months of a record `(months, ...)` from its overlapping rows `(year, month, ...)`.
 
-    Every third row whole, then what the last row adds: 151 rows are 1,836 months, 140 are 1,704.
+    It joins every third row and the remaining months of the last row: 151 rows are 1,836 months, 140 are 1,704.
     """
     months = rows[::_ROWS_PER_STEP].reshape(-1, *rows.shape[2:])
     added = member.months - len(months)
@@ -248,15 +248,15 @@ def merged(rows: np.ndarray, member: Member) -> np.ndarray:
 def wrong_values(
     path: Path, name: str, values: np.ndarray, member: Member, times: tuple[str, ...], columns: slice = slice(None)
 ) -> list[str]:
-    """Returns what is wrong with the values of a record: missing ones, and such as no anomaly has.
+    """Returns the problems of a record's values: missing ones, and implausible anomalies.
 
     Args:
         path: The file.
-        name: The variable: its fields `(*times,H,W)` or labels `(*times)`, K.
-        values: Of the record.
+        name: The variable: fields `(*times,H,W)` or labels `(*times)`, K.
+        values: Values of the record.
         member: The record.
-        times: What the axes of time count, from 0 in the record.
-        columns: Which of the longitudes the fields have.
+        times: Names of the time axes, which count from 0 in the record.
+        columns: Longitudes of the fields.
     """
 
     def place(index: tuple[int, ...]) -> str:
@@ -278,14 +278,14 @@ def wrong_values(
 
 
 def check_layout(train: Path, fields: Variables, label: Path, labels: Variables, rows: int | None) -> list[str]:
-    """Returns what is wrong with names, grid and shapes: nothing of it needs a value to be read.
+    """Returns the problems of names, grid and shapes, without reading values.
 
     Args:
         train: The file of `sst`.
         fields: Its variables.
         label: The file of `nino`.
         labels: Its variables.
-        rows: What both should have; None for an observed record of any length.
+        rows: Expected number of rows; None for an observed record of any length.
     """
     problems = [f"{train}: expected a variable {name!r}" for name in ("sst", "lat", "lon") if name not in fields]
     problems += [f"{label}: expected a variable 'nino'"] if "nino" not in labels else []

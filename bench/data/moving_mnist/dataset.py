@@ -18,12 +18,12 @@ from bench.data.transfer.manifest import origin
 from bench.errors import DataError
 
 ONE_FILE = "mnist_test_seq.npy"
-"""Srivastava et al.'s file, which the authors cut into three splits."""
+"""Srivastava et al.'s file, which Earthformer's authors cut into three splits."""
 SPLIT_FILES = {split: f"moving_mnist_{split}.npy" for split in ("train", "val", "test")}
-# Digits move 3 to 5 pixels a frame: neighbouring frames differ by 0.5 to 0.6 of what unrelated sequences do. Where the
-# first axis differs so much more than the second, it is not time.
+# Digits move 3 to 5 pixels a frame: neighbouring frames differ by 0.5 to 0.6 of the difference between unrelated
+# sequences. If values differ more along the first axis than along the second by this factor, it is not time.
 _SAMPLE, _NOT_TIME = 10, 1.3
-# scikit-learn's `train_test_split(test_size=0.1, random_state=123)` of what is not test, as in the Earthformer release.
+# scikit-learn's `train_test_split(test_size=0.1, random_state=123)` without the test, as in the Earthformer release.
 _VAL_SHARE, _VAL_SEED = 0.1, 123
 
 
@@ -33,14 +33,14 @@ class MovingMnistSequences(SequenceDataset):
     Args:
         root: Folder with `mnist_test_seq.npy`, or with `moving_mnist_train.npy`, `..._val.npy`, `..._test.npy`; each
             uint8 `(T,N,H,W)`.
-        split: Of the one file, the last `test_count` sequences are the test; a tenth of the others, drawn with a fixed
-            seed, the validation.
+        split: In the one file, the last `test_count` sequences are the test, and a tenth of the others, drawn with a
+            fixed seed, the validation.
         t_in: Frames of the context, from the first.
         t_out: Frames of the target, right after the context.
         test_count: See `split`.
 
     Raises:
-        DataError: lists what is wrong with the files.
+        DataError: lists the problems of the files.
     """
 
     def __init__(self, root: Path, *, split: Split, t_in: int, t_out: int, test_count: int) -> None:
@@ -87,20 +87,20 @@ class MovingMnistSequences(SequenceDataset):
             raise IndexError(f"sequence {index} of {len(self)}")
         path, number = self.places[index]
         frames = torch.from_numpy(np.array(mapped(path)[: self.t_in + self.t_out, number]))[..., None]
-        if not frames.amax((1, 2, 3)).all():  # as in a file whose writer died: digits never leave the frame
+        if not frames.amax((1, 2, 3)).all():  # digits never leave the frame, so the writer was interrupted
             raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: the file is incomplete")
         return frames[: self.t_in], frames[self.t_in :]
 
     @cached_property
     def contents(self) -> tuple[str, ...]:
-        """Returns the SHA-256 of every sequence's frames, whatever its file and number."""
+        """Returns the SHA-256 of every sequence's frames, independent of file and number."""
         return tuple(
             hashlib.sha256(np.ascontiguousarray(mapped(path)[:, number]).data).hexdigest()
             for path, number in self.places
         )
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: every byte of the files, and how they are cut."""
+        """Returns the identity of these data: every byte of the files, and how they are cut."""
         numbers = hashlib.sha256(np.array([number for _, number in self.places]).tobytes()).hexdigest()
         return {
             "origin": origin(self.root),
@@ -133,17 +133,17 @@ def files_of(root: Path, split: Split) -> list[Path]:
 
 
 def present_file(root: Path) -> Path | None:
-    """Returns a file that tells the size of frames, or None where there is none."""
+    """Returns any of the files, or None if there is none."""
     paths = [root / name for name in (ONE_FILE, *SPLIT_FILES.values())]
     return next((path for path in paths if path.is_file()), None)
 
 
 @lru_cache(maxsize=8)
 def mapped(path: Path) -> np.ndarray:
-    """Returns a file's sequences `(T,N,H,W)`, uint8, mapped and not read: each process opens it once.
+    """Returns a file's sequences `(T,N,H,W)`, uint8, memory-mapped, once per process.
 
     Raises:
-        DataError: it is no such file.
+        DataError: it is not such a file.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -164,10 +164,10 @@ def mapped(path: Path) -> np.ndarray:
 
 
 def numbers_of_split(path: Path, count: int, split: Split, test_count: int) -> np.ndarray:
-    """Returns which of the one file's sequences a split has, in the order of the Earthformer release.
+    """Returns the sequence numbers of a split in the one file, in the order of the Earthformer release.
 
     Raises:
-        DataError: the file has too few.
+        DataError: the file has too few sequences.
     """
     before = count - test_count
     if split == "all":
@@ -180,7 +180,7 @@ def numbers_of_split(path: Path, count: int, split: Split, test_count: int) -> n
     if split == "test":
         return np.arange(before, count)
     val_count = math.ceil(_VAL_SHARE * before)
-    order = np.random.RandomState(_VAL_SEED).permutation(before)  # the generator that scikit-learn seeds
+    order = np.random.RandomState(_VAL_SEED).permutation(before)  # the generator that scikit-learn uses
     return order[:val_count] if split == "val" else order[val_count:]
 
 

@@ -1,4 +1,4 @@
-"""Two digits that move straight on between walls: MovingMNIST, made here.
+"""Generator of MovingMNIST: two digits that move in straight lines between walls.
 
 Source: Srivastava, Mansimov and Salakhutdinov 2015, Unsupervised Learning of Video Representations using LSTMs: two
 digits of 28x28 pixels on 64x64, a tenth of the free way per frame in a random direction, turned at the walls.
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 
 STEP = 0.1
-"""Share of the way from wall to wall that a digit goes in one frame."""
+"""Share of the distance from wall to wall that a digit moves per frame."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How many digits move on what, and what frames show of it; the defaults are Srivastava et al.'s."""
+    """Number of digits, canvas and frames; the defaults are Srivastava et al.'s."""
 
     digit_count: int = 2
     canvas: int = 64
     """Height and width that digits move on, in pixels."""
     frame_count: int = 20
     pool: int = 1
-    """Frames are means over squares of so many pixels, rounded."""
+    """Frames are rounded means over squares of `pool` x `pool` pixels."""
 
     def __str__(self) -> str:
         size = self.canvas // self.pool
@@ -31,7 +31,7 @@ class Scene:
 
 
 def trajectories(count: int, generator: np.random.Generator, scene: Scene) -> np.ndarray:
-    """Returns where digits are, as shares (y, x) of the way from wall to wall, `(frames,count,digits,2)`."""
+    """Returns digit positions as shares (y, x) of the distance from wall to wall, `(frames,count,digits,2)`."""
     place = generator.random((count, scene.digit_count, 2))
     angle = generator.uniform(0, 2 * np.pi, (count, scene.digit_count))
     step = STEP * np.stack([np.sin(angle), np.cos(angle)], -1)

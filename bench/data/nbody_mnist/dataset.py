@@ -1,4 +1,4 @@
-"""N-body MNIST from the authors' files: draws on disk, simulated when opened; frames drawn when read, or stored."""
+"""N-body MNIST from the authors' files: draws on disk, simulated when opened; frames rendered when read, or stored."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FILES: dict[Split, tuple[str, ...]] = {
 class NBodySequences(SequenceDataset):
     """Sequences of digits that attract one another: context and target `(T,H,W,1)` 0..255, and labels.
 
-    Frames are drawn from the simulated state each time that they are asked for, float32: they are never rounded to
-    bytes, and 20,000 sequences take no room on disk.  Of a system with `pool`, frames are read from the file, uint8.
+    Frames are rendered from the simulated state on each access, float32: they are never rounded to bytes, and 20,000
+    sequences take no disk space.  For a system with `pool`, frames are read from the file, uint8.
 
     Args:
         root: Folder with `mnist.npz` and `nbody_train.npz`, `nbody_val.npz`, `nbody_test.npz`.
-        split: Which file; `all` is one after the other.
+        split: The file; `all` concatenates them.
         t_in: Frames of the context, from the first.
         t_out: Frames of the target, right after the context.
 
     Raises:
-        DataError: lists what is wrong with the files, or they have fewer frames than context and target.
+        DataError: lists the problems of the files, or they have fewer frames than context and target.
     """
 
     def __init__(self, root: Path, *, split: Split, t_in: int, t_out: int) -> None:
@@ -89,7 +89,7 @@ class NBodySequences(SequenceDataset):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """Returns a name for each sequence that is its draws': the same sequence in two splits has one name."""
+        """Returns a name for each sequence, a digest of its draws: equal sequences have equal names."""
         rows = [np.ascontiguousarray(getattr(self.draws, key)).reshape(len(self), -1) for key in Draws.__annotations__]
         return tuple(
             hashlib.sha256(b"".join(row[number].tobytes() for row in rows)).hexdigest()[:16]
@@ -106,10 +106,10 @@ class NBodySequences(SequenceDataset):
         return len(self.draws)
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target, `(T,H,W,1)` 0..255, and what is known of them beyond the pixels.
+        """Returns context and target, `(T,H,W,1)` 0..255, and labels.
 
-        That is, for the metric `energy`, the digits, `(D,28,28)` float32 at the top left of their images, and their
-        corners and velocities at the last frame of the context, `(2,D,2)` float64, pixels of the canvas and per
+        The labels are, for the metric `energy`, the digits, `(D,28,28)` float32 at the top left of their images, and
+        their corners and velocities at the last frame of the context, `(2,D,2)` float64 in pixels of the canvas and per
         sub-step; and, for models that learn it, the true energy of each target frame, `(T,)` float64.
 
         Raises:
@@ -134,14 +134,14 @@ class NBodySequences(SequenceDataset):
         return frames
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: draws, pixels, how they are cut, and any system but the paper's."""
+        """Returns the identity of these data: draws, pixels, how they are cut, and any system but the paper's."""
         return {
             "origin": origin(self.root),
             "sequence_count": len(self),
             "event_shape": [self.system.frame_size, self.system.frame_size, self.system.frame_count],
             "window": [self.t_in, self.t_out],
             "content_sha256": self._content_sha256,
-            # the paper's system is said by nothing, as before others could be made
+            # left out for the paper's system, as before other systems were supported
             **({} if self.system == System() else {"system": asdict(self.system)}),
         }
 

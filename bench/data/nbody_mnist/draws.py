@@ -1,8 +1,8 @@
-"""The random draws that an N-body MNIST sequence is made of, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
+"""The random draws behind N-body MNIST sequences, in the authors' files: `nbody_{split}.npz`, `mnist.npz`.
 
-Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, and leaves all that its paper's set does not
-use (rotation, change of scale and brightness, random acceleration, distractors) at neutral values.  Files of another
-system than the paper's say which, in arrays that the authors' have not; pooled frames are stored with them.
+Source: Gao et al. 2022, Earthformer: the release stores draws, not frames, with neutral values for everything that its
+paper's set does not use (rotation, change of scale and brightness, random acceleration, distractors).  Files of another
+system than the paper's describe it in additional arrays; pooled frames are stored with them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _NEUTRAL = {
     "random_acceleration_magnitude": 0.0,
 }
 _MOST_BYTES = 4 << 30
-"""Of one array. The paper's 20,000 sequences have 1.4 MB of draws, 70,000 digits 55 MB as bytes and 440 as float64."""
+"""Limit of an array. 20,000 sequences have 1.4 MB of draws; 70,000 digits have 55 MB as bytes and 440 as float64."""
 _DISTRACTORS, _DISTRACTOR_SHAPE = "distractor_seeds", (100, 0, 5)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for n sequences of D digits."""
+    """The draws of n sequences of D digits."""
 
     digit_indices: np.ndarray
-    """Which digits of `mnist.npz`, `(n,D)`, int64."""
+    """Numbers of digits in `mnist.npz`, `(n,D)`, int64."""
     places: np.ndarray
-    """Where a digit starts: shares (x, y) of the room that it has on the canvas, `(n,D,2)`."""
+    """Initial positions as shares (x, y) of the free space on the canvas, `(n,D,2)`."""
     angles: np.ndarray
-    """Direction of the velocity at the start, radians, `(n,D)`."""
+    """Direction of the initial velocity, radians, `(n,D)`."""
     speeds: np.ndarray
-    """Pixels of the canvas per sub-step at the start, `(n,D)`."""
+    """Initial speed, pixels of the canvas per sub-step, `(n,D)`."""
 
     def __len__(self) -> int:
         """Returns the number of sequences."""
@@ -54,30 +54,30 @@ class Draws:
         return Draws(self.digit_indices[some], self.places[some], self.angles[some], self.speeds[some])
 
     def corners(self, sizes: np.ndarray, canvas: int) -> np.ndarray:
-        """Returns the top-left corners at the start for digits of these widths and heights, both `(n,D,2)`."""
+        """Returns the initial top-left corners for digits of these widths and heights, both `(n,D,2)`."""
         return self.places * (canvas - sizes)
 
     @property
     def velocities(self) -> np.ndarray:
-        """Returns the velocities at the start, `(n,D,2)` pixels of the canvas per sub-step."""
+        """Returns the initial velocities, `(n,D,2)` in pixels of the canvas per sub-step."""
         return self.speeds[..., None] * np.stack([np.cos(self.angles), np.sin(self.angles)], -1)
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a file has: draws, the system that they are of, and frames where these are stored."""
+    """The content of a file: draws, their system, and frames if these are stored."""
 
     draws: Draws
     system: System
     frames: np.ndarray | None = None
-    """`(n,F,H,W)`, uint8, of a system with `pool`."""
+    """`(n,F,H,W)`, uint8, for a system with `pool`."""
 
 
 _NPZ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy and zipfile raise for archives that are damaged in one way or another."""
+"""Errors of numpy and zipfile for damaged archives."""
 _KEYS = {
     "digit_indices": "digit_indices",
     "places": "affine_transforms_multipliers",
@@ -86,12 +86,12 @@ _KEYS = {
 }
 """Name in `Draws` -> name in the authors' files."""
 _SYSTEM = tuple(field.name for field in fields(System) if field.name != "digit_count")
-"""Names of arrays with one number each; the draws tell the number of digits."""
+"""Names of arrays with one number each; the number of digits follows from the draws."""
 _STORED = "frames"
 
 
 def random_draws(count: int, digits: range, generator: np.random.Generator, *, digit_count: int) -> Draws:
-    """Returns draws as the paper's: digits of a range, places, directions and speeds up to `MAX_SPEED`, all uniform."""
+    """Returns draws like the paper's: digits of a range, positions, directions and speeds to `MAX_SPEED`, uniform."""
     return Draws(
         digit_indices=generator.integers(digits.start, digits.stop, (count, digit_count)),
         places=generator.random((count, digit_count, 2)),
@@ -101,9 +101,9 @@ def random_draws(count: int, digits: range, generator: np.random.Generator, *, d
 
 
 def write_sequences(sequences: Sequences, path: Path) -> None:
-    """Writes draws under the authors' names, with everything that they do not use at its neutral value.
+    """Writes draws under the authors' names, with neutral values for unused properties.
 
-    Of another system than the paper's, its numbers and, where there are any, its frames are written, too.
+    For another system than the paper's, its numbers and any frames are written, too.
     """
     draws, system = sequences.draws, sequences.system
     per_digit = {key: np.full(draws.speeds.shape, value) for key, value in _NEUTRAL.items()}
@@ -126,10 +126,10 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_system(root: Path) -> System | None:
-    """Returns the system that the files of a folder are of; None where it has no files.
+    """Returns the system of a folder's files; None if it has no files.
 
     Raises:
-        DataError: the file is not readable, or there is no such system.
+        DataError: the file is not readable, or the system is invalid.
     """
     paths = (root / f"nbody_{split}.npz" for split in ("train", "val", "test"))
     path = next((path for path in paths if path.is_file()), None)
@@ -154,10 +154,10 @@ def _system(path: Path, found: dict[str, np.ndarray]) -> System:
 
 
 def read_sequences(path: Path) -> Sequences:
-    """Returns what a file has.
+    """Returns the sequences of a file.
 
     Raises:
-        DataError: lists what is missing, of the wrong shape, out of range, or not neutral.
+        DataError: lists arrays that are missing, of the wrong shape, out of range, or not neutral.
     """
     wanted = (*_KEYS.values(), *_NEUTRAL, _DISTRACTORS, *_SYSTEM, _STORED)
     found = read_arrays(path, wanted, required=tuple(_KEYS.values()))
@@ -193,7 +193,7 @@ def read_digits(root: Path) -> np.ndarray:
     """Returns the images that draws refer to, `(N,28,28)`, 0..255.
 
     Raises:
-        DataError: no such file, or no images in it.
+        DataError: the file is missing, or has no valid images.
     """
     path = root / DIGITS_FILE
     images = read_arrays(path, ("X",), required=("X",))["X"]
@@ -207,7 +207,7 @@ def read_digits(root: Path) -> np.ndarray:
 
 
 def read_arrays(path: Path, names: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns those of the named arrays that an npz file has.
+    """Returns the named arrays that an npz file has.
 
     Raises:
         DataError: the file is missing or unreadable, or a required array is not in it.
@@ -228,10 +228,10 @@ def read_arrays(path: Path, names: tuple[str, ...], *, required: tuple[str, ...]
 
 
 def _check_sizes(path: Path, names: list[str]) -> None:
-    """Refuses arrays that declare more than the archive has of them: numpy allocates them before it reads.
+    """Refuses arrays that declare more bytes than the archive has, because numpy allocates them before reading.
 
     Raises:
-        DataError: one does.
+        DataError: an array declares too much.
     """
     with zipfile.ZipFile(path) as archive:
         for name in names:

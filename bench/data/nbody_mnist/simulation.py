@@ -20,7 +20,7 @@ SUB_STEPS = 5
 DIGITS = 3
 GRAVITY, SOFTENING, EXPONENT = 0.05, 10.0, 0
 MAX_SPEED = 2.0
-"""Pixels of the canvas per sub-step, of a start and of each component later on."""
+"""Pixels of the canvas per sub-step: limit of the initial speed, and of each component later."""
 MARGIN = 10
 """A digit's centre stays this far from the canvas' border."""
 _LEAST_CANVAS = 32  # a digit's image has 28 pixels
@@ -31,20 +31,20 @@ _OUTER, _INNER = np.float32(-0.09375), np.float32(0.59375)
 
 @dataclass(frozen=True)
 class System:
-    """What is simulated, and what its frames show; the defaults are the paper's.
+    """The simulated system and its frames; the defaults are the paper's.
 
     Raises:
-        ValueError: a number out of range, or frames that do not fill the canvas.
+        ValueError: a number is out of range, or `pool` does not divide the canvas.
     """
 
     digit_count: int = DIGITS
     canvas: int = CANVAS
     """Height and width that are simulated, in pixels."""
     sub_steps: int = SUB_STEPS
-    """Between two frames."""
+    """Sub-steps between two frames."""
     frame_count: int = FRAMES
     pool: int = 0
-    """Frames are means over squares of so many pixels, rounded to bytes; 0 for the authors' bicubic halves."""
+    """Frames are means over squares of `pool` x `pool` pixels, rounded to bytes; 0 for the authors' bicubic halves."""
 
     def __post_init__(self) -> None:
         least = {"digit_count": 1, "canvas": _LEAST_CANVAS, "sub_steps": 1, "frame_count": 2, "pool": 0}
@@ -98,8 +98,8 @@ def simulate(
 ) -> Motion:
     """Returns the motion of digits under mutual attraction between walls; frame 0 is the start.
 
-    Semi-implicit Euler steps of length 1: the velocity takes up the acceleration, each component is clipped to
-    `MAX_SPEED`, then the corner moves; a centre beyond a wall is put on the wall and its velocity turned.
+    Semi-implicit Euler steps of length 1: the acceleration is added to the velocity, each component is clipped to
+    `MAX_SPEED`, then the corner moves; a centre beyond a wall is moved onto the wall and its velocity reversed.
 
     Args:
         corners: Top-left corners (x, y) at the start, `(n,D,2)` pixels.
@@ -157,7 +157,8 @@ def energy(
     """Returns kinetic and potential energy together, `(...)`, for corners and velocities `(...,D,2)`.
 
     The potential of a pair at distance l is `G m_i m_j U(s)`, s = l^2 + d^2, with U = sqrt(s) for r = 0, ln(s)/2 for
-    r = 1 and -1/sqrt(s) for r = 2.  The simulation does not keep it exactly: speeds are clipped and walls are hard.
+    r = 1 and -1/sqrt(s) for r = 2.  The simulation does not conserve it exactly, since speeds are clipped and walls are
+    hard.
 
     Raises:
         ValueError: another exponent.
@@ -188,7 +189,7 @@ def cropped(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     flat = np.asarray(images, np.float32).reshape(-1, *images.shape[-2:])
     moved, sizes = np.zeros_like(flat), np.empty((len(flat), 2), np.int64)
-    # an image's faintest digit is 1 of 255; generators that scale to 0..1 first use a tolerance of 5 of 255 in 1
+    # tolerance as in generators that scale to 0..1 first: 5 / 255 of the maximum 1
     inside = flat > 5 / 255
     for number, (image, mask) in enumerate(zip(flat, inside, strict=True)):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -218,7 +219,7 @@ def render(
     """
     size = canvas // (pool or 2)
     frames = np.empty((*corners.shape[:2], size, size), np.float32)
-    # One sequence at a time: its canvases stay in the cache, and the loop is short beside the work within.
+    # One sequence at a time, whose canvases fit the cache; the overhead of the loop is negligible.
     for sequence in range(len(corners)):
         drawn, room = _canvas(corners[sequence], crops[sequence], sizes[sequence], canvas)
         frames[sequence] = _block_means(drawn, room, pool) if pool else _halved(drawn, room)
@@ -226,7 +227,7 @@ def render(
 
 
 def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """Returns the canvases of one sequence `(F,side+2*room,side+2*room)`, with room for what lies over the border."""
+    """Returns the canvases of one sequence `(F,side+2*room,side+2*room)`, with room for pixels outside the border."""
     whole = np.floor(corners).astype(np.int64)
     part = (corners - whole).astype(np.float32)
     over = int((whole + sizes).max()) + 1 - side
@@ -243,7 +244,7 @@ def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, side: int
 
 
 def _block_means(canvas: np.ndarray, room: int, pool: int) -> np.ndarray:
-    """Returns the means of canvases over squares, `(F,side/pool,side/pool)`, without what lies over the border."""
+    """Returns the means of canvases over squares, `(F,side/pool,side/pool)`, without pixels outside the border."""
     inside = canvas[:, room:-room, room:-room]
     blocks = len(inside[0]) // pool
     means: np.ndarray = inside.reshape(-1, blocks, pool, blocks, pool).mean((2, 4))
@@ -260,7 +261,7 @@ def _shifted(image: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def _halved(canvas: np.ndarray, room: int) -> np.ndarray:
-    """Returns canvases at half the size, `(F,h,h)`: the border is repeated outwards, not what lies beyond it."""
+    """Returns canvases at half the size, `(F,h,h)`: the border is repeated outwards, pixels outside it are not used."""
     first, last = room - 1, canvas.shape[1] - room
     canvas[:, first], canvas[:, last] = canvas[:, first + 1], canvas[:, last - 1]
     canvas[:, :, first], canvas[:, :, last] = canvas[:, :, first + 1], canvas[:, :, last - 1]

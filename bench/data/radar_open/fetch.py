@@ -1,13 +1,11 @@
-"""`earthbench data fetch radar_open`: public radar files by HTTPS, and the trees of the committed records of them."""
+"""`earthbench data fetch radar_open`: public radar files, and the trees that the committed records are measured on."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +18,8 @@ from bench.data.transfer.download import download, run_parallel
 from bench.data.transfer.http import RetryPolicy
 from bench.data.transfer.manifest import digest, write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
-from bench.errors import DataError, did_you_mean, one_message
+from bench.errors import DataError, counted, did_you_mean, one_message
+from bench.worker_pool import worker_pool
 
 MIRROR = "https://raw.githubusercontent.com/pySTEPS/pysteps-data/eaa59fb8f39205a3b1a0b44724ad8cd4a86d107e"
 _ARCHIVES = tuple(dict.fromkeys(original.archive for original in originals()))
@@ -54,13 +53,13 @@ class FetchRadarOpen(DataVerb):
         """Returns how many files there are to download."""
         wanted = self._wanted()
         there = sum((self._path(original)).is_file() for original in wanted)
-        return Plan((f"{len(wanted)} files, {there} of them there, from {self.mirror} to {self.out}",))
+        return Plan((f"{counted(len(wanted), 'file')}, {there} of them there, from {self.mirror} to {self.out}",))
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Downloads, verifies and converts, and returns what is there.
 
         Raises:
-            DataError: a file cannot be had or is not the published one; or the events made are not those of the trees.
+            DataError: a file cannot be downloaded or is not the published one, or the events differ from the trees'.
             UsageError: pySTEPS is not installed.
         """
         wanted = self._wanted()
@@ -80,7 +79,7 @@ class FetchRadarOpen(DataVerb):
         return [tree for tree in trees if not (self.out / tree.path / "CATALOG.csv").exists()]
 
     def _wanted(self) -> list[Original]:
-        """Returns the originals of the parts that were asked for and are not there."""
+        """Returns the originals of the requested parts that do not exist yet."""
         found = [original for original in originals() if original.archive in self.parts]
         for tree in self._missing():
             found += _files_of(tree)
@@ -104,14 +103,14 @@ class FetchRadarOpen(DataVerb):
         run_parallel(jobs, self.workers)
 
     def _convert(self, trees: Sequence[Tree], advance: AdvanceLabel) -> list[str]:
-        """Makes the trees of one archive: each file is read once for all of them."""
+        """Makes the trees of each archive, reading each file once for all of them."""
         source = trees[0].source
         events = {tree: events_of(tree.path) for tree in trees}
         codes = {tree: np.empty((len(events[tree]), SIZE, SIZE, tree.frames), np.uint8) for tree in trees}
         paths = [self._path(original) for original in originals() if original.archive == source.archive]
         paths = paths[: max(event.first + tree.frames for tree in trees for event in events[tree])]
         every = [event for tree in trees for event in events[tree]]
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")) as pool:
+        with worker_pool(self.workers) as pool:
             frames = pool.map(partial(frame_codes, source=source, events=every), paths)
             for number, images in enumerate(frames):
                 advance(f"frames of {source.archive}", number + 1, len(paths))
@@ -129,7 +128,7 @@ class FetchRadarOpen(DataVerb):
             path = write_tree(root, rows, codes[tree])
             name = path.relative_to(root).as_posix()
             write_manifest(root, self.mirror, {name: (path.stat().st_size, digest(path))})
-            lines.append(f"{len(rows)} events, equal to those of the committed records, in {root}")
+            lines.append(f"{counted(len(rows), 'event')}, equal to those of the committed records, in {root}")
         return lines
 
 
@@ -139,7 +138,7 @@ def _files_of(tree: Tree) -> list[Original]:
 
 
 def _verify(events: Sequence[Event], codes: np.ndarray, paths: Sequence[Path]) -> None:
-    """Refuses events that are not those of the tree.
+    """Refuses events whose digests differ from the tree's.
 
     Raises:
         DataError: lists them.

@@ -1,4 +1,4 @@
-"""The trees of observed radar, event by event: which window of which original files, and the digest of its codes.
+"""The trees of observed radar, event by event: the window, its original files, and the digest of its codes.
 
 Sources: github.com/pySTEPS/pysteps-data (files of KNMI, FMI and NOAA's MRMS); Z = 200 R^1.6 for KNMI (its own
 relation), 300 R^1.4 for MRMS, which takes one of several at each pixel.  Windows of MRMS lie on SEVIR's projection.
@@ -23,7 +23,7 @@ from bench.data.sevir.writing import catalogue_row
 
 SIZE = 384
 _SEVIR = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere "
-"""SEVIR's projection, as its catalogue has it."""
+"""SEVIR's projection, from its catalogue."""
 _PIXEL_METRES = 1000.0
 
 
@@ -35,19 +35,19 @@ class Original:
     path: str
     bytes: int | None
     sha256: str | None
-    """None of 32 files of MRMS, which the digests of the events made of them verify."""
+    """None for 32 files of MRMS, which are verified through the digests of their events."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Original files of one scene, a frame each."""
+    """Original files of one scene, one per frame."""
 
     archive: str
     reader: Reader
     start: datetime
     minutes: int
     file_name: str
-    """Of the event file below `data/`."""
+    """Path of the event file below `data/`."""
     projection: str
 
 
@@ -73,11 +73,11 @@ class Event:
     y: float
     """Rows from the top, or metres of the lower edge."""
     size: int
-    """Pixels of the window in the original; repeated where they are fewer than 384."""
+    """Pixels of the window in the original; they are repeated if fewer than 384."""
     place: dict[str, str]
-    """Corners and size as the catalogue has them."""
+    """Corners and size, for the catalogue."""
     sha256: str
-    """Of the codes, uint8 `(H,W,T)`."""
+    """SHA-256 of the codes, uint8 `(H,W,T)`."""
 
 
 _KNMI = Source(
@@ -150,7 +150,7 @@ def frame_codes(path: Path, source: Source, events: Sequence[Event]) -> np.ndarr
         return vil_codes(10.0 ** (cut / 10))
     if metadata["unit"] == "mm":
         return vil_codes(200.0 * (cut * 12) ** 1.6)
-    # the trees were made of rates in half precision
+    # the trees were made from rates in half precision
     return vil_codes(300.0 * cut.astype(np.float16).astype(np.float64) ** 1.4)
 
 

@@ -1,4 +1,4 @@
-"""SEVIR's catalogue: which events a split has, in the authors' order, and whether their files hold them.
+"""SEVIR's catalogue: the events of a split, in the authors' order, and whether their files have them.
 
 Source: Veillette et al. 2020 (SEVIR); the selection rules are those of the Earthformer release's loader, kept with
 their consequences: a duplicated id loses all its copies, and ids are sorted as text ('S10' before 'S9').
@@ -38,20 +38,20 @@ REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missin
 
 @dataclass(frozen=True)
 class Event:
-    """One storm event of one sensor: where its frames lie and when it was centred."""
+    """One storm event of one sensor: the location of its frames, and its centre time."""
 
     id: str
     file_name: str
     file_index: int
     time: datetime
     minutes: tuple[float, float] = (0.0, 0.0)
-    """First and last frame, from `time`; zero where the catalogue does not tell."""
+    """Offsets of the first and last frame from `time`; zero if the catalogue lacks them."""
     frames: int | None = None
-    """Number of `minute_offsets`, None where there are none."""
+    """Number of `minute_offsets`; None if there are none."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels (`size_y`, `size_x`), None where the catalogue does not tell."""
+    """Height and width in pixels (`size_y`, `size_x`); None if the catalogue lacks them."""
     data_max: float = math.nan
-    """The largest value, NaN where the catalogue does not tell."""
+    """The largest value; NaN if the catalogue lacks it."""
     pct_missing: float = math.nan
 
     @property
@@ -62,7 +62,7 @@ class Event:
 
 
 class Part(TypedDict, total=False):
-    """What the events of a split are chosen by; a key that is not there leaves all."""
+    """The conditions that select the events of a split; missing keys do not restrict them."""
 
     start: datetime | None
     """Exclusive lower bound of the event's centre time."""
@@ -71,7 +71,7 @@ class Part(TypedDict, total=False):
     folder: str
     """First folder of the event's file, below `data/`."""
     days: Collection[date]
-    """Days, one of which the event's centre is on."""
+    """Days that the event's centre may be on."""
 
 
 def read_catalogue(root: Path) -> pd.DataFrame:
@@ -91,7 +91,10 @@ def read_catalogue(root: Path) -> pd.DataFrame:
             table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=True)
     except FileNotFoundError as error:
         expected = "expected SEVIR's layout, CATALOG.csv beside data/<img_type>/<year>/*.h5"
-        raise DataError(f"{path} is missing: {expected}") from error
+        beside = (*sorted(root.iterdir()), root.parent) if isinstance(root, Path) else ()
+        near = next((one for one in beside if (one / path.name).is_file()), None)
+        meant = f". Did you mean {near}?" if near else ""
+        raise DataError(f"{path} is missing: {expected}{meant}") from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, as is a wrong encoding
         raise DataError(f"{path} is not a readable CSV file: {error}") from error
     absent = [column for column in REQUIRED if column not in table.columns]
@@ -132,13 +135,13 @@ def _stays_inside(name: str) -> bool:
 def select_events(
     catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> list[Event]:
-    """Returns the events of one sensor that a split has, sorted by id as text.
+    """Returns the events of one sensor in a split, sorted by id as text.
 
     Args:
-        catalogue: Rows as `read_catalogue` returns them.
+        catalogue: Rows from `read_catalogue`.
         img_type: The sensor.
         admit_missing: Keep events with missing pixels; by default only those whose `pct_missing` is exactly 0.
-        **part: The split; without, all.
+        **part: The split; all events without it.
     """
     rows = catalogue
     for _, kept in _filters(rows, img_type, part, admit_missing):
@@ -162,11 +165,11 @@ def select_events(
 def why_no_events(
     catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
 ) -> str | None:
-    """Returns which filter of `select_events` leaves no row of a catalogue, and of how many; None where rows are left.
+    """Returns which filter of `select_events` removes the last rows of a catalogue; None if rows are left.
 
     Args:
-        catalogue: Rows as `read_catalogue` returns them.
-        img_type: As for `select_events`, like all others.
+        catalogue: Rows from `read_catalogue`.
+        img_type: The sensor.
         admit_missing: Keep events with missing pixels.
         **part: The split.
     """
@@ -181,9 +184,9 @@ def why_no_events(
 
 
 def _filters(rows: pd.DataFrame, img_type: str, part: Part, admit_missing: bool) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yields each condition in words and the rows that are left by it and those before.
+    """Yields each condition in words, and the rows left by it and the conditions before.
 
-    The authors' order is another, with the same result: only duplicates, the last, depend on the other conditions.
+    The authors' order differs, with the same result: only duplicates, the last, depend on the other conditions.
     """
     found = ", ".join(map(str, rows["img_type"].value_counts().index[:5]))
     rows = rows[rows["img_type"] == img_type]
@@ -224,18 +227,18 @@ def _size(height: float, width: float) -> tuple[int, int] | None:
 
 
 def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
-    """Returns the ids that more than one row of a sensor has: their events are lost to every split that sees both."""
+    """Returns the ids of more than one row of a sensor: their events are left out of every split that has both."""
     ids = catalogue.loc[catalogue["img_type"] == img_type, "id"]
     return sorted(set(ids[ids.duplicated(keep=False)]))
 
 
 def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float | None:
-    """Returns the most frequent step of `minute_offsets`, in minutes, or None where the column is absent or empty.
+    """Returns the most frequent step of `minute_offsets`, in minutes, or None if the column is absent or empty.
 
     Args:
-        catalogue: Rows as `read_catalogue` returns them.
-        frames: Frames per event of the files.  The authors' SEVIR-LR has the catalogue of SEVIR, unchanged: its 49
-            offsets are those of 25 frames, every second of which was kept.
+        catalogue: Rows from `read_catalogue`.
+        frames: Frames per event in the files.  The authors' SEVIR-LR has the unchanged catalogue of SEVIR: its 49
+            offsets then belong to 25 frames, since every second frame was kept.
     """
     if "minute_offsets" not in catalogue.columns:
         return None
@@ -251,10 +254,10 @@ def cadence_minutes(catalogue: pd.DataFrame, frames: int | None = None) -> float
 
 
 def pixel_kilometres(catalogue: pd.DataFrame) -> float | None:
-    """Returns the median width of a pixel (`width_m` over `size_x`), or None where the columns are absent or empty.
+    """Returns the median width of a pixel in km (`width_m` / `size_x`), or None if the columns are absent or empty.
 
     Args:
-        catalogue: Rows as `read_catalogue` returns them.
+        catalogue: Rows from `read_catalogue`.
     """
     if not {"width_m", "size_x"} <= set(catalogue.columns):
         return None
@@ -264,12 +267,12 @@ def pixel_kilometres(catalogue: pd.DataFrame) -> float | None:
 
 
 def first_header(root: Path, events: list[Event], img_type: str = "vil") -> FileHeader | None:
-    """Returns the header of the first event file that is there, or None when there are no events.
+    """Returns the header of the first existing event file, or None if there are no events.
 
-    A tree may hold the files of one split only, so the first that is there speaks for the frame size.
+    A tree may have the files of one split only, so the first existing file determines the frame size.
 
     Raises:
-        DataError: none of the files can be read; the message is the first one's.
+        DataError: none of the files can be read; the message is that of the first.
     """
     first_error: DataError | None = None
     firsts: dict[str, Event] = {}
@@ -291,7 +294,7 @@ def first_header(root: Path, events: list[Event], img_type: str = "vil") -> File
 
 
 def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tuple[dict[str, FileHeader], list[str]]:
-    """Returns the headers of the files that the events lie in, and every disagreement between them and the events."""
+    """Returns the headers of the events' files, and every disagreement between them and the events."""
     headers: dict[str, FileHeader] = {}
     problems: list[str] = []
     users: dict[str, list[Event]] = {}
@@ -314,11 +317,11 @@ def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tupl
 
 
 def readable_events(headers: dict[str, FileHeader], events: list[Event]) -> list[Event]:
-    """Returns the events that their files hold, of the frame size and number that most of them have.
+    """Returns the events that their files have, with the most frequent frame size and number.
 
     Args:
-        headers: Of the files that could be read, by name, as `read_headers` returns them.
-        events: What the catalogue has.
+        headers: Headers of the readable files by name, from `read_headers`.
+        events: Events of the catalogue.
     """
     held = [event for event in events if event.file_name in headers]
     held = [event for event in held if not disagreements(headers[event.file_name], [event])]
@@ -328,7 +331,7 @@ def readable_events(headers: dict[str, FileHeader], events: list[Event]) -> list
 
 
 def disagreements(header: FileHeader, wanted: list[Event]) -> list[str]:
-    """Returns where a file does not hold at an event's index what the catalogue says."""
+    """Returns the events for which a file and the catalogue disagree."""
     problems = []
     unwritten = []
     for event in wanted:
@@ -371,11 +374,11 @@ def _wrong_axes(header: FileHeader, event: Event) -> str | None:
 def check_vil(codes: np.ndarray, event: Event) -> str | None:
     """Returns what is implausible about an event's codes, or None.
 
-    Values outside 0..255 cannot come up: arrays of another type than uint8 are refused with the file's header.
+    Values outside 0..255 cannot occur, because arrays of other types than uint8 are refused with the file's header.
 
     Args:
         codes: All or some of an event's codes, uint8 of any shape.
-        event: What the catalogue says of it.
+        event: The event in the catalogue.
     """
     missing = int(np.count_nonzero(codes == MISSING))
     if missing and event.pct_missing == 0:

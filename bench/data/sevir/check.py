@@ -1,4 +1,4 @@
-"""What a tree in SEVIR's format holds, and everything that is wrong with it, in one go."""
+"""Facts about a tree in SEVIR's format, and all of its problems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from bench.api import Split
+from bench.api import Split, cadence_text
 from bench.data.report import Advance, Report
 from bench.data.sevir.catalogue import (
     Event,
@@ -43,7 +43,7 @@ def describe(
 
     Args:
         root: Folder with `CATALOG.csv`.
-        splits: Name to what `select_events` chooses its events by.
+        splits: Conditions of `select_events` by split.
         window: Frames of one sequence.
         stride: Frames between the starts of an event's sequences.
         admit_missing: Events with missing pixels count, too.
@@ -103,7 +103,7 @@ def describe(
 def _say(report: Report) -> None:
     facts = report.facts
     size = "x".join(map(str, facts["frame_size"] or ["?"]))
-    cadence = f"every {facts['cadence_minutes']:g} min" if facts["cadence_minutes"] else "cadence unknown"
+    cadence = f"every {cadence_text(facts['cadence_minutes'])}" if facts["cadence_minutes"] else "cadence unknown"
     report.lines = [
         f"{facts['root']}  ({facts['origin']})",
         f"  {facts['events']} events of {facts['frames_per_event']} frames of {size}, {cadence}",
@@ -142,11 +142,11 @@ def read_everything(
     *,
     admit_missing: bool = False,
 ) -> None:
-    """Adds to a report what only reading each event shows: unreadable bytes, implausible codes, constant events.
+    """Reads each event, and adds unreadable bytes, implausible codes and constant events to a report.
 
     Args:
         root: Folder with `CATALOG.csv`.
-        report: As `describe` returned it.
+        report: From `describe`.
         splits: As for `describe`.
         advance: Called with `(done, total)` after each event.
         admit_missing: As for `describe`.
@@ -182,7 +182,7 @@ def read_everything(
 
 
 def _read_event(report: Report, header: FileHeader, array: h5py.Dataset, event: Event) -> bool:
-    """Adds to a report what is wrong with an event, and returns whether it is constant."""
+    """Adds the problems of an event to a report, and returns whether it is constant."""
     if disagreements(header, [event]):
         return False  # already among the problems
     try:

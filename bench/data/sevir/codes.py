@@ -11,10 +11,10 @@ import numpy as np
 from bench.data.sevir.catalogue import MISSING
 
 _DEPTH = 4500.0
-"""Metres: of one level there is no column, so that its liquid water is taken over a fixed equivalent depth."""
+"""Fixed equivalent depth in metres of the column, since one level gives no vertical profile."""
 _LINEAR_UP_TO = 18
 _LOWEST, _HIGHEST = 5, 254
-"""Codes up to the lowest stand for nothing."""
+"""Codes up to this one stand for no liquid."""
 
 
 def vil_codes(reflectivity: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def vil_codes(reflectivity: np.ndarray) -> np.ndarray:
     liquid = 3.44e-6 * np.maximum(reflectivity.astype(np.float64), 0.0) ** (4 / 7) * _DEPTH
     with np.errstate(divide="ignore", invalid="ignore"):
         linear, logarithmic = 90.66 * liquid + 2, 38.9 * np.log(liquid) + 83.9
-    # the two rules do not meet at 18: the second begins at 16.4, and codes must not fall where the rain grows
+    # the two rules do not meet at 18: the second begins at 16.4, and codes must not decrease with more rain
     exact = np.where(linear <= _LINEAR_UP_TO, linear, np.maximum(logarithmic, _LINEAR_UP_TO))
     codes = np.where(np.rint(exact) > _LOWEST, np.clip(np.rint(exact), 0, _HIGHEST), 0)
     return np.where(np.isnan(reflectivity), MISSING, codes).astype(np.uint8)

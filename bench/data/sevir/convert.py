@@ -1,16 +1,15 @@
 """SEVIR-LR from SEVIR: every second frame and the maximum of 3x3 pixels, file by file, event by event.
 
-Source: Gao et al. 2023, PreDiff: 49 frames of 384x384 become 25 of 128x128; other sizes are filled up with zeros at the
-far edges, as `skimage.measure.block_reduce` does.  File names and indices stay.  The authors' set has no `id` arrays
-and an unchanged catalogue; ours keeps the ids, and the catalogue says what the files now hold.
+Source: Gao et al. 2023, PreDiff: 49 frames of 384x384 become 25 of 128x128; other sizes are padded with zeros at the
+far edges, as in `skimage.measure.block_reduce`.  File names and indices stay.  The authors' set has no `id` arrays and
+an unchanged catalogue; ours keeps the ids, and its catalogue describes the new files.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,12 +24,13 @@ from bench.data.sevir.times import as_iso
 from bench.data.transfer.manifest import digest, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, one_message
+from bench.errors import DataError, counted, one_message
 from bench.files import replacing
+from bench.worker_pool import worker_pool
 
 FRAME_STEP, BLOCK = 2, 3
 _SOURCE = "converted_from"
-"""Attribute of a converted file: which file, of what size and date, it was made of."""
+"""Attribute of a converted file with the name, size and date of its source."""
 
 
 class ConvertToLowResolution(DataVerb):
@@ -45,10 +45,10 @@ class ConvertToLowResolution(DataVerb):
     )
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Converts every VIL file that the catalogue names and that is there.
+        """Converts every existing VIL file of the catalogue.
 
         Raises:
-            DataError: files that a task would read are missing or broken, or `out` is a data set of something else.
+            DataError: files that a task would read are missing or broken, or `out` is another data set.
         """
         catalogue = read_catalogue(self.root)
         if self.out.resolve() == self.root.resolve():
@@ -57,7 +57,7 @@ class ConvertToLowResolution(DataVerb):
         if problems:
             raise DataError(one_message(f"the data under {self.root} is incomplete:", problems))
         names = sorted(set(catalogue.loc[catalogue["img_type"] == "vil", "file_name"]))
-        # A file that only left-out rows name need not be there.
+        # A file of left-out rows only need not exist.
         names = [name for name in names if (self.root / "data" / name).is_file()]
         if (self.out / "CATALOG.csv").exists() and not all(_is_converted(self._pair(name)) for name in names):
             raise DataError(f"{self.out} already holds another data set (CATALOG.csv); choose another folder")
@@ -66,7 +66,7 @@ class ConvertToLowResolution(DataVerb):
         _write_catalogue(self.root / "CATALOG.csv", self.out / "CATALOG.csv")
         size = sum(entry[0] for entry in files.values())
         return [
-            f"{len(files)} files, {size / 1e6:.1f} MB, in {self.out}",
+            f"{counted(len(files), 'file')}, {size / 1e6:.1f} MB, in {self.out}",
             f"next: earthbench data info sevir_lr --root {self.out}",
         ]
 
@@ -81,9 +81,7 @@ class ConvertToLowResolution(DataVerb):
             for name in largest_first:
                 files[name] = convert_file(*self._pair(name), lambda done, total, n=name: advance(n, done, total))
             return files
-        # spawn: a fork would copy the HDF5 library's state and that of other threads
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, len(names)), mp_context=context) as pool:
+        with worker_pool(min(self.workers, len(names))) as pool:
             pending = {pool.submit(convert_file, *self._pair(name)): name for name in largest_first}
             try:
                 for future in as_completed(pending):
@@ -105,17 +103,17 @@ def low_resolution(event: np.ndarray) -> np.ndarray:
     edges = [(0, -length % BLOCK) for length in frames.shape[:2]]
     if any(after for _, after in edges):
         frames = np.pad(frames, [*edges, (0, 0)])
-    # maxima of whole planes: time stays the fastest axis, which the processor takes many values of at once
+    # maxima of whole planes, so that time stays the fastest axis and the operation is vectorised
     rows = np.maximum(np.maximum(frames[0::BLOCK], frames[1::BLOCK]), frames[2::BLOCK])
     return np.maximum(np.maximum(rows[:, 0::BLOCK], rows[:, 1::BLOCK]), rows[:, 2::BLOCK])
 
 
 def convert_file(source: Path, target: Path, advance: object = None) -> tuple[int, str]:
-    """Writes the low-resolution form of an event file, unless it is there; returns its bytes and SHA-256.
+    """Writes the low-resolution form of an event file unless it exists; returns its bytes and SHA-256.
 
     Args:
-        source: An HDF5 file with `vil` (N,H,W,T) and perhaps `id`.
-        target: Takes its name when it is complete.
+        source: An HDF5 file with `vil` (N,H,W,T) and optionally `id`.
+        target: Gets its name when it is complete.
         advance: Called with `(done, total)` after each event.
 
     Raises:
@@ -132,9 +130,9 @@ def write_reduced(
     """Writes a reduced form of every event of a file, with the ids.
 
     Args:
-        source: An HDF5 file with `vil` (N,H,W,T) and perhaps `id`.
-        target: Takes its name when it is complete.
-        reduced: Of an event, uint8 `(H,W,T)`, in fewer pixels and frames.
+        source: An HDF5 file with `vil` (N,H,W,T) and optionally `id`.
+        target: Gets its name when it is complete.
+        reduced: Reduces an event, uint8 `(H,W,T)`, to fewer pixels and frames.
         advance: Called with `(done, total)` after each event.
 
     Raises:
@@ -177,7 +175,7 @@ def _is_converted(pair: tuple[Path, Path]) -> bool:
     try:
         with open_hdf5(target) as file:
             return bool(file.attrs.get(_SOURCE) == _version(source))
-    except OSError:  # not there, or broken
+    except OSError:  # missing or broken
         return False
 
 

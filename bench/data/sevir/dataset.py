@@ -1,4 +1,4 @@
-"""SEVIR sequences from disk: random access that reads one event, as uint8, and cuts a window of frames out of it."""
+"""SEVIR sequences from disk: random access to windows of frames, by reading one event as uint8."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from bench.data.transfer.manifest import origin
 from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import ConfigError, DataError, one_message
 
-# Pixels read and turned at a time: their frames stay in the second-level cache, which makes bringing the frames to the
-# front two to three times as fast as in one go.
+# Pixels read and transposed at a time: their frames fit the second-level cache, which makes moving the time axis to the
+# front two to three times as fast as for a whole event.
 _BLOCK_PIXELS = 8192
-# Decompressed events kept per process: the windows of an event cost one decompression when asked for near each other.
+# Decompressed events kept per process, so that nearby accesses to an event's windows cost one decompression.
 _CACHED_EVENTS = 4
 _CHECK = "`earthbench data check` lists everything that is wrong."
 
 
 @dataclass
 class _OpenFile:
-    """An event file of this process, and where its array lies if that is one plain stretch of bytes."""
+    """An event file opened by this process, and the offset of its array if that is contiguous."""
 
     array: h5py.Dataset
     raw: BinaryIO | None
@@ -61,8 +61,8 @@ class SevirSequences(SequenceDataset):
         t_out: Frames of the target, right after the context.
         stride: Frames between the starts of an event's windows.
         admit_missing: Keep events with missing pixels (code 255).
-        skip_missing: Leave out events whose files are missing, unreadable or other than the catalogue says.
-        **part: What the events are chosen by.
+        skip_missing: Leave out events whose files are missing, unreadable or disagree with the catalogue.
+        **part: Conditions that select the events.
 
     Raises:
         DataError: lists every file that is missing, unreadable or disagrees with the catalogue.
@@ -70,7 +70,7 @@ class SevirSequences(SequenceDataset):
     """
 
     why_empty: str | None = None
-    """Which condition no row of the catalogue meets, or None where there are events."""
+    """The condition that no row of the catalogue meets; None if there are events."""
     skipped_ids: tuple[str, ...] = ()
     """Events of the catalogue that `skip_missing` left out."""
 
@@ -116,7 +116,7 @@ class SevirSequences(SequenceDataset):
         self.windows_per_event = 1 + (self.frames - window) // stride if header else 0
         self._files: dict[str, _OpenFile] = {}
         self._events_read: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._block: np.ndarray | None = None  # read into again and again: no new pages to fault in
+        self._block: np.ndarray | None = None  # reused, which avoids page faults
         self._process = os.getpid()
 
     @property
@@ -131,7 +131,7 @@ class SevirSequences(SequenceDataset):
 
     @property
     def units(self) -> Units:
-        """Returns the events, whose windows are as many."""
+        """Returns the events, which have equally many windows."""
         return Units.events(self.ids, self.windows_per_event)
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class SevirSequences(SequenceDataset):
         return frames[: self.t_in], frames[self.t_in :]
 
     def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
-        """Returns context and target of one window as float32 `codes x scale`, in one pass less than from `stored`.
+        """Returns context and target of one window as float32 `codes x scale`, with one pass fewer than `stored`.
 
         Raises:
             IndexError: the index is out of range.
@@ -176,7 +176,7 @@ class SevirSequences(SequenceDataset):
         low, high = 255, 0
         for at, pixels in self._blocks(number):
             turned[:, at : at + len(pixels)] = pixels[:, first:last].T
-            if low >= high:  # all alike so far; the first block differs, nearly always
+            if low >= high:  # constant so far, which the first block nearly always rules out
                 low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
         if low == high:
             self._check_constant(number, low)
@@ -185,12 +185,12 @@ class SevirSequences(SequenceDataset):
         return torch.from_numpy(turned).view(last - first, height, width, 1)
 
     def _check_constant(self, number: int, code: int) -> None:
-        """Refuses an event of one code that the catalogue calls otherwise.
+        """Refuses a constant event that contradicts the catalogue.
 
-        HDF5 reads what was never written as zeros, or as whatever the file says that it be filled with.
+        HDF5 reads unwritten values as zeros, or as the fill value of the file.
 
         Raises:
-            DataError: it is one.
+            DataError: the event contradicts the catalogue.
         """
         event = self.events[number]
         if code != MISSING and (problem := check_vil(np.array([code], np.uint8), event)):
@@ -222,7 +222,7 @@ class SevirSequences(SequenceDataset):
             ) from error
 
     def _open(self, name: str) -> _OpenFile:
-        if self._process != os.getpid():  # an h5py handle must not be used on the far side of a fork
+        if self._process != os.getpid():  # h5py handles must not be used after a fork
             self._files, self._events_read, self._process = {}, OrderedDict(), os.getpid()
         if name not in self._files:
             path = self.root / "data" / name
@@ -236,7 +236,7 @@ class SevirSequences(SequenceDataset):
         if number in self._events_read:
             self._events_read.move_to_end(number)
             return self._events_read[number]
-        # The array of the event that falls out of the cache is read into again: no new pages to fault in.
+        # The array of the evicted event is reused, which avoids page faults.
         full = len(self._events_read) >= _CACHED_EVENTS
         into = self._events_read.popitem(last=False)[1] if full else np.empty(file.array.shape[1:], np.uint8)
         with as_os_errors(self.root):
@@ -250,7 +250,7 @@ class SevirSequences(SequenceDataset):
 
     @cached_property
     def contents(self) -> tuple[str, ...]:
-        """Returns the SHA-256 of every event's pixels, whatever its name and however they are stored."""
+        """Returns the SHA-256 of every event's pixels, independent of name and storage."""
         numbers: dict[str, dict[int, int]] = {}
         for number, event in enumerate(self.events):
             numbers.setdefault(event.file_name, {})[event.file_index] = number
@@ -265,7 +265,7 @@ class SevirSequences(SequenceDataset):
         return tuple(found[event.file_name, event.file_index] for event in self.events)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data: the events in order, their shape, and every pixel of theirs."""
+        """Returns the identity of these data: the events in order, their shape, and every pixel."""
         listing = hashlib.sha256()
         for event, content in zip(self.events, self.contents, strict=True):
             listing.update(f"{event.id}|{event.time.isoformat()}|{content}\n".encode())

@@ -1,7 +1,7 @@
 """SEVIR from its public bucket: whole files, or single events by ranges of bytes, so that a subset needs no 150 GB.
 
-The bucket is read over https, which needs no account and no library of Amazon's.  Everything in the making lies in
-`OUT/.fetch`; `CATALOG.csv`, without which nothing reads the tree, is written last.
+The bucket is read over https, which needs neither an account nor Amazon's library.  Unfinished files are in
+`OUT/.fetch`; `CATALOG.csv`, without which the tree cannot be read, is written last.
 
 Source: Veillette et al. 2020; layout of the bucket as in https://registry.opendata.aws/sevir.
 """
@@ -54,7 +54,7 @@ _ASK_ABOVE_BYTES = 2e9
 
 @dataclass(frozen=True)
 class _Work:
-    """What has to be fetched: whole files, or the events of each file."""
+    """The whole files, or the events of each file, to download."""
 
     done_before: bool
     whole: dict[str, Remote]
@@ -63,7 +63,7 @@ class _Work:
 
     @property
     def bytes(self) -> int:
-        """Returns the bytes of everything that is wanted, there already or not."""
+        """Returns the total bytes, including those that exist already."""
         parts = sum(len(wanted) * self.sources[name].header.event_bytes for name, wanted in self.events.items())
         return parts + sum(remote.size or 0 for remote in self.whole.values())
 
@@ -102,11 +102,11 @@ class FetchSevir(DataVerb):
         return Plan(tuple(lines), ask=missing > _ASK_ABOVE_BYTES and not self.yes)
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads, verifies and lists what is there now.
+        """Downloads and verifies the files, and returns a summary.
 
         Raises:
-            DataError: what the server gives is not what it announces, or not what the catalogue says.
-            UsageError: ids that the catalogue does not have, or a selection without events.
+            DataError: the download is incomplete, or disagrees with the catalogue.
+            UsageError: the catalogue lacks an id, or the selection has no events.
         """
         work = self._work(advance)
         if work.done_before:
@@ -125,7 +125,7 @@ class FetchSevir(DataVerb):
 
     @property
     def _catalogue(self) -> Path:
-        """Returns where the catalogue lies until everything that it names is there."""
+        """Returns the path of the catalogue until all of its files exist."""
         return self._stage / "CATALOG.csv"
 
     @property
@@ -179,7 +179,7 @@ class FetchSevir(DataVerb):
         return _Work(False, {}, by_file, sources)
 
     def _choose(self, catalogue: pd.DataFrame) -> list[Event]:
-        """Returns the events that the flags select: those that a task reads, and any that is named by its id."""
+        """Returns the events that the flags select: those that a task reads, or any that are named by id."""
         start, end = split_dates(VAL_FROM, TEST_FROM)[self.split or "all"]
         named = bool(self.events)
         events = select_events(catalogue, start=start, end=end, admit_missing=named)
@@ -215,7 +215,7 @@ class FetchSevir(DataVerb):
         return {name: (file.bytes, file.sha256) for name, file in files.items()}
 
     def _parts(self, work: _Work, advance: AdvanceLabel) -> dict[str, tuple[int, str]]:
-        """Downloads events, puts them into files of their own, and returns bytes and SHA-256 of each file."""
+        """Downloads events, assembles them into files, and returns bytes and SHA-256 of each file."""
         jobs: list[Callable[[threading.Event], None]] = []
         moved = _Sum(advance, work.bytes)
         for name, wanted in work.events.items():
@@ -249,7 +249,7 @@ class FetchSevir(DataVerb):
 
 
 class _Sum:
-    """Adds up what several downloads have moved."""
+    """Adds up the progress of several downloads."""
 
     def __init__(self, advance: AdvanceLabel, total: int) -> None:
         self.advance, self.total, self.parts, self.lock = advance, total, dict[str, int](), threading.Lock()

@@ -1,4 +1,4 @@
-"""Whether an array's axes lie as `(N, H, W, T)`, by what the catalogue says of its events."""
+"""Checks that an array's axes are `(N, H, W, T)`, using the catalogue's description of its events."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import DataError, first_line
 
 _USUAL_FRAMES = (25, 49)
-"""SEVIR-LR's and SEVIR's; the last resort where the catalogue tells nothing."""
+"""Frames of SEVIR-LR and SEVIR, the last resort if the catalogue has no information."""
 _ORDERS = {"(N, H, W, T)": (0, 1, 2), "(N, T, H, W)": (1, 2, 0), "(N, H, T, W)": (0, 2, 1)}
 
 
 @lru_cache(maxsize=64)
 def other_order(shape: tuple[int, int, int], size: tuple[int, int] | None, frames: int | None) -> str | None:
-    """Returns in which other order an event's axes lie, or None where they lie as `(H, W, T)` as far as can be told.
+    """Returns the order of an event's axes if it is apparently not `(H, W, T)`, else None.
 
     Args:
-        shape: Of one event as stored.
+        shape: Shape of one event as stored.
         size: Height and width by the catalogue (`size_y`, `size_x`), or None.
         frames: Number of `minute_offsets` in the catalogue, or None.
 
-    The authors' SEVIR-LR has the catalogue of SEVIR, unchanged: a size that is a whole multiple and offsets of which
-    every so many were kept agree as well, if not as much as equal ones.
+    The authors' SEVIR-LR has the unchanged catalogue of SEVIR: a size that is an integer multiple and offsets that were
+    thinned out regularly also agree, though less than equal ones.
     """
     fits = {}
     for name, (first, second, last) in _ORDERS.items():
@@ -64,8 +64,8 @@ def _frames_fit(count: int, frames: int | None) -> int:
 
 
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
-"""What h5py raises for files that are damaged in one way or another."""
-# Limits that no event file comes near: SEVIR has 20,393 events of 7.2 MB in 15 files.
+"""Errors of h5py for damaged files."""
+# Limits far above any event file: SEVIR has 20,393 events of 7.2 MB in 15 files.
 _MOST_EVENTS = 1_000_000
 _MOST_EVENT_BYTES = 1 << 31
 _MOST_ID_BYTES = 256
@@ -73,12 +73,12 @@ _COPY = "the events must lie in the file that the catalogue names: copy them int
 
 
 class FileInUseError(DataError):
-    """A file that is whole, as far as anyone knows, but cannot be opened now."""
+    """A file that may be intact but cannot be opened now."""
 
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What an event file declares of itself."""
+    """The header of an event file."""
 
     path: Path
     event_count: int
@@ -88,11 +88,11 @@ class FileHeader:
     ids: tuple[str, ...] | None
     compression: str | None
     offset: int | None = None
-    """Where the array lies in the file, if as one plain stretch of bytes."""
+    """Offset of the array in the file, if it is contiguous."""
     chunk_events: int = 1
     """Events in a chunk."""
     written_chunks: frozenset[int] | None = None
-    """Numbers of the chunks along the first axis that are wholly there; None where all are."""
+    """Numbers of the complete chunks along the first axis; None if all are complete."""
 
     @property
     def event_bytes(self) -> int:
@@ -105,10 +105,10 @@ class FileHeader:
 
 
 def read_header(path: Path, img_type: str = "vil") -> FileHeader:
-    """Returns what an event file declares: sizes, ids and storage.
+    """Returns the header of an event file: sizes, ids and storage.
 
     Raises:
-        FileInUseError: another program writes the file, or a lock that HDF5_USE_FILE_LOCKING asks for cannot be had.
+        FileInUseError: another program writes the file, or HDF5_USE_FILE_LOCKING requires an unavailable lock.
         DataError: missing, truncated, not HDF5, or not an `(N, H, W, T)` uint8 array under the sensor's name.
     """
     size = None
@@ -131,10 +131,10 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
 
 
 def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
-    """Returns what an open event file declares, as `read_header` does.
+    """Returns the header of an open event file.
 
     Raises:
-        DataError: no `(N, H, W, T)` uint8 array of a plausible size under the sensor's name, or one in another file.
+        DataError: there is no `(N, H, W, T)` uint8 array of plausible size under the sensor's name in this file.
     """
     array = own_dataset(path, file, img_type)
     if array.ndim != 4 or array.dtype != np.uint8:
@@ -149,7 +149,7 @@ def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
         )
     _check_filters(path, array)
     written = _written_chunks(path, file, array)
-    offset = array.id.get_offset()  # None where the array is chunked, as compressed ones are
+    offset = array.id.get_offset()  # None for a chunked, e.g. compressed, array
     plain = any(array.id.get_type().equal(kind) for kind in (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE))
     return FileHeader(
         path, count, height, width, frames, _ids(path, file, count), array.compression,
@@ -158,10 +158,10 @@ def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
 
 
 def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    """Returns a dataset whose bytes lie in this very file.
+    """Returns a dataset that is stored in this file.
 
     Raises:
-        DataError: there is none: no such name, a group, or a link, virtual dataset or storage in other files.
+        DataError: the name is missing, a group, or a link, virtual dataset or storage in other files.
     """
     if name not in file:
         raise DataError(f"{path}: no dataset {name!r}; found {', '.join(file) or 'nothing'}")
@@ -200,7 +200,7 @@ def _check_filters(path: Path, array: h5py.Dataset) -> None:
 
 
 def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozenset[int] | None:
-    """Returns which chunks along the first axis are whole, None for all; an array without chunks is one per event."""
+    """Returns the complete chunks along the first axis, None for all; a contiguous array has one per event."""
     if not array.size:
         return None
     if array.chunks is None:
@@ -214,7 +214,7 @@ def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozens
             )
         return None
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
-    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 allocates a whole chunk, however little of it is data
+    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 always allocates a whole chunk
         raise DataError(
             f"{path}: {array.name[1:]!r} has chunks of {chunk_bytes} bytes; expected {_MOST_EVENT_BYTES} at most"
         )

@@ -1,4 +1,4 @@
-"""Folders in SEVIR's format as one, to train on all of them; on coarser pixels and in fewer frames if asked."""
+"""Joins folders in SEVIR's format, to train on all of them; optionally on coarser pixels and fewer frames."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bench.data.sevir.writing import catalogue_row
 from bench.data.transfer.manifest import digest, origin, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
-from bench.errors import DataError, UsageError, one_message
+from bench.errors import DataError, UsageError, counted, one_message
 from bench.files import replacing
 
 _SENSOR = "vil"
 
 
 class JoinTrees(DataVerb):
-    """The VIL events of folders in one; each event keeps its date, and the name of its folder in that of its file."""
+    """The VIL events of several folders in one; events keep their dates, and file names contain the folder's name."""
 
     summary: ClassVar[str] = "put the events of folders in SEVIR's format into one, on coarser pixels if you like"
 
@@ -41,11 +41,11 @@ class JoinTrees(DataVerb):
         return self.pool > 1 or self.every > 1
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Links (or, onto another disk, copies) the files of each folder, or coarsens them, and writes one catalogue.
+        """Links (across disks, copies) or coarsens the files of each folder, and writes one catalogue.
 
         Raises:
-            UsageError: there is nothing to do with one folder.
-            DataError: a folder is not whole, frames differ in size or number, an event is in two, or `out` is taken.
+            UsageError: there is only one folder and nothing to coarsen.
+            DataError: a folder is incomplete, frames differ in size or number, an event is in two, or `out` is taken.
         """
         if len(self.roots) < 2 and not self._is_coarser:
             raise UsageError(f"--roots {self.roots[0]}: expected at least 2 folders, or --pool or --every")
@@ -70,10 +70,10 @@ class JoinTrees(DataVerb):
         joined = pd.concat(tables, ignore_index=True)
         self._describe([len(rows) for rows in tables])
         write_manifest(self.out, "joined from " + ", ".join(root.name for root in self.roots), files)
-        with replacing(self.out / "CATALOG.csv") as part:  # last: what has a catalogue is whole
+        with replacing(self.out / "CATALOG.csv") as part:  # last, because a catalogue marks a complete folder
             joined.to_csv(part, index=False)
         return [
-            f"{len(joined)} events in {len(files)} files in {self.out}",
+            f"{counted(len(joined), 'event')} in {counted(len(files), 'file')} in {self.out}",
             f"next: earthbench data info radar --root {self.out}",
         ]
 
@@ -100,11 +100,11 @@ class JoinTrees(DataVerb):
             raise DataError(one_message("these folders cannot be joined:", problems))
 
     def _coarser(self, event: np.ndarray) -> np.ndarray:
-        """Returns an event `(H,W,T)` as means of blocks of pixels, in the frames that are kept."""
+        """Returns the kept frames of an event `(H,W,T)` as means of blocks of pixels."""
         return block_means(event[:, :, :: self.every], self.pool)
 
     def _described_anew(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Returns rows with the size, times and values of their coarser events; ids that stand twice are left out."""
+        """Returns rows with the size, times and values of their coarser events, without duplicated ids."""
         rows = rows[~rows["id"].duplicated(keep=False)].copy()
         if "minute_offsets" in rows.columns:
             rows["minute_offsets"] = [
@@ -120,15 +120,16 @@ class JoinTrees(DataVerb):
         return rows
 
     def _describe(self, event_counts: list[int]) -> None:
-        """Writes what the data is, unless all of it is files of others."""
+        """Writes a description of the data, unless all of them are original files."""
         counts: Counter[str] = Counter()
         for root, count in zip(self.roots, event_counts, strict=True):
             counts[origin(root)] += count
         if set(counts) == {"files"} and not self._is_coarser:
             return
-        text = " + ".join(f"{what} ({count} events)" for what, count in counts.items())
+        text = " + ".join(f"{what} ({counted(count, 'event')})" for what, count in counts.items())
         if self._is_coarser:
-            text += f", means of {self.pool}x{self.pool} pixels, every {self.every} frames"
+            frames = "every frame" if self.every == 1 else f"every {self.every} frames"
+            text += f", means of {self.pool}x{self.pool} pixels, {frames}"
         with replacing(self.out / "DATASET.json") as part:
             part.write_text(json.dumps({"origin": text}) + "\n", encoding="utf-8")
 
@@ -142,13 +143,13 @@ def block_means(codes: np.ndarray, pool: int) -> np.ndarray:
     """
     height, width, frames = codes.shape
     blocks = codes.reshape(height // pool, pool, width // pool, pool, frames)
-    doubled = 2 * blocks.sum((1, 3), dtype=np.int64)  # in whole numbers: the same everywhere
+    doubled = 2 * blocks.sum((1, 3), dtype=np.int64)  # in integers, so that results are the same on all machines
     means = (doubled + pool**2) // (2 * pool**2)
     return np.where((blocks == MISSING).any((1, 3)), MISSING, means).astype(np.uint8)
 
 
 def _folder_names(roots: tuple[Path, ...]) -> list[str]:
-    """Returns a name for each folder, its own where no other has the same."""
+    """Returns a unique name for each folder, its own if no other folder has it."""
     often = Counter(root.resolve().name for root in roots)
     return [
         root.resolve().name if often[root.resolve().name] == 1 else f"{root.resolve().name}_{number}"

@@ -1,4 +1,4 @@
-"""Where an event's pixels lie: SEVIR's catalogue has the projection and the south-western corner of each.
+"""Location of an event's pixels: SEVIR's catalogue has the projection and the south-western corner of each event.
 
 Source: Veillette et al. 2020 (SEVIR), columns `proj`, `llcrnrlat`, `llcrnrlon`, `height_m` and `width_m`.
 """
@@ -24,10 +24,10 @@ _DEGREES = (
 
 @dataclass(frozen=True)
 class PixelAxes:
-    """Where the pixels of an event lie; row 0 is in the south."""
+    """The coordinates of an event's pixels; row 0 is in the south."""
 
     y: np.ndarray
-    """Middles of the rows `(H,)`, in metres, or in degrees where the frames lie on latitudes and longitudes."""
+    """Centres of the rows `(H,)`, in metres, or in degrees on a grid of latitudes and longitudes."""
     x: np.ndarray
     attributes: tuple[dict[str, Any], dict[str, Any]]
     """CF attributes of y and x."""
@@ -36,12 +36,12 @@ class PixelAxes:
 
 
 def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) -> PixelAxes | None:
-    """Returns where an event's pixels lie, or None.
+    """Returns the coordinates of an event's pixels.
 
-    None where the catalogue has no projection, corner or extent, or PROJ knows no such projection.
+    They are None if the catalogue has no projection, corner or extent, or PROJ does not know the projection.
 
     Args:
-        catalogue: Rows as `read_catalogue` returns them.
+        catalogue: Rows from `read_catalogue`.
         event_id: The event.
         size: `(H, W)` of its frames.
     """
@@ -73,7 +73,7 @@ def pixel_axes(catalogue: pd.DataFrame, event_id: str, size: tuple[int, int]) ->
 
 
 def _numbers(row: pd.Series, names: tuple[str, ...]) -> np.ndarray | None:
-    """Returns the numbers in cells of a row; None where one is none."""
+    """Returns the numbers in cells of a row; None if one is not a number."""
     cells: pd.Series[Any] = pd.to_numeric(row.reindex(list(names)), errors="coerce")
     found = cells.to_numpy(float)
     return found if np.isfinite(found).all() else None

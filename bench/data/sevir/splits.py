@@ -1,6 +1,6 @@
-"""How SEVIR is cut into train, validation and test: by date, or a random part of the sequences for SEVIR-LR.
+"""The splits of SEVIR: by date, or a random part of the sequences for SEVIR-LR.
 
-Nothing here imports torch before it is used: listings import this module.
+Imports torch only when used, because listings import this module.
 
 Source: Gao et al. 2022, Earthformer: `(-inf, 2019-01-01]`, `(2019-01-01, 2019-06-01]`, `(2019-06-01, inf)`, by the time
 of an event's centre. Gao et al. 2023, PreDiff: `random_split` 90/10 of the sequences up to the test date, seed 0; the
@@ -30,17 +30,17 @@ SEED = 0
 
 
 def split_dates(val_from: datetime, test_from: datetime) -> dict[Split, tuple[datetime | None, datetime | None]]:
-    """Returns per split the dates that an event's centre is after, and up to and including."""
+    """Returns the exclusive lower and inclusive upper bound of an event's centre time for each split."""
     return {"train": (None, val_from), "val": (val_from, test_from), "test": (test_from, None), "all": (None, None)}
 
 
 def days_of_splits(days: Sequence[date], folds: int, fold: int, val_days: int | None) -> dict[Split, frozenset[date]]:
-    """Returns the days of each split when blocks of them are left out in turn: no day is in two of train, val and test.
+    """Returns the days of each split in a cross-validation over blocks of days; no day is in two splits.
 
     Args:
         days: All days that have events, in order.
-        folds: How many blocks.
-        fold: The one to test on; the next one is for validation.
+        folds: Number of blocks.
+        fold: The block to test on; the next one is for validation.
         val_days: Days of that block for validation, the rest of which is for training; None for all.
 
     Raises:
@@ -54,10 +54,10 @@ def days_of_splits(days: Sequence[date], folds: int, fold: int, val_days: int | 
 
 
 class RandomPart(SequenceDataset):
-    """The sequences of one side of a random split, in the order in which it drew them.
+    """The sequences of one side of a random split, in the order of the draw.
 
     Args:
-        source: What is split.
+        source: The sequences to split.
         side: train (90 %) or val (10 %).
     """
 
@@ -74,7 +74,7 @@ class RandomPart(SequenceDataset):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Returns the id of every event of which at least one window is here."""
+        """Returns the id of every event with at least one window here."""
         return tuple(self.source.ids[number] for number in self._events)
 
     @property
@@ -89,7 +89,7 @@ class RandomPart(SequenceDataset):
 
     @property
     def why_empty(self) -> str | None:
-        """Returns why the source has no events, or None where it has some."""
+        """Returns why the source has no events, or None if it has some."""
         return self.source.why_empty
 
     @property
@@ -99,7 +99,7 @@ class RandomPart(SequenceDataset):
 
     @property
     def units(self) -> Units:
-        """Returns the sequences: each counts by itself, in the order in which they were drawn."""
+        """Returns the sequences, each as a unit, in the order of the draw."""
         return Units.ungrouped(len(self))
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class RandomPart(SequenceDataset):
         return len(self.indices)
 
     def stored(self, index: int) -> tuple[Tensor, ...]:
-        """Returns context and target as the source stores them."""
+        """Returns context and target as stored by the source."""
         return self.source.stored(self.indices[index])
 
     def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -115,6 +115,6 @@ class RandomPart(SequenceDataset):
         return self.source.scaled(self.indices[index], scale)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what identifies these data."""
+        """Returns the identity of these data."""
         part = {"random_split": [*FRACTIONS, SEED, self.side], "sequence_count": len(self)}
         return {**self.source.identity(), **part}

@@ -1,7 +1,7 @@
-"""Some events of SEVIR's files as a small tree of their own: where they lie, and how they are put together.
+"""A subset of SEVIR's events as a small tree: locating and assembling them.
 
-Files of a subset never have the published names, for their indices differ; its catalogue has the published rows of
-the chosen events, but for where they lie.
+Files of a subset never have the published names, because their indices differ; its catalogue has the published rows of
+the chosen events, with new file names and indices.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ SENSOR = "vil"
 
 @dataclass(frozen=True)
 class EventFile:
-    """A remote event file and what it declares."""
+    """A remote event file and its header."""
 
     remote: Remote
     header: FileHeader
 
 
 def subset_name(name: str) -> str:
-    """Returns the name of a file with some of another's events: never the published one's, whose indices differ."""
+    """Returns the name of a file with a subset of another's events, which never is a published name."""
     return str(Path(name).with_name(f"{Path(name).stem}_SUBSET.h5"))
 
 
 def open_event_file(url: str, policy: RetryPolicy) -> EventFile:
-    """Returns what a remote event file declares, reading its headers only.
+    """Returns a remote event file with its header, reading only headers.
 
     Raises:
-        DataError: it is not there, or no event file.
+        DataError: it is missing, or not an event file.
     """
     remote = head(url, policy)
     try:
@@ -54,7 +54,7 @@ def open_event_file(url: str, policy: RetryPolicy) -> EventFile:
 
 
 def same_version(folder: Path, remote: Remote) -> None:
-    """Throws away events of an earlier, different version of the remote file."""
+    """Deletes events of an earlier, different version of the remote file."""
     version = json.dumps([remote.url, remote.size, remote.validator])
     stamp = folder / "version.json"
     if folder.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == version):
@@ -64,12 +64,12 @@ def same_version(folder: Path, remote: Remote) -> None:
 
 
 def holds(path: Path, wanted: list[Event]) -> bool:
-    """Returns whether a file is the finished one of just these events."""
+    """Returns whether a file is complete and has exactly these events."""
     return path.is_file() and read_header(path, SENSOR).ids == tuple(event.id for event in wanted)
 
 
 def assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) -> None:
-    """Writes fetched events, `INDEX.raw` in a folder, as one event file in SEVIR's form."""
+    """Writes fetched events, `INDEX.raw` in a folder, as one event file in SEVIR's format."""
     shape = (header.height, header.width, header.frames)
     with replacing(path) as part, h5py.File(part, "w") as file:
         array = file.create_dataset(SENSOR, (len(wanted), *shape), np.uint8)
@@ -79,7 +79,7 @@ def assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) 
 
 
 def write_catalogue(source: Path, target: Path, by_file: dict[str, list[Event]]) -> None:
-    """Writes the rows of some events as they stand in the bucket's catalogue, but for where they lie now."""
+    """Writes the bucket's catalogue rows of some events, with their new files and indices."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
     rows["time_utc"] = as_iso(rows["time_utc"])
     now = {

@@ -21,7 +21,7 @@ from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, counted
 from bench.files import replacing
 
-# One file per split, named and dated so that SEVIR's own split dates tell them apart.
+# One file per split, named and dated so that SEVIR's own split dates separate them.
 _FILES = {
     "train": ("2018/SEVIR_VIL_RANDOMEVENTS_2018_0501_0831.h5", datetime(2018, 5, 1, 3)),
     "val": ("2019/SEVIR_VIL_RANDOMEVENTS_2019_0101_0430.h5", datetime(2019, 1, 2, 3)),
@@ -74,7 +74,7 @@ class MakeLowResolutionStorms(MakeStorms):
 def storm_event(generator: np.random.Generator, *, size: int, frames: int, minutes: float) -> np.ndarray:
     """Returns one event as VIL codes, uint8 `(H,W,T)`: time is the fastest axis, as in SEVIR.
 
-    Round cells drift with one wind per event and small winds of their own, grow and decay; each event has at least
+    Round cells drift with a common wind per event and small individual winds, grow and decay; each event has at least
     one core above code 219, SEVIR's highest threshold, at its peak.
 
     Args:
@@ -135,7 +135,7 @@ def make_sevir(
 
     Raises:
         DataError: `out` already holds a data set.
-        ConfigError: a count or size that makes no event.
+        ConfigError: a count or size is too small for an event.
     """
     if (out / "CATALOG.csv").exists():
         raise DataError(f"{out} already holds a data set (CATALOG.csv); choose another folder or delete it")
@@ -172,7 +172,7 @@ def _write_file(
     offsets = (np.arange(frames) - frames // 2) * minutes
     rows: list[dict[str, object]] = []
     with replacing(out / "data" / name) as part, h5py.File(part, "w") as file:
-        # Contiguous and unfiltered, as SEVIR's own files are: an event is one stretch of bytes.
+        # Contiguous and unfiltered, like SEVIR's own files.
         array = file.create_dataset("vil", (len(streams), size, size, frames), np.uint8)
         ids = file.create_dataset("id", (len(streams),), "S16")
         for index, stream in enumerate(streams):

@@ -1,6 +1,6 @@
-"""Times of a catalogue: ISO 8601, or day and month in an order that the whole column gives away.
+"""Times of a catalogue: ISO 8601, or day and month in an order that the whole column determines.
 
-A spreadsheet that saves `2019-06-02` as `02/06/2019` moves events into another split wherever it is read as 6 February.
+A spreadsheet that saves `2019-06-02` as `02/06/2019` moves events into another split if that is read as 6 February.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _CURE = "write ISO 8601, as in 2019-06-02 03:00:00"
 
 
 class AmbiguousTimesError(ValueError):
-    """Day and month cannot be told apart; the message has the rows and both readings."""
+    """Day and month are ambiguous; the message has the rows and both readings."""
 
 
 def parse_times(texts: pd.Series) -> pd.Series:
-    """Returns the times of a column, UTC without a zone; NaT where a text is not a time.
+    """Returns the times of a column, UTC without a zone; NaT for a text that is not a time.
 
     Args:
-        texts: ISO 8601, where a time without an offset is UTC; or all of it with the year last, if only one of
-            day-first and month-first gives a date in every row.
+        texts: ISO 8601, with UTC for times without an offset; or all rows with the year last, if only one of day-first
+            and month-first gives a date in every row.
 
     Raises:
         AmbiguousTimesError: both orders of day and month, or neither, give a date in every row.
@@ -41,7 +41,7 @@ def parse_times(texts: pd.Series) -> pd.Series:
 
 
 def as_iso(texts: pd.Series) -> pd.Series:
-    """Returns a column as it is where it is ISO 8601, else written so: some of its rows alone may be ambiguous.
+    """Returns a column in ISO 8601, unchanged if it is so already, because a subset of its rows may be ambiguous.
 
     Args:
         texts: As for `parse_times`, all of them times.

@@ -17,7 +17,7 @@ _CHUNK_PIXELS = 96
 
 
 def catalogue_row(codes: np.ndarray, **known: Any) -> dict[str, Any]:
-    """Returns a row of the catalogue: what the codes say, and what is known besides.
+    """Returns a row of the catalogue: statistics of the codes, and further columns.
 
     Args:
         codes: uint8 `(H,W,T)`.
@@ -32,15 +32,15 @@ def catalogue_row(codes: np.ndarray, **known: Any) -> dict[str, Any]:
 
 
 def write_tree(root: Path, rows: Sequence[dict[str, Any]], events: Iterable[np.ndarray]) -> Path:
-    """Writes the event file that the rows name, and their catalogue; returns the file.
+    """Writes the event file of the rows, and their catalogue; returns the file.
 
     Args:
         root: Folder of the tree.
-        rows: Of the catalogue, all of one file, in the order of the events.
+        rows: Rows of the catalogue, all of one file, in the order of the events.
         events: uint8 `(H,W,T)` each, of one shape.
 
     Raises:
-        DataError: the disk is full or not to be written.
+        DataError: they cannot be written.
     """
     path = root / "data" / rows[0]["file_name"]
     with replacing(path) as part, h5py.File(part, "w") as file:

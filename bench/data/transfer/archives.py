@@ -1,7 +1,7 @@
-"""Unpacking of untrusted archives: names are checked before a byte is written, and sizes are counted.
+"""Unpacking of untrusted archives: names are checked before a byte is written, and sizes are limited.
 
-`zipfile` keeps inside its folder but writes whatever a bomb unfolds to; `tarfile` of Python 3.11 leaves its folder,
-follows links and makes devices.  Here plain files are all that there is, and one wrong member refuses the archive.
+`zipfile` stays inside its folder but unpacks zip bombs; `tarfile` of Python 3.11 leaves its folder, follows links and
+makes devices.  Here only regular files are allowed, and one bad member refuses the archive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.data.report import Advance
 from bench.errors import DataError, one_message
 
 _CHUNK = 1 << 20
-# What the libraries raise for an archive that is cut, changed, encrypted or compressed in a way that they do not know.
+# Errors of the libraries for archives that are truncated, changed, encrypted or compressed in an unknown way.
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
     RuntimeError, ValueError,
@@ -31,7 +31,7 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may unfold to."""
+    """Limits on what an archive may unpack to."""
 
     files: int
     bytes: int
@@ -42,7 +42,7 @@ class _Member:
     name: str
     size: int
     kind: str
-    """`file`, `folder`, or what else it is."""
+    """`file`, `folder`, or another kind in words."""
     entry: Any
 
 
@@ -60,7 +60,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
 
 
 def _members(archive: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> list[_Member]:
-    """Returns the members, or the first of them that are too many or too large."""
+    """Returns the members, up to the first that exceeds the limits."""
     found: list[_Member] = []
     if isinstance(archive, zipfile.ZipFile):
         for entry in archive.infolist()[: limits.files + 1]:
@@ -75,17 +75,17 @@ def _members(archive: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> list
         kind = "a link or device" if not plain else "folder" if info.isdir() else "file"
         found.append(_Member(info.name, info.size, kind, info))
         total += info.size
-        if len(found) > limits.files or total > limits.bytes:  # going on would decompress all that it announces
+        if len(found) > limits.files or total > limits.bytes:  # continuing would decompress all of it
             break
     return found
 
 
 def archive_files(path: Path, limits: Limits) -> dict[str, int]:
-    """Returns the files of a zip or tar archive, name to announced bytes, once every member is known to be harmless.
+    """Returns the files of a zip or tar archive with their announced bytes, after checking that all are harmless.
 
     Raises:
-        DataError: it is not whole; has absolute names, names that leave the folder, links, devices or a name twice; or
-            announces more than the limits.  All of these are listed.
+        DataError: it is truncated; has absolute names, names that leave the folder, links, devices or a name twice; or
+            exceeds the limits.  All problems are listed.
     """
     with _opened(path) as archive:
         return {member.name: member.size for member in _checked(path, archive, limits)}
@@ -117,13 +117,13 @@ def unpack(path: Path, folder: Path, places: Mapping[str, str], limits: Limits, 
 
     Args:
         path: A zip or tar archive, compressed or not.
-        folder: Made if it is not there.
-        places: Name in the archive to path below the folder, for the members that are wanted.
-        limits: What may be written at most, whatever the archive announces.
+        folder: Made if it does not exist.
+        places: Path below the folder by name in the archive, for the wanted members.
+        limits: Most that may be written, whatever the archive announces.
         advance: Called with `(done, total)` in bytes.
 
     Raises:
-        DataError: as `archive_files`; or a member does not have its checksum, or its length.
+        DataError: as `archive_files`; or a member has the wrong checksum or length.
     """
     with _opened(path) as archive:
         wanted = [member for member in _checked(path, archive, limits) if member.name in places]
@@ -133,7 +133,7 @@ def unpack(path: Path, folder: Path, places: Mapping[str, str], limits: Limits, 
             target.parent.mkdir(parents=True, exist_ok=True)
             written = 0
             with _reader(archive, member) as source, target.open("wb") as file:
-                # never more than was announced, which the limits know of: a header may say less than it unfolds to
+                # at most the announced size, which is within the limits: a member may unpack to more
                 while chunk := source.read(min(_CHUNK, member.size - written + 1)):
                     written += len(chunk)
                     if written > member.size:
@@ -149,7 +149,7 @@ def unpack(path: Path, folder: Path, places: Mapping[str, str], limits: Limits, 
 
 
 def _read_to_the_end(archive: tarfile.TarFile, limits: Limits) -> None:
-    """Has what a tar archive was compressed with compare its checksum, which stands behind the last member."""
+    """Reads a tar archive to its end, so that its decompressor compares the checksum after the last member."""
     file, left = archive.fileobj, limits.bytes
     while file is not None and left > 0 and (chunk := file.read(_CHUNK)):
         left -= len(chunk)

@@ -1,8 +1,8 @@
 """Downloads that resume, and get their final name only when complete.
 
-A file grows under `NAME.part`, beside `NAME.part.json` which says of which version of what.  Length, the digests that
-the server or the caller names, and the caller's own check come before the final name; what fails a digest is moved to
-`NAME.bad`.  pooch keeps hashes but has no resume and wants a hash before the first download, so it does not do here.
+A file grows under `NAME.part`, with its URL and version in `NAME.part.json`.  It gets its final name after checking
+its length, the digests of server and caller, and the caller's own check; a file with a wrong digest is moved to
+`NAME.bad`.  pooch does not resume and needs a hash before the first download, so it is not used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.data.transfer.http import (
 from bench.errors import DataError
 
 Moved = Callable[[int], None]
-"""Called with the number of bytes that are there."""
+"""Called with the number of bytes present."""
 T = TypeVar("T")
 
 
@@ -47,7 +47,7 @@ class Downloaded:
     bytes: int
     sha256: str
     checked_by: str
-    """What its bytes were held against: `sha256`, `md5`, or `length` where the server names no digest."""
+    """How its bytes were verified: `sha256`, `md5`, or `length` if the server gives no digest."""
 
 
 def download(
@@ -64,16 +64,16 @@ def download(
 
     Args:
         url: http or https.
-        path: Its final name; a file that is already there is verified instead of downloaded.
-        sha256: What its digest must be, where that is known.
-        check: Raises `DataError` for a file that is not what it should be; called before the final name is taken.
-        moved: Called with the bytes that are there.
+        path: Its final name; an existing file is verified instead of downloaded.
+        sha256: Its expected digest, if known.
+        check: Raises `DataError` for a wrong file; called before the file gets its final name.
+        moved: Called with the number of bytes present.
         policy: Tries and time limits.
-        stop: Makes it stop at the next chunk; the part is kept.
+        stop: Stops the download at the next chunk; the part is kept.
 
     Raises:
-        DataError: the server has no such file, breaks off again and again, or sends something else than it announces.
-            Never leaves a bad file under the final name.
+        DataError: the server lacks the file, fails repeatedly, or sends other content than it announces.  A bad file
+            never gets the final name.
         StoppedError: `stop` was set.
     """
     policy = policy or RetryPolicy()
@@ -116,7 +116,7 @@ def _there(
 def _continue(
     url: str, part: Path, state: Path, moved: Moved | None, policy: RetryPolicy, stop: threading.Event | None
 ) -> Remote:
-    """Adds what is missing to the part; returns what the server said about the whole."""
+    """Downloads the missing rest of the part; returns the server's description of the whole file."""
     have, known = _size(part), _read_state(state, url)
     if known is None or (known.size is not None and have > known.size):
         have = 0
@@ -131,7 +131,7 @@ def _continue(
     with get(url, headers, policy) as response:
         remote = describe(url, response)
         if response.status_code == 206:
-            # A server without validators may have another file by now: a different length tells.
+            # Without validators, a changed file can only be detected by its length.
             expected = known is not None and remote.size == known.size and remote.validator == known.validator
             if not expected or response.headers.get("Content-Range", "").split("-")[0] != f"bytes {have}":
                 part.unlink()
@@ -177,7 +177,7 @@ def _verify(path: Path, remote: Remote, sha256: str | None, check: Callable[[Pat
         try:
             check(path)
         except DataError:
-            # Of the announced length and digest, yet not what it should be: another try would bring the same.
+            # Length and digest are as announced, so another try would give the same wrong file.
             path.with_name(path.name + ".json").unlink(missing_ok=True)
             path.replace(path.with_name(path.name.removesuffix(".part") + ".bad"))
             raise
@@ -200,7 +200,7 @@ def _size(path: Path) -> int:
 
 
 def _read_state(path: Path, url: str) -> Remote | None:
-    """Returns what the part is of, or None where nobody knows or it is of something else."""
+    """Returns the description of a part's file, or None if it is unknown or another file."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return Remote(url, state["size"], state["validator"], state["digests"]) if state["url"] == url else None
@@ -210,7 +210,7 @@ def _read_state(path: Path, url: str) -> Remote | None:
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Keeps a second process off the same part; the lock is gone when this one is, however it ends."""
+    """Locks a part against other processes; the lock is released when this process ends, however it ends."""
     lock = FileLock(part.with_name(part.name + ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -219,16 +219,16 @@ def _alone(part: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows does not delete open files
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:
-    """Returns what the jobs return, in order, done by so many threads; the first failure stops the others.
+    """Runs jobs in a number of threads and returns their results in order; the first failure stops the others.
 
     Raises:
-        DataError: of the first job that failed.
+        DataError: the error of the first job that failed.
     """
     stop = threading.Event()
 

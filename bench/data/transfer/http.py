@@ -1,7 +1,7 @@
 """Robust HTTP reading: bounded retries, time limits, and checked byte ranges.
 
-`requests` speaks the protocol.  What it leaves open is here: a try that got nowhere is repeated with a growing wait, a
-body that ends early is an error, and a range must come back as the very bytes that were asked for.
+`requests` handles the protocol.  Added here: failed tries are repeated with growing waits, a body that ends early is an
+error, and a range must return exactly the requested bytes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class RetryPolicy:
     """Retries and time limits of requests."""
 
     tries: int = 5
-    """In a row without a new byte, before it is given up."""
+    """Tries in a row without a new byte before giving up."""
     wait_s: float = 0.5
-    """Before the second try; doubles from try to try."""
+    """Wait before the second try; doubles with each try."""
     timeout_s: float = 60.0
-    """Without a byte, before a try counts as failed."""
+    """Seconds without a byte before a try counts as failed."""
 
 
 class StoppedError(Exception):
-    """Another download of the same lot failed; this one was told to stop."""
+    """This download was stopped because another one of the same group failed."""
 
 
 class RetryableError(Exception):
-    """What failed may work the next time; the text says what happened."""
+    """A failure that another try may resolve; the text says what happened."""
 
     def __init__(self, message: str, after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -61,18 +61,18 @@ class Remote:
     url: str
     size: int | None
     validator: str | None
-    """A strong ETag, else the date of change: what tells one version of the file from another."""
+    """A strong ETag, else the date of change, which identifies the version of the file."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Algorithm to hexadecimal digest of the whole file, where the server names any."""
+    """Hexadecimal digests of the whole file by algorithm, if the server gives any."""
     ranges: bool = False
-    """Whether parts of it can be asked for."""
+    """Whether parts of it can be requested."""
 
 
 def https(url: str) -> str:
-    """Returns the address that a public bucket's `s3://` one stands for; http and https addresses as they are.
+    """Returns the https URL of a public bucket's `s3://` URL; http and https URLs are returned unchanged.
 
     Raises:
-        UsageError: another kind of address.
+        UsageError: the URL has another protocol.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
@@ -83,10 +83,10 @@ def https(url: str) -> str:
 
 
 def head(url: str, policy: RetryPolicy, stop: threading.Event | None = None) -> Remote:
-    """Returns what a server says about a file, by asking for its first byte: not every server answers HEAD.
+    """Returns a server's description of a file, by requesting its first byte, because not all servers support HEAD.
 
     Raises:
-        DataError: there is no such file, or no answer.
+        DataError: the file does not exist, or the server does not answer.
     """
 
     def ask() -> Remote:
@@ -97,7 +97,7 @@ def head(url: str, policy: RetryPolicy, stop: threading.Event | None = None) -> 
 
 
 def describe(url: str, response: requests.Response) -> Remote:
-    """Returns what the headers of an answer say about the whole file."""
+    """Returns the description of the whole file in the headers of a response."""
     headers = response.headers
     partial = response.status_code in (206, 416)
     size = (content_range(response) or (0, 0, None))[2] if partial else _number(headers.get("Content-Length"))
@@ -108,8 +108,8 @@ def describe(url: str, response: requests.Response) -> Remote:
 
 def _digests(headers: requests.structures.CaseInsensitiveDict[str]) -> dict[str, str]:
     found = {}
-    # An ETag of 32 digits is the MD5 in the stores that data sets are published in.  (That of a file which was
-    # uploaded to S3 in parts ends in -N and is not a digest of the file.)
+    # In the stores where data sets are published, an ETag of 32 digits is the MD5.  (The ETag of a multipart upload to
+    # S3 ends in -N and is not a digest of the file.)
     if etag := re.fullmatch(r'"([0-9a-f]{32})"', headers.get("ETag", "")):
         found["md5"] = etag[1]
     encoded = headers.get("x-amz-checksum-sha256")
@@ -127,11 +127,11 @@ def _digests(headers: requests.structures.CaseInsensitiveDict[str]) -> dict[str,
 
 @contextmanager
 def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requests.Response]:
-    """Gives the open answer to a GET: status 200, 206, 412 or 416, body unread and unchanged by compression.
+    """Yields the open response to a GET: status 200, 206, 412 or 416, with the body unread and not decompressed.
 
     Raises:
-        DataError: the server refuses, for good.
-        RetryableError: it may work the next time.
+        DataError: the server refuses permanently.
+        RetryableError: another try may succeed.
     """
     try:
         if not hasattr(_local, "session"):
@@ -162,13 +162,13 @@ def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requ
 
 
 def chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yields a body as it comes in.
+    """Yields the chunks of a body as they arrive.
 
     Raises:
         RetryableError: it stalls, breaks off or ends before its announced length.
     """
     try:
-        # Not `iter_content`: that loses what had come in of a chunk when the line breaks.
+        # `iter_content` would lose the received part of a chunk when the connection breaks.
         while chunk := response.raw.read1(_CHUNK, decode_content=False):
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -179,7 +179,7 @@ def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: 
     """Returns the bytes `start` to `end` (exclusive) of a remote file, exactly.
 
     Raises:
-        DataError: the server gives no ranges, another version of the file, or nothing.
+        DataError: the server does not support ranges, has another version of the file, or does not answer.
     """
 
     def ask() -> bytes:
@@ -219,14 +219,14 @@ def retry(
     stop: threading.Event | None = None,
     reached: Callable[[], int] = lambda: 0,
 ) -> T:
-    """Returns what an attempt returns, repeated as long as it gets further or tries are left.
+    """Returns the result of an attempt, repeating it as long as it makes progress or tries are left.
 
     Args:
-        attempt: Raises `RetryableError` for what may work the next time.
+        attempt: Raises `RetryableError` for failures that another try may resolve.
         url: For messages.
         policy: Tries and waits.
         stop: Ends the waiting when set.
-        reached: How far it got, in bytes; only more than ever before is progress.
+        reached: Returns the bytes reached; only a new maximum counts as progress.
 
     Raises:
         DataError: no try was left.
@@ -248,7 +248,7 @@ def retry(
                     "The same command resumes; or download the file yourself from that URL."
                 ) from error
             wait = max(policy.wait_s * 2 ** (failures - 1), error.after_s)
-            log.debug("%s: %s; tries again in %.3g s", url, error, wait)
+            log.debug("%s: %s; trying again in %.3g s", url, error, wait)
             if stop is None:
                 time.sleep(wait)
             else:
@@ -270,7 +270,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _plainly(error: BaseException) -> str:
-    """Returns what went wrong without the names of Python classes around it."""
+    """Returns the cause of an error without the names of Python classes around it."""
     text = str(error)
     if "timed out" in text or "timeout" in type(error).__name__.lower():
         return "no byte came for too long"

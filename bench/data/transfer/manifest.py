@@ -15,10 +15,10 @@ from bench.files import replacing
 
 
 def origin(root: Path) -> str:
-    """Returns what the data is: the `origin` of `DATASET.json` (written for generated data), else 'files'.
+    """Returns the origin of data: that in `DATASET.json` (written for generated data), else 'files'.
 
     Raises:
-        DataError: `DATASET.json` is there but cannot be read.
+        DataError: `DATASET.json` exists but cannot be read.
     """
     try:
         with as_os_errors(root):
@@ -38,7 +38,7 @@ def write_manifest(root: Path, source: str, files: Mapping[str, tuple[int, str]]
     Args:
         root: Its folder.
         source: Where the files come from.
-        files: Path below the root to bytes and SHA-256.
+        files: Bytes and SHA-256 by path below the root.
         **more: Further facts, JSON types.
     """
     listing = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
@@ -47,7 +47,7 @@ def write_manifest(root: Path, source: str, files: Mapping[str, tuple[int, str]]
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """Returns the manifest of a data set, or None where there is none.
+    """Returns the manifest of a data set, or None if there is none.
 
     Raises:
         DataError: it cannot be read.
@@ -66,7 +66,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
 
 
 def check_manifest(root: Path, report: Report, advance: Advance | None = None) -> None:
-    """Adds to a report the files that are not what the manifest says; reads every byte of them.
+    """Adds to a report the files that differ from the manifest; reads every byte of them.
 
     Args:
         root: Folder of the data set.

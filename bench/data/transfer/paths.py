@@ -1,6 +1,6 @@
 """Reading data from disk or from a URL that fsspec opens: `s3://`, `https://`, `memory://`, ...
 
-A folder on disk is a `pathlib.Path`; one behind an address is a `upath.UPath`, which answers to the same methods.
+A folder on disk is a `pathlib.Path`; a remote one is a `upath.UPath`, which has the same methods.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from bench.paths import as_path
 # An event of SEVIR has 7.2 MB: two to four blocks of it in one request, and headers in the first.
 _BLOCK_BYTES = 4 << 20
 _ANSWER_S = 30.0
-"""A server that says nothing for so long is not there."""
+"""Seconds without an answer after which a server counts as unreachable."""
 
 
 def open_root(root: str | Path) -> Path:
-    """Returns the folder of a root; of an address, an object with the methods of a `Path`.
+    """Returns the folder of a root; for a URL, an object with the methods of a `Path`.
 
-    Buckets are read without credentials, unless fsspec's configuration (`FSSPEC_S3_ANON=false`, say) asks otherwise.
+    Buckets are read without credentials, unless fsspec is configured otherwise, e.g. by `FSSPEC_S3_ANON=false`.
 
     Raises:
-        ConfigError: no library is there for such an address.
-        DataError: no web server answers there; to fsspec, that is a file which is missing.
+        ConfigError: the library for the protocol is not installed.
+        DataError: the web server does not answer; fsspec would report a missing file.
     """
     if not isinstance(root, str):
         return root
@@ -53,7 +53,7 @@ def _refuse_silent_server(root: str) -> None:
 
 @contextmanager
 def as_os_errors(path: Path) -> Iterator[None]:
-    """Turns what the library of a protocol raises (botocore's and aiohttp's own errors) into `OSError`."""
+    """Turns the errors of protocol libraries (botocore, aiohttp) into `OSError`."""
     try:
         yield
     except (EarthbenchError, OSError):
@@ -65,20 +65,20 @@ def as_os_errors(path: Path) -> Iterator[None]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Returns an open HDF5 file, of a disk or of an address, to read.
+    """Returns an HDF5 file, local or remote, open for reading.
 
-    No lock is asked for: what is only read needs none, some network file systems have none, and a file that another
-    program holds is not damaged.  HDF5 refuses to open a file twice in a process with and without locks, unless by two
-    drivers: this one is not h5py's default, so that users can open the same files as they like.
+    It is not locked: reading needs no lock, some network file systems have none, and a file that another program holds
+    is not damaged.  HDF5 refuses to open a file twice in a process with and without locks, unless with two drivers:
+    this one is not h5py's default, so that users can open the same files as they like.
 
     Raises:
         OSError: it cannot be read, or is not HDF5.
-        DataError: the server does not give it.
+        DataError: the server refuses it.
     """
     if isinstance(path, Path):
         try:
             return h5py.File(path, "r", driver="stdio", locking=False)
-        except OSError:  # the default driver says why
+        except OSError:  # the default driver has the better message
             return h5py.File(path, "r", locking=False)
     if str(path).startswith(("http://", "https://")):
         policy = RetryPolicy()
@@ -90,12 +90,12 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 class RemoteFile(AbstractBufferedFile):
-    """A remote file that is read by ranges of bytes, with tries and checks; blocks of it are kept.
+    """A remote file that is read by ranges of bytes, with retries and checks; blocks are cached.
 
     Args:
-        remote: What the server said of it.
+        remote: The server's description of it.
         policy: Tries and time limits.
-        block_bytes: What is asked for at a time.
+        block_bytes: Bytes per request.
     """
 
     def __init__(self, remote: Remote, policy: RetryPolicy, block_bytes: int = 1 << 16) -> None:

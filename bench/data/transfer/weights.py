@@ -1,8 +1,8 @@
 """Released weights: downloaded once, then always compared with the digest of that download.
 
-Weights are entry points of the group `earthbench.weights`: objects with an `url` and a `usage`, lines of Python that
-load them (`{path}` is put in).  Where no link works, `url` is None and `missing_because` says why.  The authors publish
-no digests, so the first download's is kept in `NAME.sha256`.
+Weights are entry points of the group `earthbench.weights`: objects with a `url` and a `usage`, lines of Python that
+load them (`{path}` is replaced).  If no link works, `url` is None and `missing_because` says why.  The authors publish
+no digests, so that of the first download is kept in `NAME.sha256`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bench.files import replacing
 
 
 class ReleasedWeights(Protocol):
-    """What an entry point of the group `earthbench.weights` names."""
+    """An object of the entry point group `earthbench.weights`."""
 
     url: str | None
-    """Where the file lies: https, http, or s3 for a public bucket; None with a `missing_because`."""
+    """URL of the file: https, http, or s3 for a public bucket; None with a `missing_because`."""
     usage: str
-    """How it is loaded, in Python; `{path}` stands for the file."""
+    """Python code that loads it; `{path}` stands for the file."""
 
 
 class FetchWeights(DataVerb):
@@ -45,7 +45,7 @@ class FetchWeights(DataVerb):
         """Returns the path of the file, and how to load it.
 
         Raises:
-            DataError: the file cannot be had, or is not what it was at first.
+            DataError: the file cannot be downloaded, or differs from the first download.
         """
         import platformdirs
 
@@ -83,10 +83,10 @@ def fetch_verb(name: str) -> type[FetchWeights]:
 
 
 def fetch_weights(url: str, folder: Path, *, moved: object = None, policy: RetryPolicy | None = None) -> Downloaded:
-    """Returns a file of weights that is what it was when it was first downloaded to this folder.
+    """Returns a file of weights, identical to the first download to this folder.
 
     Raises:
-        DataError: it cannot be had, is not a checkpoint, or differs from the recorded digest.
+        DataError: it cannot be downloaded, is not a checkpoint, or differs from the recorded digest.
     """
     address = https(url)
     path = folder / Path(urlsplit(address).path).name
@@ -115,14 +115,14 @@ def _recorded(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuses a file that is not a checkpoint, or one with a byte that its own checksums deny; runs nothing of it.
+    """Refuses a file that is not a checkpoint or whose checksums do not match, without executing it.
 
     Raises:
-        DataError: says what it is instead.
+        DataError: it is not an intact checkpoint.
     """
     with path.open("rb") as file:
         start = file.read(64)
-    if start.startswith(b"PK"):  # what torch.save has written since 1.6: a zip archive, with a CRC for each member
+    if start.startswith(b"PK"):  # torch.save since 1.6 writes a zip archive with a CRC for each member
         try:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()

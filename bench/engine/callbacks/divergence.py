@@ -1,4 +1,4 @@
-"""Monitors losses and gradients of a training, logs them, and ends a training that diverges."""
+"""Monitoring of a training's losses and gradients, which are logged; a training that diverges is ended."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench.errors import RunFailedError
 class DivergenceMonitor(Callback):
     """Ends a run whose loss, gradients or validation loss are not finite, or whose loss diverges.
 
-    Losses and gradients are looked at by `Losses.look`, some steps late on a GPU, but before anything is saved or
-    validated: weights that a bad step reached are in no checkpoint.
+    `Losses.look` checks losses and gradients, some steps late on a GPU, but before anything is saved or validated:
+    weights after a bad step are in no checkpoint.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class DivergenceMonitor(Callback):
         self._training: tuple[lightning.Trainer, Forecaster] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the first loss, after a look at what a checkpoint is about to be made of.
+        """Returns the first loss, after checking all steps that the checkpoint would contain.
 
         Raises:
-            RunFailedError: a number went astray: no checkpoint is made.
+            RunFailedError: a number is not finite, or the loss diverged; no checkpoint is written.
         """
         if self._training is None:
             return {"first": self._before}
@@ -37,11 +37,11 @@ class DivergenceMonitor(Callback):
         return {"first": self._training[1].losses.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the first loss of a checkpoint."""
+        """Restores the first loss from a checkpoint."""
         self._before = state_dict["first"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Comes after a checkpoint was loaded."""
+        """Passes the restored first loss on; a checkpoint is loaded by now."""
         assert isinstance(pl_module, Forecaster)
         pl_module.losses.first = self._before
         self._training = trainer, pl_module
@@ -49,9 +49,9 @@ class DivergenceMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keeps the norm of the gradients; not with a gradient scaler, which skips bad steps and tries a smaller scale.
+        """Keeps the norm of the gradients; not with a gradient scaler, which skips bad steps and lowers its scale.
 
-        Where gradients are clipped, the norm is formed a second time: Lightning does not give its own away.
+        If gradients are clipped, the norm is computed twice, because Lightning does not expose its own.
         """
         assert isinstance(pl_module, Forecaster)
         norm = None if trainer.precision == "16-mixed" else _norm(optimizer)
@@ -63,29 +63,29 @@ class DivergenceMonitor(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks where it is time to.
+        """Checks the steps so far if that is due.
 
         Raises:
-            RunFailedError: a number went astray.
+            RunFailedError: a number is not finite, or the loss diverged.
         """
         assert isinstance(pl_module, Forecaster)
         if pl_module.losses.is_due():
             self._look()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Looks at what is left of the epoch."""
+        """Checks the remaining steps of the epoch."""
         self._look()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Looks before anything is scored."""
+        """Checks the steps before anything is scored."""
         self._look()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Looks at what is left."""
+        """Checks the remaining steps."""
         self._look()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Looks at the validation loss.
+        """Checks the validation loss.
 
         Raises:
             RunFailedError: it is not finite.
@@ -113,4 +113,4 @@ def _norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     if not gradients:
         return None
     norm: Tensor = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model in shards
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # a DTensor if the model is sharded

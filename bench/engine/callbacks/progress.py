@@ -1,6 +1,6 @@
 """Progress of a run: for its progress bar, for lines in a log, and for `earthbench status`.
 
-Wall time alone is looked at: nothing waits for the device.
+It reads wall-clock time only, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from bench.logs import console_level, log
 _LINE_EVERY_S = 60.0
 _FILE_EVERY_S = 10.0
 _WINDOW_S = 60.0
-"""Speeds are means over so long, or over the last two batches."""
+"""Window of mean speeds, which has at least the last two batches."""
 
 
 class ProgressMeter(Callback):
-    """Measures the speed of a training or evaluation, and logs it where there is no terminal.
+    """Measures the speed of a training or evaluation, and writes it to the log and to `progress.json`.
 
     Args:
-        folder: Of the run, for `progress.json`; None to write none.
-        lines: Log a line every minute and at the end of each epoch.
+        folder: The run's folder, for `progress.json`; None to write none.
         score: The validation score that checkpoints are selected by.
-        clock: Seconds.
+        clock: Returns seconds.
+        lines: Log a line every minute and at the end of each epoch.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ProgressMeter(Callback):
     ) -> None:
         self.folder, self.score_name, self.clock, self.lines = folder, score, clock, lines
         self.progress: Progress | None = None
-        """As of the last batch."""
+        """State after the last batch."""
         self._score: float | None = None
         self._waited_s = self._trained_s = 0.0
         self._ready = self._began = clock()
         self._batches: deque[tuple[float, int, int]] = deque()
-        """When, and the sequences and steps by then, without the time of validations."""
+        """Time without validations, sequences and steps after each batch in the window."""
         self._sequences = 0
         self._validation_began, self._validation_s, self._validations_s = clock(), 0.0, 0.0
         self._line_at = self._file_at = clock()
@@ -67,7 +67,7 @@ class ProgressMeter(Callback):
         self._batches.append((self.clock(), 0, trainer.global_step))
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From here on, the process waits for the first batch."""
+        """Starts the wait for the first batch."""
         self._ready = self.clock()
 
     def on_train_batch_start(
@@ -99,7 +99,7 @@ class ProgressMeter(Callback):
             device_gb=_device_gb(pl_module),
             left_s=self._left_s(trainer, total, epochs_done=trainer.current_epoch),
         )
-        self._tell(now)
+        self._report(now)
         self._ready = self.clock()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -107,7 +107,7 @@ class ProgressMeter(Callback):
         self._validation_began = self.clock()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Takes the score and how long the validation took, which is no time of training."""
+        """Keeps the score, and the duration of the validation, which does not count as training."""
         self._validation_s = self.clock() - self._validation_began
         self._validations_s += self._validation_s
         value = trainer.callback_metrics.get(self.score_name) if self.score_name else None
@@ -115,11 +115,11 @@ class ProgressMeter(Callback):
         self._score = score if math.isfinite(score) else None
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Says how the epoch ended."""
+        """Reports the end of the epoch."""
         if self.progress is not None:
             left = self._left_s(trainer, self.progress.total, epochs_done=trainer.current_epoch + 1)
             self.progress = self.progress.model_copy(update={"score": self._score, "left_s": left})
-            self._tell(self.clock(), now_or_never=True)
+            self._report(self.clock(), always=True)
 
     # Evaluation
 
@@ -149,7 +149,7 @@ class ProgressMeter(Callback):
             device_gb=_device_gb(pl_module),
             left_s=(total - batch_idx - 1) / speed if speed else None,
         )
-        self._tell(now)
+        self._report(now)
 
     # Both
 
@@ -179,42 +179,42 @@ class ProgressMeter(Callback):
             validations = math.ceil((total - trainer.global_step) / every_steps)
             return (total - trainer.global_step) / speed + validations * self._validation_s
         every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs or 0
-        if epochs_done and trainer.max_steps > 0:  # which may end it before the last epoch
+        if epochs_done and trainer.max_steps > 0:  # may end the training before the last epoch
             epochs = min(epochs, math.ceil(total * epochs_done / max(1, trainer.global_step)))
         validations = max(0, epochs // every - epochs_done // every)
         return (total - trainer.global_step) / speed + validations * self._validation_s
 
-    def _tell(self, now: float, *, now_or_never: bool = False) -> None:
+    def _report(self, now: float, *, always: bool = False) -> None:
         assert self.progress is not None
-        if self.lines and (now_or_never or now - self._line_at >= _LINE_EVERY_S):
+        if self.lines and (always or now - self._line_at >= _LINE_EVERY_S):
             log.info(str(self.progress))
             self._line_at = now
-        if self.folder is not None and (now_or_never or now - self._file_at >= _FILE_EVERY_S):
+        if self.folder is not None and (always or now - self._file_at >= _FILE_EVERY_S):
             write_progress(self.folder, self.progress)
             self._file_at = now
 
 
 _WIDE = 140
-"""Columns of a terminal in which a bar and all figures behind it fit in a line."""
+"""Terminal width from which a bar and all its figures fit on one line."""
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's bar of an epoch, with speed and the time that the whole training has left.
+    """Lightning's bar of an epoch, with speed and the remaining time of the whole training.
 
     Args:
-        meter: Knows them.
+        meter: Measures both.
     """
 
     def __init__(self, meter: ProgressMeter) -> None:
-        # On a narrow terminal, a line for each figure: in one text they would be broken anywhere.
+        # On a narrow terminal, each figure gets a line, because one long text would be broken anywhere.
         delimiter = " " if shutil.get_terminal_size().columns >= _WIDE else "\n"
         super().__init__(leave=True, theme=RichProgressBarTheme(metrics_text_delimiter=delimiter))
         self.meter = meter
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        """Returns what is shown behind the bar."""
+        """Returns the figures shown after the bar."""
         shown = dict(super().get_metrics(trainer, pl_module))
-        shown.pop("v_num", None)  # the number of a folder
+        shown.pop("v_num", None)  # the number of a log folder
         if (loss := _last_loss(pl_module)) is not None:
             shown["train/loss"] = loss
         now = self.meter.progress
@@ -232,10 +232,10 @@ class RunProgressBar(RichProgressBar):
 
 
 def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> tuple[ProgressMeter, *tuple[Callback, ...]]:
-    """Returns the callbacks that tell of a training: the meter, and a bar on a terminal or lines, and the file.
+    """Returns the callbacks that report a training: the meter, with a bar on a terminal and log lines elsewhere.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder, for `progress.json`.
         wanted: `progress` of the config.
         score: The validation score that checkpoints are selected by.
     """
@@ -246,12 +246,12 @@ def shown_progress(folder: Path, *, wanted: bool, score: str | None) -> tuple[Pr
 
 
 def evaluation_meter(folder: Path, *, wanted: bool) -> Callback:
-    """Returns the callback that tells of an evaluation: by lines where there is no terminal, and always by the file."""
+    """Returns the callback that reports an evaluation: in `progress.json` and, without a terminal, in log lines."""
     return ProgressMeter(folder, lines=wanted and not sys.stdout.isatty())
 
 
 def _last_loss(module: lightning.LightningModule) -> float | None:
-    """Returns the loss as it was when it was last looked at: nothing waits for a newer one."""
+    """Returns the loss as of the last look at it: nothing waits for a newer one."""
     losses = getattr(module, "losses", None)
     return None if losses is None else losses.last
 
@@ -259,4 +259,4 @@ def _last_loss(module: lightning.LightningModule) -> float | None:
 def _device_gb(module: lightning.LightningModule) -> float | None:
     if module.device.type != "cuda":
         return None
-    return torch.cuda.max_memory_allocated(module.device) / 1e9  # a counter of the host: nothing waits
+    return torch.cuda.max_memory_allocated(module.device) / 1e9  # counted on the host: nothing waits

@@ -1,4 +1,4 @@
-"""Adds to Lightning's checkpoints what makes a resumed run bit-identical to an uninterrupted one."""
+"""State added to Lightning's checkpoints, so that a resumed run is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from bench.records.schema import TrainingIdentity
 
 
 class Resume(Callback):
-    """What has to be true of the state before anyone may save it, and what a checkpoint needs besides; comes first.
+    """Updates the state that checkpoints contain, and saves and restores what Lightning does not; must come first.
 
     Args:
-        loader: Told how far in the epoch training is.
-        processes: Each has a stream of random numbers of its own.
-        identity: Of the training.
-        stored: What every checkpoint says of it, see `stored_identity`.
-        seed: Of the run.
-        max_steps: Of the training, None where only epochs end it.
-        anyway: Whether other code may continue.
+        loader: Gets the position in the epoch.
+        processes: Each has its own stream of random numbers.
+        identity: Identity of the training.
+        stored: Description of the training in every checkpoint, see `stored_identity`.
+        seed: Seed of the run.
+        max_steps: Optimiser steps of the training; None if only epochs end it.
+        anyway: Whether a training by other code may be resumed.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Resume(Callback):
         self.max_steps = max_steps
         self.own_states: dict[str, Any] | None = None
         self.count = 0
-        """How often the training was taken up again."""
+        """How often the training was resumed."""
 
     def on_train_batch_end(
         self,
@@ -66,7 +66,7 @@ class Resume(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what is trained and the random states of all processes."""
+        """Adds the identity of the training and the random states of all processes."""
         checkpoint |= {**self.stored, "resumed_count": self.count}
         if self.processes.world > 1:
             states: list[Any] = [None] * self.processes.world
@@ -76,10 +76,10 @@ class Resume(Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes up random states and the place in the data, and counts batches for the present number of processes.
+        """Restores random states and the position in the data, converted to the current number of processes.
 
         Raises:
-            ConfigError: another training wrote it, or other code or libraries.
+            ConfigError: the checkpoint is of another training, or of other code or libraries.
         """
         said = checkpoint.get(OURS)
         refuse_another_training(
@@ -93,16 +93,16 @@ class Resume(Callback):
         states = checkpoint.get("random_states_of_processes", [None])
         if len(states) == self.processes.world:
             self.own_states = states[self.processes.rank]
-        # Lightning does so within an epoch only: between two, loaders would read ahead in the order of the first one.
+        # Lightning does so within an epoch only: between epochs, loaders would read ahead in the order of the first.
         (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
         _rescale(checkpoint, place["batches_per_step"], self.loader.batches.per_step)
         self.loader.load_state_dict(place)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """All processes drew the same initial weights; what they draw in training has to differ.
+        """Seeds each process for itself, because all of them drew the same initial weights until now.
 
-        Lightning learns here how many steps there are: had it known when it took up the checkpoint of an
-        epoch's end, it would take up that epoch again, and train on the sequences of the one after the next.
+        Also sets Lightning's number of steps. Had it been set before a checkpoint of an epoch's end was loaded,
+        Lightning would repeat that epoch, with the sequences of the epoch after the next.
         """
         if self.max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps = self.max_steps
@@ -113,11 +113,11 @@ class Resume(Callback):
         if self.own_states is not None:
             other = restore_random_states(self.own_states, trainer.strategy.root_device)
         if self.count and other is not None:
-            log.warning(f"WARNING: the bits will not be those of an unbroken training: {other}")
+            log.warning(f"WARNING: the results will not be bit-identical to an uninterrupted training: {other}")
 
 
 def _rescale(checkpoint: dict[str, Any], before: int, now: int) -> None:
-    """Makes Lightning's counts of batches those of steps with another number of micro-batches."""
+    """Converts Lightning's counts of batches to another number of micro-batches per step."""
     if before != now:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

@@ -1,4 +1,4 @@
-"""Selection of the best validation, whose weights are kept, and early stopping."""
+"""Selection of the weights with the best validation score, and early stopping."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _BY_MODE: dict[str, Better] = {"min": "lower", "max": "higher"}
 
 @dataclass(frozen=True)
 class Monitor:
-    """The validation score that decides, and which way it is better."""
+    """The validation score that decides, and its direction."""
 
     name: str
     better: Better
 
     def badness(self, value: float) -> float:
-        """Returns what is the lower the better."""
+        """Returns the score as a number that is better when lower."""
         if isinstance(self.better, float):
             return abs(value - self.better)
         return value if self.better == "lower" else -value
 
 
 def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Monitor:
-    """Returns the monitor that a config names; which way it is better is the score's own matter, unless `mode` is set.
+    """Returns the monitor that a config names; its direction is the score's own unless `mode` is set.
 
     Args:
-        model: One with a validation loss of its own has no other score.
+        model: A model with its own validation loss has no other score.
         task: Names the metrics.
-        settings: Of the config.
+        settings: Section of the config.
 
     Raises:
         ConfigError: no such score, or one without a direction and no `mode`.
@@ -51,7 +51,7 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Mon
     own: dict[str, Better | None] = {_LOSS: "lower"}
     if not isinstance(model, ValidatesWithOwnLoss):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update(): only names are wanted
+            warnings.simplefilter("ignore")  # only names are needed, and compute() before update() warns
             found = Forecaster(nn.Identity(), task).directions()
         own |= {f"val/{name}": better for name, better in found.items() if "_lead" not in name}
     name, mode = settings.monitor, settings.mode
@@ -61,7 +61,7 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Mon
     if better is None:
         raise ConfigError(
             f"train.early_stopping.monitor={name}: it is not known whether higher or lower is better. Set "
-            "train.early_stopping.mode=min or max; the metric of a plugin says it by `better` or `higher_is_better`"
+            "train.early_stopping.mode=min or max; a plugin's metric declares it by `better` or `higher_is_better`"
         )
     if own[name] not in (None, better):
         best = f"best at {own[name]:.3g}" if isinstance(own[name], float) else f"better when it is {own[name]}"
@@ -72,17 +72,17 @@ def choose_monitor(model: nn.Module, task: Task, settings: EarlyStopping) -> Mon
 
 
 class KeepBest(Checkpoint):
-    """Saves `best.ckpt` after the best validation so far, and ends a training after so many without a better one.
+    """Saves `best.ckpt` after the best validation so far, and ends a training after `patience` others in a row.
 
-    In place of Lightning's two callbacks: with these a score that is not a number ends the training or is the best one,
-    no score is best at 1, and a training that had ended goes on when it is continued.
+    It replaces Lightning's two callbacks, with which a NaN score ends the training or counts as the best, no score can
+    be best at 1, and a training that had ended continues when it is resumed.
 
-    Before the first validation whose score is finite, none counts; later, one that is not finite is no better.
+    Validations before the first finite score do not count; a later one that is not finite is not better.
 
     Args:
-        monitor: What decides.
-        path: Of the checkpoint.
-        patience: Validations without a better one that end the training.
+        monitor: The score that decides.
+        path: Path of the checkpoint.
+        patience: Validations in a row without a better score that end the training.
     """
 
     def __init__(self, monitor: Monitor, path: str, patience: int) -> None:
@@ -90,7 +90,7 @@ class KeepBest(Checkpoint):
         self.best: float | None = None
         """The score of the best validation, always finite."""
         self.waited = 0
-        """Validations since then."""
+        """Validations since the best one."""
         self._due = False
 
     @property
@@ -103,15 +103,15 @@ class KeepBest(Checkpoint):
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what a checkpoint knew."""
+        """Restores both from a checkpoint."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Ends at once a training that had ended when the checkpoint was written."""
+        """Ends a training at once if it had ended when the checkpoint was written."""
         trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compares; the scores are those of all processes, so that all decide alike."""
+        """Compares the score with the best; it is over all processes, so that all decide alike."""
         score = float(trainer.callback_metrics.get(self.monitor.name, math.nan))
         finite = math.isfinite(score)
         if not finite:
@@ -127,7 +127,7 @@ class KeepBest(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Saves, at the end of the epoch, from where a training can be continued."""
+        """Saves at the end of the epoch, from which a training can be resumed."""
         self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:

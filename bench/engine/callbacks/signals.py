@@ -21,13 +21,13 @@ from bench.errors import InterruptedRunError
 # Ctrl-C, a scheduler's notice, SLURM's early warning, submitit's early warning.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 _SAME_S = 1.0
-"""A terminal and a launcher both pass the same Ctrl-C on: within this time, it is one signal."""
+"""A terminal and a launcher both forward Ctrl-C: within this time, repeated signals count as one."""
 
 
 class SignalWatch:
-    """Within it, the first signal ends the run: after the training step and its checkpoint, elsewhere at once.
+    """A context in which the first signal ends the run: a training after the step and its checkpoint, others at once.
 
-    A second one ends the process where it stands.
+    A second signal ends the process immediately.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class SignalWatch:
         self.deferring = False
         """Whether a signal waits for the end of the step."""
         self.then = "The same command starts again."
-        """What to do after a signal: a sentence that is true of this run."""
+        """A sentence about what to do after a signal."""
         self._before: dict[int, Any] = {}
         self._left_alone: Any = None
         self._number, self._at, self._pid = 0, 0.0, os.getpid()
@@ -46,7 +46,7 @@ class SignalWatch:
             for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
                 before = signal.getsignal(number)
                 if number == signal.SIGTERM and callable(before):
-                    self._left_alone = before  # submitit's, which ignores it and waits for a signal of its own
+                    self._left_alone = before  # submitit's, which ignores it and waits for another signal
                 else:
                     self._before[number] = before
         self.install()
@@ -55,16 +55,16 @@ class SignalWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts the former handlers back."""
-        self._put_back()
+        """Restores the former handlers."""
+        self._restore()
 
-    def _put_back(self) -> None:
-        """Puts the former handlers back; again at the end, since Lightning puts ours back when it ends."""
+    def _restore(self) -> None:
+        """Restores the former handlers; twice if a run ends early, since Lightning reinstalls ours at its end."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Takes the signals over; again where a library has put handlers of its own before ours."""
+        """Installs our handlers, again after a library has replaced them."""
         for number in self._before:
             signal.signal(number, self._receive)
         if self._left_alone is not None:
@@ -72,7 +72,7 @@ class SignalWatch:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            return  # a loader's process: the main one ends it
+            return  # a loader process, which the main one ends
         if self.received:
             if time.monotonic() - self._at > _SAME_S:
                 sys.stderr.write(f"stopped at once by a second signal ({signal.Signals(number).name})\n")
@@ -87,42 +87,41 @@ class SignalWatch:
         """Ends the run.
 
         Args:
-            said: What was done before.
+            said: What has been saved or recorded, for the message.
 
         Raises:
-            InterruptedRunError: always, unless who watched before us (submitit, which puts the job back into the queue)
-                leaves in another way.
+            InterruptedRunError: always, unless the former handler leaves first (submitit's, which requeues the job).
         """
         before = self._before.get(self._number)
-        self._put_back()
+        self._restore()
         if callable(before) and before is not signal.default_int_handler:
             before(self._number, None)
         raise InterruptedRunError(f"stopped by {self.received}; {said}. {self.then}")
 
 
 class TakeSignals(Callback):
-    """Takes the signals back from Lightning, whose own handlers wait for other processes."""
+    """Reinstalls our signal handlers after Lightning's, which wait for other processes."""
 
     def __init__(self, watch: SignalWatch) -> None:
         self.watch = watch
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Comes after Lightning has installed its handlers."""
+        """Installs ours; Lightning has installed its handlers by now."""
         self.watch.install()
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Comes after Lightning has installed its handlers."""
+        """Installs ours; Lightning has installed its handlers by now."""
         self.watch.install()
 
 
 class StopAndSave(TakeSignals, Checkpoint):
-    """Saves `last.ckpt` after the optimiser step in which a signal came, and every so many minutes.
+    """Saves `last.ckpt` after the optimiser step in which a signal came, and every `every_minutes`.
 
     Args:
         watch: Signals.
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         every_minutes: None for signals only.
-        validations: Tells whether one follows a step: then that step's checkpoint is made after it.
+        validations: Returns whether a validation follows a step; the checkpoint is then saved after it.
     """
 
     def __init__(self, watch: SignalWatch, path: str, every_minutes: float | None, validations: Validations) -> None:
@@ -132,18 +131,18 @@ class StopAndSave(TakeSignals, Checkpoint):
         self._saved, self._step = time.monotonic(), 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From here on, a signal waits for the end of the step."""
+        """Lets signals wait for the end of the step from now on."""
         super().on_train_start(trainer, pl_module)
         self.watch.deferring = True
-        self._step = trainer.global_step  # what a checkpoint ended with
+        self._step = trainer.global_step  # that of the checkpoint, if resumed
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and leaves; only between optimiser steps, since gathered gradients are in no checkpoint.
+        """Saves and leaves, but only between optimiser steps, since accumulated gradients are in no checkpoint.
 
-        Not before a validation: continued from there, Lightning would leave it out. Nor after the last step of an
-        epoch: its own checkpoint follows, and then a signal is obeyed.
+        Not before a validation, which Lightning would skip when resumed from there, and not after the last step of an
+        epoch, whose own checkpoint follows.
         """
         before, self._step = self._step, trainer.global_step
         if trainer.global_step > before and not (trainer.is_last_batch or self.validations.due):
@@ -165,15 +164,15 @@ class StopAndSave(TakeSignals, Checkpoint):
             self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Leaves where a signal came during validation: the epoch's own checkpoint is complete by now."""
+        """Leaves if a signal came during validation: the epoch's own checkpoint is complete by now."""
         if any(decided_by_any(trainer, self.watch.received is not None)):
             self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
 
 
 def decided_by_any(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
-    """Returns whether any process decided so: all have to save at the same step, or they would wait for each other.
+    """Returns each decision as true if any process made it, because all must save at the same step.
 
-    On the CPU, which a group for GPUs takes too: no process then waits for its device.
+    The flags are on the CPU, which groups for GPUs accept too, so that no process waits for its device.
     """
     flags = torch.tensor(decisions, dtype=torch.uint8)
     if trainer.world_size > 1:

@@ -13,12 +13,12 @@ from bench.engine.processes import Processes
 
 
 class Spent(Callback):
-    """Measures a training with its parts before each resume; the loaders' processes are not in it.
+    """Measures a training, including its parts before each resume, but not the loader processes.
 
-    A step is measured from the end of the one before, with its data. Comes before what saves checkpoints.
+    A step lasts from the end of the previous one, including its data. Must come before callbacks that save checkpoints.
 
     Args:
-        processes: Whose processor times are added up.
+        processes: Processes whose CPU times are added up.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -28,7 +28,7 @@ class Spent(Callback):
 
     @property
     def cpu_s(self) -> float:
-        """Returns the processor seconds of the training steps, of all threads and processes, which all have to ask."""
+        """Returns the CPU seconds of the training steps, over all threads and processes; every process must ask."""
         if self.processes.world == 1:
             return self._cpu_s
         found: list[Any] = [None] * self.processes.world
@@ -40,7 +40,7 @@ class Spent(Callback):
         return {"cpu_s": self.cpu_s, "device_s": self.device_s, "validation_s": self.validation_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the sums of a checkpoint."""
+        """Restores the sums from a checkpoint."""
         self._cpu_s = state_dict["cpu_s"] if self.processes.main else 0.0
         self.device_s, self.validation_s = state_dict["device_s"], state_dict["validation_s"]
 
@@ -49,17 +49,17 @@ class Spent(Callback):
         self._start()
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Starts the clocks after the checkpoint of an epoch."""
+        """Restarts the clocks after the checkpoint of an epoch."""
         self._start()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds a batch; a GPU may still be at it."""
+        """Adds a batch, which a GPU may still be computing."""
         self._add()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Adds what a GPU was still at."""
+        """Waits for the GPU, and adds the rest of its work."""
         self._wait_and_add(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -68,7 +68,7 @@ class Spent(Callback):
         self._start()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Adds what a GPU was still at."""
+        """Waits for the GPU, and adds the rest of its work."""
         self._wait_and_add(trainer)
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""When a training validates by optimiser steps, and what follows each validation before a checkpoint is made."""
+"""Validation after a number of optimiser steps, and the schedule's step after each validation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from bench.engine.forecaster import Forecaster
 
 _NOT_NOW = sys.maxsize
-"""Lightning validates where the number of a batch is a multiple of `trainer.val_check_batch`."""
+"""Lightning validates if the number of a batch is a multiple of `trainer.val_check_batch`."""
 
 
 class Validations(Callback):
-    """Validates after every so many optimiser steps and after the last, and tells the schedule `plateau` of each one.
+    """Validates every `every_steps` optimiser steps and after the last, and steps the schedule `plateau` each time.
 
-    Lightning counts batches, of which the last step of an epoch may have fewer. It also tells a schedule of a
-    validation only after the checkpoint that follows it was saved: a resumed training would not know of that one.
+    Lightning counts batches, of which the last step of an epoch may have fewer. It also steps such a schedule only
+    after saving the checkpoint that follows a validation, so a resumed training would miss that step.
 
     Args:
-        every_steps: None where Lightning validates after epochs.
+        every_steps: None if Lightning validates after epochs.
     """
 
     def __init__(self, every_steps: int | None) -> None:
@@ -31,7 +31,7 @@ class Validations(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Lets Lightning leave out what a checkpoint was saved after: a validation, or an epoch's last batch."""
+        """Lets Lightning skip the validation or the epoch's last batch that the checkpoint was saved after."""
         self._step = trainer.global_step
         if self.every_steps is not None:
             trainer.val_check_batch = 1 if trainer.fit_loop.epoch_loop.restarted_on_last else _NOT_NOW

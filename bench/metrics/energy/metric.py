@@ -1,9 +1,9 @@
 """Energy error of N-body forecasts: whether the forecast system conserves its energy.
 
 Source: Gao et al. 2023, PreDiff, section on N-body MNIST: the mean over sequences and leads of the squared (E.MSE) and
-absolute (E.MAE) difference of a frame's energy from that of the last frame of the context.  The paper's detector of
-energy was learned and is not published; here digits are tracked from where the simulator knows them to be.  The figures
-are therefore comparable with one another and not with the paper's.
+absolute (E.MAE) difference of a frame's energy from that of the last frame of the context.  The paper's learned energy
+detector is not published; here digits are tracked from their true positions in the simulation.  The figures are
+therefore comparable with each other, but not with the paper's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.metrics.names import BETTER
 from bench.metrics.pairs import check_pair
 from bench.metrics.states import EventMetric, tell_apart
 
-# Pixels per sub-step: speeds on both sides of a frame differ by more only where a digit met a wall in between.
+# Pixels per sub-step: speeds before and after a frame differ by more only if a digit hit a wall in between.
 _BOUNCE = 0.3
 
 
@@ -31,15 +31,15 @@ class Energy(EventMetric):
     """E.MSE and E.MAE of N-body MNIST, from positions tracked in the forecast's frames.
 
     `compute()` gives `e_mse` and `e_mae` over everything, `e_mse_lead_L` and `e_mae_lead_L` for lead L = 1.., and
-    `e_mse_target`, `e_mae_target`: the same of the observed frames.  These are not 0, because the simulation itself
-    does not keep its energy at walls and at top speed, and tracking errs by parts of a pixel: they are what a perfect
-    forecast scores.  A frame with a value that is not finite makes the scores NaN; but a sequence whose target has a
-    missing pixel (NaN) counts nowhere, for a digit cannot be tracked through it.
+    `e_mse_target`, `e_mae_target`: the same for the observed frames.  These are not 0, because the simulation itself
+    does not conserve energy at walls and at top speed, and tracking errs by fractions of a pixel: they are the scores
+    of a perfect forecast.  A non-finite value in a forecast makes the scores NaN; a sequence whose target has a missing
+    pixel (NaN) counts nowhere, because digits cannot be tracked through it.
 
     Energies are those of `bench.data.nbody_mnist.simulation` with masses of 1, in pixels of the canvas and sub-steps.
 
     Args:
-        t_out: Number of lead times, where known; else taken from the first update.
+        t_out: Number of lead times, if known; else taken from the first update.
         sub_steps: Sub-steps of the simulation between two frames.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
@@ -74,7 +74,7 @@ class Energy(EventMetric):
             crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
             state: Corners and velocities of the digits at the last frame of the context, `(B,2,D,2)`, in pixels of
                 the canvas and per sub-step.
-            *_: Further labels of the data, which are for models.
+            *_: Further labels of the data, which are not used here.
             events: The event of each sequence, `(B,)`, once events are tracked.
 
         Raises:
@@ -91,7 +91,7 @@ class Energy(EventMetric):
         target = target.to(forecast.device)
         known = ~torch.isnan(target).flatten(1).any(1)[:, None].cpu()
         found = {"sequence_count": known.long().expand(forecast.shape[:2])}
-        # both sides in one call: tracking is thousands of small operations, whatever the number of sequences
+        # both sides in one call: tracking takes thousands of small operations for any number of sequences
         frames = torch.cat([forecast[..., 0].float(), target[..., 0].float()])
         energies = frame_energies(
             frames,
@@ -105,17 +105,17 @@ class Energy(EventMetric):
         self.add(found, events)
 
     def score_options(self) -> dict[str, Any]:
-        """Returns what the scores depend on besides the sums: nothing."""
+        """Returns no options, because the scores depend on the sums only."""
         return {}
 
 
 def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray, sub_steps: int = SUB_STEPS) -> np.ndarray:
-    """Returns the energy of each frame, `(B,T)`, from tracked positions; NaN where a frame is not finite.
+    """Returns the energy of each frame, `(B,T)`, from tracked positions; NaN for a frame with a non-finite value.
 
     Args:
         frames: Brightness 0..255, `(B,T,H,W)`, of half the canvas' height and width.
         crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255.
-        corners: Where they are right before the first frame, `(B,D,2)` pixels of the canvas.
+        corners: Their positions just before the first frame, `(B,D,2)` in pixels of the canvas.
         sub_steps: Sub-steps of the simulation between two frames.
     """
     finite = torch.isfinite(frames).flatten(2).all(-1).cpu().numpy()
@@ -128,15 +128,15 @@ def frame_energies(frames: Tensor, crops: Tensor, corners: np.ndarray, sub_steps
 
 
 def velocities_of(places: np.ndarray, sub_steps: int = SUB_STEPS) -> np.ndarray:
-    """Returns the velocities at all but the first of places `(B,T+1,D,2)`: `(B,T,D,2)` pixels per sub-step.
+    """Returns velocities `(B,T,D,2)` in pixels per sub-step at positions `(B,T+1,D,2)`, without the first one.
 
-    Both ways that meet at a frame tell its velocity, once the acceleration at the frame is taken off.  Between them
-    stands the mean, unless they differ by more than a pull can do: then a wall was met on one of them, which only
-    shortens it, and the longer one counts.  After the last frame there is one way only.
+    The displacements before and after a frame both give its velocity, after subtracting the acceleration.  Their mean
+    is returned, unless they differ by more than attraction can cause: then one was shortened by a wall, and the longer
+    one counts.  The last frame has only one displacement.
     """
     way = np.diff(places, axis=1) / sub_steps
     pull = acceleration(places[:, 1:])
-    # Semi-implicit steps: over n of them a start of v goes n v + a n (n+1)/2, and ends with v + n a.
+    # Semi-implicit Euler: n steps from velocity v move by n v + a n (n+1)/2, and end with v + n a.
     arriving = way + pull * (sub_steps - 1) / 2
     leaving = way[:, 1:] - pull[:, :-1] * (sub_steps + 1) / 2
     found = arriving.copy()

@@ -1,4 +1,4 @@
-"""Where known digits are in frames: the place that explains a frame best, from frame to frame."""
+"""Tracking of known digits from frame to frame, by the position that explains each frame best."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HALF = 2
-"""Frames have half the height and width of the canvas that corners are given on."""
+"""Frames have half the height and width of the canvas, whose pixels corners are given in."""
 _EDGE = 2
-"""Pixels around a template, for what interpolation spreads."""
+"""Margin around a template in pixels, because interpolation spreads it."""
 _ADDED = 2
-"""Pixels of a frame that a digit may be farther from where it was than at full speed: what attraction adds."""
+"""Pixels of a frame that a digit may move beyond its full speed, because of attraction."""
 _SWEEPS = 2
-# A frame without a digit has no best place: it then stays where it was, rather than anywhere.
+# In a frame without the digit, no position is best: this keeps it where it was.
 _INERTIA = 1e-3
 _STAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -24,15 +24,15 @@ _STAR = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 def track(frames: Tensor, crops: Tensor, corners: Tensor, *, farthest: float) -> Tensor:
     """Returns the top-left corners of digits in each frame, `(B,T,D,2)` float64, (x, y) in pixels of the canvas.
 
-    In each frame a digit is looked for around its place in the frame before: the place of least squared error, refined
-    by a parabola.  Pixels that the other digits cover at their places tell nothing, and cost what pixels of this digit
-    cost elsewhere: where it cannot be seen at all, it is no better hidden.  The digits take turns.
+    In each frame, a digit is searched around its previous position for the least squared error, refined by a parabola.
+    Pixels covered by other digits carry no information and are charged this digit's average misfit elsewhere, so that
+    an invisible digit does not hide behind another.  The digits take turns.
 
     Args:
         frames: `(B,T,H,W)`, 0..255.
         crops: The digits at the top left of their images, `(B,D,h,w)`, 0..255, in pixels of the canvas.
-        corners: Where they are right before the first frame, `(B,D,2)`.
-        farthest: Pixels of the canvas that a digit goes at full speed from frame to frame.
+        corners: Their positions just before the first frame, `(B,D,2)`.
+        farthest: Pixels of the canvas that a digit moves per frame at full speed.
     """
     reach = math.ceil(farthest / _HALF) + _ADDED
     frames, crops = frames.float() / 255, crops.float() / 255
@@ -52,7 +52,7 @@ def track(frames: Tensor, crops: Tensor, corners: Tensor, *, farthest: float) ->
 
 
 class _Digits(NamedTuple):
-    """What is looked for."""
+    """The digits to search for."""
 
     template: Tensor
     """`(B,D,h,w)`."""
@@ -71,14 +71,14 @@ class _Digits(NamedTuple):
 
 
 def _locate(frame: Tensor, digits: _Digits, before: Tensor, inertia: Tensor, star: Tensor) -> Tensor:
-    """Returns the places `(B,D,2)` of digits in a frame `(B,H,W)`, each near where it was."""
+    """Returns the positions `(B,D,2)` of digits in a frame `(B,H,W)`, near their previous ones."""
     count = before.shape[1]
     reach = inertia.shape[-1] // 2
     height, width = (size + 2 * reach for size in digits.template.shape[-2:])
     starts = before.round().long() - reach
-    # outside the frame nothing is known, and nothing counts
+    # pixels outside the frame are unknown and do not count
     image, known = _window(frame, starts, height, width)
-    # alone, no digit waits for another: all in one call, for a GPU is slow by the number of calls
+    # the first sweep ignores the other digits: all in one call, since a GPU's time depends on the number of calls
     unfound = digits.size.new_ones(before[..., 0].numel())
     found, misfits = _best_place(
         image.flatten(0, 1), known.flatten(0, 1), digits.flat(), unfound, inertia.flatten(0, 1), star
@@ -103,17 +103,17 @@ def _locate(frame: Tensor, digits: _Digits, before: Tensor, inertia: Tensor, sta
 def _best_place(
     image: Tensor, weight: Tensor, digit: _Digits, misfit: Tensor, inertia: Tensor, star: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the place `(N,2)` (x, y) of least squared error of a digit in a window `(N,H,W)`, and its misfit.
+    """Returns the position `(N,2)` (x, y) of least squared error of a digit in a window `(N,H,W)`, and its misfit.
 
     Args:
         image: The window.
-        weight: 0 where a pixel tells nothing.
+        weight: 0 for pixels without information.
         digit: One for each window.
-        misfit: 0 for a digit that was found as it is, 1 for one of which there is nothing, `(N,)`.
-        inertia: What being so far away costs, `(N,s,s)`, from as far as is looked on one side to the other.
-        star: A place and its four neighbours: lower and upper row, lower and upper column.
+        misfit: 0 for a digit that is found exactly, 1 for one that is absent, `(N,)`.
+        inertia: Cost of the distance from the previous position, `(N,s,s)`, over the search range.
+        star: Offsets of a position and its four neighbours: lower and upper row, lower and upper column.
     """
-    # sum w (f - t)^2 over the window, without the part that no place changes: two correlations
+    # sum w (f - t)^2 over the window, without the part that is the same for all positions: two correlations
     unseen = misfit[:, None, None] * (1 - weight)
     error = _correlate(weight + unseen, digit.squared) - 2 * _correlate(weight * image, digit.template)
     error = (error + inertia).flatten(1)
@@ -124,13 +124,13 @@ def _best_place(
     values = error.gather(1, near[..., 0] * side + near[..., 1])
     middle = values[:, :1]
     place = (at + _vertex(values[:, 1::2], middle, values[:, 2::2])).flip(-1).double()
-    # t^2 - 2 f t is -t^2 where f = t, and t^2 where there is nothing
+    # t^2 - 2 f t is -t^2 where f = t, and t^2 where f = 0
     found = middle[:, 0] / digit.size.clamp(min=1e-9)
     return place, ((found + 1) / 2).clamp(0, 1)
 
 
 def _vertex(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
-    """Returns where the parabola through three neighbours is least, from the middle, at most half a step away."""
+    """Returns the offset of the minimum of a parabola through three neighbours from the middle, at most half a step."""
     bend = low - 2 * middle + high
     shift = 0.5 * (low - high) / bend
     return torch.where((bend > 0) & (shift.abs() <= 0.5), shift, torch.zeros_like(shift))

@@ -1,1 +1,1 @@
-"""Scores of ensembles: CRPS, Brier score, reliability, rank histogram, spread against error."""
+"""Scores of ensembles: CRPS, Brier score, reliability, rank histogram, spread and error."""

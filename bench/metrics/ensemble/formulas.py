@@ -20,9 +20,9 @@ def probabilistic_values(statistics: Mapping[str, np.ndarray], options: Mapping[
     Args:
         statistics: `distance` (sum over pixels and members of |x_i - y|), `pair_distance` (of |x_i - x_j| over all
             pairs i < j), `variance` (unbiased, over members), `mean_error` (squared, of the ensemble mean),
-            `pixel_count`, each `(..., T)`; and per threshold `(..., T, K)`, in whole numbers, with k members of M that
-            have the event and O = 1 where it was observed: `brier_sum` of (k - M O)^2, `brier_spread` of k (M - k),
-            `observed_count` of O, `brier_count` of pairs.
+            `pixel_count`, each `(..., T)`; and per threshold `(..., T, K)`, as integers, with k of M members that have
+            the event and O = 1 if it was observed: sums over pixels of (k - M O)^2 (`brier_sum`), of k (M - k)
+            (`brier_spread`) and of O (`observed_count`), and the number of pixels (`brier_count`).
         options: `members`, `scale`, `thresholds`, `reference` (`sample`, or frequencies `[threshold]` or
             `[threshold][lead]`).
     """
@@ -36,7 +36,7 @@ def probabilistic_values(statistics: Mapping[str, np.ndarray], options: Mapping[
     found: dict[str, np.ndarray] = {}
     distance, pairs = per_pixel("distance", 1), per_pixel("pair_distance", 1)
     spread, error = per_pixel("variance", 2), per_pixel("mean_error", 2)
-    undefined = np.nan if m < 2 else 1.0  # what needs two members to be estimated
+    undefined = np.nan if m < 2 else 1.0  # factor of scores that need two members
     found |= with_leads("crps", *(d / m - p / m**2 for d, p in zip(distance, pairs, strict=True)))
     found |= with_leads(
         "crps_fair",
@@ -44,7 +44,7 @@ def probabilistic_values(statistics: Mapping[str, np.ndarray], options: Mapping[
     )
     found |= with_leads("spread", *(undefined * np.sqrt(s) for s in spread))
     found |= with_leads("rmse_of_mean", *(np.sqrt(e) for e in error))
-    # an ensemble whose members and truth are interchangeable has the ratio 1 at any size
+    # the ratio is 1 at any size if members and truth are interchangeable
     ratios = (undefined * np.sqrt((m + 1) / m * quotient(s, e)) for s, e in zip(spread, error, strict=True))
     found |= with_leads("spread_skill_ratio", *ratios)
     found["crps_pixel_count"] = counts.sum(-1).astype(np.float64)
@@ -61,7 +61,7 @@ def _brier_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, An
         frequencies = np.broadcast_to(
             frequencies[:, None] if frequencies.ndim == 1 else frequencies, (len(labels), per_lead[0].shape[-2])
         ).T
-    # the reference's squared error adds up over leads, each with its own frequency; the sample's own is of the whole
+    # the reference's squared error adds up over leads, each with its own frequency; the sample's frequency is overall
     n, o = per_lead[3], per_lead[2]
     if frequencies is None:
         reference_sums = [_own(o.sum(-2, keepdims=True), n.sum(-2, keepdims=True)), _own(o, n)]
@@ -90,5 +90,5 @@ _BRIER = ("brier_sum", "brier_spread", "observed_count", "brier_count")
 
 
 def _own(events: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Returns the squared error, summed, of forecasting the sample's own frequency."""
+    """Returns the summed squared error of forecasting the sample's own frequency."""
     return events - quotient(events**2, np.where(count == 0, np.nan, count))

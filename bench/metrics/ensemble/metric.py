@@ -1,4 +1,4 @@
-"""Scores of ensembles: CRPS, Brier score and skill, reliability, rank histogram, spread against error.
+"""Scores of ensembles: CRPS, Brier score and skill, reliability, rank histogram, spread and error.
 
 Sources: Gneiting and Raftery (2007), JASA 102, 359-378; Ferro (2014), Q. J. R. Meteorol. Soc. 140, 1917-1923 (fair
 scores); Hamill (2001), Mon. Wea. Rev. 129, 550-560 (rank histogram); Fortin et al. (2014), J. Hydrometeor. 15,
@@ -33,28 +33,29 @@ class Probabilistic(EventMetric):
     `compute()` gives, over everything and as `NAME_lead_L` for lead L = 1..:
 
     * `crps`, on the 0-1 scale: mean over pixels of mean_i |x_i - y| - sum_ij |x_i - x_j| / (2 M^2), which for one
-      member is the mean absolute error; `crps_fair` with 2 M (M-1) in place of 2 M^2, undefined for one member;
-    * `brier_K` at threshold K: mean of (share of members >= K - whether the target is)^2; `brier_debiased_K`, less
-      P (1-P) / (M-1); `bss_K` = 1 - brier_K / that of the reference; undefined where the reference is never wrong;
-      `brier_m`, `brier_debiased_m`, `bss_m`, their means over the thresholds where they are defined;
+      member is the mean absolute error; `crps_fair` with 2 M (M-1) instead of 2 M^2, undefined for one member;
+    * `brier_K` at threshold K: mean of (P - O)^2 with P the share of members >= K and O = 1 if the target is >= K;
+      `brier_debiased_K`, the same minus the mean of P (1-P) / (M-1); `bss_K` = 1 - brier_K / that of the reference,
+      undefined if the reference is never wrong; `brier_m`, `brier_debiased_m`, `bss_m`, means over the thresholds for
+      which they are defined;
     * `spread`, the root of the mean unbiased variance of members; `rmse_of_mean`, that of the ensemble mean;
-      `spread_skill_ratio` = sqrt((M+1)/M) spread / rmse_of_mean, 1 where truth and members are interchangeable;
-    * `crps_pixel_count`, the pixels that entered (not per lead).
+      `spread_skill_ratio` = sqrt((M+1)/M) spread / rmse_of_mean, 1 if truth and members are interchangeable;
+    * `crps_pixel_count`, the number of pixels used (not per lead).
 
     `curves()` gives the reliability curve of each threshold and the rank histogram.  A pixel with a NaN in any member
-    or in the target counts nowhere; one with an infinity has no distances.  The two conventions differ where skill's
-    do: `correct` takes a value within 5e-5 of an integer for that integer, and a target of 255 for missing.
+    or in the target counts nowhere; one with an infinity has no distances.  The two conventions differ as in `Skill`:
+    `correct` rounds values within 5e-5 of an integer, and treats a target of 255 as missing.
 
     Args:
         thresholds: In the units of the data.
         convention: `upstream` or `correct`.
         scale: Physical value that becomes 1, for CRPS, spread and error.
-        t_out: Number of lead times, where known; else taken from the first update.
-        members: Number of members, where known; else taken from the first update.
-        reference: What the Brier skill is against: `sample`, the frequency of the event in the verified sample itself,
-            of each threshold and, for scores per lead, of each lead; or the frequencies of a climatology, such as that
-            of the training split, `[threshold]` or `[threshold][lead]`.
-        missing_value: A target of this value counts nowhere; `default` is 255 for `correct`, None for `upstream`.
+        t_out: Number of lead times, if known; else taken from the first update.
+        members: Number of members, if known; else taken from the first update.
+        reference: Reference of the Brier skill: `sample`, the event frequency in the verified sample, for each
+            threshold and, in scores per lead, for each lead; or frequencies of a climatology, e.g. of the training
+            split, `[threshold]` or `[threshold][lead]`.
+        missing_value: Targets of this value count nowhere; `default` is 255 for `correct`, None for `upstream`.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -133,9 +134,9 @@ class Probabilistic(EventMetric):
     def curves(self) -> dict[str, dict[str, list[float | None]]]:
         """Returns `reliability_K` of each threshold, and `rank_histogram`.
 
-        Reliability has, for each probability k/M: how many pairs were forecast with it, and in which share of them the
-        event was observed (None where there are none).  The rank histogram has the share of pairs for which so many
-        members lie below the truth; a truth that equals some members is shared out evenly over the ranks it may have.
+        Reliability has, for each probability k/M, the number of pairs forecast with it, and the share of them in which
+        the event was observed (None if there are none).  The rank histogram has the share of pairs by the number of
+        members below the truth; a truth that equals some members is distributed evenly over its possible ranks.
         """
         found: dict[str, dict[str, list[float | None]]] = {}
         m = self.reliability.shape[1] - 1
@@ -154,7 +155,7 @@ class Probabilistic(EventMetric):
 
 
 def rank_histogram(ranks: np.ndarray) -> list[float | None]:
-    """Returns the share of pairs of each rank 0..M, for counts by members below and members not above the truth."""
+    """Returns the share of pairs of each rank 0..M, from counts by numbers of members below and not above the truth."""
     shares = np.zeros(len(ranks))
     for below, not_above in zip(*np.nonzero(ranks), strict=True):
         shares[below : not_above + 1] += ranks[below, not_above] / (not_above - below + 1)

@@ -1,7 +1,7 @@
 """Sums over the pixels of an ensemble and its truth: distances, spread, shares of members with an event, ranks.
 
-Everything is formed from the sorted members.  Sum over pairs i < j of |x_i - x_j| = sum over i of (2i - M + 1) x_(i),
-i = 0..M-1, so no (M, M) array is ever formed; pixels go through in blocks that stay in the cache.
+Everything is computed from the sorted members.  Sum over pairs i < j of |x_i - x_j| = sum over i of (2i - M + 1) x_(i),
+i = 0..M-1, so no (M, M) array is needed; pixels are processed in blocks that fit the cache.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ensemble_sums(
         members: Physical values `(M,B,T,H,W,C)` of any dtype.
         target: The verifying values `(B,T,H,W,C)`, on the same device.
         thresholds: An event is a value >= the threshold.
-        integer_rule: Take a value within 5e-5 of an integer for that integer before comparing with a threshold.
+        integer_rule: Round values within 5e-5 of an integer before comparing with a threshold.
     """
     members, target = _comparable(members.detach(), target.detach())
     if members.device.type != "cpu":
@@ -84,7 +84,7 @@ def ensemble_sums(
 def _limits(
     members: Tensor, target: Tensor, thresholds: tuple[float, ...], integer_rule: bool
 ) -> list[list[int | float]]:
-    """Returns the smallest value of either side that is an event, for each threshold."""
+    """Returns the smallest value that is an event, for members and for target and for each threshold."""
     dtypes = (np.dtype(str(side.dtype).removeprefix("torch.")).str for side in (members, target))
     return [
         [limit.item() if isinstance(limit, np.generic) else limit for limit in limits]
@@ -93,19 +93,19 @@ def _limits(
 
 
 def _sums_there(members: Tensor, truth: Tensor, limits: list[list[int | float]]) -> EnsembleSums:
-    """Returns the sums of a whole batch on a GPU, which but for counting the ranks is waited for nowhere.
+    """Returns the sums of a whole batch on a GPU, waiting for it only to count the ranks.
 
-    Pixels that do not count are masked, not taken out: how many they are is not known here.
+    Pixels that do not count are masked instead of removed, because their number is not known on the host.
 
     Args:
         members: `(M,B,T,P)`.
         truth: `(B,T,P)`.
-        limits: Of the members and of the truth, one for each threshold.
+        limits: Event limits of the members and of the truth, for each threshold.
     """
     m = len(members)
     known = ~(torch.isnan(members).any(0) | torch.isnan(truth))
     ordered = members.sort(0).values
-    # whole (K,B,T) at a time: pairs, and observed ones, with at least j members at or above each threshold
+    # (K,B,T) at a time: numbers of pairs, and of observed ones, with at least j members at or above each threshold
     limit, truth_limit = (
         torch.tensor(each, dtype=members.dtype).to(members.device, non_blocking=True)[:, None, None, None]
         for each in limits
@@ -126,7 +126,7 @@ def _sums_there(members: Tensor, truth: Tensor, limits: list[list[int | float]])
 
 
 def _comparable(members: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both in one floating dtype that holds either exactly."""
+    """Returns both in a floating dtype that holds their values exactly."""
     members, target = widen(members), widen(target)
     wide = any(side.dtype in (torch.float64, torch.int32, torch.int64) for side in (members, target))
     dtype = torch.float64 if wide else torch.float32
@@ -139,7 +139,7 @@ def _blocks(rows: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _known(rows: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the pixels without NaN; a sum tells whether there is anything to look for."""
+    """Returns the pixels without NaN; a finite sum shows that there is none."""
     if bool(torch.isfinite(rows.sum() + truth.sum())):
         return rows, truth
     keep = ~(torch.isnan(rows).any(0) | torch.isnan(truth))
@@ -148,7 +148,7 @@ def _known(rows: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=32)
 def _comparators(count: int) -> tuple[tuple[int, int], ...]:
-    """Returns Batcher's odd-even merge sort for `count` lines: pairs to put in order, one after another."""
+    """Returns Batcher's odd-even merge sort for `count` lines, as pairs to compare and exchange in order."""
     found = []
     p = 1
     while p < count:
@@ -164,9 +164,9 @@ def _comparators(count: int) -> tuple[tuple[int, int], ...]:
 
 
 def _sorted(rows: Tensor) -> list[Tensor]:
-    """Returns the members of every pixel in ascending order, as M rows: a network of minima and maxima.
+    """Returns the members of every pixel in ascending order, as M rows, by a network of minima and maxima.
 
-    Some ten times as fast as sorting along the first axis, for the eight members of a usual ensemble.
+    It is about ten times as fast as sorting along the first axis, for an ensemble of eight members.
     """
     ordered = [row.numpy() for row in rows]
     fresh = [False] * len(ordered)  # the caller's rows must stay as they are
@@ -182,7 +182,7 @@ def _sorted(rows: Tensor) -> list[Tensor]:
 
 
 def _count_events(rows: list[Tensor], values: Tensor, limits: list[list[int | float]]) -> Tensor:
-    """Returns how many pixels have so many members at or above a threshold, observed or not: int64 `(K, M+1, 2)`."""
+    """Returns the number of pixels by members at or above a threshold, and by observation: int64 `(K, M+1, 2)`."""
     # numpy compares and counts booleans several times as fast
     ordered, truth, count = [row.numpy() for row in rows], values.numpy(), np.count_nonzero
     m = len(ordered)
@@ -232,7 +232,7 @@ def _distances(ordered: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
         squares.addcmul_(difference, difference)
         distance += difference.abs_().sum(-1)
     sums = [row.sum(-1, dtype=torch.float64) for row in ordered]
-    # outer pairs together: equal members then cancel to exactly nothing
+    # outer pairs together, so that equal members cancel exactly
     pairs = sum(((m - 1 - 2 * i) * (sums[m - 1 - i] - sums[i]) for i in range(m // 2)), torch.zeros_like(distance))
     mean_error = total.square_().sum(-1) / m**2
     variance = (squares.sum(-1) - m * mean_error) / (m - 1) if m > 1 else torch.zeros_like(distance)
@@ -245,7 +245,7 @@ def _distances(ordered: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
 
 
 def _brier_sums(table: Tensor, m: int) -> dict[str, Tensor]:
-    """Returns what Brier scores are made of, `(B,T,K)`, in whole numbers: see `bench.metrics.ensemble.formulas`."""
+    """Returns the integer sums of Brier scores, `(B,T,K)`, see `bench.metrics.ensemble.formulas`."""
     with_event = torch.arange(m + 1, device=table.device)[:, None]
     observed = torch.arange(2, device=table.device)
     over = (-2, -1)

@@ -12,7 +12,7 @@ from bench.metrics.means import mean_of_defined, quotient, with_leads
 
 MOMENTS = ("count", "p", "o", "pp", "oo", "po")
 _UPSTREAM_EPS = 1e-6
-# Of variances against second moments: what is left of equal values is round-off, some 1e-16 of them.
+# Ratio of variance to second moment below which values count as equal; round-off leaves about 1e-16.
 _NO_VARIANCE = 1e-12
 
 
@@ -35,7 +35,7 @@ def moments(predicted: np.ndarray, observed: np.ndarray, events: np.ndarray, eve
 def correlation_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns C-Nino3.4-M and -WM, the RMSE, and the correlation and RMSE of each lead.
 
-    From moments the correlation is exact to some 1e-12 where values are of the size of their spread, as anomalies are.
+    From moments, the correlation is exact to about 1e-12 if values are of the size of their spread, as anomalies are.
 
     Args:
         statistics: `MOMENTS` of forecast p and observation o, each `(..., K)`.

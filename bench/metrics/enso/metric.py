@@ -1,7 +1,7 @@
 """Skill of the Nino3.4 index: correlation and error per lead time over all windows of a split.
 
 Source: Gao et al. 2022, Earthformer, table of ICAR-ENSO results; the weights of C-Nino3.4-WM are those of its release
-and of the Tianchi competition that the data comes from.
+and of the Tianchi competition that the data come from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GRID = (24, 48, 1)
 _BOX = (slice(10, 13), slice(19, 30))
 _LATITUDES, _LONGITUDES = np.arange(-55, 61, 5)[_BOX[0]], np.arange(95, 331, 5)[_BOX[1]]
 Box = Literal["papers", "exact"]
-# The exact box ends in the middle of the outermost of the papers' cells, whose weights are what lies inside.
+# The exact box ends in the middle of the outermost of the papers' cells; weights are the shares inside.
 _EXACT = box_weights(_LATITUDES, _LONGITUDES, (-5, 5), (190, 240))
 _MEAN_MONTHS = 3
 _UPSTREAM_EPS = 1e-6
@@ -40,12 +40,12 @@ class Nino34(ExactMetric):
     K = 12: it is not normalised); `rmse_nino34`, the mean over leads of the RMSE in K; and `c_nino34_lead_L` and
     `rmse_nino34_lead_L` for lead L = 1...
 
-    The observed index is that of the labels where the task has them, else the box mean of the target.
+    The observed index is that of the labels if the task has them, else the box mean of the target.
 
     Two conventions:
 
-    * `upstream`, what the paper prints: 1e-6 is added to the denominator of the correlation, so no variance is no
-      correlation; one NaN in a lead makes every mean over leads NaN.
+    * `upstream`, as the paper prints it: 1e-6 is added to the denominator of the correlation, so zero variance gives
+      zero correlation; one NaN in a lead makes every mean over leads NaN.
     * `correct`: no epsilon; the correlation of a lead is undefined (NaN) where a window is not finite or either side
       has no variance (fewer than two windows included), is left out of both means (the weighted one still divides
       by K) and counted in `c_nino34_undefined_count`; `rmse_nino34_undefined_count` counts leads with a window that
@@ -54,10 +54,10 @@ class Nino34(ExactMetric):
 
     Args:
         convention: `upstream` or `correct`.
-        t_out: Months of a target, where known; else taken from the first update.
-        box: Of the forecast's index, and of the observed one where there are no labels.  `papers`: the plain mean of
-            the 3x11 cells centred within 5 S..5 N and 190..240 E, which reach 2.5 degrees further out and damp peaks.
-            `exact`: 5 S..5 N and 190..240 E themselves, each cell with the area that lies inside.
+        t_out: Months of a target, if known; else taken from the first update.
+        box: Box of the forecast's index, and of the observed one without labels.  `papers`: the plain mean of the 3x11
+            cells centred within 5 S..5 N and 190..240 E, which reach 2.5 degrees further out and damp peaks.
+            `exact`: exactly 5 S..5 N and 190..240 E, each cell weighted by its area inside.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -82,11 +82,11 @@ class Nino34(ExactMetric):
         if convention not in ("upstream", "correct"):
             raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
         if t_out is not None and t_out < _MEAN_MONTHS:
-            raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, the index is a mean of so many")
+            raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, which the index averages")
         if box not in ("papers", "exact"):
             raise ValueError(f"box {box!r}; expected 'papers' or 'exact'")
         self.convention, self.t_out, self.box = convention, t_out, box
-        # a correlation is not a sum over batches: the K indices of every window are kept, some 100 bytes of each
+        # a correlation is not a sum over batches: the K indices of every window are kept, about 100 bytes each
         self.add_state("forecast_index", [], dist_reduce_fx="cat")
         self.add_state("observed_index", [], dist_reduce_fx="cat")
         self.add_state("window_event", [], dist_reduce_fx="cat")
@@ -137,7 +137,7 @@ class Nino34(ExactMetric):
         return {"convention": self.convention}
 
     def event_statistics(self) -> dict[str, np.ndarray]:
-        """Returns the moments of the indices of each event, `(events, K)`; empty where events are not tracked."""
+        """Returns the moments of the indices of each event, `(events, K)`; empty if events are not tracked."""
         if not self.event_count or not len(self.window_event):
             return {}
         predicted, observed, events = (
@@ -208,7 +208,7 @@ def _upstream_correlation(predicted: np.ndarray, observed: np.ndarray) -> float:
 def _correlation(predicted: np.ndarray, observed: np.ndarray) -> float:
     sides = []
     for side in (predicted, observed):
-        # by the extremes: the mean of equal floats need not equal them, and noise would correlate with noise
+        # compare the extremes: the mean of equal floats need not equal them, and round-off would be correlated
         if not len(side) or not np.isfinite(side).all() or side.max() == side.min():
             return math.nan
         anomaly = side - side.mean()

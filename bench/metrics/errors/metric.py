@@ -20,16 +20,16 @@ from bench.metrics.names import BETTER
 from bench.metrics.pairs import check_pair, rows_of, shared
 from bench.metrics.states import EventMetric, tell_apart
 
-# Pixels at a time: two buffers of float64 stay in the second-level cache, and no page is faulted in anew.
+# Pixels per block: two float64 buffers fit the second-level cache and are allocated once.
 _BLOCK = 49_152
 _CACHE_LINE = 64  # bytes
 
-# Weights of cells are rounded to whole multiples of it, as fine as float32: then their sums are exact.
+# Weights of cells are rounded to multiples of it, as fine as float32, so that their sums are exact.
 _WEIGHT_UNIT = 2.0**-24
 
 
 class ErrorSums(NamedTuple):
-    """Sums over the pixels of every frame, float64 `(B,T)`, and how many pixels they are of, int64."""
+    """Sums over the pixels of every frame, float64 `(B,T)`, and the numbers of pixels, int64."""
 
     squared: Tensor
     absolute: Tensor
@@ -40,9 +40,9 @@ class ErrorSums(NamedTuple):
 def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
     """Returns the sums of errors over the pixels of every frame of `(B,T,H,W,C)`.
 
-    They are right to float64's round-off.  Only where they are not `finite_only`, and of float32 frames of 49,152
-    pixels or more, blocks are summed in float32 as the authors sum everything, which takes half the time: then a
-    frame's are right to 3e-7 and never depend on batches or processes.
+    They are exact to float64's round-off.  The exception are float32 frames of 49,152 pixels or more without
+    `finite_only`: their blocks are summed in float32, as in the authors' code, which takes half the time.  The sums of
+    a frame are then accurate to 3e-7, and still do not depend on batches or processes.
 
     Args:
         forecast: Any dtype.
@@ -70,8 +70,8 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
 def _aligned_buffers() -> np.ndarray:
     """Returns two buffers of a block, `(2,49152)` float64, that start on a cache line.
 
-    BLAS adds up the values before the first cache line apart: where numpy's allocation began decided the last bit of
-    a sum.
+    BLAS sums values before the first cache line separately, so the last bit of a sum would depend on the address of
+    numpy's allocation.
     """
     raw = np.empty(2 * _BLOCK + _CACHE_LINE // 8)
     start = -raw.ctypes.data % _CACHE_LINE // raw.itemsize
@@ -81,9 +81,9 @@ def _aligned_buffers() -> np.ndarray:
 def _double_sums(
     row: np.ndarray, truth: np.ndarray, buffers: np.ndarray, finite_only: bool
 ) -> tuple[float, float, int]:
-    """Returns the sums of squared and absolute errors of one block, and of how many pixels, all in float64."""
+    """Returns the float64 sums of squared and absolute errors of one block, and its number of pixels."""
     difference, values = buffers[0, : row.size], buffers[1, : row.size]
-    # twice cast and subtracted in place is faster than one subtraction that casts
+    # two casts and a subtraction in place are faster than one subtraction that casts
     difference[...] = row
     values[...] = truth
     difference -= values
@@ -96,7 +96,7 @@ def _double_sums(
 
 
 def _single_sums(row: np.ndarray, truth: np.ndarray, buffers: np.ndarray) -> tuple[float, float, int] | None:
-    """Returns the same in float32; None where that overflows."""
+    """Returns the same sums computed in float32; None on overflow."""
     difference = buffers[0].view(np.float32)[: row.size]
     difference[...] = truth
     np.subtract(row, difference, out=difference)
@@ -115,13 +115,13 @@ def _sums_there(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSum
 def weighted_sums(forecast: Tensor, target: Tensor, weights: np.ndarray, finite_only: bool) -> tuple[Tensor, ...]:
     """Returns sums over the pixels of every frame of `(B,T,H,W,C)`, each `(B,T)`.
 
-    They are of weighted squared errors, of weighted absolute errors and of weights, float64, and of the number of
-    pixels with a weight over 0, int64.
+    These are the sums of weighted squared errors, of weighted absolute errors and of weights, float64, and the number
+    of pixels with a positive weight, int64.
 
     Args:
         forecast: Any dtype.
         target: Any dtype.
-        weights: Of the cells, `(H,W)`, multiples of 2^-24.
+        weights: Weights of the cells, `(H,W)`, multiples of 2^-24.
         finite_only: Leave out pairs whose difference is NaN or infinite.
     """
     channels = forecast.shape[-1]
@@ -142,15 +142,15 @@ class PixelwiseScore(EventMetric):
     """Mean over pixels of |forecast - target|^p on the scale of the tables, overall and per lead time.
 
     `compute()` gives `NAME` over everything, `NAME_lead_L` for lead L = 1.., and with `correct` also
-    `NAME_pixel_count`, the number of pairs that entered.
+    `NAME_pixel_count`, the number of pairs used.
 
     Args:
-        convention: `upstream`: every pair enters, one NaN makes the score NaN.  `correct`: pairs with a NaN or an
+        convention: `upstream`: all pairs count, and one NaN makes the score NaN.  `correct`: pairs with a NaN or an
             infinity on either side are left out; no pair left gives NaN.
         scale: Physical value that becomes 1: 255 for 8-bit codes, whose errors the papers give on the 0-1 scale.
-        t_out: Number of lead times, where known; else taken from the first update.
-        weights: Names of the task's weights of cells, such as `area` and `ocean`: a cell counts with their product, and
-            the mean is over the sum of the weights.  `NAME_pixel_count` then is of cells with a weight over 0.
+        t_out: Number of lead times, if known; else taken from the first update.
+        weights: Names of the task's weights of cells, such as `area` and `ocean`: a cell's weight is their product, and
+            the mean is weighted.  `NAME_pixel_count` then counts cells with a positive weight.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -233,10 +233,10 @@ class PixelwiseScore(EventMetric):
 
 
 def check_convention_and_scale(convention: str, scale: float) -> None:
-    """Refuses what is neither a convention nor a scale.
+    """Refuses an unknown convention and an invalid scale.
 
     Raises:
-        ValueError: says what was expected.
+        ValueError: names the expected values.
     """
     if convention not in ("upstream", "correct"):
         raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")

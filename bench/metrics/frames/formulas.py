@@ -17,7 +17,7 @@ def error_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
     """Returns one of the errors per pixel, see `bench.metrics.errors.metric.PixelwiseScore`.
 
     Args:
-        statistics: `error_sum` and `pixel_count`, each `(..., T)`; of weighted errors `weight_sum`, too.
+        statistics: `error_sum` and `pixel_count`, each `(..., T)`; for weighted errors also `weight_sum`.
         options: `score` (`mse` or `mae`), `scale`, `convention`.
     """
     score = options["score"]
@@ -34,8 +34,8 @@ def frame_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
     """Returns every score of `bench.metrics.frames.metric.FrameScores`.
 
     Args:
-        statistics: `mse_sum`, `mae_sum`, `pixel_count`, and `S_sum`, `S_count` for SSIM, PSNR and LPIPS where they
-            were asked for, each `(..., T)`.
+        statistics: `mse_sum`, `mae_sum`, `pixel_count`, and `S_sum`, `S_count` for SSIM, PSNR and, if computed, LPIPS,
+            each `(..., T)`.
         options: `scale`, `convention`, `frame_pixels` (H x W x C).
     """
     found: dict[str, np.ndarray] = {}

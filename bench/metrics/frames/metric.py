@@ -22,7 +22,7 @@ from bench.metrics.names import BETTER
 from bench.metrics.pairs import check_pair
 from bench.metrics.states import EventMetric, tell_apart
 
-# Where the 2022 SSIM is known for every frame: the Chebyshev points of log(data range), between these on the 0-1 scale.
+# Data ranges for which the 2022 SSIM is kept: Chebyshev points of log(data range) between these, on the 0-1 scale.
 _LEAST_RANGE, _MOST_RANGE, _POINTS = 2.0**-8, 2.0**8, 96
 _AT_RANGES = "ssim_at_ranges"
 
@@ -31,27 +31,27 @@ class FrameScores(EventMetric):
     """MSE and MAE per pixel and per frame, SSIM and PSNR, overall and per lead time, on the 0-1 scale.
 
     `compute()` gives, over everything and as `NAME_lead_L` for lead L = 1..: `mse` and `mae`, means over pixels;
-    `mse_frame_sum` and `mae_frame_sum`, the same times H x W x C, the mean over frames of a frame's summed errors;
-    `ssim` and `psnr`, means over frames, of frames of each channel for itself; and `lpips` where asked for.
-    Nothing is clipped but for PSNR, to 0..1; the PSNR of equal frames is infinite, and so is a mean with one.
+    `mse_frame_sum` and `mae_frame_sum`, the same times H x W x C, i.e. the mean over frames of a frame's summed errors;
+    `ssim` and `psnr`, means over the frames of all channels; and `lpips` if requested.
+    Only PSNR clips, to 0..1; the PSNR of equal frames is infinite, and so is a mean that contains one.
 
     Two conventions, which differ in SSIM and in missing values:
 
     * `upstream`: SSIM as papers of 2022 computed it.  Its data range is the larger of the ranges of forecast and
-      target over the whole set, which is known at the end only.  A frame's SSIM is a smooth function of the logarithm
-      of the data range, with no singularity nearer to the real axis than pi/2: sums of it at 96 points give it at any
-      range between 1/256 and 256 (on the 0-1 scale) to 1e-13, and no frame is kept.  Outside it is undefined (NaN),
-      and so is it where all frames are flat.  A NaN in any frame makes the score NaN.
-    * `correct`: the data range is 1, frames are scored as they come.  Pairs of pixels with a NaN or an infinity on
-      either side are left out, so are frames with one from SSIM and LPIPS; `mse_pixel_count`, `ssim_frame_count`, ...
-      say how many entered.
+      target over the whole set, which is known only at the end.  A frame's SSIM is a smooth function of the logarithm
+      of the data range, with no singularity closer to the real axis than pi/2: sums at 96 points give it at any range
+      between 1/256 and 256 (on the 0-1 scale) to 1e-13, without keeping frames.  Outside these ranges, and if all
+      frames are flat, it is undefined (NaN).  A NaN in any frame makes the score NaN.
+    * `correct`: the data range is 1.  Pairs of pixels with a NaN or an infinity on either side are left out, and
+      frames with such a pixel are left out of SSIM and LPIPS; `mse_pixel_count`, `ssim_frame_count`, ... count what
+      was used.
 
     Args:
         convention: `upstream` or `correct`.
         scale: Physical value that becomes 1.
-        t_out: Number of lead times, where known; else taken from the first update.
-        lpips: Also the LPIPS distance with AlexNet, of grey frames as three equal channels; its weights are a download
-            by torchvision.
+        t_out: Number of lead times, if known; else taken from the first update.
+        lpips: Also compute the LPIPS distance with AlexNet, of grey frames as three equal channels; torchvision
+            downloads its weights.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -132,7 +132,7 @@ class FrameScores(EventMetric):
             self.smallest = torch.minimum(self.smallest, torch.stack([side.min() for side in sides]).to(self.smallest))
 
     def _with_ssim(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Returns statistics in which the sums of SSIM at given ranges have become those at the range of the set."""
+        """Returns statistics with the sums of SSIM interpolated to the data range of the whole set."""
         if self.convention == "upstream":
             at_ranges = found.pop(_AT_RANGES)
             data_range = float((self.largest - self.smallest).max()) / self.scale
@@ -148,7 +148,7 @@ class FrameScores(EventMetric):
         return self._with_ssim(super().statistics())
 
     def event_statistics(self) -> dict[str, Any]:
-        """Returns the sums of each event, `(events, T)`, by name; empty where events are not tracked."""
+        """Returns the sums of each event, `(events, T)`, by name; empty if events are not tracked."""
         found = super().event_statistics()
         return self._with_ssim(found) if found else {}
 
@@ -166,7 +166,7 @@ def _ranges() -> Tensor:
 
 
 def _weights(data_range: float) -> np.ndarray:
-    """Returns by what the values at `_ranges` become that at another: barycentric interpolation in the logarithm.
+    """Returns weights `(96,)` that interpolate from `_ranges` to a data range, barycentric in its logarithm.
 
     Source: Berrut and Trefethen (2004), SIAM Review 46, 501-517.
     """
@@ -188,7 +188,7 @@ def _channel_frames(values: Tensor) -> Tensor:
 class _LpipsDistance:
     """The LPIPS distance (AlexNet, version 0.1) of frames `(N,H,W)` in 0..1, float64 `(N,)`.
 
-    No module: the network must not become a part of the metric, nor of a checkpoint.
+    It is no module, so that the network is not part of the metric or of a checkpoint.
 
     Raises:
         ConfigError: the weights of AlexNet are not cached and cannot be downloaded.

@@ -1,7 +1,7 @@
 """Structural similarity (SSIM) and peak signal-to-noise ratio (PSNR) of single frames.
 
 Source: Wang, Bovik, Sheikh and Simoncelli (2004), IEEE Trans. Image Process. 13, 600-612: Gaussian window of 11 pixels
-with sigma 1.5, k1 = 0.01, k2 = 0.03, biased variances.  Only windows wholly inside the frame count.
+with sigma 1.5, k1 = 0.01, k2 = 0.03, biased variances.  Only windows entirely inside the frame count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.errors import ContractError
 
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
-# Pixels at a time on the CPU, whose cache then holds them; and pixels times data ranges elsewhere, of 0.5 GiB.
+# Pixels per block on the CPU, which fit its cache; and pixels times data ranges on other devices, 0.5 GiB.
 _BLOCK, _MOST = 16_384, 2**26
 
 
@@ -26,7 +26,7 @@ def ssim(forecast: Tensor, target: Tensor, data_range: float) -> Tensor:
     Args:
         forecast: Frames `(N,H,W)`.
         target: The same shape.
-        data_range: Largest value less the smallest; 0 gives NaN where both frames are flat.
+        data_range: Largest minus smallest value; 0 gives NaN if both frames are flat.
 
     Raises:
         ContractError: frames are smaller than the window.
@@ -96,7 +96,7 @@ def psnr(forecast: Tensor, target: Tensor, *, finite_only: bool) -> Tensor:
     Args:
         forecast: Frames on the 0-1 scale.
         target: The same shape.
-        finite_only: Leave out pairs of pixels with a NaN or an infinity; a frame without any other gives NaN.
+        finite_only: Leave out pairs of pixels with a NaN or an infinity; a frame without other pairs gives NaN.
     """
     pair = [side.double().flatten(1) for side in (forecast, target)]
     error = (pair[0].clamp(0, 1) - pair[1].clamp(0, 1)).square()

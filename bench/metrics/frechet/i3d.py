@@ -27,7 +27,7 @@ _MIXED = {
 
 
 def _padded(values: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int], fill: float) -> Tensor:
-    """Returns the clip padded as TensorFlow's `SAME` does: to ceil(size / stride) outputs, the odd pixel behind."""
+    """Returns the clip padded as by TensorFlow's `SAME`: to ceil(size / stride) outputs, an odd pixel at the end."""
     pads: list[int] = []
     for size, width, step in zip(values.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
         total = max(0, (-(-size // step) - 1) * step + width - size)
@@ -54,7 +54,7 @@ class _Pool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, values: Tensor) -> Tensor:
-        # zeros, as the weights were trained with: after a ReLU they never exceed what is there
+        # padded with zeros, as in the training of the weights: after a ReLU they never exceed the values
         return F.max_pool3d(_padded(values, self.kernel, self.stride, 0.0), self.kernel, self.stride)
 
 

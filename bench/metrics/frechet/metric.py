@@ -1,4 +1,4 @@
-"""Frechet distance between the features of forecast and observed clips, named for the features.
+"""Frechet distance between the features of forecast and observed clips, named after the features.
 
 Sources: Heusel et al. (2017), NeurIPS (the distance); Unterthiner et al. (2018), arXiv:1812.01717 (with I3D: FVD).
 """
@@ -23,7 +23,7 @@ from bench.metrics.skill.formulas import VIL_THRESHOLDS
 from bench.metrics.states import ExactMetric, tell_apart
 
 Features = Callable[[Tensor], Tensor]
-"""Of clips `(N,T,H,W)` on the 0-1 scale: float64 `(N,D)`."""
+"""From clips `(N,T,H,W)` on the 0-1 scale to features, float64 `(N,D)`."""
 
 _LEVELS = tuple(round(level / 255, 4) for level in VIL_THRESHOLDS)
 _SPECTRUM_BINS = 8
@@ -35,17 +35,17 @@ _I3D_PIXELS = 224
 class Frechet(ExactMetric):
     """Distance of two Gaussians fitted to the features of clips: |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)).
 
-    `compute()` gives one number whose name says what the features are: `frechet_storm`, or `fvd` with the I3D network
-    and its weights, and only then.  Smaller is better; it is for comparing models on the same clips, for it depends
-    on the features, on the number of clips and on nothing that has a unit.  Covariances are unbiased; fewer than two
-    clips give NaN, and with no more clips than features the covariance is singular and the figure of little use:
-    `NAME_clip_count` says how many forecast clips there were, `NAME_feature_count` how many features.
+    `compute()` gives one number whose name states the features: `frechet_storm`, or `fvd` with the I3D network and its
+    weights.  Smaller is better.  It depends on the features and on the number of clips and has no unit, so it only
+    compares models on the same clips.  Covariances are unbiased; fewer than two clips give NaN, and unless there are
+    more clips than features, the covariance is singular and the figure means little: `NAME_clip_count` is the number of
+    forecast clips, `NAME_feature_count` that of features.
 
     The features `storm` of a clip are hand-made, need no download and are the same everywhere: means and standard
     deviations over frames of the log power spectrum in 8 radial bands and of the logarithm of the share of pixels at
     or above six levels; and mean, standard deviation and largest value of the change from frame to frame.
 
-    Each member of an ensemble is a clip of its own; the observed clips enter once.  Contexts are not seen.
+    Each member of an ensemble is a separate clip; the observed clips count once.  Contexts are not used.
 
     Args:
         features: `storm` or `i3d`.
@@ -90,7 +90,7 @@ class Frechet(ExactMetric):
         tell_apart(self, features=features, weights=weights if weights is None else str(weights), scale=scale)
 
     def update(self, forecast: Tensor, target: Tensor) -> None:
-        """Adds the clips of a batch; of several channels, each is a clip.
+        """Adds the clips of a batch; each channel is a separate clip.
 
         A sequence whose target has a missing pixel (NaN) has no features: it counts nowhere, nor do its forecasts.
 
@@ -129,7 +129,7 @@ class Frechet(ExactMetric):
 
 
 def moments(count: np.ndarray, total: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean `(D,)` and unbiased covariance `(D,D)` from sums; NaN where they are not defined."""
+    """Returns mean `(D,)` and unbiased covariance `(D,D)` from sums; NaN with fewer than two clips."""
     n = int(count)
     if n < 2:
         return np.full_like(total, np.nan), np.full_like(products, np.nan)
@@ -138,10 +138,10 @@ def moments(count: np.ndarray, total: np.ndarray, products: np.ndarray) -> tuple
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Returns the squared Frechet distance of two Gaussians; NaN if anything in them is not finite.
+    """Returns the squared Frechet distance of two Gaussians; NaN if a mean or covariance is not finite.
 
-    The trace of the root of the product is the sum of the roots of its eigenvalues, negatives (round-off) as 0, which
-    is good also where a covariance is singular.
+    The trace of the product's square root is the sum of the roots of its eigenvalues, with negative ones (round-off) as
+    0, which also works for singular covariances.
     """
     if not all(np.isfinite(part).all() for part in (mean_a, cov_a, mean_b, cov_b)):
         return math.nan
@@ -182,11 +182,12 @@ def _log_shares(clips: Tensor) -> Tensor:
 def i3d_features(weights: Path) -> tuple[Features, int]:
     """Returns the logits of I3D as features, and their number.
 
-    Clips are made what the network takes: clips of fewer than 9 frames have every frame repeated, grey becomes three
-    equal channels, the shorter side 224 pixels (bilinear), the centre is cut out, 0..1 becomes -1..1.
+    Clips are converted to the network's input: every frame is repeated in clips of fewer than 9 frames, grey becomes
+    three equal channels, the shorter side is resized to 224 pixels (bilinear), the centre is cropped, 0..1 becomes
+    -1..1.
 
     Raises:
-        ConfigError: the file is not there, or no state dict of this network.
+        ConfigError: the file is missing, or is not a state dict of this network.
     """
     from bench.metrics.frechet.i3d import I3D
 
@@ -198,9 +199,9 @@ def i3d_features(weights: Path) -> tuple[Features, int]:
     except FileNotFoundError as error:
         raise ConfigError(
             f"weights={str(weights)!r}: no such file. FVD needs the I3D network of Kinetics (state dict of 400 or 600 "
-            "classes); features=storm needs no file, and is another score."
+            "classes); features=storm needs no file, but is another score."
         ) from error
-    except Exception as error:  # whatever a file that is none makes torch say
+    except Exception as error:  # torch raises errors of many kinds for other files
         raise ConfigError(f"weights={str(weights)!r} is not a state dict of I3D: {first_line(error)}") from error
     return _I3DFeatures(network.eval().requires_grad_(False)), classes
 
@@ -218,7 +219,7 @@ class _I3DFeatures:
 
 
 def i3d_input(clips: Tensor) -> Tensor:
-    """Returns what I3D takes, `(N,3,T,224,224)` in -1..1, of clips `(N,T,H,W)` on the 0-1 scale."""
+    """Returns I3D's input `(N,3,T,224,224)` in -1..1 for clips `(N,T,H,W)` on the 0-1 scale."""
     repeats = -(-_LEAST_FRAMES // clips.shape[1])
     clips = clips.repeat_interleave(repeats, 1)
     height, width = clips.shape[2:]

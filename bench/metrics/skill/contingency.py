@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.metrics.pairs import rows_of
 
-# A value this near an integer is that integer: mends float32 un-scaling (218.99998 -> 219), not half precision.
+# Values this near an integer are rounded: corrects float32 un-scaling (218.99998 -> 219), not half precision.
 INTEGER_TOLERANCE = 5e-5
 
 
@@ -31,8 +31,8 @@ def count_events(
         forecast: Physical values `(B,T,H,W,C)` of any dtype.
         target: The verifying values, same shape.
         thresholds: K thresholds.
-        integer_rule: Take a value within 5e-5 of an integer for that integer before comparing.
-        missing_value: A target of this value counts nowhere.
+        integer_rule: Round values within 5e-5 of an integer before comparing.
+        missing_value: Targets of this value count nowhere.
     """
     if forecast.device.type != "cpu" or target.device.type != "cpu":
         return _count_on_device(forecast, target, thresholds, integer_rule, missing_value)
@@ -50,11 +50,11 @@ def count_events(
 
 @lru_cache(maxsize=64)
 def event_limits(thresholds: tuple[float, ...], dtype: str, integer_rule: bool) -> tuple[np.generic | int, ...]:
-    """Returns the smallest value of a dtype that is an event, per threshold: one comparison then decides exactly.
+    """Returns the smallest value of a dtype that is an event, per threshold, so that one comparison decides exactly.
 
-    The integer rule never lowers a value below another, so events still begin somewhere: for a threshold on an integer
-    k or at most 5e-5 below it at k - 5e-5; for one at most 5e-5 above k, where values are moved down to k, right after
-    k + 5e-5; for any other at the threshold.
+    The integer rule is monotonic, so such a value exists: k - 5e-5 for a threshold at an integer k or at most 5e-5
+    below it; the next value after k + 5e-5 for a threshold at most 5e-5 above k, because values are rounded down to k;
+    and the threshold itself for any other.
     """
     kind = np.dtype(dtype).type
     limits: list[np.generic | int] = []
@@ -74,10 +74,10 @@ def event_limits(thresholds: tuple[float, ...], dtype: str, integer_rule: bool) 
 def _without_missing(
     row: np.ndarray, truth: np.ndarray, integer_rule: bool, missing_value: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels where both sides are known."""
+    """Returns the pixels that are known on both sides."""
     keep: np.ndarray | np.bool = np.True_
     for side in (row, truth):
-        # The minimum of a row with a NaN is NaN: one pass without a temporary tells that there is none.
+        # The minimum of a row with a NaN is NaN: this checks in one pass without a temporary.
         if side.dtype.kind == "f" and np.isnan(side.min()):
             keep = keep & ~np.isnan(side)
     if missing_value is not None:
@@ -112,7 +112,7 @@ def _count_on_device(
     integer_rule: bool,
     missing_value: float | None,
 ) -> Tensor:
-    """The same counts where the tensors are; one reduction per threshold, no transfer of fields."""
+    """Returns the same counts on the tensors' device, with one reduction per threshold and no transfer of fields."""
     target = target.to(forecast.device)
     sides = [_exact_on_device(side, integer_rule) for side in (forecast, target)]
     keep = ~(torch.isnan(sides[0]) | torch.isnan(sides[1]))

@@ -15,7 +15,7 @@ import numpy as np
 from bench.metrics.means import geometric_mean_of_positive, mean_of_defined, quotient
 
 VIL_THRESHOLDS = (16, 74, 133, 160, 181, 219)
-"""Of the Earthformer release's `SEVIRSkillScore`; codes of vertically integrated liquid, 0 to 255."""
+"""Thresholds of the Earthformer release's `SEVIRSkillScore`: codes of vertically integrated liquid, 0 to 255."""
 SCORES = ("csi", "pod", "sucr", "far", "bias", "hss")
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
 FSS_SUMS = ("fss_error", "fss_reference")
@@ -30,9 +30,9 @@ def skill_scores(
 
     Args:
         counts: Hits, misses, false alarms, correct negatives; with several pools, the thresholds of each in turn.
-        thresholds: What the columns are.
+        thresholds: Thresholds of the columns.
         convention: `upstream` or `correct`.
-        pools: Widths of the max-pooling that the columns were counted after.
+        pools: Widths of the max-pooling before counting.
     """
     columns = len(thresholds) * len(pools)
     statistics = {name: np.asarray(counts[name], np.float64).reshape(-1, columns) for name in COUNTS}
@@ -46,7 +46,7 @@ def skill_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
     Args:
         statistics: `COUNTS`, each `(..., T, pools x thresholds)`; with windows also `FSS_SUMS`
             `(..., T, windows x thresholds)`.
-        options: `thresholds`, `convention`, `pools`, and `fss_windows` where there are any.
+        options: `thresholds`, `convention`, `pools`, and optionally `fss_windows`.
     """
     thresholds, convention = options["thresholds"], options["convention"]
     labels = [f"{threshold:g}" for threshold in thresholds]
@@ -82,7 +82,7 @@ def _name_all(
     each: np.ndarray,
     mean: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    """Names a score: pooled `(..., 1, K)`, per lead `(..., T, K)`, its means over thresholds and over leads."""
+    """Adds a score by name: pooled `(..., 1, K)`, per lead `(..., T, K)`, and its means over thresholds and leads."""
     table = np.concatenate([whole, each], -2)
     over_leads = mean(np.swapaxes(each, -1, -2))
     for row in range(table.shape[-2]):
@@ -97,9 +97,9 @@ def _name_all(
 
 def _scores(tables: list[np.ndarray], convention: Convention) -> dict[str, np.ndarray]:
     h, m, f, c = tables
-    # Products of counts of the whole SEVIR test set exceed int64: HSS is formed in float64.
+    # Products of counts of the whole SEVIR test set exceed int64, so HSS is computed in float64.
     hss_over = (h + m) * (m + c) + (h + f) * (f + c)
-    # Never a share of anything: its perfect value is 2.08.  Named apart, so that it can be told from the bias.
+    # Its perfect value is 2.08, so it has its own name to distinguish it from the bias.
     bias_upstream = ((h + f) / (h + m + _UPSTREAM_EPS) / math.log(2)) ** 2
     if convention == "upstream":
         eps = _UPSTREAM_EPS

@@ -29,27 +29,27 @@ class Skill(EventMetric):
 
     `compute()` gives, for each score S and threshold K: `S_K` from counts pooled over sequences, leads and pixels
     (the papers' tables), `S_m`, its mean over thresholds, `S_K_lead_L` and `S_m_lead_L` for lead L = 1.., and
-    `S_K_per_lead_mean`, `S_m_per_lead_mean`, the mean over leads of the scores per lead, which is another number.
-    After max-pooling to cells of n x n pixels the same are `S_K_pooln`, `S_m_pooln`, `S_K_pooln_lead_L`, ...
+    `S_K_per_lead_mean`, `S_m_per_lead_mean`, the mean over leads of the scores per lead, which differs from `S_K`.
+    After max-pooling to cells of n x n pixels, they are called `S_K_pooln`, `S_m_pooln`, `S_K_pooln_lead_L`, ...
 
     Two conventions:
 
-    * `upstream`, what the papers print: scores have 1e-4 added to their denominators, so 0/0 is 0 and enters the
-      means; 'bias' is ((H+F)/(H+M)/ln 2)^2, whose perfect value is 2.08; a target code of 255 is an event.
+    * `upstream`, as the papers print them: 1e-4 is added to denominators, so 0/0 is 0 and enters the means; 'bias' is
+      ((H+F)/(H+M)/ln 2)^2, whose perfect value is 2.08; a target code of 255 is an event.
     * `correct`: no epsilon; an undefined score is NaN, is left out of means and counted in `S_undefined_count`;
-      BIAS is (H+F)/(H+M) and its mean geometric; a value within 5e-5 of an integer is that integer; a target of
-      255 (missing) counts nowhere, nor does a pooled cell with one.
+      BIAS is (H+F)/(H+M) and its mean geometric; values within 5e-5 of an integer are rounded; a target of 255
+      (missing) counts nowhere, and neither does a pooled cell that contains one.
 
     In both, an event is a value >= the threshold, a pair with NaN on either side counts nowhere, and `bias_upstream`
-    is the upstream 'bias' under a name of its own.
+    is the upstream 'bias'.
 
     Args:
         thresholds: In the units of the data.
         convention: `upstream` or `correct`.
-        t_out: Number of lead times, where known; else taken from the first update.
-        missing_value: A target of this value counts nowhere; `default` is 255 for `correct`, None for `upstream`.
+        t_out: Number of lead times, if known; else taken from the first update.
+        missing_value: Targets of this value count nowhere; `default` is 255 for `correct`, None for `upstream`.
         pool: Width of the cells of the max-pooling before counting, 1 for none; or several widths.
-        fss_windows: Widths in pixels, odd, of neighbourhoods whose fractions skill score `fss_K_windoww` is wanted.
+        fss_windows: Odd widths w in pixels of neighbourhoods for the fractions skill score `fss_K_windoww`.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -128,7 +128,7 @@ class Skill(EventMetric):
 
     @property
     def better(self) -> dict[str, Better]:
-        """Returns which way scores are better, by what their names begin with."""
+        """Returns the direction of scores by prefix of their names."""
         return BETTER if self.convention == "correct" else BETTER_UPSTREAM
 
     def score_options(self) -> dict[str, Any]:
@@ -149,9 +149,9 @@ class Skill(EventMetric):
 
 
 def missing_as_nan(target: Tensor, missing_value: float | None, integer_rule: bool) -> Tensor:
-    """Returns the target, in half precision widened, with NaN where its value says that it is missing.
+    """Returns the target with NaN for the missing value, half precision widened to float32.
 
-    As it is where nothing is missing, which one maximum tells.
+    It is returned unchanged if its maximum shows that nothing is missing.
     """
     target = widen(target.detach())
     if missing_value is None or not target.numel():

@@ -1,4 +1,4 @@
-"""Max-pooling of frames of any dtype, on any device, with NaN spreading to its cell."""
+"""Max-pooling of frames and sums of the fractions skill score, for any dtype and device; NaN spreads to its cell."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bench.metrics.skill.contingency import event_limits
 
 
 def max_pool(values: Tensor, size: int) -> Tensor:
-    """Returns the maxima of cells of size x size pixels, `(B,T,H//size,W//size,C)`, of `(B,T,H,W,C)`.
+    """Returns the maxima over cells of size x size pixels, `(B,T,H//size,W//size,C)`, of `(B,T,H,W,C)`.
 
-    What does not fill a cell at the lower and right edges is left out.  A cell with a NaN is NaN.
+    Pixels at the lower and right edges that do not fill a cell are left out.  A cell with a NaN is NaN.
 
     Raises:
         ContractError: frames are smaller than a cell.
@@ -35,15 +35,15 @@ def fraction_sums(
 ) -> tuple[Tensor, Tensor]:
     """Returns the sums over pixels of (P_f - P_o)^2 and of P_f^2 + P_o^2, float64 `(B, T, windows x thresholds)`.
 
-    P is the share of a window's pixels that have an event.  A window is centred on its pixel, one for every pixel;
-    beyond the frame there are no events.  Nor is there one, on either side, where one side is NaN.
+    P is the share of a window's pixels with an event, for a window centred on every pixel.  Pixels beyond the frame,
+    and pixels with NaN on either side, have no event on both sides.
 
     Args:
         forecast: Physical values `(B,T,H,W,C)`.
         target: The verifying values, same shape and device.
         thresholds: An event is a value >= the threshold.
         windows: Widths in pixels, odd.
-        integer_rule: Take a value within 5e-5 of an integer for that integer before comparing.
+        integer_rule: Round values within 5e-5 of an integer before comparing.
     """
     pair = [widen(side.detach()).movedim(4, 2) for side in (forecast, target)]  # (B,T,C,H,W)
     known = ~(torch.isnan(pair[0]) | torch.isnan(pair[1]))
@@ -54,7 +54,7 @@ def fraction_sums(
         tables = [_integral(side.ge(_scalar(limit[k])) & known) for side, limit in zip(pair, limits, strict=True)]
         for w, window in enumerate(windows):
             counts = [_window_counts(table, window) for table in tables]
-            # whole numbers up to the square of a window: exact in int64, and their sum over a frame in float64
+            # integers up to the square of a window's area: exact in int64, and their sum over a frame in float64
             over = (2, 3, 4)
             error[:, :, w, k] = ((counts[0] - counts[1]) ** 2).sum(over).double() / window**4
             reference[:, :, w, k] = (counts[0] ** 2 + counts[1] ** 2).sum(over).double() / window**4

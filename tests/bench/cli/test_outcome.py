@@ -1,4 +1,4 @@
-"""What a run ends with, read as its reader does."""
+"""The summary that a run prints at its end."""
 
 from __future__ import annotations
 

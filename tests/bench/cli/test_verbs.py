@@ -102,6 +102,8 @@ def test_help_of_a_verb_of_a_verb_has_examples(capsys, words: list[str]) -> None
         (["tabl"], "table"),
         (["table", "runs/rad"], "runs/radar"),
         (["table", "--form"], "--format"),
+        (["table", "runs/radar", "--format", "la"], "latex"),
+        (["table", "runs/radar", "--with", "simv"], "simvp"),
         (["run", "mod"], "model="),
         (["run", "model", "=", "rainf"], "rainformer"),
         (["run", "train.max_e"], "train.max_epochs="),

@@ -195,9 +195,3 @@ def test_any_folder_is_written_as_an_override_that_gives_it_back(name: str) -> N
     folder = f"/data/{name}"
     if "${" not in folder:  # which is an interpolation wherever it stands
         assert compose([f"data.root={literal(folder)}"]).data.root == folder
-
-
-@pytest.mark.parametrize("folder", ["/home/jörg/sevir", "données", "~/数据"])
-def test_letters_of_any_alphabet_need_no_quotes(folder: str) -> None:
-    assert compose([f"data.root={folder}"]).data.root == folder
-    assert expand_sweep([f"data.root={folder},b"]) == [[f"data.root='{folder}'"], ["data.root='b'"]]

@@ -104,7 +104,7 @@ def test_counting_by_shapes_gives_what_a_real_forecast_gives(name: str, monkeypa
             count_model(model, (4, 32, 32, 1))
         return
     quick, real = _both_ways(model, (4, 32, 32, 1), monkeypatch)
-    # how often an operation without multiply-adds ran may differ, where random numbers are drawn
+    # counts of operations without multiply-adds may differ if random numbers are drawn
     assert dataclasses.replace(quick, uncounted={}) == dataclasses.replace(real, uncounted={})
 
 

@@ -1,4 +1,4 @@
-"""What a training step computes and keeps, from a trace without values, against the same step with values."""
+"""Operations and memory of a training step, from a trace without values, against the same step with values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.reproduction.work import training_loss_of, works_of
 from bench.tasks import Task
 
 CONTEXT, TARGET = (4, 32, 32, 1), (3, 32, 32, 1)
-# Layers that keep the same whatever the device; cuboid attention pads and drops out otherwise on the CPU.
+# Models that keep the same tensors on any device; cuboid attention pads and drops out differently on the CPU.
 ALIKE = ["unet", "convlstm", "predrnn", "phydnet", "e3d_lstm", "rainformer", "simvp", "tau"]
 
 
@@ -41,14 +41,14 @@ def test_a_step_without_values_keeps_to_the_byte_what_a_real_one_keeps(name: str
         assert traced_step(without, _loss(without), CONTEXT, TARGET, size).saved_bytes == found.saved_bytes > 0
 
 
-# Fused attention computes its products once more in the backward pass. For Earthformer, the CPU has a shorter way.
+# Fused attention recomputes its products in the backward pass. Earthformer has a shorter formulation on the CPU.
 @pytest.mark.parametrize(
     ("name", "forward", "step"), [*((name, 0, 0) for name in ALIKE if name != "e3d_lstm"), ("e3d_lstm", 0, 0.05),
                                   ("earthformer", 0.1, 0.1)],
 )  # fmt: skip
 def test_operations_are_those_that_torch_counts(name: str, forward: float, step: float) -> None:
     real, without = _made(name), _made(name).to("meta")
-    # Of the CPU's own fused attention, torch knows no count.
+    # Torch cannot count the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         real.train()
         loss = _loss(real)(torch.rand(2, *CONTEXT), torch.rand(2, *TARGET))
@@ -78,7 +78,7 @@ def test_the_peak_of_a_real_step_lies_between_the_estimate_and_twice_it(name: st
             now += event.nbytes()
             peak = max(peak, now)
     gradients = sum(p.numel() * 4 for p in real.parameters())
-    kept = estimate - (context.nbytes + target.nbytes)  # which were there before
+    kept = estimate - (context.nbytes + target.nbytes)  # which were allocated before
     assert 0.9 * kept < peak < 2 * (estimate + gradients)
 
 
@@ -128,7 +128,7 @@ def test_attention_needs_no_axis_of_heads() -> None:
 
 
 class _InTurns(nn.Module):
-    """Two parts, of which the second, with four times the work, has every third step."""
+    """Two parts; the second, with four times the work, is trained in every third step."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""NetCDF files of SST as people have them are read right: values, months, grids."""
+"""NetCDF files of SST in all common forms are read correctly: values, months, grids."""
 
 from __future__ import annotations
 

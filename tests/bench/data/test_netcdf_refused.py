@@ -1,4 +1,4 @@
-"""NetCDF files of SST that cannot be read right: one refusal that says what to do."""
+"""NetCDF files of SST that cannot be read correctly: one error that says what to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ REFUSED = {
     "anomalies beyond 20 K": (SstFile(SST + np.float32(10), {}, "ssta"), r"temperature anomaly within -20\.\.20 K"),
     "fahrenheit": (SstFile(attributes={"units": "degF"}), "expected degrees Celsius or kelvin, found units 'degF'"),
     "metres": (SstFile(attributes={"units": "m"}), "expected degrees Celsius or kelvin"),
-    "no value": (SstFile(filled(np.nan) * np.nan), "found no value that is known"),
+    "no value": (SstFile(filled(np.nan) * np.nan), "found only missing values"),
     "text": (SstFile(np.full(SST.shape, b"x")), "sst: expected numbers, found"),
     "a scale of 0": (SstFile(packed("i2", 0), {"scale_factor": 0.0}), "scale_factor: expected one finite number"),
     "a scale that is none": (SstFile(packed("i2", 0), {"scale_factor": "x"}), "attribute scale_factor"),
@@ -158,7 +158,7 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path, capsys, kind:
 
 
 class TestArraysThatAreNotThere:
-    """Links, virtual arrays and holes would read as zeros: none of it is temperatures."""
+    """Links, virtual arrays and holes would be read as zeros instead of temperatures."""
 
     def _array(self, file: h5py.File, kind: str, folder: Path) -> None:
         values, attributes = file["sst"][:], dict(file["sst"].attrs)

@@ -1,4 +1,4 @@
-"""What no field has is refused wherever it is read: ICAR-ENSO, contexts of forecasts, splits of one value."""
+"""Implausible values are refused wherever they are read: ICAR-ENSO, contexts of forecasts, constant splits."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_split_of_one_value_is_refused(tmp_path: Path, capsys, monkeypatch: py
 
 
 class TestForecast:
-    """`earthbench forecast --input`: a context from somebody's NetCDF file."""
+    """`earthbench forecast --input`: a context from a user's NetCDF file."""
 
     def _write(self, path: Path, context: np.ndarray, **attributes: object) -> Path:
         with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""Which process gets which batch: evaluation sees every sequence once, training has as many batches everywhere."""
+"""Distribution of batches over processes: evaluation sees every sequence once, training has equal shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turned and mirrored training sequences: all symmetries of a frame, drawn from seed, epoch and number alone."""
+"""Rotated and mirrored training sequences: all symmetries of a frame, drawn only from seed, epoch and number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished training that several files of tests read."""
+"""A finished training that several test files read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_unet import run_tiny
 
 @pytest.fixture(scope="module")
 def unet(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished training; tests leave it as it is."""
+    """A folder with a finished training, which tests must not change."""
     out = tmp_path_factory.mktemp("unet")
     run_tiny(storms, out)
     return out

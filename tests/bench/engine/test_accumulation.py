@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step is that of its whole batch, however it is cut and shared."""
+"""The gradient of an optimiser step is that of its batch, however it is split over micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_models_say_or_show_that_they_use_batch_statistics() -> None:
 
 @pytest.fixture(scope="module")
 def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a size that ConvLSTM takes."""
+    """Storms of a size that ConvLSTM supports."""
     out = tmp_path_factory.mktemp("storms24") / "sevir"
     return make_sevir(out, events={"train": 4, "val": 2, "test": 3}, size=24, seed=1)
 

@@ -1,4 +1,4 @@
-"""The running average of weights: what is trained is averaged, everything else is as the model has it."""
+"""The running average of weights: trained weights are averaged, everything else is copied from the model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_rainformer_s_masks_survive() -> None:
 
 def test_a_model_that_an_average_harms_does_not_keep_the_contract() -> None:
     class CountsInAList(nn.Module):
-        """Its forecast depends on something that no average can have."""
+        """Its forecast depends on state that cannot be averaged."""
 
         def __init__(self, input_shape, target_shape) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""A budget of compute is a number of steps, found once: what it changes, and all that it leaves as it is."""
+"""A compute budget is converted to a number of steps once: what it changes, and what it must not change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def _stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, hook: str = "training_step") -> None:
-    """A signal comes in the training step, or the validation, after so many optimiser steps of the run itself."""
+    """Sends a signal in the training step, or the validation, after the given number of the run's optimiser steps."""
     import signal
 
     original = getattr(Forecaster, hook)

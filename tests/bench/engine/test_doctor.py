@@ -29,7 +29,7 @@ _REAL_GROUP = preflight._group
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forming a group takes seconds: one test does."""
+    """Skips forming a process group, which takes seconds; one test does it."""
     monkeypatch.setattr(preflight, "_group", lambda config: preflight.Check("processes", "ok", "not tried here"))
     monkeypatch.setattr(preflight, "_READING_S", 0.05)
 
@@ -182,7 +182,7 @@ def test_mps_is_a_device_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scores_stay_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's meta device in the place of one without float64."""
+    """Torch's meta device replaces one without float64."""
     forecaster = Forecaster(torch.nn.Linear(2, 2), load_task("sevir"))
     names = list(dict(forecaster.named_modules()))
     monkeypatch.setattr("bench.engine.hardware.WITHOUT_FLOAT64", WITHOUT_FLOAT64 | {"meta"})

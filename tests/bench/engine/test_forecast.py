@@ -1,4 +1,4 @@
-"""`earthbench forecast`: what goes in comes out, members are reproducible, pictures are what their name says."""
+"""`earthbench forecast`: coordinates are passed through, members are reproducible, pictures have the named format."""
 
 from __future__ import annotations
 
@@ -108,6 +108,24 @@ def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
         assert content["forecast"].attrs["grid_mapping"] == "crs" and content["x"].attrs["units"] == "m"
 
 
+def test_each_of_several_variables_has_its_units_in_the_file(tmp_path: Path) -> None:
+    times = np.datetime64("2024-06-01", "ns") + np.arange(12) * np.timedelta64(6, "h")
+    values = np.arange(12 * 4 * 5, dtype=np.float32).reshape(12, 4, 5)
+    axes = ("valid_time", "latitude", "longitude")
+    fields = {"t2m": (axes, values + 273, {"units": "K"}), "u10": (axes, values, {"units": "m s**-1"})}
+    xarray.Dataset(fields, {"valid_time": times}).to_netcdf(tmp_path / "era.nc", engine="h5netcdf")
+    task = bench.load_task("grid", tmp_path / "era.nc", variable=["t2m", "u10"], t_in=4, t_out=2)
+    model, case = bench.load_model("persistence", task), case_of_latest(task)
+    path = write_netcdf(as_dataset(case, forecast(model, task, case.context), task, model), tmp_path / "f.nc")
+    with xarray.open_dataset(path) as found:
+        assert "units" not in found["forecast"].attrs and "units" not in found["context"].attrs
+        for name, (_, expected, attributes) in fields.items():
+            one = found["forecast"].sel(channel=name)
+            assert one["channel_units"].item() == attributes["units"]
+            np.testing.assert_allclose(one[0, 0], expected[-1], atol=1e-3)
+        assert found["time"].values.tolist() == (times[-1] + [1, 2] * (times[1] - times[0])).tolist()
+
+
 def test_what_was_never_observed_is_missing_in_the_file(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).gamma(0.5, 2.0, (24, 8, 10)).astype(np.float32)
     frames[:, 0, :3], frames[20, 4, 4] = np.nan, np.nan
@@ -159,7 +177,7 @@ def test_rows_of_a_picture() -> None:
     members = np.stack([np.full((2, 4, 4), value) for value in (10.0, 20.0, 30.0, 40.0)])
     rows = panels_of(np.zeros((3, 4, 4)), np.ones((2, 4, 4)), members, threshold=25)
     assert [row.name for row in rows] == [
-        "context", "observed", "member 1", "member 2", "member 3", "mean", "P(>= 25)",
+        "context", "observed", "member 1", "member 2", "member 3", "mean", "P(≥ 25)",
     ]  # fmt: skip
     assert rows[-2].frames[0, 0, 0] == 25 and rows[-1].frames[0, 0, 0] == 0.5 and rows[0].first == -2
     controlled = panels_of(np.zeros((3, 4, 4)), None, np.stack([members, members]), controls=(-2, 2))
@@ -212,4 +230,4 @@ def test_a_forecast_of_outliers_is_said(storms: Path, tmp_path: Path, capsys, mo
     monkeypatch.setattr(forecast_verb, "_forecast", lambda *given: 1000 * usual(*given))
     words = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}", "device=cpu", "--out", "a.nc"]
     assert main(words) == 0
-    assert "times as much as what was observed before: its errors are of outliers" in capsys.readouterr().err
+    assert "times as much as what was observed before: outliers dominate its errors" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a training is: its code and settings; and which scores of it count."""
+"""The identity of a training, its code and settings, and which of its scores count."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOSS = "def loss(forecast, target):\n    return ((forecast - target) ** 2).mean(
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes a plugin file with a module beside it; each test has names of its own, for modules stay imported."""
+    """Writes a plugin file with a module beside it; each test uses its own names, because modules stay imported."""
     monkeypatch.setenv(plugins.VARIABLE, "")
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -266,7 +266,7 @@ def test_stages_are_checked_alike(storms: Path, tmp_path: Path, monkeypatch) -> 
     given.write_bytes(raw)
     with pytest.raises(DataError, match="is damaged"):
         go(f"train.stages.autoencoder.checkpoint={given}")
-    # started anew and killed: what the first training's summary said is gone
+    # restarted and killed: the summary of the first training is gone
     summary = stage.with_name("training.json")
     assert summary.is_file()
     assert sum("training had ended" in line for line in go("train.resume=false")) == 0

@@ -1,4 +1,4 @@
-"""Changed data are another training, however they are stored and whatever their events are called."""
+"""Changed data make another training, however they are stored and whatever their events are called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.models import load_weights
 
 
 def _reverse(root: Path, wanted: int) -> None:
-    """Turns one event's frames round in time, the `wanted`-th of the tree."""
+    """Reverses the frames of one event, the `wanted`-th of the tree, in time."""
     gc.collect()  # whoever had the tree open has gone
     paths = sorted((root / "data").rglob("*.h5"))
     for path in paths:

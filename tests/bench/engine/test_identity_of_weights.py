@@ -1,4 +1,4 @@
-"""Weights say what they are: of which model, settings and task, whole, and of this training."""
+"""Weights carry their identity: model, settings, task and training, and whether they are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that are looked at late: the right step, the right message, and no checkpoint of what went astray."""
+"""Losses that are checked late: the right step, the right message, and no checkpoint of diverged weights."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_no_checkpoint_is_made_of_a_step_that_went_astray() -> None:
 def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: nothing is looked at before the epoch ends."""
+    """As on a GPU: losses are not checked before the epoch ends."""
     monkeypatch.setattr(Losses, "is_due", lambda self: False)
     step = Forecaster.training_step
 

@@ -1,4 +1,4 @@
-"""What a run chooses by itself: micro-batches, workers; and what it says and puts back: arithmetic, hardware."""
+"""Automatic choices of a run (micro-batches, workers), and what it reports and restores (arithmetic, hardware)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONVLSTM = ["model=convlstm", "model.hidden=[4,4,4]"]
 
 @pytest.fixture(scope="module")
 def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a size that ConvLSTM takes."""
+    """Storms of a size that ConvLSTM supports."""
     out = tmp_path_factory.mktemp("storms24") / "sevir"
     return make_sevir(out, events={"train": 4, "val": 2, "test": 3}, size=24, seed=1)
 
@@ -104,7 +104,7 @@ def test_a_record_says_what_it_was_computed_with(storms: Path, tmp_path: Path) -
 
 
 def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: Path, monkeypatch) -> None:
-    """A GPU's trial, on a CPU: the model and the step are real, what fits is pretended."""
+    """The trial of a GPU, on a CPU: the model and the step are real, the memory limit is simulated."""
     from bench.engine import micro_batch as module
     from bench.engine import train as training_module
 

@@ -1,4 +1,4 @@
-"""Models that name groups of parameters: learning rates, schedule, turns, resume, and settings that do not apply."""
+"""Models with parameter groups: learning rates, schedule, alternation, resuming, and settings that do not apply."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY = [
 
 
 class _TwoParts(nn.Module):
-    """Two factors of the last frame, the second of which is trained in every other step."""
+    """Two factors of the last frame; the second is trained in every other step."""
 
     def __init__(self, input_shape, target_shape) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_each_parameter_is_named_once(named: list[str]) -> None:
             return [(getattr(self, name).parameters(), 0.1, (0.9, 0.99)) for name in named]
 
     wrong = "other.weight" if named == ["one"] else "one.weight"
-    with pytest.raises(ContractError, match=f"must name every trained parameter once; it does not name {wrong}"):
+    with pytest.raises(ContractError, match=f"must name every trained parameter once, which is not so for {wrong}"):
         check_model(Wrong)
 
 
@@ -93,7 +93,7 @@ def test_groups_have_their_own_rates_and_norms_and_biases_no_decay() -> None:
      ({"optimizer": "sgd"}, "train.optimizer=sgd")],
 )  # fmt: skip
 def test_settings_for_all_parameters_alike_are_refused(settings: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"{words}: _TwoParts has learning rates and betas of its own"):
+    with pytest.raises(ConfigError, match=f"{words}: _TwoParts has its own learning rates and betas"):
         refuse_settings(_TwoParts((4, 8, 8, 1), (3, 8, 8, 1)), Train(**settings))
     refuse_settings(nn.Linear(1, 1), Train(**settings))
 
@@ -216,7 +216,7 @@ def test_learning_rates_are_part_of_what_a_training_is(storms: Path, tmp_path: P
 
 
 def test_a_rate_for_all_is_refused_before_anything_is_trained(storms: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr=0\.01: DGMR has learning rates and betas of its own"):
+    with pytest.raises(ConfigError, match=r"train\.lr=0\.01: DGMR has its own learning rates and betas"):
         _run(storms, tmp_path, "train.lr=0.01")
 
 

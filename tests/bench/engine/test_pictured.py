@@ -1,4 +1,4 @@
-"""What an evaluation keeps for pictures."""
+"""The data that an evaluation keeps for pictures."""
 
 from __future__ import annotations
 

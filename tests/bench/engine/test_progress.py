@@ -1,4 +1,4 @@
-"""What a run says of its progress: on a terminal, in a log, in its folder, and by `earthbench status`."""
+"""Progress reports of a run: on a terminal, in a log, in its folder, and by `earthbench status`."""
 
 from __future__ import annotations
 

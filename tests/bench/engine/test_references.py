@@ -1,4 +1,4 @@
-"""What references take from the harness: a split to be fitted on, the task's own numbers, a count of fallbacks."""
+"""What references get from the harness: a split to fit on, the task's numbers, a count of fallbacks."""
 
 from __future__ import annotations
 

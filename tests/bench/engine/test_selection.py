@@ -1,4 +1,4 @@
-"""Which weights are the best: the score says which way it is better, and one that is undefined decides nothing."""
+"""Selection of the best weights: each score has a direction, and undefined scores are ignored."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_mode_that_says_what_the_loss_says_is_the_same_training() -> None:
 
 
 class _Trainer(SimpleNamespace):
-    """What `KeepBest` sees of Lightning's trainer."""
+    """The part of Lightning's trainer that `KeepBest` uses."""
 
     def __init__(self) -> None:
         super().__init__(callback_metrics={}, should_stop=False, global_step=0, saved=[], is_last_batch=True)

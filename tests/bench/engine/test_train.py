@@ -45,7 +45,7 @@ def _curve(outcome: Outcome, out: Path) -> LearningCurve | None:
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = False) -> None:
-    """Ends a run after an optimiser step: by SIGTERM to its own handler, or by an error out of nowhere."""
+    """Ends a run after an optimiser step: by SIGTERM to its own handler, or by an unexpected error."""
     import signal
 
     after = bench.engine.callbacks.resume.Resume.on_train_batch_end

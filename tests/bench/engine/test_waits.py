@@ -1,4 +1,4 @@
-"""How often Python waits for the device, and how many operations it starts, on a pretended GPU."""
+"""How often Python waits for the device, and how many operations it starts, on a simulated GPU."""
 
 from __future__ import annotations
 

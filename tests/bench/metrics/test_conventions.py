@@ -27,7 +27,7 @@ def _grid(name: str) -> tuple[int, int]:
 
 
 def _arguments(name: str, *, seed: int = 0, dry: bool = False, rows: int = ROWS) -> Arguments:
-    """Forecast, target and labels, the first with members where the metric takes them."""
+    """Returns forecast, target and labels; the forecast has members if the metric takes them."""
     random = torch.Generator().manual_seed(seed)
     target = torch.rand((rows, 4, *_grid(name), 1), generator=random) * 255
     members = (3,) if name in ("probabilistic", "frechet") else ()
@@ -131,7 +131,7 @@ def test_a_collection_shares_the_states_of_equal_metrics() -> None:
 
 
 class _PluginMetric(Metric):
-    """Knows nothing of ours."""
+    """A metric that is independent of our code."""
 
     full_state_update = False
 
@@ -222,7 +222,7 @@ def test_a_cast_reaches_no_sum(name: str, cast: Callable[[Metric], Metric]) -> N
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enso", "frames")])
 def test_a_process_without_a_batch_is_joined(name: str) -> None:
-    """The other two keep lists, of which torchmetrics says what an empty one is."""
+    """The other two metrics keep lists, whose empty case torchmetrics defines."""
     idle, alone = (bench.load_metric(name) for _ in range(2))
     alone.update(*_arguments(name))
     for mine, theirs in ((alone, idle), (idle, alone)):
@@ -291,7 +291,7 @@ def test_missing_rows_of_pixels_are_as_if_cut_off(name: str, options: dict[str, 
     target[:, :, 12:] = math.nan
     found = bench.load_metric(name, **options)
     found.update(forecast, target)
-    # an image with a hole has no structural similarity, and a summed frame is of the size of a whole one
+    # an image with missing pixels has no structural similarity, and a summed frame has the size of a complete one
     scores = {key for key in expected.compute() if "ssim" not in key and "frame_sum" not in key}
     results = [{key: value for key, value in each.compute().items() if key in scores} for each in (found, expected)]
     assert _same(*results)

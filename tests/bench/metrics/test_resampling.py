@@ -1,4 +1,4 @@
-"""Intervals by leaving out one event at a time: closed forms, ends of a range, and what they promise."""
+"""Jackknife intervals: closed forms, bounds of scores, and coverage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_events_that_are_all_alike_leave_nothing_open() -> None:
 
 
 def test_every_score_has_the_scale_of_its_range() -> None:
-    """Whatever a family gives can be carried to its scale and back."""
+    """Scores of all families can be transformed to their scale and back."""
     inside = {
         "csi_m": 0.3, "far_16_pool4_members": 0.3, "fss_74_window4_lead_2": 0.9, "hss_m": -0.2, "ssim": -0.1,
         "c_nino34_lead_12": -0.4, "mse_frame_sum_lead_1": 90.0, "rmse_nino34": 0.8, "rmse_of_mean": 0.1,
@@ -82,7 +82,7 @@ def test_every_score_has_the_scale_of_its_range() -> None:
 
 @pytest.mark.parametrize(("events", "least", "most"), [(10, 0.91, 0.975), (30, 0.925, 0.975)])
 def test_it_holds_what_it_promises(events: int, least: float, most: float) -> None:
-    """Pooled CSI of events of unequal size; the percentile bootstrap holds in 0.86 of test sets of ten."""
+    """Pooled CSI of events of unequal size; the percentile bootstrap covers it in 0.86 of test sets of ten events."""
     rng = np.random.default_rng(3)
     shape = (events, 2000)
     area = np.exp(0.7 * rng.normal(size=shape))

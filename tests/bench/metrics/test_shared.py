@@ -1,4 +1,4 @@
-"""Two gloo processes, each with some of the batches, have the scores and the statistics per event of one process."""
+"""Two gloo processes that share the batches get the scores and the statistics per event of a single process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _share(rank: int, folder: Path, results: Any) -> None:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[int, dict[str, Any]]]:
-    """What each of two processes finds, by rank and number of its own batches."""
+    """Returns the results of two processes, by rank and number of their batches."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     folder = tmp_path_factory.mktemp("gloo")

@@ -45,7 +45,7 @@ def test_the_figures_of_the_page() -> None:
 
 
 def _table(heading: str) -> dict[int, dict[str, str]]:
-    """The cells of a table of the page by events and population, from the lines behind a sentence."""
+    """Returns the cells of a table of the page by events and population, from the lines after a sentence."""
     lines = PAGE.read_text().partition(heading)[2].splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     titles = rows[0]
@@ -66,7 +66,7 @@ def simulation() -> ModuleType:
 
 @pytest.mark.parametrize("name", ["csi", "rare", "heavy", "mse", "skewed"])
 def test_the_coverage_of_the_page_is_what_the_simulation_gives(simulation: ModuleType, name: str) -> None:
-    """The same draws again; within what another machine's rounding can move."""
+    """Repeats the same draws, up to the rounding of another machine."""
     title = simulation.POPULATIONS[name].title
     for events in (5, 10, 20):
         said = float(_table("Share of the 95 % intervals that contain")[events][title].split(" ")[0])

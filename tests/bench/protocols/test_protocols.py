@@ -1,4 +1,4 @@
-"""Protocols: what a board's or an ablation's YAML may say, which runs follow from it, and what was decided for them."""
+"""Protocols of boards and ablations: allowed YAML, the resulting runs, and their decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions that the suite passed on: names and versions only, of all that is needed, and a record can say so."""
+"""constraints.txt: only names and versions, all dependencies, and records that report deviations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.records import provenance
 
 REPO = Path(__file__).resolve().parents[3]
 LINES = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-# What a release of torch names in exact versions by itself.
+# Packages that a release of torch pins itself.
 _OF_TORCH = re.compile(r"^(nvidia-|cuda-|triton$)")
 
 

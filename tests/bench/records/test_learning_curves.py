@@ -47,7 +47,7 @@ def test_steps_that_a_resumed_training_took_again_count_as_it_took_them_last(tmp
     (tmp_path / "part_11").mkdir()
     _log(tmp_path, 12, [])
     with (tmp_path / "part_10/metrics.csv").open("a") as file:
-        file.write(",6")  # killed while it wrote
+        file.write(",6")  # killed while writing
     curve = logged_curve(tmp_path)
     assert curve is not None
     assert curve.train == ((1, 8.0), (2, 8.0), (3, 8.0), (4, 10.0), (5, 10.0), (6, 10.0))

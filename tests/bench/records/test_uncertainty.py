@@ -27,7 +27,7 @@ from bench.records.uncertainty import paired_p_values, scores_again, why_no_inte
 
 
 class Noisy(nn.Module):
-    """Draws the last frame with noise; what it draws depends on its generator alone."""
+    """Draws the last frame with noise, which depends only on the generator."""
 
     def __init__(self, width: float = 0.1) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_a_task_without_thresholds_has_no_brier_score() -> None:
 
 
 def _made(plain: RunRecord, values: np.ndarray, *, seed: int = 0, kind: str = "event") -> RunRecord:
-    """A record whose statistics are a squared error per event, one pixel each."""
+    """A record whose statistics are one squared error per event, of one pixel each."""
     arrays = {"mse.error_sum": values[:, None], "mse.pixel_count": np.ones((len(values), 1), np.int64)}
     options = {"score": "mse", "scale": 1.0, "convention": "correct"}
     metric = MetricStatistics(family="errors", options=options)
@@ -173,7 +173,7 @@ def _made(plain: RunRecord, values: np.ndarray, *, seed: int = 0, kind: str = "e
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, RunRecord]:
-    """Twelve events, forecast by a model and by a worse one."""
+    """Twelve events, forecast by a good and by a worse model."""
     root = make_sevir(
         tmp_path_factory.mktemp("dozen") / "sevir", events={"train": 0, "val": 0, "test": 12}, size=16, seed=5
     )
@@ -182,7 +182,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, RunRecord
 
 
 def test_an_interval_is_the_jackknife_of_the_definition(many: tuple[RunRecord, RunRecord]) -> None:
-    """Counted again here: leave out each event, add the others' counts up, form the score."""
+    """Recomputed here: leave out each event, sum the counts of the others, compute the score."""
     plain, _ = many
     hits, misses, alarms = (
         np.asarray(plain.arrays[f"skill.{name}"], np.int64)[:, :, 1].sum(1)
@@ -222,7 +222,7 @@ def test_models_are_compared_on_the_same_events(plain: RunRecord, noisy: RunReco
     found = compare(noisy, plain, "mse")
     assert found.difference == pytest.approx(noisy.scores["mse"] - plain.scores["mse"], rel=1e-12)
     assert found.low is None and found.event_count == 6 and found.replicates == 64
-    # of all 2^6 ways to trade places, two have a difference so large: no p can be smaller
+    # two of all 2^6 permutations have a difference this large: no p-value can be smaller
     assert found.p_value == found.smallest_p == 2 / 64
     same = compare(plain, plain, "mse")
     assert same.difference == 0 and same.p_value == 1
@@ -247,7 +247,7 @@ def test_the_interval_of_a_difference_is_paired(plain: RunRecord, many: tuple[Ru
 
 
 def test_a_permutation_counts_every_way_where_there_are_few(plain: RunRecord) -> None:
-    """Differences of 3, 2, 1 and -1: their sum, 5, is as large as it is in which of the sixteen choices of signs?"""
+    """Differences of 3, 2, 1 and -1 with sum 5: counts the choices of signs, of sixteen, with a sum as large."""
     a, b = _made(plain, np.array([3.0, 2.0, 1.0, 0.0])), _made(plain, np.array([0.0, 0.0, 0.0, 1.0]), seed=1)
     signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)
     expected = (np.abs(signs.T @ [3, 2, 1, -1]) >= 5).mean()
@@ -326,7 +326,7 @@ def test_events_of_sequences() -> None:
 
 
 class _Reader:
-    """As a plugin may have one, that declares nothing."""
+    """A metric of a plugin that declares nothing."""
 
     def __init__(self, ids: tuple[str, ...], count: int) -> None:
         self.ids, self.count = ids, count

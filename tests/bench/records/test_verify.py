@@ -43,7 +43,7 @@ def test_a_record_as_it_was_written_keeps_every_rule(record: RunRecord, tmp_path
 
 
 def _fields(record: RunRecord, root: Path, change: Callable[[dict], object], *, sealed: bool = True) -> set[str]:
-    """What is found in a record that was changed; sealed again, as somebody with the code at hand could."""
+    """Detection of changes in a record that was resealed, as anybody with the code could do."""
     path = write_record(record, root)
     content = json.loads(path.read_text())
     change(content)
@@ -225,7 +225,7 @@ def test_every_score_is_formed_anew_where_there_are_counts_only(record: RunRecor
 
 @pytest.mark.parametrize("task", ["enso_ersst", "nbody_mnist", "radar"])
 def test_every_score_that_sums_determine_is_checked(committed_results: Path, tmp_path: Path, task: str) -> None:
-    """Of one committed record of each kind, every single score is forged in turn."""
+    """Changes every score of one committed record of each kind in turn."""
     path = sorted((committed_results / "runs" / task / "unet").glob("*.json"))[0]
     record = read_record(path)
     arrays = read_arrays(record)

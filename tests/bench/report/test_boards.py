@@ -1,4 +1,4 @@
-"""What a board says of its rows: ranks, references, styles, costs, deviations."""
+"""Rows of a board: ranks, references, styles, costs, deviations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from official import PAPER_SETTINGS, trained_with
 
 import bench
 from bench.records.schema import RunRecord
-from bench.report.boards import charts, column_groups, shown_rows, shown_side, styles
+from bench.report.boards import column_groups, shown_columns, shown_rows, shown_side
+from bench.report.charts import charts, styles
+from bench.report.labels import label_of, name_of
 from bench.report.model_pages import _deviations
 from bench.report.overview import heading, overview
 from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import Block, table_data
-from bench.tables.definitions import load_published, main_column
+from bench.tables.definitions import Column, load_published, main_column
 
 ROOT = Path(__file__).parents[3]
 
@@ -96,6 +98,55 @@ def test_costs_that_cannot_be_compared_are_said_not_drawn(published: Block) -> N
     assert points["PredRNN"]["gmacs"] is None and points["PredRNN"]["why"]["gmacs"] == "printed at 2 times our count"
     assert points["Persistence"]["gmacs"] is None and points["Persistence"]["why"]["gmacs"]
     assert len(points) == 9, "none is left out"
+
+
+def test_published_counts_that_are_doubled_have_their_factor(published: Block) -> None:
+    table = load_table("earthformer/sevir")
+    place = [column.key for column in shown_columns(table)].index("gmacs")
+    factors = {row.model: row.cells[place].factor for row in shown_rows(table, published)}
+    assert factors["predrnn"] == factors["e3d_lstm"] == "2" and factors["earthformer"] == ""
+
+
+def test_reliability_and_ranks_are_drawn_of_ensembles_alone(measured: RunRecord) -> None:
+    def with_members(count: int, run_id: str) -> RunRecord:
+        ranks = [float(k) for k in range(count + 1)]
+        even = [1 / len(ranks)] * len(ranks)
+        curves = {
+            "rank_histogram": {"rank": ranks, "frequency": even},
+            "reliability_133": {"probability": [k / count for k in ranks], "frequency": even},
+            "reliability_74": {"probability": [k / count for k in ranks], "frequency": even},
+        }
+        model = measured.model.model_copy(update={"name": f"of_{count}"})
+        return measured.model_copy(update={"curves": curves, "run_id": run_id, "model": model})
+
+    records = [with_members(count, f"2026-{count}") for count in (1, 4, 8)]
+    table = load_table("runs/sevir")
+    (block,) = table_data(table, None, records).blocks
+    found = charts(table, block, {record.run_id: record for record in records})
+    ranks = [(one["label"], [curve["label"] for curve in one["curves"]]) for one in found["rank"]]
+    assert ranks == [("4 members", ["of_4"]), ("8 members", ["of_8"])]
+    assert [one["label"] for one in found["reliability"]] == ["threshold 74", "threshold 133"]
+    assert all(len(one["curves"]) == 2 for one in found["reliability"])
+
+
+def test_what_trivial_references_cost_is_not_drawn(measured: RunRecord) -> None:
+    table = load_table("runs/sevir")
+    (block,) = table_data(table, None, [measured]).blocks
+    assert charts(table, block, {measured.run_id: measured})["pareto"] == []
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "name"),
+    [
+        (Column(key="mse", label="MSE 1e-3"), "MSE, 10⁻³", "MSE"),
+        (Column(key="mse_ocean", label="MSE ocean K^2"), "MSE ocean, K²", "MSE ocean"),
+        (Column(key="rmse_nino34", label="Nino3.4 RMSE K"), "Nino3.4 RMSE, K", "Nino3.4 RMSE"),
+        (Column(key="skill_mse", label="Skill MSE 1e-3", skill_of="mse"), "Skill MSE", "Skill MSE"),
+        (Column(key="csi_m", label="CSI-M"), "CSI-M", "CSI-M"),
+    ],
+)
+def test_labels_have_their_units_as_they_are_printed(column: Column, label: str, name: str) -> None:
+    assert (label_of(column), name_of(column)) == (label, name)
 
 
 def test_the_first_page_has_what_beats_the_reference_on_the_committed_board() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of results under `docs` are of the committed results; each is made again by the command beside it."""
+"""Pictures of results under `docs` show the committed results; the command next to each one makes it again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_digest_of_a_rendering_is_that_of_its_contents() -> None:
 
 
 def test_the_animation_is_what_its_command_draws() -> None:
-    """The data are not in the repository: a changed command, or another number of frames, shows that it is stale."""
+    """The data are not in the repository; a changed command or number of frames shows that the animation is stale."""
     page = (ROOT / "docs/own_data.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (command,) = re.findall(r"^earthbench forecast .*radar_forecast\.gif$", page, re.MULTILINE)
     t_in, t_out, sequence = (int(re.search(rf"{key}[= ](\d+)", command)[1]) for key in ("t_in", "t_out", "sequence"))

@@ -1,4 +1,4 @@
-"""Pictures of tables: what is drawn, and what cannot be."""
+"""Pictures of tables: their contents, and tables that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from official import PAPER_SETTINGS, trained_with
 import bench
 from bench.cli.main import main
 from bench.records.schema import RunRecord
-from bench.report.boards import charts
+from bench.report.charts import charts
 from bench.tables import load_table
 from bench.tables.cells import table_data
 from bench.tables.intervals import intervals

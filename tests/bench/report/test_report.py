@@ -82,7 +82,7 @@ def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRe
     assert (first.name, second.name) == ("sequence 1 of 2", "sequence 2 of 2") and first.anchor != second.anchor
     (forecast,) = first.forecasts
     assert set(forecast.scores) == {"RMSE 4"} and forecast.frames[0] == "+5 min" and first.context.frames[-1] == "0 min"
-    assert first.probabilities[0].label.endswith("P(>= 74)")
+    assert first.probabilities[0].label.endswith("P(≥ 74)")
     assert [text for _, text in first.probability_colours][::10] == ["0 to 0.1", "1"]
     for strip in (first.context, first.target, forecast, *first.probabilities):
         assert (tmp_path / "site" / strip.picture).is_file()

@@ -1,4 +1,4 @@
-"""What rows take on devices that are not here, and where their settings come from."""
+"""The cost of rows on other devices, and the sources of their settings."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_flags_that_do_not_go_together(words: list[str], capsys: pytest.CaptureF
 
 
 def _printed(heading: str) -> list[str]:
-    """The lines of the table of docs/scaling.md behind a mark."""
+    """Returns the lines of a table of docs/scaling.md after a mark."""
     lines = SCALING.read_text(encoding="utf-8").partition(heading)[2].splitlines()
     return [line for line in lines[: lines.index("", 3)] if line.startswith("|")]
 

@@ -1,4 +1,4 @@
-"""Makes `bench/tables/coastlines.npz` of Natural Earth's land: `python make_coastlines.py package/land-50m.json`.
+"""Makes `bench/tables/coastlines.npz` from Natural Earth's land: `python make_coastlines.py package/land-50m.json`.
 
 The file is that of the npm package world-atlas 2.0.2, Natural Earth 4.1 at 1:50m (public domain).
 """

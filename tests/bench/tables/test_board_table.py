@@ -1,4 +1,4 @@
-"""A board's table: its own runs alone, references apart, and ranks that neither seeds nor units could change."""
+"""A board's table: only its own runs, references in a separate block, and ranks robust to seeds and units."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def board(tmp_path: Path) -> BoardFile:
 
 
 def _records(measured: RunRecord, board: BoardFile, errors: Mapping[str, Sequence[float]]) -> list[RunRecord]:
-    """A run per seed of each row, with a squared error above that of the weather itself."""
+    """Returns a run per seed of each row, with a squared error added to that of the weather."""
     found = []
     for row in board.rows():
         for (seed, names), error in zip(run_names(row).items(), errors.get(row.key, ()), strict=False):
@@ -65,7 +65,7 @@ def _records(measured: RunRecord, board: BoardFile, errors: Mapping[str, Sequenc
 
 
 def _record(measured: RunRecord, model: str, name: str, seed: int, error: float, fold: int = 0) -> RunRecord:
-    """A run on the weather of a fold: the first one on all of it, the second one on ten cases four times as hard."""
+    """Returns a run on the weather of a fold: the first on all of it, the second on ten cases four times as hard."""
     weather = 4 * WEATHER[:10] if fold else WEATHER
     values = weather + error + np.random.default_rng([seed, *model.encode()]).normal(0, 0.01, weather.size)
     arrays = compact({"mse.error_sum": values[:, None], "mse.pixel_count": np.ones((values.size, 1), np.int64)})

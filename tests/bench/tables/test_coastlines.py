@@ -1,4 +1,4 @@
-"""Coastlines lie where the land is, on grids in degrees and on projections, whichever way rows and columns run."""
+"""Coastlines match the land, on grids in degrees and on projections, for any direction of rows and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own counts in the published tables: what is shown of a row that nobody ran."""
+"""Our own counts in the published tables, for rows that were not run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_explain_names_the_command_that_counts(capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Counts of a table of one row, in a folder of their own."""
+    """The counts of a table with one row, in a separate folder."""
     rows = (Row(model="persistence", label="Persistence"),)
     columns = (Column(key="parameters", label="Params"),)
     table = Table(name="small", title="small", task="sevir_lr", columns=columns, rows=rows)

@@ -1,4 +1,4 @@
-"""The folds of a training in a table of runs: one row, scored on all of their forecasts."""
+"""The folds of a training in a table of runs: one row, scored on the forecasts of all folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headings of the blocks of a table of runs: what tells them apart."""
+"""Headings of the blocks of a table of runs: how they differ."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def test_options_and_conventions_that_blocks_do_not_share_stand_in_their_heading
 def test_a_convention_that_follows_from_an_option_is_named_once(measured: RunRecord) -> None:
     groups = [[other(measured, "1", {"stride": n}, mse={"stride": n})] for n in (1, 2)]
     assert told_apart(groups) == [", task.stride=1", ", task.stride=2"]
+
+
+def test_an_option_that_is_not_set_is_not_named(measured: RunRecord) -> None:
+    groups = [[other(measured, "1", {"fold": fold, "stride": 1})] for fold in (None, 0)]
+    assert told_apart(groups) == ["", ", task.fold=0"]
 
 
 def test_versions_of_a_task_are_told_apart(measured: RunRecord) -> None:

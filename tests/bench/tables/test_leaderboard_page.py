@@ -1,4 +1,4 @@
-"""The values that `docs/leaderboards.md` prints by hand are those of the rendered tables."""
+"""The values in `docs/leaderboards.md`, which are typed by hand, are those of the rendered tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _rendered(name: str) -> list[Row]:
 
 
 def _printed(header: str) -> list[dict[str, str]]:
-    """Returns the rows of the page's only Markdown table whose header line starts so."""
+    """Returns the rows of the page's only Markdown table with this start of the header line."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     (at,) = (number for number, line in enumerate(lines) if line.startswith(header))
     columns = [name.strip() for name in lines[at].strip("|").split("|")]
@@ -40,7 +40,7 @@ def _printed(header: str) -> list[dict[str, str]]:
 
 
 def _says(text: str, cell: dict[str, Any]) -> bool:
-    """Whether a printed figure is a cell's, to the digits that are printed."""
+    """Returns whether a printed figure equals that of a cell, up to the printed digits."""
     if cell["ours"] is None:
         return text == cell["status"]
     found = FIGURE.fullmatch(text)
@@ -62,6 +62,7 @@ def _label(column: str) -> str:
     [
         ("| model on N-body MNIST", "boards_nbody16"),
         ("| pattern on N-body MNIST", "boards_nbody16_patterns"),
+        ("| pattern on moving MNIST", "boards_moving16_patterns"),
         ("| radar, six frames", "boards_radar_places"),
         ("| radar on days left out", "boards_radar_days"),
         ("| ensembles of radar", "boards_radar_ensembles"),

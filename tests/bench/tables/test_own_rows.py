@@ -1,4 +1,4 @@
-"""A model of one's own beside the rows of a paper."""
+"""A user's own model in the table of a paper."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measured(storms: Path) -> RunRecord:
 
 
 def own(measured: RunRecord, run_id: str = "2026-1", share: float = 0.9, **changes: Any) -> RunRecord:
-    """A complete run of a plugin's model, trained in its own way."""
+    """A complete run of a plugin's model with its own training."""
     model = measured.model.model_copy(
         update={
             "name": "my_model", "origin": "my_model:MyModel (file my_model.py)", "parameters": 1, "is_preset": False,

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench import registry
-from bench.api import MONTH_MINUTES
+from bench.api import MONTH_MINUTES, Palette
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
-from bench.tables.look import Look, levels_of
-from bench.tables.pictures import PRINT_DPI, Panel, _spread, draw
+from bench.tables.look import Look, colouring, levels_of
+from bench.tables.pictures import PRINT_DPI, PRINT_WIDTH, Panel, _spread, draw
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,32 @@ def test_stills_are_fit_for_print(tmp_path: Path, ending: str, begins: bytes) ->
     content = path.read_bytes()
     assert content.startswith(begins)
     if ending == "png":
-        from PIL import Image
-
         with Image.open(path) as image:
             assert round(image.info["dpi"][0]) == PRINT_DPI
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+@pytest.mark.parametrize("size", [(16, 16), (24, 48), (384, 384)])
+def test_a_still_is_as_wide_as_a_page_with_a_dot_for_each_cell(tmp_path: Path, rows: int, size: tuple) -> None:
+    panels = [Panel("context", np.zeros((6, *size)), first=-5)]
+    panels += [Panel(f"optical_flow_blurred {k}", np.zeros((6, *size))) for k in range(rows - 1)]
+    path = draw(tmp_path / "p.png", panels, look=Look.of_name("radar"), cadence_minutes=5, title="t")
+    with Image.open(path) as image:
+        assert image.width / image.info["dpi"][0] == pytest.approx(PRINT_WIDTH, abs=0.05)
+        assert image.width >= 6 * size[1] and image.height > rows * size[0] / 2
+
+
+def test_text_in_a_pdf_is_truetype(tmp_path: Path) -> None:
+    rows = [Panel("context", np.zeros((2, 16, 16)), first=-1), Panel("forecast", np.ones((3, 16, 16)))]
+    path = draw(tmp_path / "p.pdf", rows, look=Look(), cadence_minutes=5, title="t")
+    content = path.read_bytes()
+    assert b"/Type3" not in content and b"/FontFile2" in content
+
+
+def test_levels_made_from_the_values_leave_none_beyond_them() -> None:
+    for palette, kind in ((Palette(), "neither"), (Palette("RdBu_r", (-1.0, 0.0, 1.0)), "both")):
+        _, norm = colouring(palette, palette.levels or levels_of([np.array([0.0, 35.0])]))
+        assert norm.extend == kind
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""What a row is besides its model: task options, training settings, sources; and why a record is not it."""
+"""Options of rows besides the model: task options, training settings, sources; and why a record does not match."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -72,11 +73,33 @@ def test_prediffs_random_split_is_an_option_of_its_rows() -> None:
     table = load_table("prediff/sevir_lr")
     assert len(table.rows) == 14
     for row in table.rows:
-        random = row.model in ("prediff", "prediff_ka")
+        random = row.model in ("ldm", "prediff", "prediff_ka")
         assert ("task.split_by=random" in overrides_of(table, row, (), 0)) == random
         assert table.training_counts_of(row) == ((40_301,) if random else (35_718,))
     found = plan(table, table.row("prediff"), ["model.steps=2"], 0, throughput=lambda device: 1e12)
     assert "40,301 training" in found.data
+
+
+def test_rows_of_nbody_mnist_see_the_scale_that_they_can_forecast() -> None:
+    for name in ("earthformer/nbody_mnist", "earthformer/patterns_nbody_mnist", "prediff/nbody_mnist"):
+        table = load_table(name)
+        for row in table.rows:
+            unit = row.model in ("phydnet", "videogpt", "ldm", "prediff", "prediff_ka")
+            assert compose(overrides_of(table, row, (), 0)).task.options == {"rescale_01": unit}, (name, row.key)
+            assert ("sees brightness 0..1" in row.note) == unit
+
+
+def test_steps_and_frames_of_a_source_are_those_of_the_row() -> None:
+    """What a source gives as steps or frames: VideoGPT's 100,000 steps, 512 frames of an autoencoder's batch."""
+    for name, counts, frames in (("prediff/sevir_lr", 35_718, 13), ("prediff/nbody_mnist", 20_000, 20)):
+        table = load_table(name)
+        train = compose(overrides_of(table, table.row("videogpt"), (), 0)).train
+        for stage in train.stages.values():
+            steps = train.max_epochs * math.ceil(counts / stage["batch_size"])
+            assert steps == pytest.approx(100_000, rel=0.01)
+        for model in ("ldm", "prediff", "prediff_ka"):
+            stages = compose(overrides_of(table, table.row(model), (), 0)).train.stages
+            assert stages["autoencoder"]["batch_size"] * frames == 520
 
 
 def test_baselines_have_the_recipes_of_their_authors_where_these_are_known() -> None:

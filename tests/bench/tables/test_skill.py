@@ -1,4 +1,4 @@
-"""Skill against the best trivial reference: its formula, who is measured against whom, and who is not ranked."""
+"""Skill against the best trivial reference: its formula, the choice of the reference, and rows without a rank."""
 
 from __future__ import annotations
 

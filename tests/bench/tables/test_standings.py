@@ -1,9 +1,10 @@
-"""Bold: the best, and what is not worse than it beyond chance, over events and over seeds."""
+"""Bold marks: the best row and those that are not significantly worse, over events and over seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bench.tables import load_table
 from bench.tables.cells import Block, table_data
 from bench.tables.definitions import Column, Table
 from bench.tables.render import render
-from bench.tables.standings import seeds_p_value
+from bench.tables.standings import seeds_p_value, why_no_mark
 
 TABLE = Table(
     name="board",
@@ -43,7 +44,7 @@ def measured(storms: Path) -> RunRecord:
 def _run(
     measured: RunRecord, name: str, errors: np.ndarray, *, seed: int = 0, trained: bool = True, **scores: float
 ) -> RunRecord:
-    """A run that was scored by its squared errors per event."""
+    """A run with the given squared errors per event."""
     arrays = compact({"mse.error_sum": errors[:, None], "mse.pixel_count": np.ones((len(errors), 1), np.int64)})
     metric = MetricStatistics(family="errors", options={"score": "mse", "scale": 1.0, "convention": "upstream"})
     part = StatisticsPart(
@@ -105,6 +106,15 @@ def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRec
     )
 
 
+def test_rows_that_take_no_part_are_told_where_nothing_is_marked(measured: RunRecord) -> None:
+    w = WEATHER[:40]
+    records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 0.01 + _noise(1, 40))]
+    cells = _block(records).cells
+    beaten = replace(cells[0], row_key="beaten", rank=None, beats_reference=False)
+    told = "; rows that do not beat the best trivial reference take no part"
+    assert why_no_mark((*cells, beaten), records) == why_no_mark(cells, records) + told
+
+
 def test_ties_as_printed_share_the_mark_whatever_the_test_says(measured: RunRecord) -> None:
     w = WEATHER[:40]
     records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 1e-6), _run(measured, "predrnn", w + 0.5)]
@@ -126,7 +136,7 @@ def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> 
 
 
 def test_rows_further_down_have_to_differ_more(measured: RunRecord) -> None:
-    """p of 1/16 to 1/32 in six events is enough for the second place, not for the third."""
+    """A p-value of 1/16 to 1/32 with six events is enough for the second place, but not for the third."""
     w = WEATHER[:6]
     close = w + np.array([0.3, -0.2, 0.1, -0.2, 0.1, 0.0])
     two = [_run(measured, "unet", w), _run(measured, "predrnn", w + 0.5)]

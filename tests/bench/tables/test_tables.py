@@ -49,7 +49,7 @@ def test_a_complete_official_run_stands_beside_the_published_figure(measured: Ru
 
 
 def _score_cells(records: list[RunRecord]) -> list[Cell]:
-    """The cells of persistence but its sizes, which are counted where no record stands."""
+    """Returns the cells of persistence without its sizes, which are counted if there is no record."""
     return [cell for key, cell in _cells(records).items() if key not in ("parameters", "gmacs")]
 
 
@@ -285,6 +285,22 @@ def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None
     assert captions([]) == []
 
 
+def test_seeds_of_a_plugin_that_ran_different_code_are_told(measured: RunRecord) -> None:
+    source = measured.code.sources["model"]
+
+    def run(seed: int, digest: str, origin: str = "mine.model:Mine (mine 0.1.0)") -> RunRecord:
+        code = measured.code.model_copy(update={"sources": {"model": source.model_copy(update={"sha256": digest})}})
+        model = measured.model.model_copy(update={"name": "mine", "origin": origin, "parameters": 7})
+        return unet_like(measured, seed=seed, run_id=f"2026-{seed}", model=model, code=code)
+
+    told = "mine: the model's code changed between these runs; run them again (seed 0, 2: source aaaaaaaaaa; seed 1"
+    table = load_table("runs/sevir")
+    runs = [run(0, "a" * 64), run(1, "b" * 64), run(2, "a" * 64)]
+    assert told in render(table, runs) and told not in render(table, runs[::2])
+    builtin = [run(seed, digest * 64, "baselines.mine:Mine (earthbench 0.1.0)") for seed, digest in enumerate("ab")]
+    assert "code changed" not in render(table, builtin)
+
+
 def test_captions_tell_the_budget_of_each_stage(measured: RunRecord) -> None:
     stages = {"vqvae": {"lr": 2e-3, "batch_size": 4, "max_steps": 30}, "gpt": {"lr": 3e-3}}
     settings = {**PAPER_SETTINGS, "max_steps": 50, "optimizer": "adam", "stages": stages}
@@ -331,6 +347,14 @@ def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: Ru
     runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
     assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
     assert variant_labels(runs[1:]) == ["unet", "unet"]
+
+
+def test_of_stages_only_the_settings_that_differ_are_named(measured: RunRecord) -> None:
+    def stages(steps: int) -> dict:
+        return {"stages": {"vqvae": {"lr": 0.002, "max_steps": steps}, "gpt": {"lr": 0.003, "max_steps": 800}}}
+
+    runs = [unet_like(measured, training=trained_with(PAPER_SETTINGS | stages(steps))) for steps in (300, 800)]
+    assert variant_labels(runs) == ["unet (stages.vqvae.max_steps=300)", "unet (stages.vqvae.max_steps=800)"]
 
 
 def _with(record: RunRecord, conventions: dict, **changes: object) -> RunRecord:

@@ -1,4 +1,4 @@
-"""Tables in a terminal: fitted to the width, references apart, sorted; what does not fit is named."""
+"""Tables in a terminal: fitted to the width, references in a separate block, sorted; omitted columns are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import NOT_MEASURED, table_data
 from bench.tables.definitions import load_published, main_column
-from bench.tables.terminal import find_column, is_reference, narrowed, terminal
+from bench.tables.render import texts_of
+from bench.tables.terminal import is_reference, narrowed, terminal
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 TABLES = ("runs/radar", "runs/enso_ersst", "earthformer/sevir", "prediff/sevir_lr", "runs/sevir")
@@ -88,9 +89,9 @@ def test_what_does_not_fit_is_named_and_costs_go_first(committed_results: Path) 
 
 def test_a_column_is_found_by_key_and_label_and_else_the_nearest_is_named() -> None:
     table = load_table("runs/radar")
-    assert find_column(table, "csi_m") is find_column(table, "CSI-M") is main_column(table)
+    assert table.named("csi_m") is table.named("CSI-M") is table.named("csi-m") is main_column(table)
     with pytest.raises(UnknownNameError, match="Did you mean 'csi_m'"):
-        find_column(table, "csim")
+        table.named("csim")
 
 
 def test_markdown_where_it_is_piped_and_a_fitted_table_in_a_terminal(capsys, monkeypatch, committed_results) -> None:
@@ -143,5 +144,8 @@ def test_a_block_has_no_column_without_a_figure_in_it(committed_results: Path) -
     )
     by_id = {record.run_id: record for record in records}
     assert "MAE 1e-2" in terminal(table, contents, by_id, width=400, styled=False)
-    text = terminal(table, without, by_id, width=400, styled=False)
-    assert "MAE 1e-2" not in text and "MSE 1e-3" in text
+    texts = texts_of(table, None, without, ("md", "latex", "html"))
+    for text in (terminal(table, without, by_id, width=400, styled=False), *texts.values()):
+        assert "MAE 1e-2" not in text and "MSE 1e-3" in text
+    body = texts["latex"].split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {len(table.columns) - 1}

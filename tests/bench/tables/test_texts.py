@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,13 +15,16 @@ from official import as_official
 
 import bench
 from bench import registry
+from bench.cli.main import main
 from bench.errors import VerificationError
 from bench.records.schema import SCHEMA_VERSION, RunRecord
 from bench.records.store import write_record
 from bench.tables import load_table
 from bench.tables.admission import read_store
 from bench.tables.cells import table_data
+from bench.tables.columns import PARAMETERS
 from bench.tables.definitions import load_published
+from bench.tables.lines import number as printed_number
 from bench.tables.render import COMMITTED, FORMATS, check_renderings, render, write_renderings
 
 SEVIR = load_table("earthformer/sevir")
@@ -36,6 +40,20 @@ def measured(storms: Path) -> RunRecord:
 def test_every_table_renders_with_no_record(name: str, form: str) -> None:
     text = render(load_table(name), [], form)
     assert text.endswith("\n") and (load_table(name).published is None or "not run" in text)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "printed"), [(0, "0"), (12, "0.000012"), (14_912, "0.015"), (949_999, "0.95"), (13_100_000, "13.1")]
+)
+def test_only_a_model_without_parameters_shows_none(parameters: int, printed: str) -> None:
+    assert printed_number(parameters * PARAMETERS.scale, PARAMETERS) == printed
+
+
+def test_a_table_says_what_to_cite(capsys) -> None:
+    assert main(["table", "earthformer/sevir", "--format", "bib"]) == 0
+    assert re.findall(r"@\w+{(\w+),", capsys.readouterr().out) == ["earthbench", "arxiv220705833"]
+    assert main(["table", "runs/radar", "--format", "bib"]) == 0
+    assert re.findall(r"@\w+{(\w+),", capsys.readouterr().out) == ["earthbench"]
 
 
 def test_renderings_do_not_depend_on_the_order_of_records(measured: RunRecord) -> None:
@@ -138,5 +156,5 @@ def test_five_hundred_records_render_in_two_seconds_without_torch_in_any_locale(
         assert heavy.strip() == "[]"
         texts.append((done.stdout, float(seconds)))
     assert texts[0][0] == texts[1][0] and texts[0][0].count(b"model_") == 20
-    # Processor time of the whole command; a loaded machine must not decide. Twice the aim is left for slow ones.
+    # Processor time of the whole command, so that other load does not matter; twice the target, for slow machines.
     assert min(seconds for _, seconds in texts) < 4.0

@@ -1,4 +1,4 @@
-"""PreDiff's networks and steps written a second time, from its specification alone: functions of a state_dict."""
+"""A second implementation of PreDiff's networks and steps, from its specification: functions of a state_dict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def oracle() -> ModuleType:
 
 @pytest.fixture
 def randomise():
-    """Gives every weight a value: fresh networks are zero in many places, and would hide what is wrong behind them."""
+    """Gives every weight a random value, because the zeros of untrained networks would hide mistakes."""
 
     def draw(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Constraints of knowledge alignment: what they measure, their targets, and constraints of one's own."""
+"""Constraints of knowledge alignment: their measures, their targets, and user-defined constraints."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_energy_is_conserved_by_its_own_force(exponent: int) -> None:
 
 
 def test_energy_is_that_of_the_simulated_system() -> None:
-    """What the data say of their frames and what the constraint's function says of the same state."""
+    """The energy labels of the data equal the constraint's function of the same states."""
     draw = np.random.default_rng(0)
     sizes = np.full((4, 3, 2), 20.0)
     motion = simulate(draw.uniform(20, 80, (4, 3, 2)), draw.uniform(-1, 1, (4, 3, 2)), sizes)

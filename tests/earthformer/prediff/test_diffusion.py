@@ -1,4 +1,4 @@
-"""Schedule, objective, samplers and guidance against formulas in double precision, and what is refused."""
+"""Schedule, objective, samplers and guidance against formulas in double precision, and refused arguments."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_norm_per_sample_does_not_couple_a_batch(randomise, schedule: NoiseSched
 
 
 def exact_noise(schedule: NoiseSchedule, mean: float, std: float):
-    """The noise that the best denoiser sees if every latent is N(mean, std^2)."""
+    """Returns the prediction of the optimal denoiser if every latent is N(mean, std^2)."""
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         kept = schedule.at("alphas_cumprod", t, z)
@@ -176,7 +176,7 @@ def exact_noise(schedule: NoiseSchedule, mean: float, std: float):
 def test_samplers_draw_a_normal_distribution(
     schedule: NoiseSchedule, sampler: Sampler, std: float, bias: float
 ) -> None:
-    """With the exact denoiser of N(0.7, 0.35^2); the figures are the specification's, of 2e5 draws."""
+    """With the exact denoiser of N(0.7, 0.35^2); the figures are from the specification, for 2e5 draws."""
     drawn = sample_latents(
         exact_noise(schedule, 0.7, 0.35),
         (10_000,),
@@ -203,7 +203,7 @@ def test_samplers_draw_a_normal_distribution(
 def test_every_step_is_that_of_diffusers(
     schedule: NoiseSchedule, sampler: Sampler, theirs: type, options: dict[str, Any]
 ) -> None:
-    """Theirs with double-precision tables on double-precision latents; DDPM's noise, which they draw, is added here."""
+    """diffusers with double-precision tables and latents; DDPM's noise, which diffusers draws, is added here."""
     peer = theirs(
         num_train_timesteps=1000, trained_betas=schedule.betas.tolist(), timestep_spacing="trailing", **options
     )
@@ -241,7 +241,7 @@ def test_a_sequence_does_not_depend_on_its_batch(schedule: NoiseSchedule) -> Non
 
 @pytest.mark.parametrize("sampler", [Sampler("ddpm", 200), Sampler("ddim", 40), Sampler("dpm_solver++", 20)])
 def test_guidance_moves_the_samples_of_every_solver(schedule: NoiseSchedule, sampler: Sampler) -> None:
-    """With an exact denoiser, and an exact reader of the mean: the samples' mean follows the target."""
+    """With an exact denoiser and an exact estimate of the mean, the samples' mean follows the target."""
     alignment = small_alignment()
     kept = schedule.tables["alphas_cumprod"]
     alignment.network.forward = lambda z, t: z.mean(dim=(2, 3, 4)).unsqueeze(-1) * kept[t].sqrt().float()[:, None, None]

@@ -125,7 +125,7 @@ def test_counted_is_what_a_member_costs() -> None:
 
 
 class _Knows(nn.Module):
-    """Predicts the very latents."""
+    """Predicts the latents exactly."""
 
     shapes = ((1, 4, 4, 4),)
 

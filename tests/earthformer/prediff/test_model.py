@@ -1,4 +1,4 @@
-"""PreDiff as a registered model: members, control, and what is refused."""
+"""PreDiff as a registered model: members, control, and refused arguments."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ VARIANTS: dict[str, tuple[type[PreDiff], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_batch_is_what_its_sequences_are_alone(name: str) -> None:
-    """5 sequences of 3 members in parts of 4 rows and less, beside one sequence at a time."""
+    """5 sequences with 3 members in parts of at most 4 rows, against one sequence at a time."""
     kind, options = VARIANTS[name]
     model = make(kind, **options)
     torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_halved_and_remembered(monkeypatch: pytest.MonkeyPa
 
 
 class _Waits(TorchDispatchMode):
-    """Counts what would wait for a device: values that are read on the host."""
+    """Counts operations that would wait for a device: values read on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def test_a_small_drawing_does_not_make_later_ones_small(monkeypatch: pytest.Monk
 
 
 def test_half_precision_is_of_the_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1000 levels of noise are 1000 values, not the 400 that bfloat16 can tell apart."""
+    """1000 noise levels are 1000 distinct values, not the 400 that bfloat16 can represent."""
     model, seen = make(PreDiffKA, steps=3, timesteps=1000), []
     add, guided = model.schedule.add_noise, Guidance.noise_shift
 

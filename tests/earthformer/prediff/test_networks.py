@@ -1,4 +1,4 @@
-"""The three networks against independent ones written from the specification, their sizes and their names."""
+"""The three networks against an independent implementation of the specification, their sizes and their names."""
 
 from __future__ import annotations
 

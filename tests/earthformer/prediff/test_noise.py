@@ -1,4 +1,4 @@
-"""Random numbers by counters: published answers, their layout, their distribution, and what they do not depend on."""
+"""Counter-based random numbers: published values, layout, distribution, and independence of batch and device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORD = 0xFFFFFFFF
 
 
 def in_integers(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
-    """Philox 4x32-10 once more, in Python's integers."""
+    """Returns Philox 4x32-10, computed with Python integers."""
     for _ in range(10):
         high, low = divmod(0xD2511F53 * counter[0], 2**32), divmod(0xCD9E8D57 * counter[2], 2**32)
         counter = (low[0] ^ counter[1] ^ key[0], low[1], high[0] ^ counter[3] ^ key[1], high[1])
@@ -40,7 +40,7 @@ def test_words_are_those_that_random123_publishes(counter: tuple[int, ...], key:
 
 
 def test_a_number_follows_from_seed_member_draw_and_place() -> None:
-    """The layout is part of what members are: another one draws other members for the same seed."""
+    """The layout is part of the definition of members: another one draws other members for the same seed."""
     seed, member, draw = 2**62 + 12345678901, 3, 17
     drawn = RowNoise(torch.tensor([seed]), torch.tensor([member])).normal((3, 3), draw).flatten()
     for place in range(9):
@@ -94,7 +94,7 @@ def test_contexts_have_seeds_of_their_own_anywhere() -> None:
 
 
 def test_a_device_that_rounds_otherwise_finds_the_seeds_of_eight_bit_frames() -> None:
-    """A GPU multiplies by the reciprocal where a CPU divides: a step in the last place of some values."""
+    """A GPU multiplies by the reciprocal where a CPU divides, which changes the last digit of some values."""
     stored = torch.arange(256).float().view(1, 4, 8, 8, 1)
     divided, multiplied = stored / 255, stored * torch.tensor(1 / 255)
     assert not torch.equal(divided, multiplied)

@@ -1,4 +1,4 @@
-"""PreDiff's stages by one command: trained, used again, taken from a file, or refused."""
+"""PreDiff's stages in one command: trained, reused, loaded from a file, or refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_wrong_stages_are_refused(
 def test_shared_weights_draw_the_members_that_were_scored(
     trained: tuple[Path, Outcome, list[str]], storms: Path, tmp_path: Path
 ) -> None:
-    """How members are drawn is no part of the weights: the record says it, and the card's command with it."""
+    """The sampler is not part of the weights: the record has it, and therefore the card's command."""
     out, outcome, _ = trained
     (whole,) = out.glob("work/sevir_lr/prediff/*/checkpoints/last.ckpt")
     task = load_task("sevir_lr", storms, t_in=3, t_out=2, stride=12)

@@ -1,4 +1,4 @@
-"""The authors' configs and checkpoints: read strictly, written back, and equal in what they compute."""
+"""The authors' configs and checkpoints: read strictly, written back, and equal in their results."""
 
 from __future__ import annotations
 

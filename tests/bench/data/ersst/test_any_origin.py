@@ -1,4 +1,4 @@
-"""SST as others have it: CMIP's `tos` on ocean grids, any calendar, any names; held against closed forms."""
+"""SST from other sources: CMIP's `tos` on ocean grids, any calendar, any names; compared with closed forms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _tripolar(fine: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tos(**changes: object) -> xr.Dataset:
-    """A file as CMIP has it: `tos (time, j, i)` and two-dimensional `lat` and `lon`."""
+    """A file in CMIP's form: `tos (time, j, i)` and two-dimensional `lat` and `lon`."""
     latitude, longitude = _tripolar()
     calendar = str(changes.get("calendar", "noleap"))
     field = _of_place(latitude, longitude)
@@ -79,7 +79,7 @@ def test_a_curvilinear_ocean_grid_gives_the_means_of_the_closed_form(tmp_path: P
     expected = _of_place(LATITUDES[:, None], LONGITUDES[None])
     known = np.isfinite(found.cells)
     assert known[0].mean() > 0.9 and not known[:, 20, 15].any()
-    # of a box that is half land, the sea's middle is up to 1.25 degrees off; else it is a fraction of a cell
+    # in a box that is half land, the centre of the sea is up to 1.25 degrees off; otherwise a fraction of a cell
     assert np.abs(found.cells - expected)[known].max() < 1.25 / 6 + 0.05
     assert np.abs((found.cells - expected)[:, 9:14, 19:67]).mean() < 0.05
     linear = 15 + np.cos(np.deg2rad(np.arange(190.25, 240, 0.5))).mean() + np.arange(_MONTHS) / 24

@@ -230,7 +230,7 @@ class TestObserved:
     def test_the_public_years_become_the_data_of_the_records(
         self, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Years cut from the packed record stand in for the originals, from which they differ by its rounding."""
+        """Years cut from the packed record replace the originals, from which they differ by rounding."""
         theirs = observed / "sst" / "ersst_v3b_196001-201612.nc"
         (tmp_path / "www").mkdir()
         with xarray.open_dataset(theirs) as whole:

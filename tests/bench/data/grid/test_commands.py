@@ -75,7 +75,7 @@ def test_weights_are_scored_again_and_forecast_beyond_the_end(capsys: pytest.Cap
     assert main(["run", *TASK, "data.root=rain.zarr", *UNET, "train.max_steps=2", *QUIET]) == 0
     first, said = record_of("unet"), capsys.readouterr().out
     (command,) = [line.strip() for line in said.splitlines() if "earthbench forecast" in line]
-    assert main(shlex.split(command)[1:]) == 0  # what the run says is next
+    assert main(shlex.split(command)[1:]) == 0  # the next command that the run prints
     assert xarray.open_dataset("forecast.nc")["forecast"].shape == (1, 2, 22, 30)
     path = f"results/runs/grid/unet/{first['run_id']}.json"
     assert main(["rescore", path, "evaluate.metrics.skill.thresholds=[1,3]"]) == 0

@@ -17,7 +17,7 @@ FRAMES, SIZE, GAP = 61, (6, 8), 20
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames of 5 minutes, two of which are missing behind frame 20; latitudes from the north."""
+    """Frames every 5 minutes, two of which are missing after frame 20; latitudes from the north."""
     times = np.datetime64("2020-01-01") + np.arange(FRAMES + 2) * np.timedelta64(5, "m")
     times = np.delete(times, [GAP + 1, GAP + 2])
     field = np.random.default_rng(0).random((FRAMES, *SIZE)).astype("f4")

@@ -1,4 +1,4 @@
-"""Observed data as a cube of one's own have the scores of the task that was made for them."""
+"""Observed data read as a user's cube have the scores of their own task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THRESHOLDS = [16.0, 74.0, 133.0, 160.0]
 
 @pytest.mark.slow
 def test_radar_of_the_contiguous_states(observed: Path, tmp_path: Path) -> None:
-    """Events become stretches a day apart; conventions are those of the cube's task on both sides."""
+    """Events become stretches of time a day apart; both sides use the conventions of the cube's task."""
     root = observed / "radar_conus" / "val"
     source = SevirSequences(root, t_in=18, t_out=18, stride=36)
     frames = np.concatenate([torch.cat(source.stored(at)).numpy()[..., 0] for at in range(len(source))])

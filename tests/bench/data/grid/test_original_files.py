@@ -1,4 +1,4 @@
-"""Original files of every reader, where they are: a cube and events of them, and forecasts that say when and where."""
+"""Original files of every reader, if present: a cube and events made from them, and forecasts with times and places."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_cubes_and_events_of_original_files(
             assert found["forecast"].attrs["grid_mapping"] == "crs"
     with xarray.open_dataset("grid.nc") as rates, xarray.open_dataset("radar.nc") as codes:
         crop = rates["context"].sel(y=codes["y"], x=codes["x"], method="nearest", tolerance=1e-2)
-        used = int((len(cube.cube) - 4) % 4)  # frames behind the last event
+        used = int((len(cube.cube) - 4) % 4)  # frames after the last event
         first = np.flatnonzero(np.isin(rates["time_of_context"], codes["time_of_context"]))
         if not used and len(first):
             wet, echo = crop.values[first], codes["context"].values
@@ -96,7 +96,7 @@ def test_cubes_and_events_of_original_files(
 
 
 def test_a_killed_conversion_resumes(observed: Path, tmp_path: Path) -> None:
-    """Of KNMI's files, with two workers: what was made before the process was killed is made no second time."""
+    """With KNMI's files and two workers: blocks made before the process was killed are not made again."""
     pattern = str(observed / "radar_raw/radar/KNMI/2010/08/*201008260[0-2]*.h5")
     flags = ["--reader", "knmi_hdf5", "--in", pattern, "--extent=100000,200000,-4100000,-4000000", "--workers", "2"]
     for target, more in (("grid", []), ("radar", ["--frames", "12", "--size", "64"])):

@@ -1,4 +1,4 @@
-"""Radar archives to a cube, by pySTEPS' importers: a made ODIM archive, and original files where they are."""
+"""Radar archives converted to a cube by pySTEPS' importers, for a synthetic ODIM archive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROJECTION = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=0 +y_0=0 +units=m +ellps=W
 
 
 def write_odim(path: Path, codes: np.ndarray) -> None:
-    """Rain rates in ODIM_H5 2.2: code 0 is no rain, 255 nothing seen, else code / 10 mm/h."""
+    """Writes rain rates in ODIM_H5 2.2: code 0 is no rain, 255 no data, otherwise code / 10 mm/h."""
     with h5py.File(path, "w") as file:
         file.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_2")
         what = file.create_group("what")

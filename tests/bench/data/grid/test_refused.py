@@ -1,4 +1,4 @@
-"""Cubes that cannot be forecast from: one message each, that says what was found and what to type."""
+"""Cubes that cannot be used: each gives one message with what was found and what to type."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_all_nan_is_refused(tmp_path: Path) -> None:
     task = load_task("grid", path, t_in=2, t_out=2)
     with pytest.raises(DataError, match="all are NaN"):
         _ = task.normalisations
-    with pytest.raises(DataError, match="no value that is known"):
+    with pytest.raises(DataError, match="only missing values"):
         refuse_constant(task.dataset("test"))
     assert any("all values are NaN" in problem for problem in task.inspect_data().problems)
 
@@ -177,10 +177,12 @@ def test_nothing_there_is_refused(root: str, tmp_path: Path) -> None:
         load_task("grid", tmp_path / root).dataset("train")
 
 
-def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rain.nc").write_bytes(b"GRIB of some kind")
-    with pytest.raises(DataError, match="cannot open it"):
-        load_task("grid", tmp_path / "rain.nc").dataset("train")
+@pytest.mark.parametrize(("name", "content"), [("rain.nc", b"GRIB of some kind"), ("CATALOG.csv", b"id,file\n")])
+def test_a_file_of_another_format_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: it is neither NetCDF nor Zarr.*to_netcdf") as refused:
+        load_task("grid", tmp_path / name).dataset("train")
+    assert "engine" not in str(refused.value)
 
 
 def write(dataset: xarray.Dataset, path: Path) -> Path:

@@ -260,6 +260,7 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     values = cube["rain_rate"].values
     known = values[np.isfinite(values)]
     assert not report.problems
+    assert report.lines[1].endswith(f"{FRAMES} frames of 24x30, every 5 min")
     facts = report.facts
     assert facts["ranges"]["rain_rate"]["missing"] == pytest.approx(np.isnan(values).mean())
     assert facts["share_at_or_above"] == pytest.approx({"0.5": np.mean(known >= 0.5), "10": np.mean(known >= 10)})
@@ -294,7 +295,7 @@ def test_the_task_keeps_its_contract(options: dict[str, Any], cube: xarray.Datas
 
 
 def test_storms_as_a_cube_have_the_scores_of_task_sevir(storms: Path, tmp_path: Path) -> None:
-    """Events are stretches with gaps between them; codes are scored by the rules that the cube's task has."""
+    """Events are stretches of time with gaps between them; codes are scored by the rules of the cube's task."""
     import bench
     from bench.data.sevir.dataset import SevirSequences
     from bench.engine.evaluate import EvaluationSettings, evaluate_with_sample

@@ -1,4 +1,4 @@
-"""ICAR-ENSO: records merged from overlapping rows, splits by climate model, labels that travel to the metric."""
+"""ICAR-ENSO: records merged from overlapping rows, splits by climate model, labels passed to the metric."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_models_lie_in_the_rows_of_the_official_files() -> None:
 
 @pytest.fixture(scope="module")
 def official_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the official shape whose values were never written: zeros that take no space."""
+    """Files with the official shape but without written values: zeros that need no space."""
     root = tmp_path_factory.mktemp("enso") / "official"
     root.mkdir()
     write_arrays(root / "CMIP_train.nc", lat=LAT, lon=LON)

@@ -1,4 +1,4 @@
-"""ICAR-ENSO: files of other formats, files that are wrong, what `data info` says of them, and the observed record."""
+"""ICAR-ENSO: files of other formats, wrong files, their reports by `data info`, and the observed record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MovingMNIST: the authors' cut of the one file, generated files, and what is wrong with others."""
+"""MovingMNIST: the authors' splits of the one file, generated files, and wrong files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Systems other than the paper's: what is made, what the data say of themselves, and what the task takes from them."""
+"""Systems other than the paper's: generated data, their description, and the options that the task takes from them."""
 
 from __future__ import annotations
 

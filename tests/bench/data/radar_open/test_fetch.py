@@ -1,4 +1,4 @@
-"""The trees of observed radar from the public archive's own files, bit for bit, from a server on this machine."""
+"""The trees of observed radar, made bit by bit from the public archives' files on a local server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_tree_is_the_one_that_records_were_measured_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 3])
 def test_windows_of_mrms_are_those_of_the_trees(number: int, observed: Path) -> None:
-    """Four of the 36 files are at hand: every event's frame of each."""
+    """Four of the 36 files are available, each with a frame of every event."""
     trees = [*PARTS["sevir25_mrms"], *PARTS["radar_conus"]]
     names = [original.path for original in originals() if original.archive == "mrms_20190610"]
     events = {tree.path: events_of(tree.path) for tree in trees}

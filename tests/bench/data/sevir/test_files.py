@@ -1,4 +1,4 @@
-"""Event files of every kind that people have: the right pixels, or one error that names the file."""
+"""Event files of every kind: the right pixels, or one error that names the file."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def _compact(file: h5py.File, codes: np.ndarray) -> None:
 
 
 def _few_bits(file: h5py.File, codes: np.ndarray) -> None:
-    """Codes 0..15 in the upper half of each byte: h5py calls it uint8, its raw bytes are sixteen times as large."""
+    """Codes 0..15 in the upper half of each byte: h5py reports uint8, but the raw bytes are sixteen times as large."""
     kind = h5py.h5t.STD_U8LE.copy()
     kind.set_precision(4)
     kind.set_offset(4)
@@ -247,7 +247,7 @@ def test_bytes_that_hold_codes_in_some_of_their_bits_are_read_by_hdf5(tmp_path: 
 def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
     tmp_path: Path, chunks: tuple[int, ...] | None, fill: int, capsys
 ) -> None:
-    """A writer that died: the array, or the chunk, has room for all events, and the last two were never written."""
+    """An interrupted writer: the array, or the chunk, has room for all events, but the last two are missing."""
     root = write_events(tmp_path, _partly(chunks, fill))
     data = bench.load_task("sevir", root).dataset("test")
     data.stored(5)

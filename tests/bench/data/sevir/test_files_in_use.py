@@ -1,4 +1,4 @@
-"""Event files that other programs hold, and how many are open at a time."""
+"""Event files that other programs have open, and the number of open files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_file_that_another_program_holds_is_read_without_its_lock(tmp_path: Pa
 
 
 def test_a_file_marked_as_written_to_is_no_damaged_file(tmp_path: Path) -> None:
-    """HDF5's latest format has such a mark; `task.skip_missing` must not skip what only has to be waited for."""
+    """HDF5's latest format marks files in use; `task.skip_missing` must not skip files that will be available later."""
     root = write_events(tmp_path, create(), libver="latest")
     code = "import sys, bench; bench.load_task('sevir', sys.argv[1], skip_missing=True).dataset('test')"
     with h5py.File(root / "data" / NAME, "r+", libver="latest") as held:

@@ -20,7 +20,7 @@ from bench.data.transfer.manifest import origin
 
 @pytest.fixture
 def others(storms: Path, tmp_path: Path) -> Path:
-    """The storms under other ids, as if somebody had observed them."""
+    """The storms under other ids, as if they were observed."""
     root = tmp_path / "others"
     shutil.copytree(storms, root)
     for name in ("DATASET.json", "MANIFEST.json"):

@@ -1,4 +1,4 @@
-"""What a catalogue or a date leaves out is named, and an event under two ids is found."""
+"""Events left out by a catalogue or a date are named, and an event under two ids is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`task.skip_missing=true`: what is left out is named, and a run without it is partial."""
+"""`task.skip_missing=true`: skipped events are named, and a run without them is partial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of a catalogue: what is unambiguous is read right, what is not is refused with both readings."""
+"""Times of a catalogue: unambiguous ones are read correctly, others are refused with both readings."""
 
 from __future__ import annotations
 

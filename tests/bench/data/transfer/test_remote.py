@@ -1,4 +1,4 @@
-"""Results and checkpoints behind a URL: the same promises as on a disk."""
+"""Results and checkpoints behind a URL: the same guarantees as on a disk."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def _metric(members: np.ndarray | torch.Tensor, target: np.ndarray | torch.Tenso
 
 
 def _ensemble(m: int, seed: int = 0, shape: tuple[int, ...] = (2, 3, 6, 7, 1)) -> tuple[np.ndarray, np.ndarray]:
-    """With many ties and zeros, as rain has."""
+    """Forecasts and targets with many ties and zeros, like rain."""
     generator = np.random.default_rng(seed)
     return tuple(
         np.maximum(0, generator.integers(-20, 40, size) * 6.5).astype(np.float32) for size in ((m, *shape), shape)

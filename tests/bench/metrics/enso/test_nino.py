@@ -1,4 +1,4 @@
-"""Nino3.4 skill against closed forms, the formulas written out, properties and numpy's own correlation."""
+"""Nino3.4 skill against closed forms, the explicit formulas, properties and numpy's correlation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _scores(forecast: torch.Tensor, target: torch.Tensor, labels: torch.Tensor |
 
 
 def _formulas(predicted: list[list[float]], observed: list[list[float]], eps: float) -> dict[str, float]:
-    """The definitions, number by number: indices `[window][lead]`."""
+    """Returns the scores from their definitions, number by number, for indices `[window][lead]`."""
     windows, leads = len(predicted), len(predicted[0])
     found, correlations, errors = {}, [], []
     for k in range(leads):

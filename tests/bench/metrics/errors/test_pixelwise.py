@@ -77,7 +77,7 @@ def test_large_frames_do_not_depend_on_where_memory_begins(convention: str, monk
     anywhere, begins = np.empty, itertools.cycle(range(0, 64, 8))
 
     def empty(shape: tuple[int, ...] | int, dtype: type = float) -> np.ndarray:
-        """An array that begins so many bytes behind a cache line."""
+        """Returns an array that begins a given number of bytes after a cache line."""
         raw = anywhere(int(np.prod(shape)) * np.dtype(dtype).itemsize + 128, np.uint8)
         start = -raw.ctypes.data % 64 + next(begins)
         return raw[start : len(raw) - 128 + start].view(dtype).reshape(shape)

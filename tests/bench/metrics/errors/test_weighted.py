@@ -1,4 +1,4 @@
-"""Errors whose cells have weights: by hand, exact sums, and what cannot be weighed."""
+"""Errors with weights of cells: values computed by hand, exact sums, and wrong weights."""
 
 from __future__ import annotations
 

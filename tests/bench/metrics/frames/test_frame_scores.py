@@ -52,7 +52,7 @@ def test_ssim_agrees_with_scikit_image(channels: int) -> None:
 
 
 def test_ssim_of_2022_is_on_the_range_of_the_whole_set_and_cut() -> None:
-    """torchmetrics of today neither cuts the border nor knows the whole set; given both, it agrees."""
+    """The current torchmetrics neither crops the border nor uses the range of the whole set; given both, it agrees."""
     forecast, target = _pair(batch=5)
     frames = [side.flatten(0, 1).movedim(3, 1).double() for side in (forecast, target)]
     spread = max(float(side.max() - side.min()) for side in frames)
@@ -65,7 +65,7 @@ def test_ssim_of_2022_is_on_the_range_of_the_whole_set_and_cut() -> None:
 
 @pytest.mark.parametrize("spread", [0.005, 0.11, 1.0, 1.7, 30.0, 250.0])
 def test_ssim_of_2022_needs_no_frames_to_be_right_at_any_range(spread: float) -> None:
-    """Frames of few bright pixels, flat ones and equal ones, as digits are; the range is found in the last batch."""
+    """Frames with few bright pixels, constant frames and equal frames, like digits; the last batch has the range."""
     generator = torch.Generator().manual_seed(1)
     forecast, target = _pair(batch=4, size=24)
     forecast[:2] *= torch.rand(forecast[:2].shape, generator=generator) > 0.9
@@ -155,7 +155,7 @@ def test_frames_without_a_window_are_refused() -> None:
 
 
 def test_lpips_scores_grey_frames_as_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With random weights in AlexNet's place: the wiring, against the class of torchmetrics itself."""
+    """With random weights instead of AlexNet's: checks the wiring against the class of torchmetrics."""
     import torchvision
     from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 

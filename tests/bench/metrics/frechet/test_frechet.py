@@ -1,4 +1,4 @@
-"""The Frechet distance: closed forms, named for its features, and the video network's wiring."""
+"""The Frechet distance: closed forms, names by features, and the wiring of the video network."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_fvd_has_its_name_with_the_networks_weights_only(tmp_path: Path, monkeyp
         bench.load_metric("frechet", features="i3d", weights=tmp_path / "other.pt")
     torch.save(I3D(6).state_dict(), tmp_path / "i3d.pt")
     metric = bench.load_metric("frechet", features="i3d", weights=tmp_path / "i3d.pt")
-    # the network itself takes seconds a clip: here only what it is given, and what becomes of its logits
+    # the network takes seconds per clip, so only its input and the use of its logits are tested
     monkeypatch.setattr(metric, "_features", lambda clips: i3d_input(clips).mean((2, 3, 4)).double().repeat(1, 2))
     metric.update(_clips(3, 0)[None], _clips(3, 1))
     assert {"fvd", "fvd_clip_count", "fvd_feature_count"} == set(metric.compute())

@@ -1,4 +1,4 @@
-"""Skill after max-pooling and the fractions skill score, against brute force written from the definitions."""
+"""Skill after max-pooling and the fractions skill score, against brute force from the definitions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _same(found: dict[str, float], expected: dict[str, float]) -> None:
 
 
 def _pooled_counts(forecast: np.ndarray, target: np.ndarray, pool: int, *, correct: bool) -> dict[str, np.ndarray]:
-    """Counts cell by cell: a NaN, and where the rule says so a missing value, spreads to its cell."""
+    """Counts cell by cell: a NaN (and, if the rule says so, a missing value) invalidates its cell."""
 
     def value(x: float) -> float:
         near = correct and math.isfinite(x) and abs(x - round(x)) <= 5e-5
@@ -95,7 +95,7 @@ def test_the_upstream_bias_has_a_name_of_its_own() -> None:
 
 
 def _fss(forecast: np.ndarray, target: np.ndarray, threshold: float, window: int) -> float:
-    """Fractions window by window, outside the frame nothing."""
+    """Returns fractions window by window; pixels outside the frame do not count."""
     half, error, reference = window // 2, 0.0, 0.0
     for b, t, c in np.ndindex(*forecast.shape[:2], forecast.shape[4]):
         sides = [np.pad(side[b, t, :, :, c] >= threshold, half) for side in (forecast, target)]

@@ -24,7 +24,7 @@ fields = hnp.arrays(
 
 
 def _counts(forecast: np.ndarray, target: np.ndarray, *, correct: bool) -> np.ndarray:
-    """The spec, pixel by pixel: hits, misses, false alarms, correct negatives `[lead, threshold]`."""
+    """Counts pixel by pixel: hits, misses, false alarms, correct negatives `[lead, threshold]`."""
 
     def value(x: float) -> float:
         x = float(x)
@@ -83,7 +83,7 @@ def test_counts_of_every_dtype_and_of_small_and_large_frames(dtype: torch.dtype,
 @pytest.mark.parametrize("threshold", [*VIL_THRESHOLDS, 1, 2, 64, 128, 255, 0, -3, 73.99997, 74.00003, 74.5, 0.1])
 @pytest.mark.parametrize("correct", [True, False])
 def test_every_float_around_a_threshold_is_on_its_right_side(threshold: float, correct: bool) -> None:
-    """For the 2000 float32 on either side, and with the rule also those around its own edges."""
+    """Tests the 2000 float32 numbers on either side and, with the rule, also those around its edges."""
     wide = np.float32(threshold) + np.concatenate([np.linspace(-2e-4, 2e-4, 4001), [0]])
     bits = np.array([threshold], np.float32).view(np.int32)[0] + np.arange(-2000, 2001, dtype=np.int32)
     values = np.concatenate([wide.astype(np.float32), bits.view(np.float32)])
@@ -259,7 +259,7 @@ def test_persistence_on_observed_radar_has_the_known_scores(radar: Path) -> None
     ("tree", "task"), [("sevir49", "sevir"), ("sevir25", "sevir"), ("sevir25_mrms", "sevir"), ("sevir_lr", "sevir_lr")]
 )
 def test_counts_on_observed_radar_equal_an_independent_count(radar: Path, tree: str, task: str) -> None:
-    """Counted here straight from the files with numpy, sharing no code with the reader or the metric."""
+    """Counted directly from the files with numpy, without code of the reader or the metric."""
     import h5py
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Every score of the convention 'upstream' on awkward tensors, against the formulas written out in numpy."""
+"""Every score of the convention 'upstream' on edge cases, against the formulas in numpy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _pair(case: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _formulas(forecast: torch.Tensor, target: torch.Tensor) -> dict[str, np.ndarray]:
-    """Scores `(1 + T, K)`: of the counts over everything, then of each lead."""
+    """Returns scores `(1 + T, K)`: from the counts over everything, then of each lead time."""
     f, t = (side.float().numpy() for side in (forecast, target))
     known = ~(np.isnan(f) | np.isnan(t))
     tables = []

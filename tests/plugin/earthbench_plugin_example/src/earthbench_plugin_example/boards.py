@@ -1,4 +1,4 @@
-"""A table of its own: the plugin's model beside persistence, with one column."""
+"""A table with the plugin's model and persistence, and one column."""
 
 from __future__ import annotations
 

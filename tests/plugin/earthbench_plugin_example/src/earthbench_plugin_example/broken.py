@@ -1,4 +1,4 @@
-"""What must harm nobody else: a module that exits when it is imported."""
+"""A module that exits when it is imported, which must not affect anything else."""
 
 raise SystemExit("no licence found")
 

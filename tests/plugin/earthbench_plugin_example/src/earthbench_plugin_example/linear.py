@@ -1,4 +1,4 @@
-"""A model of its own: the trend of the last two frames, with one weight to learn."""
+"""A model: the trend of the last two frames, with one trainable weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LinearExtrapolation(nn.Module):
     Args:
         input_shape: `(T_in, H, W, C)` with T_in >= 2.
         target_shape: `(T_out, H, W, C)`.
-        damping: First value of the share.
+        damping: Initial value of the share.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"damping": 0.1}}
