@@ -48,6 +48,14 @@ def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Pat
     assert found == expected
 
 
+def test_what_is_no_utf8_is_no_part_of_a_config(tmp_path: Path, capsys) -> None:
+    """A record is text; it would be found out when the run has been evaluated."""
+    places = {"data.root": os.fsdecode(b"caf\xe9"), "results.root": tmp_path / "r", "work": tmp_path / "w"}
+    assert _evaluate(places) == 2
+    error = capsys.readouterr().err
+    assert r"b'\xe9'" in error and "make a link" in error and "Traceback" not in error and not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("key", ["data.root", "results.root", "work"])
 @pytest.mark.parametrize("name", ["loop", "x" * 300, "file"])
 def test_a_folder_that_can_be_none_is_one_error(storms: Path, tmp_path: Path, capsys, key: str, name: str) -> None:
