@@ -98,7 +98,7 @@ class TrainsWithOwnLoss(Protocol, metaclass=_Methods):
         total_steps: int,
         **options: Any,
     ) -> Float[Tensor, ""] | Mapping[str, Float[Tensor, ""]]:
-        """Returns the loss of a batch, or its summands by name.
+        """Returns the loss of a batch, or its terms by name.
 
         Args:
             context: Normalised.
@@ -127,7 +127,7 @@ class ValidatesWithOwnLoss(Protocol, metaclass=_Methods):
 
 @runtime_checkable
 class HasOptimizers(Protocol, metaclass=_Methods):
-    """A model whose parts have learning rates of their own."""
+    """A model with parameter groups that have their own learning rates."""
 
     def optimizers(self) -> Iterable[tuple[Iterable[nn.Parameter], float, tuple[float, float]]]:
         """Returns `(parameters, lr, betas)` of Adam for each group; together, the groups have each parameter once.
@@ -193,7 +193,7 @@ MODEL_CAPABILITIES: tuple[type, ...] = (
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """What a model, or the module of a stage, declares by attributes of these names."""
+    """Optional attributes by which a model, or the module of a stage, declares its traits."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters by task, applied before the caller's own; on the class, a literal. `tiny` is for checks."""
@@ -246,7 +246,7 @@ class Metric(Protocol):
 
         Args:
             forecast: Without `m`; with `takes_members`, all members.
-            target: Missing pixels are NaN and count nowhere.
+            target: Missing pixels are NaN and must be ignored.
             *labels: With `takes_labels`, the data's labels.
             **options: With `takes_events`, `events`, int64 `(B,)`; with `takes_cells`, `cells`, the task's weights
                 `(H,W)` by name.
@@ -306,7 +306,7 @@ class MetricTraits:
     takes_events: bool = False
     """Whether `update` takes `events`; see `TracksEvents`."""
     takes_labels: bool = False
-    """Whether `update` takes the data's labels behind forecast and target."""
+    """Whether `update` takes the data's labels after forecast and target."""
     takes_members: bool = False
     """Whether `update` takes all members of an ensemble, `(M,B,T,H,W,C)`."""
     takes_cells: bool = False

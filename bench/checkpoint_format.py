@@ -124,7 +124,7 @@ def seal_of(path: AnyPath) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint file, or None if every byte is as it was written."""
+    """Returns the problem of a checkpoint file, or None if every byte is as it was written."""
     try:
         with path.open("rb") as file:
             before = file.seek(0, os.SEEK_END) - _SEAL_BYTES - len(_COMMENT_LENGTH)

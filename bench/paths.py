@@ -1,4 +1,4 @@
-"""Folders that may be local or behind a URL: a path is a `pathlib.Path`, a URL an fsspec path with its methods.
+"""Folders that may be local or at a URL: a path is a `pathlib.Path`, a URL an fsspec path with its methods.
 
 A config keeps an address as it was written, with its `${oc.env:NAME}`: environment variables are looked up here, when
 the path is opened, and their values are in no record or log.

@@ -147,7 +147,7 @@ def _paths() -> list[Path]:
 
 
 def _declared(path: Path) -> dict[str, Any]:
-    """Makes a file importable as a module, and returns what it registers."""
+    """Makes a file importable as a module, and returns its entries."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:

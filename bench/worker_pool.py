@@ -12,14 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 def worker_pool(
     processes: int, initializer: Callable[[], object] | None = None, *, tasks_of_each: int | None = None
 ) -> ProcessPoolExecutor:
-    """Returns a pool of fresh processes; a fork would copy the states of torch's threads and of the HDF5 library.
+    """Returns a pool of spawned processes; a fork would copy the states of torch's threads and of the HDF5 library.
 
-    They end with this process, even if it is killed: Python's own would finish their work and then wait for ever.
+    They end with this process, even if it is killed; those of Python's pool would finish their work and wait forever.
 
     Args:
-        processes: Their number.
-        initializer: Called first in each.
-        tasks_of_each: After so many, a process is replaced; None for never.
+        processes: Number of processes.
+        initializer: Called first in each process.
+        tasks_of_each: Number of tasks after which a process is replaced; None for never.
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(

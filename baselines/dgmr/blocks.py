@@ -2,7 +2,7 @@
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
 (creativecommons.org/licenses/by/4.0): `pseudocode/{generator,discriminator,layers}.txt` in the history of
-github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: written anew in PyTorch.
+github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: rewritten in PyTorch.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Attention(nn.Module):
     """Attention of every pixel to all others, added to the input with a learned factor.
 
     Args:
-        channels: Channels of input and output; queries and keys have an eighth of them.
+        channels: Channels of input and output; queries, keys and values have an eighth of them.
     """
 
     def __init__(self, channels: int) -> None:

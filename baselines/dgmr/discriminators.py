@@ -1,7 +1,7 @@
 """DGMR's two discriminators: one sees single frames of the forecast, one the whole sequence in a random window.
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
-(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: written anew in PyTorch; any number of
+(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: rewritten in PyTorch; any number of
 frames; the last blocks keep grids that are too small to be halved.
 """
 

@@ -1,7 +1,7 @@
 """DGMR's generator: a context stack, a latent stack and a recurrent sampler of four levels.
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
-(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: written anew in PyTorch; any number of
+(creativecommons.org/licenses/by/4.0); see `baselines.dgmr.blocks`. Changes: rewritten in PyTorch; any number of
 frames, levels and channels; every sequence of a batch has its own latent.
 """
 

@@ -4,7 +4,7 @@ Ravuri et al., "Skilful precipitation nowcasting using deep generative models of
 
 Adapted from DeepMind's pseudocode of DGMR, copyright 2021 DeepMind Technologies Limited, licensed under CC BY 4.0
 (creativecommons.org/licenses/by/4.0): `pseudocode/{generator,discriminator,layers,train}.txt` in the history of
-github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: written anew in PyTorch; any number of frames
+github.com/openclimatefix/skillful_nowcasting (commit 1743e060). Changes: rewritten in PyTorch; any number of frames
 and any channels; a latent for every sequence; weights of the grid loss for values from 0 to 1; missing pixels.
 """
 

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(board: BoardFile, options: argparse.Namespace) -> int:
-    """Decides, runs what is missing, and renders; failed runs are reported at the end."""
+    """Decides steps and choices, runs missing rows, and renders; failed runs are reported at the end."""
     from bench.ablation.deciding import decide
 
     rows, typed = board.rows(), _typed(board, options.overrides)

@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _moment(time: datetime, cadence_minutes: float) -> str:
-    """Returns a time as a title has it: a month alone where frames are months."""
+    """Returns a time for a title; only the month if frames are months."""
     return f"{time:%B %Y}" if cadence_minutes >= MONTH_MINUTES else f"{time.day} {time:%B %Y, %H:%M} UTC"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench import registry
 from bench.cli.printing import print, wrapped, wrapped_command
+from bench.config.overrides import literal
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
@@ -187,10 +188,11 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
         given = [*_given(record, "task"), f"model={_BASELINE}", *_data(record)]
-        given += [f"results.root={root}"] if results else []
+        given += [f"results.root={literal(root)}"] if results else []
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
     if (weights := _weights(outcome)) is not None:
-        given = [*_given(record, "task"), *_given(record, "model"), *_data(record), f"checkpoint={weights}"]
+        given = [*_given(record, "task"), *_given(record, "model"), *_data(record)]
+        given += [f"checkpoint={literal(str(weights))}"]
         continues = registry.find("task", record.task.name).load().latest is not Task.latest
         yield f"earthbench forecast {' '.join(map(shlex.quote, given))}{' --latest' * continues}"
     table = f"runs/{record.task.name}"
@@ -205,24 +207,17 @@ def _given(record: RunRecord, section: str) -> list[str]:
     """Returns a task or a model and its options, as they were given on the command line."""
     options = record.config.get(section) or {}
     name = {"task": record.task.name, "model": record.model.name}[section]
-    return [f"{section}={name}", *(f"{section}.{key}={_word(v)}" for key, v in options.items() if key != "name")]
+    return [f"{section}={name}", *(f"{section}.{key}={literal(v)}" for key, v in options.items() if key != "name")]
 
 
 def _data(record: RunRecord) -> list[str]:
     root = record.config.get("data", {}).get("root")
-    return [f"data.root={root}"] if root else []
+    return [f"data.root={literal(root)}"] if root else []
 
 
 def _weights(outcome: Outcome) -> Path | None:
-    """Returns the checkpoint that was evaluated, if it lies in the run's folder."""
+    """Returns the checkpoint that was evaluated, if it is in the run's folder."""
     if outcome.folder is None or outcome.record.training is None:
         return None
     path = outcome.folder / "checkpoints" / f"{outcome.record.training.weights}.ckpt"
     return path if path.is_file() else None
-
-
-def _word(value: Any) -> str:
-    """Returns a value as Hydra's override grammar writes it."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_word, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     from bench.cli.table import print_table
     from bench.config import compose
+    from bench.config.overrides import literal
     from bench.data.sevir.synthetic import make_sevir
     from bench.data.transfer.manifest import origin
     from bench.engine.run import run as run_pipeline
@@ -61,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"[1/4] storms are in {data}")
 
     common = [
-        f"data.root={data}", f"results.root={out / 'results'}", f"work={outputs_of_code(out)}", f"seed={options.seed}",
-        "picture=false",
+        f"data.root={literal(str(data))}", f"results.root={literal(str(out / 'results'))}",
+        f"work={literal(str(outputs_of_code(out)))}", f"seed={options.seed}", "picture=false",
     ]  # fmt: skip
     print("[2/4] persistence")
     with shown_on("stdout"):

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan, then runs what is missing; a row that fails does not stop the others."""
+    """Prints the plan, then runs the missing rows; a failed row does not stop the others."""
     from bench.cost.devices import parse_devices
     from bench.reproduction.estimates import measured_throughput
     from bench.reproduction.projection import markdown

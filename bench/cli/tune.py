@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains what is missing of the grid, prints it from best to worst, and recommends the best."""
+    """Trains the missing points of the grid, prints all from best to worst, and recommends the best."""
     points = [layered(point) for point in expand_sweep(options.overrides)]
     if len(points) == 1:
         raise UsageError("earthbench tune: a grid needs several values of a key, as in train.lr=1e-3,2e-3")
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _line(trial: Trial, keys: list[str]) -> dict[str, str | float | None]:
-    """Returns a point: its settings, its score, and what it took."""
+    """Returns the line of a point: its settings, its score, and its cost."""
     line: dict[str, str | float | None] = {
         key_of(one): one.partition("=")[2] for one in trial.overrides if key_of(one) in keys
     }

@@ -94,7 +94,7 @@ def _published(table: Table) -> list[Finding]:
 
 
 def _counts() -> list[Finding]:
-    """Returns the rows without a count, and counts without a row; `earthbench count --check` counts anew."""
+    """Returns the rows without a count, and counts without a row; `earthbench count --check` recounts."""
     path, again = counts_path(), "write them: earthbench count --write"
     try:
         counted = {one.key for one in load_counts().sizes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,8 @@ def composed_by_hydra(overrides: Sequence[str]) -> Any:
     from omegaconf import open_dict
 
     register_groups()
+    for override in overrides:
+        _check_utf8(override)
     overrides = quoted(overrides)
     with hydra_errors(overrides):
         for folder in search_folders(overrides):
@@ -85,6 +88,17 @@ def composed_by_hydra(overrides: Sequence[str]) -> Any:
         del composed["hydra"]
     remember_named_secrets(composed)
     return composed
+
+
+def _check_utf8(override: str) -> None:
+    """Refuses what no record could say: a name of other bytes would end a run when it has been evaluated."""
+    try:
+        override.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{override!r}: expected UTF-8, found the bytes {os.fsencode(override[error.start : error.end])!r}. Rename "
+            "the file or folder or make a link to it; with PYTHONUTF8=0, unset that."
+        ) from error
 
 
 @functools.cache

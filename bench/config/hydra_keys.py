@@ -107,7 +107,7 @@ def _written_by_hydra(key: str) -> bool:
 
 
 def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
-    """Returns what is wrong with a changed key, an empty text if nothing is."""
+    """Returns the problem of a changed key; empty if it is allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

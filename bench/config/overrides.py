@@ -12,7 +12,7 @@ _UNKNOWN = re.compile(r"[^\w\s,.:/$%*@?|+-]", re.ASCII)
 
 
 def literal(value: Any) -> str:
-    """Returns a JSON value as the right side of an override: `null`, `true`, `[16,32]`, `0.001`."""
+    """Returns a JSON value as the right side of an override: `null`, `true`, `[16,32]`, `0.001`, `'/home/jörg'`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -21,7 +21,15 @@ def literal(value: Any) -> str:
         return "[" + ",".join(literal(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and "${" not in value and _needs_quotes(value):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return str(QuotedString(value, Quote.single).with_quotes())
     return str(value)
+
+
+def _needs_quotes(text: str) -> bool:
+    return text != text.strip() or not _STRUCTURE.isdisjoint(text) or "," in text or bool(_UNKNOWN.search(text))
 
 
 def is_sweep(override: str) -> bool:

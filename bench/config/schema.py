@@ -83,7 +83,7 @@ class Open(BaseModel):
 
 
 class Data(Section):
-    """Where the data lies and how it is loaded."""
+    """The location of the data, and how they are loaded."""
 
     root: str | None = None
     """Folder of the data set."""
@@ -162,7 +162,7 @@ class Train(Section):
     early_stopping: EarlyStopping = EarlyStopping()
     val_every_epochs: Count = Field(1, ge=1)
     val_every_steps: Count | None = Field(None, ge=1)
-    """Instead of `val_every_epochs`: validate every so many optimiser steps, and after the last one."""
+    """Instead of `val_every_epochs`: optimiser steps between validations; the last step is followed by one, too."""
     stages: dict[str, dict[str, Any]] = {}
     """For a model that is trained in stages: by stage, settings that differ from those above and from
     `data.batch_size` and `data.micro_batch`. `checkpoint`: a file of weights to use instead of training that stage."""
@@ -285,7 +285,7 @@ class Config(Section):
     work: str = "outputs"
     """Checkpoints, logs and pictures: WORK/TASK/MODEL/FINGERPRINT."""
     picture: bool = True
-    """Draw context, target and forecast of the first sequence."""
+    """Whether to draw context, target and forecast of the first sequence."""
     progress: bool = True
 
     @property

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, latency and memory."""
+"""The cost of a model: parameters, multiply-adds, latency and memory."""
 
 from bench.cost.counting import Cost, count_model
 from bench.cost.speed import Speed, measure_speed

@@ -113,7 +113,7 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
 def _analyses(model: nn.Module, context: Tensor) -> tuple[FlopCountAnalysis, float]:
     """Returns fvcore's analysis and torch's count in GMACs, without doing the arithmetic if shapes suffice."""
     try:
-        # Of a copy, because fvcore leaves its hooks behind when a trace fails.
+        # On a copy, because fvcore does not remove its hooks if a trace fails.
         copied = copy.deepcopy(model)
         with shapes_only(), FlopCounterMode(display=False) as counter:
             analysis = _fvcore_analysis(copied, context)

@@ -36,7 +36,7 @@ class FetchArchive(DataVerb):
     """The file without which the data set cannot be read; it is moved into place last."""
     limits: ClassVar[Limits]
 
-    out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
+    out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     url: str
     tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
     timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
@@ -48,7 +48,7 @@ class FetchArchive(DataVerb):
 
     @abstractmethod
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the unpacked data set."""
+        """Returns the problems of the unpacked data set."""
 
     def plan(self, advance: AdvanceLabel) -> Plan:
         """Returns how much there is to download."""
@@ -112,7 +112,7 @@ class FetchArchive(DataVerb):
 
     @property
     def _file(self) -> Path | None:
-        """Returns the archive where it is a file of this machine."""
+        """Returns the archive if it is a local file."""
         return None if "://" in self.url else Path(self.url).expanduser()
 
     @property
@@ -187,7 +187,7 @@ class FetchNBody(FetchArchive):
         return found
 
     def problems(self, root: Path) -> list[str]:
-        """Returns what is wrong with the draws or the digits."""
+        """Returns the problems of the draws or the digits."""
         found = []
         try:
             images = read_digits(root)

@@ -69,7 +69,7 @@ def _folder_state(folder: Path) -> FileState:
         for name in sorted(names):
             found = Path(parent, name).stat()
             listing.update(
-                f"{parent}/{name}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}".encode()
+                os.fsencode(f"{parent}/{name}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}")
             )
             size, changed = size + found.st_size, max(changed, found.st_ctime_ns)
     return FileState(os.path.realpath(folder), size, listing.hexdigest(), changed)
@@ -123,7 +123,7 @@ def _shown(events: list[int], path: Path) -> Iterator[int]:
 def _cache_path(state: FileState, kind: str) -> Path:
     import platformdirs
 
-    name = hashlib.sha256(f"{state.path}{kind and '#' + kind}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(os.fsencode(f"{state.path}{kind and '#' + kind}")).hexdigest()[:32]
     return Path(platformdirs.user_cache_dir("earthbench")) / "digests" / f"{name}.json"
 
 

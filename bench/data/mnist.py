@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
+from bench.config.overrides import literal
 from bench.data.moving_mnist.synthetic import Scene, render_moving
 from bench.data.nbody_mnist.draws import DIGITS_FILE, Draws, Sequences, random_draws, write_arrays, write_sequences
 from bench.data.nbody_mnist.simulation import System, cropped, render, simulate
@@ -162,7 +163,7 @@ class MakeDigits(DataVerb):
         }
         with replacing(self.out / "DATASET.json") as path:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
+        root = shlex.quote(f"data.root={literal(str(self.out))}")
         return [
             f"made {counted(sum(counts.values()), 'sequence')} of {counted(len(images), 'digit')} in "
             f"{self.out}, no digit in two splits",

@@ -113,7 +113,7 @@ def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
     """Returns the newest intact checkpoint to resume from as a local file, or None if there is no checkpoint.
 
     Args:
-        folder: Where checkpoints lie.
+        folder: Folder of the checkpoints.
         scratch: A local folder, for copies of remote ones.
 
     Raises:
@@ -141,7 +141,7 @@ def seals(folder: AnyPath) -> dict[str, str]:
 
 
 def remove_all(folder: AnyPath) -> None:
-    """Removes a run's checkpoints, so that it starts anew."""
+    """Removes a run's checkpoints, so that it starts from scratch."""
     for name in (LAST, PREVIOUS, BEST):
         (folder / name).unlink(missing_ok=True)
 

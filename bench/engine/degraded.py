@@ -21,7 +21,7 @@ class Degraded:
 
     @contextmanager
     def counted(self, model: nn.Module) -> Iterator[None]:
-        """Adds what the model counts within a block."""
+        """Adds the model's counts within a block."""
         own = model_traits(model).degraded
         own.clear()
         yield

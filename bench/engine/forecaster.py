@@ -31,15 +31,11 @@ from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.reach import warn_of_values_out_of_reach
 from bench.engine.scorer import Scored, Scorer
-from bench.engine.weights import RunningAverage, number_as_in_module, shard
+from bench.engine.weights import WARMUP, WARMUP_LAG, RunningAverage, number_as_in_module, shard
 from bench.errors import ContractError, RunFailedError
 from bench.metrics import load_metric
 from bench.metrics.names import Better
 from bench.tasks.task import Task
-
-# With these, timm's decay after n updates is (1 + n) / (10 + n), if `_WARMUP_LAG` is added to the updates it counts.
-_WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
-_WARMUP_LAG = 2
 
 
 class Forecaster(ScoresWithFloat64):
@@ -74,8 +70,8 @@ class Forecaster(ScoresWithFloat64):
         self.train_config = train
         self.total_steps = total_steps
         decay = train.ema_decay if train else None
-        self._average_lag = _WARMUP_LAG if train and train.ema_warmup else 0
-        warmup = _WARMUP if train and train.ema_warmup else {}
+        self._average_lag = WARMUP_LAG if train and train.ema_warmup else 0
+        warmup = WARMUP if train and train.ema_warmup else {}
         self.average = RunningAverage(model, decay=decay, **warmup) if decay else None
         if ensemble is not None:
             check_can_draw(model, ensemble)
@@ -385,7 +381,7 @@ def check_forecast(forecast: Any, context: Tensor, target_shape: Shape, model: s
     """Refuses a result that is not a forecast for a context.
 
     Args:
-        forecast: What the model returned.
+        forecast: Result of the model.
         context: `(B,T_in,H,W,C)`.
         target_shape: `(T_out,H,W,C)`.
         model: Its name, for messages.

@@ -142,7 +142,7 @@ def _smallest(found: int, world: int) -> int:
 def _trial(
     forecaster: Forecaster, loader: TrainingLoader, device: torch.device, precision: Any
 ) -> Callable[[int], bool]:
-    """Returns a function that tells whether a training step with a number of sequences fits into a GPU's memory.
+    """Returns a function that tests whether a training step with a number of sequences fits into a GPU's memory.
 
     It trains a copy of the model on repetitions of the first sequence, and restores the random states.
     """

@@ -8,16 +8,16 @@ from bench.api import model_traits
 from bench.logs import log
 
 _MARGIN = 0.05
-"""Of the width of the range: values may lie so far outside, as those of a scale from a training split do."""
+"""Tolerance as a share of the range's width, for values on a scale from a training split."""
 _LARGEST_SHARE = 0.01
 
 
 def warn_of_values_out_of_reach(model: nn.Module, target: Tensor) -> None:
-    """Warns where a model names a `forecast_range`, and more than 1 % of the known values of a target lie outside.
+    """Warns if a model declares a `forecast_range` and more than 1 % of a target's known values are outside.
 
     Args:
-        model: Or the module of a stage.
-        target: On the scale that models see, NaN where it is missing.
+        model: Model, or the module of a stage.
+        target: Target on the scale that models see; missing pixels are NaN.
     """
     limits = model_traits(model).forecast_range
     if limits is None:

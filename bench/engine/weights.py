@@ -18,6 +18,10 @@ from torch.optim import Optimizer
 
 from bench.api import TrainsWithOwnLoss, ValidatesWithOwnLoss
 
+WARMUP: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+"""With these, timm's decay after n updates is (1 + n) / (10 + n), if `WARMUP_LAG` is added to the updates it counts."""
+WARMUP_LAG = 2
+
 
 class RunningAverage(ModelEmaV3):
     """timm's running average, limited to the parameters that an optimiser changes; others are copied from the model.
@@ -52,7 +56,7 @@ class RunningAverage(ModelEmaV3):
 
 @contextmanager
 def averaged(model: nn.Module, average: RunningAverage | None) -> Iterator[None]:
-    """Gives a model the weights and buffers of its running average within it, where one is kept."""
+    """Gives a model the weights and buffers of its running average within it, if there is one."""
     if average is None:
         yield
         return

@@ -25,7 +25,7 @@ class Tried(Strict):
     settings: tuple[str, ...]
     steps: int
     score: float | None
-    """Of the best validation; None where none was finite, or the training failed."""
+    """Score of the best validation; None if none was finite or the training failed."""
 
 
 class Decision(Strict):
@@ -51,7 +51,7 @@ class Decided(Strict):
     rows: dict[str, Decision] = Field(default_factory=dict)
 
     def of(self, row: BoardRow) -> Decision | None:
-        """Returns what was decided for a row; None where nothing was, or the row is another one since."""
+        """Returns the decisions for a row; None if there are none, or the row has changed since."""
         found = self.rows.get(row.key)
         return found if found is not None and found.asked == row.asked else None
 
@@ -60,7 +60,7 @@ class Decided(Strict):
         return not row.decides or self.of(row) is not None
 
     def steps_of(self, row: BoardRow) -> int | None:
-        """Returns the steps of a row's trainings; None where they are not decided yet, or it has none."""
+        """Returns the steps of a row's trainings; None if they are not decided yet, or it has none."""
         if row.budget is not None and row.budget.steps is not None:
             return row.budget.steps
         found = self.of(row)
@@ -73,7 +73,7 @@ class Decided(Strict):
 
 
 def read_decided(board: BoardFile) -> Decided:
-    """Returns what was decided so far; nothing where there is no file.
+    """Returns the decisions so far; empty if there is no file.
 
     Raises:
         ConfigError: the file is not readable or not valid, or it decides rows that the board does not have.
@@ -89,7 +89,7 @@ def read_decided(board: BoardFile) -> Decided:
 
 
 def write_decided(board: BoardFile, decided: Decided) -> None:
-    """Writes what was decided so far, whole or not at all."""
+    """Writes the decisions so far, atomically."""
     content = decided.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(content, sort_keys=False, width=120, allow_unicode=True)
     with replacing(board.decided_path) as part:

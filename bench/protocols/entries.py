@@ -1,4 +1,4 @@
-"""Overrides in layers: a base, a row's own, what was decided, what was typed."""
+"""Overrides in layers: the base, the row's own, the decided ones, those on the command line."""
 
 from __future__ import annotations
 

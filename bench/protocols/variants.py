@@ -26,7 +26,7 @@ Paired = dict[str, dict[str, tuple[Setting, ...]]]
 
 
 class Ablation(Strict):
-    """What is varied: the union of some sweeps over a common base."""
+    """An ablation: the union of some sweeps over a common base."""
 
     title: str
     base: tuple[Override, ...] = ()
@@ -61,7 +61,7 @@ def load_ablation(name: str) -> Ablation:
     """Returns the ablation `name`, or that of a user's own file `NAME.yaml`.
 
     Raises:
-        UnknownNameError: there is none of this name.
+        UnknownNameError: no ablation has this name.
         ConfigError: the file is not readable, or no ablation; names every key that is wrong.
     """
     if name.endswith(_SUFFIX):
@@ -77,7 +77,7 @@ def variants(ablation: Ablation, overrides: Sequence[str], base: Sequence[str] =
     """Returns every run of an ablation, each once, in the order of its sweeps; all configs are checked.
 
     Args:
-        ablation: What is varied.
+        ablation: The ablation.
         overrides: Hydra overrides for all runs, which replace the ablation's own; they may sweep too (`seed=0,1`).
         base: Overrides that the ablation's own replace.
 

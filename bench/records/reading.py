@@ -42,7 +42,7 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
     """Returns the content of an ordinary file.
 
     Args:
-        path: The file, on a disk or behind a URL.
+        path: The file, local or at a URL.
         largest: Most bytes.
         what: What it should be, with its article, for the message.
 

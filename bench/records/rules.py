@@ -19,7 +19,7 @@ from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays
 
 Broken = Iterator[tuple[str, str]]
-"""Fields, and what is wrong with each."""
+"""Fields with their problems."""
 Rule = Callable[[RunRecord], Broken]
 
 

@@ -268,7 +268,7 @@ class RunRecord(Part):
     _arrays: Mapping[str, np.ndarray] | Path | None = PrivateAttr(None)
 
     def __eq__(self, other: object) -> bool:
-        """Returns whether two records have equal content, wherever their statistics lie."""
+        """Returns whether two records have equal content, wherever their statistics are stored."""
         return isinstance(other, RunRecord) and self.model_dump() == other.model_dump()
 
     __hash__ = None  # type: ignore[assignment]
@@ -328,7 +328,7 @@ def migrated(content: dict[str, Any]) -> dict[str, Any]:
     content = copy.deepcopy(content) | {"schema_version": SCHEMA_VERSION, "degraded": {}}
     if version == 3:
         return content
-    with suppress(AttributeError, KeyError, TypeError, ValidationError):  # its reader reports what is wrong
+    with suppress(AttributeError, KeyError, TypeError, ValidationError):  # its reader reports the error
         _with_totals(content)
     return content
 

@@ -1,6 +1,6 @@
 """The record store: `ROOT/runs/TASK/MODEL/RUN_ID.json`, published atomically and never replaced.
 
-Its statistics lie beside it as `RUN_ID.npz`, which is published first.
+Its statistics are stored beside it as `RUN_ID.npz`, which is published first.
 """
 
 from __future__ import annotations

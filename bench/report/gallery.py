@@ -69,7 +69,7 @@ class Scene:
     """For ensembles, the share of members with an event."""
     boxes: tuple[Box, ...]
     coast: str
-    """Coastlines as an SVG path over the frame's pixels; empty where there are none."""
+    """Coastlines as an SVG path over the frame's pixels; empty if there are none."""
     colours: tuple[tuple[str, str], ...]
     """The legend: colours and their intervals of values, ascending."""
     difference_colours: tuple[tuple[str, str], ...]

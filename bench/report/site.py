@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ def write_assets(folder: Path) -> dict[str, str]:
 
     DataTables is an ES module, which browsers refuse to load from the disk but accept as a data URL.
     """
-    tables, charts = files("itables"), files("plotly")
+    # Not by `importlib.resources`, which imports them: itables then reads the configs that it finds above this folder.
+    tables, charts = (Path(str(distribution(name).locate_file(name))) for name in ("itables", "plotly"))
     folder.mkdir(parents=True, exist_ok=True)
     own = files("bench.report") / "static"
     for name in OWN:
@@ -162,7 +163,7 @@ def _code(text: str) -> Any:
 
 
 def _breakable(name: str) -> Any:
-    """Returns a name that may be broken behind its underscores, not within words."""
+    """Returns a name that may be wrapped after underscores, but not within words."""
     from markupsafe import Markup, escape  # of jinja2
 
     return Markup(re.sub("_", "_<wbr>", str(escape(name))))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.tasks.task import FrameCoordinates
 
 _LEVELS = 12
-"""At most so many intervals between the levels of a field whose task names none."""
+"""Most intervals between the levels of a field whose task does not define levels."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class _Paint:
         return self.times.lead(panel.first + index)
 
     def bars(self, figure: Any, axes: Any, images: dict[bool, Any]) -> None:
-        """Draws a colour bar for the field, and one for probabilities where there are any."""
+        """Draws a colour bar for the field, and one for probabilities, if any."""
         height = figure.get_figheight()
         for probability, image in images.items():
             # as thick on a tall page as on a low one, with a label that wraps rather than being cut
@@ -186,7 +186,7 @@ class _Paint:
             bar.ax.tick_params(labelsize=self.style.ticks)
 
     def _stride(self, inches: float) -> int:
-        """Every how many levels have a label, so that these do not meet on a bar of so many inches."""
+        """Returns the step between labelled levels, so that labels do not overlap on a bar of this length in inches."""
         return math.ceil(len(self.levels) * _TICK * self.style.ticks / inches)
 
     def note(self, panels: Sequence[Panel]) -> str:

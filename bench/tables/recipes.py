@@ -1,4 +1,4 @@
-"""How a record was made beside what its row asks for, setting by setting."""
+"""Comparison of a record's settings with the recipe of its row."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _MEMBERS = "evaluate.members"
 
 
 def deviations(table: Table, record: RunRecord, row: Row | None = None) -> list[str]:
-    """Returns in which settings a record was made otherwise than its row asks for, as `train.KEY=VALUE (table: VALUE)`.
+    """Returns the settings in which a record deviates from its row, as `train.KEY=VALUE (table: VALUE)`.
 
-    They are all settings of the training that `earthbench reproduce` plans for the row, but for its seed, and how many
-    members are scored; of a table that plans no training, those that it states.
+    Compared are all settings of the training that `earthbench reproduce` plans for the row, except the seed, and the
+    number of scored members; for a table that plans no training, only the settings that it states.
 
     Args:
-        table: A published one.
-        record: Of its task.
-        row: None compares with what the table states alone.
+        table: Published table.
+        record: Record of its task.
+        row: Row of the table; None compares only with the settings that the table states.
     """
     return list(differing(table, record, row).values())
 
 
 def differing(table: Table, record: RunRecord, row: Row | None) -> dict[str, str]:
-    """Returns the same by key of the config."""
+    """Returns the result of `deviations` by key of the config."""
     planned = None if row is None or row.own_runs else _planned(table, row)
     wanted, used = ({}, {}) if planned is None else _ensembles(planned, record)
     if record.training is not None:
@@ -51,7 +51,7 @@ def differing(table: Table, record: RunRecord, row: Row | None) -> dict[str, str
 
 
 def of_length(key: str) -> bool:
-    """Returns whether a key of the config says how long a training is."""
+    """Returns whether a key of the config sets the length of a training."""
     return _last(key) in _LENGTH
 
 
@@ -60,12 +60,12 @@ def _last(key: str) -> str:
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Returns a setting of a training; the cosine schedule is not written down."""
+    """Returns a setting of a training; the cosine schedule is not stored."""
     return settings.get(key, "cosine" if key == "schedule" else None)
 
 
 def _planned(table: Table, row: Row) -> Config | None:
-    """Returns the config of a row; None where none is stated, or its model or task is not installed."""
+    """Returns the config of a row; None if it states none, or its model or task is not installed."""
     if not (row.experiment or table.experiment):
         return None
     return _composed(overrides_of(table, row, (), 0))
@@ -75,21 +75,21 @@ def _planned(table: Table, row: Row) -> Config | None:
 def _composed(overrides: tuple[str, ...]) -> Config | None:
     try:
         return compose(overrides)
-    except EarthbenchError:  # `earthbench reproduce` says what is wrong
+    except EarthbenchError:  # `earthbench reproduce` reports the error
         return None
 
 
 def _ensembles(planned: Config, record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the members that a row scores and a record has, where both are of an ensemble."""
+    """Returns the numbers of members that the row scores and the record has, if both are ensembles."""
     if planned.evaluate.members is None or record.members is None:
         return {}, {}
     return {_MEMBERS: planned.evaluate.members}, {_MEMBERS: record.members.count}
 
 
 def _used(planned: Config, record: RunRecord) -> dict[str, Any]:
-    """Returns the settings of a record's training; those of each stage that is planned, and no batch if none is known.
+    """Returns the settings of a record's training, with each planned stage; without the batch if it is unknown.
 
-    Empty where they cannot be read, as of a version without one of the keys.
+    They are empty if they cannot be read, for example those of a version without one of the keys.
     """
     assert record.training is not None
     identity = record.training.identity
@@ -121,5 +121,5 @@ def _compared(config: Config) -> dict[str, Any]:
         found[key] = value
     for key in [key for key in found if key.endswith("early_stopping.mode")]:
         if found[key] == "min" and found[key.removesuffix("mode") + "monitor"] == "val/loss":
-            found[key] = "auto"  # another name of the same
+            found[key] = "auto"  # another name of the same setting
     return found

@@ -19,7 +19,7 @@ from bench.tables.definitions import Row, StrictModel, Table, published_folder
 
 ASSUMED = "assumed"
 TOTAL_BATCH = "total_batch"
-# Where things lie and what is logged; `limit` is not part of a paper's training, and stages are looked into.
+# Locations and logging; `limit` is not part of a paper's training, and stages are compared one by one.
 _NO_SETTING = {
     "accumulate", "checkpoints", "compile", "deterministic", "divergence_factor", "limit", "loggers", "resume",
     "save_every_minutes", "stages",
@@ -79,7 +79,7 @@ class SourcedSetting:
     key: str
     value: Any
     sources: tuple[str, ...]
-    """Kind, title and address of each; empty where it is assumed."""
+    """Kind, title and address of each source; empty if the setting is assumed."""
     note: str
     """Note: why it is assumed, or the source's other value."""
     differs: bool = False

@@ -33,7 +33,7 @@ _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_ens
 class Grid(Turnable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
-    `data.root` is read as it lies, frame by frame; cadence and gaps come from the times, and no window reaches over a
+    `data.root` is read as stored, frame by frame; cadence and gaps come from the times, and no window reaches over a
     gap.  NaN is missing: filled with 0 on the model's scale in contexts, left out of every loss and score in targets.
     Without dates, training has the first 70 % of the frames and validation 15 %; with `folds` and `fold`, blocks of
     time are left out in turn.  Scores are in the data's units, in the convention `correct`.
@@ -250,8 +250,10 @@ class Grid(Turnable):
     def normalisations(self) -> tuple[tuple[float, float], ...]:
         """Returns `(offset, span)` of each variable, then of each static field: given, or from the training split.
 
+        Without data, they are those that do not change values, except for a single channel with scale `dbz`.
+
         Raises:
-            ConfigError: they are neither given nor in the data, or the number of channels is wrong.
+            ConfigError: the given ones do not fit the number of channels, or a span is 0.
             DataError: the training split has no known values.
         """
         channels = self._channels + len(self.static)

@@ -271,7 +271,7 @@ class Sevir(Turnable):
         return source.scaled(index, _SCALE)
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         from bench.data.sevir import check as sevir_report
 
         assert self.data_root is not None
@@ -371,7 +371,7 @@ class SevirLR(Sevir):
         return frozenset({frozenset({"train", "val"})} if self.split_by == "random" else ())
 
     def describe_data(self, *, read_everything: bool = False, advance: Advance | None = None) -> Report:
-        """Returns what is under the data root and what is wrong with it."""
+        """Returns a report on the data under the data root and their problems."""
         report = super().describe_data(read_everything=read_everything, advance=advance)
         if self.split_by == "random" and not report.problems:
             for split in ("train", "val"):

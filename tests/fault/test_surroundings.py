@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,25 @@ def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: P
     for root, results in ((tmp_path / "données 数据", tmp_path / "sp ace ü"), ("~/données 数据", "~/mine")):
         assert _evaluate({"data.root": root, "results.root": results, "work": "~/w"}) == 0
     assert len(read_records(tmp_path / "sp ace ü")[0]) == len(read_records(tmp_path / "mine")[0]) == 1
+
+
+def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Path) -> None:
+    """As the archives of a system with Latin-1 names give it, and any with `LC_ALL=C PYTHONUTF8=0`."""
+    there = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(storms, there)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    found, expected = (bench.load_task("sevir", root).data_fingerprint("test") for root in (there, storms))
+    assert found == expected
+
+
+def test_what_is_no_utf8_is_no_part_of_a_config(tmp_path: Path, capsys) -> None:
+    """A record is text; it would be found out when the run has been evaluated."""
+    places = {"data.root": os.fsdecode(b"caf\xe9"), "results.root": tmp_path / "r", "work": tmp_path / "w"}
+    assert _evaluate(places) == 2
+    error = capsys.readouterr().err
+    assert r"b'\xe9'" in error and "make a link" in error and "Traceback" not in error and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key", ["data.root", "results.root", "work"])

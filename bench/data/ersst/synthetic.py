@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class MakeSst(DataVerb):
         years = f"task.base_from={self.first_year} task.base_to={self.first_year + self.years - 1}"
         return [
             f"made {self.years * _MONTHS} months of {self.form} in {path}",
-            f"try: earthbench data info enso_ersst --root {self.out} {years}",
+            f"try: earthbench data info enso_ersst --root {shlex.quote(str(self.out))} {years}",
         ]
 
 

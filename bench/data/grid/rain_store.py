@@ -89,7 +89,7 @@ class Unfinished:
     Args:
         out: The final name.
         job: Files and settings, as JSON types.
-        begin: Called with the folder when a conversion starts anew.
+        begin: Called with the folder when a conversion starts from scratch.
 
     Raises:
         DataError: the final name is taken.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from bench.config.overrides import literal
 from bench.data.sevir.synthetic import storm_event
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ class MakeRain(DataVerb):
             raise DataError(f"{self.out} already exists; choose another name or delete it")
         dataset = rain_cube(self.frames, (self.height, self.width), gap=self.gap, seed=self.seed)
         write_cube(dataset, self.out)
-        root = shlex.quote(f"data.root={self.out}")
+        root = shlex.quote(f"data.root={literal(str(self.out))}")
         return [
             f"made {self.frames} frames of {self.height}x{self.width} in {self.out}",
             f"try: earthbench data info grid --root {shlex.quote(str(self.out))}",

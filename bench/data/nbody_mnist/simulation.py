@@ -227,7 +227,7 @@ def render(
 
 
 def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """Returns the canvases of one sequence `(F,side+2*room,side+2*room)`, with room for what lies over the border."""
+    """Returns the canvases of one sequence `(F,side+2*room,side+2*room)`, with room for pixels outside the border."""
     whole = np.floor(corners).astype(np.int64)
     part = (corners - whole).astype(np.float32)
     over = int((whole + sizes).max()) + 1 - side
@@ -244,7 +244,7 @@ def _canvas(corners: np.ndarray, crops: np.ndarray, sizes: np.ndarray, side: int
 
 
 def _block_means(canvas: np.ndarray, room: int, pool: int) -> np.ndarray:
-    """Returns the means of canvases over squares, `(F,side/pool,side/pool)`, without what lies over the border."""
+    """Returns the means of canvases over squares, `(F,side/pool,side/pool)`, without pixels outside the border."""
     inside = canvas[:, room:-room, room:-room]
     blocks = len(inside[0]) // pool
     means: np.ndarray = inside.reshape(-1, blocks, pool, blocks, pool).mean((2, 4))
@@ -261,7 +261,7 @@ def _shifted(image: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def _halved(canvas: np.ndarray, room: int) -> np.ndarray:
-    """Returns canvases at half the size, `(F,h,h)`: the border is repeated outwards, not what lies beyond it."""
+    """Returns canvases at half the size, `(F,h,h)`: the border is repeated outwards, pixels outside it are not used."""
     first, last = room - 1, canvas.shape[1] - room
     canvas[:, first], canvas[:, last] = canvas[:, first + 1], canvas[:, last - 1]
     canvas[:, :, first], canvas[:, :, last] = canvas[:, :, first + 1], canvas[:, :, last - 1]

@@ -1,4 +1,4 @@
-"""Whether an array's axes lie as `(N, H, W, T)`, by what the catalogue says of its events."""
+"""Checks that an array's axes are `(N, H, W, T)`, using the catalogue's description of its events."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from pydantic import Field
 
+from bench.config.overrides import literal
 from bench.data.sevir.catalogue import COLUMNS
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, counted
@@ -52,7 +53,7 @@ class MakeStorms(DataVerb):
             self.out, events=events, size=self.size, frames=self.frames, minutes=self.minutes, seed=self.seed,
             advance=lambda split, done, total: advance(f"{split} storms", done, total),
         )  # fmt: skip
-        root = shlex.quote(f"data.root='{self.out}'" if " " in str(self.out) else f"data.root={self.out}")
+        root = shlex.quote(f"data.root={literal(str(self.out))}")
         return [
             f"made {counted(sum(events.values()), 'storm')} of {counted(self.frames, 'frame')} of "
             f"{self.size}x{self.size} in {self.out}",

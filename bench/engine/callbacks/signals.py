@@ -121,7 +121,7 @@ class StopAndSave(TakeSignals, Checkpoint):
         watch: Signals.
         path: Path of the checkpoint.
         every_minutes: None for signals only.
-        validations: Tells whether a validation follows a step, whose checkpoint is then saved after it.
+        validations: Returns whether a validation follows a step; the checkpoint is then saved after it.
     """
 
     def __init__(self, watch: SignalWatch, path: str, every_minutes: float | None, validations: Validations) -> None:

@@ -122,7 +122,7 @@ class TrainingLog(Callback):
 
 @contextmanager
 def _aside(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Lets a model forecast within a training, which then goes on as it would have without: modes and random states."""
+    """Lets a model forecast within a training without side effects: restores modes and random states."""
     modes, states = {part: part.training for part in model.modules()}, random_states(device)
     model.to(device).eval()  # of a whole model, what earlier stages trained
     try:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, stored, validate
+from bench.config.overrides import literal
 from bench.errors import ConfigError, UnknownNameError
 from bench.models import load_model
 from bench.tasks import load_task
@@ -180,3 +181,17 @@ def test_an_empty_path_is_refused_by_its_key(key: str) -> None:
 def test_a_key_of_the_top_level_is_meant_where_it_is_named_in_a_section() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'train\.checkpoint'\. Did you mean 'checkpoint'"):
         compose(["task=sevir", "model=unet", "train.checkpoint=a.ckpt"])
+
+
+_FOLDERS = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@given(name=_FOLDERS)
+@example(name="jörg")
+@example(name="it's, a=b (1) [2] {3} ~&#!")
+@example(name="ends in \\")
+@example(name="\\' both")
+def test_any_folder_is_written_as_an_override_that_gives_it_back(name: str) -> None:
+    folder = f"/data/{name}"
+    if "${" not in folder:  # which is an interpolation wherever it stands
+        assert compose([f"data.root={literal(folder)}"]).data.root == folder

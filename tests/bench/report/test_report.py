@@ -170,6 +170,15 @@ def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_
     assert csi["y"] == [measured.scores[f"csi_{level}"] for level in csi["x"]] and csi["x"] == sorted(csi["x"])
 
 
+def test_no_config_of_a_library_changes_the_report(root: Path, tmp_path: Path) -> None:
+    """itables reads an `itables.toml` or `pyproject.toml` of the folder that one stands in, when it is imported."""
+    for name in ("itables.toml", "pyproject.toml"):
+        (tmp_path / name).write_text("no [toml")
+    command = [sys.executable, "-m", "bench", "report", "--results", str(root), "--out", "site"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
 def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("")

@@ -62,6 +62,7 @@ def _label(column: str) -> str:
     [
         ("| model on N-body MNIST", "boards_nbody16"),
         ("| pattern on N-body MNIST", "boards_nbody16_patterns"),
+        ("| pattern on moving MNIST", "boards_moving16_patterns"),
         ("| radar, six frames", "boards_radar_places"),
         ("| radar on days left out", "boards_radar_days"),
         ("| ensembles of radar", "boards_radar_ensembles"),
