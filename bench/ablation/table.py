@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
 from bench.tables.cells import Cell, table_data
 from bench.tables.definitions import COSTS, Column, Table
+from bench.tables.runs import runs_table
 from bench.worker_pool import worker_pool
 
 FORMATS = ("md", "csv", "json")
@@ -55,11 +55,6 @@ def cost_of(config: Config) -> dict[str, Any]:
     return {**speed.as_dict(), **count_model(model, task.input_shape).as_dict()}
 
 
-def _quiet() -> None:
-    # Raised by timm's imports, as in the command line itself.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-
-
 def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[str, Any]]:
     """Returns the cost of each run, or `{"problem": why}`; each is measured in a process of its own, one by one.
 
@@ -69,7 +64,7 @@ def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[
     """
     found: list[dict[str, Any]] = []
     # Peak resident memory never falls.
-    with worker_pool(1, _quiet, tasks_of_each=1) as pool:
+    with worker_pool(1, tasks_of_each=1) as pool:
         for number, run in enumerate(runs, start=1):
             advance(f"measuring variant {number} of {len(runs)}")
             try:
@@ -80,12 +75,11 @@ def costs(runs: Sequence[Variant], advance: Callable[[str], None]) -> list[dict[
 
 
 def score_columns(task: str, records: Sequence[RunRecord | None]) -> list[Column]:
-    """Returns the columns of the scores: those of the task's table of runs, else every score that a record has."""
-    if f"runs/{task}" in registry.names("table"):
-        columns = load_table(f"runs/{task}").columns
-        return [column for column in columns if column.key not in COSTS]
-    keys = dict.fromkeys(key for record in records if record is not None for key in record.scores)
-    return [Column(key=key, label=key) for key in keys]
+    """Returns the columns of the scores: those of the task's table of runs, registered or made from the records."""
+    name = f"runs/{task}"
+    known = name in registry.names("table")
+    table = load_table(name) if known else runs_table(task, [record for record in records if record is not None])
+    return [column for column in table.columns if column.key not in COSTS]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -170,7 +169,6 @@ def _take_share(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # as in bench.cli.main
 
 
 def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ import io
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # the same output in any locale, and every name is printable
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        # timm uses it when imported; users can do nothing about it
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         arguments = _set_log_level(use_plugin_files(arguments))
         with shown_on("stderr"):
             code = _dispatch(arguments)

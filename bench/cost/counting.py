@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.api import HasReference, Shape, model_traits
 from bench.cost.shapes_only import shapes_only
 from bench.errors import ContractError, NotCountableError, did_you_mean, one_message
+
+with warnings.catch_warnings():  # it compiles a function as it is imported, which users can do nothing about
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 # Operations that count as free: element-wise arithmetic, comparisons, reductions, pooling, random numbers, look-ups
 # and shapes.  The papers' totals leave them out too.  Any other operation that fvcore does not know needs a handle
