@@ -98,7 +98,7 @@ class TrainsWithOwnLoss(Protocol, metaclass=_Methods):
         total_steps: int,
         **options: Any,
     ) -> Float[Tensor, ""] | Mapping[str, Float[Tensor, ""]]:
-        """Returns the loss of a batch, or its summands by name.
+        """Returns the loss of a batch, or its terms by name.
 
         Args:
             context: Normalised.
@@ -246,7 +246,7 @@ class Metric(Protocol):
 
         Args:
             forecast: Without `m`; with `takes_members`, all members.
-            target: Missing pixels are NaN and count nowhere.
+            target: Missing pixels are NaN and must be ignored.
             *labels: With `takes_labels`, the data's labels.
             **options: With `takes_events`, `events`, int64 `(B,)`; with `takes_cells`, `cells`, the task's weights
                 `(H,W)` by name.

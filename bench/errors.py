@@ -74,7 +74,7 @@ _MOST_CHOICES = 40
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns `Did you mean 'x'?` for the nearest choices, else the list of choices, cut where it is long."""
+    """Returns `Did you mean 'x'?` for the nearest choices, else the list of choices, shortened if it is long."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:

@@ -150,7 +150,7 @@ class Attention(nn.Module):
     """Attention of every pixel to all others, added to the input with a learned factor.
 
     Args:
-        channels: Channels of input and output; queries and keys have an eighth of them.
+        channels: Channels of input and output; queries, keys and values have an eighth of them.
     """
 
     def __init__(self, channels: int) -> None:

@@ -133,7 +133,7 @@ def lines(
         ablation: Names the columns.
         runs: Every variant and seed.
         measured: Cost of each variant, see `seeds_together`.
-        records: Record of each run; None where it is missing.
+        records: Record of each run; None if it is missing.
         references: Records of the trivial references on the same data.
     """
     results = None if records is None else results_of(runs[0].config.task.name, records, references)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the site and says where it begins, or opens it there."""
+    """Writes the site and prints the path of its first page, or opens it."""
     first = build(results_root(options.results), options.out.expanduser(), options.colours)
     if not (options.open and webbrowser.open(first.absolute().as_uri())):
         print(f"open {first}")

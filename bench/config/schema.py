@@ -285,7 +285,7 @@ class Config(Section):
     work: str = "outputs"
     """Checkpoints, logs and pictures: WORK/TASK/MODEL/FINGERPRINT."""
     picture: bool = True
-    """Draw context, target and forecast of the first sequence."""
+    """Whether to draw context, target and forecast of the first sequence."""
     progress: bool = True
 
     @property

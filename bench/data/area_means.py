@@ -87,7 +87,7 @@ def binned_means(
 
     Args:
         field: `(T,P)`, NaN where unknown.
-        latitudes: Centres of the cells `(P,)`, degrees north; cells without one, NaN, count nowhere.
+        latitudes: Centres of the cells `(P,)`, degrees north; cells without one (NaN) are ignored.
         longitudes: Degrees east.  Cells at the same position, as in the halo of an ocean model's grid, count once.
         latitude_edges: Lower and upper edge of the rows of targets, `(n,2)`; rows do not overlap.
         longitude_edges: Western and eastern edge of the columns of targets, `(m,2)`.

@@ -36,7 +36,7 @@ class FetchArchive(DataVerb):
     """The file without which the data set cannot be read; it is moved into place last."""
     limits: ClassVar[Limits]
 
-    out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
+    out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     url: str
     tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
     timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
@@ -112,7 +112,7 @@ class FetchArchive(DataVerb):
 
     @property
     def _file(self) -> Path | None:
-        """Returns the archive where it is a file of this machine."""
+        """Returns the archive if it is a local file."""
         return None if "://" in self.url else Path(self.url).expanduser()
 
     @property

@@ -1,4 +1,4 @@
-"""Check that a model forecasts each sequence from its own context alone, not from batch mates or earlier calls.
+"""Checks that a model forecasts each sequence from its own context alone, not from batch mates or earlier calls.
 
 With batch norm in training mode, statistics over the batch, or a state kept between calls, scores change with the batch
 size and the order of the data, and nothing else shows it.

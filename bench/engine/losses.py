@@ -107,7 +107,7 @@ class Losses:
 
         Args:
             loss: `()`, with or without a gradient.
-            parts: Its summands by name.
+            parts: Terms of the loss by name.
             step: Optimiser steps done before.
             epoch: Number of the epoch, from 0.
             batch: Number of the micro-batch in the epoch, from 0.

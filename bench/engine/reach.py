@@ -16,8 +16,8 @@ def warn_of_values_out_of_reach(model: nn.Module, target: Tensor) -> None:
     """Warns if a model declares a `forecast_range` and more than 1 % of a target's known values are outside.
 
     Args:
-        model: Or the module of a stage.
-        target: On the scale that models see, NaN where it is missing.
+        model: Model, or the module of a stage.
+        target: Target on the scale that models see; missing pixels are NaN.
     """
     limits = model_traits(model).forecast_range
     if limits is None:

@@ -56,7 +56,7 @@ class RunningAverage(ModelEmaV3):
 
 @contextmanager
 def averaged(model: nn.Module, average: RunningAverage | None) -> Iterator[None]:
-    """Gives a model the weights and buffers of its running average within it, where one is kept."""
+    """Gives a model the weights and buffers of its running average within it, if there is one."""
     if average is None:
         yield
         return

@@ -167,7 +167,7 @@ class BoardRow:
 
     @property
     def runs(self) -> list[tuple[int, str | None]]:
-        """Returns seed and fold of each run, the folds of a seed together; None where there are no folds."""
+        """Returns seed and fold of each run, the folds of a seed together; None if there are no folds."""
         return [(seed, fold) for seed in self.seeds for fold in self.folds or (None,)]
 
     def run_overrides(

@@ -25,7 +25,7 @@ class Tried(Strict):
     settings: tuple[str, ...]
     steps: int
     score: float | None
-    """Of the best validation; None where none was finite, or the training failed."""
+    """Score of the best validation; None if none was finite or the training failed."""
 
 
 class Decision(Strict):
@@ -60,7 +60,7 @@ class Decided(Strict):
         return not row.decides or self.of(row) is not None
 
     def steps_of(self, row: BoardRow) -> int | None:
-        """Returns the steps of a row's trainings; None where they are not decided yet, or it has none."""
+        """Returns the steps of a row's trainings; None if they are not decided yet, or it has none."""
         if row.budget is not None and row.budget.steps is not None:
             return row.budget.steps
         found = self.of(row)

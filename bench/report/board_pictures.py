@@ -37,6 +37,8 @@ _WORST = -1.0
 """Learned rows are drawn down to this skill, twice the error of the reference: worse values are not informative."""
 _MOST_COVERED = 0.5
 """A band that covers more of a cut axis than this is not drawn: it would hide the other rows."""
+_CROWDED = 1.5
+"""If bands together cover the axis more often than this, only the best reference and the best learned row have one."""
 
 
 _Rows = Sequence[tuple[str, list[RunRecord]]]
@@ -193,26 +195,31 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     is_cut = lowest < floor  # else the other lines were pressed together
     if is_cut:
         axis.set_ylim(floor, highest)
+    banded = {label: [p for p in curve if not math.isnan(p.low)] for label, curve in curves.items()}
+    covered = {
+        label: _covered(points, floor if is_cut else lowest, highest) for label, points in banded.items() if points
+    }
+    wide = [label for label, share in covered.items() if is_cut and share > _MOST_COVERED]
+    is_crowded = sum(share for label, share in covered.items() if label not in wide) > _CROWDED
+    firsts = [block[0][0] for block in (shown.references, shown.learned) if block]
     kinds: set[str] = set()
-    wide: list[str] = []
     for label, curve in curves.items():
         axis.plot(x, [point.value for point in curve], label=label, **looks[label])
-        banded = [(at, point) for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)]
-        if banded and is_cut and _covered([point for _, point in banded], floor, highest) > _MOST_COVERED:
-            wide.append(label)
+        if label not in covered or label in wide or (is_crowded and label not in firsts):
             continue
-        kinds |= {point.kind for _, point in banded}
+        kinds |= {point.kind for point in banded[label]}
         axis.fill_between(
-            [at for at, _ in banded],
-            [point.low for _, point in banded],
-            [point.high for _, point in banded],
+            [at for at, point in zip(x, curve, strict=True) if not math.isnan(point.low)],
+            [point.low for point in banded[label]],
+            [point.high for point in banded[label]],
             color=looks[label]["color"],
             alpha=0.15,
             linewidth=0,
         )
     axis.set_xlabel(f"lead time, {UNITS_IN_FULL[times.unit]}", fontsize=9)
     axis.set_ylabel(_axis_label(shown, shown.lead_label), fontsize=9)
-    bands = f"Bands: {', or '.join(sorted(kinds))}. " if kinds else ""
+    of_which = " of the best reference and the best learned row" if is_crowded else ""
+    bands = f"Bands{of_which}: {', or '.join(sorted(kinds))}. " if kinds else ""
     bands += f"Wider than half the axis, and not drawn: that of {' and '.join(wide)}. " if wide else ""
     cut = f" The axis is cut: lines go down to {lowest:.2f}." if is_cut else ""
     _finish(figure, axis, shown, f"{bands}{shown.units}.{cut}")
@@ -305,6 +312,7 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
     """Draws a dot per seed, the mean, and the standard deviation over seeds of each row of a block."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 1.4 + _BAND * len(rows)), layout="constrained")
+    axis.use_sticky_edges = False  # before the first limits are computed, or a bar's end is the axis' end
     axis.axvline(0, color="0.4", linewidth=0.8)
     for place, (_, mine) in enumerate(rows):
         skills = [value for record in mine if (value := shown.skill_of(record)) is not None]
@@ -316,7 +324,6 @@ def _draw_seeds(path: Path, shown: ShownBoard, title: str, rows: _Rows) -> Path:
         axis.plot(skills, [place] * len(skills), "o", color="C0", markersize=4, alpha=0.7)
     axis.set_yticks(range(len(rows)), [textwrap.fill(label, 40) for label, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.use_sticky_edges = False
     axis.set_xlabel(_axis_label(shown, name_of(shown.column), 48), fontsize=9)
     _finish(
         figure, axis, shown,

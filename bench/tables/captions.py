@@ -33,7 +33,7 @@ def captions(rows: Rows) -> list[str]:
 
 
 def unlike_code(records: Sequence[RunRecord]) -> str:
-    """Returns that the seeds of a plugin's model ran different code, where they did: its version does not tell."""
+    """Returns a line if seeds of a plugin's model ran different code, which its version does not show; else empty."""
     seeds: dict[str, list[str]] = {}
     for record in records:
         if of_a_plugin(record) and (source := record.code.sources.get("model")) is not None:

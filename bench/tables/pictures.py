@@ -171,7 +171,7 @@ class _Paint:
         return self.times.lead(panel.first + index)
 
     def bars(self, figure: Any, axes: Any, images: dict[bool, Any]) -> None:
-        """Draws a colour bar for the field, and one for probabilities where there are any."""
+        """Draws a colour bar for the field, and one for probabilities, if any."""
         height = figure.get_figheight()
         for probability, image in images.items():
             # as thick on a tall page as on a low one, with a label that wraps rather than being cut

@@ -79,7 +79,7 @@ class SourcedSetting:
     key: str
     value: Any
     sources: tuple[str, ...]
-    """Kind, title and address of each; empty where it is assumed."""
+    """Kind, title and address of each source; empty if the setting is assumed."""
     note: str
     """Note: why it is assumed, or the source's other value."""
     differs: bool = False

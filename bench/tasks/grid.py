@@ -250,8 +250,10 @@ class Grid(Turnable):
     def normalisations(self) -> tuple[tuple[float, float], ...]:
         """Returns `(offset, span)` of each variable, then of each static field: given, or from the training split.
 
+        Without data, they are those that do not change values, except for a single channel with scale `dbz`.
+
         Raises:
-            ConfigError: they are neither given nor in the data, or the number of channels is wrong.
+            ConfigError: the given ones do not fit the number of channels, or a span is 0.
             DataError: the training split has no known values.
         """
         channels = self._channels + len(self.static)

@@ -23,7 +23,7 @@ class FetchErsst(DataVerb):
 
     summary: ClassVar[str] = "download NOAA's ERSST v5, monthly sea-surface temperature since 1854"
 
-    out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
+    out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     url: str = Field(ERSST, description="a NetCDF file with sst (time, lat, lon): https or http")
     tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
     timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")

@@ -39,7 +39,7 @@ class ConvertToLowResolution(DataVerb):
     summary: ClassVar[str] = "make SEVIR-LR from SEVIR: every second frame, the maximum of 3x3 pixels"
 
     root: Folder = Field(description="folder of the SEVIR data")
-    out: Folder = Field(description="folder to make; the same command continues where it stopped")
+    out: Folder = Field(description="folder to make; the same command resumes an interrupted one")
     workers: int = Field(
         min(4, os.cpu_count() or 1), ge=1, le=256, description="processes; each has one file at a time"
     )

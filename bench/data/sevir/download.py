@@ -73,7 +73,7 @@ class FetchSevir(DataVerb):
 
     summary: ClassVar[str] = "download SEVIR's VIL, whole or single events, from the public bucket"
 
-    out: Folder = Field(description="folder of the data set; the same command continues where it stopped")
+    out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     events: tuple[str, ...] = Field((), description="only these ids")
     split: Literal["train", "val", "test", "all"] | None = Field(None, description="only train, val or test, by date")
     limit: int | None = Field(None, ge=1, description="only the first so many events, sorted by id")

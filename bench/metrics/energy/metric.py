@@ -34,7 +34,7 @@ class Energy(EventMetric):
     `e_mse_target`, `e_mae_target`: the same for the observed frames.  These are not 0, because the simulation itself
     does not conserve energy at walls and at top speed, and tracking errs by fractions of a pixel: they are the scores
     of a perfect forecast.  A non-finite value in a forecast makes the scores NaN; a sequence whose target has a missing
-    pixel (NaN) counts nowhere, because digits cannot be tracked through it.
+    pixel (NaN) is ignored, because digits cannot be tracked through it.
 
     Energies are those of `bench.data.nbody_mnist.simulation` with masses of 1, in pixels of the canvas and sub-steps.
 

@@ -43,7 +43,7 @@ class Probabilistic(EventMetric):
     * `crps_pixel_count`, the number of pixels used (not per lead).
 
     `curves()` gives the reliability curve of each threshold and the rank histogram.  A pixel with a NaN in any member
-    or in the target counts nowhere; one with an infinity has no distances.  The two conventions differ as in `Skill`:
+    or in the target is ignored; one with an infinity has no distances.  The two conventions differ as in `Skill`:
     `correct` rounds values within 5e-5 of an integer, and treats a target of 255 as missing.
 
     Args:
@@ -55,7 +55,7 @@ class Probabilistic(EventMetric):
         reference: Reference of the Brier skill: `sample`, the event frequency in the verified sample, for each
             threshold and, in scores per lead, for each lead; or frequencies of a climatology, e.g. of the training
             split, `[threshold]` or `[threshold][lead]`.
-        missing_value: Targets of this value count nowhere; `default` is 255 for `correct`, None for `upstream`.
+        missing_value: Targets of this value are ignored; `default` is 255 for `correct`, None for `upstream`.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 

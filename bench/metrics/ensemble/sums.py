@@ -45,7 +45,7 @@ def ensemble_sums(
 ) -> EnsembleSums:
     """Returns the sums over the pixels of every frame.
 
-    A pixel with a NaN on either side counts nowhere; one with an infinity has events and a rank but no distances.
+    A pixel with a NaN on either side is ignored; one with an infinity has events and a rank but no distances.
 
     Args:
         members: Physical values `(M,B,T,H,W,C)` of any dtype.

@@ -92,7 +92,7 @@ class Frechet(ExactMetric):
     def update(self, forecast: Tensor, target: Tensor) -> None:
         """Adds the clips of a batch; each channel is a separate clip.
 
-        A sequence whose target has a missing pixel (NaN) has no features: it counts nowhere, nor do its forecasts.
+        A sequence whose target has a missing pixel (NaN) has no features: it and its forecasts are ignored.
 
         Args:
             forecast: Members in physical units, `(M,B,T,H,W,C)`.

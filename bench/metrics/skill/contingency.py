@@ -25,14 +25,14 @@ def count_events(
 ) -> Tensor:
     """Returns int64 counts `(B, T, K, 4)`: hits, misses, false alarms, correct negatives per lead and threshold.
 
-    An event is a value >= the threshold.  A pair with NaN on either side counts nowhere; an infinity is a number.
+    An event is a value >= the threshold.  A pair with NaN on either side is ignored; an infinity is a number.
 
     Args:
         forecast: Physical values `(B,T,H,W,C)` of any dtype.
         target: The verifying values, same shape.
         thresholds: K thresholds.
         integer_rule: Round values within 5e-5 of an integer before comparing.
-        missing_value: Targets of this value count nowhere.
+        missing_value: Targets of this value are ignored.
     """
     if forecast.device.type != "cpu" or target.device.type != "cpu":
         return _count_on_device(forecast, target, thresholds, integer_rule, missing_value)

@@ -38,16 +38,16 @@ class Skill(EventMetric):
       ((H+F)/(H+M)/ln 2)^2, whose perfect value is 2.08; a target code of 255 is an event.
     * `correct`: no epsilon; an undefined score is NaN, is left out of means and counted in `S_undefined_count`;
       BIAS is (H+F)/(H+M) and its mean geometric; values within 5e-5 of an integer are rounded; a target of 255
-      (missing) counts nowhere, and neither does a pooled cell that contains one.
+      (missing) is ignored, and so is a pooled cell that contains one.
 
-    In both, an event is a value >= the threshold, a pair with NaN on either side counts nowhere, and `bias_upstream`
+    In both, an event is a value >= the threshold, a pair with NaN on either side is ignored, and `bias_upstream`
     is the upstream 'bias'.
 
     Args:
         thresholds: In the units of the data.
         convention: `upstream` or `correct`.
         t_out: Number of lead times, if known; else taken from the first update.
-        missing_value: Targets of this value count nowhere; `default` is 255 for `correct`, None for `upstream`.
+        missing_value: Targets of this value are ignored; `default` is 255 for `correct`, None for `upstream`.
         pool: Width of the cells of the max-pooling before counting, 1 for none; or several widths.
         fss_windows: Odd widths w in pixels of neighbourhoods for the fractions skill score `fss_K_windoww`.
         **kwargs: Passed on to `torchmetrics.Metric`.
