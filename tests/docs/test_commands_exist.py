@@ -23,7 +23,7 @@ from bench.tasks import load_task
 # What a reader puts in: a folder, a file, a name.
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_./-]*(\.\w+)?$")
 _HYDRA_FLAGS = {"-m", "--multirun", "--cfg", "job"}
-_KNOWN_TOOLS = {".", "cd", "git", "pre-commit"}
+_KNOWN_TOOLS = {".", "cd", "git", "mlflow", "pre-commit"}
 """Programs of which a page uses nothing that could be wrong here."""
 _SHELL_BLOCKS = [block for page in PAGES for block in blocks(page) if block.language in SHELL]
 

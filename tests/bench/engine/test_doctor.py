@@ -149,7 +149,7 @@ def test_a_step_that_breaks_is_no_traceback(
 
 def test_a_driver_without_a_gpu_for_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(preflight, "_driver", lambda: "550.54")
+    monkeypatch.setattr(provenance, "nvidia_driver", lambda: "550.54")
     found = preflight._device(compose(["device=auto"]))
     assert found.outcome == "warning" and "550.54" in found.found and "torch" in found.cure
 
