@@ -70,9 +70,9 @@ def test_runs_that_are_there_are_not_run_again(
 ) -> None:
     common = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", "progress=false", "picture=false"]
     first, said = _ablate(capsys, "limit=1", *common)
-    assert "already there" not in said and len(first) == 1 and first[0]["CSI-M"] is not None
+    assert "already recorded" not in said and len(first) == 1 and first[0]["CSI-M"] is not None
     both, said = _ablate(capsys, *common)
-    assert said.count("already there") == 1 and [line["sequences"] for line in both] == ["1", "2"]
+    assert said.count("already recorded") == 1 and [line["sequences"] for line in both] == ["1", "2"]
     assert both[0]["run"] == first[0]["run"] and both[1]["run"].endswith("(partial)")
     config = compose(["model=persistence", "limit=1", *common])
     record = finished_record(config)
