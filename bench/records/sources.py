@@ -1,14 +1,16 @@
 """Digests of the source behind a score: of the model, of a plugin's task and metrics, and of this harness.
 
-Versions and commits identify releases.  Code under development has neither, so the source itself is hashed.  Imports no
-torch.
+Versions and commits identify releases.  Code under development has neither, so the source itself is hashed, without
+comments and docstrings: their wording changes no number.  Imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ _OURS = ("baselines", "bench", "earthformer")
 _NO_NUMBERS = {"ablation", "cli", "report", "reproduction", "tables", "testing"}
 """Packages of the harness that no score or weight depends on."""
 _IMPORT = re.compile(r"^\s*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n]+))", re.MULTILINE)
+_BEFORE_A_STATEMENT = (tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 _LARGEST_BYTES = 64 << 20
 """Larger files beside a plugin's source are data, of which only name and size enter the digest."""
 
@@ -108,11 +111,36 @@ def _version() -> str:
 def _digest(files: dict[str, Path]) -> str:
     content = hashlib.sha256()
     for name, path in sorted(files.items()):
-        size = path.stat().st_size
-        content.update(f"{name}|{size}\n".encode())
+        size, text = path.stat().st_size, b""
         if size <= _LARGEST_BYTES:
-            content.update(path.read_bytes())
+            text = path.read_bytes()
+            text = code_of(text) if path.suffix == ".py" else text
+            size = len(text)
+        content.update(f"{name}|{size}\n".encode())
+        content.update(text)
     return content.hexdigest()
+
+
+def code_of(source: bytes) -> bytes:
+    """Returns a Python file without comments, docstrings and blank lines; what is no Python, as it is."""
+    try:
+        tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
+        lines = source.decode("utf-8-sig" if tokens[0].string == "utf-8" else tokens[0].string).split("\n")
+    except (SyntaxError, UnicodeError, tokenize.TokenError):
+        return source
+    left_out = [token for token in tokens if token.type == tokenize.COMMENT]
+    left_out += [token for token in tokens if token.type == tokenize.NL and not token.line.strip()]
+    code = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
+    left_out += [
+        token
+        for before, token, after in zip(code, code[1:], code[2:], strict=False)
+        if token.type == tokenize.STRING and before.type in _BEFORE_A_STATEMENT and after.type == tokenize.NEWLINE
+    ]
+    for token in sorted(left_out, key=lambda token: token.start, reverse=True):
+        (top, left), (bottom, right) = token.start, token.end
+        rest = (lines[top - 1][:left].rstrip() + lines[bottom - 1][right:]).rstrip()
+        lines[top - 1 : bottom] = [rest] if rest else []
+    return "\n".join(lines).encode()
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -98,7 +98,7 @@ def test_weights_of_edited_code_are_refused_and_with_anyway_partial(plugin: Any,
     words = [word for word in TINY if not word.startswith("model")] + ["model=mine_evaluated"]
     where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
     run(compose([*words, *where]), training=True)
-    plugin("mine_evaluated", LOSS + "# edited\n")
+    plugin("mine_evaluated", LOSS + "EDITED = True\n")
     evaluate = compose([*words, *where, f"checkpoint={checkpoint_of(tmp_path)}"])
     with pytest.raises(ConfigError, match=r"trained by other code.*train\.resume=anyway"):
         run(evaluate, training=False)
@@ -142,7 +142,7 @@ def test_the_source_of_a_model_is_what_it_imports_and_nothing_else(tmp_path: Pat
     assert not [name for name in _closure("of_mine.net") if name.startswith("bench")], "the harness has a digest"
     for name, counts in (("elsewhere.py", False), ("of_mine/layers.py", True), ("of_mine/settings.yaml", True)):
         with (tmp_path / name).open("a") as file:
-            file.write("# edited\n")
+            file.write("edited = 1\n")
         class_source.cache_clear()
         seen.append(class_source(net, "net").sha256)
         assert (seen[-1] != seen[-2]) is counts, name

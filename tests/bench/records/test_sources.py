@@ -1,0 +1,81 @@
+"""Digests of source change with the code, and with nothing else."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from bench.records.sources import code_of
+
+REPO = Path(__file__).parents[3]
+CODE = b'''"""A module."""
+
+import math  # of the standard library
+
+
+def area(radius):
+    """Returns an area."""
+    text = """a # b
+
+    c"""
+    return math.pi * radius**2, text, "# d"
+'''
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        (b"a # b", b"a # c"),
+        (b"a # b\n\n", b"a # b\n"),
+        (b'"# d"', b'"# e"'),
+        (b"radius**2", b"radius**3"),
+        (b'    text = """a', b'    text = "" """a'),
+    ],
+)
+def test_code_and_texts_count(now: bytes, before: bytes) -> None:
+    assert CODE.count(now) == 1 and code_of(CODE) != code_of(CODE.replace(now, before))
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        (b'"""A module."""\n', b""),
+        (b"  # of the standard library", b""),
+        (b"import math", b"# Words.\nimport math"),
+        (b'"""Returns an area."""', b'"""Returns\n\n    # an area.\n    """'),
+        (b"    return", b"\n    # why\n\n    return"),
+        (b'"""A module."""', b'\xef\xbb\xbf"""A module."""'),
+    ],
+)
+def test_words_do_not_count(now: bytes, before: bytes) -> None:
+    assert CODE.count(now) == 1 and code_of(CODE) == code_of(CODE.replace(now, before))
+
+
+@pytest.mark.parametrize("text", [b"width: 1\n\x00", b"def (:\n", b"\xff", b'"""', b"if x:\n  y\n z\n", b""])
+def test_what_is_no_python_is_taken_as_it_is(text: bytes) -> None:
+    assert code_of(text) == text
+
+
+@pytest.mark.parametrize("folder", ["baselines", "earthformer", "bench/metrics"])
+def test_what_is_left_is_the_same_program(folder: str) -> None:
+    for path in (REPO / folder).rglob("*.py"):
+        left = code_of(path.read_bytes())
+        assert code_of(left) == left, path
+        try:
+            program = ast.parse(left)
+        except (IndentationError, SyntaxError):  # a body of a docstring alone
+            continue
+        assert ast.dump(program) == ast.dump(_without_docstrings(ast.parse(path.read_bytes()))), path
+
+
+def _without_docstrings(program: ast.Module) -> ast.Module:
+    for node in ast.walk(program):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return program
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
