@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from official import PAPER_SETTINGS
 from report_picture import CHROMIUM
 
 import bench
@@ -50,7 +51,7 @@ def _record(measured: RunRecord, number: int, name: str, csi: float) -> RunRecor
         }
     )
     training = TrainingSummary(
-        settings={"max_epochs": 100, "max_steps": None, "limit": None, "lr": 1e-3, "weight_decay": 0.0},
+        settings=PAPER_SETTINGS,
         data_fingerprint="f" * 64,
         data_origin="files",
         sequence_count=35_718,
