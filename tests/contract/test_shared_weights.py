@@ -40,7 +40,10 @@ def _trained(name: str, task: Task) -> nn.Module | None:
     """Returns a small model with weights unlike any initialisation; None for a model without weights."""
     presets = getattr(registry.find("model", name).load(), "presets", {})
     given = _SMALL_EARTHFORMER if name.startswith("earthformer") else presets.get("tiny", {})
-    model = bench.load_model(name, task, **given)
+    try:
+        model = bench.load_model(name, task, **given)
+    except ConfigError as error:
+        pytest.skip(f"not made for storms: {error}")
     if not has_weights(model):
         return None
     generator = torch.Generator().manual_seed(3)

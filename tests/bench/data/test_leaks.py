@@ -77,13 +77,13 @@ def test_info_and_record_tell_of_ids_and_times_on_both_sides(tmp_path: Path, cap
     assert main(["data", "info", "sevir", "--root", str(tmp_path / "t"), "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["facts"]["leaks"] == expected
-    assert report["problems"] == ["splits train and test share 1 ids: S1"]
+    assert report["problems"] == ["splits train and test share 1 id: S1"]
     assert any("1 events of train overlap in time with events of val: S2" in line for line in report["remarks"])
     # a run that would train on what it is evaluated on refuses before it starts
     words = ["run", "task=sevir", "model=unet", "model.channels=[4,4]", "model.center_channels=4"]
     words += [f"data.root={tmp_path / 't'}", f"work={tmp_path / 'w'}"]
     assert main([*words, f"results.root={tmp_path / 'r'}"]) == 2
-    assert "train and the evaluated test share 1 events: S1" in capsys.readouterr().err
+    assert "train and the evaluated test share 1 event: S1" in capsys.readouterr().err
 
 
 def test_data_without_leaks_keep_their_identity(storms: Path) -> None:

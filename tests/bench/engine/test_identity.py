@@ -82,10 +82,10 @@ def test_edited_code_of_a_plugin_is_another_run_for_run_and_sweep(
 
     first, _ = go(True)
     same, said = go(False)
-    assert same.record.run_id == first.record.run_id and any("done before" in line for line in said)
+    assert same.record.run_id == first.record.run_id and any("already recorded" in line for line in said)
     plugin(name, **edit)
     second, said = go(False)
-    assert second.record.run_id != first.record.run_id and not any("done before" in line for line in said)
+    assert second.record.run_id != first.record.run_id and not any("already recorded" in line for line in said)
     assert not any("training had ended" in line for line in said)
     assert second.record.training.identity.name != first.record.training.identity.name
     source = second.record.training.identity.sources["model"]
@@ -121,7 +121,7 @@ def test_an_edited_harness_does_not_use_finished_weights_unless_told_to(
             run_tiny(storms, unet, again=again)
     before = len(read_records(unet / "results")[0])
     outcome, said = run_tiny(storms, unet, "train.resume=anyway", again=False)
-    assert any("done before" in line for line in said) and len(read_records(unet / "results")[0]) == before
+    assert any("already recorded" in line for line in said) and len(read_records(unet / "results")[0]) == before
     assert outcome.record.training.identity.sources["harness"].sha256 != "0" * 64
 
 
@@ -195,9 +195,9 @@ def test_a_plugin_metric_that_changed_is_another_run(unet: Path, storms: Path, t
         return {**found, "metric mine": found["harness"]}
 
     shutil.copytree(unet / "results", tmp_path / "results")
-    assert any("done before" in line for line in run_tiny(storms, tmp_path, again=False)[1])
+    assert any("already recorded" in line for line in run_tiny(storms, tmp_path, again=False)[1])
     monkeypatch.setattr(running_identity, "sources_of", edited)
-    assert not any("done before" in line for line in run_tiny(storms, tmp_path, again=False)[1])
+    assert not any("already recorded" in line for line in run_tiny(storms, tmp_path, again=False)[1])
 
 
 def test_numbers_of_the_environment_are_kept(unet: Path) -> None:

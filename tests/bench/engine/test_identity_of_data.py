@@ -95,7 +95,7 @@ def test_changed_data_train_anew(storms: Path, tmp_path: Path) -> None:
     _reverse(root, 1)
     second, said = run_tiny(root, tmp_path, again=False)
     assert first.record.training.data_fingerprint != second.record.training.data_fingerprint
-    assert not any("training had ended" in line or "done before" in line for line in said)
+    assert not any("training had ended" in line or "already recorded" in line for line in said)
 
 
 # Events

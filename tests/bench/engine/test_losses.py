@@ -170,8 +170,8 @@ def test_random_states_of_devices_that_are_not_there_are_left_out_and_told(
     assert (told is None) == (visible == 8) and (visible == 8 or f"{visible} is visible" in told)
     own = random_states() | {"cuda": torch.tensor([7], dtype=torch.uint8)}
     assert restore_random_states(own, torch.device("cuda", 0)) is None and taken[-1] == (7, 0)
-    assert "goes on on a CPU" in (restore_random_states(own, torch.device("cpu")) or "")
-    assert "goes on on a GPU" in (restore_random_states(random_states(), torch.device("cuda", 0)) or "")
+    assert "resumes on a CPU" in (restore_random_states(own, torch.device("cpu")) or "")
+    assert "resumes on a GPU" in (restore_random_states(random_states(), torch.device("cuda", 0)) or "")
     assert restore_random_states(random_states(), torch.device("cpu")) is None
 
 

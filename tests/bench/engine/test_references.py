@@ -97,7 +97,8 @@ def test_steps_are_of_the_data_that_are_forecast(storms: Path, tmp_path: Path) -
     table.assign(minute_offsets=offsets).to_csv(every_two / "CATALOG.csv", index=False)
     options = ["task=radar", "model=steps", f"data.test_root={every_two}", "limit=1"]
     record = _run(storms, tmp_path / "results", *options)
-    assert record.model.hyperparameters == {"minutes": 2.0, "kilometres": 12.0} and record.model.is_preset
+    expected = {"minutes": 2.0, "kilometres": 12.0, "threshold": 16 / 255}
+    assert record.model.hyperparameters == expected and record.model.is_preset
 
 
 def test_a_task_without_such_a_number_is_refused_naming_those_with_one() -> None:
@@ -105,7 +106,10 @@ def test_a_task_without_such_a_number_is_refused_naming_those_with_one() -> None
     task = bench.load_task("nbody_mnist")
     with pytest.raises(ConfigError, match=r"no pixel_kilometres\. Tasks with one: grid, radar, sevir, sevir_lr"):
         bench.load_model("steps", task)
-    assert bench.load_model("steps", task, kilometres=1.0).kilometres == 1.0
+    with pytest.raises(ConfigError, match=r"no least_rain\. Tasks with one: grid, radar, sevir, sevir_lr"):
+        bench.load_model("steps", task, kilometres=1.0)
+    model = bench.load_model("steps", task, kilometres=1.0, threshold=0.1)
+    assert (model.kilometres, model.threshold) == (1.0, 0.1)
 
 
 class _FallsBack(nn.Module):

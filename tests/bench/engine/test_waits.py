@@ -47,7 +47,7 @@ def _trained() -> Iterator[tuple[str, str | None]]:
 def test_no_micro_batch_of_a_training_waits_for_the_device(name: str, stage: str | None) -> None:
     task = _task()
     model_class = registry.find("model", name).load()
-    sizes = {"kilometres": 1.0} if name == "steps" else {}  # nothing to train, and no digits
+    sizes = {"kilometres": 1.0, "threshold": 0.1} if name == "steps" else {}  # nothing to train, and no digits
     model = bench.load_model(name, task, **getattr(model_class, "presets", {}).get("tiny", sizes))
     module: nn.Module = model
     if stage is not None:

@@ -75,4 +75,4 @@ def test_one_stored_event_under_two_ids_is_a_leak(tmp_path: Path, capsys) -> Non
     assert "splits train and test share 1 stored events under two ids: R0 = R2" in capsys.readouterr().err
     words = ["run", "task=sevir", "model=unet", "model.channels=[4]", "model.center_channels=4", f"data.root={root}"]
     assert main([*words, f"work={tmp_path / 'w'}", f"results.root={tmp_path / 'r'}", "progress=false"]) == 2
-    assert "train and the evaluated test share 1 events: R2" in capsys.readouterr().err
+    assert "train and the evaluated test share 1 event: R2" in capsys.readouterr().err

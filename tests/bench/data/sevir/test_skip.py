@@ -64,7 +64,7 @@ def test_a_tree_of_two_frame_sizes_keeps_the_usual_one(storms: Path, tmp_path: P
     table.loc[0, ["file_name", "file_index"]] = "other.h5", 0
     table.to_csv(root / "CATALOG.csv", index=False)
     data = bench.load_task("sevir", root, skip_missing=True).dataset("all")
-    assert data.incomplete == f"1 events skipped: {table.loc[0, 'id']}" and data.source.frame_size == (32, 32)  # type: ignore[attr-defined]
+    assert data.incomplete == f"1 event skipped: {table.loc[0, 'id']}" and data.source.frame_size == (32, 32)  # type: ignore[attr-defined]
 
 
 def test_a_run_without_some_events_is_partial_and_names_them(damaged, tmp_path: Path) -> None:
@@ -84,4 +84,4 @@ def test_a_model_trained_without_some_events_is_partial(damaged, storms: Path, t
     words += [f"data.root={root}", f"data.test_root={storms}", "task.skip_missing=true"]
     assert main(["run", *words, f"work={tmp_path / 'work'}", f"results.root={tmp_path / 'results'}"]) == 0
     (record,) = read_records(tmp_path / "results", "sevir")[0]
-    assert record.scope == "partial" and (record.scope_because or "").startswith("trained with 1 events skipped: ")
+    assert record.scope == "partial" and (record.scope_because or "").startswith("trained with 1 event skipped: ")
