@@ -69,7 +69,10 @@ def _checkpoint(model: nn.Module, task: Task, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [32, 36])
-@pytest.mark.parametrize("name", registry.names("model"))
+@pytest.mark.parametrize(
+    "name",
+    ["unet", *(pytest.param(name, marks=pytest.mark.slow) for name in registry.names("model") if name != "unet")],
+)
 def test_weights_come_back_the_same_by_every_way(name: str, size: int, tasks: dict[int, Task], tmp_path: Path) -> None:
     task = tasks[size]
     model = _trained(name, task)
