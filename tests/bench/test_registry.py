@@ -176,7 +176,7 @@ def test_light_commands_never_import_torch(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("versions", "words"),
-    [((), None), (("v1",), None), (("v1", "v7"), None), (("v7",), "Upgrade earthbench"), (("v0",), "another release of the plugin")],
+    [((), None), (("v1",), None), (("v1", "v7"), None), (("v7",), "Upgrade earthbench"), (("v0",), "another release")],
 )
 def test_a_package_says_which_interface_it_was_written_for(points, plugin, versions, words: str | None) -> None:
     plugin("dated", 'class Model:\n    """A model."""\n')
