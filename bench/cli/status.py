@@ -185,7 +185,8 @@ def _recorded_with(config: Config, records: list[RunRecord]) -> str:
     found: list[list[str]] = []
     for record in records:
         same = (config.task.name, config.model.name, config.seed)
-        if record.status != "ok" or (record.task.name, record.model.name, record.seed) != same:
+        asked = _settings(record.config).get("model.name")
+        if record.status != "ok" or (record.task.name, asked, record.seed) != same:
             continue
         has = _settings(numbers_of(record.config))
         other = [key for key in {**has, **wanted} if has.get(key) != wanted.get(key)]
