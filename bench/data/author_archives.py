@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from bench.data.nbody_mnist.draws import DIGITS_FILE, read_digits, read_sequences
-from bench.data.sevir.catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir.catalogue import read_catalogue, select_events
+from bench.data.sevir.stored_events import read_headers
 from bench.data.transfer.archives import Limits, archive_files, unpack
 from bench.data.transfer.download import download
 from bench.data.transfer.http import RetryPolicy, head, https

@@ -134,7 +134,8 @@ class Sevir(Turnable):
 
     @cached_property
     def _stored_form(self) -> tuple[int, int, float]:
-        from bench.data.sevir.catalogue import cadence_minutes, first_header, read_catalogue, select_events
+        from bench.data.sevir.catalogue import cadence_minutes, read_catalogue, select_events
+        from bench.data.sevir.stored_events import first_header
 
         nominal = self.nominal_size, self.nominal_size, self.nominal_cadence
         if self.data_root is None:
@@ -199,7 +200,8 @@ class Sevir(Turnable):
     def events(self, split: Split) -> SplitEvents:
         """Returns ids and times of a split's events, from the catalogue alone."""
         from bench.data.leaks import SplitEvents
-        from bench.data.sevir.catalogue import read_catalogue, select_events, storage_of
+        from bench.data.sevir.catalogue import read_catalogue, select_events
+        from bench.data.sevir.stored_events import storage_of
 
         assert self.data_root is not None
         catalogue = read_catalogue(self.data_root)

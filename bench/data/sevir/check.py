@@ -14,16 +14,13 @@ from bench.data.sevir.catalogue import (
     Event,
     Part,
     cadence_minutes,
-    check_vil,
-    disagreements,
     duplicated_ids,
     read_catalogue,
-    read_headers,
     select_events,
-    storage_of,
     why_no_events,
 )
 from bench.data.sevir.files import HDF5_ERRORS, FileHeader, header_of
+from bench.data.sevir.stored_events import check_vil, disagreements, read_headers, storage_of
 from bench.data.transfer.manifest import check_manifest, origin
 from bench.data.transfer.paths import open_hdf5
 from bench.errors import DataError

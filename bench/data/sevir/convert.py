@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import read_catalogue, read_headers, select_events
+from bench.data.sevir.catalogue import read_catalogue, select_events
 from bench.data.sevir.files import HDF5_ERRORS, read_header
+from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
 from bench.data.transfer.manifest import digest, write_manifest
 from bench.data.transfer.paths import open_hdf5

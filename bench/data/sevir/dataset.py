@@ -19,18 +19,9 @@ from torch import Tensor
 
 from bench.data.digests import event_digests
 from bench.data.sequences import SequenceDataset, Units
-from bench.data.sevir.catalogue import (
-    MISSING,
-    Event,
-    Part,
-    check_vil,
-    read_catalogue,
-    read_headers,
-    readable_events,
-    select_events,
-    why_no_events,
-)
+from bench.data.sevir.catalogue import MISSING, Event, Part, read_catalogue, select_events, why_no_events
 from bench.data.sevir.files import HDF5_ERRORS, header_of
+from bench.data.sevir.stored_events import check_vil, read_headers, readable_events
 from bench.data.transfer.manifest import origin
 from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import ConfigError, DataError, one_message

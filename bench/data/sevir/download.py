@@ -21,15 +21,10 @@ import h5py
 import pandas as pd
 from pydantic import Field, PrivateAttr
 
-from bench.data.sevir.catalogue import (
-    Event,
-    disagreements,
-    read_catalogue,
-    read_headers,
-    select_events,
-)
+from bench.data.sevir.catalogue import Event, read_catalogue, select_events
 from bench.data.sevir.files import read_header
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
+from bench.data.sevir.stored_events import disagreements, read_headers
 from bench.data.sevir.subset import (
     SENSOR,
     EventFile,

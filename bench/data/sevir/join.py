@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import MISSING, read_catalogue, read_headers, select_events
+from bench.data.sevir.catalogue import MISSING, read_catalogue, select_events
 from bench.data.sevir.convert import write_reduced
+from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
 from bench.data.sevir.writing import catalogue_row
 from bench.data.transfer.manifest import digest, origin, write_manifest
