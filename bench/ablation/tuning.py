@@ -17,9 +17,9 @@ from bench.metrics.names import better_of
 from bench.protocols.entries import layered
 from bench.records.schema import RunRecord
 
-_NO_SCORE = (
-    "no point of the grid has a validation score: the training needs a validation split, and a validation before it "
-    "ends (train.val_every_epochs, or train.val_every_steps)"
+_NEEDS = (
+    "the training needs a validation split, and a validation before it ends (train.val_every_epochs, or "
+    "train.val_every_steps)"
 )
 Launch = Callable[[Sequence[Sequence[str]]], EarthbenchError | None]
 """Runs the jobs, each a list of overrides, that have no record yet; returns the first failure."""
@@ -71,7 +71,7 @@ def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
         Trial(tuple(point), config, finished_record(config)) for point, config in zip(points, configs, strict=True)
     ]
     if all(trial.score is None for trial in trials):
-        raise failure or ConfigError(_NO_SCORE)
+        raise failure or ConfigError(f"no point of the grid has a validation score: {_NEEDS}")
     return trials
 
 
@@ -84,15 +84,16 @@ def _refuse_without_validation(config: Config) -> None:
     """
     task, _ = tasks_of(config)
     train, sequences = config.train, len(task.dataset("train"))
+    none = f"a point of the grid would have no validation score: {_NEEDS}"
     if not len(task.dataset("val")):
-        raise ConfigError(f"{_NO_SCORE}, and {config.data.root} has none for this task's split")
+        raise ConfigError(f"{none}, and {config.data.root} has none for this task's split")
     if train.val_every_steps is not None or train.budget is not None or train.stages:
         return
     epoch = math.ceil(min(sequences, train.limit or sequences) / config.data.batch_size)
     steps = min(train.max_epochs * epoch, train.max_steps or train.max_epochs * epoch)
     if 0 < steps < (first := train.val_every_epochs * epoch):
         raise ConfigError(
-            f"{_NO_SCORE}: this one has {counted(steps, 'step')}, and its first validation is after {first:,} "
+            f"{none}: this one has {counted(steps, 'step')}, and its first validation is after {first:,} "
             f"({counted(train.val_every_epochs, 'epoch')} of {epoch:,}). Set train.val_every_steps, e.g. to {steps}"
         )
 
