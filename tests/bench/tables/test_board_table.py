@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from official import as_official, trained_with
 
-import bench
 from bench.cli.main import main
 from bench.errors import ConfigError, UnknownNameError
 from bench.protocols.board import BoardFile, read_board, run_names
@@ -40,11 +39,6 @@ rows:
   rainformer:
 """
 WEATHER = np.random.default_rng(0).exponential(size=40) + 1
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from official import as_official, trained_with
 
-import bench
 from bench.config import compose, stored
 from bench.records import write_record
 from bench.records.schema import MetricStatistics, RunRecord, StatisticsPart
@@ -20,11 +19,6 @@ from bench.tables.cells import TableData, table_data
 
 CASES = {0: 1.0 + np.arange(12.0), 1: 100.0 + np.arange(6.0)}
 """Squared errors of each fold, which has as many cases as it likes."""
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 def _run(measured: RunRecord, fold: int, seed: int, more: float = 0.0, made: int = 0) -> RunRecord:

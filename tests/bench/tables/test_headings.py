@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-import bench
 from bench.records.schema import RunRecord
 from bench.tables import load_table
 from bench.tables.cells import table_data
 from bench.tables.runs import runs_table
 from bench.tables.variants import told_apart
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 def other(record: RunRecord, run_id: str, given: dict | None = None, **conventions: dict) -> RunRecord:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from official import PAPER_SETTINGS, as_official, trained_with, unet_like
 
-import bench
 from bench.cli.main import main
 from bench.errors import DataError, EarthbenchError, UnknownNameError, UsageError
 from bench.records.schema import RunRecord
@@ -23,11 +22,6 @@ from bench.tables.render import FORMATS, render
 
 SEVIR = load_table("earthformer/sevir")
 OWN_SETTINGS = {**PAPER_SETTINGS, "max_epochs": 3, "lr": 0.1}
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 def own(measured: RunRecord, run_id: str = "2026-1", share: float = 0.9, **changes: Any) -> RunRecord:

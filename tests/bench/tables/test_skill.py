@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pytest
 from official import as_official, trained_with
 
-import bench
 from bench import registry
 from bench.records.schema import RunRecord
 from bench.tables import load_table
@@ -21,11 +19,6 @@ from bench.tables.skill import is_trivial, skill
 _MSE = Column(key="mse", label="MSE", better="lower", digits=3)
 _CSI = Column(key="csi_m", label="CSI-M", better="higher")
 BOARD = Table(name="board", title="Made", task="sevir", columns=(_MSE, _CSI, *skill_columns(_MSE, _CSI)))
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ TABLE = Table(
 WEATHER = np.random.default_rng(0).exponential(size=200) + 1
 
 
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
-
-
 def _run(
     measured: RunRecord, name: str, errors: np.ndarray, *, seed: int = 0, trained: bool = True, **scores: float
 ) -> RunRecord:

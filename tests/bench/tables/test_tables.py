@@ -2,29 +2,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from official import PAPER_SETTINGS, as_official, trained_with, unet_like
 
-import bench
 from bench import registry
 from bench.records.schema import MembersPart, RunRecord
 from bench.tables import load_table
 from bench.tables.admission import OTHER_CONVENTIONS, OTHER_ENSEMBLES, Excluded
-from bench.tables.captions import captions
 from bench.tables.cells import Block, Cell, table_data
 from bench.tables.definitions import Column, Published, Row, Table, load_published
 from bench.tables.render import render
 from bench.tables.values import value_of
-from bench.tables.variants import comparable_key, shared_choices, variant_labels
+from bench.tables.variants import comparable_key, variant_labels
 
 SEVIR = load_table("earthformer/sevir")
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 def blocks_of(table: Table, published: Published | None, records: list[RunRecord]) -> list[Block]:
@@ -266,95 +258,10 @@ def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
     assert "tampered" not in render(SEVIR, [], unreadable=[other])
 
 
-def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None:
-    settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw"}
-    config = {"data": {"batch_size": 8}}
-    runs = [
-        unet_like(measured, seed=seed, config=config, training=trained_with(settings, steps=steps))
-        for seed, steps in ((0, 90), (1, 120))
-    ]
-    other = measured.model.model_copy(update={"name": "convlstm", "parameters": 7})
-    summary = trained_with({**settings, "max_steps": 50}, steps=50, weights="best", monitor="val/loss")
-    runs.append(as_official(measured, model=other, training=summary))
-    lines = captions([("UNet", runs[:2]), ("ConvLSTM", runs[2:]), ("Persistence", [measured])])
-    assert lines[0] == "trained rows: 35718 training sequences, 9060 to validate (files, data ffffffffff)"
-    assert lines[1].startswith("UNet: seed 0, seed 1; at most 100 epochs of batch 8, adamw, lr 0.001; ")
-    assert "90 steps run" in lines[1] and "120 steps run" in lines[1]
-    assert lines[2].startswith("ConvLSTM: seed 0; at most 50 steps, adamw") and "best val/loss" in lines[2]
-    assert lines[3].startswith("ran on ") and "threads" in lines[3] and len(lines) == 4
-    assert captions([]) == []
-
-
-def test_seeds_of_a_plugin_that_ran_different_code_are_told(measured: RunRecord) -> None:
-    source = measured.code.sources["model"]
-
-    def run(seed: int, digest: str, origin: str = "mine.model:Mine (mine 0.1.0)") -> RunRecord:
-        code = measured.code.model_copy(update={"sources": {"model": source.model_copy(update={"sha256": digest})}})
-        model = measured.model.model_copy(update={"name": "mine", "origin": origin, "parameters": 7})
-        return unet_like(measured, seed=seed, run_id=f"2026-{seed}", model=model, code=code)
-
-    told = "mine: the model's code changed between these runs; run them again (seed 0, 2: source aaaaaaaaaa; seed 1"
-    table = load_table("runs/sevir")
-    runs = [run(0, "a" * 64), run(1, "b" * 64), run(2, "a" * 64)]
-    assert told in render(table, runs) and told not in render(table, runs[::2])
-    builtin = [run(seed, digest * 64, "baselines.mine:Mine (earthbench 0.1.0)") for seed, digest in enumerate("ab")]
-    assert "code changed" not in render(table, builtin)
-
-
-def test_captions_tell_the_budget_of_each_stage(measured: RunRecord) -> None:
-    stages = {"vqvae": {"lr": 2e-3, "batch_size": 4, "max_steps": 30}, "gpt": {"lr": 3e-3}}
-    settings = {**PAPER_SETTINGS, "max_steps": 50, "optimizer": "adam", "stages": stages}
-    run = unet_like(measured, config={"data": {"batch_size": 8}}, training=trained_with(settings, steps=80))
-    (trained, _) = captions([("VideoGPT", [run])])
-    assert (
-        "vqvae: at most 30 steps of batch 4, adam, lr 0.002; gpt: at most 50 steps of batch 8, adam, lr 0.003"
-        in trained
-    )
-
-
 def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
     assert value_of(measured, "training_s") == 0.0
     unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
     assert value_of(unknown, "training_s") is None, "weights from elsewhere"
-
-
-def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_preset(measured: RunRecord) -> None:
-    model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, "width": 8}, "is_preset": False})
-    by_command = measured.model_copy(update={"model": model, "config": {"model": {"name": "persistence", "width": 8}}})
-    from_python = measured.model_copy(update={"model": model})
-    assert variant_labels([by_command, measured]) == ["persistence (width=8)", "persistence"]
-    assert variant_labels([from_python, measured]) == ["persistence (depth=2, width=8)", "persistence"]
-
-
-def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) -> None:
-    given = [{"width": 8, "pattern": "axial"}, {"width": 8, "pattern": "full"}]
-    runs = []
-    for options in given:
-        model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, **options}, "is_preset": False})
-        config = {"model": {"name": "persistence", **options}}
-        runs.append(measured.model_copy(update={"model": model, "config": config}))
-    assert variant_labels(runs) == ["persistence (pattern=axial)", "persistence (pattern=full)"]
-    assert shared_choices(runs) == {"persistence": {"width": 8}}
-    again = runs[0].model_copy(update={"seed": 1})
-    assert variant_labels([runs[0], again]) == ["persistence"] * 2
-    assert shared_choices([runs[0], again]) == {"persistence": given[0]}
-    preset = measured.model_copy(update={"model": measured.model.model_copy(update={"is_preset": True})})
-    assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
-
-
-def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: RunRecord) -> None:
-    summary = trained_with(PAPER_SETTINGS)
-    runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
-    assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
-    assert variant_labels(runs[1:]) == ["unet", "unet"]
-
-
-def test_of_stages_only_the_settings_that_differ_are_named(measured: RunRecord) -> None:
-    def stages(steps: int) -> dict:
-        return {"stages": {"vqvae": {"lr": 0.002, "max_steps": steps}, "gpt": {"lr": 0.003, "max_steps": 800}}}
-
-    runs = [unet_like(measured, training=trained_with(PAPER_SETTINGS | stages(steps))) for steps in (300, 800)]
-    assert variant_labels(runs) == ["unet (stages.vqvae.max_steps=300)", "unet (stages.vqvae.max_steps=800)"]
 
 
 def _with(record: RunRecord, conventions: dict, **changes: object) -> RunRecord:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from official import as_official
 
-import bench
 from bench import registry
 from bench.cli.main import main
 from bench.errors import VerificationError
@@ -28,11 +27,6 @@ from bench.tables.lines import number as printed_number
 from bench.tables.render import COMMITTED, FORMATS, check_renderings, render, write_renderings
 
 SEVIR = load_table("earthformer/sevir")
-
-
-@pytest.fixture(scope="module")
-def measured(storms: Path) -> RunRecord:
-    return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
 @pytest.mark.parametrize("name", registry.names("table"))
