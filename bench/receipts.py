@@ -136,12 +136,12 @@ def _row_of(table: Table, cell: Cell) -> Row | None:
 def _convention(record: RunRecord, key: str) -> str:
     if key in COSTS:
         return COSTS[key]
-    metric = metric_of(record, key)
+    metric = _metric_of(record, key)
     options = record.conventions.get(metric, {})
     return f"{metric}: " + (", ".join(f"{name}={value}" for name, value in sorted(options.items())) or "defaults")
 
 
-def metric_of(record: RunRecord, key: str) -> str:
+def _metric_of(record: RunRecord, key: str) -> str:
     """Returns the metric that a score comes from, inferred from the score's name."""
     for name in record.conventions:
         if key in (name, name.replace(ADDED, "_")):

@@ -16,6 +16,7 @@ from typing import Any
 from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_of, numbers_only
+from bench.config.hydra_keys import leaves
 from bench.config.overrides import is_sweep, literal, quoted
 from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
 from bench.errors import ConfigError, UsageError, counted
@@ -198,15 +199,9 @@ def _recorded_with(config: Config, records: list[RunRecord]) -> str:
     return f"recorded with other settings: {' '.join(nearest[:_MOST_SETTINGS])}{more}"
 
 
-def _settings(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of a config by their keys, `train.lr`."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            found |= _settings(value, f"{prefix}{key}.")
-        elif value is not None and value != {}:
-            found[f"{prefix}{key}"] = value
-    return found
+def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a config by their dotted keys, without those that are not set."""
+    return {key: value for key, value in leaves(section) if value is not None and value != {}}
 
 
 def _of_folder(config: Config) -> list[Line]:

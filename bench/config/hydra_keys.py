@@ -84,13 +84,13 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
     section = composed.hydra
     launcher = section.runtime.choices.get(LAUNCHER_GROUP)
     try:
-        expected = dict(_leaves(OmegaConf.to_container(untouched(str(launcher)), resolve=False)))
+        expected = dict(leaves(OmegaConf.to_container(untouched(str(launcher)), resolve=False)))
     except HydraException as error:
         raise ConfigError(
             f"{LAUNCHER_GROUP}={launcher}: no launcher of this name is installed; a config folder cannot add one. "
             f"{INSTALL_LAUNCHERS} {first_line(error)}"
         ) from error
-    found = dict(_leaves(OmegaConf.to_container(section, resolve=False)))
+    found = dict(leaves(OmegaConf.to_container(section, resolve=False)))
     changed = [key for key in {**expected, **found} if _at(expected, key) != _at(found, key)]
     problems = [_problem(key, section, overrides) for key in changed if not _written_by_hydra(key)]
     added = [*section.overrides.hydra, *section.overrides.task]
@@ -119,7 +119,7 @@ def _problem(key: str, section: Any, overrides: Sequence[str]) -> str:
     try:
         value = OmegaConf.select(section, key)
     except OmegaConfBaseException:  # such as `${hydra.job.num}`, which only a job has
-        value = dict(_leaves(OmegaConf.to_container(section, resolve=False)))[key]
+        value = dict(leaves(OmegaConf.to_container(section, resolve=False)))[key]
     plain = value is None or isinstance(value, bool | int | float | str)
     if not plain or _CONTROL.search(str(value)):
         return f"{named}{where}: expected a number or a text of one line, found {value!r}"
@@ -130,11 +130,11 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the dotted key and value of every leaf; lists and empty mappings are leaves."""
     if isinstance(content, dict) and content:
         for key, value in content.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, content
 
@@ -142,5 +142,5 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 _NOTHING = object()
 
 
-def _at(leaves: dict[str, Any], key: str) -> Any:
-    return leaves.get(key, _NOTHING)
+def _at(values: dict[str, Any], key: str) -> Any:
+    return values.get(key, _NOTHING)
