@@ -32,9 +32,7 @@ _PREDIFF = [
         ("nbody_mnist", _PREDIFF),
     ],
 )
-def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_metrics(
-    tmp_path: Path, task: str, words: list[str]
-) -> None:
+def test_two_processes_score_as_one_on_a_restrictive_backend(tmp_path: Path, task: str, words: list[str]) -> None:
     sizes = {"sevir": ["--train", "2", "--val", "2", "--test", "4", "--size", "32"]}.get(
         task, ["--train", "2", "--val", "2", "--test", "4"] if task == "nbody_mnist" else []
     )
@@ -52,12 +50,12 @@ def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_me
         assert two["scores"][name] == (score if score is None else pytest.approx(score, rel=near)), name
 
 
-def test_two_processes_train_and_score_though_the_group_refuses(storms: Path, tmp_path: Path) -> None:
+def test_two_processes_train_on_a_restrictive_backend(storms: Path, tmp_path: Path) -> None:
     places = [f"data.root={storms}", f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
     record = launch(run_refusing, 2, overrides=[*TINY, *places, "devices=2"], training=True)
     assert record["status"] == "ok" and record["training"]["epochs"] > 0
 
 
-def test_a_lock_is_waited_for_longer_than_the_group_would_wait(tmp_path: Path) -> None:
+def test_waiting_for_a_lock_outlasts_the_group_timeout(tmp_path: Path) -> None:
     took = launch(wait_for_lock, 2, folder=str(tmp_path / "run"), limit_s=4, held_s=12)
     assert took > 5, "it was held for longer than the group's limit, and both went on"

@@ -20,7 +20,7 @@ def _frames(height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(3, 3, 8), (2, 3, 4)])
-def test_the_ways_are_the_symmetries_of_a_frame(height: int, width: int, count: int) -> None:
+def test_turns_are_the_symmetries_of_a_frame(height: int, width: int, count: int) -> None:
     frames, ways = _frames(height, width), ways_of(height, width)
     found = [turned(frames, way) for way in ways]
     assert len({tuple(one.flatten().tolist()) for one in found}) == len(ways) == count
@@ -30,7 +30,7 @@ def test_the_ways_are_the_symmetries_of_a_frame(height: int, width: int, count: 
     assert again == {tuple(one.flatten().tolist()) for one in found}, "one after the other is one of them: a group"
 
 
-def test_every_way_is_drawn_as_often_and_anew_in_each_epoch() -> None:
+def test_turns_are_uniform_and_redrawn_each_epoch() -> None:
     drawn = [*drawn_ways(tuple(range(8)), 8000, seed=1, epoch=0)]
     assert all(900 < count < 1100 for count in Counter(drawn).values())
     assert drawn == [*drawn_ways(tuple(range(8)), 8000, seed=1, epoch=0)]
@@ -59,7 +59,7 @@ def test_a_loader_turns_context_and_target_alike(storms: Path, num_workers: int)
 
 
 @pytest.mark.parametrize("name", ["sevir", "sevir_lr", "radar", "grid"])
-def test_the_option_is_off_and_then_no_part_of_the_task(name: str) -> None:
+def test_augmentation_is_off_by_default_and_then_not_recorded(name: str) -> None:
     off = registry.find("task", name).load()
     assert "augment" not in off().fields() and not off().augments
     assert off(augment=True).fields()["augment"] is True and off(augment=True).augments

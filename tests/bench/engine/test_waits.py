@@ -44,7 +44,7 @@ def _trained() -> Iterator[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize(("name", "stage"), list(_trained()))
-def test_no_micro_batch_of_a_training_waits_for_the_device(name: str, stage: str | None) -> None:
+def test_training_micro_batches_do_not_wait_for_the_device(name: str, stage: str | None) -> None:
     task = _task()
     model_class = registry.find("model", name).load()
     sizes = {"kilometres": 1.0, "threshold": 0.1} if name == "steps" else {}  # nothing to train, and no digits
@@ -88,7 +88,7 @@ _BOUNDS = {
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
 @pytest.mark.parametrize("name", _BOUNDS)
-def test_a_metric_waits_and_starts_little_per_batch_and_counts_as_on_the_cpu(name: str, convention: str) -> None:
+def test_metrics_rarely_wait_for_the_device_and_match_the_cpu(name: str, convention: str) -> None:
     options: dict[str, Any] = {} if name == "energy" else {"convention": convention}
     generator = torch.Generator().manual_seed(1)
     target = (torch.rand((2, 10, 64, 64, 1), generator=generator) * 255).round()

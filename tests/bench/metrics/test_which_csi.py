@@ -26,7 +26,7 @@ def _row(name: str) -> str:
     return next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} "))
 
 
-def test_the_figures_of_the_page() -> None:
+def test_the_page_has_the_computed_scores() -> None:
     correct, upstream = (skill_scores(COUNTS, [16, 219], convention) for convention in ("correct", "upstream"))
     assert math.isnan(correct["csi_219"]) and "undefined" in _row("`csi_219`, `correct`")
     figures = {
@@ -65,7 +65,7 @@ def simulation() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["csi", "rare", "heavy", "mse", "skewed"])
-def test_the_coverage_of_the_page_is_what_the_simulation_gives(simulation: ModuleType, name: str) -> None:
+def test_the_coverage_on_the_page_is_that_of_the_simulation(simulation: ModuleType, name: str) -> None:
     """Repeats the same draws, up to the rounding of another machine."""
     title = simulation.POPULATIONS[name].title
     for events in (5, 10, 20):
@@ -89,7 +89,7 @@ def test_the_page_has_every_population_and_number_of_events(simulation: ModuleTy
         assert tuple(table) == simulation.EVENTS and all(list(row) == titles for row in table.values())
 
 
-def test_the_fewest_events_of_the_page_are_those_of_the_code() -> None:
+def test_the_minimum_number_of_events_on_the_page_is_that_of_the_code() -> None:
     assert f"**At least {FEWEST_EVENTS} events are needed.**" in PAGE.read_text()
     assert f"{smallest_p(5):.2f} with five, {smallest_p(6):.2f} with six" in PAGE.read_text()
     tables = (PAGE.parent / "tables.md").read_text()
