@@ -30,7 +30,7 @@ from bench.worker_pool import worker_pool
 _COST_COLUMNS = ("parameters", "gmacs")
 _DIGITS_OF_A_MAC = 9
 """Of GMACs, which resolves a single multiply-add."""
-_MOST_PROCESSES = 4
+_MAX_PROCESSES = 4
 """Each process holds a model and its forecast, up to 3 GB for the models of the tables."""
 EXAMPLES = (
     "earthbench count --model unet --task sevir",
@@ -150,7 +150,7 @@ def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> 
         RunFailedError: a process was killed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
+    processes = 1 if speed else min(cores, len(models), _MAX_PROCESSES)
     if processes <= 1:
         lines = (_count(*one, speed) for one in models)
         yield from _told(lines, len(models))

@@ -120,7 +120,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     if not field.is_required() and field.default not in (None, (), False):
         words.append(f"(default {field.default})")
     settings: dict[str, Any] = {"dest": name, "help": " ".join(words).strip().replace("%", "%%")}
-    kind, named = _without_none(field.annotation), flag(field.alias or name)
+    kind, named = _required_type(field.annotation), flag(field.alias or name)
     if kind is bool:
         action = argparse.BooleanOptionalAction if field.default is True else "store_true"
         parser.add_argument(named, action=action, **settings)
@@ -132,7 +132,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     parser.add_argument(named, required=field.is_required(), **settings)
 
 
-def _without_none(annotation: Any) -> Any:
+def _required_type(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = [part for part in get_args(annotation) if part is not type(None)][:1]
     return annotation

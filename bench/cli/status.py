@@ -29,7 +29,7 @@ from bench.safe_text import for_terminal
 TAKES_HYDRA_FLAGS = True
 _WATCH_EVERY_S = 5.0
 _PLACES = ("work", "results.root")
-_MOST_SETTINGS = 4
+_MAX_SETTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
 
     with suppress(KeyboardInterrupt):
         if not sys.stdout.isatty():
-            while not _at_rest(lines := _found(jobs, configs)):
+            while not _none_running(lines := _found(jobs, configs)):
                 print(_text(lines), flush=True)
                 time.sleep(_WATCH_EVERY_S)
             print(_text(lines), flush=True)
@@ -124,13 +124,13 @@ def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
             while True:
                 lines = _found(jobs, configs)
                 live.update(Text(for_terminal(_text(lines))), refresh=True)
-                if _at_rest(lines):
+                if _none_running(lines):
                     return 0
                 time.sleep(_WATCH_EVERY_S)
     return 0
 
 
-def _at_rest(lines: list[Line]) -> bool:
+def _none_running(lines: list[Line]) -> bool:
     return not any(line.state == "running" for line in lines)
 
 
@@ -169,12 +169,12 @@ def _line(name: str, config: Config, records: list[RunRecord], owners: list[tupl
     states = {state(folder, owner): (folder, owner) for folder, owner in mine}
     if "running" in states:
         folder, owner = states["running"]
-        return Line(name, "running", _who(owner), read_progress(folder))
+        return Line(name, "running", _process_name(owner), read_progress(folder))
     if good:
         root = as_path(config.results.root, "results.root")
         return Line(name, "recorded", str(root / "runs" / config.task.name / config.model.name / good[-1].run_id))
     for found, (folder, owner) in states.items():
-        return Line(name, found, owner.why or _who(owner), _progress(folder, found))
+        return Line(name, found, owner.why or _process_name(owner), _progress(folder, found))
     if kept and kept[-1].failure is not None:
         return Line(name, "failed", kept[-1].failure.message.splitlines()[0])
     return Line(name, "waiting", _recorded_with(config, records))
@@ -195,8 +195,8 @@ def _recorded_with(config: Config, records: list[RunRecord]) -> str:
     if not found:
         return ""
     nearest = min(reversed(found), key=len)
-    more = f" and {len(nearest) - _MOST_SETTINGS} more" if len(nearest) > _MOST_SETTINGS else ""
-    return f"recorded with other settings: {' '.join(nearest[:_MOST_SETTINGS])}{more}"
+    more = f" and {len(nearest) - _MAX_SETTINGS} more" if len(nearest) > _MAX_SETTINGS else ""
+    return f"recorded with other settings: {' '.join(nearest[:_MAX_SETTINGS])}{more}"
 
 
 def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _of_folder(config: Config) -> list[Line]:
     found = []
     for folder, owner in _owners(local_folder(config.work, "work")):
         now = state(folder, owner)
-        found.append(Line(str(folder), now, owner.why or _who(owner), _progress(folder, now)))
+        found.append(Line(str(folder), now, owner.why or _process_name(owner), _progress(folder, now)))
     return found
 
 
@@ -221,5 +221,5 @@ def _owners(work: Path) -> list[tuple[Path, Owner]]:
     return [(folder, owner) for folder, owner in found if owner is not None]
 
 
-def _who(owner: Owner) -> str:
+def _process_name(owner: Owner) -> str:
     return f"process {owner.pid} on {owner.host}" + (f", job {owner.job}" if owner.job else "")

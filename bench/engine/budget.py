@@ -19,7 +19,7 @@ from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.engine.accumulation import Accumulation
 from bench.engine.callbacks.divergence import DivergenceMonitor
-from bench.engine.callbacks.signals import SignalWatch, TakeSignals, decided_by_any
+from bench.engine.callbacks.signals import InstallSignalHandlers, SignalWatch, any_process
 from bench.engine.compiling import compiled
 from bench.engine.forecaster import Forecaster
 from bench.engine.optimizers import TURNS, takes_turns
@@ -34,7 +34,7 @@ STEPS = "budget_steps"
 """Key under which a checkpoint keeps the number of steps."""
 _WARM_UP = 3
 """Steps that allocate memory and fill caches; not counted."""
-_LEAST, _MOST = 5, 100
+_MIN_STEPS, _MAX_STEPS = 5, 100
 """Steps that are timed."""
 _SHARE = 0.05
 """Share of the budget that timing may take, once it has the fewest steps."""
@@ -82,7 +82,7 @@ class _Clock(Callback):
             return
         self._step = trainer.global_step
         self.times.append(self._now(trainer) - self._from)
-        (enough,) = decided_by_any(trainer, self._enough)
+        (enough,) = any_process(trainer, self._has_enough_steps)
         trainer.should_stop = enough
         self._from = self._now(trainer)
 
@@ -94,11 +94,11 @@ class _Clock(Callback):
         return time.perf_counter()
 
     @property
-    def _enough(self) -> bool:
+    def _has_enough_steps(self) -> bool:
         count = len(self.times) - _WARM_UP
-        if count < max(_LEAST, self.turn) or count % self.turn:
+        if count < max(_MIN_STEPS, self.turn) or count % self.turn:
             return False
-        return count >= _MOST or sum(self.times) >= _SHARE * self.budget_s
+        return count >= _MAX_STEPS or sum(self.times) >= _SHARE * self.budget_s
 
 
 def seconds_per_step(times: Sequence[float], turn: int = 1) -> float:
@@ -154,18 +154,22 @@ def budget_steps(
     with compiled(*([tried] if config.train.compile else [])), ends:
         # The clock comes last, so that a step includes the other callbacks.
         trial_steps(
-            forecaster, loader, config.train, where, [*callbacks, TakeSignals(watch), DivergenceMonitor(), clock]
+            forecaster,
+            loader,
+            config.train,
+            where,
+            [*callbacks, InstallSignalHandlers(watch), DivergenceMonitor(), clock],
         )
     clock.restore()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    step_s = _of_all(seconds_per_step(clock.times, turn), processes, sums=key == "max_cpu_s")
+    step_s = _over_processes(seconds_per_step(clock.times, turn), processes, sums=key == "max_cpu_s")
     steps = steps_within(budget_s, step_s)
     log.info(f"train.{key}={budget_s:g}: {step_s:.3g} s of {_TIME_OF[key]} per step, {steps:,} steps")
     return steps
 
 
-def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
+def _over_processes(step_s: float, processes: Processes, *, sums: bool) -> float:
     """Returns the time of a step over all processes: their sum, or that of the main one, which all devices take."""
     if processes.world == 1:
         return step_s

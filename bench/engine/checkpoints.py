@@ -36,7 +36,7 @@ class CheckpointFiles(TorchCheckpointIO):
             RunFailedError: it cannot be written; names the path and, on a local disk, the free space.
         """
         if is_url(str(path)):
-            _put(checkpoint, as_path(str(path), "train.checkpoints"))
+            _upload(checkpoint, as_path(str(path), "train.checkpoints"))
         else:
             _write(checkpoint, Path(path))
 
@@ -89,7 +89,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
+def _upload(checkpoint: dict[str, Any], url: AnyPath) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     seal(buffer)

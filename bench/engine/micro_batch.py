@@ -36,7 +36,7 @@ _EVALUATION_ON_CPU, _EVALUATION_ON_GPU = 8, 64
 """Most sequences of an evaluation batch; more are not faster."""
 _WITHOUT_GRADIENTS = 4
 """Factor of pixels over training when no gradients are kept: 9 sequences of SEVIR."""
-_MOST_MEMORY = 0.9
+_MAX_MEMORY_SHARE = 0.9
 """Share of a GPU's memory that a trial may take; the exchange between processes and running averages take more."""
 REMEMBERED = "micro_batch.json"
 
@@ -160,7 +160,7 @@ def _trial(
                 for step in range(TURNS if takes_turns(model) else 1):
                     _one_step(model, forecaster, batch, step)
             _, whole = torch.cuda.mem_get_info(device)
-            return torch.cuda.max_memory_reserved(device) <= _MOST_MEMORY * whole
+            return torch.cuda.max_memory_reserved(device) <= _MAX_MEMORY_SHARE * whole
         except torch.OutOfMemoryError:
             return False
         finally:

@@ -142,7 +142,7 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
             yield
         except UsageError as error:
             if before is None:
-                _leave_no_trace(folder)  # refused before it did anything
+                _remove_run_files(folder)  # refused before it did anything
             else:
                 _write(folder, owner.model_copy(update={"ended": "failed", "why": without_secrets(first_line(error))}))
             raise
@@ -210,7 +210,7 @@ def _is_gone(owner: Owner) -> bool:
     return False
 
 
-def _leave_no_trace(folder: Path) -> None:
+def _remove_run_files(folder: Path) -> None:
     for path in (folder / _OWNER, folder / _LOCK, folder / _PROGRESS, *folder.glob("run*.log")):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty

@@ -16,9 +16,9 @@ from torch import nn
 from bench.api import model_traits
 from bench.checkpoint_format import seal_of
 from bench.config import Config, Train, stored
+from bench.data.augmentation import symmetries_of
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
-from bench.data.turns import ways_of
 from bench.engine.accumulation import Accumulation
 from bench.engine.budget import STEPS, budget_steps, kept_steps
 from bench.engine.callbacks.divergence import DivergenceMonitor
@@ -191,7 +191,7 @@ def train(
         f"{counted(summary.steps, 'step')}"
     )
     if watch.received:
-        watch.leave(f"training had ended and is saved in {checkpoints}")
+        watch.interrupt(f"training had ended and is saved in {checkpoints}")
     return summary
 
 
@@ -378,7 +378,7 @@ def _loaders(
         micro_batch=micro_batch or 1,  # until the callback finds it
         seed=config.seed,
         limit=config.train.limit,
-        ways=ways_of(*task.input_shape[1:3]) if task.augments else (),
+        symmetries=symmetries_of(*task.input_shape[1:3]) if task.augments else (),
         **feed,
     )
     if not len(val):

@@ -29,7 +29,7 @@ OTHER_FILES = "made from other data than the newest run"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _OWN_DISTRIBUTION = "(earthbench "
-_NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
+_MAX_NAMED = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
 
@@ -165,8 +165,8 @@ def summary(left_out: Sequence[Excluded]) -> list[str]:
         by_reason.setdefault(one.reason, []).append(f"{one.model}/{one.run_id}{detail}")
     lines = []
     for reason, names in sorted(by_reason.items()):
-        named = ", ".join(sorted(names)[:_NAMED_MOST])
-        more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
+        named = ", ".join(sorted(names)[:_MAX_NAMED])
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         lines.append(f"not shown: {reason} ({len(names)}): {named}{more}")
     return lines
 

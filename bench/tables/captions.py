@@ -32,7 +32,7 @@ def captions(rows: Rows) -> list[str]:
     return [*lines, f"ran on {', '.join(devices)}"] if devices else lines
 
 
-def unlike_code(records: Sequence[RunRecord]) -> str:
+def code_remark(records: Sequence[RunRecord]) -> str:
     """Returns a line if seeds of a plugin's model ran different code, which its version does not show; else empty."""
     seeds: dict[str, list[str]] = {}
     for record in records:

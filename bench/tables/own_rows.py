@@ -41,7 +41,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
             of_model = [one for one in left_out if one.model == model]
             if not of_model:
                 registry.find("model", model)
-            raise DataError(_why_none(table, model, summary(of_model)))
+            raise DataError(_no_run_message(table, model, summary(of_model)))
         shared = listed(shared_choices(mine)[model])
         note = "not of the paper" + (f"; hyperparameters: {shared}" if shared else "")
         runs: dict[str, list[str]] = {}
@@ -54,7 +54,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
     return table.model_copy(update={"rows": (*table.rows, *rows)})
 
 
-def _why_none(table: Table, model: str, reasons: list[str]) -> str:
+def _no_run_message(table: Table, model: str, reasons: list[str]) -> str:
     has_row = any(row.model == model for row in table.rows)
     if not reasons:
         found = "the runs that there are stand in its row" if has_row else "no run of the task is there"

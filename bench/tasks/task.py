@@ -360,7 +360,7 @@ class Task(BaseModel, ABC):
         return fingerprint(self.dataset(split).identity())
 
 
-class Turnable(Task, ABC):
+class Augmentable(Task, ABC):
     """A task whose frames have no preferred direction, so that training may use rotated and mirrored ones."""
 
     augment: bool = Field(

@@ -13,7 +13,7 @@ from bench.ablation.table import cost_of
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose
-from bench.protocols.variants import Ablation, load_ablation, seeds_together, variants, varied_keys
+from bench.protocols.variants import Ablation, load_ablation, runs_by_variant, variants, varied_keys
 
 CENTRES = Ablation(
     title="Centre of a small UNet",
@@ -43,7 +43,7 @@ def test_depth_has_the_sizes_of_the_papers_rows(index: int, parameters: float, g
 def test_seeds_of_a_variant_are_grouped() -> None:
     runs = variants(CENTRES, ["seed=0,1"])
     found = [
-        [(runs[i].settings["model.center_channels"], runs[i].config.seed) for i in g] for g in seeds_together(runs)
+        [(runs[i].settings["model.center_channels"], runs[i].config.seed) for i in g] for g in runs_by_variant(runs)
     ]
     assert found == [[("8", 0), ("8", 1)], [("16", 0), ("16", 1)]]
 
@@ -103,5 +103,5 @@ def test_runs_of_an_ablation_differ_only_in_what_is_varied(name: str, task: str)
         one["model"] = {key: value for key, value in one["model"].items() if f"model.{key}" not in varied}
         one["seed"] = None
     assert all(one == plain[0] for one in plain)
-    assert {run.config.seed for run in found} == {0, 1} and len(found) == 2 * len(seeds_together(found))
+    assert {run.config.seed for run in found} == {0, 1} and len(found) == 2 * len(runs_by_variant(found))
     assert found[0].config.train.max_steps == 7 and found[0].config.model.options["base_units"] == 16

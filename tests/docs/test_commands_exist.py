@@ -171,9 +171,9 @@ def _data(words: list[str]) -> None:
 
 
 def _data_flags(way: str, names: list[str]) -> set[str]:
-    from bench.cli.data import _load, _named
+    from bench.cli.data import _load, _split_words
 
-    _, value, _ = _named(way, [*names, "--help"])
+    _, value, _ = _split_words(way, [*names, "--help"])
     fields = _load(value).model_fields.items()
     return {f"--{(field.alias or name).replace('_', '-')}" for name, field in fields} | {"--help"}
 

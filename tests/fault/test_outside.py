@@ -236,7 +236,7 @@ def test_resume_is_suggested_only_if_it_works(
 
     def stop(job: pipeline._Job, model: object, folder: Path) -> None:
         job.watch.received = "SIGTERM"
-        job.watch.leave("saved")
+        job.watch.interrupt("saved")
 
     monkeypatch.setattr(pipeline, "_in_folder", stop)
     with pytest.raises(InterruptedRunError) as caught:

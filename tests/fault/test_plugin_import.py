@@ -15,7 +15,7 @@ import torch
 from bench import plugins
 from bench.cli.main import main
 from bench.models import load_model
-from bench.plugins import unchanged
+from bench.plugins import restored_process_state
 from bench.tasks import load_task
 
 _MODEL = '''
@@ -105,6 +105,6 @@ def test_random_state_is_restored_after_our_own_imports() -> None:
     before = random.getstate()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with unchanged("baselines.unet:UNet", ours=True):
+        with restored_process_state("baselines.unet:UNet", ours=True):
             random.seed(3)
     assert random.getstate() == before

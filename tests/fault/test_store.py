@@ -21,7 +21,7 @@ from bench.data.sevir.synthetic import make_sevir
 from bench.engine import run as pipeline
 from bench.errors import DataError, RunFailedError
 from bench.records.learning_curves import learning_curve_path, read_learning_curve
-from bench.records.reading import DEEPEST, read_npz
+from bench.records.reading import MAX_DEPTH, read_npz
 from bench.records.samples import read_sample, sample_path, write_sample
 from bench.records.schema import RunRecord, content_sha256
 from bench.records.statistics import packed, read_arrays
@@ -169,7 +169,7 @@ NO_RECORDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link to nothing": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "deep list": (lambda path: path.write_text("[" * 200_000), "nested|recursion"),
     "deep and whole": (lambda path: path.write_text(_nested(100_000)), "nested|recursion"),
-    "deeper than a record": (lambda path: path.write_text(_nested(DEEPEST)), "nested"),
+    "deeper than a record": (lambda path: path.write_text(_nested(MAX_DEPTH)), "nested"),
     "long number": (lambda path: path.write_text('{"seed": ' + "9" * 10_000 + "}"), "digits"),
     "not UTF-8": (lambda path: path.write_bytes('{"seed": 0}'.encode("utf-16")), "utf-8"),
 }
@@ -201,7 +201,7 @@ def test_invalid_records_are_named_and_the_rest_shown(
 def test_a_deeply_nested_field_of_a_record_is_refused(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     content = json.loads(path.read_text())
-    content["config"] = json.loads(_nested(DEEPEST))
+    content["config"] = json.loads(_nested(MAX_DEPTH))
     content["sha256"] = content_sha256(content)
     path.write_text(json.dumps(content))
     assert [one.field for one in verify_file(path)] == ["file"] and "nested more than" in read_records(tmp_path)[1][0]

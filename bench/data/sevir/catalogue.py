@@ -26,7 +26,7 @@ COLUMNS = (
     "width_m", "data_min", "data_max", "pct_missing",
 )  # fmt: skip
 _OPTIONAL = ("minute_offsets", "size_y", "size_x", "data_max")
-_MOST_INDEX = 2**31
+_MAX_INDEX = 2**31
 MISSING = 255
 """The code of a missing pixel."""
 REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
@@ -108,7 +108,7 @@ def read_catalogue(root: Path) -> pd.DataFrame:
         "id is empty": table["id"].isna(),
         "file_name is empty": table["file_name"].isna(),
         "time_utc is not a time; expected ISO 8601, as in 2019-06-02 03:00:00": times.isna(),
-        "file_index is not a whole number >= 0": ~(indices.between(0, _MOST_INDEX) & (indices % 1 == 0)),
+        "file_index is not a whole number >= 0": ~(indices.between(0, _MAX_INDEX) & (indices % 1 == 0)),
         "file_name leaves the data folder": ~table["file_name"].fillna("").map(_stays_inside),
         "pct_missing is not a number": missing_percent.isna() & table["pct_missing"].notna(),
     }

@@ -85,8 +85,8 @@ def describe(
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
         if "days" in part:
             report.facts["splits"][split]["days"] = sorted({str(event.time.date()) for event in chosen})
-    _say(report)
-    _remark(report, catalogue, window)
+    _add_lines(report)
+    _add_remarks(report, catalogue, window)
     for split, part in splits.items():
         if empty := why_no_events(catalogue, admit_missing=admit_missing, **part):
             report.remarks.append(f"split {split} has no events: {empty}")
@@ -97,7 +97,7 @@ def describe(
     return report
 
 
-def _say(report: Report) -> None:
+def _add_lines(report: Report) -> None:
     facts = report.facts
     size = "x".join(map(str, facts["frame_size"] or ["?"]))
     cadence = f"every {cadence_text(facts['cadence_minutes'])}" if facts["cadence_minutes"] else "cadence unknown"
@@ -119,7 +119,7 @@ def _listed(days: list[str]) -> str:
     return ", ".join(days) if len(days) <= _SHOWN_DAYS else f"{len(days)} from {days[0]} to {days[-1]}"
 
 
-def _remark(report: Report, catalogue: Any, window: int) -> None:
+def _add_remarks(report: Report, catalogue: Any, window: int) -> None:
     twice = duplicated_ids(catalogue)
     if twice:
         report.remarks.append(f"{len(twice)} ids stand in more than one row and are left out: {', '.join(twice[:5])}")

@@ -79,10 +79,10 @@ def download(
     policy = policy or RetryPolicy()
     part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
     if path.is_file():
-        return _there(url, path, sha256, check, policy, stop)
+        return _verify_existing(url, path, sha256, check, policy, stop)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
+        with _locked(part):
             remote = retry(
                 lambda: _continue(url, part, state, moved, policy, stop), url, policy, stop, lambda: _size(part)
             )
@@ -94,7 +94,7 @@ def download(
     return Downloaded(path, found.bytes, found.sha256, found.checked_by)
 
 
-def _there(
+def _verify_existing(
     url: str,
     path: Path,
     sha256: str | None,
@@ -209,7 +209,7 @@ def _read_state(path: Path, url: str) -> Remote | None:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[None]:
+def _locked(part: Path) -> Iterator[None]:
     """Locks a part against other processes; the lock is released when this process ends, however it ends."""
     lock = FileLock(part.with_name(part.name + ".lock"))
     try:

@@ -38,11 +38,11 @@ def test_each_step_is_returned_once_with_its_losses() -> None:
     losses = Losses("sevir", "Net")
     for step in range(3):
         _add(losses, step, step + 1.0)
-    found = list(losses.look())
+    found = list(losses.checked_steps())
     assert [(one.step, one.losses) for one in found] == [
         (step, {"train/loss": step + 1.0, "train/half": (step + 1) / 2}) for step in range(3)
     ]
-    assert list(losses.look()) == [] and (losses.first, losses.last) == (1.0, 3.0)
+    assert list(losses.checked_steps()) == [] and (losses.first, losses.last) == (1.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_first_divergence_is_reported(values: list[float], norms: list[float
     for step, (value, norm) in enumerate(zip(values, norms, strict=True)):
         _add(losses, step, value, norm=norm)
     with pytest.raises(RunFailedError, match=words):
-        for one in losses.look():
+        for one in losses.checked_steps():
             found.append(one.step)
     assert found == list(range(given)), "the steps before are logged"
 
@@ -73,11 +73,11 @@ def test_the_first_divergence_is_reported(values: list[float], norms: list[float
 def test_steps_without_a_gradient_norm_pass_and_missing_pixels_are_named() -> None:
     losses = Losses("sevir", "Net")
     _add(losses, 0, 1.0, norm=None)
-    assert len(list(losses.look())) == 1
+    assert len(list(losses.checked_steps())) == 1
     for missing, words in (((_YES, None), "task 'sevir' must fill in"), ((_NO, _YES), "training_loss of Net must")):
         _add(losses, 1, math.nan, missing=missing)
         with pytest.raises(RunFailedError, match=words):
-            list(losses.look())
+            list(losses.checked_steps())
 
 
 def test_gpu_losses_are_read_every_fifty_batches_or_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_training_micro_batches_do_not_wait_for_the_device(name: str, stage: str
         loss.backward()
         forecaster.losses.add_step(_norm(optimizer), step=0, epoch=0, lr=0.0)
         assert isinstance(loss, OnGPU) and not log.waits
-        assert [step.losses.keys() >= {"train/loss"} for step in forecaster.losses.look()] == [True]
+        assert [step.losses.keys() >= {"train/loss"} for step in forecaster.losses.checked_steps()] == [True]
         assert sum(log.waits.values()) == 1, "one look, however many losses"
         forecaster.eval()
 

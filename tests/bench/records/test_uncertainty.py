@@ -20,10 +20,10 @@ from bench.data.sequences import PlainSequences, Units, events_of
 from bench.data.sevir.synthetic import make_sevir
 from bench.engine.ensembles import Ensemble, draw_members, member_seed, scorings_of
 from bench.errors import ConfigError, ContractError, DataError
-from bench.metrics.resampling import FEWEST_EVENTS, jackknife_interval, scale_of
+from bench.metrics.resampling import MIN_EVENTS, jackknife_interval, scale_of
 from bench.records import compare, interval, read_record, write_record
 from bench.records.schema import SCHEMA_VERSION, MetricStatistics, RunRecord, StatisticsPart, content_sha256
-from bench.records.uncertainty import paired_p_values, scores_again, why_no_interval
+from bench.records.uncertainty import paired_p_values, recomputed_scores, why_no_interval
 
 
 class Noisy(nn.Module):
@@ -60,7 +60,7 @@ def noisy(task) -> RunRecord:
 def test_statistics_reproduce_every_score(plain: RunRecord, noisy: RunRecord) -> None:
     for record in (plain, noisy):
         assert record.statistics is not None and record.statistics.unit_count == 6
-        found = scores_again(record)
+        found = recomputed_scores(record)
         flat = dict(record.scores)
         for score, leads in record.scores_per_lead.items():
             flat |= {f"{score}_lead_{lead}": value for lead, value in enumerate(leads, start=1)}
@@ -200,8 +200,8 @@ def test_an_interval_equals_the_jackknife_definition(many: tuple[RunRecord, RunR
 
 @pytest.mark.parametrize("kind", ["event", "block"])
 def test_fewer_than_ten_events_have_no_interval(plain: RunRecord, kind: str) -> None:
-    values = np.linspace(1, 2, FEWEST_EVENTS)
-    assert FEWEST_EVENTS == 10 and interval(_made(plain, values, kind=kind), "mse") is not None
+    values = np.linspace(1, 2, MIN_EVENTS)
+    assert MIN_EVENTS == 10 and interval(_made(plain, values, kind=kind), "mse") is not None
     few = _made(plain, values[1:], kind=kind)
     assert interval(few, "mse") is None
     assert why_no_interval(few, "mse") == f"9 {kind}s, and an interval needs 10 or more"

@@ -6,7 +6,7 @@ from bench.records.schema import RunRecord
 from bench.tables import load_table
 from bench.tables.cells import table_data
 from bench.tables.runs import runs_table
-from bench.tables.variants import told_apart
+from bench.tables.variants import differing_options
 
 
 def other(record: RunRecord, run_id: str, given: dict | None = None, **conventions: dict) -> RunRecord:
@@ -32,17 +32,17 @@ def test_headings_name_the_options_and_conventions_that_differ(measured: RunReco
 
 def test_an_implied_convention_is_named_once(measured: RunRecord) -> None:
     groups = [[other(measured, "1", {"stride": n}, mse={"stride": n})] for n in (1, 2)]
-    assert told_apart(groups) == [", task.stride=1", ", task.stride=2"]
+    assert differing_options(groups) == [", task.stride=1", ", task.stride=2"]
 
 
 def test_unset_options_are_not_named(measured: RunRecord) -> None:
     groups = [[other(measured, "1", {"fold": fold, "stride": 1})] for fold in (None, 0)]
-    assert told_apart(groups) == ["", ", task.fold=0"]
+    assert differing_options(groups) == ["", ", task.fold=0"]
 
 
 def test_versions_of_a_task_are_distinguished(measured: RunRecord) -> None:
     newer = measured.model_copy(update={"task": measured.task.model_copy(update={"version": 9})})
-    assert told_apart([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]
+    assert differing_options([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]
 
 
 def test_a_single_block_is_titled_by_its_data(measured: RunRecord) -> None:
