@@ -21,6 +21,7 @@ from bench.checkpoint_format import OURS, local_weights, read_checkpoint, shared
 from bench.config import check_hyperparameters
 from bench.contract import check_model_members
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
+from bench.files import sha256_of
 from bench.padding import pad_frames, padded_shape, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
@@ -319,8 +320,7 @@ def provenance_of(content: Any, path: Path) -> Trained:
     Raises:
         DataError: another release wrote its description, in a form that this one cannot read.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     said = content.get(OURS) if isinstance(content, dict) else None
     if said is None:
         return Trained(sha256, None, {}, path)

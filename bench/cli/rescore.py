@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from bench.cli.outcome import print_outcome
 from bench.config import Config, validate
 from bench.config.hydra import composed_by_hydra, to_plain
 from bench.errors import DataError, UsageError
+from bench.files import sha256_of
 from bench.records.schema import RunRecord
 from bench.records.store import read_record, read_records
 
@@ -88,10 +88,8 @@ def _weights(record: RunRecord, config: Config) -> Path:
     roots = [folder, *([Path(config.train.checkpoints).expanduser()] if config.train.checkpoints else [])]
     files = [*([Path(given)] if given else []), *(path for root in roots for path in sorted(root.rglob("*.ckpt")))]
     for path in files:
-        if path.is_file():
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == record.checkpoint_sha256:
-                    return path
+        if path.is_file() and sha256_of(path) == record.checkpoint_sha256:
+            return path
     raise DataError(
         f"record {record.run_id}: its weights ({str(record.checkpoint_sha256)[:10]}) are not under "
         f"{', '.join(map(str, roots))}: give work=DIR of the run"

@@ -21,10 +21,10 @@ from bench.data.sevir.stored_events import read_headers
 from bench.data.transfer.archives import Limits, archive_files, unpack
 from bench.data.transfer.download import download
 from bench.data.transfer.http import RetryPolicy, head, https
-from bench.data.transfer.manifest import digest, read_manifest, write_manifest
+from bench.data.transfer.manifest import read_manifest, write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
 from bench.errors import DataError, counted, one_message
-from bench.files import check_writable
+from bench.files import check_writable, sha256_of
 
 _ASK_ABOVE_BYTES = 2e9
 
@@ -90,8 +90,8 @@ class FetchArchive(DataVerb):
                 archive.replace(archive.with_name(archive.name + ".bad"))
             raise
         names = sorted(set(places.values()), key=lambda name: (name == self.last, name))
-        entries = {name: ((made / name).stat().st_size, digest(made / name)) for name in names}
-        write_manifest(self.out, self.url, entries, archive_sha256=digest(archive))
+        entries = {name: ((made / name).stat().st_size, sha256_of(made / name)) for name in names}
+        write_manifest(self.out, self.url, entries, archive_sha256=sha256_of(archive))
         for name in names:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).replace(self.out / name)

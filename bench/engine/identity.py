@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from bench.checkpoint_format import OURS
 from bench.config import Config, canonical_json, numbers_only
 from bench.engine.accumulation import uses_batch_statistics
 from bench.errors import ConfigError, one_message
+from bench.files import sha256_of
 from bench.models import TrainedEvents, made_from, trained_hyperparameters
 from bench.paths import as_path
 from bench.records.identity import ExpectedRun, run_differences, source_differences
@@ -102,14 +102,13 @@ def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
         plain["data"]["micro_batch"] = config.micro_batch_limit
     for stage in plain["train"]["stages"].values():
         if "checkpoint" in stage:  # its content counts, not its path
-            stage["checkpoint"] = _sha256_of_file(str(stage["checkpoint"]))
+            stage["checkpoint"] = _sha256_or_path(str(stage["checkpoint"]))
     return {key: value for key, value in plain.items() if key not in ("task", "model", "seed")}
 
 
-def _sha256_of_file(path: str) -> str:
+def _sha256_or_path(path: str) -> str:
     try:
-        with as_path(path, "checkpoint").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(as_path(path, "checkpoint"))
     except OSError:  # loading it reports the error
         return path
 

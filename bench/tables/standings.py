@@ -74,8 +74,9 @@ def _places(column: Column, cells: Sequence[Cell], *, alone: bool = False) -> li
 def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
     """Returns the cells with their marks: 1 for the best and rows that are not worse beyond chance, 2 for the next.
 
-    From the best down, the group of the best ends at the first row that is worse than the best beyond chance, i.e. with
-    a p below the `corrected_level` of its place.  If no row is, or a row before it cannot be tested, the column has no marks.
+    From the best down, the group of the best ends at the first row that is significantly worse than the best, i.e. with
+    a p below the `corrected_level` of its place.  If no row is, or a row before it cannot be tested, the column has no
+    marks.
 
     Args:
         table: The definition.

@@ -20,10 +20,10 @@ from bench.data.ersst.files import Record, read_file, read_record
 from bench.data.icar_enso.dataset import LATITUDES, LONGITUDES
 from bench.data.transfer.download import download, run_parallel
 from bench.data.transfer.http import RetryPolicy
-from bench.data.transfer.manifest import digest, write_manifest
+from bench.data.transfer.manifest import write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 
 MIRROR = "https://raw.githubusercontent.com/pangeo-data/tutorial-data/08740d82/sst"
 YEARS = range(1960, 2017)
@@ -76,7 +76,7 @@ class FetchErsstV3b(DataVerb):
         root = self.out / folder
         with replacing(root / name) as part:
             dataset.to_netcdf(part, engine="h5netcdf")
-        write_manifest(root, self.mirror, {name: ((root / name).stat().st_size, digest(root / name))})
+        write_manifest(root, self.mirror, {name: ((root / name).stat().st_size, sha256_of(root / name))})
         same = hashlib.sha256(values.astype(values.dtype.newbyteorder("<")).tobytes()).hexdigest() == sha256
         what = "equal to" if same else "NOT equal bit for bit to"
         return f"{len(values)} months in {root / name}, {what} the data of the committed records"

@@ -16,6 +16,7 @@ from bench.api import Split
 from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
 from bench.errors import DataError
+from bench.files import sha256_of
 
 ONE_FILE = "mnist_test_seq.npy"
 """Srivastava et al.'s file, which Earthformer's authors cut into three splits."""
@@ -186,5 +187,4 @@ def numbers_of_split(path: Path, count: int, split: Split, test_count: int) -> n
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -16,9 +16,10 @@ from bench.data.radar_open.trees import PARTS, SIZE, Event, Original, Tree, even
 from bench.data.sevir.writing import write_tree
 from bench.data.transfer.download import download, run_parallel
 from bench.data.transfer.http import RetryPolicy
-from bench.data.transfer.manifest import digest, write_manifest
+from bench.data.transfer.manifest import write_manifest
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
 from bench.errors import DataError, counted, did_you_mean, one_message
+from bench.files import sha256_of
 from bench.worker_pool import worker_pool
 
 MIRROR = "https://raw.githubusercontent.com/pySTEPS/pysteps-data/eaa59fb8f39205a3b1a0b44724ad8cd4a86d107e"
@@ -127,7 +128,7 @@ class FetchRadarOpen(DataVerb):
             rows = [row_of(tree, e, at, codes[tree][at]) for at, e in enumerate(events[tree])]
             path = write_tree(root, rows, codes[tree])
             name = path.relative_to(root).as_posix()
-            write_manifest(root, self.mirror, {name: (path.stat().st_size, digest(path))})
+            write_manifest(root, self.mirror, {name: (path.stat().st_size, sha256_of(path))})
             lines.append(f"{counted(len(rows), 'event')}, equal to those of the committed records, in {root}")
         return lines
 

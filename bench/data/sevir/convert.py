@@ -22,11 +22,11 @@ from bench.data.sevir.catalogue import read_catalogue, select_events
 from bench.data.sevir.files import HDF5_ERRORS, read_header
 from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
-from bench.data.transfer.manifest import digest, write_manifest
+from bench.data.transfer.manifest import write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, counted, one_message
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 from bench.worker_pool import worker_pool
 
 FRAME_STEP, BLOCK = 2, 3
@@ -122,7 +122,7 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
     """
     if not _is_converted((source, target)):
         write_reduced(source, target, low_resolution, advance)
-    return target.stat().st_size, digest(target)
+    return target.stat().st_size, sha256_of(target)
 
 
 def write_reduced(

@@ -37,11 +37,11 @@ from bench.data.sevir.subset import (
 )
 from bench.data.transfer.download import Downloaded, download, run_parallel
 from bench.data.transfer.http import Remote, RetryPolicy, head, https, read_range
-from bench.data.transfer.manifest import digest, read_manifest, write_manifest
+from bench.data.transfer.manifest import read_manifest, write_manifest
 from bench.data.transfer.paths import RemoteFile
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
 from bench.errors import DataError, UsageError, did_you_mean, one_message
-from bench.files import check_writable, replacing
+from bench.files import check_writable, replacing, sha256_of
 
 BUCKET = "https://sevir.s3.amazonaws.com"
 _ASK_ABOVE_BYTES = 2e9
@@ -108,7 +108,7 @@ class FetchSevir(DataVerb):
             return [f"{self.out} holds that already"]
         files = self._whole(work, advance) if work.whole else self._parts(work, advance)
         entries = {f"data/{name}": entry for name, entry in files.items()}
-        entries["CATALOG.csv"] = (self._catalogue.stat().st_size, digest(self._catalogue))
+        entries["CATALOG.csv"] = (self._catalogue.stat().st_size, sha256_of(self._catalogue))
         write_manifest(self.out, self.url, entries, selection=self._selection)
         self._catalogue.replace(self.out / "CATALOG.csv")
         shutil.rmtree(self._stage)
@@ -226,7 +226,7 @@ class FetchSevir(DataVerb):
             if not holds(path, wanted):
                 assemble(path, folder, wanted, work.sources[name].header)
             shutil.rmtree(folder, ignore_errors=True)
-            files[subset_name(name)] = (path.stat().st_size, digest(path))
+            files[subset_name(name)] = (path.stat().st_size, sha256_of(path))
         return files
 
     def _event(self, source: EventFile, folder: Path, event: Event, moved: _Sum, stop: threading.Event) -> None:

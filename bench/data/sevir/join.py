@@ -18,11 +18,11 @@ from bench.data.sevir.convert import write_reduced
 from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
 from bench.data.sevir.writing import catalogue_row
-from bench.data.transfer.manifest import digest, origin, write_manifest
+from bench.data.transfer.manifest import origin, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, UsageError, counted, one_message
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 
 _SENSOR = "vil"
 
@@ -64,7 +64,7 @@ class JoinTrees(DataVerb):
                     write_reduced(root / "data" / file_name, target, self._coarser)
                 else:
                     _place(root / "data" / file_name, target)
-                files[f"data/{name}/{file_name}"] = target.stat().st_size, digest(target)
+                files[f"data/{name}/{file_name}"] = target.stat().st_size, sha256_of(target)
             rows = rows.assign(file_name=f"{name}/" + rows["file_name"])
             tables.append(self._described_anew(rows) if self._is_coarser else rows)
             advance("folders", number, len(self.roots))

@@ -17,8 +17,8 @@ from bench.errors import RunFailedError
 class DivergenceMonitor(Callback):
     """Ends a run whose loss, gradients or validation loss are not finite, or whose loss diverges.
 
-    `Losses.checked_steps` checks losses and gradients, some steps late on a GPU, but before anything is saved or validated:
-    weights after a bad step are in no checkpoint.
+    `Losses.checked_steps` checks losses and gradients, some steps late on a GPU, but before anything is saved or
+    validated: no checkpoint has the weights after a bad step.
     """
 
     def __init__(self) -> None:
