@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from bench.ablation.records import finished_record, reference_configs
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print
 from bench.cli.run import launch, sweep_job
 from bench.config import Config, to_plain, validate
@@ -25,12 +26,9 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help=f"{', '.join(ablation_names())}, or a file of your own, NAME.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
+    add_overrides(
+        parser,
+        "Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
         "they replace its own (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs variants in parallel",
     )
     parser.add_argument("--count-only", action="store_true", help="sizes and speed only: no data, no training")

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.ablate import job
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
 from bench.cli.run import launch
 from bench.cli.status import Line, lines_of
@@ -47,12 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = verbs.add_parser(name, help=summary, description=summary)
         sub.add_argument("file", type=Path, metavar="FILE", help="the board: ROOT/boards/NAME.yaml")
         if name in ("run", "plan"):
-            sub.add_argument(
-                "overrides",
-                nargs="*",
-                default=[],
-                metavar="KEY=VALUE",
-                help="locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
+            add_overrides(
+                sub,
+                "locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
                 "changes a number",
             )
         if name == "plan":

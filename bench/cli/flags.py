@@ -75,7 +75,7 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
         SystemExit: after `--help`.
     """
     parser = Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name, field in model.model_fields.items():
+    for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required()):
         _add(parser, name, field)
     required = [f"{flag(name)} {name.upper()}" for name, field in model.model_fields.items() if field.is_required()]
     parser.add_examples([" ".join([command, *required])])
@@ -93,6 +93,11 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
             for problem in error.errors()
         ]
         raise UsageError(one_message(f"{command} cannot run with these arguments:", lines)) from error
+
+
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds the overrides of a run as positional arguments, with `text` as their help."""
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
 
 
 def results_root(given: Path, *, may_be_made: bool = False) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from bench import registry
 from bench.cli.printing import print, wrapped, wrapped_command
 from bench.config.overrides import literal
+from bench.engine.runfolder import duration
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
@@ -152,11 +153,11 @@ def _training(record: RunRecord) -> str:
     if training is None:
         return ""
     if not training.steps:
-        return f"{_time(training.wall_s)}, {training.stopped_because}"
+        return f"{duration(training.wall_s)}, {training.stopped_because}"
     best = f"; best {training.monitor} {training.best_score:.4g}" if training.best_score is not None else ""
     speed = _sequences(record, training) / training.wall_s if training.wall_s > 0 else 0.0
     return (
-        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')} in {_time(training.wall_s)} "
+        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')} in {duration(training.wall_s)} "
         f"({speed:.3g} sequences/s with validation){best}"
     )
 
@@ -168,14 +169,7 @@ def _sequences(record: RunRecord, training: TrainingSummary) -> int:
 
 def _evaluation(record: RunRecord) -> str:
     seconds = record.time.evaluation_s
-    return f"{_time(seconds)}" + (f" ({_count(record) / seconds:.3g} sequences/s)" if seconds > 0 else "")
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{duration(seconds)}" + (f" ({_count(record) / seconds:.3g} sequences/s)" if seconds > 0 else "")
 
 
 def _memory(outcome: Outcome) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cli.flags import RESULTS, results_root
+from bench.cli.flags import RESULTS, add_overrides, results_root
 from bench.cli.outcome import print_outcome
 from bench.config import Config, validate
 from bench.config.hydra import composed_by_hydra, to_plain
@@ -25,9 +25,7 @@ _TAKES = ("evaluate.", "data.root", "data.test_root", "device", "work", "picture
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("records", nargs="+", metavar="RECORD", help="files of records, or run ids")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. evaluate.metrics.skill.thresholds=[1,3]"
-    )
+    add_overrides(parser, "e.g. evaluate.metrics.skill.thresholds=[1,3]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where run ids are looked up (default: results)")
 
 

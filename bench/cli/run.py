@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print
 from bench.config import (
     compose,
@@ -48,12 +49,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
+    add_overrides(
+        parser,
+        "Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
         "Hydra's flags work too: -m sweeps over a=1,2, --cfg job prints the config",
     )
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_of, numbers_only
@@ -60,12 +61,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
+    add_overrides(
+        parser,
+        "overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
         "without overrides: every run under work=DIR",
     )
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")

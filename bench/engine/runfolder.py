@@ -81,16 +81,16 @@ class Progress(BaseModel):
         parts += [f"{self.sequences_per_s:.3g} sequences/s"] if self.sequences_per_s is not None else []
         parts += [f"{self.waiting_share:.0%} waiting for data"] if self.waiting_share is not None else []
         parts += [f"{self.device_gb:.1f} GB"] if self.device_gb is not None else []
-        parts += [f"{duration(self.left_s)} left"] if self.left_s is not None else []
+        parts += [f"{duration(round(self.left_s))} left"] if self.left_s is not None else []
         return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration in a readable unit: days, h, min or s."""
+    """Returns a duration in a readable unit, days, h, min or s, with three digits below two minutes."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.3g} s"
 
 
 def write_progress(folder: Path, progress: Progress) -> None:

@@ -84,9 +84,7 @@ class MovingMnistSequences(SequenceDataset):
             IndexError: the index is out of range.
             DataError: a frame has no digit.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        path, number = self.places[index]
+        path, number = self.places[self.checked_index(index)]
         frames = torch.from_numpy(np.array(mapped(path)[: self.t_in + self.t_out, number]))[..., None]
         if not frames.amax((1, 2, 3)).all():  # digits never leave the frame, so the writer was interrupted
             raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: the file is incomplete")

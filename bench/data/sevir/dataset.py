@@ -141,8 +141,6 @@ class SevirSequences(SequenceDataset):
             IndexError: the index is out of range.
             DataError: the event cannot be read.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
         frames = self._window(index)
         return frames[: self.t_in], frames[self.t_in :]
 
@@ -157,9 +155,7 @@ class SevirSequences(SequenceDataset):
         return frames[: self.t_in], frames[self.t_in :]
 
     def _window(self, index: int, scale: np.float32 | None = None) -> Tensor:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        number, window = divmod(index % len(self), self.windows_per_event)
+        number, window = divmod(self.checked_index(index), self.windows_per_event)
         first, last = window * self.stride, window * self.stride + self.t_in + self.t_out
         assert self.frame_size is not None
         height, width = self.frame_size

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.errors import ContractError, did_you_mean
 from bench.metrics.names import BETTER
-from bench.metrics.pairs import check_pair, rows_of, shared
+from bench.metrics.pairs import check_convention, check_pair, rows_of, shared
 from bench.metrics.states import EventMetric, tell_apart
 
 # Pixels per block: two float64 buffers fit the second-level cache and are allocated once.
@@ -238,8 +238,7 @@ def check_convention_and_scale(convention: str, scale: float) -> None:
     Raises:
         ValueError: names the expected values.
     """
-    if convention not in ("upstream", "correct"):
-        raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
+    check_convention(convention)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale {scale!r}; expected a number > 0")
 

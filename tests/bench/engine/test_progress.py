@@ -177,7 +177,8 @@ def test_the_bar_shows_the_time_left_of_the_whole_run(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h"), (1e6, "11.6 days")]
+    ("seconds", "text"),
+    [(0.01234, "0.0123 s"), (5, "5 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h"), (1e6, "11.6 days")],
 )
 def test_format_of_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
