@@ -15,7 +15,6 @@ from bench.errors import ConfigError, DataError, counted, did_you_mean
 from bench.metrics.families import FAMILIES
 from bench.metrics.names import with_ending
 from bench.metrics.resampling import MIN_EVENTS, jackknife_interval, scale_of
-from bench.records.rescoring import scores_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
 
@@ -185,8 +184,6 @@ def skill_interval(
     reference: RunRecord,
     score: str,
     skill: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    *,
-    level: float = 0.95,
 ) -> tuple[float, float] | None:
     """Returns the interval of the skill of a model's mean score over seeds: a jackknife over the events of both.
 
@@ -198,7 +195,6 @@ def skill_interval(
         reference: The run to beat.
         score: The name of a score, also per lead time.
         skill: Returns the skill from a score and that of the reference.
-        level: Coverage of the interval.
 
     Raises:
         DataError: statistics were changed after they were written.
@@ -214,9 +210,7 @@ def skill_interval(
         parts.append(_without_each(found[1], _arrays_of(arrays, found[0]))[score])
     *own, (its_value, its_values) = parts
     value, values = (np.mean([part[side] for part in own], axis=0) for side in (0, 1))
-    low, high = jackknife_interval(
-        skill(value, its_value), skill(values, its_values), level=level, scale=scale_of("bss")
-    )
+    low, high = jackknife_interval(skill(value, its_value), skill(values, its_values), scale=scale_of("bss"))
     return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
 
 
@@ -226,7 +220,6 @@ def paired_p_values(
     scores: Sequence[str],
     *,
     replicates: int = REPLICATES,
-    seed: int = 0,
     read: Callable[[RunRecord], Arrays | None] = read_arrays,
 ) -> dict[str, float]:
     """Returns the p-value of `compare` for each score of two models with a run per seed, for the difference of means.
@@ -238,7 +231,6 @@ def paired_p_values(
         records_b: The runs of the other.
         scores: Names of scores.
         replicates: Number of random permutations; all of them if there are no more.
-        seed: Seed of the permutations.
         read: Returns a record's statistics.
 
     Raises:
@@ -256,7 +248,7 @@ def paired_p_values(
     for score in scores:
         if score in kept[0] and all(one.get(score) == kept[0][score] for one in kept):
             by_metric.setdefault(kept[0][score][0], []).append(score)
-    ways = swaps(first.statistics.unit_count, replicates, np.random.default_rng(seed))
+    ways = swaps(first.statistics.unit_count, replicates, np.random.default_rng(0))
     p_values: dict[str, float] = {}
     for name, mine in by_metric.items():
         own = [_arrays_of(one, name) for one in arrays]
@@ -316,21 +308,6 @@ def swaps(count: int, replicates: int, draws: np.random.Generator) -> np.ndarray
     if 2**count <= replicates:
         return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float64)
     return draws.integers(0, 2, size=(replicates, count)).astype(np.float64)
-
-
-def recomputed_scores(record: RunRecord) -> dict[str, float]:
-    """Returns all scores recomputed from a record's statistics, which equal the record's own.
-
-    Raises:
-        DataError: the statistics were changed after they were written.
-    """
-    arrays = read_arrays(record)
-    found: dict[str, float] = {}
-    if arrays is None or record.statistics is None:
-        return found
-    for name in record.statistics.metrics:
-        found |= scores_of(record.statistics, name, arrays)[0]
-    return found
 
 
 def _same_events(one: RunRecord, other: RunRecord) -> bool:

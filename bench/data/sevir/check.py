@@ -11,6 +11,7 @@ import h5py
 from bench.api import Split, cadence_text
 from bench.data.report import Advance, Report
 from bench.data.sevir.catalogue import (
+    SENSOR,
     Event,
     Part,
     cadence_minutes,
@@ -168,7 +169,7 @@ def read_everything(
             header = header_of(path, file)
             for event in wanted:
                 done += 1
-                if _read_event(report, header, file["vil"], event):
+                if _read_event(report, header, file[SENSOR], event):
                     constant.add(event.id)
                 if advance:
                     advance(done, len(events))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.data.digests import event_digests
 from bench.data.sequences import SequenceDataset, Units
-from bench.data.sevir.catalogue import MISSING, Event, Part, read_catalogue, select_events, why_no_events
+from bench.data.sevir.catalogue import MISSING, SENSOR, Event, Part, read_catalogue, select_events, why_no_events
 from bench.data.sevir.files import HDF5_ERRORS, header_of
 from bench.data.sevir.stored_events import check_vil, read_headers, readable_events
 from bench.data.transfer.manifest import origin
@@ -216,7 +216,7 @@ class SevirSequences(SequenceDataset):
             file = open_hdf5(path)
             offset = header_of(path, file).offset
             plain = offset is not None and hasattr(os, "preadv") and isinstance(path, Path)
-            self._files[name] = _OpenFile(file["vil"], path.open("rb", buffering=0) if plain else None, offset or 0)
+            self._files[name] = _OpenFile(file[SENSOR], path.open("rb", buffering=0) if plain else None, offset or 0)
         return self._files[name]
 
     def _whole(self, number: int, file: _OpenFile) -> np.ndarray:

@@ -21,12 +21,11 @@ import h5py
 import pandas as pd
 from pydantic import Field, PrivateAttr
 
-from bench.data.sevir.catalogue import Event, read_catalogue, select_events
+from bench.data.sevir.catalogue import SENSOR, Event, read_catalogue, select_events
 from bench.data.sevir.files import read_header
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.data.sevir.stored_events import disagreements, read_headers
 from bench.data.sevir.subset import (
-    SENSOR,
     EventFile,
     assemble,
     holds,
@@ -262,7 +261,7 @@ def _check_catalogue(path: Path) -> None:
 
 
 def _check_events(path: Path) -> None:
-    read_header(path, SENSOR)
+    read_header(path)
 
 
 def _bytes_below(folder: Path) -> int:

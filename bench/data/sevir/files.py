@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from bench.data.sevir.catalogue import SENSOR
 from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import DataError, first_line
 
@@ -104,7 +105,7 @@ class FileHeader:
         return self.written_chunks is None or index // self.chunk_events in self.written_chunks
 
 
-def read_header(path: Path, img_type: str = "vil") -> FileHeader:
+def read_header(path: Path) -> FileHeader:
     """Returns the header of an event file: sizes, ids and storage.
 
     Raises:
@@ -118,7 +119,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
                 raise DataError(f"{path}: file is missing")
             size = path.stat().st_size
             with open_hdf5(path) as file:
-                return header_of(path, file, img_type)
+                return header_of(path, file)
     except HDF5_ERRORS as error:
         why = first_line(error)
         if "unable to lock" in why:
@@ -130,21 +131,21 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {why}") from error
 
 
-def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
+def header_of(path: Path, file: h5py.File) -> FileHeader:
     """Returns the header of an open event file.
 
     Raises:
         DataError: there is no `(N, H, W, T)` uint8 array of plausible size under the sensor's name in this file.
     """
-    array = own_dataset(path, file, img_type)
+    array = own_dataset(path, file, SENSOR)
     if array.ndim != 4 or array.dtype != np.uint8:
         found = f"{array.dtype} with shape {array.shape}"
-        raise DataError(f"{path}: {img_type!r} is {found}; expected uint8 (N, H, W, T), codes 0..255")
+        raise DataError(f"{path}: {SENSOR!r} is {found}; expected uint8 (N, H, W, T), codes 0..255")
     count, height, width, frames = array.shape
     event_bytes = height * width * frames
     if not event_bytes or count > _MAX_EVENTS or event_bytes > _MAX_EVENT_BYTES:
         raise DataError(
-            f"{path}: {img_type!r} declares {count} events of {height}x{width}x{frames} (H x W x T) in a file of "
+            f"{path}: {SENSOR!r} declares {count} events of {height}x{width}x{frames} (H x W x T) in a file of "
             f"{file.id.get_filesize()} bytes; expected up to {_MAX_EVENTS} of 1 to {_MAX_EVENT_BYTES} bytes"
         )
     _check_filters(path, array)

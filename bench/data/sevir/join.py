@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import MISSING, read_catalogue, select_events
+from bench.data.sevir.catalogue import MISSING, SENSOR, read_catalogue, select_events
 from bench.data.sevir.convert import write_reduced
 from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
@@ -23,8 +23,6 @@ from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, UsageError, counted, one_message
 from bench.files import replacing, sha256_of
-
-_SENSOR = "vil"
 
 
 class JoinTrees(DataVerb):
@@ -57,7 +55,7 @@ class JoinTrees(DataVerb):
         for number, (name, root) in enumerate(zip(_folder_names(self.roots), self.roots, strict=True), start=1):
             rows = pd.read_csv(root / "CATALOG.csv", dtype=str, encoding="utf-8-sig", skipinitialspace=True)
             rows["time_utc"] = as_iso(rows["time_utc"])
-            rows = rows[rows["img_type"] == _SENSOR]
+            rows = rows[rows["img_type"] == SENSOR]
             for file_name in sorted(set(rows["file_name"])):
                 target = self.out / "data" / name / file_name
                 if self._is_coarser:
@@ -115,7 +113,7 @@ class JoinTrees(DataVerb):
         for name, of_file in rows.groupby("file_name"):
             with open_hdf5(self.out / "data" / str(name)) as file:
                 for label, index in of_file["file_index"].items():
-                    seen = catalogue_row(file[_SENSOR][int(float(index))])
+                    seen = catalogue_row(file[SENSOR][int(float(index))])
                     for column in ("size_x", "size_y", "data_min", "data_max", "pct_missing"):
                         rows.loc[label, column] = str(seen[column])
         return rows
