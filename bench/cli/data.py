@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cli.flags import parse_flags
-from bench.cli.printing import print
-from bench.errors import DataError, UsageError, counted, one_message
+from bench.cli.printing import print, wrapped
+from bench.errors import DataError, UsageError, counted, did_you_mean, one_message
 
 if TYPE_CHECKING:
     from bench.data.verbs import DataVerb
@@ -187,14 +187,11 @@ def _split_words(action: str, words: list[str]) -> tuple[str, str | None, list[s
     if len(places) < count:
         places = [at for at, word in enumerate(words) if word in tasks][-count:]
     if len(places) < count:
-        usage = "SOURCE TARGET" if action == "convert" else "TASK"
-        text = (
-            f"earthbench data {action} {usage} [FLAGS]: {_ACTIONS[action]}; {usage} --help lists the flags. "
-            + _known_targets(action)
-        )
         if {"-h", "--help"} & set(words):
-            return text, None, []
-        raise UsageError(text)
+            return _help(action), None, []
+        raise UsageError(
+            f"earthbench data {action}: expected {_names_of(action)}. {did_you_mean('', _targets(action))}"
+        )
     names = [words[at] for at in places]
     flags = [word for at, word in enumerate(words) if at not in places]
     return " ".join(names), _value(action, names), flags
@@ -207,6 +204,9 @@ def _value(action: str, names: list[str]) -> str:
         return task
     if action == "fetch" and task in (own := _data_sets()):
         return own[task]
+    targets = _targets(action)
+    if action != "convert" and task not in registry.names("task"):
+        raise UsageError(f"earthbench data {action}: unknown name {task!r}. {did_you_mean(task, targets)}")
     verbs = _verbs(task)
     if key in verbs:
         return verbs[key]
@@ -216,9 +216,9 @@ def _value(action: str, names: list[str]) -> str:
         sources = [name.partition(":")[2] for name in verbs if name.startswith("convert:")]
         known = f"it is made from: {', '.join(sources)}" if sources else "it is made from no other task's data"
         raise UsageError(
-            f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {_known_targets(action)}"
+            f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {did_you_mean('', targets)}"
         )
-    raise UsageError(f"task {task!r} has no `data {action}`. {_known_targets(action)}")
+    raise UsageError(f"task {task!r} has no `data {action}`. {did_you_mean('', targets)}")
 
 
 def _data_sets() -> dict[str, str]:
@@ -244,16 +244,27 @@ def _verbs(task: str) -> dict[str, str]:
     return dict(getattr(registry.find("task", task).load(), "data_verbs", {}))
 
 
-def _known_targets(action: str) -> str:
-    found = []
+def _names_of(action: str) -> str:
+    return "SOURCE TARGET" if action == "convert" else "NAME" if action == "fetch" else "TASK"
+
+
+def _targets(action: str) -> dict[str, str]:
+    """Returns what can be made, fetched or converted: the names on the command line, and `module:Class` of the verb."""
+    found: dict[str, str] = {}
     for task in registry.names("task"):
-        try:
-            keys = _verbs(task)
-        except UsageError:  # a broken plugin harms only itself
-            continue
-        chosen = [key for key in keys if key == action or (action == "convert" and key.startswith("convert:"))]
-        found += [f"{key.partition(':')[2]} {task}".strip() for key in chosen]
+        with suppress(UsageError):  # a broken plugin harms only itself
+            for key, value in _verbs(task).items():
+                if key == action or (action == "convert" and key.startswith("convert:")):
+                    found[f"{key.partition(':')[2]} {task}".strip()] = value
     if action == "fetch":
-        found += sorted(_data_sets())
-        found += [_WEIGHTS + name for name in registry.names("weight")]
-    return f"Known: {', '.join(found) or 'none'}."
+        found |= _data_sets() | {_WEIGHTS + name: _WEIGHTS + name for name in registry.names("weight")}
+    return found
+
+
+def _help(action: str) -> str:
+    targets = _targets(action)
+    width = max(map(len, targets), default=0)
+    lines = [wrapped(f"  {name:{width}}  {_load(value).summary}", width + 4) for name, value in targets.items()]
+    command = f"earthbench data {action} {_names_of(action)}"
+    usage = f"usage: {command} [FLAGS]\n\n{_ACTIONS[action]}; `{command} --help` lists the flags\n"
+    return "\n".join([usage, *lines])

@@ -20,7 +20,7 @@ from bench.config import Config, compose, composed_by_hydra, expand_sweep, finge
 from bench.config.hydra_keys import leaves
 from bench.config.overrides import is_sweep, literal, quoted
 from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
-from bench.errors import ConfigError, UsageError, counted
+from bench.errors import ConfigError, DataError, UsageError, counted
 from bench.paths import as_path, local_folder
 from bench.protocols.entries import key_of
 from bench.records.schema import RunRecord
@@ -203,8 +203,10 @@ def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_folder(config: Config) -> list[Line]:
-    found = []
-    for folder, owner in _owners(local_folder(config.work, "work")):
+    found, work = [], local_folder(config.work, "work")
+    if not work.is_dir() and config.work != Config.model_fields["work"].default:
+        raise DataError(f"work={config.work} is not a folder: expected the work folder of a run")
+    for folder, owner in _owners(work):
         now = state(folder, owner)
         found.append(Line(str(folder), now, owner.why or _process_name(owner), _progress(folder, now)))
     return found

@@ -49,7 +49,7 @@ _MISUSED = {
              "task=null train.lr=1e-3,2e-3"],
     "board": ["", "run", "x", "run nope.yaml", "plan file", "table empty", "check nope.yaml",
               "run file data.root=empty", "picture file --out pictures"],
-    "status": ["x", "work=file", "results.root=file seed=0,1", "work=s3://x", "--config-dir file", "--frmt json"],
+    "status": ["x", "work=file", "work=missing", "results.root=file seed=0,1", "work=s3://x", "--config-dir file", "--frmt json"],
     "doctor": ["x", "=x", "data.root", "seed=0,1", "-m seed=0,1", "--cfg job", "--frmt json",
                "model=nope", "device=tpu"],
     "count": ["--model x", "--table x", "--table runs/sevir", "--task x --model persistence", "x"],

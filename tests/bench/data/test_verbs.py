@@ -101,12 +101,20 @@ def test_the_command_finds_the_verb_of_a_task(monkeypatch, capsys, tmp_path: Pat
         ("make", "sevir_lr", "--out", "x"): "task 'sevir_lr' has no `data make`. Known: sevir.",
         ("make",): "Known: sevir.",
         ("make", "sevri"): "Did you mean 'sevir'",
+        ("make", "nothing"): "unknown name 'nothing'. Known: sevir.",
         ("convert", "sevir_lr", "sevir"): "Known: sevir sevir_lr.",
         ("convert", "icar_enso", "sevir_lr"): "it is made from: sevir",
         ("convert", "sevir"): "SOURCE TARGET",
     }.items():
         assert main(["data", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("action", "name"), [("make", "sevir"), ("fetch", "radar_open"), ("convert", "sevir sevir_lr")])
+def test_help_of_an_action_lists_its_targets(capsys, action: str, name: str) -> None:
+    assert main(["data", action, "--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {name}  ")]
+    assert line.endswith(load_verb(command._targets(action)[name]).summary)
 
 
 def test_an_unknown_verb_is_named() -> None:
