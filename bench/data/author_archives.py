@@ -66,7 +66,7 @@ class FetchArchive(FetchVerb):
         return Plan((line,), ask=size - there > _ASK_ABOVE_BYTES and not self.yes)
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads, unpacks, verifies, and returns what is there.
+        """Downloads, unpacks, verifies, and returns a summary.
 
         Raises:
             DataError: the archive is unavailable, incomplete or harmful, or its content is not the data set.

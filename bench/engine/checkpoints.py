@@ -130,7 +130,7 @@ def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
         problems.append(f"{folder / name}: {problem}")
         log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): trying an older one")
     if problems:
-        raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
+        raise DataError(one_message("every checkpoint is damaged; train.resume=false starts again:", problems))
     return None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bench.api import Stage
 
-_ADVICE = "train.resume=false trains anew, train.resume=anyway takes the weights as they are"
+_ADVICE = "train.resume=false trains again, train.resume=anyway uses the weights anyway"
 
 
 def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
@@ -176,7 +176,7 @@ def refuse_another_training(
         raise ConfigError(f"{where} does not state its training; {_ADVICE.partition(',')[0]}")
     problems = run_differences(trained, now)
     if problems:
-        raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains anew:", problems))
+        raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains again:", problems))
     code = source_differences(trained.sources, {"harness": now.sources["harness"]})
     if continued:
         code += [

@@ -57,7 +57,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
 def _no_run_message(table: Table, model: str, reasons: list[str]) -> str:
     has_row = any(row.model == model for row in table.rows)
     if not reasons:
-        found = "the runs that there are stand in its row" if has_row else "no run of the task is there"
+        found = "its runs are in the row of the table" if has_row else "no run of the task"
         reasons = [f"{found}: earthbench run task={table.task} model={model} data.root=DIR makes one"]
     wanted = f"a complete run on {' or '.join(f'{count:,}' for count in table.sequence_counts)} {table.split} sequences"
     return one_message(f"table {table.name}: no run of model {model!r} for --with; expected {wanted}, found:", reasons)

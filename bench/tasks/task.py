@@ -365,7 +365,7 @@ class Augmentable(Task, ABC):
 
     augment: bool = Field(
         False,
-        description="turn and mirror each training sequence one of eight ways (four where H and W differ), drawn anew "
+        description="turn and mirror each training sequence one of eight ways (four where H and W differ), redrawn "
         "in each epoch; not for fields with directions of their own, such as wind components",
     )
 

@@ -27,7 +27,7 @@ class FetchErsst(FetchVerb):
     url: str = Field(ERSST, description="a NetCDF file with sst (time, lat, lon): https or http")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads the file, reads it as a check, and returns what is there.
+        """Downloads the file, reads it as a check, and returns a summary.
 
         Raises:
             DataError: the download is incomplete, or is not a record of temperatures.

@@ -102,7 +102,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
             f"data.sortby({name!r})"
         )
     for wrong, what, cure in (
-        (steps == 0, "is there twice", f"drop_duplicates({name!r})"),
+        (steps == 0, "is repeated", f"drop_duplicates({name!r})"),
         (steps < 0, "comes after a later one", f"sortby({name!r})"),
     ):
         if wrong.any():

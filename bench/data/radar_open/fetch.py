@@ -55,7 +55,7 @@ class FetchRadarOpen(FetchVerb):
         return Plan((f"{counted(len(wanted), 'file')}, {there} of them there, from {self.mirror} to {self.out}",))
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads, verifies and converts, and returns what is there.
+        """Downloads, verifies and converts, and returns a summary.
 
         Raises:
             DataError: a file cannot be downloaded or is not the published one, or the events differ from the trees'.

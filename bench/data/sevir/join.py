@@ -64,7 +64,7 @@ class JoinTrees(DataVerb):
                     _place(root / "data" / file_name, target)
                 files[f"data/{name}/{file_name}"] = target.stat().st_size, sha256_of(target)
             rows = rows.assign(file_name=f"{name}/" + rows["file_name"])
-            tables.append(self._described_anew(rows) if self._is_coarser else rows)
+            tables.append(self._with_new_descriptions(rows) if self._is_coarser else rows)
             advance("folders", number, len(self.roots))
         joined = pd.concat(tables, ignore_index=True)
         self._describe([len(rows) for rows in tables])
@@ -102,7 +102,7 @@ class JoinTrees(DataVerb):
         """Returns the kept frames of an event `(H,W,T)` as means of blocks of pixels."""
         return block_means(event[:, :, :: self.every], self.pool)
 
-    def _described_anew(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _with_new_descriptions(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Returns rows with the size, times and values of their coarser events, without duplicated ids."""
         rows = rows[~rows["id"].duplicated(keep=False)].copy()
         if "minute_offsets" in rows.columns:

@@ -110,7 +110,9 @@ def test_the_command_finds_the_verb_of_a_task(monkeypatch, capsys, tmp_path: Pat
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("action", "name"), [("make", "sevir"), ("fetch", "radar_open"), ("convert", "sevir sevir_lr")])
+@pytest.mark.parametrize(
+    ("action", "name"), [("make", "sevir"), ("fetch", "radar_open"), ("convert", "sevir sevir_lr")]
+)
 def test_help_of_an_action_lists_its_targets(capsys, action: str, name: str) -> None:
     assert main(["data", action, "--help"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {name}  ")]

@@ -124,7 +124,7 @@ def test_datetimes_of_every_pickle_protocol_are_read(protocol: int, tmp_path: Pa
         ({"data": frames_of(0, 20)[:, :-1]}, "as many as dates"),
         ({"data": frames_of(0, 20).astype(float)}, "expected whole numbers"),
         ({"dates": np.array(["2016-08-21"] * 20, object)}, "expected datetimes, found str"),
-        ({"dates": np.array([datetime(2016, 8, 21)] * 20, object)}, "there twice"),
+        ({"dates": np.array([datetime(2016, 8, 21)] * 20, object)}, "are repeated"),
         ({"dates": None}, "expected MeteoNet's npz with `dates`"),
     ],
 )

@@ -83,7 +83,7 @@ REFUSED = [
     (two_variables, r"2 variables on a grid: rain_rate, temperature.*task\.variable=rain_rate"),
     (one_frame, "expected at least 2 frames, found 1"),
     (descending, r"descending.*sortby\('time'\)"),
-    (duplicate, r"2024-06-01T00:55:00 \(frame 12\) is there twice.*drop_duplicates"),
+    (duplicate, r"2024-06-01T00:55:00 \(frame 12\) is repeated.*drop_duplicates"),
     (out_of_order, "comes after a later one"),
     (four_dimensions, r"4 dimensions.*isel\(level=0\)"),
     (short, "12 frames; a window needs 20"),

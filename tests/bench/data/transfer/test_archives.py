@@ -77,7 +77,7 @@ def test_a_harmful_archive_is_refused_and_writes_nothing(tmp_path: Path, harm: s
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_duplicate_name_in_a_zip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'x' is there twice"):
+    with pytest.raises(DataError, match="'x' is repeated"):
         archive_files(_zip(tmp_path / "a.zip", [("x", b"1"), ("x", b"2")]), LIMITS)
 
 
