@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from pretended import pretended_gpu
+from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
 
 import bench
@@ -252,6 +252,6 @@ def test_the_optimizer_is_fused_on_a_gpu_if_lightning_allows_it(settings: dict[s
     model = bench.load_model("convlstm", task, hidden=[4], strides=[1], conv_kernels=[3], deconv_kernels=[3])
     forecaster = Forecaster(model, task, Train(**settings), total_steps=5)
     assert not forecaster.configure_optimizers()["optimizer"].defaults["fused"], "on a CPU"
-    with pretended_gpu():
+    with simulated_gpu():
         forecaster.to("cuda")
         assert bool(forecaster.configure_optimizers()["optimizer"].defaults["fused"]) is fused

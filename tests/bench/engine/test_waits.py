@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretended import OnGPU, pretended_gpu
+from simulated_gpu import OnGPU, simulated_gpu
 from torch import nn
 
 import bench
@@ -59,7 +59,7 @@ def test_training_micro_batches_do_not_wait_for_the_device(name: str, stage: str
         return  # nothing to train
     forecaster = Forecaster(module, task, Train(), total_steps=10)
     forecaster.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    with pretended_gpu() as log:
+    with simulated_gpu() as log:
         forecaster.to("cuda")
         model.to("cuda")
         batch = _batch(task, "cuda")
@@ -101,7 +101,7 @@ def test_metrics_rarely_wait_for_the_device_and_match_the_cpu(name: str, convent
         given += [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20]
     on_cpu, there = bench.load_metric(name, **options), bench.load_metric(name, **options)
     on_cpu.update(*given)
-    with pretended_gpu() as log:
+    with simulated_gpu() as log:
         there.to("cuda")
         moved = [part.to("cuda") for part in given]
         there.update(*moved)  # bands and the like are made once
