@@ -289,7 +289,7 @@ def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False
     path = Path(path)
     content = read_checkpoint(path)
     found = provenance_of(content, path)
-    changed = _refuse_another(model, found, path, other_code) if found.identity is not None else ()
+    changed = _refuse_other_training(model, found, path, other_code) if found.identity is not None else ()
     _load_strictly(model, content, path)
     object.__setattr__(model, _TRAINED, dataclasses.replace(found, other_code=changed))
     return found.sha256
@@ -336,7 +336,7 @@ def provenance_of(content: Any, path: Path) -> Trained:
         ) from error
 
 
-def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
+def _refuse_other_training(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
     """Returns the differences of the model's code, if these are allowed.
 
     Raises:

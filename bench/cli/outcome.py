@@ -91,7 +91,7 @@ def _scores(record: RunRecord, baseline: RunRecord | None) -> Iterator[str]:
     for column in columns:
         line = f"  {column.label:<{width}}  {_printed(record, column):>{name}}"
         if baseline is not None:
-            line += f"  {_printed(baseline, column):>11}  {_judged(record, baseline, column)}"
+            line += f"  {_printed(baseline, column):>11}  {_verdict(record, baseline, column)}"
         if (why := record.undefined.get(column.key)) is not None:
             line += f"  ({why})"
         yield line.rstrip()
@@ -104,7 +104,7 @@ def _printed(record: RunRecord, column: Column) -> str:
     return "undefined" if value is None else number(value * column.scale, column)
 
 
-def _judged(record: RunRecord, baseline: RunRecord, column: Column) -> str:
+def _verdict(record: RunRecord, baseline: RunRecord, column: Column) -> str:
     a, b = record.scores.get(column.key), baseline.scores.get(column.key)
     if a is None or b is None or a == b or column.better is None:
         return ""
@@ -128,7 +128,7 @@ def _warnings(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     if share is not None and share > FAR_TOO_VARIED:
         yield far_too_varied("the forecast of the first sequence", share, "observed")
     columns = [column for column in main_columns(record) if record.scores.get(column.key) is not None]
-    if baseline is not None and columns and _judged(record, baseline, columns[0]) == "worse":
+    if baseline is not None and columns and _verdict(record, baseline, columns[0]) == "worse":
         yield f"{columns[0].label} is worse than that of persistence, which needs no training"
 
 

@@ -36,7 +36,7 @@ class EpochOrder(Sampler[Any]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the indices of the epoch, each with its turn if frames are turned."""
+        """Yields the indices of the epoch, each with its symmetry if sequences are augmented."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
         if not self.symmetries:
             yield from order

@@ -22,7 +22,7 @@ from bench.engine.callbacks.divergence import DivergenceMonitor
 from bench.engine.callbacks.signals import InstallSignalHandlers, SignalWatch, any_process
 from bench.engine.compiling import compiled
 from bench.engine.forecaster import Forecaster
-from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.trainer import translated_errors
@@ -36,9 +36,9 @@ _WARM_UP = 3
 """Steps that allocate memory and fill caches; not counted."""
 _MIN_STEPS, _MAX_STEPS = 5, 100
 """Steps that are timed."""
-_SHARE = 0.05
+_TRIAL_SHARE = 0.05
 """Share of the budget that timing may take, once it has the fewest steps."""
-_SPAN = 1_000_000
+_SCHEDULE_STEPS = 1_000_000
 """Length of the schedule in the trial: so long that learning rates stay close to the first one."""
 _TIME_OF = {"max_cpu_s": "processor time", "max_device_s": "device time"}
 
@@ -49,11 +49,11 @@ class _Clock(Callback):
     Args:
         key: Key of the budget.
         budget_s: Its seconds.
-        turn: Period of a model whose steps differ by design.
+        period: Period of a model whose steps differ by design.
     """
 
-    def __init__(self, key: str, budget_s: float, turn: int) -> None:
-        self.key, self.budget_s, self.turn = key, budget_s, turn
+    def __init__(self, key: str, budget_s: float, period: int) -> None:
+        self.key, self.budget_s, self.period = key, budget_s, period
         self.times: list[float] = []
         self._states: Callable[[], object] = lambda: None
         self._from, self._step = 0.0, 0
@@ -96,21 +96,21 @@ class _Clock(Callback):
     @property
     def _has_enough_steps(self) -> bool:
         count = len(self.times) - _WARM_UP
-        if count < max(_MIN_STEPS, self.turn) or count % self.turn:
+        if count < max(_MIN_STEPS, self.period) or count % self.period:
             return False
-        return count >= _MAX_STEPS or sum(self.times) >= _SHARE * self.budget_s
+        return count >= _MAX_STEPS or sum(self.times) >= _TRIAL_SHARE * self.budget_s
 
 
-def seconds_per_step(times: Sequence[float], turn: int = 1) -> float:
-    """Returns the seconds of a step: the median over the timed ones, or over means of `turn` steps.
+def seconds_per_step(times: Sequence[float], period: int = 1) -> float:
+    """Returns the seconds of a step: the median over the timed ones, or over means of `period` steps.
 
     Args:
         times: Seconds of all steps; the first ones are warm-up.
-        turn: Period of steps that differ by design.
+        period: Period of steps that differ by design.
     """
     counted = times[_WARM_UP:]
     return statistics.median(
-        statistics.fmean(counted[first : first + turn]) for first in range(0, len(counted) - turn + 1, turn)
+        statistics.fmean(counted[first : first + period]) for first in range(0, len(counted) - period + 1, period)
     )
 
 
@@ -145,10 +145,10 @@ def budget_steps(
     """
     assert config.train.budget is not None
     key, budget_s = config.train.budget
-    turn = TURNS if takes_turns(model) else 1
-    tried, clock = copy.deepcopy(model), _Clock(key, budget_s, turn)
+    period = MAX_ALTERNATION if has_own_optimizers(model) else 1
+    tried, clock = copy.deepcopy(model), _Clock(key, budget_s, period)
     forecaster = Forecaster(
-        tried, task, config.train, total_steps=_SPAN, accumulation=Accumulation(tried, loader.batches)
+        tried, task, config.train, total_steps=_SCHEDULE_STEPS, accumulation=Accumulation(tried, loader.batches)
     )
     ends = translated_errors(f"timing steps for train.{key}", watch.then, config.model.name)
     with compiled(*([tried] if config.train.compile else [])), ends:
@@ -163,7 +163,7 @@ def budget_steps(
     clock.restore()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    step_s = _over_processes(seconds_per_step(clock.times, turn), processes, sums=key == "max_cpu_s")
+    step_s = _over_processes(seconds_per_step(clock.times, period), processes, sums=key == "max_cpu_s")
     steps = steps_within(budget_s, step_s)
     log.info(f"train.{key}={budget_s:g}: {step_s:.3g} s of {_TIME_OF[key]} per step, {steps:,} steps")
     return steps

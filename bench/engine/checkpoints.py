@@ -55,18 +55,20 @@ class KeptCheckpoints(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns scores and paths of the kept checkpoints."""
-        return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
+        return _with_replaced_paths(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores scores and paths, which Lightning drops unless the folder is the same."""
-        super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
+        super().load_state_dict(_with_replaced_paths(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
 
 
-def _replaced(content: Any, old: str, new: str) -> Any:
+def _with_replaced_paths(content: Any, old: str, new: str) -> Any:
     if isinstance(content, str):
         return content.replace(old, new)
     if isinstance(content, dict):
-        return {_replaced(key, old, new): _replaced(value, old, new) for key, value in content.items()}
+        return {
+            _with_replaced_paths(key, old, new): _with_replaced_paths(value, old, new) for key, value in content.items()
+        }
     return content
 
 

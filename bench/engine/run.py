@@ -148,7 +148,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     identity = identify(model, task, config) if train else None
     job = _Job(config, task, test_task, results, watch, processes, train, identity, described)
     if not again:
-        done = _find_done(job, type(model))
+        done = _earlier_outcome(job, type(model))
         if done is not None:
             log.info(f"already recorded: {done.record_path}")
             return done
@@ -315,7 +315,7 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(job: _Job, model: type) -> Outcome | None:
+def _earlier_outcome(job: _Job, model: type) -> Outcome | None:
     """Returns the outcome of an earlier run of the same config on the same data, or None."""
     expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)

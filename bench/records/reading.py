@@ -51,7 +51,7 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
         DataError: not a regular file (reading a pipe would block forever), too large, or not readable.
     """
     try:
-        with _ordinary(path).open("rb") as file:
+        with _regular_file(path).open("rb") as file:
             content: bytes = file.read(largest + 1)
         if len(content) > largest:
             raise ValueError(f"larger than {largest >> 20} MiB")
@@ -62,7 +62,7 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
     return content
 
 
-def _ordinary(path: AnyPath) -> AnyPath:
+def _regular_file(path: AnyPath) -> AnyPath:
     if getattr(path, "protocol", None) in ("file", "local"):
         path = Path(path.path)
     if isinstance(path, Path):

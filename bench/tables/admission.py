@@ -74,7 +74,7 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
         assert tasks is not None
         rows = [row for row in table.rows if _is_row(record, row, wanted.get(row.key))]
         row = next((row for row in rows if not tasks.other_options(row, record)), rows[0] if rows else None)
-        reasons = _why_not(table, row, record, newest, tasks)
+        reasons = _exclusion_reasons(table, row, record, newest, tasks)
         if not reasons and row is None:
             same_model = any(row.model == record.model.name for row in table.rows)
             reasons = [OTHER_HYPERPARAMETERS if same_model else WITHOUT_ROW]
@@ -220,7 +220,9 @@ class _Tasks:
         return differ or ([] if options else [OTHER_OPTIONS])
 
 
-def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
+def _exclusion_reasons(
+    table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks
+) -> list[str]:
     """Returns every reason for leaving a record out of a published table."""
     failed = _failed(record)
     if failed is not None:

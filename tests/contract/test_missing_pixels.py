@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.engine.losses import masked_mse
-from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)
 ROWS = 3
@@ -67,7 +67,7 @@ def _loss(module: nn.Module, context: Tensor, target: Tensor, known: Tensor, *, 
     own = getattr(module, "training_loss", None)
     if own is None:
         return masked_mse(module(context), target)
-    turns = range(TURNS) if takes_turns(module) else [STEPS["step"]]
+    turns = range(MAX_ALTERNATION) if has_own_optimizers(module) else [STEPS["step"]]
     losses = [own(context, target, **{**STEPS, "step": step}, **extra) for step in turns]
     parts = [part for loss in losses for part in (loss.values() if isinstance(loss, dict) else [loss])]
     return torch.stack(parts).sum()

@@ -50,7 +50,7 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
         finite_only: Leave out pairs whose difference is NaN or infinite.
     """
     if forecast.device.type != "cpu":
-        return _sums_there(forecast, target.to(forecast.device), finite_only)
+        return _sums_on_device(forecast, target.to(forecast.device), finite_only)
     squared, absolute = (np.zeros(forecast.shape[:2]) for _ in range(2))
     pixel_count = np.zeros(forecast.shape[:2], np.int64)
     buffers = _aligned_buffers()
@@ -104,7 +104,7 @@ def _single_sums(row: np.ndarray, truth: np.ndarray, buffers: np.ndarray) -> tup
     return (squared, sasum(difference), row.size) if math.isfinite(squared) else None
 
 
-def _sums_there(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
+def _sums_on_device(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
     difference = forecast.double() - target.double()
     known = torch.isfinite(difference) if finite_only else torch.ones_like(difference, dtype=torch.bool)
     difference = difference.masked_fill(~known, 0)

@@ -52,7 +52,7 @@ def _stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, hook: str = "train
 
 def test_the_step_time_is_the_median_after_warmup() -> None:
     assert seconds_per_step([9, 9, 9, 1, 2, 1, 1, 30]) == 1
-    assert seconds_per_step([9, 9, 9, 1, 3, 2, 4, 1, 3, 7], turn=2) == 2, "means over turns; the rest is left out"
+    assert seconds_per_step([9, 9, 9, 1, 3, 2, 4, 1, 3, 7], period=2) == 2, "means over turns; the rest is left out"
     assert steps_within(120, 0.31) == 387 and steps_within(1, 3) == 1
 
 
