@@ -31,6 +31,7 @@ _MEMBERS_SHOWN = 3
 _FRAMES_PER_SECOND = 5
 _COLUMNS = 6
 _LEAST_PIXELS = 128
+_LINE = 20  # pixels of height of a row's name
 _WIDEST_FRAME = 1.3  # inches
 _CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
 _TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
@@ -291,7 +292,10 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
 
 
 def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
-    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette."""
+    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette.
+
+    Palettes by population would mix the colours of a colour bar that are rare in the frames.
+    """
     from PIL import Image
 
     frames = []
@@ -300,7 +304,8 @@ def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: 
         draw_lead(lead)
         figure.canvas.draw()
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))
-    colours = Image.fromarray(np.concatenate([np.asarray(frames[at]) for at in (0, len(frames) // 2, -1)])).quantize()
+    seen = Image.fromarray(np.concatenate([np.asarray(frames[at]) for at in (0, len(frames) // 2, -1)]))
+    colours = seen.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=3)
     first, *others = (frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames)
     duration = 1000 // _FRAMES_PER_SECOND
     first.save(path, "GIF", save_all=True, append_images=others, duration=duration, loop=0, comment=title.encode())
@@ -327,17 +332,17 @@ def _wrapped(name: str, characters: int) -> str:
     return textwrap.fill(name, max(characters, *map(len, name.split()), 1))
 
 
-def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
-    """Returns rows of up to six frames each as one image without text, `(H,W,3)` uint8.
+def pixels_of(rows: Mapping[str, np.ndarray], palette: Palette) -> np.ndarray:
+    """Returns rows of up to six frames each as one image, each row below its name, `(H,W,3)` uint8.
 
     Args:
-        rows: Frames in physical units, each `(T,H,W)`.
+        rows: Frames in physical units by name, each `(T,H,W)`.
         palette: The task's colours.
     """
-    colours, norm = colouring(palette, palette.levels or levels_of(rows))
-    enlarged = max(1, -(-_LEAST_PIXELS // max(rows[0].shape[1:])))
+    colours, norm = colouring(palette, palette.levels or levels_of([*rows.values()]))
+    enlarged = max(1, -(-_LEAST_PIXELS // max(next(iter(rows.values())).shape[1:])))
     painted = []
-    for frames in rows:
+    for frames in rows.values():
         shown = frames[_spread(len(frames))]
         shown = shown[:, ::-1] if palette.first_row == "lower" else shown
         bytes_ = colours(norm(np.ma.masked_invalid(shown)), bytes=True)[..., :3]
@@ -346,7 +351,16 @@ def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
         painted.append(np.concatenate(list(framed), axis=1))
     width = max(row.shape[1] for row in painted)
     padded = [np.pad(row, ((0, 0), (width - row.shape[1], 0), (0, 0)), constant_values=255) for row in painted]
-    return np.concatenate(padded)
+    return np.concatenate([part for name, row in zip(rows, padded, strict=True) for part in (_words(name, width), row)])
+
+
+def _words(text: str, width: int) -> np.ndarray:
+    """Returns a line of text as an image, `(H,W,3)` uint8."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    line = Image.new("RGB", (width, _LINE), "white")
+    ImageDraw.Draw(line).text((2, _LINE // 2), text, "black", ImageFont.load_default(_LINE - 6), anchor="lm")
+    return np.asarray(line)
 
 
 def _spread(count: int) -> list[int]:
