@@ -185,6 +185,7 @@ class _Paint:
                 textwrap.fill(text, max(12, int(min(height, 4) * self.style.characters))), fontsize=self.style.label
             )
             bar.ax.tick_params(labelsize=self.style.ticks)
+            bar.solids.set_edgecolor("face")  # else viewers of vectors show seams between the colours
 
     def _stride(self, inches: float) -> int:
         """Returns the step between labelled levels, so that labels do not overlap on a bar of this length in inches."""
