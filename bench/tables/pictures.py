@@ -31,7 +31,7 @@ _MEMBERS_SHOWN = 3
 _FRAMES_PER_SECOND = 5
 _COLUMNS = 6
 _LEAST_PIXELS = 128
-_LINE = 20  # pixels of height of a row's name
+_LINE = 1 / 20  # height of a row's name, in widths of the image: TensorBoard shows it in half its size
 _WIDEST_FRAME = 1.3  # inches
 _CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
 _TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
@@ -359,8 +359,9 @@ def _words(text: str, width: int) -> np.ndarray:
     """Returns a line of text as an image, `(H,W,3)` uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
-    line = Image.new("RGB", (width, _LINE), "white")
-    ImageDraw.Draw(line).text((2, _LINE // 2), text, "black", ImageFont.load_default(_LINE - 6), anchor="lm")
+    height = int(width * _LINE)
+    line = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(line).text((2, height // 2), text, "black", ImageFont.load_default(0.8 * height), anchor="lm")
     return np.asarray(line)
 
 

@@ -101,7 +101,8 @@ class TrainingLog(Callback):
         if self.monitor is not None:
             scores = [known.get(self.monitor.name, details.get(self.monitor.name)), self.best()]
             if finite := [score for score in scores if score is not None and math.isfinite(score)]:
-                known[BEST] = min(finite, key=self.monitor.badness)
+                # TensorBoard's page of hyperparameters shows the first
+                known = {BEST: min(finite, key=self.monitor.badness), **known}
         step = trainer.global_step - 1
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and not self._validated:

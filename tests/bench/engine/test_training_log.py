@@ -128,7 +128,7 @@ def _rows(folder: Path) -> list[int]:
     if "val/forecast" not in events.Tags()["images"]:
         return []
     pictures = [Image.open(io.BytesIO(one.encoded_image_string)) for one in events.Images("val/forecast")]
-    return [picture.height // (picture.width // 6 + 20) for picture in pictures]  # square frames, six in a row
+    return [picture.height // (picture.width // 6 + picture.width // 20) for picture in pictures]  # six square frames
 
 
 def test_a_model_that_draws_shows_a_member_and_one_trained_in_stages_its_forecast_in_the_last(
@@ -153,8 +153,9 @@ def test_a_picture_has_a_row_per_kind_and_the_newest_frames_last() -> None:
     context, target = np.zeros((2, 64, 128)), np.full((3, 64, 128), 1.5)
     target[-1, 0] = 3.0  # the southernmost row of the last frame
     pixels = pixels_of({"context": context, "target": target}, palette)
-    assert pixels.dtype == np.uint8 and pixels.shape == (2 * (20 + 66), 3 * 130, 3)  # a white pixel around each frame
-    names, pixels = pixels.reshape(2, 86, 390, 3)[:, :20], pixels.reshape(2, 86, 390, 3)[:, 20:].reshape(132, 390, 3)
+    assert pixels.dtype == np.uint8 and pixels.shape == (2 * (19 + 66), 3 * 130, 3)  # a white pixel around each frame
+    rows = pixels.reshape(2, 85, 390, 3)
+    names, pixels = rows[:, :19], rows[:, 19:].reshape(132, 390, 3)
     assert (names.min((1, 2, 3)) < 100).all() and (names[0] != names[1]).any()  # written, each its own
     assert (pixels[:66, :130] == 255).all()  # the context has a frame less: they end together
     assert (pixels[1:65, 131:259] == 0).all() and (pixels[67:131, 1:129] == (255, 0, 0)).all()
