@@ -132,6 +132,7 @@ def train(
         score = monitor.name if monitor is not None else None
         meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
         settings = numbers_only(config, training=True)
+        del settings["train"]["deterministic"]  # not as it was set
         shown = [meter, *shown, TrainingLog(settings, meter, monitor, lambda: watching.best_score, whole)]
     trainer = lightning.Trainer(
         **where,
