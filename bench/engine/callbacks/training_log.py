@@ -25,7 +25,7 @@ from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.weights import averaged
 from bench.errors import EarthbenchError, first_line
 from bench.logs import log
-from bench.tables.pictures import pixels_of
+from bench.tables.thumbnails import pixels_of
 
 BEST = "val/best"
 """The best validation so far, in the score that selects weights."""

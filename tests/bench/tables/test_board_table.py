@@ -102,7 +102,7 @@ def test_ranks_are_shared_within_the_noise_and_not_given_behind_the_reference(
     measured: RunRecord, board: BoardFile
 ) -> None:
     blocks = _blocks(board, _records(measured, board, {**REFERENCES, **LEARNED}))
-    assert list(blocks) == ["References", "Learned models"]
+    assert list(blocks) == ["Learned models", "References"]
     assert _column(blocks["Learned models"], "rank") == {
         "unet": 1,
         "convlstm": 1,
