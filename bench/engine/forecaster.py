@@ -235,7 +235,7 @@ class Forecaster(ScoresWithFloat64):
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
         """Adds the loss of a batch to the split's mean, weighted by its number of known pixels `()`."""
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
-        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
+        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True, logger=False)
 
     def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch to the scores; returns forecast (an ensemble's mean), the same in physical units, and target.
@@ -294,11 +294,11 @@ class Forecaster(ScoresWithFloat64):
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the overall validation scores; a model with its own validation loss has none."""
+        """Gives `TrainingLog` the overall validation scores; a model with its own validation loss has none."""
         if isinstance(self.evaluated, ValidatesWithOwnLoss):
             return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
-        self.log_dict({f"val/{name}": value for name, value in overall.items()})
+        self.log_dict({f"val/{name}": value for name, value in overall.items()}, logger=False)
 
     def on_test_epoch_start(self) -> None:
         """Resets the scores."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from bench.api import model_traits
 from bench.checkpoint_format import seal_of
-from bench.config import Config, Train, stored
+from bench.config import Config, Train, numbers_only
 from bench.data.augmentation import symmetries_of
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
@@ -120,7 +120,7 @@ def train(
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
     loggers = []
     if processes.main:
-        called = " ".join(filter(None, (config.model.name, identity.stage)))
+        called = f"{config.task.name} {config.model.name} {folder.name}"  # a stage's folder begins with its name
         logs, work = part_folder(folder / LOGS), local_folder(config.work, "work")
         loggers = make_loggers(config.train.loggers, called, logs, work)
     anyway = config.train.resume == "anyway"
@@ -131,7 +131,9 @@ def train(
     if processes.main:
         score = monitor.name if monitor is not None else None
         meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
-        shown = [meter, *shown, TrainingLog(stored(config), meter, lambda: watching.best_score, whole)]
+        settings = numbers_only(config, training=True)
+        del settings["train"]["deterministic"]  # not as it was set
+        shown = [meter, *shown, TrainingLog(settings, meter, monitor, lambda: watching.best_score, whole)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=max_epochs,

@@ -82,10 +82,11 @@ def _groups(board: BoardFile, decided: Decided) -> tuple[Group, ...]:
     by_block: dict[str, list[Row]] = {}
     for row in board.rows():
         by_block.setdefault(row.block, []).append(_row(row, decided))
-    return tuple(
+    groups = [
         Group(name=block, title=titles[block], rows=tuple(rows), ranked=block != "references")
         for block, rows in by_block.items()
-    )
+    ]
+    return tuple(sorted(groups, key=lambda group: not group.ranked))  # a leaderboard begins with its ranking
 
 
 def _row(row: BoardRow, decided: Decided) -> Row:

@@ -1,4 +1,4 @@
-"""A table for a terminal: aligned, fitted to the width, references above learned models."""
+"""A table for a terminal: aligned, fitted to the width, references below learned models."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _drawn(
     part, shown = with_columns(table, block, columns)
     rows = shown.rows
     references = [row for row in rows if is_reference(row[0].model, (records[one] for one in row[0].run_ids))]
-    groups = {"references": references, "learned models": [row for row in rows if row not in references]}
+    groups = {"learned models": [row for row in rows if row not in references], "references": references}
     printed = {
         name: printed_lines(
             part,

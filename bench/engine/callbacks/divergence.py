@@ -103,9 +103,9 @@ class DivergenceMonitor(Callback):
             return
         trainer, module = self._training
         for step in module.losses.checked_steps():
-            rate = {f"lr-{type(trainer.optimizers[0]).__name__}": step.lr}
+            how = {"train/lr": step.lr, "train/epoch": float(step.epoch)}
             for logger in trainer.loggers:
-                logger.log_metrics({**step.losses, **rate, "epoch": float(step.epoch)}, step.step)
+                logger.log_metrics({**step.losses, **how}, step.step)
 
 
 def _norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

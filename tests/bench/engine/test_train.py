@@ -70,7 +70,7 @@ def test_a_run_writes_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     (log,) = tmp_path.glob("work/**/metrics.csv")
     with log.open() as file:
         rows = list(csv.DictReader(file))
-    rates = [float(row["lr-AdamW"]) for row in rows if row.get("lr-AdamW")]
+    rates = [float(row["train/lr"]) for row in rows if row.get("train/lr")]
     assert rates[0] == 0 and max(rates) == pytest.approx(1e-3) and rates[-1] < max(rates), "warm-up, then cosine"
     # the same checkpoint through `evaluate` gives the same scores
     (best,) = tmp_path.glob("work/*/*/*/checkpoints/best.ckpt")
@@ -86,9 +86,7 @@ def test_one_cycle_equals_torchs_per_step(storms: Path, tmp_path: Path, optimize
     assert outcome.record.training is not None and outcome.record.training.settings["schedule"] == "onecycle"
     (log,) = tmp_path.glob("work/**/metrics.csv")
     with log.open() as file:
-        rates = [
-            float(value) for row in csv.DictReader(file) for key, value in row.items() if key[:3] == "lr-" and value
-        ]
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
     theirs = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=2e-3, total_steps=outcome.record.training.steps)
     expected = []

@@ -100,7 +100,7 @@ def _column(block: Block, key: str) -> dict[str, float | str | None]:
 
 def test_ranks_are_shared_within_noise_and_withheld_below_the_reference(measured: RunRecord, board: BoardFile) -> None:
     blocks = _blocks(board, _records(measured, board, {**REFERENCES, **LEARNED}))
-    assert list(blocks) == ["References", "Learned models"]
+    assert list(blocks) == ["Learned models", "References"]
     assert _column(blocks["Learned models"], "rank") == {
         "unet": 1,
         "convlstm": 1,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bench import registry
@@ -13,7 +14,7 @@ from bench.api import MONTH_MINUTES, Palette
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
 from bench.tables.look import Look, colouring, levels_of
-from bench.tables.pictures import PRINT_DPI, PRINT_WIDTH, Panel, _spread, draw
+from bench.tables.pictures import PRINT_DPI, PRINT_WIDTH, Panel, draw, shown_frames
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_every_task_has_a_time_unit(task: str, unit: str) -> None:
 
 @pytest.mark.parametrize("count", range(1, 30))
 def test_shown_leads_are_evenly_spaced_and_include_the_last(count: int) -> None:
-    shown = _spread(count)
+    shown = shown_frames(count)
     assert shown[-1] == count - 1 and len(shown) <= 6 and min(shown) >= 0
     assert len(set(np.diff(shown).tolist())) <= 1
 
@@ -81,6 +82,33 @@ def test_text_in_a_pdf_is_truetype(tmp_path: Path) -> None:
     path = draw(tmp_path / "p.pdf", rows, look=Look(), cadence_minutes=5, title="t")
     content = path.read_bytes()
     assert b"/Type3" not in content and b"/FontFile2" in content
+
+
+@pytest.mark.parametrize(
+    ("colours", "greatest", "ends"),
+    [(None, 200.0, "neither"), (None, 255.0, "max"), ("cividis", 200.0, "neither"), ("cividis", 300.0, "max")],
+)
+def test_a_colour_bar_has_arrows_only_where_values_lie_beyond_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: str | None, greatest: float, ends: str
+) -> None:
+    drawn = []
+    colorbar = Figure.colorbar
+    monkeypatch.setattr(Figure, "colorbar", lambda *a, **how: drawn.append(made := colorbar(*a, **how)) or made)
+    frames = np.linspace(0, greatest, 2 * 16 * 16).reshape(2, 16, 16)
+    rows = [Panel("context", frames, first=-1), Panel("forecast", frames)]
+    draw(tmp_path / "p.png", rows, look=Look.of_name("sevir", colours), cadence_minutes=5, title="t")
+    assert [bar.extend for bar in drawn] == [ends]
+
+
+def test_an_animation_keeps_colours_that_are_rare_in_its_frames(tmp_path: Path) -> None:
+    frames = np.zeros((3, 64, 64))
+    rows = [Panel("context", frames, first=-2), Panel("forecast", frames), Panel("P", frames, probability=True)]
+    path = draw(tmp_path / "p.gif", rows, look=Look.of_name("sevir"), cadence_minutes=5, title="t")
+    with Image.open(path) as image:
+        seen = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in Look.of_name("sevir").palette.colours[:-1]:  # all of the colour bar, but its arrow
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert np.abs(seen - wanted).max(1).min() <= 8, colour
 
 
 def test_computed_levels_cover_all_values() -> None:

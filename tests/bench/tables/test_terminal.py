@@ -49,8 +49,8 @@ def test_no_line_is_wider_than_the_terminal(committed_results: Path, name: str, 
 
 def test_references_are_listed_apart_from_learned_models(committed_results: Path) -> None:
     text = _text(committed_results, "runs/radar", width=200, styled=False)
-    references, learned = text.split("(learned models)")
-    assert "(references)" in references
+    learned, references = text.split("(references)")
+    assert "(learned models)" in learned, "the ranking comes first"
     for name in ("optical_flow ", "persistence "):
         assert name in references and name not in learned
     assert "unet" in learned and "unet" not in references
