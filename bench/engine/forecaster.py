@@ -26,7 +26,7 @@ from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, dra
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean, masked_mse
-from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
+from bench.engine.optimizers import can_fuse, has_own_optimizers, parameter_groups
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.reach import warn_of_values_out_of_reach
@@ -191,7 +191,7 @@ class Forecaster(ScoresWithFloat64):
         if config.schedule == "onecycle":
             rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
             one_cycle = OneCycleLR(
-                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
+                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not has_own_optimizers(self.model)
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 24
 """Width that labels are wrapped to, or to their longest word, before a column is left out."""
 _GAP = 2
-_MOST_SCORES = 8
+_MAX_SCORES = 8
 
 
 def narrowed(
@@ -75,7 +75,7 @@ def main_columns(record: RunRecord) -> list[Column]:
         of_members = [one for one in _OF_MEMBERS if one.key in record.scores and one not in shown]
         return [*shown, *of_members, *added_columns(record)]
     columns = (score_column(key) for key in record.scores)
-    return [column for column in columns if column.better][:_MOST_SCORES]
+    return [column for column in columns if column.better][:_MAX_SCORES]
 
 
 def is_reference(model: str, records: Iterable[RunRecord] = ()) -> bool:

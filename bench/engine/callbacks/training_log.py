@@ -141,7 +141,7 @@ class TrainingLog(Callback):
         model = self.whole or forecaster.model
         count = 1 if "forecast" in first else model_traits(model).members
         context, index = first["context"].to(forecaster.device), torch.zeros(1, dtype=torch.long)
-        with averaged(forecaster.model, forecaster.average), _aside(model, forecaster.device):
+        with averaged(forecaster.model, forecaster.average), _without_side_effects(model, forecaster.device):
             drawn = draw_members(model, context, index, Ensemble(count), forecaster.task.target_shape)
         members = forecaster.task.denormalise(drawn).cpu()
         return {"forecast": members.mean(0), "member": members[0], **first}
@@ -154,7 +154,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _aside(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _without_side_effects(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Lets a model forecast within a training without side effects: restores modes and random states."""
     modes, states = {part: part.training for part in model.modules()}, random_states(device)
     model.to(device).eval()  # of a whole model, what earlier stages trained

@@ -72,7 +72,7 @@ class _NotLoggedIn:
         (_NotLoggedIn, "train.loggers has 'wandb', which does not start: No API key configured. `wandb login` stores"),
     ],
 )
-def test_a_logger_that_does_not_start_is_said_before_the_training(
+def test_a_logger_that_does_not_start_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: type, told: str
 ) -> None:
     monkeypatch.setattr(loggers, "WandbLogger", logger)
@@ -131,7 +131,7 @@ def _rows(folder: Path) -> list[int]:
     return [picture.height // (picture.width // 6 + picture.width // 20) for picture in pictures]  # six square frames
 
 
-def test_a_model_that_draws_shows_a_member_and_one_trained_in_stages_its_forecast_in_the_last(
+def test_logged_pictures_show_a_member_or_the_forecast_of_the_last_stage(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[tuple[type, str], Any] = {}
