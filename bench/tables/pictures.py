@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.api import Palette
 from bench.errors import ConfigError
 from bench.files import replacing
 from bench.tables.durations import TimeAxis
@@ -111,7 +112,7 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
     matplotlib.use("agg")
     levels = look.palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
     style = _ON_SCREEN if path.suffix in _MOVING else _ON_PAPER
-    beyond = _beyond(panels, levels) if look.palette.levels else "neither"
+    beyond = _beyond(panels, look.palette, levels) if look.palette.levels else "neither"
     paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless), style, beyond)
     with replacing(path) as part, matplotlib.rc_context({**PRINT}):
         if path.suffix in _MOVING:
@@ -121,10 +122,11 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
     return path
 
 
-def _beyond(panels: Sequence[Panel], levels: tuple[float, ...]) -> str:
-    """Returns the ends of a colour bar that have an arrow: those beyond which values lie."""
+def _beyond(panels: Sequence[Panel], palette: Palette, levels: tuple[float, ...]) -> str:
+    """Returns the ends of a colour bar that have an arrow: those beyond which values lie, in a colour of their own."""
     drawn = [panel.frames for panel in panels if not panel.probability]
-    below = any((frames < levels[0]).any() for frames in drawn)
+    # a list of colours has none for values below its levels: they are drawn as the lowest
+    below = isinstance(palette.colours, str) and any((frames < levels[0]).any() for frames in drawn)
     above = any((frames >= levels[-1]).any() for frames in drawn)
     return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_without_a_persistence_record_the_next_command_scores_it(storms: Path, t
     said = _said(run(tiny(storms, tmp_path, "train.max_epochs=1"), training=True), capsys)
     assert f"earthbench evaluate task=sevir model=persistence data.root={storms} results.root={tmp_path}" in said
     assert "1 epoch, " in said and "CSI-M" in said
+
+
+@pytest.mark.usefixtures("small_model")
+def test_the_next_commands_take_the_data_that_were_evaluated(storms: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(storms, tmp_path / "others")
+    given = [f"data.test_root={tmp_path}/others", "split=all", "limit=2", "train.max_epochs=1", "train.resume=anyway"]
+    said = _said(run(tiny(storms, tmp_path, *given), training=True), capsys)
+    data = f"data.root={storms} data.test_root={tmp_path}/others split=all limit=2"
+    assert f"earthbench evaluate task=sevir model=persistence {data}" in said
+    assert re.search(rf"earthbench forecast .* data.root={tmp_path}/others checkpoint=", said)
 
 
 def test_scores_are_printed_beside_persistence(trained: Outcome, persistence: Outcome, capsys) -> None:

@@ -85,16 +85,22 @@ def test_text_in_a_pdf_is_truetype(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("colours", "greatest", "ends"),
-    [(None, 200.0, "neither"), (None, 255.0, "max"), ("cividis", 200.0, "neither"), ("cividis", 300.0, "max")],
+    ("colours", "values", "ends"),
+    [
+        (None, (0, 200), "neither"),
+        (None, (-9, 255), "max"),
+        ("cividis", (0, 200), "neither"),
+        ("cividis", (0, 300), "max"),
+        ("cividis", (-9, 300), "both"),
+    ],
 )
 def test_a_colour_bar_has_arrows_only_where_values_lie_beyond_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: str | None, greatest: float, ends: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: str | None, values: tuple[float, float], ends: str
 ) -> None:
     drawn = []
     colorbar = Figure.colorbar
     monkeypatch.setattr(Figure, "colorbar", lambda *a, **how: drawn.append(made := colorbar(*a, **how)) or made)
-    frames = np.linspace(0, greatest, 2 * 16 * 16).reshape(2, 16, 16)
+    frames = np.linspace(*values, 2 * 16 * 16).reshape(2, 16, 16)
     rows = [Panel("context", frames, first=-1), Panel("forecast", frames)]
     draw(tmp_path / "p.png", rows, look=Look.of_name("sevir", colours), cadence_minutes=5, title="t")
     assert [bar.extend for bar in drawn] == [ends]
