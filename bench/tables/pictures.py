@@ -33,6 +33,7 @@ _COLUMNS = 6
 _WIDEST_FRAME = 1.3  # inches
 _CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
 _TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
+_TITLE = 14  # characters of a title, per inch
 _NAME, _NAME_ABOVE = 16, 22  # characters of a line of a row's name, and of one above a moving panel
 _COAST = "#8c8c8c"  # visible on black and on white
 _PAUSE = 4  # frames that an animation holds its last one
@@ -219,11 +220,13 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
     side = min(_WIDEST_FRAME, (PRINT_WIDTH - 0.2 - _CHARACTER * longest - _BAR * bars) / columns)
     headings = 1 + sum(_leads(a, paint) != _leads(b, paint) for a, b in pairwise(panels))
     note = paint.note(panels)
+    across = side * columns + 0.2 + _CHARACTER * longest + _BAR * bars
+    title = _filled(title, across)
     figure, axes = plt.subplots(
         len(panels),
         columns,
         figsize=(
-            side * columns + 0.2 + _CHARACTER * longest + _BAR * bars,
+            across,
             (side * height / width + 0.03) * len(panels)
             + 0.15 * (headings + bool(note))
             + 0.15 * len(title.splitlines()),
@@ -265,11 +268,13 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     context = next(panel for panel in panels if panel.first < 1)
     shown = [panel for panel in panels if panel is not context]
     height, width = context.frames.shape[1:]
-    lines = max(_wrapped(panel.name, _NAME_ABOVE).count("\n") for panel in shown)
+    across = 2.0 * len(shown) + 1.0
+    above = _filled(title, across)
+    lines = max(_wrapped(panel.name, _NAME_ABOVE).count("\n") for panel in shown) + above.count("\n")
     figure, axes = plt.subplots(
         1,
         len(shown),
-        figsize=(2.0 * len(shown) + 1.0, 2.0 * height / width + 0.9 + 0.15 * lines),
+        figsize=(across, 2.0 * height / width + 0.9 + 0.15 * lines),
         squeeze=False,
         layout="constrained",
     )
@@ -291,7 +296,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
                 np.ma.masked_all(frame.shape) if panel.probability and lead < 1 else np.ma.masked_invalid(frame)
             )
         time = paint.times.lead(lead)
-        figure.suptitle(f"{title}\n{time}" + (" (context)" if lead < 1 else ""), fontsize=9)
+        figure.suptitle(f"{above}\n{time}" + (" (context)" if lead < 1 else ""), fontsize=9)
 
     last = max(panel.first + len(panel.frames) - 1 for panel in shown)
     leads = [*range(context.first, last + 1), *[last] * _PAUSE]
@@ -340,6 +345,12 @@ def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads:
 def _wrapped(name: str, characters: int) -> str:
     """Breaks a name into lines, but no word of it."""
     return textwrap.fill(name, max(characters, *map(len, name.split()), 1))
+
+
+def _filled(title: str, inches: float) -> str:
+    """Breaks the lines of a title that are too long for a width."""
+    most = int(inches * _TITLE)
+    return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, most) or [""])
 
 
 def shown_frames(count: int) -> list[int]:

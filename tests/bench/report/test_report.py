@@ -72,6 +72,18 @@ def test_coastlines_round_trip_in_reduced_pixels(measured: RunRecord, tmp_path: 
     assert first.coast.startswith("M0.50 132.50L") and second.coast == ""
 
 
+def test_the_gallery_prefers_complete_runs_and_names_others(measured: RunRecord, tmp_path: Path) -> None:
+    told = {"scope": "partial", "scope_because": "untrained weights"}
+    later = measured.model_copy(update={"run_id": f"3{measured.run_id[1:]}", **told})
+    frames = np.full((1, 12, 8, 8), 9.0)
+    for record, error in ((measured, 1), (later, 2)):
+        write_sample({"context": frames, "target": frames, "forecast": frames + error}, record, tmp_path)
+    for records, label, score in (([measured, later], "persistence", "RMSE 1"),
+                                  ([later], "persistence (partial: untrained weights)", "RMSE 2")):  # fmt: skip
+        ((forecast,),) = (scene.forecasts for scene in scenes(records, tmp_path, tmp_path / "site"))
+        assert (forecast.label, forecast.scores[0]) == (label, score)
+
+
 def test_the_gallery_shows_sequences_errors_and_probabilities(measured: RunRecord, tmp_path: Path) -> None:
     write_record(measured, tmp_path)
     frames = np.random.default_rng(0).uniform(0, 200, (2, 12, 8, 8))

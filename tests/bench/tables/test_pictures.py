@@ -106,6 +106,17 @@ def test_a_colour_bar_has_arrows_only_where_values_lie_beyond_it(
     assert [bar.extend for bar in drawn] == [ends]
 
 
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_long_title_is_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    titles: list[str] = []
+    suptitle = Figure.suptitle
+    monkeypatch.setattr(Figure, "suptitle", lambda f, text, **how: titles.append(text) or suptitle(f, text, **how))
+    rows = [Panel("context", np.zeros((2, 8, 8)), first=-1), Panel("forecast", np.zeros((2, 8, 8)))]
+    draw(tmp_path / f"p.{ending}", rows, look=Look(), cadence_minutes=5, title=" ".join(["word"] * 60))
+    assert all(len(line) <= 14 * PRINT_WIDTH for title in titles for line in title.splitlines())
+    assert titles[0].split()[:60] == ["word"] * 60
+
+
 def test_an_animation_keeps_colours_that_are_rare_in_its_frames(tmp_path: Path) -> None:
     frames = np.zeros((3, 64, 64))
     rows = [Panel("context", frames, first=-2), Panel("forecast", frames), Panel("P", frames, probability=True)]
