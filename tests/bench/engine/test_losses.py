@@ -114,6 +114,7 @@ def test_no_checkpoint_is_made_of_a_step_that_went_astray() -> None:
     assert logged == [(0, 1.0), (1, 2.0)]
 
 
+@pytest.mark.usefixtures("small_model")
 def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
