@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside", metavar="MODEL,...", help="also draw these models, which need no weights, e.g. persistence"
     )
+    parser.add_argument("--title", help="title of the picture (default: model, task, sequence and start)")
     parser.add_argument("--colours", help="colour map of matplotlib for --picture, e.g. cividis (default: the task's)")
 
 
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--out {options.out}: a forecast is a NetCDF file; expected a name that ends in .nc")
     if options.picture is not None and options.all:
         raise UsageError("--picture shows one forecast and --all makes many: give --sequence N instead")
-    for flag in ("beside", "colours"):
+    for flag in ("beside", "title", "colours"):
         if getattr(options, flag) is not None and options.picture is None:
             raise UsageError(f"--{flag} is for the picture: give --picture FILE, too")
     controls = _numbers(options.control)
@@ -127,23 +128,30 @@ def run(options: argparse.Namespace) -> int:
             seen,
             None if case.target is None else case.target[..., 0].numpy(),
             shown,
-            name=config.model.name,
+            name=config.model.name.replace("_", " "),
             threshold=options.threshold,
             controls=controls,
         )
         for name, other in others.items():
             found = case.where_observed(forecast(other, task, case.context, device=device))
-            panels.append(Panel(name, found[0, ..., 0].numpy()))
-        start = None if case.coordinates is None else case.coordinates.start
-        # forecasts from the newest frames are named by their time, which the title has already
-        name = f", {case.name}" if case.name != str(start) else ""
-        since = f", from {_moment(start.item(), case.cadence_minutes)}" if start is not None else ""
-        variables = () if case.coordinates is None else case.coordinates.variables
-        first = f", {variables[0]}" if len(variables) > 1 else ""  # the one that is drawn
-        title = f"{config.model.name} on {task.name}{first}{name}{since}"
+            panels.append(Panel(name.replace("_", " "), found[0, ..., 0].numpy()))
+        title = _title(config, case) if options.title is None else options.title
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")
     return 0
+
+
+def _title(config: Config, case: Case) -> str:
+    """Returns model, task, the variable that is drawn if there are several, sequence and start."""
+    parts = [f"{config.model.name} on {config.task.name}"]
+    if case.coordinates is None:
+        return ", ".join([*parts, case.name])
+    variables, start = case.coordinates.variables, case.coordinates.start
+    if len(variables) > 1:
+        parts.append(variables[0])
+    if case.name != str(start):  # forecasts from the newest frames are named by their time
+        parts.append(case.name)
+    return ", ".join([*parts, f"from {_moment(start.item(), case.cadence_minutes)}"])
 
 
 def _moment(time: datetime, cadence_minutes: float) -> str:

@@ -201,9 +201,10 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
     base = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}"]
     assert main([*base, "--out", "a.nc", "--picture", "a.png"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nc", "a.png"]
-    short = ["task.t_in=3", "task.t_out=2"]
-    assert main([*base, *short, "--out", "b.nc", "--picture", "b.gif", "--beside", "blank,persistence"]) == 0
+    beside = ["task.t_in=3", "task.t_out=2", "--beside", "blank,persistence", "--title", "A storm"]
+    assert main([*base, "--out", "b.nc", "--picture", "b.gif", *beside]) == 0
     with Image.open("b.gif") as image:
+        assert image.info["comment"] == b"A storm"
         assert image.n_frames >= 3 + 2, "and the last one is held, in frames of its own or in one"
         assert image.width > 2.5 * image.height, "four panels side by side"
     assert main([*base, "--all", "limit=2", "--out", "many"]) == 0
@@ -216,6 +217,7 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
         ([*base, "--all", "--picture", "a.png"], "--all makes many"),
         ([*base, "--colours", "cividis"], "give --picture"),
         ([*base, "--beside", "persistence"], "give --picture"),
+        ([*base, "--title", "A storm"], "give --picture"),
         ([*base, "--picture", "a.png", "--beside", "unet"], "without, e.g. persistence"),
         ([*base, "--picture", "a.png", "--colours", "civdis"], "cividis"),
         (["forecast", "model=unet", f"data.root={storms}"], "checkpoint=FILE"),
