@@ -17,13 +17,11 @@ from bench.testing import check_model
 
 # Samplers with many steps, which take twenty seconds and more.
 _SLOW = {"ldm", "prediff", "prediff_ka"}
-_EARTHFORMER = {"base_units": 16, "enc_depth": [1, 1], "dec_depth": [1, 1]}
-# Where there is no preset `tiny`, or where it samples one code after another.
+# One has no preset `tiny`, the other samples one code after another.
 _SMALL = {
-    "earthformer": _EARTHFORMER, "earthformer_no_global": _EARTHFORMER, "earthformer_released": _EARTHFORMER,
     "unet": {"channels": [4, 8], "center_channels": 16},
     "videogpt": {"input_shape": (4, 16, 16, 1), "target_shape": (3, 16, 16, 1)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
