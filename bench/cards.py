@@ -17,7 +17,7 @@ from typing import Any
 TARGET = "target_params"
 """The hyperparameter of every model with `widths` that sets its number of parameters instead of the widths."""
 # Re-exports and base classes followed to a class or its constructor; nobody chains more on purpose.
-_MOST_HOPS = 8
+_MAX_HOPS = 8
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _find(module: str, name: str, hops: int = 0) -> tuple[ast.AST, ast.Module, s
             return node, tree, module
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
             return node, tree, module
-        if isinstance(node, ast.ImportFrom) and hops < _MOST_HOPS:
+        if isinstance(node, ast.ImportFrom) and hops < _MAX_HOPS:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return _find(_import_source(node, module, path), alias.name, hops + 1)
@@ -140,7 +140,7 @@ def _constructor(node: ast.ClassDef, module: str, hops: int = 0) -> tuple[dict[s
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             found, more = _keywords(item)
-            if more and hops < _MOST_HOPS:  # `**kwargs` go to a class of options, or to the parent's constructor
+            if more and hops < _MAX_HOPS:  # `**kwargs` go to a class of options, or to the parent's constructor
                 options = _literal(node, module, "options_class")
                 inherited, more = _fields(options) if options else _from_bases(node, module, hops)
                 found = {**inherited, **found}
@@ -150,7 +150,7 @@ def _constructor(node: ast.ClassDef, module: str, hops: int = 0) -> tuple[dict[s
 
 def _from_bases(node: ast.ClassDef, module: str, hops: int) -> tuple[dict[str, str], bool]:
     for parent, home in _parents(node, module):
-        return _constructor(parent, home, hops + 1) if hops < _MOST_HOPS else ({}, True)
+        return _constructor(parent, home, hops + 1) if hops < _MAX_HOPS else ({}, True)
     return {}, True
 
 
@@ -188,7 +188,7 @@ def _literal(node: ast.ClassDef, module: str, name: str, hops: int = 0) -> Any:
                 return ast.literal_eval(item.value)
             except (ValueError, TypeError):
                 return None  # computed: known only after import
-    if hops < _MOST_HOPS:
+    if hops < _MAX_HOPS:
         for parent, home in _parents(node, module):
             found = _literal(parent, home, name, hops + 1)
             if found is not None:
@@ -224,7 +224,7 @@ def read_card(value: str) -> Card:
 
 def _methods(node: ast.ClassDef, module: str, hops: int = 0) -> frozenset[str]:
     own = frozenset(item.name for item in node.body if isinstance(item, ast.FunctionDef))
-    parents = _parents(node, module) if hops < _MOST_HOPS else ()
+    parents = _parents(node, module) if hops < _MAX_HOPS else ()
     return own.union(*(_methods(parent, home, hops + 1) for parent, home in parents))
 
 

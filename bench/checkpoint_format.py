@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import DataError, first_line
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 from bench.paths import AnyPath, as_path
 
 _SEAL = b"earthbench sha256 "
@@ -91,8 +91,7 @@ def _read_shared(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     config = shared_config(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     if config and config.get("sha256") != sha256:
         raise DataError(f"weights {path} are damaged: they do not have the checksum in {SHARED_CONFIG}")
     try:

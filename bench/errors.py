@@ -70,7 +70,7 @@ class InterruptedRunError(EarthbenchError):
     exit_code = 130
 
 
-_MOST_CHOICES = 40
+_MAX_CHOICES = 40
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -79,8 +79,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
-    more = f" and {len(known) - _MOST_CHOICES} more" if len(known) > _MOST_CHOICES else ""
-    return "Known: " + (", ".join(known[:_MOST_CHOICES]) if known else "none") + more + "."
+    more = f" and {len(known) - _MAX_CHOICES} more" if len(known) > _MAX_CHOICES else ""
+    return "Known: " + (", ".join(known[:_MAX_CHOICES]) if known else "none") + more + "."
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""Atomic writing of files."""
+"""Atomic writing and checksums of files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def sha256_of(path: AnyPath) -> str:
+    """Returns the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

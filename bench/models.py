@@ -21,6 +21,7 @@ from bench.checkpoint_format import OURS, local_weights, read_checkpoint, shared
 from bench.config import check_hyperparameters
 from bench.contract import check_model_members
 from bench.errors import BrokenPluginError, ConfigError, DataError, one_message
+from bench.files import sha256_of
 from bench.padding import pad_frames, padded_shape, size_multiple
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity
@@ -105,13 +106,13 @@ def load_model(name: str, task: Task, *, weights: str | Path | None = None, **hy
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise BrokenPluginError(f"model {name!r} from {entry.origin} is not a torch.nn.Module class")
     presets = model_traits(model_class).presets
-    of_task = _of_task(name, model_class, task, hyperparameters)
+    of_task = _taken_from_task(name, model_class, task, hyperparameters)
     preset = of_task | {**presets.get(task.name, presets.get(task.presets_of or task.name, {}))}
     chosen = {**preset, **hyperparameters}
     try:
         if model_traits(model_class).widths and TARGET in chosen:
             chosen = _with_target(model_class, task, chosen)
-        model = _made(model_class, task, chosen)
+        model = _construct(model_class, task, chosen)
     except (TypeError, ValueError, AssertionError) as error:
         with suppress(BrokenPluginError):  # a class made at run time has no source to read
             check_hyperparameters(name, hyperparameters)
@@ -141,7 +142,7 @@ def made_for(
     return model
 
 
-def _made(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
+def _construct(model_class: Any, task: Task, hyperparameters: Mapping[str, Any]) -> nn.Module:
     return made_for(model_class, task.input_shape, task.target_shape, hyperparameters)
 
 
@@ -153,7 +154,7 @@ def _with_target(model_class: Any, task: Task, hyperparameters: Mapping[str, Any
     known = {**_inherited_defaults(model_class), **_defaults(model_class), **_plain(given)}
     scaled = {key: multiple for key, multiple in model_traits(model_class).widths.items() if known.get(key) is not None}
     found = widths_for(
-        hyperparameters[TARGET], scaled, known, lambda widths: _made(model_class, task, {**given, **widths})
+        hyperparameters[TARGET], scaled, known, lambda widths: _construct(model_class, task, {**given, **widths})
     )
     return {**given, **found}
 
@@ -165,7 +166,7 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
         Path(platformdirs.user_cache_dir("earthbench")) / "shared" / hashlib.sha256(str(weights).encode()).hexdigest()
     )
     path = local_weights(str(weights), "weights", cache)
-    identity = said_of(read_checkpoint(path), path).identity
+    identity = provenance_of(read_checkpoint(path), path).identity
     if identity is not None and identity.model != name:
         raise ConfigError(f"weights {path} are of model {identity.model!r}, not of {name!r}")
     given = {**shared_config(path).get("hyperparameters", {}), **given}  # also those of sampling
@@ -179,7 +180,7 @@ def _with_weights(name: str, task: Task, weights: str | Path, given: dict[str, A
     return model
 
 
-def _of_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+def _taken_from_task(name: str, model_class: type, task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the hyperparameters whose default is an attribute of the task, except those that are given.
 
     Raises:
@@ -287,8 +288,8 @@ def load_weights(model: nn.Module, path: str | Path, *, other_code: bool = False
     """
     path = Path(path)
     content = read_checkpoint(path)
-    found = said_of(content, path)
-    changed = _refuse_another(model, found, path, other_code) if found.identity is not None else ()
+    found = provenance_of(content, path)
+    changed = _refuse_other_training(model, found, path, other_code) if found.identity is not None else ()
     _load_strictly(model, content, path)
     object.__setattr__(model, _TRAINED, dataclasses.replace(found, other_code=changed))
     return found.sha256
@@ -304,12 +305,12 @@ def options_of_weights(task: str, path: str | Path | None) -> dict[str, Any]:
     wanted: frozenset[str] = getattr(registry.find("task", task).load(), "from_training", frozenset())
     if path is None or not wanted or not Path(path).is_file():
         return {}
-    identity = said_of(read_checkpoint(Path(path)), Path(path)).identity
+    identity = provenance_of(read_checkpoint(Path(path)), Path(path)).identity
     fields = identity.task_fields if identity is not None and identity.task == task else {}
     return {name: fields[name] for name in wanted if fields.get(name) is not None}
 
 
-def said_of(content: Any, path: Path) -> Trained:
+def provenance_of(content: Any, path: Path) -> Trained:
     """Returns where the weights of a checkpoint come from.
 
     Args:
@@ -319,8 +320,7 @@ def said_of(content: Any, path: Path) -> Trained:
     Raises:
         DataError: another release wrote its description, in a form that this one cannot read.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     said = content.get(OURS) if isinstance(content, dict) else None
     if said is None:
         return Trained(sha256, None, {}, path)
@@ -336,7 +336,7 @@ def said_of(content: Any, path: Path) -> Trained:
         ) from error
 
 
-def _refuse_another(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
+def _refuse_other_training(model: nn.Module, found: Trained, path: Path, other_code: bool) -> tuple[str, ...]:
     """Returns the differences of the model's code, if these are allowed.
 
     Raises:

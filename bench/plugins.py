@@ -22,7 +22,7 @@ Setting = tuple[Any, Callable[[Any], Any]]
 
 
 @contextmanager
-def unchanged(origin: str, *, ours: bool = False) -> Iterator[None]:
+def restored_process_state(origin: str, *, ours: bool = False) -> Iterator[None]:
     """Undoes an import's changes of process-wide state, with a warning; the import's output goes to stderr.
 
     Random state, default dtype, threads and deterministic algorithms affect the scores of every model. Functions of

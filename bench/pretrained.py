@@ -10,7 +10,6 @@ and the card, `README.md`, with the main scores.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench import registry
 from bench.checkpoint_format import OURS, SHARED, SHARED_CONFIG
 from bench.config.overrides import literal
 from bench.errors import ConfigError
+from bench.files import sha256_of
 from bench.models import made_for, made_from, trained, trained_hyperparameters
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.tables.terminal import main_columns
@@ -83,9 +83,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name=_LIBRARY):
         """Writes the weights and `config.json` with their SHA-256, and removes the card of earlier weights."""
         (save_directory / "README.md").unlink(missing_ok=True)  # the mixin keeps an existing card
         super()._save_pretrained(save_directory)
-        with (save_directory / SHARED).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        text = json.dumps({**self._said(), "sha256": sha256}, sort_keys=True, indent=1)
+        text = json.dumps({**self._said(), "sha256": sha256_of(save_directory / SHARED)}, sort_keys=True, indent=1)
         (save_directory / SHARED_CONFIG).write_text(text + "\n", encoding="utf-8")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -178,13 +178,13 @@ def _from_counts(record: RunRecord, key: str) -> list[AlternativeValue]:
         for name, pooled in ((base, "pooled over leads"), (f"{base}_per_lead_mean", "mean of scores per lead")):
             found.append(AlternativeValue(f"{convention}, {pooled} ({formula})", _known(scores.get(name)), remark))
     if base.startswith(("csi_", "pod_")) and "_pool" not in base:
-        empty = _empty_is_one(record, base, thresholds)
+        empty = _with_empty_as_one(record, base, thresholds)
         remark = "formula only: its own code also drops pairs with a value outside 0..254"
         found.append(AlternativeValue("MIT 2020, pooled over leads (0/0 is 1)", empty, remark))
     return found
 
 
-def _empty_is_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> float | None:
+def _with_empty_as_one(record: RunRecord, base: str, thresholds: Sequence[float]) -> float | None:
     """Returns the pooled score if a score without events in forecast and target counts as perfect."""
     assert record.counts is not None
     name, _, level = base.partition("_")

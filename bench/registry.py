@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from bench.cards import Card, UnreadableSourceError, hidden_by, read_card
 from bench.errors import BrokenPluginError, NameClashError, UnknownNameError, did_you_mean
-from bench.plugins import API_GROUP, api_problem, file_entries, unchanged
+from bench.plugins import API_GROUP, api_problem, file_entries, restored_process_state
 
 Kind = Literal["model", "task", "metric", "table", "constraint", "weight", "picture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -62,7 +62,7 @@ class Entry:
         self._refuse_other_api()
         module, _, attribute = self.value.partition(":")
         try:
-            with unchanged(self.origin, ours=self.distribution == "earthbench"):
+            with restored_process_state(self.origin, ours=self.distribution == "earthbench"):
                 return getattr(importlib.import_module(module), attribute)
         except KeyboardInterrupt:
             raise

@@ -20,7 +20,7 @@ _USER = re.compile(r"(?<=://)(?!\*\*\*@)[^\s/@]+(?::(?!\d{1,5}(?:[/?#]|$))[^\s@]
 _SECRET_NAMES = r"sig|token|key|secret|pass|pwd|auth|cred|jwt|session|code|x-amz-|x-goog-"
 _PARAMETER = re.compile(rf"(?i)(://\S*?[?&;#][\w.~%-]*(?:{_SECRET_NAMES})[\w.~%-]*=)(?!\*\*\*)[^\s&;#'\"]+")
 _SECRET_VARIABLE = re.compile(r"(?i)key|secret|token|pass|pwd|auth|cred|sas|sig|jwt")
-_SHORTEST_SECRET = 6
+_MIN_SECRET_LENGTH = 6
 _known_secrets: dict[str, str] = {}
 
 # Direction marks and invisible characters, which make a line read differently from how it is stored.
@@ -62,7 +62,7 @@ def content_without_secrets(content: Any) -> Any:
 
 def remember_secret(variable: str, value: str) -> None:
     """Masks the value of an environment variable from now on if the variable's name says that it is a secret."""
-    if _SECRET_VARIABLE.search(variable) and len(value) >= _SHORTEST_SECRET:
+    if _SECRET_VARIABLE.search(variable) and len(value) >= _MIN_SECRET_LENGTH:
         _known_secrets[value] = f"${{oc.env:{variable}}}"
 
 

@@ -21,7 +21,7 @@ from bench.report.plots import INPUTS, inputs_digest
 REPO = Path(__file__).resolve().parents[1]
 PAGE, OUT = "table-boards_nbody16.html", REPO / "docs" / "leaderboard.png"
 CHROMIUM = os.environ.get("EARTHBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-WIDTH, HEIGHT = 1320, 1650
+WIDTH, HEIGHT = 1320, 1525
 
 
 def photograph(browser: Any, site: Path, out: Path) -> None:

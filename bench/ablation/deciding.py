@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.ablation.records import tasks_of
-from bench.ablation.tuning import Launch, best_of, tried
+from bench.ablation.tuning import Launch, best_of, run_grid
 from bench.api import Split
 from bench.config import compose, expand_sweep
 from bench.errors import ConfigError, EarthbenchError, InterruptedRunError
@@ -14,7 +14,7 @@ from bench.protocols.board import BoardFile, BoardRow
 from bench.protocols.decided import Decided, Decision, Tried, read_decided, write_decided
 from bench.protocols.entries import key_of, layered
 
-_COSTS_NO_TIME = ("train.lr", "train.weight_decay", "train.warmup_fraction", "train.min_lr_ratio")
+_SAME_COST = ("train.lr", "train.weight_decay", "train.warmup_fraction", "train.min_lr_ratio")
 """Points of a grid that differ in these keys only get the same number of steps."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -84,7 +84,7 @@ def _decision(row: BoardRow, typed: Sequence[str], launch: Launch) -> Decision:
         layered(row.run_overrides(row.seeds[0], point, steps), typed)
         for point, (steps, _) in zip(points, counted, strict=True)
     ]
-    trials = tried(wanted, launch)
+    trials = run_grid(wanted, launch)
     best = trials.index(best_of(trials))
     steps, where = counted[best]
     return Decision(
@@ -110,7 +110,7 @@ def _steps(row: BoardRow, points: Sequence[Sequence[str]], typed: Sequence[str])
     timed: dict[tuple[str, ...], tuple[int, str]] = {}
     counted = []
     for point in points:
-        costly = tuple(one for one in point if key_of(one) not in _COSTS_NO_TIME)
+        costly = tuple(one for one in point if key_of(one) not in _SAME_COST)
         if costly not in timed:
             timed[costly] = calibrated(compose(layered(row.run_overrides(row.seeds[0], point), typed)))
         counted.append(timed[costly])

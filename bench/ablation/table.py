@@ -12,7 +12,7 @@ from tabulate import tabulate
 from bench import registry
 from bench.config import Config
 from bench.errors import EarthbenchError
-from bench.protocols.variants import Ablation, Variant, seeds_together, varied_keys
+from bench.protocols.variants import Ablation, Variant, runs_by_variant, varied_keys
 from bench.records.schema import RunRecord
 from bench.safe_text import for_csv, for_markdown
 from bench.tables import load_table
@@ -126,14 +126,14 @@ def lines(
     Args:
         ablation: Names the columns.
         runs: Every variant and seed.
-        measured: Cost of each variant, see `seeds_together`.
+        measured: Cost of each variant, see `runs_by_variant`.
         records: Record of each run; None if it is missing.
         references: Records of the trivial references on the same data.
     """
     results = None if records is None else results_of(runs[0].config.task.name, records, references)
     keys = [key for key in varied_keys(runs) if key != "seed"]
     table = []
-    for seeds, cost in zip(seeds_together(runs), measured, strict=True):
+    for seeds, cost in zip(runs_by_variant(runs), measured, strict=True):
         run = runs[seeds[0]]
         line: dict[str, Any] = {ablation.labels.get(key, key): run.settings.get(key) for key in keys}
         line |= {column.label: _printed(cost.get(column.key), column) for column in _COST_COLUMNS}

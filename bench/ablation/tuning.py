@@ -51,7 +51,7 @@ class Trial:
         return -self.score if better in ("higher", "max") else self.score
 
 
-def tried(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
+def run_grid(points: Sequence[Sequence[str]], launch: Launch) -> list[Trial]:
     """Returns the points of a grid with their validation scores, after training those that are missing.
 
     Args:

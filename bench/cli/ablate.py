@@ -6,13 +6,14 @@ import argparse
 from typing import Any
 
 from bench.ablation.records import finished_record, reference_configs
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print
-from bench.cli.run import job_of_a_sweep, launch
+from bench.cli.run import launch, sweep_job
 from bench.config import Config, to_plain, validate
 from bench.errors import ConfigError, EarthbenchError, InterruptedRunError
 from bench.logs import log, shown_on
-from bench.protocols.entries import hydra_s_own
-from bench.protocols.variants import ablation_names, load_ablation, seeds_together, variants
+from bench.protocols.entries import hydra_overrides
+from bench.protocols.variants import ablation_names, load_ablation, runs_by_variant, variants
 from bench.records.schema import RunRecord
 
 EXAMPLES = (
@@ -25,12 +26,9 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help=f"{', '.join(ablation_names())}, or a file of your own, NAME.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
+    add_overrides(
+        parser,
+        "Hydra overrides for every run, e.g. task=sevir_lr data.root=DIR train.max_epochs=3 seed=0,1; "
         "they replace its own (model.enc_attn_patterns=axial,full); hydra/launcher=joblib runs variants in parallel",
     )
     parser.add_argument("--count-only", action="store_true", help="sizes and speed only: no data, no training")
@@ -48,13 +46,13 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError("data.root is not set: give data.root=DIR, or --count-only for what needs no data")
         for config in (run.config for run in runs):
             finished_record(config)  # unusable data is reported before the first run starts
-        failure = launch([[*run.overrides, *hydra_s_own(options.overrides)] for run in runs], job)
+        failure = launch([[*run.overrides, *hydra_overrides(options.overrides)] for run in runs], job)
         records = [finished_record(run.config) for run in runs]
         references = _references(runs[0].config) if any(records) else []
     from bench.ablation.table import costs, lines, render, results_of
 
     task = runs[0].config.task.name
-    measured = costs([runs[seeds[0]] for seeds in seeds_together(runs)], log.info)
+    measured = costs([runs[seeds[0]] for seeds in runs_by_variant(runs)], log.info)
     table = lines(ablation, runs, measured, records, references)
     remarks = results_of(task, records, references).remarks if records is not None else ()
     print(render(ablation, task, table, measured, options.format, remarks), end="")
@@ -86,7 +84,7 @@ def _run(config: Config) -> None:
     log.info(f"record: {run_pipeline(config, training=True).record_path}")
 
 
-@job_of_a_sweep
+@sweep_job
 def job(composed: Any) -> None:
     """Makes a run of an ablation or a board unless it has a record; launchers import it by name, on any machine."""
     config = validate(to_plain(composed))

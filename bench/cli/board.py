@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.ablate import job
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
 from bench.cli.run import launch
 from bench.cli.status import Line, lines_of
@@ -20,7 +21,7 @@ from bench.errors import ConfigError, EarthbenchError, counted
 from bench.logs import log
 from bench.protocols.board import BoardFile, BoardRow, read_board, refuse_other_numbers
 from bench.protocols.decided import Decided, read_decided
-from bench.protocols.entries import hydra_s_own, key_of, layered
+from bench.protocols.entries import hydra_overrides, key_of, layered
 from bench.tables.admission import read_store
 from bench.tables.protocols import members
 from bench.tables.render import FORMATS, check_renderings, load_table, write_renderings
@@ -47,12 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = verbs.add_parser(name, help=summary, description=summary)
         sub.add_argument("file", type=Path, metavar="FILE", help="the board: ROOT/boards/NAME.yaml")
         if name in ("run", "plan"):
-            sub.add_argument(
-                "overrides",
-                nargs="*",
-                default=[],
-                metavar="KEY=VALUE",
-                help="locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
+            add_overrides(
+                sub,
+                "locations and speed: data.root=DIR work=DIR device=cuda hydra/launcher=joblib; nothing that "
                 "changes a number",
             )
         if name == "plan":
@@ -76,10 +74,10 @@ def _run(board: BoardFile, options: argparse.Namespace) -> int:
     """Decides steps and choices, runs missing rows, and renders; failed runs are reported at the end."""
     from bench.ablation.deciding import decide
 
-    rows, typed = board.rows(), _typed(board, options.overrides)
+    rows, typed = board.rows(), _checked_overrides(board, options.overrides)
 
     def launched(jobs: Sequence[Sequence[str]]) -> EarthbenchError | None:
-        return launch([[*job_, *hydra_s_own(options.overrides)] for job_ in jobs], job)
+        return launch([[*job_, *hydra_overrides(options.overrides)] for job_ in jobs], job)
 
     decided, failures = decide(board, rows, typed, launched)
     missing = _missing(board, rows, decided)
@@ -96,7 +94,7 @@ def _run(board: BoardFile, options: argparse.Namespace) -> int:
     return 0
 
 
-def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
+def _checked_overrides(board: BoardFile, overrides: Sequence[str]) -> list[str]:
     """Returns the overrides of the command line for every run, with the results root of the board.
 
     Raises:
@@ -106,7 +104,7 @@ def _typed(board: BoardFile, overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"results.root: cannot be set here; the records of {board.path.name} go to {board.root}")
     if (row := next(iter(board.rows()), None)) is None:
         raise ConfigError(f"{board.path}: neither references nor rows: nothing to run")
-    own = [one for one in overrides if one not in hydra_s_own(overrides)]
+    own = [one for one in overrides if one not in hydra_overrides(overrides)]
     refuse_other_numbers(row, own)
     here = Path.cwd()  # records are committed, so they hold no absolute path of this clone
     root = board.root.relative_to(here) if board.root.is_relative_to(here) else board.root
@@ -126,12 +124,12 @@ def _named(config: Config) -> str:
 
 
 def _plan(board: BoardFile, options: argparse.Namespace) -> int:
-    rows, typed, decided = board.rows(), _typed(board, options.overrides), read_decided(board)
+    rows, typed, decided = board.rows(), _checked_overrides(board, options.overrides), read_decided(board)
     settled = [(row, *which) for row in rows if decided.is_settled(row) for which in row.runs]
     names = [f"{row.label}, seed {seed}" + (f", {fold}" if fold else "") for row, seed, fold in settled]
     configs = [compose(layered(decided.run_overrides(*one), typed)) for one in settled]
     lines = lines_of(names, configs)
-    lines += [Line(f"{row.label}, {_open(row)}", "undecided", "") for row in rows if not decided.is_settled(row)]
+    lines += [Line(f"{row.label}, {_pending(row)}", "undecided", "") for row in rows if not decided.is_settled(row)]
     if options.format == "json":
         print(json.dumps({"runs": [asdict(line) for line in lines]}, indent=1))
         return 0
@@ -142,7 +140,7 @@ def _plan(board: BoardFile, options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(row: BoardRow) -> str:
+def _pending(row: BoardRow) -> str:
     grid = f", the grid of {' '.join(row.grid)}" if row.grid else ""
     return f"{counted(len(row.seeds), 'seed')}: steps{grid}"
 

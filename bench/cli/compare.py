@@ -16,7 +16,7 @@ from bench.metrics.names import better_of
 from bench.records import Comparison, compare
 from bench.records.schema import RunRecord
 from bench.records.store import read_records
-from bench.tables.standings import CHANCE
+from bench.tables.standings import SIGNIFICANCE
 from bench.tables.terminal import main_columns
 from bench.tables.variants import comparable_key
 
@@ -113,7 +113,7 @@ def _lines(found: Sequence[Comparison]) -> list[str]:
     for one in found:
         better = better_of(one.score)
         ahead = "A" if (one.difference > 0) == (better == "higher") else "B"
-        certain = one.p_value < CHANCE and one.difference and isinstance(better, str)
+        certain = one.p_value < SIGNIFICANCE and one.difference and isinstance(better, str)
         interval = f"[{one.low:+.3g}, {one.high:+.3g}]" if one.low is not None and one.high is not None else "-"
         rows.append([one.score, f"{one.a:.4g}", f"{one.b:.4g}", f"{one.difference:+.3g}", interval,
                      f"{one.p_value:.3g}", ahead if certain else "-"])  # fmt: skip

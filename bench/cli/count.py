@@ -30,7 +30,7 @@ from bench.worker_pool import worker_pool
 _COST_COLUMNS = ("parameters", "gmacs")
 _DIGITS_OF_A_MAC = 9
 """Of GMACs, which resolves a single multiply-add."""
-_MOST_PROCESSES = 4
+_MAX_PROCESSES = 4
 """Each process holds a model and its forecast, up to 3 GB for the models of the tables."""
 EXAMPLES = (
     "earthbench count --model unet --task sevir",
@@ -150,28 +150,28 @@ def _counted(models: Sequence[tuple[str, str, dict[str, Any]]], speed: bool) -> 
         RunFailedError: a process was killed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = 1 if speed else min(cores, len(models), _MOST_PROCESSES)
+    processes = 1 if speed else min(cores, len(models), _MAX_PROCESSES)
     if processes <= 1:
         lines = (_count(*one, speed) for one in models)
-        yield from _told(lines, len(models))
+        yield from _with_progress(lines, len(models))
         return
-    with worker_pool(processes, partial(_take_share, cores // processes)) as pool:
+    with worker_pool(processes, partial(_set_threads, cores // processes)) as pool:
         try:
             counts = pool.map(_count, *zip(*models, strict=True), [speed] * len(models))
-            yield from _told(counts, len(models))
+            yield from _with_progress(counts, len(models))
         except BrokenProcessPool as error:
             raise RunFailedError("a counting process was killed, perhaps for lack of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _take_share(threads: int) -> None:
+def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
 
 
-def _told(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+def _with_progress(lines: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         print(f"{number}/{count} {line['model']} on {line['task']}: {line['status']}", file=sys.stderr)
         yield line

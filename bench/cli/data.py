@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.cli.flags import parse_flags
-from bench.cli.printing import print
-from bench.errors import DataError, UsageError, counted, one_message
+from bench.cli.printing import print, wrapped
+from bench.errors import DataError, UsageError, counted, did_you_mean, one_message
 
 if TYPE_CHECKING:
     from bench.data.verbs import DataVerb
     from bench.tasks import Task
 
 _WEIGHTS = "weights/"
-_WAYS = {
+_ACTIONS = {
     "make": "generate data in the task's format",
     "fetch": "download published data or weights",
     "convert": "convert the data of one task for another",
@@ -51,16 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         if name == "check":
             sub.add_argument("--quick", action="store_true", help="catalogue and file headers only, read no values")
-    for name, summary in _WAYS.items():
-        # The flags depend on the task: with a prefix that nobody types, argparse leaves all words to `_do`.
+    for name, summary in _ACTIONS.items():
+        # The flags depend on the task: with a prefix that nobody types, argparse leaves all words to `_run_action`.
         sub = verbs.add_parser(name, help=summary, description=summary, prefix_chars="\0", add_help=False)
         sub.add_argument("words", nargs="*", default=[])
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the chosen verb."""
-    if options.what in _WAYS:
-        return _do(options.what, options.words)
+    if options.what in _ACTIONS:
+        return _run_action(options.what, options.words)
     return {"info": _info, "check": _check}[options.what](options)
 
 
@@ -123,18 +123,18 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _do(way: str, words: list[str]) -> int:
+def _run_action(action: str, words: list[str]) -> int:
     """Makes, fetches or converts: reads the names, then the flags that the named verb has, and runs it."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    names, value, flags = _named(way, words)
+    names, value, flags = _split_words(action, words)
     if value is None:
         print(names)
         return 0
     verb_class = _load(value)
     try:
-        verb = parse_flags(verb_class, flags, command=f"earthbench data {way} {names}", summary=verb_class.summary)
+        verb = parse_flags(verb_class, flags, command=f"earthbench data {action} {names}", summary=verb_class.summary)
     except SystemExit as exit_:  # argparse has printed its help
         return int(exit_.code or 0)
     bars: dict[str, TaskID] = {}
@@ -175,45 +175,50 @@ def _ask() -> None:
         raise UsageError("stopped; nothing was downloaded or written")
 
 
-def _named(way: str, words: list[str]) -> tuple[str, str | None, list[str]]:
+def _split_words(action: str, words: list[str]) -> tuple[str, str | None, list[str]]:
     """Returns the names as typed, `module:Class` of the verb or `weights/NAME`, and the flags.
 
     With `--help` and no names, the first is the help text and the second None.
     """
-    count = 2 if way == "convert" else 1
+    count = 2 if action == "convert" else 1
     # Names come first; flags before the name (`make --out DIR sevir`) have always worked and still do.
     tasks = registry.names("task")
     places = [at for at, word in enumerate(words) if at < count and not word.startswith("-")]
     if len(places) < count:
         places = [at for at, word in enumerate(words) if word in tasks][-count:]
     if len(places) < count:
-        usage = "SOURCE TARGET" if way == "convert" else "TASK"
-        text = f"earthbench data {way} {usage} [FLAGS]: {_WAYS[way]}; {usage} --help lists the flags. " + _offers(way)
         if {"-h", "--help"} & set(words):
-            return text, None, []
-        raise UsageError(text)
+            return _help(action), None, []
+        raise UsageError(
+            f"earthbench data {action}: expected {_names_of(action)}. {did_you_mean('', _targets(action))}"
+        )
     names = [words[at] for at in places]
     flags = [word for at, word in enumerate(words) if at not in places]
-    return " ".join(names), _value(way, names), flags
+    return " ".join(names), _value(action, names), flags
 
 
-def _value(way: str, names: list[str]) -> str:
-    key = f"convert:{names[0]}" if way == "convert" else way
+def _value(action: str, names: list[str]) -> str:
+    key = f"convert:{names[0]}" if action == "convert" else action
     task = names[-1]
-    if way == "fetch" and task.startswith(_WEIGHTS):
+    if action == "fetch" and task.startswith(_WEIGHTS):
         return task
-    if way == "fetch" and task in (own := _data_sets()):
+    if action == "fetch" and task in (own := _data_sets()):
         return own[task]
+    targets = _targets(action)
+    if action != "convert" and task not in registry.names("task"):
+        raise UsageError(f"earthbench data {action}: unknown name {task!r}. {did_you_mean(task, targets)}")
     verbs = _verbs(task)
     if key in verbs:
         return verbs[key]
-    if way == "convert":
+    if action == "convert":
         if names[0] not in _sources():
             registry.find("task", names[0])
         sources = [name.partition(":")[2] for name in verbs if name.startswith("convert:")]
         known = f"it is made from: {', '.join(sources)}" if sources else "it is made from no other task's data"
-        raise UsageError(f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {_offers(way)}")
-    raise UsageError(f"task {task!r} has no `data {way}`. {_offers(way)}")
+        raise UsageError(
+            f"data of task {names[0]!r} cannot be converted to {task!r}; {known}. {did_you_mean('', targets)}"
+        )
+    raise UsageError(f"task {task!r} has no `data {action}`. {did_you_mean('', targets)}")
 
 
 def _data_sets() -> dict[str, str]:
@@ -239,16 +244,27 @@ def _verbs(task: str) -> dict[str, str]:
     return dict(getattr(registry.find("task", task).load(), "data_verbs", {}))
 
 
-def _offers(way: str) -> str:
-    found = []
+def _names_of(action: str) -> str:
+    return "SOURCE TARGET" if action == "convert" else "NAME" if action == "fetch" else "TASK"
+
+
+def _targets(action: str) -> dict[str, str]:
+    """Returns what can be made, fetched or converted: the names on the command line, and `module:Class` of the verb."""
+    found: dict[str, str] = {}
     for task in registry.names("task"):
-        try:
-            keys = _verbs(task)
-        except UsageError:  # a broken plugin harms only itself
-            continue
-        chosen = [key for key in keys if key == way or (way == "convert" and key.startswith("convert:"))]
-        found += [f"{key.partition(':')[2]} {task}".strip() for key in chosen]
-    if way == "fetch":
-        found += sorted(_data_sets())
-        found += [_WEIGHTS + name for name in registry.names("weight")]
-    return f"Known: {', '.join(found) or 'none'}."
+        with suppress(UsageError):  # a broken plugin harms only itself
+            for key, value in _verbs(task).items():
+                if key == action or (action == "convert" and key.startswith("convert:")):
+                    found[f"{key.partition(':')[2]} {task}".strip()] = value
+    if action == "fetch":
+        found |= _data_sets() | {_WEIGHTS + name: _WEIGHTS + name for name in registry.names("weight")}
+    return found
+
+
+def _help(action: str) -> str:
+    targets = _targets(action)
+    width = max(map(len, targets), default=0)
+    lines = [wrapped(f"  {name:{width}}  {_load(value).summary}", width + 4) for name, value in targets.items()]
+    command = f"earthbench data {action} {_names_of(action)}"
+    usage = f"usage: {command} [FLAGS]\n\n{_ACTIONS[action]}; `{command} --help` lists the flags\n"
+    return "\n".join([usage, *lines])

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import compose
@@ -23,13 +24,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides of the planned run, e.g. model=earthformer data.root=DIR device=cuda devices=8",
-    )
+    add_overrides(parser, "overrides of the planned run, e.g. model=earthformer data.root=DIR device=cuda devices=8")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object, on stdout")
 
 

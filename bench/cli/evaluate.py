@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from bench.cli.flags import add_overrides
 from bench.cli.outcome import print_outcome
 from bench.cli.printing import print
 from bench.config import compose
@@ -17,13 +18,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides, e.g. task=sevir model=persistence data.root=DIR split=all checkpoint=FILE",
-    )
+    add_overrides(parser, "Hydra overrides, e.g. task=sevir model=persistence data.root=DIR split=all checkpoint=FILE")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the record, on stdout")
 
 

@@ -19,7 +19,7 @@ from bench.tables.admission import read_store
 from bench.tables.cells import NOT_RUN
 from bench.tables.definitions import Table
 from bench.tables.folds import run_name
-from bench.tables.intervals import why_none
+from bench.tables.intervals import missing_interval_reason
 from bench.tables.lines import number, ours_text
 from bench.tables.render import load_table
 from bench.tables.settings import is_trained, overrides_of, setting_lines, sourced_settings
@@ -103,7 +103,7 @@ def _lines(receipt: Receipt) -> list[str]:
     elif (
         receipt.records and cell.ours is not None and column.key in receipt.records[0].scores and cell.interval is None
     ):
-        lines.append(f"  interval    none: {why_none(receipt.records[0], column.key)}")
+        lines.append(f"  interval    none: {missing_interval_reason(receipt.records[0], column.key)}")
     if cell.difference is not None:
         lines.append(f"  difference  {number(cell.difference, column, signed=True)}")
     lines.append(f"  status      {cell.status}")

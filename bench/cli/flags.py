@@ -75,7 +75,7 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
         SystemExit: after `--help`.
     """
     parser = Parser(prog=command, description=summary, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name, field in model.model_fields.items():
+    for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required()):
         _add(parser, name, field)
     required = [f"{flag(name)} {name.upper()}" for name, field in model.model_fields.items() if field.is_required()]
     parser.add_examples([" ".join([command, *required])])
@@ -93,6 +93,11 @@ def parse_flags(model: type[ModelT], words: Sequence[str], *, command: str, summ
             for problem in error.errors()
         ]
         raise UsageError(one_message(f"{command} cannot run with these arguments:", lines)) from error
+
+
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds the overrides of a run as positional arguments, with `text` as their help."""
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
 
 
 def results_root(given: Path, *, may_be_made: bool = False) -> Path:
@@ -120,7 +125,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     if not field.is_required() and field.default not in (None, (), False):
         words.append(f"(default {field.default})")
     settings: dict[str, Any] = {"dest": name, "help": " ".join(words).strip().replace("%", "%%")}
-    kind, named = _without_none(field.annotation), flag(field.alias or name)
+    kind, named = _required_type(field.annotation), flag(field.alias or name)
     if kind is bool:
         action = argparse.BooleanOptionalAction if field.default is True else "store_true"
         parser.add_argument(named, action=action, **settings)
@@ -132,7 +137,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     parser.add_argument(named, required=field.is_required(), **settings)
 
 
-def _without_none(annotation: Any) -> Any:
+def _required_type(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = [part for part in get_args(annotation) if part is not type(None)][:1]
     return annotation

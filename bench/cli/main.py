@@ -83,13 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if _READING & set(arguments[:1]) else 1
     except OSError as error:
         if error.filename is None:
-            return _our_fault()
+            return _report_bug()
         print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)  # e.g. a full disk
         return UsageError.exit_code
     except Exception as error:
         where = _plugin_line(error)
         if where is None:
-            return _our_fault()
+            return _report_bug()
         traceback.print_exc()
         print(f"error: {type(error).__name__} in {where}, which is a plugin's code, not earthbench's", file=sys.stderr)
         return RunFailedError.exit_code
@@ -127,7 +127,7 @@ def _plugin_line(error: Exception) -> str | None:
     return found
 
 
-def _our_fault() -> int:
+def _report_bug() -> int:
     traceback.print_exc()
     print("This is a bug in earthbench: please report it with the lines above.", file=sys.stderr)
     return 1

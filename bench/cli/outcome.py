@@ -12,6 +12,7 @@ import numpy as np
 from bench import registry
 from bench.cli.printing import print, wrapped, wrapped_command
 from bench.config.overrides import literal
+from bench.engine.runfolder import duration
 from bench.errors import counted
 from bench.records.schema import RunRecord, TrainingSummary
 from bench.records.store import read_records
@@ -90,7 +91,7 @@ def _scores(record: RunRecord, baseline: RunRecord | None) -> Iterator[str]:
     for column in columns:
         line = f"  {column.label:<{width}}  {_printed(record, column):>{name}}"
         if baseline is not None:
-            line += f"  {_printed(baseline, column):>11}  {_judged(record, baseline, column)}"
+            line += f"  {_printed(baseline, column):>11}  {_verdict(record, baseline, column)}"
         if (why := record.undefined.get(column.key)) is not None:
             line += f"  ({why})"
         yield line.rstrip()
@@ -103,7 +104,7 @@ def _printed(record: RunRecord, column: Column) -> str:
     return "undefined" if value is None else number(value * column.scale, column)
 
 
-def _judged(record: RunRecord, baseline: RunRecord, column: Column) -> str:
+def _verdict(record: RunRecord, baseline: RunRecord, column: Column) -> str:
     a, b = record.scores.get(column.key), baseline.scores.get(column.key)
     if a is None or b is None or a == b or column.better is None:
         return ""
@@ -127,7 +128,7 @@ def _warnings(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     if share is not None and share > FAR_TOO_VARIED:
         yield far_too_varied("the forecast of the first sequence", share, "observed")
     columns = [column for column in main_columns(record) if record.scores.get(column.key) is not None]
-    if baseline is not None and columns and _judged(record, baseline, columns[0]) == "worse":
+    if baseline is not None and columns and _verdict(record, baseline, columns[0]) == "worse":
         yield f"{columns[0].label} is worse than that of persistence, which needs no training"
 
 
@@ -152,11 +153,11 @@ def _training(record: RunRecord) -> str:
     if training is None:
         return ""
     if not training.steps:
-        return f"{_time(training.wall_s)}, {training.stopped_because}"
+        return f"{duration(training.wall_s)}, {training.stopped_because}"
     best = f"; best {training.monitor} {training.best_score:.4g}" if training.best_score is not None else ""
     speed = _sequences(record, training) / training.wall_s if training.wall_s > 0 else 0.0
     return (
-        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')} in {_time(training.wall_s)} "
+        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')} in {duration(training.wall_s)} "
         f"({speed:.3g} sequences/s with validation){best}"
     )
 
@@ -168,14 +169,7 @@ def _sequences(record: RunRecord, training: TrainingSummary) -> int:
 
 def _evaluation(record: RunRecord) -> str:
     seconds = record.time.evaluation_s
-    return f"{_time(seconds)}" + (f" ({_count(record) / seconds:.3g} sequences/s)" if seconds > 0 else "")
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{duration(seconds)}" + (f" ({_count(record) / seconds:.3g} sequences/s)" if seconds > 0 else "")
 
 
 def _memory(outcome: Outcome) -> str:
@@ -187,13 +181,15 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     record, root = outcome.record, str(outcome.record_path.parents[3])
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
     if baseline is None and record.model.name != _BASELINE:
-        given = [*_given(record, "task"), f"model={_BASELINE}", *_data(record)]
+        given = [*_given(record, "task"), f"model={_BASELINE}", *_data(record, "root", "test_root"), *_part(record)]
         given += [f"results.root={literal(root)}"] if results else []
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
     if (weights := _weights(outcome)) is not None:
-        given = [*_given(record, "task"), *_given(record, "model"), *_data(record)]
-        given += [f"checkpoint={literal(str(weights))}"]
         continues = registry.find("task", record.task.name).load().latest is not Task.latest
+        root_key = "test_root" if record.config.get("data", {}).get("test_root") else "root"
+        given = [*_given(record, "task"), *_given(record, "model")]
+        given += [one.replace(root_key, "root", 1) for one in _data(record, root_key)]
+        given += [f"checkpoint={literal(str(weights))}"]
         yield f"earthbench forecast {' '.join(map(shlex.quote, given))}{' --latest' * continues}"
     table = f"runs/{record.task.name}"
     if task_of_runs(table) is None or record.scope != "full":
@@ -210,9 +206,16 @@ def _given(record: RunRecord, section: str) -> list[str]:
     return [f"{section}={name}", *(f"{section}.{key}={literal(v)}" for key, v in options.items() if key != "name")]
 
 
-def _data(record: RunRecord) -> list[str]:
-    root = record.config.get("data", {}).get("root")
-    return [f"data.root={literal(root)}"] if root else []
+def _data(record: RunRecord, *keys: str) -> list[str]:
+    """Returns those of these keys of the run's data that were given."""
+    data = record.config.get("data", {})
+    return [f"data.{key}={literal(data[key])}" for key in keys if data.get(key)]
+
+
+def _part(record: RunRecord) -> list[str]:
+    """Returns which split was evaluated, and how much of it, if that is not the whole test split."""
+    usual = {"split": "test", "limit": None}
+    return [f"{key}={record.config[key]}" for key, value in usual.items() if record.config.get(key, value) != value]
 
 
 def _weights(outcome: Outcome) -> Path | None:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TextIO
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
+from bench.engine.runfolder import duration
 from bench.errors import RunFailedError, UsageError, counted
 from bench.logs import shown_on
 from bench.reproduction import RowPlan, RowResult, find_rows, plan, run_rows, seeds_of
@@ -23,13 +25,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("name", help="TABLE or TABLE/ROW, e.g. earthformer/sevir or earthformer/sevir/convlstm")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides, e.g. data.root=DIR data.micro_batch=4",
-    )
+    add_overrides(parser, "Hydra overrides, e.g. data.root=DIR data.micro_batch=4")
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
     parser.add_argument("--measure", action="store_true", help="time a few steps of each row instead of estimating")
     parser.add_argument(
@@ -108,7 +104,7 @@ def _lines(one: RowPlan) -> list[str]:
     if one.estimate is not None:
         estimate = one.estimate
         known = estimate.total_s is not None
-        times = f"epoch {_time(estimate.epoch_s)}, total {_time(estimate.total_s or 0)}; " if known else ""
+        times = f"epoch {duration(estimate.epoch_s)}, total {duration(estimate.total_s or 0)}; " if known else ""
         lines.append(f"  time     {times}{estimate.basis}" + ("" if known else "; --measure runs a few"))
         lines.append(f"  memory   {estimate.memory_bytes / 1e9:.2f} GB ({estimate.memory_basis})")
     lines += [f"  {line}" for line in text_lines(one.projection)] if one.projection is not None else []
@@ -122,7 +118,7 @@ def _total(plans: Sequence[RowPlan]) -> str:
     text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     waiting = [one.estimate.total_s for one in plans if one.status != "done" and one.estimate is not None]
     if known := [total_s for total_s in waiting if total_s is not None]:
-        text += f"; {_time(sum(known))} in total on this device"
+        text += f"; {duration(sum(known))} in total on this device"
         text += f", without {counted(len(waiting) - len(known), 'row')} of unknown time" * (len(known) < len(waiting))
     projections = [one.projection for one in plans if one.projection is not None]
     if projections:
@@ -133,10 +129,3 @@ def _total(plans: Sequence[RowPlan]) -> str:
             "early stopping usually ends a training sooner"
         )
     return text
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.3g} s"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cli.flags import RESULTS, results_root
+from bench.cli.flags import RESULTS, add_overrides, results_root
 from bench.cli.outcome import print_outcome
 from bench.config import Config, validate
 from bench.config.hydra import composed_by_hydra, to_plain
 from bench.errors import DataError, UsageError
+from bench.files import sha256_of
 from bench.records.schema import RunRecord
 from bench.records.store import read_record, read_records
 
@@ -25,9 +25,7 @@ _TAKES = ("evaluate.", "data.root", "data.test_root", "device", "work", "picture
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("records", nargs="+", metavar="RECORD", help="files of records, or run ids")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. evaluate.metrics.skill.thresholds=[1,3]"
-    )
+    add_overrides(parser, "e.g. evaluate.metrics.skill.thresholds=[1,3]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where run ids are looked up (default: results)")
 
 
@@ -88,10 +86,8 @@ def _weights(record: RunRecord, config: Config) -> Path:
     roots = [folder, *([Path(config.train.checkpoints).expanduser()] if config.train.checkpoints else [])]
     files = [*([Path(given)] if given else []), *(path for root in roots for path in sorted(root.rglob("*.ckpt")))]
     for path in files:
-        if path.is_file():
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == record.checkpoint_sha256:
-                    return path
+        if path.is_file() and sha256_of(path) == record.checkpoint_sha256:
+            return path
     raise DataError(
         f"record {record.run_id}: its weights ({str(record.checkpoint_sha256)[:10]}) are not under "
         f"{', '.join(map(str, roots))}: give work=DIR of the run"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print
 from bench.config import (
     compose,
@@ -34,7 +35,7 @@ _SWEEP = ("-m", "--multirun")
 _CONFIG_DIR = ("-cd", "--config-dir")
 # Hydra's parser accepts one of these at a time.
 _SHOW = {"-c", "--cfg", "-i", "--info", "--hydra-help"}
-_EITHER = {*_SWEEP, *_SHOW, "--run"}
+_MODES = {*_SWEEP, *_SHOW, "--run"}
 # Flags passed on to Hydra, whose parser would end the process over any other. Another primary config (--config-name,
 # --config-path) and a pickled one (--experimental-rerun) are not supported.
 _WITH_VALUE = {"-c", "--cfg", *_CONFIG_DIR, "-p", "--package"}
@@ -48,12 +49,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
+    add_overrides(
+        parser,
+        "Hydra overrides, e.g. task=sevir model=unet data.root=DIR train.max_epochs=3; "
         "Hydra's flags work too: -m sweeps over a=1,2, --cfg job prints the config",
     )
 
@@ -102,7 +100,7 @@ def _refuse_flags(overrides: list[str], flags: list[str]) -> None:
             near = did_you_mean(name, (known for known in _FLAGS if known.startswith("--")))
             advice = near if near.startswith("Did") else "Settings are written KEY=VALUE, e.g. train.resume=false."
             raise ConfigError(f"earthbench run: unknown flag {name}. {advice}")
-    chosen = [flag for flag in flags if flag.partition("=")[0] in _EITHER]
+    chosen = [flag for flag in flags if flag.partition("=")[0] in _MODES]
     if len(chosen) > 1:
         raise ConfigError(f"earthbench run: {' and '.join(chosen)} do not go together")
 
@@ -137,7 +135,7 @@ _sweeping: int | None = None
 """Id of the process that calls Hydra; launchers other than Hydra's own run jobs in further processes."""
 
 
-def job_of_a_sweep(work: Callable[[Any], None]) -> Callable[[Any], None]:
+def sweep_job(work: Callable[[Any], None]) -> Callable[[Any], None]:
     """Returns a job in which a signal ends the whole sweep instead of that job alone."""
 
     @functools.wraps(work)
@@ -165,7 +163,7 @@ def _mask_sweep_file() -> None:
                 part.write_text(masked, encoding="utf-8")
 
 
-@job_of_a_sweep
+@sweep_job
 def job(composed: Any) -> None:
     """Runs one job of a sweep; launchers import it by name, on whatever machine it runs.
 

@@ -159,7 +159,9 @@ def _print(shown: dict[str, Any], indent: str = "") -> None:
                 own = len(line) - len(line.lstrip())
                 print(wrapped(f"{indent}  {line}".rstrip(), len(indent) + 2 + own))
         else:
-            print(wrapped(f"{indent}{key}: {'none' if value in ({}, None, '') else value}", len(indent) + 2))
+            of_words = isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)
+            text = ", ".join(value) if of_words else "none" if value in ({}, None, "") else value
+            print(wrapped(f"{indent}{key}: {text}", len(indent) + 2))
 
 
 def _unwrapped(lines: Sequence[str]) -> list[str]:

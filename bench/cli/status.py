@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cli.flags import add_overrides
 from bench.cli.printing import print, wrapped
 from bench.cli.run import overrides_and_flags
 from bench.config import Config, compose, composed_by_hydra, expand_sweep, fingerprint, numbers_of, numbers_only
 from bench.config.hydra_keys import leaves
 from bench.config.overrides import is_sweep, literal, quoted
 from bench.engine.runfolder import Owner, Progress, State, read_owner, read_progress, state
-from bench.errors import ConfigError, UsageError, counted
+from bench.errors import ConfigError, DataError, UsageError, counted
 from bench.paths import as_path, local_folder
 from bench.protocols.entries import key_of
 from bench.records.schema import RunRecord
@@ -29,7 +30,7 @@ from bench.safe_text import for_terminal
 TAKES_HYDRA_FLAGS = True
 _WATCH_EVERY_S = 5.0
 _PLACES = ("work", "results.root")
-_MOST_SETTINGS = 4
+_MAX_SETTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
+    add_overrides(
+        parser,
+        "overrides of the run or sweep, e.g. model=unet,convlstm seed=0,1,2: one line per job; "
         "without overrides: every run under work=DIR",
     )
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds until no run is active")
@@ -115,7 +113,7 @@ def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
 
     with suppress(KeyboardInterrupt):
         if not sys.stdout.isatty():
-            while not _at_rest(lines := _found(jobs, configs)):
+            while not _none_running(lines := _found(jobs, configs)):
                 print(_text(lines), flush=True)
                 time.sleep(_WATCH_EVERY_S)
             print(_text(lines), flush=True)
@@ -124,13 +122,13 @@ def _watch(jobs: list[list[str]], configs: list[Config]) -> int:
             while True:
                 lines = _found(jobs, configs)
                 live.update(Text(for_terminal(_text(lines))), refresh=True)
-                if _at_rest(lines):
+                if _none_running(lines):
                     return 0
                 time.sleep(_WATCH_EVERY_S)
     return 0
 
 
-def _at_rest(lines: list[Line]) -> bool:
+def _none_running(lines: list[Line]) -> bool:
     return not any(line.state == "running" for line in lines)
 
 
@@ -169,12 +167,12 @@ def _line(name: str, config: Config, records: list[RunRecord], owners: list[tupl
     states = {state(folder, owner): (folder, owner) for folder, owner in mine}
     if "running" in states:
         folder, owner = states["running"]
-        return Line(name, "running", _who(owner), read_progress(folder))
+        return Line(name, "running", _process_name(owner), read_progress(folder))
     if good:
         root = as_path(config.results.root, "results.root")
         return Line(name, "recorded", str(root / "runs" / config.task.name / config.model.name / good[-1].run_id))
     for found, (folder, owner) in states.items():
-        return Line(name, found, owner.why or _who(owner), _progress(folder, found))
+        return Line(name, found, owner.why or _process_name(owner), _progress(folder, found))
     if kept and kept[-1].failure is not None:
         return Line(name, "failed", kept[-1].failure.message.splitlines()[0])
     return Line(name, "waiting", _recorded_with(config, records))
@@ -195,8 +193,8 @@ def _recorded_with(config: Config, records: list[RunRecord]) -> str:
     if not found:
         return ""
     nearest = min(reversed(found), key=len)
-    more = f" and {len(nearest) - _MOST_SETTINGS} more" if len(nearest) > _MOST_SETTINGS else ""
-    return f"recorded with other settings: {' '.join(nearest[:_MOST_SETTINGS])}{more}"
+    more = f" and {len(nearest) - _MAX_SETTINGS} more" if len(nearest) > _MAX_SETTINGS else ""
+    return f"recorded with other settings: {' '.join(nearest[:_MAX_SETTINGS])}{more}"
 
 
 def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +203,12 @@ def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_folder(config: Config) -> list[Line]:
-    found = []
-    for folder, owner in _owners(local_folder(config.work, "work")):
+    found, work = [], local_folder(config.work, "work")
+    if not work.is_dir() and config.work != Config.model_fields["work"].default:
+        raise DataError(f"work={config.work} is not a folder: expected the work folder of a run")
+    for folder, owner in _owners(work):
         now = state(folder, owner)
-        found.append(Line(str(folder), now, owner.why or _who(owner), _progress(folder, now)))
+        found.append(Line(str(folder), now, owner.why or _process_name(owner), _progress(folder, now)))
     return found
 
 
@@ -221,5 +221,5 @@ def _owners(work: Path) -> list[tuple[Path, Owner]]:
     return [(folder, owner) for folder, owner in found if owner is not None]
 
 
-def _who(owner: Owner) -> str:
+def _process_name(owner: Owner) -> str:
     return f"process {owner.pid} on {owner.host}" + (f", job {owner.job}" if owner.job else "")

@@ -7,13 +7,13 @@ import json
 
 from tabulate import tabulate
 
-from bench.ablation.tuning import Trial, best_of, tried
+from bench.ablation.tuning import Trial, best_of, run_grid
 from bench.cli.ablate import job
 from bench.cli.printing import print
 from bench.cli.run import launch
 from bench.config import expand_sweep
 from bench.errors import UsageError
-from bench.protocols.entries import hydra_s_own, key_of, layered
+from bench.protocols.entries import hydra_overrides, key_of, layered
 from bench.safe_text import for_markdown
 
 EXAMPLES = (
@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("earthbench tune: a grid needs several values of a key, as in train.lr=1e-3,2e-3")
     varied = [one for one in dict.fromkeys(o for p in points for o in p) if not all(one in p for p in points)]
     keys = list(dict.fromkeys(key_of(one) for one in varied))
-    hydra = hydra_s_own(options.overrides)
+    hydra = hydra_overrides(options.overrides)
     trials = sorted(
-        tried(points, lambda jobs: launch([[*one, *hydra] for one in jobs], job)), key=lambda trial: trial.badness
+        run_grid(points, lambda jobs: launch([[*one, *hydra] for one in jobs], job)), key=lambda trial: trial.badness
     )
     best = [one for one in best_of(trials).overrides if key_of(one) in keys]
     if options.format == "json":

@@ -40,11 +40,11 @@ def stored(config: Config) -> dict[str, Any]:
     for its launcher, and records are read on other machines.
     """
     content = dict(content_without_secrets(config.model_dump(mode="json")))
-    content["results"]["root"], content["work"] = map(_from_here, (content["results"]["root"], content["work"]))
+    content["results"]["root"], content["work"] = map(_relative_to_cwd, (content["results"]["root"], content["work"]))
     return content
 
 
-def _from_here(folder: str) -> str:
+def _relative_to_cwd(folder: str) -> str:
     path, here = Path(folder), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else folder
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench import registry
-from bench.config.hydra_keys import LAUNCHER_GROUP, concerned, refuse_others, search_folders
+from bench.config.hydra_keys import LAUNCHER_GROUP, may_set_hydra_keys, refuse_forbidden_keys, search_folders
 from bench.config.interpolation import remember_named_secrets, resolved
 from bench.config.messages import fields_at, is_of_hydra, message
 from bench.config.overrides import quoted
@@ -84,8 +84,8 @@ def composed_by_hydra(overrides: Sequence[str]) -> Any:
         try:
             with initialize_config_module("bench.conf", version_base="1.3"):
                 composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
-                if concerned(overrides):
-                    refuse_others(composed, overrides, _hydra_section)
+                if may_set_hydra_keys(overrides):
+                    refuse_forbidden_keys(composed, overrides, _hydra_section)
         finally:
             GlobalHydra.instance().clear()
     with open_dict(composed):

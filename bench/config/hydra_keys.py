@@ -36,7 +36,7 @@ _WRITTEN_BY_HYDRA = (
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def concerned(overrides: Sequence[str]) -> bool:
+def may_set_hydra_keys(overrides: Sequence[str]) -> bool:
     """Returns whether overrides can change Hydra's own section, directly or through files that they add."""
     return any("hydra" in override for override in overrides)
 
@@ -67,7 +67,7 @@ def search_folders(overrides: Sequence[str]) -> list[Path]:
     return folders
 
 
-def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[str], Any]) -> None:
+def refuse_forbidden_keys(composed: Any, overrides: Sequence[str], untouched: Callable[[str], Any]) -> None:
     """Refuses a composed config in which a user has set any key of Hydra's own section except the allowed ones.
 
     Args:
@@ -91,7 +91,7 @@ def refuse_others(composed: Any, overrides: Sequence[str], untouched: Callable[[
             f"{INSTALL_LAUNCHERS} {first_line(error)}"
         ) from error
     found = dict(leaves(OmegaConf.to_container(section, resolve=False)))
-    changed = [key for key in {**expected, **found} if _at(expected, key) != _at(found, key)]
+    changed = [key for key in {**expected, **found} if _value_at(expected, key) != _value_at(found, key)]
     problems = [_problem(key, section, overrides) for key in changed if not _written_by_hydra(key)]
     added = [*section.overrides.hydra, *section.overrides.task]
     problems += [f"hydra.overrides: {one}: not given on the command line" for one in added if one not in overrides]
@@ -139,8 +139,8 @@ def leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
-_NOTHING = object()
+_ABSENT = object()
 
 
-def _at(values: dict[str, Any], key: str) -> Any:
-    return values.get(key, _NOTHING)
+def _value_at(values: dict[str, Any], key: str) -> Any:
+    return values.get(key, _ABSENT)

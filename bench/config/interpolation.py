@@ -33,7 +33,7 @@ def resolved(composed: Any, addresses: Mapping[str, tuple[str, ...]]) -> dict[st
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # reports what is missing
         raw = OmegaConf.to_container(composed, resolve=False)
         for holder, key in _texts_at(raw, addresses):
-            holder[key] = _kept(holder[key], written)
+            holder[key] = _with_placeholders(holder[key], written)
         if written:
             plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -64,7 +64,7 @@ def _texts_at(raw: Any, addresses: Mapping[str, tuple[str, ...]]) -> Iterator[tu
             yield stage, "checkpoint"
 
 
-def _kept(text: str, written: dict[str, str]) -> str:
+def _with_placeholders(text: str, written: dict[str, str]) -> str:
     """Replaces each `${oc.env:...}` of a text by a placeholder, which is noted in `written`."""
     while found := FROM_ENVIRONMENT.search(text):
         if (found["default"] or "").strip() == "null" and found["name"] not in os.environ:

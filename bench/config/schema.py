@@ -179,7 +179,7 @@ class Train(Section):
 
     @field_validator("schedule")
     @classmethod
-    def _sets_all_of_it(cls, schedule: str, info: ValidationInfo) -> str:
+    def _refuse_ignored_settings(cls, schedule: str, info: ValidationInfo) -> str:
         """Refuses settings that the schedule would ignore."""
         keys = ["warmup_fraction", "warmup_start_ratio", "min_lr_ratio", *(["betas"] if schedule == "onecycle" else [])]
         default = {key: cls.model_fields[key].default for key in keys}
@@ -193,7 +193,7 @@ class Train(Section):
 
     @field_validator("max_cpu_s", "max_device_s")
     @classmethod
-    def _ends_once(cls, budget: float | None, info: ValidationInfo) -> float | None:
+    def _refuse_second_limit(cls, budget: float | None, info: ValidationInfo) -> float | None:
         """Refuses a budget beside another one or beside a number of steps."""
         given = [f"{key}={info.data[key]:g}" for key in ("max_steps", *BUDGETS) if info.data.get(key) is not None]
         if budget is not None and given:
@@ -205,7 +205,7 @@ class Train(Section):
 
     @field_validator("val_every_steps")
     @classmethod
-    def _validates_by_one_count(cls, steps: int | None, info: ValidationInfo) -> int | None:
+    def _refuse_second_interval(cls, steps: int | None, info: ValidationInfo) -> int | None:
         """Refuses two intervals between validations."""
         epochs = info.data.get("val_every_epochs", 1)
         if steps is not None and epochs != 1:
@@ -219,7 +219,7 @@ class Train(Section):
         return given[0] if given else None
 
     @model_serializer(mode="wrap")
-    def _without_what_is_younger(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_newer_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out unset keys that are newer than existing records and checkpoints, whose names then stay valid."""
         plain: dict[str, Any] = handler(self)
         if plain.get("schedule") != "plateau":
@@ -244,7 +244,7 @@ class Evaluate(Section):
     options are as in the task."""
 
     @model_serializer(mode="wrap")
-    def _without_no_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves `metrics` out if empty, because older records were named without the key."""
         plain: dict[str, Any] = handler(self)
         if not plain.get("metrics"):

@@ -12,10 +12,10 @@ import yaml
 
 from bench.errors import ConfigError
 
-_MOST_BYTES = 1 << 20
-_MOST_VALUES = 100_000
-_DEEPEST = 50
-_MOST_FILES = 10_000
+_MAX_BYTES = 1 << 20
+_MAX_VALUES = 100_000
+_MAX_DEPTH = 50
+_MAX_FILES = 10_000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is not everywhere
 
 
@@ -58,8 +58,8 @@ def _checked(path: Path) -> bytes:
     if not path.is_file():
         raise ConfigError(f"{path}: not a file, or a broken link")
     size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise ConfigError(f"{path}: {size} bytes is too large for a config; expected at most {_MOST_BYTES}")
+    if size > _MAX_BYTES:
+        raise ConfigError(f"{path}: {size} bytes is too large for a config; expected at most {_MAX_BYTES}")
     content = path.read_bytes()
     try:
         values, depth = _size(content, _Loader)
@@ -68,11 +68,11 @@ def _checked(path: Path) -> bytes:
             values, depth = _size(content, yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError):
             return content  # whoever parses it raises the same error
-    if depth > _DEEPEST:
-        raise ConfigError(f"{path}: nested more than {_DEEPEST} levels deep")
-    if values > _MOST_VALUES:
+    if depth > _MAX_DEPTH:
+        raise ConfigError(f"{path}: nested more than {_MAX_DEPTH} levels deep")
+    if values > _MAX_VALUES:
         raise ConfigError(
-            f"{path}: its aliases (*name) stand for more than {_MOST_VALUES} values; write a config without them"
+            f"{path}: its aliases (*name) stand for more than {_MAX_VALUES} values; write a config without them"
         )
     return content
 
@@ -85,8 +85,8 @@ def _configs(folder: Path) -> list[Path]:
         seen.add(root.resolve())
         folders[:] = sorted(inner for inner in folders if (root / inner).resolve() not in seen)
         found += [root / inner for inner in names if inner.endswith((".yaml", ".yml"))]
-        if max(len(found), len(seen)) > _MOST_FILES:
-            raise ConfigError(f"{folder}: more than {_MOST_FILES} configs or folders; give that of your configs alone")
+        if max(len(found), len(seen)) > _MAX_FILES:
+            raise ConfigError(f"{folder}: more than {_MAX_FILES} configs or folders; give that of your configs alone")
     return sorted(found)
 
 
@@ -118,7 +118,7 @@ def _size(content: bytes, loader: Any) -> tuple[float, float]:
     depth = 0
     for event in yaml.parse(content, Loader=loader):  # before `compose`, which calls itself for every level
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             return 0, depth
     root = yaml.compose(content, Loader=loader)  # a graph: an alias is the node it names
     return _expanded(root, {}) if root is not None else (0, 0)

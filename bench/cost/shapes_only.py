@@ -60,11 +60,11 @@ class _NoArithmetic(TorchDispatchMode):
 
 def _is_unknown(tensor: Tensor) -> bool:
     """Returns whether the values of a tensor are floating-point numbers, or derived from such."""
-    return tensor.is_floating_point() or tensor.is_complex() or hasattr(tensor, "came_of_unknown")
+    return tensor.is_floating_point() or tensor.is_complex() or hasattr(tensor, "depends_on_unknown")
 
 
 def _marked(tensor: Tensor) -> Tensor:
-    tensor.came_of_unknown = True  # type: ignore[attr-defined]
+    tensor.depends_on_unknown = True  # type: ignore[attr-defined]
     return tensor
 
 

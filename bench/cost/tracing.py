@@ -141,9 +141,9 @@ def first_steps(model: nn.Module, context: Tensor, note: Callable[[int], bool], 
         nonlocal steps
         steps = total
         if not note(done):
-            raise _EnoughError
+            raise _StopForwardError
 
-    with contextlib.suppress(_EnoughError):
+    with contextlib.suppress(_StopForwardError):
         model.sample(context, members=members, advance=advance)  # type: ignore[operator]
     return steps
 
@@ -163,7 +163,7 @@ def state_bytes(module: nn.Module, optimizer: str, *, averaged: bool) -> int:
     return weights * (2 if averaged else 1) + trained * (1 + _MOMENTS[optimizer])
 
 
-class _EnoughError(Exception):
+class _StopForwardError(Exception):
     """Ends a trace that has seen enough."""
 
 

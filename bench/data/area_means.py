@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.errors import DataError
 
-_BESIDE = 1e-6
+_NUDGE_DEGREES = 1e-6
 """Degrees."""
 
 
@@ -56,7 +56,7 @@ def area_means(
         DataError: the centres are not monotonic.
     """
     rows = _shared(_heights(cell_edges(latitudes, what="lat")), _heights(latitude_edges))
-    columns = _shared_around(cell_edges(longitudes, what="lon"), longitude_edges)
+    columns = _shared_periodic(cell_edges(longitudes, what="lon"), longitude_edges)
     area = np.diff(_heights(latitude_edges))[:, 0, None] * np.diff(longitude_edges)[None, :, 0]
     known = np.isfinite(field)
     sums = rows @ np.where(known, field, 0).astype(np.float64) @ columns.T
@@ -99,7 +99,7 @@ def binned_means(
     across, count = len(longitude_edges), len(latitude_edges) * len(longitude_edges)
     chosen, targets = [], []
     # binned at four points around its centre, so that a cell on an edge or a corner is shared
-    for north, east in product((-_BESIDE, _BESIDE), repeat=2):
+    for north, east in product((-_NUDGE_DEGREES, _NUDGE_DEGREES), repeat=2):
         row, column = (np.full(len(latitudes), -1) for _ in range(2))
         for number, (low, high) in enumerate(latitude_edges):
             row[(latitudes + north >= low) & (latitudes + north < high)] = number
@@ -142,7 +142,7 @@ def _shared(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, np.minimum(source[None, :, 1], target[:, None, 1]) - low)
 
 
-def _shared_around(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _shared_periodic(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Returns the same as `_shared` for longitudes, which are periodic."""
     return sum((_shared(source + turn, target) for turn in (-720, -360, 0, 360, 720)), np.zeros((1, 1)))
 
@@ -160,6 +160,6 @@ def box_weights(
     """
     south_north_edges, west_east_edges = np.array([south_north]), np.array([west_east])
     rows = _shared(_heights(cell_edges(latitudes, what="lat")), _heights(south_north_edges))
-    columns = _shared_around(cell_edges(longitudes, what="lon"), west_east_edges)
+    columns = _shared_periodic(cell_edges(longitudes, what="lon"), west_east_edges)
     weights: np.ndarray = rows.T * columns / (np.diff(_heights(south_north_edges)) * np.diff(west_east_edges))
     return weights

@@ -20,16 +20,17 @@ from bench.data.sevir.catalogue import read_catalogue, select_events
 from bench.data.sevir.stored_events import read_headers
 from bench.data.transfer.archives import Limits, archive_files, unpack
 from bench.data.transfer.download import download
-from bench.data.transfer.http import RetryPolicy, head, https
-from bench.data.transfer.manifest import digest, read_manifest, write_manifest
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
+from bench.data.transfer.fetch import FetchVerb
+from bench.data.transfer.http import head, https
+from bench.data.transfer.manifest import read_manifest, write_manifest
+from bench.data.verbs import AdvanceLabel, Folder, Plan
 from bench.errors import DataError, counted, one_message
-from bench.files import check_writable
+from bench.files import check_writable, sha256_of
 
 _ASK_ABOVE_BYTES = 2e9
 
 
-class FetchArchive(DataVerb):
+class FetchArchive(FetchVerb):
     """A data set in one archive: downloaded, checked, unpacked and verified before it gets its final name."""
 
     task: ClassVar[str]
@@ -39,8 +40,6 @@ class FetchArchive(DataVerb):
 
     out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     url: str
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
     yes: bool = Field(False, description="do not ask before a large download")
 
     @abstractmethod
@@ -56,7 +55,7 @@ class FetchArchive(DataVerb):
         if self._done_before or self._file is not None:
             return Plan()
         check_writable(self.out, "--out")
-        size = head(https(self.url), self._policy).size
+        size = head(https(self.url), self.policy).size
         if size is None:
             return Plan((f"{self.url}: the server does not say how long it is",), ask=not self.yes)
         free = shutil.disk_usage(self.out).free
@@ -67,7 +66,7 @@ class FetchArchive(DataVerb):
         return Plan((line,), ask=size - there > _ASK_ABOVE_BYTES and not self.yes)
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads, unpacks, verifies, and returns what is there.
+        """Downloads, unpacks, verifies, and returns a summary.
 
         Raises:
             DataError: the archive is unavailable, incomplete or harmful, or its content is not the data set.
@@ -90,8 +89,8 @@ class FetchArchive(DataVerb):
                 archive.replace(archive.with_name(archive.name + ".bad"))
             raise
         names = sorted(set(places.values()), key=lambda name: (name == self.last, name))
-        entries = {name: ((made / name).stat().st_size, digest(made / name)) for name in names}
-        write_manifest(self.out, self.url, entries, archive_sha256=digest(archive))
+        entries = {name: ((made / name).stat().st_size, sha256_of(made / name)) for name in names}
+        write_manifest(self.out, self.url, entries, archive_sha256=sha256_of(archive))
         for name in names:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).replace(self.out / name)
@@ -120,10 +119,6 @@ class FetchArchive(DataVerb):
     def _stage(self) -> Path:
         return self.out / ".fetch"
 
-    @property
-    def _policy(self) -> RetryPolicy:
-        return RetryPolicy(tries=self.tries, timeout_s=self.timeout)
-
     def _archive(self, advance: AdvanceLabel) -> Path:
         if self._file is not None:
             if not self._file.is_file():
@@ -133,7 +128,7 @@ class FetchArchive(DataVerb):
         suffix = "".join(PurePosixPath(urlsplit(self.url).path).suffixes[-2:])
         path = self._stage / f"archive{suffix}"
         moved: Any = lambda done: advance("download", done, 0)  # noqa: E731
-        return download(https(self.url), path, policy=self._policy, moved=moved).path
+        return download(https(self.url), path, policy=self.policy, moved=moved).path
 
 
 class FetchSevirLR(FetchArchive):

@@ -90,7 +90,7 @@ def event_digests(
     state = file_state(path)
     settled = state is not None and time.time_ns() - state.changed_ns > _SETTLED_NS
     cached = _cache_path(state, kind) if state is not None and settled else None
-    with _alone(cached):
+    with _locked(cached):
         known = _remembered(cached, state)
         missing = [number for number in wanted if number not in known]
         for number in _shown(missing, path):
@@ -128,7 +128,7 @@ def _cache_path(state: FileState, kind: str) -> Path:
 
 
 @contextmanager
-def _alone(cached: Path | None) -> Iterator[None]:
+def _locked(cached: Path | None) -> Iterator[None]:
     """Lets one of several processes read a file while the others wait for its digests."""
     lock = None
     if cached is not None:

@@ -13,7 +13,7 @@ from bench.errors import ConfigError
 
 Stretch = tuple[int, int]
 """First and last + 1."""
-FEWEST = 3
+MIN_FOLDS = 3
 """One block to test on, one to validate on, one or more to train on."""
 
 
@@ -79,7 +79,9 @@ def check_fold(folds: int | None, fold: int | None, instead_of: frozenset[str], 
         raise ValueError(f"folds={folds} and fold={fold}: expected both, or neither")
     if folds is None or fold is None:
         return
-    if folds < FEWEST or not 0 <= fold < folds:
-        raise ValueError(f"folds={folds}, fold={fold}: expected {FEWEST} folds or more, and a fold of 0..{folds - 1}")
+    if folds < MIN_FOLDS or not 0 <= fold < folds:
+        raise ValueError(
+            f"folds={folds}, fold={fold}: expected {MIN_FOLDS} folds or more, and a fold of 0..{folds - 1}"
+        )
     if both := sorted(instead_of & given):
         raise ValueError(f"{', '.join(both)}: folds replace them; leave them out")

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from bench.data.augmentation import AugmentedSequences, drawn_symmetries
 from bench.data.sequences import Reader, as_sequences
-from bench.data.turns import TurnedSequences, drawn_ways
 from bench.errors import ConfigError
 
-_MOST_WORKERS = 8
+_MAX_WORKERS = 8
 """As used by the authors of Earthformer and PreDiff."""
 
 
@@ -25,23 +25,23 @@ class EpochOrder(Sampler[Any]):
     Args:
         count: Number of sequences.
         seed: Seed of the training.
-        ways: Turns and flips of frames, one of which is drawn for each sequence; none leaves frames unchanged.
+        symmetries: Turns and flips of frames, one of which is drawn for each sequence; none leaves frames unchanged.
     """
 
-    def __init__(self, count: int, seed: int, ways: tuple[int, ...] = ()) -> None:
-        self.count, self.seed, self.ways, self.epoch = count, seed, ways, 0
+    def __init__(self, count: int, seed: int, symmetries: tuple[int, ...] = ()) -> None:
+        self.count, self.seed, self.symmetries, self.epoch = count, seed, symmetries, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Selects the epoch; the trainer calls it before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the indices of the epoch, each with its turn if frames are turned."""
+        """Yields the indices of the epoch, each with its symmetry if sequences are augmented."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
-        if not self.ways:
+        if not self.symmetries:
             yield from order
             return
-        of_sequence = [*drawn_ways(self.ways, self.count, self.seed, self.epoch)]
+        of_sequence = [*drawn_symmetries(self.symmetries, self.count, self.seed, self.epoch)]
         yield from ((index, of_sequence[index]) for index in order)
 
     def __len__(self) -> int:
@@ -186,7 +186,7 @@ def training_loader(
     timeout_s: int = 0,
     rank: int = 0,
     world: int = 1,
-    ways: tuple[int, ...] = (),
+    symmetries: tuple[int, ...] = (),
 ) -> TrainingLoader:
     """Returns a shuffled loader of stored sequences; the last, smaller batch of an epoch is kept.
 
@@ -201,13 +201,13 @@ def training_loader(
         timeout_s: Seconds that a loader process may return nothing; 0 for no limit.
         rank: Rank of this process.
         world: Number of processes.
-        ways: Turns and flips to draw from, see `bench.data.turns`; none leaves sequences unchanged.
+        symmetries: Turns and flips to draw from, see `bench.data.augmentation`; none leaves sequences unchanged.
     """
-    order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed, ways)
+    order = EpochOrder(len(source) if limit is None else min(limit, len(source)), seed, symmetries)
     batches = MicroBatches(order, batch_size, micro_batch, rank, world)
     sequences: Any = as_sequences(source)  # map-style, though no subclass of torch's `Dataset`
-    if ways:
-        sequences = TurnedSequences(sequences)
+    if symmetries:
+        sequences = AugmentedSequences(sequences)
     loader = TrainingLoader(
         sequences,
         batch_sampler=batches,
@@ -263,7 +263,7 @@ def workers(asked: int | Literal["auto"], *, on_gpu: bool, devices: int) -> int:
     if asked != "auto":
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, cores // devices) if on_gpu else 0
+    return min(_MAX_WORKERS, cores // devices) if on_gpu else 0
 
 
 def _feed(num_workers: int, timeout_s: int, pinned: bool) -> dict[str, Any]:

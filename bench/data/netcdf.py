@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Variables = Mapping[str, "Variable"]
 _ROUNDING = 1e-6
 """Relative tolerance for the precision of a float32, and of a number written with six digits."""
-_MOST_VALUES = 1 << 30
+_MAX_VALUES = 1 << 30
 """80 years of months on a quarter-degree grid; a file may declare more values than fit into memory."""
 _DEFAULT_FILL = {"i2": -32767, "i4": -2147483647, "f4": 9.969209968386869e36, "f8": 9.969209968386869e36}
 """Default fill values, which the NetCDF library leaves where nothing was written."""
@@ -85,7 +85,7 @@ def _refuse_missing_parts(path: Path) -> None:
                     "one file with the array itself."
                 )
             if array.ndim == 1:  # xarray reads axes when it opens a file
-                _refuse_too_many(array.size, _MOST_VALUES >> 6, where)
+                _refuse_too_many(array.size, _MAX_VALUES >> 6, where)
             if array.chunks and array.dtype.kind in "iuf" and not _is_fill(array):
                 found, shape = array.id.get_num_chunks(), zip(array.shape, array.chunks, strict=True)
                 wanted = math.prod(math.ceil(size / chunk) for size, chunk in shape)
@@ -149,7 +149,7 @@ def decoded(variable: Variable, source: str, dtype: type[np.floating[Any]] = np.
     """
     import xarray
 
-    _refuse_too_many(variable.size, _MOST_VALUES, source)
+    _refuse_too_many(variable.size, _MAX_VALUES, source)
     stored = variable.to_numpy()
     if stored.dtype.kind not in "iuf":
         raise DataError(f"{source}: expected numbers, found {stored.dtype}")

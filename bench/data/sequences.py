@@ -99,6 +99,16 @@ class SequenceDataset(ABC):
         """Returns why there are no sequences, if known."""
         return None
 
+    def checked_index(self, index: int) -> int:
+        """Returns the number of a sequence, 0 or more; a negative index counts from the end.
+
+        Raises:
+            IndexError: the index is out of range.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return index % len(self)
+
     def scaled(self, index: int, scale: float) -> tuple[Tensor, Tensor]:
         """Returns context and target as float32 times `scale`; a reader may have a faster way."""
         context, target = self.stored(index)[:2]

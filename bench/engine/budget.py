@@ -19,10 +19,10 @@ from bench.config import Config
 from bench.data.loading import TrainingLoader
 from bench.engine.accumulation import Accumulation
 from bench.engine.callbacks.divergence import DivergenceMonitor
-from bench.engine.callbacks.signals import SignalWatch, TakeSignals, decided_by_any
+from bench.engine.callbacks.signals import InstallSignalHandlers, SignalWatch, any_process
 from bench.engine.compiling import compiled
 from bench.engine.forecaster import Forecaster
-from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.trainer import translated_errors
@@ -34,11 +34,11 @@ STEPS = "budget_steps"
 """Key under which a checkpoint keeps the number of steps."""
 _WARM_UP = 3
 """Steps that allocate memory and fill caches; not counted."""
-_LEAST, _MOST = 5, 100
+_MIN_STEPS, _MAX_STEPS = 5, 100
 """Steps that are timed."""
-_SHARE = 0.05
+_TRIAL_SHARE = 0.05
 """Share of the budget that timing may take, once it has the fewest steps."""
-_SPAN = 1_000_000
+_SCHEDULE_STEPS = 1_000_000
 """Length of the schedule in the trial: so long that learning rates stay close to the first one."""
 _TIME_OF = {"max_cpu_s": "processor time", "max_device_s": "device time"}
 
@@ -49,11 +49,11 @@ class _Clock(Callback):
     Args:
         key: Key of the budget.
         budget_s: Its seconds.
-        turn: Period of a model whose steps differ by design.
+        period: Period of a model whose steps differ by design.
     """
 
-    def __init__(self, key: str, budget_s: float, turn: int) -> None:
-        self.key, self.budget_s, self.turn = key, budget_s, turn
+    def __init__(self, key: str, budget_s: float, period: int) -> None:
+        self.key, self.budget_s, self.period = key, budget_s, period
         self.times: list[float] = []
         self._states: Callable[[], object] = lambda: None
         self._from, self._step = 0.0, 0
@@ -82,7 +82,7 @@ class _Clock(Callback):
             return
         self._step = trainer.global_step
         self.times.append(self._now(trainer) - self._from)
-        (enough,) = decided_by_any(trainer, self._enough)
+        (enough,) = any_process(trainer, self._has_enough_steps)
         trainer.should_stop = enough
         self._from = self._now(trainer)
 
@@ -94,23 +94,23 @@ class _Clock(Callback):
         return time.perf_counter()
 
     @property
-    def _enough(self) -> bool:
+    def _has_enough_steps(self) -> bool:
         count = len(self.times) - _WARM_UP
-        if count < max(_LEAST, self.turn) or count % self.turn:
+        if count < max(_MIN_STEPS, self.period) or count % self.period:
             return False
-        return count >= _MOST or sum(self.times) >= _SHARE * self.budget_s
+        return count >= _MAX_STEPS or sum(self.times) >= _TRIAL_SHARE * self.budget_s
 
 
-def seconds_per_step(times: Sequence[float], turn: int = 1) -> float:
-    """Returns the seconds of a step: the median over the timed ones, or over means of `turn` steps.
+def seconds_per_step(times: Sequence[float], period: int = 1) -> float:
+    """Returns the seconds of a step: the median over the timed ones, or over means of `period` steps.
 
     Args:
         times: Seconds of all steps; the first ones are warm-up.
-        turn: Period of steps that differ by design.
+        period: Period of steps that differ by design.
     """
     counted = times[_WARM_UP:]
     return statistics.median(
-        statistics.fmean(counted[first : first + turn]) for first in range(0, len(counted) - turn + 1, turn)
+        statistics.fmean(counted[first : first + period]) for first in range(0, len(counted) - period + 1, period)
     )
 
 
@@ -145,27 +145,31 @@ def budget_steps(
     """
     assert config.train.budget is not None
     key, budget_s = config.train.budget
-    turn = TURNS if takes_turns(model) else 1
-    tried, clock = copy.deepcopy(model), _Clock(key, budget_s, turn)
+    period = MAX_ALTERNATION if has_own_optimizers(model) else 1
+    tried, clock = copy.deepcopy(model), _Clock(key, budget_s, period)
     forecaster = Forecaster(
-        tried, task, config.train, total_steps=_SPAN, accumulation=Accumulation(tried, loader.batches)
+        tried, task, config.train, total_steps=_SCHEDULE_STEPS, accumulation=Accumulation(tried, loader.batches)
     )
     ends = translated_errors(f"timing steps for train.{key}", watch.then, config.model.name)
     with compiled(*([tried] if config.train.compile else [])), ends:
         # The clock comes last, so that a step includes the other callbacks.
         trial_steps(
-            forecaster, loader, config.train, where, [*callbacks, TakeSignals(watch), DivergenceMonitor(), clock]
+            forecaster,
+            loader,
+            config.train,
+            where,
+            [*callbacks, InstallSignalHandlers(watch), DivergenceMonitor(), clock],
         )
     clock.restore()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    step_s = _of_all(seconds_per_step(clock.times, turn), processes, sums=key == "max_cpu_s")
+    step_s = _over_processes(seconds_per_step(clock.times, period), processes, sums=key == "max_cpu_s")
     steps = steps_within(budget_s, step_s)
     log.info(f"train.{key}={budget_s:g}: {step_s:.3g} s of {_TIME_OF[key]} per step, {steps:,} steps")
     return steps
 
 
-def _of_all(step_s: float, processes: Processes, *, sums: bool) -> float:
+def _over_processes(step_s: float, processes: Processes, *, sums: bool) -> float:
     """Returns the time of a step over all processes: their sum, or that of the main one, which all devices take."""
     if processes.world == 1:
         return step_s

@@ -36,7 +36,7 @@ class CheckpointFiles(TorchCheckpointIO):
             RunFailedError: it cannot be written; names the path and, on a local disk, the free space.
         """
         if is_url(str(path)):
-            _put(checkpoint, as_path(str(path), "train.checkpoints"))
+            _upload(checkpoint, as_path(str(path), "train.checkpoints"))
         else:
             _write(checkpoint, Path(path))
 
@@ -55,18 +55,20 @@ class KeptCheckpoints(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns scores and paths of the kept checkpoints."""
-        return _replaced(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
+        return _with_replaced_paths(super().state_dict(), str(self.dirpath), without_secrets(str(self.dirpath)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores scores and paths, which Lightning drops unless the folder is the same."""
-        super().load_state_dict(_replaced(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
+        super().load_state_dict(_with_replaced_paths(state_dict, without_secrets(str(self.dirpath)), str(self.dirpath)))
 
 
-def _replaced(content: Any, old: str, new: str) -> Any:
+def _with_replaced_paths(content: Any, old: str, new: str) -> Any:
     if isinstance(content, str):
         return content.replace(old, new)
     if isinstance(content, dict):
-        return {_replaced(key, old, new): _replaced(value, old, new) for key, value in content.items()}
+        return {
+            _with_replaced_paths(key, old, new): _with_replaced_paths(value, old, new) for key, value in content.items()
+        }
     return content
 
 
@@ -89,7 +91,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _put(checkpoint: dict[str, Any], url: AnyPath) -> None:
+def _upload(checkpoint: dict[str, Any], url: AnyPath) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     seal(buffer)
@@ -130,7 +132,7 @@ def newest_intact(folder: AnyPath, scratch: Path) -> Path | None:
         problems.append(f"{folder / name}: {problem}")
         log.warning(f"WARNING: checkpoint {folder / name} is damaged ({problem}): trying an older one")
     if problems:
-        raise DataError(one_message("every checkpoint is damaged; train.resume=false starts anew:", problems))
+        raise DataError(one_message("every checkpoint is damaged; train.resume=false starts again:", problems))
     return None
 
 

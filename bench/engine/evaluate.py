@@ -250,7 +250,7 @@ def refuse_trained_events(model: nn.Module, task: Task, split: Split) -> None:
             raise ConfigError(
                 f"the weights were {verb} on {len(shared)} of the {len(task.dataset(split).ids)} events of "
                 f"split {split!r}: {', '.join(shared[:5])}. Evaluate them on a split that they have not seen (with the "
-                "task options of their training), or train anew."
+                "task options of their training), or train again."
             )
 
 

@@ -251,7 +251,7 @@ def as_dataset(
         "x": ("x", np.arange(width), {"long_name": "column, from the west", "units": "1", "axis": "X"}),
     }
     if case.coordinates is not None:
-        coordinates |= _where_and_when(case.coordinates, leads, ages)
+        coordinates |= _data_coordinates(case.coordinates, leads, ages)
     leading = ["member", "lead_time"]
     if controls is not None:
         coordinates["control"] = ("control", np.asarray(controls, float), _CONTROL)
@@ -271,10 +271,10 @@ def as_dataset(
             "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} written by earthbench forecast",
         },
     )
-    return found if case.coordinates is None else _of_data(found, case.coordinates)
+    return found if case.coordinates is None else _with_data_attributes(found, case.coordinates)
 
 
-def _where_and_when(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
+def _data_coordinates(data: FrameCoordinates, leads: np.ndarray, ages: np.ndarray) -> dict[str, Any]:
     """Returns the data's own coordinates: times, locations, and the names of several variables."""
     found: dict[str, Any] = {
         "forecast_reference_time": ((), data.start.astype("M8[ns]"), {"standard_name": "forecast_reference_time"}),
@@ -302,7 +302,7 @@ def _times(start: np.datetime64, minutes: np.ndarray) -> np.ndarray:
     return (month + np.minimum(within, last_day)).astype("M8[ns]")
 
 
-def _of_data(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:
+def _with_data_attributes(dataset: xarray.Dataset, data: FrameCoordinates) -> xarray.Dataset:
     """Returns a forecast with the data's units, projection and names of dimensions."""
     one = len(data.variables) == 1
     for name in dataset.data_vars:

@@ -26,7 +26,7 @@ from bench.engine.ensembles import Ensemble, Sees, can_draw, check_can_draw, dra
 from bench.engine.hardware import ScoresWithFloat64
 from bench.engine.independence import dependence
 from bench.engine.losses import Losses, WeightedMean, masked_mse
-from bench.engine.optimizers import can_fuse, parameter_groups, takes_turns
+from bench.engine.optimizers import can_fuse, has_own_optimizers, parameter_groups
 from bench.engine.pictured import Pictured
 from bench.engine.randomness import random_states, restore_random_states
 from bench.engine.reach import warn_of_values_out_of_reach
@@ -191,7 +191,7 @@ class Forecaster(ScoresWithFloat64):
         if config.schedule == "onecycle":
             rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
             one_cycle = OneCycleLR(
-                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not takes_turns(self.model)
+                optimizer, max_lr=rates, total_steps=self.total_steps, cycle_momentum=not has_own_optimizers(self.model)
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
         if config.schedule == "plateau":
@@ -235,7 +235,7 @@ class Forecaster(ScoresWithFloat64):
     def _log_validation(self, loss: Tensor, known: Tensor) -> None:
         """Adds the loss of a batch to the split's mean, weighted by its number of known pixels `()`."""
         self.validation_mean.update(self.for_scores(loss), self.for_scores(known))
-        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True)
+        self.log("val/loss", self.validation_mean, prog_bar=True, on_step=False, on_epoch=True, logger=False)
 
     def _score(self, batch: Example, *, test: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch to the scores; returns forecast (an ensemble's mean), the same in physical units, and target.
@@ -294,11 +294,11 @@ class Forecaster(ScoresWithFloat64):
         self._log_validation(masked_mse(forecast, target), (~torch.isnan(target)).sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the overall validation scores; a model with its own validation loss has none."""
+        """Gives `TrainingLog` the overall validation scores; a model with its own validation loss has none."""
         if isinstance(self.evaluated, ValidatesWithOwnLoss):
             return
         overall = {name: value for name, value in self.computed().items() if "_lead" not in name}
-        self.log_dict({f"val/{name}": value for name, value in overall.items()})
+        self.log_dict({f"val/{name}": value for name, value in overall.items()}, logger=False)
 
     def on_test_epoch_start(self) -> None:
         """Resets the scores."""

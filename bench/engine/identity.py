@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from bench.checkpoint_format import OURS
 from bench.config import Config, canonical_json, numbers_only
 from bench.engine.accumulation import uses_batch_statistics
 from bench.errors import ConfigError, one_message
+from bench.files import sha256_of
 from bench.models import TrainedEvents, made_from, trained_hyperparameters
 from bench.paths import as_path
 from bench.records.identity import ExpectedRun, run_differences, source_differences
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bench.api import Stage
 
-_ADVICE = "train.resume=false trains anew, train.resume=anyway takes the weights as they are"
+_ADVICE = "train.resume=false trains again, train.resume=anyway uses the weights anyway"
 
 
 def identify(model: nn.Module, task: Task, config: Config) -> TrainingIdentity:
@@ -102,14 +102,13 @@ def _settings(config: Config, model: nn.Module) -> dict[str, Any]:
         plain["data"]["micro_batch"] = config.micro_batch_limit
     for stage in plain["train"]["stages"].values():
         if "checkpoint" in stage:  # its content counts, not its path
-            stage["checkpoint"] = _sha256_of_file(str(stage["checkpoint"]))
+            stage["checkpoint"] = _sha256_or_path(str(stage["checkpoint"]))
     return {key: value for key, value in plain.items() if key not in ("task", "model", "seed")}
 
 
-def _sha256_of_file(path: str) -> str:
+def _sha256_or_path(path: str) -> str:
     try:
-        with as_path(path, "checkpoint").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(as_path(path, "checkpoint"))
     except OSError:  # loading it reports the error
         return path
 
@@ -177,7 +176,7 @@ def refuse_another_training(
         raise ConfigError(f"{where} does not state its training; {_ADVICE.partition(',')[0]}")
     problems = run_differences(trained, now)
     if problems:
-        raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains anew:", problems))
+        raise ConfigError(one_message(f"{where} is of another training; train.resume=false trains again:", problems))
     code = source_differences(trained.sources, {"harness": now.sources["harness"]})
     if continued:
         code += [

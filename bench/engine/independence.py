@@ -17,7 +17,7 @@ from torch import Tensor
 # mode differs by 1e-2 and more.
 _ON_CPU, _ELSEWHERE = 2e-5, 2.0**-8
 # The same batch twice uses the same kernels: only sums by atomic additions may differ.
-_REPEATED = 0.1
+_REPEATABILITY = 0.1
 
 
 def dependence(
@@ -35,19 +35,19 @@ def dependence(
     """
     tolerance = _ON_CPU if found.device.type == "cpu" else _ELSEWHERE
     tolerance = max(tolerance, 4 * torch.finfo(found.dtype).eps)
-    off = _off(forecast(context), found)
-    if not off <= tolerance * _REPEATED:
+    off = _relative_difference(forecast(context), found)
+    if not off <= tolerance * _REPEATABILITY:
         return f"on earlier calls: the same batch forecast twice differs by {off:.2g} of the forecast's range (rms)"
     for row in rows if len(context) > 1 else ():
         index = row % len(context)
         own = slice(index, index + 1)
-        off = _off(forecast(context[own]), found[own])
+        off = _relative_difference(forecast(context[own]), found[own])
         if not off <= tolerance:
             return f"on its batch mates: a sequence forecast alone differs by {off:.2g} of the forecast's range (rms)"
     return None
 
 
-def _off(again: Tensor, found: Tensor) -> float:
+def _relative_difference(again: Tensor, found: Tensor) -> float:
     """Returns the root mean square difference as a share of the range; NaN if there is a NaN."""
     again, found = again.detach().double(), found.detach().double()
     scale = float(found.max() - found.min()) or float(found.abs().max()) or 1.0

@@ -45,7 +45,7 @@ def make_loggers(names: Sequence[str], run: str, folder: Path, work: Path) -> li
             if name == "csv":
                 made.append(CSVLogger(**place))
             elif name == "tensorboard":
-                made.append(TensorBoardLogger(**place))
+                made.append(TensorBoardLogger(**place, default_hp_metric=False))
             elif name == "wandb":
                 made.append(_started(WandbLogger(save_dir=str(folder), project="earthbench", name=run)))
             else:

@@ -21,8 +21,8 @@ from bench.engine.accumulation import total_loss
 from bench.errors import RunFailedError
 from bench.metrics.states import ExactMetric
 
-_MOST = 50
-_LONGEST_S = 5.0
+_MAX_WAITING = 50
+_MAX_WAIT_S = 5.0
 """Losses are read after this many micro-batches or seconds; on the CPU, where nothing waits, after each one."""
 
 
@@ -88,10 +88,10 @@ class Losses:
         self.first: float | None = None
         """The first loss of a batch with a known pixel."""
         self.last: float | None = None
-        """The last finite loss, as of the last look."""
+        """The last finite loss, as of the last check."""
         self._waiting: list[_Loss | _Norm] = []
         self._seen: dict[str, float] = {}
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
 
     def add(
         self,
@@ -128,17 +128,17 @@ class Losses:
         tensors = [entry.values[0] for entry in self._waiting if isinstance(entry, _Loss)]
         if not tensors:
             return False
-        late = len(tensors) >= _MOST or time.monotonic() - self._looked >= _LONGEST_S
+        late = len(tensors) >= _MAX_WAITING or time.monotonic() - self._checked_at >= _MAX_WAIT_S
         return late or tensors[-1].device.type == "cpu"
 
-    def look(self) -> Iterator[Step]:
-        """Yields the optimiser steps since the last look; the only place that waits for the device.
+    def checked_steps(self) -> Iterator[Step]:
+        """Yields the optimiser steps since the last call; the only place that waits for the device.
 
         Raises:
             RunFailedError: a loss or a gradient is not finite, or the loss diverged; names the step. Earlier steps
                 have been yielded.
         """
-        waiting, self._waiting, self._looked = self._waiting, [], time.monotonic()
+        waiting, self._waiting, self._checked_at = self._waiting, [], time.monotonic()
         numbers = _numbers(waiting)
         for entry, after in itertools.zip_longest(waiting, waiting[1:]):
             if isinstance(entry, _Loss):

@@ -23,7 +23,7 @@ from bench.data.sequences import Example
 from bench.engine.accumulation import loss_options, uses_batch_statistics
 from bench.engine.forecaster import Forecaster
 from bench.engine.losses import training_loss
-from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 from bench.engine.processes import Processes
 from bench.engine.randomness import random_states, restore_random_states
 from bench.files import replacing
@@ -36,7 +36,7 @@ _EVALUATION_ON_CPU, _EVALUATION_ON_GPU = 8, 64
 """Most sequences of an evaluation batch; more are not faster."""
 _WITHOUT_GRADIENTS = 4
 """Factor of pixels over training when no gradients are kept: 9 sequences of SEVIR."""
-_MOST_MEMORY = 0.9
+_MAX_MEMORY_SHARE = 0.9
 """Share of a GPU's memory that a trial may take; the exchange between processes and running averages take more."""
 REMEMBERED = "micro_batch.json"
 
@@ -157,10 +157,10 @@ def _trial(
             batch = move_data_to_device(default_collate([sequence] * size), device)
             with autocast():
                 model = copy.deepcopy(forecaster.model).to(device)
-                for step in range(TURNS if takes_turns(model) else 1):
+                for step in range(MAX_ALTERNATION if has_own_optimizers(model) else 1):
                     _one_step(model, forecaster, batch, step)
             _, whole = torch.cuda.mem_get_info(device)
-            return torch.cuda.max_memory_reserved(device) <= _MOST_MEMORY * whole
+            return torch.cuda.max_memory_reserved(device) <= _MAX_MEMORY_SHARE * whole
         except torch.OutOfMemoryError:
             return False
         finally:

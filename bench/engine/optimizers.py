@@ -12,11 +12,11 @@ from bench.api import HasOptimizers
 from bench.config import Train
 from bench.errors import ConfigError, ContractError
 
-TURNS = 10
+MAX_ALTERNATION = 10
 """Steps within which each group of a model with `optimizers()` must be updated."""
 
 
-def takes_turns(model: nn.Module) -> bool:
+def has_own_optimizers(model: nn.Module) -> bool:
     """Returns whether a model has its own parameter groups, some of which a step may not update."""
     return isinstance(model, HasOptimizers)
 
@@ -27,7 +27,7 @@ def refuse_settings(model: nn.Module, train: Train) -> None:
     Raises:
         ConfigError: names the setting and says where to change it.
     """
-    if not takes_turns(model):
+    if not has_own_optimizers(model):
         return
     problem = None
     if train.lr != Train.model_fields["lr"].default:

@@ -31,7 +31,7 @@ Outcome = Literal["ok", "warning", "wrong", "skipped"]
 _GROUP_S = 60.0
 """How long processes may take to start, form a group, reduce a number and leave."""
 _READING_S = 3.0
-_LITTLE_MEMORY = 2 * 10**9
+_LOW_MEMORY_BYTES = 2 * 10**9
 _RECORDS_BYTES = 50 * 10**6
 """Space for records, logs and pictures of a run."""
 _CHECKPOINTS, _BYTES_PER_PARAMETER = 3, 12
@@ -60,31 +60,31 @@ def checks(config: Config) -> Iterator[Check]:
     Args:
         config: Config of the planned run.
     """
-    yield _tried("versions", _versions)
-    device = _tried("device", lambda: _device(config))
+    yield _run_check("versions", _versions)
+    device = _run_check("device", lambda: _device(config))
     yield device
     usable = device.outcome != "wrong"
-    yield _tried("processes", lambda: _group(config)) if usable else _after("processes", "the device")
-    yield _tried("memory", lambda: _memory(config, usable))
+    yield _run_check("processes", lambda: _group(config)) if usable else _skipped("processes", "the device")
+    yield _run_check("memory", lambda: _memory(config, usable))
     opened: dict[str, Any] = {}
-    data = _tried("data", lambda: _data(config, opened))
+    data = _run_check("data", lambda: _data(config, opened))
     yield data
-    model = _tried("model", lambda: _model(config, opened))
+    model = _run_check("model", lambda: _model(config, opened))
     yield model
-    yield _tried("disk", lambda: _disk(config, opened))
+    yield _run_check("disk", lambda: _disk(config, opened))
     missing = [c for c in (device, data, model) if c.outcome in ("wrong", "skipped")]
     yield (
-        _tried("training step", lambda: _steps(config, opened))
+        _run_check("training step", lambda: _steps(config, opened))
         if not missing
-        else _after("training step", f"the {missing[0].name}")
+        else _skipped("training step", f"the {missing[0].name}")
     )
 
 
-def _after(name: str, other: str) -> Check:
+def _skipped(name: str, other: str) -> Check:
     return Check(name, "skipped", f"not tried: it needs {other}")
 
 
-def _tried(name: str, check: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except EarthbenchError as error:
@@ -185,7 +185,7 @@ def _memory(config: Config, usable: bool) -> Check:
     free = _available_bytes()
     found = f"{free / 1e9:.1f} GB of RAM are free" if free is not None else "free RAM is unknown"
     cure = ""
-    if free is not None and free < _LITTLE_MEMORY:
+    if free is not None and free < _LOW_MEMORY_BYTES:
         cure = "end other programs, or lower data.batch_size and data.num_workers"
     if usable and (place_ := torch_device(config.device)).startswith("cuda"):
         here, total = torch.cuda.mem_get_info(place_)
@@ -286,7 +286,7 @@ def _steps(config: Config, opened: dict[str, Any]) -> Check:
     told, fastest, size = [], 0.0, micro_batch(config)
     for name, module, prepare in _modules(model):
         if prepare is not None:
-            prepare(_some_batch(task, config))
+            prepare(_one_batch(task, config))
         step_s, loss = _two_steps(module, task, config)
         fastest = max(fastest, size / step_s)
         told.append(f"{name + ': ' if name else ''}{step_s:.3g} s for a batch of {size}, loss {loss:.4g}")
@@ -304,7 +304,7 @@ def _modules(model: Any) -> list[tuple[str, Any, Any]]:
     return [(stage.name, stage.module, stage.prepare) for stage in model.stages()]
 
 
-def _some_batch(task: Task, config: Config) -> list[Any]:
+def _one_batch(task: Task, config: Config) -> list[Any]:
     from bench.data.loading import evaluation_loader
 
     data, size = task.dataset("train"), micro_batch(config)

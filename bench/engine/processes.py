@@ -136,7 +136,7 @@ def launch(function: Callable[..., Any], devices: int, **arguments: Any) -> Any:
     for _, sender in ends:
         sender.close()
     told: dict[int, tuple[str, Any]] = {}
-    with _forwarded(context.processes):
+    with _signals_forwarded(context.processes):
         while not _all_ended(context):
             for rank, (receiver, _) in enumerate(ends):
                 _receive(receiver, rank, told)
@@ -171,7 +171,7 @@ def _all_ended(context: Any) -> bool:
 
 
 @contextmanager
-def _forwarded(children: list[Any]) -> Iterator[None]:
+def _signals_forwarded(children: list[Any]) -> Iterator[None]:
     def forward(number: int, frame: Any) -> None:
         for child in children:
             if child.is_alive():

@@ -9,7 +9,7 @@ from bench.logs import log
 
 _MARGIN = 0.05
 """Tolerance as a share of the range's width, for values on a scale from a training split."""
-_LARGEST_SHARE = 0.01
+_MAX_SHARE = 0.01
 
 
 def warn_of_values_out_of_reach(model: nn.Module, target: Tensor) -> None:
@@ -26,7 +26,7 @@ def warn_of_values_out_of_reach(model: nn.Module, target: Tensor) -> None:
     margin = _MARGIN * (high - low)
     known = target[~target.isnan()]
     outside = ((known < low - margin) | (known > high + margin)).float().mean() if len(known) else known.new_zeros(())
-    if outside > _LARGEST_SHARE:
+    if outside > _MAX_SHARE:
         log.warning(
             f"warning: forecasts of {type(model).__name__} lie between {low:g} and {high:g}, and {float(outside):.0%} "
             f"of the values of the first batch, {float(known.min()):.3g} to {float(known.max()):.3g}, lie outside: it "

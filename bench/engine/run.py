@@ -22,7 +22,7 @@ from bench.cost.speed import peak_memory_bytes
 from bench.data.loading import workers
 from bench.data.plausibility import refuse_constant, refuse_empty
 from bench.engine.callbacks.progress import evaluation_meter
-from bench.engine.callbacks.signals import SignalWatch, TakeSignals
+from bench.engine.callbacks.signals import InstallSignalHandlers, SignalWatch
 from bench.engine.ensembles import Ensemble, check_added
 from bench.engine.evaluate import (
     EvaluationSettings,
@@ -148,7 +148,7 @@ def _run(config: Config, watch: SignalWatch, processes: Processes, *, training: 
     identity = identify(model, task, config) if train else None
     job = _Job(config, task, test_task, results, watch, processes, train, identity, described)
     if not again:
-        done = _find_done(job, type(model))
+        done = _earlier_outcome(job, type(model))
         if done is not None:
             log.info(f"already recorded: {done.record_path}")
             return done
@@ -190,7 +190,7 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         elif has_weights(model):
             log.info("no checkpoint given: these are the scores of untrained weights")
         phase = "evaluation"
-        _log_how_it_forecasts(model, config.model.options)
+        _log_forecast_options(model, config.model.options)
         strategy = "ddp" if config.strategy == "fsdp" else config.strategy  # evaluated weights are whole on each device
         where = trainer_device(config.device, config.devices, config.nodes, strategy)
         on_gpu = where["accelerator"] == "gpu"
@@ -211,7 +211,12 @@ def _in_folder(job: _Job, model: nn.Module, folder: Path) -> Outcome:
         )
         meter = [evaluation_meter(folder, wanted=config.progress)] if processes.main else []
         record, sample = evaluate_with_sample(
-            model, test_task, settings, job.described, training=summary, callbacks=[TakeSignals(job.watch), *meter]
+            model,
+            test_task,
+            settings,
+            job.described,
+            training=summary,
+            callbacks=[InstallSignalHandlers(job.watch), *meter],
         )
     except RunFailedError as error:
         try:
@@ -279,7 +284,7 @@ def _keep_for_pictures(job: _Job, record: RunRecord, sequences: dict[str, np.nda
     return drawn if drawn.is_file() else None
 
 
-def _log_how_it_forecasts(model: nn.Module, options: Mapping[str, Any]) -> None:
+def _log_forecast_options(model: nn.Module, options: Mapping[str, Any]) -> None:
     """Logs options of the model's forecasts that differ from their defaults, e.g. fewer steps of a sampler."""
     made = made_from(model)
     changed = [
@@ -310,7 +315,7 @@ def _tasks(config: Config) -> tuple[Task, Task]:
     return task, test_task
 
 
-def _find_done(job: _Job, model: type) -> Outcome | None:
+def _earlier_outcome(job: _Job, model: type) -> Outcome | None:
     """Returns the outcome of an earlier run of the same config on the same data, or None."""
     expected = expected_run(job.config, job.task, job.test_task, trained=job.train, model=model)
     record = newest_of_same_run(read_records(job.results, job.task.name)[0], job.config, expected)

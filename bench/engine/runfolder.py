@@ -81,16 +81,16 @@ class Progress(BaseModel):
         parts += [f"{self.sequences_per_s:.3g} sequences/s"] if self.sequences_per_s is not None else []
         parts += [f"{self.waiting_share:.0%} waiting for data"] if self.waiting_share is not None else []
         parts += [f"{self.device_gb:.1f} GB"] if self.device_gb is not None else []
-        parts += [f"{duration(self.left_s)} left"] if self.left_s is not None else []
+        parts += [f"{duration(round(self.left_s))} left"] if self.left_s is not None else []
         return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration in a readable unit: days, h, min or s."""
+    """Returns a duration in a readable unit, days, h, min or s, with three digits below two minutes."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.3g} s"
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
@@ -142,7 +142,7 @@ def run_lock(folder: Path, config_fingerprint: str, *, wait: bool = False) -> It
             yield
         except UsageError as error:
             if before is None:
-                _leave_no_trace(folder)  # refused before it did anything
+                _remove_run_files(folder)  # refused before it did anything
             else:
                 _write(folder, owner.model_copy(update={"ended": "failed", "why": without_secrets(first_line(error))}))
             raise
@@ -210,7 +210,7 @@ def _is_gone(owner: Owner) -> bool:
     return False
 
 
-def _leave_no_trace(folder: Path) -> None:
+def _remove_run_files(folder: Path) -> None:
     for path in (folder / _OWNER, folder / _LOCK, folder / _PROGRESS, *folder.glob("run*.log")):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty

@@ -25,7 +25,7 @@ from bench.engine.summaries import settings_and_data
 from bench.engine.train import checkpoints_of, train
 from bench.errors import ConfigError, DataError, did_you_mean, one_message
 from bench.logs import log
-from bench.models import Trained, load_weights, said_of
+from bench.models import Trained, load_weights, provenance_of
 from bench.paths import AnyPath, local_folder
 from bench.records.identity import model_differences, source_differences, task_differences
 from bench.records.schema import TrainingIdentity, TrainingSummary
@@ -113,7 +113,7 @@ def train_stages(
             )  # fmt: skip
             load_weights(stage.module, fetched(stage_checkpoints / f"{done.weights}.ckpt", own / "fetched"))
         summaries[stage.name] = done
-    summary = _together(summaries, task, config.train, identity)
+    summary = _combined(summaries, task, config.train, identity)
     if processes.main:
         stored = stored_identity(identity, task, [weights.events for weights in given])
         summary = publish_weights({"state_dict": model.state_dict(), **stored}, summary, checkpoints)
@@ -158,7 +158,7 @@ def _load(stage: Stage, path: str, identity: TrainingIdentity, task: Task, *, an
     file = local_folder(path, f"train.stages.{stage.name}.checkpoint")
     if not file.is_file():
         raise DataError(f"{key}: no such file. Leave the key out to train this stage.")
-    given = said_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else said_of(None, file)
+    given = provenance_of(read_checkpoint(file), file) if file.suffix != ".safetensors" else provenance_of(None, file)
     if given.identity is not None and given.identity.stage is not None:  # written by this function's trainings
         problems = model_differences(given.identity, stage.name, identity.hyperparameters)
         problems += task_differences(given.identity, task)
@@ -198,7 +198,7 @@ def _training_batches(task: Task, config: Config) -> Iterator[Sequence[Tensor]]:
         yield task.to_context(batch.context), task.normalise(task.to_target(batch.target)), *batch.labels
 
 
-def _together(
+def _combined(
     summaries: dict[str, TrainingSummary | None], task: Task, train: Train, identity: TrainingIdentity
 ) -> TrainingSummary:
     """Returns one summary of all stages: sums of steps and times, and the last stage's loss."""

@@ -15,10 +15,10 @@ from torch import nn
 
 from bench.api import model_traits
 from bench.checkpoint_format import seal_of
-from bench.config import Config, Train, stored
+from bench.config import Config, Train, numbers_only
+from bench.data.augmentation import symmetries_of
 from bench.data.loading import TrainingLoader, evaluation_loader, training_loader, workers
 from bench.data.plausibility import refuse_constant
-from bench.data.turns import ways_of
 from bench.engine.accumulation import Accumulation
 from bench.engine.budget import STEPS, budget_steps, kept_steps
 from bench.engine.callbacks.divergence import DivergenceMonitor
@@ -45,7 +45,7 @@ from bench.engine.forecaster import Forecaster
 from bench.engine.identity import refuse_another_training, stored_identity
 from bench.engine.loggers import LOGS, finished, make_loggers, part_folder
 from bench.engine.micro_batch import REMEMBERED, FindMicroBatch, evaluation_batch, known_micro_batch
-from bench.engine.optimizers import refuse_settings, takes_turns
+from bench.engine.optimizers import has_own_optimizers, refuse_settings
 from bench.engine.processes import Processes
 from bench.engine.summaries import SUMMARY, read_summary, settings_and_data, write_summary
 from bench.engine.trainer import quiet_lightning, trainer_device, translated_errors
@@ -91,7 +91,7 @@ def train(
         RunFailedError: a number is not finite, the training diverged, or memory or disk ran out.
         InterruptedRunError: a signal arrived; the checkpoint is written.
     """
-    done = _done(config, checkpoints, identity)
+    done = _finished_training(config, checkpoints, identity)
     if done is not None:
         log.info(f"training had ended ({done.stopped_because}, {done.steps} steps): its weights are used")
         return done
@@ -120,18 +120,20 @@ def train(
     forecaster = Forecaster(model, task, config.train, steps, accumulation=accumulation)
     loggers = []
     if processes.main:
-        called = " ".join(filter(None, (config.model.name, identity.stage)))
+        called = f"{config.task.name} {config.model.name} {folder.name}"  # a stage's folder begins with its name
         logs, work = part_folder(folder / LOGS), local_folder(config.work, "work")
         loggers = make_loggers(config.train.loggers, called, logs, work)
     anyway = config.train.resume == "anyway"
     resume = Resume(loader, processes, identity, kept, seed=config.seed, max_steps=max_steps, anyway=anyway)
-    watching = _watching(config, watch, resume, monitor, checkpoints, processes)
-    found = _found(config, loader, micro_batch, folder, processes)
+    watching = _callbacks(config, watch, resume, monitor, checkpoints, processes)
+    found = _micro_batch_search(config, loader, micro_batch, folder, processes)
     shown: list[Callback] = []
     if processes.main:
         score = monitor.name if monitor is not None else None
         meter, *shown = shown_progress(folder, wanted=config.progress, score=score)
-        shown = [meter, *shown, TrainingLog(stored(config), meter, lambda: watching.best_score, whole)]
+        settings = numbers_only(config, training=True)
+        del settings["train"]["deterministic"]  # not as it was set
+        shown = [meter, *shown, TrainingLog(settings, meter, monitor, lambda: watching.best_score, whole)]
     trainer = lightning.Trainer(
         **where,
         max_epochs=max_epochs,
@@ -191,7 +193,7 @@ def train(
         f"{counted(summary.steps, 'step')}"
     )
     if watch.received:
-        watch.leave(f"training had ended and is saved in {checkpoints}")
+        watch.interrupt(f"training had ended and is saved in {checkpoints}")
     return summary
 
 
@@ -213,12 +215,12 @@ def steps_of_budget(
     micro_batch = known_micro_batch(model, task, config, on_gpu=on_gpu)
     new_loader, _ = _loaders(task, config, processes, micro_batch, on_gpu=on_gpu)
     trial = new_loader()
-    found = _found(config, trial, micro_batch, folder, processes)
+    found = _micro_batch_search(config, trial, micro_batch, folder, processes)
     return budget_steps(model, task, config, trial, where, found, watch, processes)
 
 
 @dataclass(frozen=True)
-class _Watching:
+class _Callbacks:
     """The callbacks that save, select and end a training."""
 
     callbacks: list[Callback]
@@ -242,14 +244,14 @@ class _Watching:
         return self.keep_best is not None and self.keep_best.best is None
 
 
-def _watching(
+def _callbacks(
     config: Config,
     watch: SignalWatch,
     resume: Resume,
     monitor: Monitor | None,
     checkpoints: AnyPath,
     processes: Processes,
-) -> _Watching:
+) -> _Callbacks:
     patience, best = config.train.early_stopping.patience, None
     if monitor is not None:
         best = KeepBest(monitor, str(checkpoints / BEST), patience)
@@ -267,10 +269,10 @@ def _watching(
             enable_version_counter=False, auto_insert_metric_name=False,
         ),
     ]  # fmt: skip
-    return _Watching([callback for callback in callbacks if callback is not None], resume, spent, best)
+    return _Callbacks([callback for callback in callbacks if callback is not None], resume, spent, best)
 
 
-def _found(
+def _micro_batch_search(
     config: Config, loader: TrainingLoader, micro_batch: int | None, folder: Path, processes: Processes
 ) -> list[Callback]:
     """Returns the callback that finds the micro-batch of a loader on the device, if it is unknown."""
@@ -280,7 +282,7 @@ def _found(
 
 
 def _devices(config: Config, model: nn.Module) -> dict[str, Any]:
-    unused = bool(model_traits(model).parameters_without_gradient) or takes_turns(model)
+    unused = bool(model_traits(model).parameters_without_gradient) or has_own_optimizers(model)
     where = trainer_device(config.device, config.devices, config.nodes, config.strategy, unused_parameters=unused)
     return {**where, "plugins": [*where.get("plugins", []), CheckpointFiles()]}
 
@@ -292,7 +294,7 @@ def checkpoints_of(config: Config, folder: Path) -> AnyPath:
     return as_path(config.train.checkpoints, "train.checkpoints").joinpath(*folder.parts[-3:])
 
 
-def _done(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
+def _finished_training(config: Config, checkpoints: AnyPath, identity: TrainingIdentity) -> TrainingSummary | None:
     """Returns the summary of an ended training, if it belongs to the weights in the folder.
 
     Raises:
@@ -378,7 +380,7 @@ def _loaders(
         micro_batch=micro_batch or 1,  # until the callback finds it
         seed=config.seed,
         limit=config.train.limit,
-        ways=ways_of(*task.input_shape[1:3]) if task.augments else (),
+        symmetries=symmetries_of(*task.input_shape[1:3]) if task.augments else (),
         **feed,
     )
     if not len(val):

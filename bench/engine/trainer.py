@@ -71,7 +71,7 @@ def trainer_device(
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     several: dict[str, Any] = {}
     if devices * nodes > 1 or strategy != "auto":
-        several = _several(strategy, devices, nodes, _CPU_GROUP if cpu else _GPU_GROUP, unused_parameters)
+        several = _distributed(strategy, devices, nodes, _CPU_GROUP if cpu else _GPU_GROUP, unused_parameters)
     if cpu:
         return {"accelerator": "cpu", "devices": devices, **several}
     if not torch.cuda.is_available():
@@ -89,7 +89,7 @@ def trainer_device(
     return {"accelerator": "gpu", "devices": devices, **several}
 
 
-def _several(strategy: str, devices: int, nodes: int, group: str, unused_parameters: bool) -> dict[str, Any]:
+def _distributed(strategy: str, devices: int, nodes: int, group: str, unused_parameters: bool) -> dict[str, Any]:
     from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 

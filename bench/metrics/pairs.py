@@ -1,4 +1,4 @@
-"""Iteration over a batch as pairs of flat rows, one frame of one sequence each, and work shared by metrics."""
+"""Checks of what metrics are given, a batch as pairs of flat rows (a frame of a sequence each), and shared work."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ import torch
 from torch import Tensor
 
 from bench.errors import ContractError
+
+
+def check_convention(convention: str) -> None:
+    """Refuses an unknown convention.
+
+    Raises:
+        ValueError: names the expected values.
+    """
+    if convention not in ("upstream", "correct"):
+        raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
 
 
 def check_pair(forecast: Tensor, target: Tensor) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.metrics.names import MEMBERS, PER_LEAD
 
-FEWEST_EVENTS = 10
+MIN_EVENTS = 10
 """Independent events, or blocks, below which no interval is given.
 
 With fewer, the coverage is the same, but the width varies by chance: with six events, the widest tenth of intervals of

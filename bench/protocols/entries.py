@@ -63,7 +63,7 @@ def layered(*layers: Iterable[str]) -> list[str]:
     return list(last.values())
 
 
-def hydra_s_own(overrides: Sequence[str]) -> list[str]:
+def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides that are for the launcher, not for a run."""
     return [override for override in overrides if key_of(override).startswith("hydra")]
 

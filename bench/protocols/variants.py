@@ -111,7 +111,7 @@ def varied_keys(runs: Sequence[Variant]) -> list[str]:
     return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
 
 
-def seeds_together(runs: Sequence[Variant]) -> list[list[int]]:
+def runs_by_variant(runs: Sequence[Variant]) -> list[list[int]]:
     """Returns the indexes of the runs that differ by their seed alone, variant by variant."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.errors import DataError
 from bench.paths import AnyPath
-from bench.records.reading import LARGEST_TEXT, read_bytes
+from bench.records.reading import MAX_TEXT_BYTES, read_bytes
 from bench.records.schema import RunRecord
 from bench.records.store import publish_beside
 
@@ -61,7 +61,7 @@ def learning_curve_at(path: AnyPath) -> LearningCurve | None:
         DataError: the file is not what `write_learning_curve` writes.
     """
     try:
-        content = read_bytes(path, LARGEST_TEXT, "a learning curve")
+        content = read_bytes(path, MAX_TEXT_BYTES, "a learning curve")
     except FileNotFoundError:
         return None
     found: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}

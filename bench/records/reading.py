@@ -20,11 +20,11 @@ import numpy as np
 from bench.errors import DataError
 from bench.paths import AnyPath
 
-LARGEST_TEXT = 16 << 20
+MAX_TEXT_BYTES = 16 << 20
 """Most bytes of a text file: a thousand times a record or a learning curve."""
-LARGEST_ARRAYS = 1 << 30
+MAX_ARRAY_BYTES = 1 << 30
 """Most bytes of a file's unpacked arrays: ten times the statistics of the largest data set."""
-DEEPEST = 64
+MAX_DEPTH = 64
 """Most levels of a record's JSON; our own have at most ten."""
 _NESTED = (dict, list)
 _ENTRY, _MOST_ENTRIES = b"PK\x01\x02", 10_000
@@ -51,7 +51,7 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
         DataError: not a regular file (reading a pipe would block forever), too large, or not readable.
     """
     try:
-        with _ordinary(path).open("rb") as file:
+        with _regular_file(path).open("rb") as file:
             content: bytes = file.read(largest + 1)
         if len(content) > largest:
             raise ValueError(f"larger than {largest >> 20} MiB")
@@ -62,7 +62,7 @@ def read_bytes(path: AnyPath, largest: int, what: str) -> bytes:
     return content
 
 
-def _ordinary(path: AnyPath) -> AnyPath:
+def _regular_file(path: AnyPath) -> AnyPath:
     if getattr(path, "protocol", None) in ("file", "local"):
         path = Path(path.path)
     if isinstance(path, Path):
@@ -83,19 +83,19 @@ def read_json(path: AnyPath, what: str) -> Any:
         DataError: not a regular file, too large, not JSON, or nested too deeply.
     """
     try:
-        content = json.loads(read_bytes(path, LARGEST_TEXT, what).decode())
+        content = json.loads(read_bytes(path, MAX_TEXT_BYTES, what).decode())
     except (FileNotFoundError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: not {what}: {error or 'out of memory'}") from error
     level = [content]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         parts = [part.values() if part.__class__ is dict else part for part in level if part.__class__ in _NESTED]
         level = [item for part in parts for item in part if item.__class__ in _NESTED]
         if not level:
             return content
-    raise DataError(f"{path}: not {what}: nested more than {DEEPEST} levels deep")
+    raise DataError(f"{path}: not {what}: nested more than {MAX_DEPTH} levels deep")
 
 
-def read_npz(path: AnyPath, what: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
+def read_npz(path: AnyPath, what: str, largest: int = MAX_ARRAY_BYTES) -> dict[str, np.ndarray]:
     """Returns the read-only arrays of an `.npz` file; a false header cannot make it allocate memory.
 
     Args:

@@ -76,7 +76,7 @@ def sequence_counts(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) ->
         yield from ((name, float(number)) for number in set((sums[name] / pixels).tolist()))
 
 
-def counted(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]] | None:
+def pixel_counts(metric: MetricStatistics, sums: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]] | None:
     """Returns a record's counts `[lead][threshold]` of single pixels, from a metric's sums."""
     pools = metric.options.get("pools", [])
     if metric.family != "skill" or metric.ending or 1 not in pools:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from bench.config import Config, explain, fingerprint, numbers_only
 from bench.metrics.skill.formulas import COUNTS, VIL_THRESHOLDS, skill_scores
-from bench.records.rescoring import allowed, counted, scores_of, sequence_counts, undetermined
+from bench.records.rescoring import allowed, pixel_counts, scores_of, sequence_counts, undetermined
 from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays
 
@@ -67,7 +67,7 @@ def scope(record: RunRecord) -> Broken:
             yield "scope", f"'full', but trained with train.limit={training.settings['limit']}"
 
 
-def trained_apart(record: RunRecord) -> Broken:
+def separate_training(record: RunRecord) -> Broken:
     """A run was not trained or selected on the data that it was evaluated on."""
     data, training = record.data, record.training
     if record.status == "failed" or data is None or training is None:
@@ -133,7 +133,7 @@ def counts(record: RunRecord) -> Broken:
         yield from _scores(record, again, "the record's counts")
 
 
-RULES: tuple[Rule, ...] = (fingerprints, outcome, scope, trained_apart, same_code, undefined, counts)
+RULES: tuple[Rule, ...] = (fingerprints, outcome, scope, separate_training, same_code, undefined, counts)
 """Rules about a single record.  A further rule is a function above and its name here."""
 
 
@@ -155,7 +155,7 @@ def statistics(record: RunRecord, arrays: Arrays) -> Broken:
         try:
             scores, sums = scores_of(part, name, arrays)
             slack |= allowed(metric, sums)
-            sequences, of_metric = dict(sequence_counts(metric, sums)), counted(metric, sums)
+            sequences, of_metric = dict(sequence_counts(metric, sums)), pixel_counts(metric, sums)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             yield where, f"gives no scores: {type(error).__name__}: {error}"
             return

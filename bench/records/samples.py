@@ -17,8 +17,8 @@ from bench.records.store import publish_beside
 PARTS = ("context", "target", "forecast")
 _PROBABILITY = "probability"
 _COAST = "coast"
-_LARGEST_SIDE = 192  # pixels; means of blocks above it
-_LARGEST = 256 << 20  # bytes: 3,600 frames of that side
+_MAX_SIDE = 192  # pixels; means of blocks above it
+_MAX_BYTES = 256 << 20  # bytes: 3,600 frames of that side
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_sample(parts: Mapping[str, np.ndarray], record: RunRecord, root: AnyPa
         DataError: it cannot be written; names the path.
     """
     names = (*PARTS, *(name for name in parts if name == _PROBABILITY))
-    factor = -(-max(parts[PARTS[0]].shape[-2:]) // _LARGEST_SIDE)
+    factor = -(-max(parts[PARTS[0]].shape[-2:]) // _MAX_SIDE)
     reduced = {name: _reduced(np.asarray(parts[name], np.float32), factor).astype(np.float16) for name in names}
     if _COAST in parts:
         reduced[_COAST] = ((parts[_COAST] - (factor - 1) / 2) / factor).astype(np.float16)
@@ -85,7 +85,7 @@ def sample_at(path: AnyPath) -> Sample | None:
         DataError: the file is not what `write_sample` writes.
     """
     try:
-        found = read_npz(path, "a sample of a forecast", _LARGEST)
+        found = read_npz(path, "a sample of a forecast", _MAX_BYTES)
     except FileNotFoundError:
         return None
     if missing := [name for name in PARTS if name not in found]:

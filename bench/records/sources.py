@@ -26,7 +26,7 @@ _NO_NUMBERS = {"ablation", "cli", "report", "reproduction", "tables", "testing"}
 """Packages of the harness that no score or weight depends on."""
 _IMPORT = re.compile(r"^\s*(?:from\s+([.\w]+)\s+import\s+(\([^)]*\)|[^\n]+)|import\s+([^\n]+))", re.MULTILINE)
 _BEFORE_A_STATEMENT = (tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-_LARGEST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 """Larger files beside a plugin's source are data, of which only name and size enter the digest."""
 
 
@@ -112,7 +112,7 @@ def _digest(files: dict[str, Path]) -> str:
     content = hashlib.sha256()
     for name, path in sorted(files.items()):
         size, text = path.stat().st_size, b""
-        if size <= _LARGEST_BYTES:
+        if size <= _MAX_BYTES:
             text = path.read_bytes()
             text = code_of(text) if path.suffix == ".py" else text
             size = len(text)

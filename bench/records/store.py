@@ -79,7 +79,7 @@ def publish(content: bytes, path: AnyPath) -> None:
     if isinstance(path, Path):
         _publish_on_disk(content, path)
     else:
-        _put(content, path)
+        _upload(content, path)
 
 
 def publish_beside(content: bytes, path: AnyPath) -> AnyPath:
@@ -119,7 +119,7 @@ def _give_name(part: Path, path: Path) -> None:
         part.rename(path)
 
 
-def _put(content: bytes, path: AnyPath) -> None:
+def _upload(content: bytes, path: AnyPath) -> None:
     try:
         path.fs.pipe_file(path.path, content, mode="create")  # the backend refuses a name that is taken
     # Without conditional writes, a check before is enough, because ids are random.

@@ -14,8 +14,7 @@ import numpy as np
 from bench.errors import ConfigError, DataError, counted, did_you_mean
 from bench.metrics.families import FAMILIES
 from bench.metrics.names import with_ending
-from bench.metrics.resampling import FEWEST_EVENTS, jackknife_interval, scale_of
-from bench.records.rescoring import scores_of
+from bench.metrics.resampling import MIN_EVENTS, jackknife_interval, scale_of
 from bench.records.schema import MetricStatistics, RunRecord
 from bench.records.statistics import Arrays, read_arrays
 
@@ -75,9 +74,9 @@ def why_no_interval(record: RunRecord, score: str) -> str:
 
 def too_few(record: RunRecord) -> str:
     """Returns a message if a record has too few events for intervals; else, or without statistics, an empty text."""
-    if record.statistics is None or record.statistics.unit_count >= FEWEST_EVENTS:
+    if record.statistics is None or record.statistics.unit_count >= MIN_EVENTS:
         return ""
-    return f"{_units(record)}, and an interval needs {FEWEST_EVENTS} or more"
+    return f"{_units(record)}, and an interval needs {MIN_EVENTS} or more"
 
 
 def _units(record: RunRecord) -> str:
@@ -96,7 +95,9 @@ def _intervals(
     values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, metric in dict(kept[score] for score in scores if score in kept).items():
         values |= {
-            score: both for score, both in _without_each(metric, _own(arrays, name)).items() if kept[score][0] == name
+            score: both
+            for score, both in _without_each(metric, _arrays_of(arrays, name)).items()
+            if kept[score][0] == name
         }
     return {score: _bounds(score, values.get(score), level) for score in scores}
 
@@ -158,7 +159,7 @@ def compare(
             f"{score}: records {record_a.run_id} and {record_b.run_id} were scored with different options: "
             f"{metric_a.options} and {metric_b.options}"
         )
-    of_a, of_b = _own(sides[0][1], name_a), _own(sides[1][1], name_b)
+    of_a, of_b = _arrays_of(sides[0][1], name_a), _arrays_of(sides[1][1], name_b)
     (value_a, without_a), (value_b, without_b) = (_without_each(metric_a, side)[score] for side in (of_a, of_b))
     difference = float(value_a - value_b)
     if not np.isfinite(difference):
@@ -170,7 +171,7 @@ def compare(
             low, high = float(bounds[0]), float(bounds[1])
         else:
             reason = f"{score} is undefined without one of the events in one of the runs"
-    ways = trades(a.unit_count, replicates, np.random.default_rng(seed))
+    ways = swaps(a.unit_count, replicates, np.random.default_rng(seed))
     p_value = _p_values(metric_a, [of_a], [of_b], [score], ways)[score]
     least = smallest_p(a.unit_count, replicates)
     return Comparison(
@@ -183,8 +184,6 @@ def skill_interval(
     reference: RunRecord,
     score: str,
     skill: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    *,
-    level: float = 0.95,
 ) -> tuple[float, float] | None:
     """Returns the interval of the skill of a model's mean score over seeds: a jackknife over the events of both.
 
@@ -196,7 +195,6 @@ def skill_interval(
         reference: The run to beat.
         score: The name of a score, also per lead time.
         skill: Returns the skill from a score and that of the reference.
-        level: Coverage of the interval.
 
     Raises:
         DataError: statistics were changed after they were written.
@@ -209,12 +207,10 @@ def skill_interval(
         arrays = read_arrays(record)
         if (found := _metric_of(record, score, arrays)) is None:
             return None
-        parts.append(_without_each(found[1], _own(arrays, found[0]))[score])
+        parts.append(_without_each(found[1], _arrays_of(arrays, found[0]))[score])
     *own, (its_value, its_values) = parts
     value, values = (np.mean([part[side] for part in own], axis=0) for side in (0, 1))
-    low, high = jackknife_interval(
-        skill(value, its_value), skill(values, its_values), level=level, scale=scale_of("bss")
-    )
+    low, high = jackknife_interval(skill(value, its_value), skill(values, its_values), scale=scale_of("bss"))
     return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
 
 
@@ -224,7 +220,6 @@ def paired_p_values(
     scores: Sequence[str],
     *,
     replicates: int = REPLICATES,
-    seed: int = 0,
     read: Callable[[RunRecord], Arrays | None] = read_arrays,
 ) -> dict[str, float]:
     """Returns the p-value of `compare` for each score of two models with a run per seed, for the difference of means.
@@ -236,7 +231,6 @@ def paired_p_values(
         records_b: The runs of the other.
         scores: Names of scores.
         replicates: Number of random permutations; all of them if there are no more.
-        seed: Seed of the permutations.
         read: Returns a record's statistics.
 
     Raises:
@@ -254,16 +248,16 @@ def paired_p_values(
     for score in scores:
         if score in kept[0] and all(one.get(score) == kept[0][score] for one in kept):
             by_metric.setdefault(kept[0][score][0], []).append(score)
-    ways = trades(first.statistics.unit_count, replicates, np.random.default_rng(seed))
+    ways = swaps(first.statistics.unit_count, replicates, np.random.default_rng(0))
     p_values: dict[str, float] = {}
     for name, mine in by_metric.items():
-        own = [_own(one, name) for one in arrays]
+        own = [_arrays_of(one, name) for one in arrays]
         sides = own[: len(records_a)], own[len(records_a) :]
         p_values |= _p_values(first.statistics.metrics[name], *sides, mine, ways)
     return {score: p_value for score, p_value in p_values.items() if np.isfinite(p_value)}
 
 
-def keeps_statistics(record: RunRecord, score: str, arrays: Arrays | None) -> bool:
+def has_statistics(record: RunRecord, score: str, arrays: Arrays | None) -> bool:
     """Returns whether a record was written with statistics of a score; true if their file is lost."""
     return record.statistics is not None and (arrays is None or _metric_of(record, score, arrays) is not None)
 
@@ -306,7 +300,7 @@ def _p_values(
     return found
 
 
-def trades(count: int, replicates: int, draws: np.random.Generator) -> np.ndarray:
+def swaps(count: int, replicates: int, draws: np.random.Generator) -> np.ndarray:
     """Returns permutations `(ways, events)`: 1 where two models keep their own statistics, 0 where they are swapped.
 
     These are all ways if there are no more than `replicates`; the p-value is then exact.
@@ -314,21 +308,6 @@ def trades(count: int, replicates: int, draws: np.random.Generator) -> np.ndarra
     if 2**count <= replicates:
         return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.float64)
     return draws.integers(0, 2, size=(replicates, count)).astype(np.float64)
-
-
-def scores_again(record: RunRecord) -> dict[str, float]:
-    """Returns all scores recomputed from a record's statistics, which equal the record's own.
-
-    Raises:
-        DataError: the statistics were changed after they were written.
-    """
-    arrays = read_arrays(record)
-    found: dict[str, float] = {}
-    if arrays is None or record.statistics is None:
-        return found
-    for name in record.statistics.metrics:
-        found |= scores_of(record.statistics, name, arrays)[0]
-    return found
 
 
 def _same_events(one: RunRecord, other: RunRecord) -> bool:
@@ -348,7 +327,7 @@ def _metrics_by_score(record: RunRecord, arrays: Arrays | None) -> dict[str, tup
     if record.statistics is None or arrays is None:
         return found
     for name, metric in record.statistics.metrics.items():
-        own = _own(arrays, name)
+        own = _arrays_of(arrays, name)
         of_each = own and all(len(values) == record.statistics.unit_count for values in own.values())
         if metric.family in FAMILIES and of_each:
             first = {key: values[:1] for key, values in own.items()}
@@ -365,7 +344,7 @@ def _required(record: RunRecord, score: str, arrays: Arrays | None) -> tuple[str
     return found
 
 
-def _own(arrays: Arrays | None, metric: str) -> dict[str, np.ndarray]:
+def _arrays_of(arrays: Arrays | None, metric: str) -> dict[str, np.ndarray]:
     assert arrays is not None
     return {key.removeprefix(f"{metric}."): v for key, v in arrays.items() if key.startswith(f"{metric}.")}
 

@@ -77,7 +77,7 @@ def verify_records(root: Path) -> tuple[int, list[Finding]]:
             try:
                 read(path)
             except DataError as error:
-                findings.append(Finding(path, "file", _without(path, error)))
+                findings.append(Finding(path, "file", _without_path(path, error)))
     return sum(path.suffix == ".json" for path in files), findings
 
 
@@ -111,7 +111,7 @@ def _broken(path: Path, known: Registered) -> rules.Broken:
     try:
         content = read_json(path, "a readable record")
     except DataError as error:
-        yield "file", _without(path, error)
+        yield "file", _without_path(path, error)
         return
     if not isinstance(content, dict):
         yield "file", f"expected a JSON object, found {type(content).__name__}"
@@ -134,7 +134,7 @@ def _broken(path: Path, known: Registered) -> rules.Broken:
         return
     if record.sha256 != sha256:
         yield "sha256", "the content does not have the hash it carries: it was changed after it was written"
-    yield from _place(record, path)
+    yield from _location(record, path)
     yield from _registered(record, known)
     for rule in rules.RULES:
         yield from rule(record)
@@ -149,12 +149,12 @@ def _not_finite(value: Any, where: str = "") -> Iterator[str]:
         yield from _not_finite(item, f"{where}.{key}" if where else str(key))
 
 
-def _without(path: Path, error: EarthbenchError) -> str:
+def _without_path(path: Path, error: EarthbenchError) -> str:
     """Returns an error's message without the path, which a finding has itself."""
     return str(error).removeprefix(f"{path}: ")
 
 
-def _place(record: RunRecord, path: Path) -> rules.Broken:
+def _location(record: RunRecord, path: Path) -> rules.Broken:
     """The path agrees with the content."""
     for field, found, expected in (
         ("run_id", record.run_id, path.stem),

@@ -98,7 +98,7 @@ def scenes(records: Sequence[RunRecord], root: Path, site: Path, colours: str | 
         ConfigError: no colour map has this name.
     """
     groups: dict[Any, list[tuple[RunRecord, Sample]]] = {}
-    for record in sorted(records, key=lambda r: r.run_id):
+    for record in sorted(records, key=lambda r: (r.scope == "full", r.run_id)):
         sample = read_kept(read_sample, record, root) if record.data is not None else None
         if sample is not None:
             groups.setdefault(comparable_key(record), []).append((record, sample))
@@ -120,8 +120,12 @@ def _group(record: RunRecord) -> str:
 def _scene(number: int, index: int, count: int, group: list[tuple[RunRecord, Sample]], look: Look, site: Path) -> Scene:
     records = [record for record, _ in group]
     first, shown = group[0][0], group[0][1].sequence(index)
-    # one forecast per model and variant: the newest
-    newest = dict(zip(variant_labels(records), (sample.sequence(index) for _, sample in group), strict=True))
+    # one forecast per model and variant: the newest, of complete runs if there are any
+    last = dict(zip(variant_labels(records), group, strict=True))
+    newest = {
+        label if record.scope == "full" else f"{label} ({record.scope}: {record.scope_because})": sample.sequence(index)
+        for label, (record, sample) in last.items()
+    }
     drawn = [one.forecast for one in newest.values()]
     levels = look.palette.levels or levels_of([shown.context, shown.target, *drawn])
     apart = [frames - shown.target for frames in drawn]

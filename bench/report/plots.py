@@ -7,7 +7,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _LEAD_SCORES = 2
 _CHARTS_ABREAST = 3
 _TICKS = 12  # with more lead times than this, every second one is labelled
 _LONG = 32  # length of labels from which a legend has two columns instead of three
+_MANY_TICKS = 30  # axes of losses over a larger range have two ticks per decade, which would overlap otherwise
 _FAR_APART = 3  # losses above all validations by this factor are another quantity: sums, or with additional terms
 _BANDS_OF_ALL = 6  # with more rows, only the first three have bands, which would otherwise hide the lines
 INPUTS = "earthbench-inputs"
@@ -139,6 +140,7 @@ def draw_samples(
             continue
         first, observed = next((runs[label], sample) for label, sample in samples.items())
         assert first.data is not None
+        look = Look.of_record(first, colours)
         file = path if not drawn else path.with_stem(f"{path.stem}-{len(drawn) + 1}")
         drawn.append(
             draw_forecasts(
@@ -146,7 +148,7 @@ def draw_samples(
                 context=observed.context,
                 target=observed.target,
                 forecasts={label: sample.forecast for label, sample in samples.items()},
-                look=Look.of_record(first, colours),
+                look=look if observed.coast is None else replace(look, coast=observed.coast),
                 cadence_minutes=first.data.cadence_minutes,
                 title=f"{block.title or table.title}\nfirst sequence",
             )
@@ -179,9 +181,11 @@ def draw_learning_curves(
     drawn: list[tuple[str, list[LearningCurve]]] = []
     for block in contents.blocks:
         for cells in block.rows:
-            found = (read_kept(read_learning_curve, by_id[run_id], root) for run_id in contents.run_ids(cells[0]))
+            run_ids = contents.run_ids(cells[0])
+            found = (read_kept(read_learning_curve, by_id[run_id], root) for run_id in run_ids)
             if curves := [curve for curve in found if curve is not None]:
-                drawn.append((cells[0].row, curves))
+                data = by_id[run_ids[0]].data if len(contents.blocks) > 1 and not table.groups else None
+                drawn.append((f"{cells[0].row}, {data.described}" if data is not None else cells[0].row, curves))
     if not drawn:
         raise ConfigError(f"table {table.name}: no complete run with a learning curve, so there is nothing to draw")
     check_ending(path)
@@ -231,7 +235,8 @@ def _draw_losses(axis: Any, label: str, curves: Sequence[LearningCurve]) -> None
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for one in (axis, training):
         one.set_yscale("log")
-        one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        low, high = one.get_ylim()
+        one.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < _MANY_TICKS * low else (1, 3)))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.yaxis.set_minor_formatter(NullFormatter())
         one.tick_params(labelsize=6)

@@ -35,7 +35,7 @@ from bench.tables.render import load_table, table_names
 from bench.tables.runs import tables_without_entry, with_scores_there
 from bench.tables.values import value_of
 
-OWN = ("report.css", "board_charts.js", "report.js")
+OWN = ("report.css", "icon.svg", "board_charts.js", "report.js")
 
 
 def write_assets(folder: Path) -> dict[str, str]:

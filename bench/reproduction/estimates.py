@@ -191,7 +191,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
     import torch
     from timm.optim import create_optimizer_v2
 
-    from bench.engine.optimizers import TURNS, takes_turns
+    from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 
     module, settings = training.module.to(place).train(), training.settings
     context, target = (torch.rand((size, *shape), device=place) for shape in (task.input_shape, task.target_shape))
@@ -200,7 +200,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
     optimizer = create_optimizer_v2(module, opt=settings.optimizer, lr=settings.lr)
     times = []
     with _in_precision(settings, place.type) as scaler:
-        for step in range(1 + (TURNS if takes_turns(module) else _TIMED_STEPS)):
+        for step in range(1 + (MAX_ALTERNATION if has_own_optimizers(module) else _TIMED_STEPS)):
             started = time.perf_counter()
             optimizer.zero_grad()
             with _autocast(settings, place.type):
@@ -213,7 +213,7 @@ def _timed_step(training: Training, task: Task, size: int, place: torch.device) 
             scaler.update()
             _wait_for(place)
             times.append(time.perf_counter() - started)
-    return statistics.fmean(times[1:]) if takes_turns(module) else statistics.median(times[1:])
+    return statistics.fmean(times[1:]) if has_own_optimizers(module) else statistics.median(times[1:])
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def plan(
         return _plan(table, row, overrides, seed, measure, again, throughput or measured_throughput, on)
     except EarthbenchError as error:
         return RowPlan(
-            table.name, row.key, seed, overrides, "cannot run", str(error), _needed(table, row),
+            table.name, row.key, seed, overrides, "cannot run", str(error), _data_needed(table, row),
             parameters=None, estimate=None, projection=None, settings=(), writes=(), comparable=False,
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ def _plan(
     done = None if again else find_done(table, row, config, task, trained=trained)
     reason = f"record {done.run_id}" if done else missing
     status = "done" if done else "cannot run" if missing else "to run"
-    lacking = _lacking(config) if on is None else ""
+    lacking = _missing_device(config) if on is None else ""
     if lacking and status != "done":
         status, reason = "cannot run", "; ".join(part for part in (reason, lacking) if part)
     writes = [f"{config.results.root}/runs/{table.task}/{row.model}/RUN_ID.json"]
@@ -178,7 +178,7 @@ def _model(task: Task, config: Config, *, with_values: bool) -> nn.Module:
     return load_model(config.model.name, task, **config.model.options)
 
 
-def _lacking(config: Config) -> str:
+def _missing_device(config: Config) -> str:
     """Returns which device of a config is missing; empty if all are present."""
     from bench.engine.trainer import trainer_device
 
@@ -189,7 +189,7 @@ def _lacking(config: Config) -> str:
     return ""
 
 
-def _needed(table: Table, row: Row) -> str:
+def _data_needed(table: Table, row: Row) -> str:
     training = " or ".join(f"{count:,}" for count in table.training_counts_of(row))
     test = " or ".join(f"{count:,}" for count in table.sequence_counts)
     return f"needs {table.task}: {training} training and {test} test sequences"
@@ -197,7 +197,7 @@ def _needed(table: Table, row: Row) -> str:
 
 def _data(table: Table, row: Row, task: Task, trained: bool) -> tuple[dict[str, int], bool, str]:
     """Returns sequences per split (official ones without data), whether they are the paper's, and a description."""
-    needed, wanted = _needed(table, row), table.training_counts_of(row)
+    needed, wanted = _data_needed(table, row), table.training_counts_of(row)
     if task.data_root is None:
         official = {
             "train": wanted[0] if wanted else 0,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bench.tasks import Task
 
-_WORTH_A_LINE_H = 1.0
+_MIN_SHOWN_HOURS = 1.0
 """Shorter evaluations are only included in a table's sum."""
 
 
@@ -177,7 +177,7 @@ def markdown(rows: Sequence[tuple[str, Projection | None]]) -> str:
                 f"{_figure(part.gpu_hours)} | {_figure(part.gpu_hours / found.count)} |"
             )
         if found.evaluation_gpu_hours is not None and (
-            found.evaluation_gpu_hours >= _WORTH_A_LINE_H or not found.parts
+            found.evaluation_gpu_hours >= _MIN_SHOWN_HOURS or not found.parts
         ):
             evaluation = found.evaluation_gpu_hours
             lines.append(

@@ -121,7 +121,7 @@ def works_of(model: nn.Module, task: Task, config: Config, counts: dict[str, int
     for training in trainings_of(model, config):
         module, train = training.module.to("meta"), training.settings
         try:
-            ones = _traced_turns(module, task)
+            ones = _traced_alternation(module, task)
             pairs = [(one, _traced(module, task, 2, step)) for step, one in enumerate(ones)]
         except Exception as error:  # a model may fail in any way without values
             raise NotCountableError(
@@ -151,13 +151,13 @@ def _traced(module: nn.Module, task: Task, size: int, step: int) -> StepTrace:
     return traced_step(module, training_loss_of(module, step), task.input_shape, task.target_shape, size)
 
 
-def _traced_turns(module: nn.Module, task: Task) -> list[StepTrace]:
+def _traced_alternation(module: nn.Module, task: Task) -> list[StepTrace]:
     """Returns traces of steps until each group of parameters has been trained once; one step for most models."""
-    from bench.engine.optimizers import TURNS
+    from bench.engine.optimizers import MAX_ALTERNATION
 
     groups = [{id(p) for p in group[0]} for group in module.optimizers()] if isinstance(module, HasOptimizers) else []
     found: list[StepTrace] = []
-    while not found or (groups and len(found) < TURNS):
+    while not found or (groups and len(found) < MAX_ALTERNATION):
         found.append(_traced(module, task, 1, len(found)))
         groups = [group for group in groups if not group & found[-1].reached]
     return found

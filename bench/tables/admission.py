@@ -29,7 +29,7 @@ OTHER_FILES = "made from other data than the newest run"
 OTHER_ENSEMBLES = "another ensemble, or other metric conventions of it, than the newest run's"
 _ADDED_FOR_ENSEMBLES = ("probabilistic", "frechet")
 _OWN_DISTRIBUTION = "(earthbench "
-_NAMED_MOST = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
+_MAX_NAMED = 3  # run ids printed per reason; `earthbench verify` and the JSON form have them all
 _PROBLEM = re.compile(r"^(?P<path>.+?\.json): (?P<reason>.*)$", re.DOTALL)
 
 
@@ -74,7 +74,7 @@ def admitted(table: Table, records: Iterable[RunRecord]) -> tuple[dict[str, list
         assert tasks is not None
         rows = [row for row in table.rows if _is_row(record, row, wanted.get(row.key))]
         row = next((row for row in rows if not tasks.other_options(row, record)), rows[0] if rows else None)
-        reasons = _why_not(table, row, record, newest, tasks)
+        reasons = _exclusion_reasons(table, row, record, newest, tasks)
         if not reasons and row is None:
             same_model = any(row.model == record.model.name for row in table.rows)
             reasons = [OTHER_HYPERPARAMETERS if same_model else WITHOUT_ROW]
@@ -165,8 +165,8 @@ def summary(left_out: Sequence[Excluded]) -> list[str]:
         by_reason.setdefault(one.reason, []).append(f"{one.model}/{one.run_id}{detail}")
     lines = []
     for reason, names in sorted(by_reason.items()):
-        named = ", ".join(sorted(names)[:_NAMED_MOST])
-        more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
+        named = ", ".join(sorted(names)[:_MAX_NAMED])
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         lines.append(f"not shown: {reason} ({len(names)}): {named}{more}")
     return lines
 
@@ -220,7 +220,9 @@ class _Tasks:
         return differ or ([] if options else [OTHER_OPTIONS])
 
 
-def _why_not(table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks) -> list[str]:
+def _exclusion_reasons(
+    table: Table, row: Row | None, record: RunRecord, newest_version: int, tasks: _Tasks
+) -> list[str]:
     """Returns every reason for leaving a record out of a published table."""
     failed = _failed(record)
     if failed is not None:

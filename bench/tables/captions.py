@@ -19,7 +19,9 @@ def captions(rows: Rows) -> list[str]:
         rows: The rows that have records.
     """
     trained = [(label, [r for r in records if r.training is not None]) for label, records in rows]
-    facts = {label: {name: _joined(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine}
+    facts = {
+        label: {name: _distinct_texts(tell, mine) for name, tell in _FACTS.items()} for label, mine in trained if mine
+    }
     shared = {}
     if len(facts) > 1:
         shared = {name: text for name in _FACTS if (text := _same([told[name] for told in facts.values()]))}
@@ -32,7 +34,7 @@ def captions(rows: Rows) -> list[str]:
     return [*lines, f"ran on {', '.join(devices)}"] if devices else lines
 
 
-def unlike_code(records: Sequence[RunRecord]) -> str:
+def code_remark(records: Sequence[RunRecord]) -> str:
     """Returns a line if seeds of a plugin's model ran different code, which its version does not show; else empty."""
     seeds: dict[str, list[str]] = {}
     for record in records:
@@ -42,7 +44,7 @@ def unlike_code(records: Sequence[RunRecord]) -> str:
     return f"the model's code changed between these runs; run them again ({told})" if len(seeds) > 1 else ""
 
 
-def _joined(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:
+def _distinct_texts(tell: Callable[[RunRecord, TrainingSummary], str], records: Sequence[RunRecord]) -> str:
     """Returns the texts about some records, each once, in order."""
     texts = [tell(record, record.training) for record in records if record.training is not None]
     return ", ".join(dict.fromkeys(text for text in texts if text))

@@ -20,18 +20,18 @@ from bench.tables.admission import (
     of_a_plugin,
     summary,
 )
-from bench.tables.captions import captions, unlike_code
+from bench.tables.captions import captions, code_remark
 from bench.tables.counts import COUNTED, NOT_COUNTABLE, CountedSize, load_counts
 from bench.tables.definitions import SIZES, Column, Group, Published, PublishedValue, Row, Table, main_column
 from bench.tables.durations import TimeAxis
-from bench.tables.folds import folds_together
+from bench.tables.folds import pool_folds
 from bench.tables.intervals import of_single_runs
 from bench.tables.protocols import members
 from bench.tables.recipes import deviations
 from bench.tables.skill import references, skill_remarks, with_skill
 from bench.tables.standings import DEVIATES, Tests, marked, ranked, why_no_mark, with_ranks
 from bench.tables.values import compare, value_of
-from bench.tables.variants import comparable_key, listed, shared_choices, told_apart, variant_labels
+from bench.tables.variants import comparable_key, differing_options, listed, shared_choices, variant_labels
 
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
@@ -146,10 +146,10 @@ def table_data(
         blocks = [_published_block(table, published, by_row, [*left_out, *unreadable])]
     else:
         good, left_out = complete(table, records)
-        records, parts = folds_together(good)
+        records, parts = pool_folds(good)
         blocks = _run_blocks(table, records, parts)
     tests = Tests(table, {record.run_id: record for record in records})
-    blocks = [_judged(table, block, tests) for block in blocks]
+    blocks = [_with_ranks_and_marks(table, block, tests) for block in blocks]
     if table.groups:
         blocks = [_ordered(table, group, block) for group, block in zip(table.groups, blocks, strict=True)]
     whole = {run_id: tests.records[run_id] for run_id in parts}
@@ -157,7 +157,7 @@ def table_data(
     return TableData(tuple(blocks), tuple(named), whole, parts)
 
 
-def _judged(table: Table, block: Block, tests: Tests) -> Block:
+def _with_ranks_and_marks(table: Table, block: Block, tests: Tests) -> Block:
     """Returns a block with the best of its columns marked, and the reasons for absent marks or intervals."""
     by_id = tests.records
     mine = [by_id[run_id] for run_id in dict.fromkeys(run_id for cell in block.cells for run_id in cell.run_ids)]
@@ -171,7 +171,7 @@ def _judged(table: Table, block: Block, tests: Tests) -> Block:
     if any(len(cell.run_ids) == 1 for cell in cells):
         absences += [reason and f"no intervals: {reason}" for reason in sorted({too_few(record) for record in mine})]
     for row in block.rows:
-        changed = unlike_code([by_id[run_id] for run_id in row[0].run_ids])
+        changed = code_remark([by_id[run_id] for run_id in row[0].run_ids])
         absences.append(changed and f"{row[0].row}: {changed}")
     return replace(block, cells=cells, remarks=remarks, absences=tuple(filter(None, absences)))
 
@@ -231,7 +231,7 @@ def _run_blocks(table: Table, records: list[RunRecord], parts: Mapping[str, list
         groups.setdefault(comparable_key(record), []).append(record)
     blocks = []
     in_order = sorted(groups.values(), key=lambda g: g[0].run_id)
-    for group, apart in zip(in_order, told_apart(in_order), strict=True):
+    for group, apart in zip(in_order, differing_options(in_order), strict=True):
         variants: dict[tuple[str, str], list[RunRecord]] = {}
         for record, label in zip(group, variant_labels(group), strict=True):
             variants.setdefault((record.model.name, label), []).append(record)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FILE = Path(__file__).with_name("coastlines.npz")
 _KILOMETRE = 1000.0
+_FINEST = 0.1  # cells
 
 
 def coastlines(where: FrameCoordinates) -> np.ndarray | None:
@@ -89,8 +90,11 @@ def _cells(values: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 
 def _in_frame(points: np.ndarray) -> np.ndarray:
-    """Returns points with each stretch outside the frame replaced by one NaN."""
+    """Returns points with each stretch outside the frame replaced by one NaN, without details finer than `_FINEST`."""
+    spots = np.round(points / _FINEST)
+    points = points[np.r_[True, (spots[1:] != spots[:-1]).any(1)]]  # NaN equals nothing
     outside = np.isnan(points).any(1)
-    kept = points[~outside | ~np.r_[True, outside[:-1]]]
+    outside |= np.r_[True, outside[:-1]] & np.r_[outside[1:], True]  # what is left of an islet
+    kept = points[~outside | ~np.r_[True, outside[:-1]]].copy()
     kept[np.isnan(kept).any(1)] = np.nan
     return kept

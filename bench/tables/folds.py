@@ -11,7 +11,7 @@ from bench.records.schema import RunRecord
 from bench.tables.admission import training_seed
 
 
-def folds_together(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, list[RunRecord]]]:
+def pool_folds(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, list[RunRecord]]]:
     """Returns records with the folds of each training pooled into one, and the newest record of each fold by its id.
 
     Runs belong together if their configs differ in `task.fold` only. They stay separate while a fold is missing, or if

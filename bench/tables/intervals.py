@@ -37,7 +37,7 @@ def of_single_runs(records: Sequence[RunRecord], scores: Sequence[str]) -> dict[
     return {score: bounds for one in found for score, bounds in one.items() if bounds is not None}
 
 
-def why_none(record: RunRecord, score: str) -> str:
+def missing_interval_reason(record: RunRecord, score: str) -> str:
     """Returns why `intervals` gives none; an empty text if it gives one."""
     try:
         return why_no_interval(record, score)

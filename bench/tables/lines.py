@@ -69,7 +69,7 @@ def row_label(cells: Sequence[Cell]) -> str:
 def filled_columns(table: Table, block: Block) -> list[Column]:
     """Returns the columns that a block has figures in: with other options, its neighbours may have other scores.
 
-    A published table has all: what its rows lack is told.
+    A published table shows all columns, because it states what its rows lack.
     """
     if table.published:
         return list(table.columns)

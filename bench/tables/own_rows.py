@@ -41,7 +41,7 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
             of_model = [one for one in left_out if one.model == model]
             if not of_model:
                 registry.find("model", model)
-            raise DataError(_why_none(table, model, summary(of_model)))
+            raise DataError(_no_run_message(table, model, summary(of_model)))
         shared = listed(shared_choices(mine)[model])
         note = "not of the paper" + (f"; hyperparameters: {shared}" if shared else "")
         runs: dict[str, list[str]] = {}
@@ -54,10 +54,10 @@ def with_own(table: Table, models: Iterable[str], records: Sequence[RunRecord]) 
     return table.model_copy(update={"rows": (*table.rows, *rows)})
 
 
-def _why_none(table: Table, model: str, reasons: list[str]) -> str:
+def _no_run_message(table: Table, model: str, reasons: list[str]) -> str:
     has_row = any(row.model == model for row in table.rows)
     if not reasons:
-        found = "the runs that there are stand in its row" if has_row else "no run of the task is there"
+        found = "its runs are in the row of the table" if has_row else "no run of the task"
         reasons = [f"{found}: earthbench run task={table.task} model={model} data.root=DIR makes one"]
     wanted = f"a complete run on {' or '.join(f'{count:,}' for count in table.sequence_counts)} {table.split} sequences"
     return one_message(f"table {table.name}: no run of model {model!r} for --with; expected {wanted}, found:", reasons)

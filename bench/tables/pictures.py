@@ -30,10 +30,10 @@ _MOVING = (".gif", ".mp4")
 _MEMBERS_SHOWN = 3
 _FRAMES_PER_SECOND = 5
 _COLUMNS = 6
-_LEAST_PIXELS = 128
 _WIDEST_FRAME = 1.3  # inches
 _CHARACTER, _BAR = 0.06, 0.62  # inches of a character of a row's name, and of a colour bar with its labels
 _TICK = 0.018  # inches of height, for each point of its text, that a label of a colour bar takes
+_TITLE = 14  # characters of a title, per inch
 _NAME, _NAME_ABOVE = 16, 22  # characters of a line of a row's name, and of one above a moving panel
 _COAST = "#8c8c8c"  # visible on black and on white
 _PAUSE = 4  # frames that an animation holds its last one
@@ -112,13 +112,23 @@ def draw(path: Path, panels: list[Panel], *, look: Look, cadence_minutes: float,
     matplotlib.use("agg")
     levels = look.palette.levels or levels_of([panel.frames for panel in panels if not panel.probability])
     style = _ON_SCREEN if path.suffix in _MOVING else _ON_PAPER
-    paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless), style)
+    beyond = _beyond(panels, look.palette, levels) if look.palette.levels else "neither"
+    paint = _Paint(look, levels, TimeAxis.of(cadence_minutes, timeless=look.timeless), style, beyond)
     with replacing(path) as part, matplotlib.rc_context({**PRINT}):
         if path.suffix in _MOVING:
             _moving(part, path.suffix, panels, paint, title)
         else:
             _still(part, path.suffix, panels, paint, title)
     return path
+
+
+def _beyond(panels: Sequence[Panel], palette: Palette, levels: tuple[float, ...]) -> str:
+    """Returns the ends of a colour bar that have an arrow: those beyond which values lie, in a colour of their own."""
+    drawn = [panel.frames for panel in panels if not panel.probability]
+    # a list of colours has none for values below its levels: they are drawn as the lowest
+    below = isinstance(palette.colours, str) and any((frames < levels[0]).any() for frames in drawn)
+    above = any((frames >= levels[-1]).any() for frames in drawn)
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,9 @@ _ON_SCREEN = _Style(coast=0.6, box=0.8, label=8, ticks=7, characters=10, image={
 class _Paint:
     """Draws single frames and the colour bars that belong to them."""
 
-    def __init__(self, look: Look, levels: tuple[float, ...], times: TimeAxis, style: _Style) -> None:
+    def __init__(self, look: Look, levels: tuple[float, ...], times: TimeAxis, style: _Style, beyond: str) -> None:
         self.colours, self.norm = colouring(look.palette, levels)
-        self.look, self.levels, self.times, self.style = look, levels, times, style
+        self.look, self.levels, self.times, self.style, self.beyond = look, levels, times, style, beyond
 
     def frame(self, axis: Any, panel: Panel, index: int) -> Any:
         """Draws a frame of a panel on an axis and returns the image."""
@@ -177,6 +187,7 @@ class _Paint:
             # as thick on a tall page as on a low one, with a label that wraps rather than being cut
             bar = figure.colorbar(
                 image, ax=axes, shrink=min(1.0, 4 / height), aspect=25, pad=0.01,
+                extend="neither" if probability else self.beyond,
                 ticks=None if probability else self.levels[:: self._stride(0.9 * min(height, 4))],
             )  # fmt: skip
             text = "share of members" if probability else self.look.units
@@ -184,6 +195,7 @@ class _Paint:
                 textwrap.fill(text, max(12, int(min(height, 4) * self.style.characters))), fontsize=self.style.label
             )
             bar.ax.tick_params(labelsize=self.style.ticks)
+            bar.solids.set_edgecolor("face")  # else viewers of vectors show seams between the colours
 
     def _stride(self, inches: float) -> int:
         """Returns the step between labelled levels, so that labels do not overlap on a bar of this length in inches."""
@@ -200,7 +212,7 @@ class _Paint:
 def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
     import matplotlib.pyplot as plt
 
-    columns = max(len(_spread(len(panel.frames))) for panel in panels)
+    columns = max(len(shown_frames(len(panel.frames))) for panel in panels)
     height, width = panels[0].frames.shape[1:]
     names = [_wrapped(panel.name, _NAME) for panel in panels]
     longest = max(len(line) for name in names for line in name.splitlines())
@@ -208,11 +220,13 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
     side = min(_WIDEST_FRAME, (PRINT_WIDTH - 0.2 - _CHARACTER * longest - _BAR * bars) / columns)
     headings = 1 + sum(_leads(a, paint) != _leads(b, paint) for a, b in pairwise(panels))
     note = paint.note(panels)
+    across = side * columns + 0.2 + _CHARACTER * longest + _BAR * bars
+    title = _filled(title, across)
     figure, axes = plt.subplots(
         len(panels),
         columns,
         figsize=(
-            side * columns + 0.2 + _CHARACTER * longest + _BAR * bars,
+            across,
             (side * height / width + 0.03) * len(panels)
             + 0.15 * (headings + bool(note))
             + 0.15 * len(title.splitlines()),
@@ -227,7 +241,7 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
         for axis in row:
             axis.set_axis_off()
         leads = _leads(panel, paint)
-        for axis, index, lead in zip(row, _spread(len(panel.frames)), leads, strict=False):
+        for axis, index, lead in zip(row, shown_frames(len(panel.frames)), leads, strict=False):
             axis.set_axis_on()
             images[panel.probability] = paint.frame(axis, panel, index)
             if leads != above:  # once for consecutive rows with the same leads
@@ -245,7 +259,7 @@ def _still(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: s
 
 def _leads(panel: Panel, paint: _Paint) -> list[str]:
     """The times above the frames of a row."""
-    return [paint.lead(panel, index) for index in _spread(len(panel.frames))]
+    return [paint.lead(panel, index) for index in shown_frames(len(panel.frames))]
 
 
 def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: str) -> None:
@@ -254,11 +268,13 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
     context = next(panel for panel in panels if panel.first < 1)
     shown = [panel for panel in panels if panel is not context]
     height, width = context.frames.shape[1:]
-    lines = max(_wrapped(panel.name, _NAME_ABOVE).count("\n") for panel in shown)
+    across = 2.0 * len(shown) + 1.0
+    above = _filled(title, across)
+    lines = max(_wrapped(panel.name, _NAME_ABOVE).count("\n") for panel in shown) + above.count("\n")
     figure, axes = plt.subplots(
         1,
         len(shown),
-        figsize=(2.0 * len(shown) + 1.0, 2.0 * height / width + 0.9 + 0.15 * lines),
+        figsize=(across, 2.0 * height / width + 0.9 + 0.15 * lines),
         squeeze=False,
         layout="constrained",
     )
@@ -280,7 +296,7 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
                 np.ma.masked_all(frame.shape) if panel.probability and lead < 1 else np.ma.masked_invalid(frame)
             )
         time = paint.times.lead(lead)
-        figure.suptitle(f"{title}\n{time}" + (" (context)" if lead < 1 else ""), fontsize=9)
+        figure.suptitle(f"{above}\n{time}" + (" (context)" if lead < 1 else ""), fontsize=9)
 
     last = max(panel.first + len(panel.frames) - 1 for panel in shown)
     leads = [*range(context.first, last + 1), *[last] * _PAUSE]
@@ -291,7 +307,10 @@ def _moving(path: Path, suffix: str, panels: list[Panel], paint: _Paint, title: 
 
 
 def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: list[int], title: str) -> None:
-    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette."""
+    """Writes frames with one palette of 256 colours, without dithering; matplotlib's writer changes the palette.
+
+    Palettes by population would mix the colours of a colour bar that are rare in the frames.
+    """
     from PIL import Image
 
     frames = []
@@ -300,7 +319,8 @@ def _save_gif(path: Path, figure: Any, draw_lead: Callable[[int], None], leads: 
         draw_lead(lead)
         figure.canvas.draw()
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))
-    colours = Image.fromarray(np.concatenate([np.asarray(frames[at]) for at in (0, len(frames) // 2, -1)])).quantize()
+    seen = Image.fromarray(np.concatenate([np.asarray(frames[at]) for at in (0, len(frames) // 2, -1)]))
+    colours = seen.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=3)
     first, *others = (frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames)
     duration = 1000 // _FRAMES_PER_SECOND
     first.save(path, "GIF", save_all=True, append_images=others, duration=duration, loop=0, comment=title.encode())
@@ -327,29 +347,13 @@ def _wrapped(name: str, characters: int) -> str:
     return textwrap.fill(name, max(characters, *map(len, name.split()), 1))
 
 
-def pixels_of(rows: list[np.ndarray], palette: Palette) -> np.ndarray:
-    """Returns rows of up to six frames each as one image without text, `(H,W,3)` uint8.
-
-    Args:
-        rows: Frames in physical units, each `(T,H,W)`.
-        palette: The task's colours.
-    """
-    colours, norm = colouring(palette, palette.levels or levels_of(rows))
-    enlarged = max(1, -(-_LEAST_PIXELS // max(rows[0].shape[1:])))
-    painted = []
-    for frames in rows:
-        shown = frames[_spread(len(frames))]
-        shown = shown[:, ::-1] if palette.first_row == "lower" else shown
-        bytes_ = colours(norm(np.ma.masked_invalid(shown)), bytes=True)[..., :3]
-        bytes_ = bytes_.repeat(enlarged, 1).repeat(enlarged, 2)
-        framed = np.pad(bytes_, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-        painted.append(np.concatenate(list(framed), axis=1))
-    width = max(row.shape[1] for row in painted)
-    padded = [np.pad(row, ((0, 0), (width - row.shape[1], 0), (0, 0)), constant_values=255) for row in painted]
-    return np.concatenate(padded)
+def _filled(title: str, inches: float) -> str:
+    """Breaks the lines of a title that are too long for a width."""
+    most = int(inches * _TITLE)
+    return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, most) or [""])
 
 
-def _spread(count: int) -> list[int]:
+def shown_frames(count: int) -> list[int]:
     """Returns up to six equidistant indices of `count` frames, including the last."""
     stride = -(-count // _COLUMNS)
     return list(range((count - 1) % stride, count, stride))

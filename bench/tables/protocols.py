@@ -82,10 +82,11 @@ def _groups(board: BoardFile, decided: Decided) -> tuple[Group, ...]:
     by_block: dict[str, list[Row]] = {}
     for row in board.rows():
         by_block.setdefault(row.block, []).append(_row(row, decided))
-    return tuple(
+    groups = [
         Group(name=block, title=titles[block], rows=tuple(rows), ranked=block != "references")
         for block, rows in by_block.items()
-    )
+    ]
+    return tuple(sorted(groups, key=lambda group: not group.ranked))  # a leaderboard begins with its ranking
 
 
 def _row(row: BoardRow, decided: Decided) -> Row:
@@ -121,7 +122,7 @@ def members(table: Table, records: Iterable[RunRecord]) -> Members:
     newest_version = max((record.task.version for record in good), default=0)
     newest: dict[str, RunRecord] = {}
     for record in good:
-        if reason := _why_not(record, table.data, newest_version):
+        if reason := _exclusion_reason(record, table.data, newest_version):
             left_out.append(Excluded(record.run_id, record.task.name, record.model.name, reason))
         else:
             newest[record.config_fingerprint] = record
@@ -144,16 +145,16 @@ def members(table: Table, records: Iterable[RunRecord]) -> Members:
     return Members(by_row, left_out, frozenset(newest), parts)
 
 
-def _why_not(record: RunRecord, data: dict[str, str], newest_version: int) -> str:
+def _exclusion_reason(record: RunRecord, data: dict[str, str], newest_version: int) -> str:
     assert record.data is not None
-    if not _is_of(record.data.fingerprint, record.data.split, data):
+    if not _is_on(record.data.fingerprint, record.data.split, data):
         return OTHER_DATA
-    if record.training is not None and not _is_of(record.training.data_fingerprint, "train", data):
+    if record.training is not None and not _is_on(record.training.data_fingerprint, "train", data):
         return OTHER_TRAINING_DATA
     return f"version {record.task.version} of the task" if record.task.version != newest_version else ""
 
 
-def _is_of(name: str, split: str, data: dict[str, str]) -> bool:
+def _is_on(name: str, split: str, data: dict[str, str]) -> bool:
     """Returns whether data are a board's, by their fingerprint; true if the split is not decided yet."""
     known = {value for key, value in data.items() if key.partition(",")[0] == split}
     return not known or name in known

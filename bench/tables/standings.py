@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bench.errors import DataError
 from bench.records.schema import RunRecord
 from bench.records.statistics import Arrays, read_arrays
-from bench.records.uncertainty import keeps_statistics, paired_p_values, smallest_p
+from bench.records.uncertainty import has_statistics, paired_p_values, smallest_p
 from bench.tables.definitions import Column, Table
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 DEVIATES = "config deviates"
 UNRANKED = "unranked"
-CHANCE = 0.05
+SIGNIFICANCE = 0.05
 """What comes up by chance more often than this is not a difference."""
 PERMUTATIONS = 2000
-"""As many as are wanted to tell the best from the fourteenth, see `asked_of`."""
+"""As many as are wanted to tell the best from the fourteenth, see `corrected_level`."""
 _SEEDS_ALONE = 2
 
 
@@ -74,8 +74,9 @@ def _places(column: Column, cells: Sequence[Cell], *, alone: bool = False) -> li
 def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...]:
     """Returns the cells with their marks: 1 for the best and rows that are not worse beyond chance, 2 for the next.
 
-    From the best down, the group of the best ends at the first row that is worse than the best beyond chance, i.e. with
-    a p below `asked_of` its place.  If no row is, or a row before it cannot be tested, the column has no marks.
+    From the best down, the group of the best ends at the first row that is significantly worse than the best, i.e. with
+    a p below the `corrected_level` of its place.  If no row is, or a row before it cannot be tested, the column has no
+    marks.
 
     Args:
         table: The definition.
@@ -85,27 +86,27 @@ def marked(table: Table, cells: Sequence[Cell], tests: Tests) -> tuple[Cell, ...
     marks: dict[tuple[str, str], int] = {}
     for column in table.columns:
         places = _places(column, cells)
-        for passed in range(1, len(places)):
-            p_values = [tests.p_value(column.key, places[0][0], cell) for cell in places[passed]]
+        for places_above in range(1, len(places)):
+            p_values = [tests.p_value(column.key, places[0][0], cell) for cell in places[places_above]]
             if any(p_value is None for p_value in p_values):
                 break
-            if max(p_value for p_value in p_values if p_value is not None) < asked_of(passed):
-                marks |= {(cell.row_key, column.key): 1 for tied in places[:passed] for cell in tied}
-                marks |= {(cell.row_key, column.key): 2 for cell in places[passed]}
+            if max(p_value for p_value in p_values if p_value is not None) < corrected_level(places_above):
+                marks |= {(cell.row_key, column.key): 1 for tied in places[:places_above] for cell in tied}
+                marks |= {(cell.row_key, column.key): 2 for cell in places[places_above]}
                 break
     return tuple(replace(cell, mark=marks.get((cell.row_key, cell.column))) for cell in cells)
 
 
-def asked_of(passed: int) -> float:
+def corrected_level(places_above: int) -> float:
     """Returns the threshold of p below which a row is worse than the best beyond chance.
 
     The first and the last of many equal models are far apart by chance.  So it is 0.05 divided by the number of pairs
     among the row and those above (Bonferroni): 0.05 for the second place, 0.017 for the third, 0.008 for the fourth.
 
     Args:
-        passed: Number of places above the row, including the best.
+        places_above: Number of places above the row, including the best.
     """
-    return CHANCE / math.comb(passed + 1, 2)
+    return SIGNIFICANCE / math.comb(places_above + 1, 2)
 
 
 class Tests:
@@ -129,7 +130,7 @@ class Tests:
         over_seeds = seeds_p_value(a, b, score)
         try:
             over_events = self._of_events(a, b).get(score)
-            kept = any(keeps_statistics(record, score, self._read(record)) for record in (*a, *b))
+            kept = any(has_statistics(record, score, self._read(record)) for record in (*a, *b))
         except DataError:  # invalid statistics, which `earthbench verify` reports
             return None
         if over_events is not None:
@@ -208,7 +209,9 @@ def _shared_ranks(column: Column, cells: Sequence[Cell], tests: Tests) -> dict[s
     ranks: dict[str, int] = {}
     rank, first = 0, None
     for place, cell in enumerate((cell for tied in _places(column, cells, alone=True) for cell in tied), start=1):
-        if first is None or ((p_value := tests.p_value(column.key, first, cell)) is not None and p_value < CHANCE):
+        if first is None or (
+            (p_value := tests.p_value(column.key, first, cell)) is not None and p_value < SIGNIFICANCE
+        ):
             rank, first = place, cell
         ranks[cell.row_key] = rank
     return ranks
@@ -226,10 +229,10 @@ def why_no_mark(cells: Sequence[Cell], records: Sequence[RunRecord]) -> str:
     beaten = any(cell.beats_reference is False for cell in cells)
     apart = "; rows that do not beat the best trivial reference take no part" if beaten else ""
     units = {(r.statistics.unit_count, r.statistics.kind) for r in records if r.statistics is not None}
-    if units and all(smallest_p(count, PERMUTATIONS) >= CHANCE for count, _ in units):
+    if units and all(smallest_p(count, PERMUTATIONS) >= SIGNIFICANCE for count, _ in units):
         count, kind = max(units)
         return (
             f"no best is marked: with {count} {kind}s no p-value of a permutation test is below "
-            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {CHANCE:g} is asked for{apart}"
+            f"{smallest_p(count, PERMUTATIONS):.3g}, and one below {SIGNIFICANCE:g} is asked for{apart}"
         )
     return f"no best is marked: no row is worse than the best beyond chance, or that cannot be tested{apart}"

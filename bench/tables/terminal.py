@@ -1,4 +1,4 @@
-"""A table for a terminal: aligned, fitted to the width, references above learned models."""
+"""A table for a terminal: aligned, fitted to the width, references below learned models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 24
 """Width that labels are wrapped to, or to their longest word, before a column is left out."""
 _GAP = 2
-_MOST_SCORES = 8
+_MAX_SCORES = 8
 
 
 def narrowed(
@@ -75,7 +75,7 @@ def main_columns(record: RunRecord) -> list[Column]:
         of_members = [one for one in _OF_MEMBERS if one.key in record.scores and one not in shown]
         return [*shown, *of_members, *added_columns(record)]
     columns = (score_column(key) for key in record.scores)
-    return [column for column in columns if column.better][:_MOST_SCORES]
+    return [column for column in columns if column.better][:_MAX_SCORES]
 
 
 def is_reference(model: str, records: Iterable[RunRecord] = ()) -> bool:
@@ -183,7 +183,7 @@ def _drawn(
     part, shown = with_columns(table, block, columns)
     rows = shown.rows
     references = [row for row in rows if is_reference(row[0].model, (records[one] for one in row[0].run_ids))]
-    groups = {"references": references, "learned models": [row for row in rows if row not in references]}
+    groups = {"learned models": [row for row in rows if row not in references], "references": references}
     printed = {
         name: printed_lines(
             part,

@@ -45,7 +45,7 @@ def _context_fields(task: str) -> frozenset[str]:
     return found
 
 
-def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+def differing_options(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     """Returns, for groups of comparable runs, the task's options and the metrics' conventions that not all have alike.
 
     As `, task.KEY=VALUE, METRIC.KEY=VALUE`; a convention that follows from an option is named once, and an option that
@@ -53,7 +53,7 @@ def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     """
     firsts = [group[0] for group in groups]
     given = {key for record in firsts for key in _given_options(record)}
-    told = _unlike([{key: record.task.fields.get(key) for key in sorted(given)} for record in firsts], "task.")
+    told = _differing([{key: record.task.fields.get(key) for key in sorted(given)} for record in firsts], "task.")
     options = {key.removeprefix("task.") for one in told for key in one}
     conventions = [
         {
@@ -65,8 +65,8 @@ def told_apart(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
         }
         for record in firsts
     ]
-    versions = _unlike([{"version": record.task.version} for record in firsts], "task ")
-    texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _unlike(conventions), strict=True)]
+    versions = _differing([{"version": record.task.version} for record in firsts], "task ")
+    texts = [{**a, **b, **c} for a, b, c in zip(versions, told, _differing(conventions), strict=True)]
     return ["".join(f", {key}={value}" for key, value in one.items() if value != _NOT_SET) for one in texts]
 
 
@@ -76,7 +76,7 @@ def _given_options(record: RunRecord) -> set[str]:
     return set(given) - {"name"} if isinstance(given, dict) else set(record.task.fields)
 
 
-def _unlike(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[str, str]]:
+def _differing(settings: Sequence[dict[str, Any]], prefix: str = "") -> list[dict[str, str]]:
     """Returns the settings whose values differ, as on the command line."""
     texts = [
         {key: value if isinstance(value, str) else canonical_json(value) for key, value in one.items()}

@@ -15,7 +15,7 @@ from bench.api import SPLITS, Palette, Shape, Split
 from bench.data.folds import check_fold
 from bench.errors import ConfigError, DataError
 from bench.paths import expand_environment
-from bench.tasks.task import FrameCoordinates, Turnable
+from bench.tasks.task import Augmentable, FrameCoordinates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ _NOMINAL_SIZE = 128
 _PRESETS = ((192, "sevir"), (96, "sevir_lr"), (48, "nbody_mnist"), (0, "icar_enso"))
 
 
-class Grid(Turnable):
+class Grid(Augmentable):
     """Any cube on (time, y, x) that xarray reads: NetCDF, Zarr, a folder or glob of files, or an fsspec address.
 
     `data.root` is read as stored, frame by frame; cadence and gaps come from the times, and no window reaches over a

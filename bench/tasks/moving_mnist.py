@@ -27,7 +27,7 @@ class MovingMnist(Task):
 
     The authors' splits of the one official file: its last 1,000 sequences are the test, a tenth of the others, drawn
     with a fixed seed, the validation.  Others train on generated sequences and test on all 10,000 (`split=all`): their
-    figures are of another test.  A frame stands for one unit of time; pictures count it as a minute.
+    figures are of another test.  Time is counted in frames.
     """
 
     name: ClassVar[str] = "moving_mnist"

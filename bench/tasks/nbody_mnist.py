@@ -29,8 +29,8 @@ class NBodyMnist(Task):
 
     The authors' files hold draws, from which frames are made when they are read: the same physics, not rounded to
     bytes.  The authors' splits share digits; `earthbench data make nbody_mnist` gives each split its own, and has
-    options for other systems: frames then have the number, size and distance in time that the data have.  A frame
-    stands for one unit of time; pictures count it as a minute.
+    options for other systems: frames then have the number, size and distance in time that the data have.  Time is
+    counted in frames.
     """
 
     name: ClassVar[str] = "nbody_mnist"

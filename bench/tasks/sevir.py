@@ -18,7 +18,7 @@ from bench.data.folds import check_fold
 from bench.data.plausibility import VIL_CODE, Plausible
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, days_of_splits, split_dates
 from bench.errors import DataError
-from bench.tasks.task import FrameCoordinates, Task, Turnable
+from bench.tasks.task import Augmentable, FrameCoordinates, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ _PALETTE = Palette(
 )  # fmt: skip
 
 
-class Sevir(Turnable):
+class Sevir(Augmentable):
     """SEVIR: 65 minutes of VIL in, 60 minutes out (13 -> 12 frames of 384x384, every 5 minutes).
 
     Frames per event and frame size are read from the files, so that any tree in SEVIR's format works.

@@ -360,12 +360,12 @@ class Task(BaseModel, ABC):
         return fingerprint(self.dataset(split).identity())
 
 
-class Turnable(Task, ABC):
+class Augmentable(Task, ABC):
     """A task whose frames have no preferred direction, so that training may use rotated and mirrored ones."""
 
     augment: bool = Field(
         False,
-        description="turn and mirror each training sequence one of eight ways (four where H and W differ), drawn anew "
+        description="turn and mirror each training sequence one of eight ways (four where H and W differ), redrawn "
         "in each epoch; not for fields with directions of their own, such as wind components",
     )
 

@@ -67,7 +67,7 @@ def check_metric(
     _compare(
         whole, _scores(made, [everything], problems, reset=True), "reset() and the same again", problems, tolerance
     )
-    _compare(whole, _joined(made, pieces), "three processes", problems, tolerance)
+    _compare(whole, _merged_scores(made, pieces), "three processes", problems, tolerance)
     if problems:
         name = type(made).__name__
         raise ContractError(one_message(f"{name} does not keep the metric contract:", list(dict.fromkeys(problems))))
@@ -96,7 +96,7 @@ def _state(metric: Metric, problems: list[str]) -> None:
             problems.append(f"state {name} is {value.dtype}; expected int64 or float64, which are exact")
 
 
-def _joined(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
+def _merged_scores(metric: Metric, pieces: list[Batch]) -> dict[str, float]:
     """Returns the scores of several metrics' states, combined as torchmetrics combines those of processes."""
     parts = []
     for batch in pieces:

@@ -21,7 +21,7 @@ from bench.cost import count_model
 from bench.engine.forecaster import check_forecast
 from bench.engine.independence import dependence
 from bench.engine.losses import training_loss
-from bench.engine.optimizers import TURNS, parameter_groups, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers, parameter_groups
 from bench.engine.weights import RunningAverage
 from bench.errors import ContractError, NotCountableError, one_message
 
@@ -146,7 +146,7 @@ def _gradient_problems(model: nn.Module, context: Tensor, target: Tensor) -> lis
 
 def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> list[str]:
     parameter_groups(model, Train())
-    for step in range(TURNS if takes_turns(model) else 1):
+    for step in range(MAX_ALTERNATION if has_own_optimizers(model) else 1):
         loss = _training_loss(model, context, target, step)
         if loss.dim() or not torch.isfinite(loss):
             value = f"of shape {tuple(loss.shape)}" if loss.dim() else loss.item()
@@ -171,7 +171,7 @@ def _gradient_problems_of(model: nn.Module, context: Tensor, target: Tensor) -> 
 
 
 def _training_loss(model: nn.Module, context: Tensor, target: Tensor, step: int = 0) -> Tensor:
-    return training_loss(model.train(), context, target, step=step, total_steps=TURNS)
+    return training_loss(model.train(), context, target, step=step, total_steps=MAX_ALTERNATION)
 
 
 def _move_off_zero(model: nn.Module) -> None:
@@ -186,7 +186,7 @@ def _round_trip(
     model: nn.Module, context: Tensor, target: Tensor, problems: list[str], build: Callable[[], nn.Module]
 ) -> None:
     """Loads the state of a trained model into a fresh one with a different initialisation."""
-    _learn(model, context, target)
+    _change_weights(model, context, target)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -204,7 +204,7 @@ def _round_trip(
         problems.append(f"a fresh model loaded from its own state_dict gives another forecast (by up to {worst:.2g})")
 
 
-def _learn(model: nn.Module, context: Tensor, target: Tensor) -> None:
+def _change_weights(model: nn.Module, context: Tensor, target: Tensor) -> None:
     """Changes parameters and buffers as a training would: by a pass in training mode or a fit."""
     if isinstance(model, FitsInOnePass):
         model.fit(iter([(context, target)]))
@@ -220,7 +220,7 @@ def _average(model: nn.Module, context: Tensor, target: Tensor, problems: list[s
     if next(model.parameters(), None) is None:
         return
     average = RunningAverage(model, decay=0.9)
-    _learn(model, context, target)
+    _change_weights(model, context, target)
     for step in range(1, _AVERAGED):
         average.update(model, step=step)
     before, after = model.state_dict(), average.module.state_dict()

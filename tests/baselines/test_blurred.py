@@ -28,12 +28,12 @@ def _diffused(rows: int = 6, *, widths: tuple[float, ...] = (1, 2, 4, 8)) -> tup
     return torch.from_numpy(context).float(), torch.from_numpy(target).float()
 
 
-def test_before_it_is_fitted_it_is_persistence_to_the_last_bit() -> None:
+def test_an_unfitted_model_is_exactly_persistence() -> None:
     context, _ = _diffused()
     assert torch.equal(BlurredPersistence(*SHAPES)(context), context[:, -1:].expand(-1, 4, -1, -1, -1))
 
 
-def test_the_blur_is_a_gaussian_of_the_pixels_within_the_frame() -> None:
+def test_the_blur_is_a_gaussian_over_pixels_inside_the_frame() -> None:
     context, target = _diffused()
     found = blurred(context[:, -1:].expand(-1, 4, -1, -1, -1), torch.tensor([1.0, 2, 4, 8]))
     torch.testing.assert_close(found, target, atol=1e-5, rtol=1e-4)
@@ -42,7 +42,7 @@ def test_the_blur_is_a_gaussian_of_the_pixels_within_the_frame() -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_widths_of_data_moved_by_diffusion_are_found(parts: int) -> None:
+def test_fit_recovers_the_widths_of_diffused_data(parts: int) -> None:
     context, target = _diffused()
     model = BlurredPersistence(*SHAPES)
     model.fit(zip(context.chunk(parts), target.chunk(parts), strict=True))
@@ -50,7 +50,7 @@ def test_the_widths_of_data_moved_by_diffusion_are_found(parts: int) -> None:
     torch.testing.assert_close(model(context), target, atol=1e-5, rtol=1e-4)
 
 
-def test_one_width_for_all_leads_is_the_best_of_those_that_are_the_same() -> None:
+def test_one_width_for_all_leads_minimises_the_error() -> None:
     context, target = _diffused()
     model = BlurredPersistence(*SHAPES, width_per_lead=False)
     model.fit([(context, target)])
@@ -61,7 +61,7 @@ def test_one_width_for_all_leads_is_the_best_of_those_that_are_the_same() -> Non
         assert chosen <= float((model(context) - target).square().mean())
 
 
-def test_of_large_frames_a_lattice_of_pixels_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_are_fitted_on_a_lattice_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     context, target = _diffused()
     widths = torch.tensor([1.0, 2, 4, 8])
     part = blurred(context[:, -1:], widths, every=3)
@@ -74,14 +74,14 @@ def test_of_large_frames_a_lattice_of_pixels_chooses(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(model.width, widths)
 
 
-def test_no_blur_where_the_last_frame_stays() -> None:
+def test_constant_frames_are_not_blurred() -> None:
     context, _ = _diffused()
     model = BlurredPersistence(*SHAPES)
     model.fit([(context, context[:, -1:].expand(-1, 4, -1, -1, -1))])
     assert not model.width.any()
 
 
-def test_missing_pixels_neither_choose_a_width_nor_spread() -> None:
+def test_missing_pixels_neither_affect_the_width_nor_spread() -> None:
     context, target = _diffused()
     clean = BlurredPersistence(*SHAPES)
     clean.fit([(context, target)])
@@ -109,7 +109,7 @@ def test_flow_and_persistence_are_blurred_alike() -> None:
     torch.testing.assert_close(model.width, widths)
 
 
-def test_blank_is_zero_in_physical_units_whatever_models_see() -> None:
+def test_blank_is_zero_in_physical_units() -> None:
     for name in registry.names("task"):
         task = bench.load_task(name)
         forecast = task.denormalise(bench.load_model("blank", task)(torch.rand(2, *task.input_shape)))
@@ -120,7 +120,7 @@ def test_blank_is_zero_in_physical_units_whatever_models_see() -> None:
     assert Blank(*SHAPES, zero=0.25)(torch.rand(1, *SHAPES[0])).eq(0.25).all()
 
 
-def test_these_are_the_trivial_references() -> None:
+def test_trivial_references() -> None:
     """This is known without an import, so that tables do not need torch."""
     trivial = {name for name in registry.names("model") if registry.find("model", name).card().trivial}
     assert trivial == {"blank", "blurred_persistence", "climatology", "damped_persistence", "persistence"}

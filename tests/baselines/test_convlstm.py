@@ -49,14 +49,14 @@ def test_forecast_follows_the_equations() -> None:
             torch.testing.assert_close(model(context), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_top_forecaster_cell_has_no_input_and_the_others_the_width_above() -> None:
+def test_only_the_top_forecaster_cell_has_no_input() -> None:
     model = ConvLSTM((3, 16, 16, 1), (4, 16, 16, 1), hidden=(4, 5, 6))
     assert [cell.in_channels for cell in model.forecaster] == [5, 6, 0]
     assert [cell.in_channels for cell in model.encoder] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(6, 2), (6, 3), (4, 2), (4, 4), (5, 2), (5, 3), (3, 1), (7, 4)])
-def test_deconvolutions_multiply_the_grid_by_their_stride(kernel: int, stride: int) -> None:
+def test_deconvolutions_scale_the_grid_by_their_stride(kernel: int, stride: int) -> None:
     size = 4 * stride
     model = ConvLSTM(
         (1, size, size, 1),
@@ -69,6 +69,6 @@ def test_deconvolutions_multiply_the_grid_by_their_stride(kernel: int, stride: i
     assert model(torch.rand(1, 1, size, size, 1)).shape == (1, 1, size, size, 1)
 
 
-def test_run_without_inputs_or_state_is_refused() -> None:
+def test_a_run_without_inputs_or_state_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a state"):
         ConvLSTMCell(0, 3).run(None, None, 2)

@@ -10,7 +10,7 @@ from baselines.convolutions import RepeatedConv
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "grid"), [(1, (4, 6)), (3, (1, 1)), (5, (6, 12)), (7, (5, 3))])
-def test_it_is_the_convolution_that_keeps_the_grid(kernel: int, grid: tuple[int, int], bias: bool) -> None:
+def test_repeated_conv_equals_a_same_padded_convolution(kernel: int, grid: tuple[int, int], bias: bool) -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 5, kernel, kernel)
     shift = torch.randn(7) if bias else None
@@ -23,7 +23,7 @@ def test_it_is_the_convolution_that_keeps_the_grid(kernel: int, grid: tuple[int,
                 torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cut_of_larger_weights_may_be_used() -> None:
+def test_a_slice_of_larger_weights_works() -> None:
     weight, x = torch.randn(8, 6, 3, 3), torch.randn(1, 3, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -31,7 +31,7 @@ def test_a_cut_of_larger_weights_may_be_used() -> None:
         )
 
 
-def test_gradients_flow_and_doubles_stay_doubles() -> None:
+def test_gradients_flow_and_float64_is_preserved() -> None:
     weight, x = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(1, 3, 4, 4)
     conv = RepeatedConv(weight)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_gradients_flow_and_doubles_stay_doubles() -> None:
         assert RepeatedConv(weight.double())(x.double()).dtype == torch.float64
 
 
-def test_counters_tracers_and_autocast_see_the_plain_convolution() -> None:
+def test_flop_counter_tracer_and_autocast_see_a_plain_convolution() -> None:
     conv = RepeatedConv(torch.randn(4, 3, 3, 3))
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_pseudocode() -> None:
 
 
 @pytest.mark.parametrize("channels", [(24, 48, 96, 192)])
-def test_the_paper_s_narrower_context_stack_is_an_option(channels: tuple[int, ...]) -> None:
+def test_the_papers_narrower_context_stack_is_an_option(channels: tuple[int, ...]) -> None:
     with on_meta():
         model = DGMR(*SEVIR_LR, context_channels=channels)
     assert round(_size(model.generator) / 1e6, 3) == 49.804
@@ -80,7 +80,7 @@ def test_presets_fit_their_tasks(name: str) -> None:
         assert model.discriminators(*(torch.empty(2, *shape) for shape in shapes)).shape == (2, 2)
 
 
-def test_a_pass_in_training_is_one_power_iteration_however_often_a_weight_is_used() -> None:
+def test_a_training_pass_runs_one_power_iteration_per_weight() -> None:
     model = _model()
     cell = model.generator.sampler.levels[0].cell
     norm = cell.update.parametrizations.weight[0]
@@ -133,7 +133,7 @@ def test_the_temporal_discriminator_sees_all_steps_in_random_windows() -> None:
 # Losses
 
 
-def test_steps_take_turns_and_each_trains_its_own_networks() -> None:
+def test_generator_and_discriminator_steps_alternate() -> None:
     model = _model().train()
     context, target = _batch()
     found = []
@@ -151,7 +151,7 @@ def test_steps_take_turns_and_each_trains_its_own_networks() -> None:
     assert found == [d, d, g, d, d, g]
 
 
-def test_a_forecast_s_look_reaches_the_generator_in_spite_of_the_head_s_norm() -> None:
+def test_the_adversarial_gradient_passes_the_head_norm() -> None:
     """The mean score of a batch of generated futures alone would be a constant."""
     model = _model(grid_weight=0.0).train()
     losses = model.training_loss(*_batch(), step=2, total_steps=3)
@@ -188,7 +188,9 @@ def test_hinge_losses_are_those_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("value", "weight"), [(0.0, 1.0), (0.02, 1.0), (0.5, 255 * 0.5 / 10.6), (1.0, 24.0), (math.nan, None)]
 )
-def test_the_grid_loss_weighs_by_intensity(monkeypatch: pytest.MonkeyPatch, value: float, weight: float | None) -> None:
+def test_the_grid_loss_is_weighted_by_intensity(
+    monkeypatch: pytest.MonkeyPatch, value: float, weight: float | None
+) -> None:
     context, _ = _batch()
     target = torch.full((ROWS, *SMALL[1]), value)
     samples = torch.stack((torch.full_like(target, 0.25), torch.full_like(target, 0.65)))
@@ -202,7 +204,7 @@ def test_the_grid_loss_weighs_by_intensity(monkeypatch: pytest.MonkeyPatch, valu
 
 
 @pytest.mark.parametrize("step", [0, 2])
-def test_sequences_weigh_by_their_known_pixels(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_sequences_are_weighted_by_their_known_pixels(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     model, (context, target) = _model(), _batch()
     samples = torch.rand(2, *target.shape)
     target[0, 1:] = math.nan
@@ -224,7 +226,7 @@ def test_sequences_weigh_by_their_known_pixels(monkeypatch: pytest.MonkeyPatch, 
         assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_tells_real_from_made_where_the_target_is_missing() -> None:
+def test_the_discriminator_sees_no_pixel_where_the_target_is_missing() -> None:
     model, (context, target) = _model(), _batch()
     seen: list[Tensor] = []
     model.discriminators.spatial.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -239,7 +241,7 @@ def test_nothing_tells_real_from_made_where_the_target_is_missing() -> None:
 # Members
 
 
-def test_members_follow_from_context_and_seed_and_from_nothing_else() -> None:
+def test_members_depend_on_context_and_seed_only() -> None:
     model = _model()  # in training mode, as made
     context, _ = _batch()
     state = torch.get_rng_state()
@@ -258,7 +260,7 @@ def test_members_follow_from_context_and_seed_and_from_nothing_else() -> None:
     assert model.training
 
 
-def test_equal_contexts_differ_by_their_seeds() -> None:
+def test_equal_contexts_with_different_seeds_differ() -> None:
     model, context = _model(), _batch()[0][:1].expand(2, -1, -1, -1, -1)
     members = model.sample(context, members=2, seeds=torch.tensor([3, 4]))
     assert not torch.allclose(members[:, 0], members[:, 1])
@@ -333,7 +335,7 @@ def test_every_frame_of_the_context_reaches_every_frame_of_the_forecast() -> Non
 # Training
 
 
-def test_both_groups_of_one_adam_learn_in_turn() -> None:
+def test_one_adam_with_two_parameter_groups_trains_both_networks() -> None:
     model = _model(generator_lr=1e-3, discriminator_lr=2e-3, weight="none").train()
     context, target = _batch()
     groups = model.optimizers()

@@ -14,7 +14,7 @@ def _plain(conv: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, conv.weight, conv.bias, padding=conv.weight.shape[-1] // 2)
 
 
-def test_the_spectral_norm_of_a_weight_becomes_one_in_training_and_stays_in_eval_mode() -> None:
+def test_the_spectral_norm_converges_to_one_and_is_frozen_in_eval_mode() -> None:
     torch.manual_seed(0)
     layer = blocks.normed(nn.Linear(7, 5))
     for _ in range(100):
@@ -36,7 +36,7 @@ def test_the_recurrent_cell_follows_its_equations() -> None:
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_the_generator_s_block_follows_its_equations(up: bool) -> None:
+def test_the_generator_block_follows_its_equations(up: bool) -> None:
     torch.manual_seed(0)
     block, x = blocks.GBlock(4, 6, up=up).eval(), torch.randn(2, 4, 5, 6)
 
@@ -51,7 +51,7 @@ def test_the_generator_s_block_follows_its_equations(up: bool) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("down", [False, True])
-def test_the_discriminator_s_block_follows_its_equations(first: bool, down: bool) -> None:
+def test_the_discriminator_block_follows_its_equations(first: bool, down: bool) -> None:
     torch.manual_seed(0)
     block, x = blocks.DBlock(4, 6, first=first, down=down).eval(), torch.randn(2, 4, 6, 8)
     assert block.inner.weight.shape[:2] == (4, 4)  # the first convolution keeps the channels
@@ -62,14 +62,14 @@ def test_the_discriminator_s_block_follows_its_equations(first: bool, down: bool
     torch.testing.assert_close(block(x), expected)
 
 
-def test_the_latent_stack_s_block_follows_its_equations() -> None:
+def test_the_latent_block_follows_its_equations() -> None:
     torch.manual_seed(0)
     block, x = blocks.LBlock(4, 6), torch.randn(2, 4, 5, 6)
     y = _plain(block.outer, F.relu(_plain(block.inner, F.relu(x))))
     torch.testing.assert_close(block(x), y + torch.cat((x, _plain(block.added, x)), 1))
 
 
-def test_attention_is_not_scaled_and_starts_as_the_identity() -> None:
+def test_attention_is_unscaled_and_starts_as_the_identity() -> None:
     torch.manual_seed(0)
     layer, x = blocks.Attention(16), torch.randn(2, 16, 3, 4)
     assert torch.equal(layer(x), x)
@@ -79,7 +79,7 @@ def test_attention_is_not_scaled_and_starts_as_the_identity() -> None:
     torch.testing.assert_close(layer(x), x + 0.5 * F.conv2d(seen, layer.out.weight))
 
 
-def test_the_head_s_norm_takes_off_the_mean_alone() -> None:
+def test_the_head_norm_subtracts_the_mean_only() -> None:
     norm, x = blocks.MeanNorm(3), torch.tensor([[1.0, 2.0, 3.0], [3.0, 6.0, 5.0]])
     torch.testing.assert_close(norm(x), torch.tensor([[-1.0, -2.0, -1.0], [1.0, 2.0, 1.0]]))
     torch.testing.assert_close(norm.running_mean, torch.tensor([0.2, 0.4, 0.4]))

@@ -128,7 +128,7 @@ def test_frames_and_losses_follow_the_equations(drops_memory: bool, masked: bool
                 torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], rtol=1e-9, atol=1e-9)
 
 
-def test_the_convolution_of_the_memory_counts_as_unused_only_where_the_memory_is_dropped() -> None:
+def test_the_memory_convolution_is_unused_only_if_memory_is_dropped() -> None:
     assert build(drops_memory=True).parameters_without_gradient == (
         "cells.*.conv_m.weight",
         "cells.*.norm_m.weight",
@@ -136,7 +136,7 @@ def test_the_convolution_of_the_memory_counts_as_unused_only_where_the_memory_is
     assert build(drops_memory=False).parameters_without_gradient == ()
 
 
-def test_convolution_by_frames_is_the_padded_convolution_of_volumes() -> None:
+def test_framewise_convolution_equals_a_padded_3d_convolution() -> None:
     one, other = TwoFrameConv(3, 5, 3), TwoFrameConv(2, 5, 3)
     for conv in (one, other):
         torch.nn.init.normal_(conv.bias)
@@ -148,7 +148,7 @@ def test_convolution_by_frames_is_the_padded_convolution_of_volumes() -> None:
     torch.testing.assert_close(joined, one(x) + other(y))
 
 
-def test_recall_of_indifferent_queries_is_the_mean_and_has_no_scale() -> None:
+def test_recall_is_unscaled_attention() -> None:
     history = torch.randn(2, 7, 4)
     mean = history.mean(1, keepdim=True).expand(2, 3, 4)
     for recall in (_recall, _recall_plain):
@@ -159,7 +159,7 @@ def test_recall_of_indifferent_queries_is_the_mean_and_has_no_scale() -> None:
         torch.testing.assert_close(recall(queries, history), expected)
 
 
-def test_weights_start_as_tensorflow_has_them() -> None:
+def test_weights_are_initialised_as_in_tensorflow() -> None:
     model = E3DLSTM((2, 8, 8, 1), (2, 8, 8, 1), hidden=(8,))
     conv = model.cells[0].conv_h
     bound = (6 / ((8 + 32) * 50)) ** 0.5
@@ -170,7 +170,7 @@ def test_weights_start_as_tensorflow_has_them() -> None:
 
 
 @pytest.mark.parametrize("drops_memory", [True, False])
-def test_steps_on_noise_leave_forecasts_that_differ(drops_memory: bool) -> None:
+def test_forecasts_still_differ_after_steps_on_noise(drops_memory: bool) -> None:
     """With biases before the norms, forecasts of this stack differ by only 0.001 after six steps."""
     torch.manual_seed(0)
     shapes = (3, 16, 16, 1), (2, 16, 16, 1)
@@ -186,7 +186,7 @@ def test_steps_on_noise_leave_forecasts_that_differ(drops_memory: bool) -> None:
         assert model(context).std(0).mean() > 1e-1
 
 
-def test_dropped_memory_leaves_its_kernel_without_effect() -> None:
+def test_the_kernel_of_dropped_memory_has_no_effect() -> None:
     context = torch.rand(1, T_IN, HEIGHT, WIDTH, 1)
     for drops_memory in (True, False):
         model = build(drops_memory=drops_memory)

@@ -86,9 +86,7 @@ def context() -> Tensor:
     return torch.rand(2, 3, 32, 64, 2, generator=torch.Generator().manual_seed(1))
 
 
-def test_eval_forecast_has_the_target_shape_is_repeatable_and_leaves_its_input_alone(
-    model: nn.Module, context: Tensor
-) -> None:
+def test_forecasts_have_the_target_shape_and_are_repeatable(model: nn.Module, context: Tensor) -> None:
     model.eval()
     before = context.clone()
     with torch.no_grad():
@@ -100,7 +98,7 @@ def test_eval_forecast_has_the_target_shape_is_repeatable_and_leaves_its_input_a
     assert torch.equal(context, before)
 
 
-def test_rows_of_a_batch_do_not_see_each_other(model: nn.Module, context: Tensor) -> None:
+def test_samples_of_a_batch_are_independent(model: nn.Module, context: Tensor) -> None:
     model.eval()
     with torch.no_grad():
         together = model(context)
@@ -108,7 +106,7 @@ def test_rows_of_a_batch_do_not_see_each_other(model: nn.Module, context: Tensor
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
-def test_every_parameter_but_the_unused_ones_gets_a_gradient(model: nn.Module, context: Tensor) -> None:
+def test_every_used_parameter_gets_a_gradient(model: nn.Module, context: Tensor) -> None:
     model.train()
     model.zero_grad(set_to_none=True)
     target = torch.rand(2, 4, 32, 64, 2, generator=torch.Generator().manual_seed(2))
@@ -121,7 +119,7 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient(model: nn.Module, c
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_state_dict_goes_round(model: nn.Module, context: Tensor, tmp_path: Path) -> None:
+def test_state_dict_round_trip(model: nn.Module, context: Tensor, tmp_path: Path) -> None:
     model.eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     other = copy.deepcopy(model)
@@ -132,7 +130,7 @@ def test_state_dict_goes_round(model: nn.Module, context: Tensor, tmp_path: Path
         assert torch.equal(model(context), other(context))
 
 
-def test_sizes_may_come_as_lists() -> None:
+def test_sizes_may_be_lists() -> None:
     for name, (cls, arguments) in FAMILIES.items():
         as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
         model = family_class(cls)([2, 32, 32, 1], [1, 32, 32, 1], **as_lists)
@@ -166,7 +164,7 @@ def test_fast_and_plain_formulations_agree_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["convlstm", "phydnet"])
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_fast_formulation_agrees_however_few_frames_it_takes_at_once(
+def test_the_fast_formulation_agrees_for_any_chunk_of_frames(
     name: str, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name, 5, 4, 16, 24, 1).double().eval()
@@ -195,7 +193,7 @@ def test_fast_and_plain_formulations_have_the_same_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ROLLING if name != "convlstm"])
-def test_training_loss_repeats_under_the_same_seed(name: str) -> None:
+def test_the_training_loss_is_deterministic_for_a_seed(name: str) -> None:
     model = build(name, 2, 4, 16, 16, 1)
     context, target = torch.rand(2, 2, 16, 16, 1), torch.rand(2, 4, 16, 16, 1)
     losses = []
@@ -207,7 +205,7 @@ def test_training_loss_repeats_under_the_same_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("cls", COUNTS)
-def test_presets_are_literals_and_give_the_published_sizes(cls: str) -> None:
+def test_presets_are_literals_with_the_published_sizes(cls: str) -> None:
     model_class = family_class(cls)
     tree = ast.parse(Path(inspect.getsourcefile(model_class)).read_text())
     literal = next(
@@ -227,7 +225,7 @@ def test_presets_are_literals_and_give_the_published_sizes(cls: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", COUNTS)
-def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str) -> None:
+def test_the_plain_formulation_has_the_gflops_published_for_icar_enso(cls: str) -> None:
     fvcore = pytest.importorskip("fvcore.nn")
     model_class = family_class(cls)
     model = model_class(*SHAPES["icar_enso"], **model_class.presets["icar_enso"]).eval()
@@ -286,7 +284,7 @@ def test_operations_of_the_plain_form_are_those_published_for_icar_enso(cls: str
         ("TAU", {"divergence_weight": -0.1}, (2, 32, 32, 1), "divergence_weight must be 0 or a positive number"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_was_expected_and_found(
+def test_mismatched_shapes_and_options_are_refused(
     cls: str, arguments: dict[str, Any], shape: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -336,7 +334,7 @@ def test_weights_of_the_originals_load_key_by_key(
         load({}, weights, input_shape=shapes[0], target_shape=shapes[1])
 
 
-def test_families_know_nothing_of_the_harness() -> None:
+def test_baselines_do_not_import_the_harness() -> None:
     for module in list(sys.modules):
         if module.startswith("baselines."):
             tree = ast.parse(Path(sys.modules[module].__file__).read_text())

@@ -66,7 +66,7 @@ def build(case: str, input_shape: tuple[int, ...], target_shape: tuple[int, ...]
     batch=st.integers(1, 2),
 )
 @settings(deadline=None, max_examples=5, derandomize=True)
-def test_any_grid_that_divides_works_whatever_the_lengths_and_channels(
+def test_any_divisible_grid_works_for_all_lengths_and_channels(
     case: str, cells: tuple[int, int], frames: tuple[int, int], channels: int, batch: int
 ) -> None:
     divisor = CASES[case][-1]
@@ -83,7 +83,7 @@ def test_any_grid_that_divides_works_whatever_the_lengths_and_channels(
 @pytest.mark.parametrize("case", [case for case, (*_, divisor) in CASES.items() if divisor > 1])
 @given(sizes=st.tuples(st.integers(1, 100), st.integers(1, 100)))
 @settings(deadline=None, max_examples=20, derandomize=True)
-def test_a_grid_that_does_not_divide_is_refused_naming_axis_divisor_and_size(case: str, sizes: tuple[int, int]) -> None:
+def test_an_indivisible_grid_is_refused_with_axis_divisor_and_size(case: str, sizes: tuple[int, int]) -> None:
     divisor = CASES[case][-1]
     wrong = {axis: size for axis, size in zip(("height", "width"), sizes, strict=True) if size % divisor}
     shape = (1, *sizes, 1)
@@ -105,7 +105,7 @@ def test_a_grid_that_does_not_divide_is_refused_naming_axis_divisor_and_size(cas
 @pytest.mark.parametrize("case", [case for case in CASES if case != "persistence"])
 @given(shape=st.lists(st.integers(0, 24), min_size=3, max_size=5))
 @settings(deadline=None, max_examples=20, derandomize=True)
-def test_what_is_no_shape_or_another_grid_is_refused(case: str, shape: list[int]) -> None:
+def test_bad_shapes_and_mismatched_grids_are_refused(case: str, shape: list[int]) -> None:
     divisor = CASES[case][-1]
     good = (2, divisor, 2 * divisor, 1)
     if len(shape) == 4 and math.prod(shape) and tuple(shape[1:3]) == good[1:3]:

@@ -26,7 +26,7 @@ def _moving(velocity: tuple[float, float], frames: int) -> Tensor:
 
 
 @pytest.mark.parametrize("velocity", [(0.0, 2.0), (1.0, -1.5), (-1.0, 0.5)])
-def test_a_field_that_moves_steadily_is_forecast_where_it_will_be(velocity: tuple[float, float]) -> None:
+def test_a_steadily_moving_field_is_extrapolated(velocity: tuple[float, float]) -> None:
     frames = _moving(velocity, 8)
     forecast = OpticalFlow((5, 64, 64, 1), (3, 64, 64, 1))(frames[:, :5])
     error, of_persistence = (((x - frames[:, 5:]) ** 2).mean() for x in (forecast, frames[:, 4:5]))
@@ -43,7 +43,7 @@ def test_each_channel_and_each_sequence_has_its_own_motion() -> None:
     torch.testing.assert_close(forecast[1, ..., 1:], single(east[:, :4])[0])
 
 
-def test_what_flows_in_is_the_least_value_and_so_is_what_is_missing() -> None:
+def test_inflow_and_missing_pixels_take_the_minimum() -> None:
     frames = _moving((0, 3), 5) + 0.25
     frames[:, :, :8] = torch.nan
     forecast = OpticalFlow((5, 64, 64, 1), (4, 64, 64, 1))(frames)
@@ -53,7 +53,7 @@ def test_what_flows_in_is_the_least_value_and_so_is_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, float("nan")])
-def test_a_field_without_features_stays(value: float) -> None:
+def test_a_featureless_field_does_not_move(value: float) -> None:
     forecast = OpticalFlow((3, 16, 16, 1), (2, 16, 16, 1))(torch.full((2, 3, 16, 16, 1), value))
     assert torch.equal(forecast, torch.full((2, 2, 16, 16, 1), 0.0 if value != value else value))
 
@@ -63,6 +63,6 @@ def test_one_frame_has_no_motion() -> None:
         OpticalFlow((1, 8, 8, 1), (2, 8, 8, 1))
 
 
-def test_its_cost_is_unknown_and_not_zero() -> None:
+def test_the_cost_is_unknown_rather_than_zero() -> None:
     with pytest.raises(NotCountableError, match="OpenCV"):
         count_model(OpticalFlow((3, 8, 8, 1), (2, 8, 8, 1)), (3, 8, 8, 1))

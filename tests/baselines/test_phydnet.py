@@ -29,7 +29,7 @@ def test_moments_are_their_defining_sums(seed: int) -> None:
     torch.testing.assert_close(k2m(kernel), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_moments_of_finite_differences_are_the_derivatives_they_take() -> None:
+def test_moments_of_finite_differences_are_their_derivatives() -> None:
     kernel = torch.zeros(3, 7, 7)
     kernel[0, 3, 3] = 1
     kernel[1, 3, 2], kernel[1, 3, 4] = -0.5, 0.5
@@ -162,7 +162,7 @@ def test_images_and_losses_follow_the_equations(
                 torch.testing.assert_close(model(context), expected[:, T_IN - 1 :], **exactness)
 
 
-def test_gradient_flows_through_the_image_that_is_fed_back(model: PhyDNet, clip: Tensor) -> None:
+def test_the_gradient_flows_through_the_fed_back_image(model: PhyDNet, clip: Tensor) -> None:
     context = clip[:, :T_IN].clone().requires_grad_()
     last_only = model.step_outputs(context)[:, -1].sum()
     (gradient,) = torch.autograd.grad(last_only, context)
@@ -171,7 +171,7 @@ def test_gradient_flows_through_the_image_that_is_fed_back(model: PhyDNet, clip:
         model.step_outputs(context, teacher_forcing=True)
 
 
-def test_teacher_forcing_is_drawn_once_per_batch_and_dies_out(model: PhyDNet, clip: Tensor) -> None:
+def test_teacher_forcing_is_drawn_per_batch_and_decays_to_zero(model: PhyDNet, clip: Tensor) -> None:
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     # After 333 of the 1001 epochs that the authors' schedule was written for, its probability is 0.001.
     assert model.teacher_forcing_probability(0, 1001) == 1
@@ -190,7 +190,7 @@ def test_teacher_forcing_is_drawn_once_per_batch_and_dies_out(model: PhyDNet, cl
 
 
 @pytest.mark.parametrize(("grid", "filters"), [((4, 4), 14), ((4, 8), 7)])
-def test_smallest_codes_train_one_sample_at_a_time(grid: tuple[int, int], filters: int) -> None:
+def test_the_smallest_codes_train_with_one_sample(grid: tuple[int, int], filters: int) -> None:
     # One pixel with 7 filters is refused (see test_families.py): its group norm would see groups of one value.
     model = PhyDNet((2, *grid, 1), (2, *grid, 1), phy_hidden=(filters,), conv_hidden=(8, 64))
     clip = torch.rand(1, 4, *grid, 1)

@@ -100,7 +100,7 @@ def build(*, layer_norm: bool, memory_decoupling: bool) -> PredRNN:
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("memory_decoupling", [False, True])
 @pytest.mark.parametrize("kind", ["free", "scheduled", "reverse_scheduled"])
-def test_roll_out_and_losses_follow_the_equations(
+def test_rollout_and_losses_follow_the_equations(
     clip: Tensor, layer_norm: bool, memory_decoupling: bool, kind: str
 ) -> None:
     # In float64, so that only mistakes make a difference.
@@ -131,7 +131,7 @@ def test_roll_out_and_losses_follow_the_equations(
                 torch.testing.assert_close(model(context), outputs[:, T_IN - 1 :], rtol=1e-10, atol=1e-10)
 
 
-def test_reverse_flags_of_a_test_are_a_free_roll_out(clip: Tensor) -> None:
+def test_reverse_flags_in_testing_are_a_free_rollout(clip: Tensor) -> None:
     model = build(layer_norm=False, memory_decoupling=False)
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     mask = torch.tensor([1.0] * (T_IN - 1) + [0.0] * (T_OUT - 1)).expand(B, -1)
@@ -143,7 +143,7 @@ def test_reverse_flags_of_a_test_are_a_free_roll_out(clip: Tensor) -> None:
         model.step_outputs(context, None, mask)
 
 
-def test_cell_without_weights_only_forgets() -> None:
+def test_a_cell_with_zero_weights_only_forgets() -> None:
     cell = SpatioTemporalLSTMCell(3, N, (5, 5), kernel_size=3, layer_norm=False)
     with torch.no_grad():
         for parameter in cell.parameters():
@@ -170,7 +170,7 @@ def test_decoupling_loss_is_one_for_parallel_and_zero_for_orthogonal_increments(
         build(layer_norm=False, memory_decoupling=False).decoupling_loss(delta, delta)
 
 
-def test_training_takes_the_flags_of_the_schedule(clip: Tensor) -> None:
+def test_training_uses_the_flags_of_the_schedule(clip: Tensor) -> None:
     model = build(layer_norm=False, memory_decoupling=False)
     context, target = clip[:, :T_IN], clip[:, T_IN:]
     truth = model.losses(context, target, torch.ones(B, T_OUT - 1))["mse"]
@@ -182,7 +182,7 @@ def test_training_takes_the_flags_of_the_schedule(clip: Tensor) -> None:
     torch.testing.assert_close((first, last), (truth, free))
 
 
-def test_time_reversed_training_takes_every_second_step_on_clips_played_backwards(clip: Tensor) -> None:
+def test_every_second_step_trains_on_reversed_clips(clip: Tensor) -> None:
     model = build(layer_norm=False, memory_decoupling=True)
     model.time_reversed = True
     context, target = clip[:, :T_IN], clip[:, T_IN:]
@@ -193,7 +193,7 @@ def test_time_reversed_training_takes_every_second_step_on_clips_played_backward
         torch.testing.assert_close(model.training_loss(context, target, step=step, total_steps=100), expected)
 
 
-def test_upstream_configuration_sets_what_it_names() -> None:
+def test_an_upstream_configuration_sets_its_options() -> None:
     model = build(layer_norm=True, memory_decoupling=True)
     config = {
         "num_hidden": f"{N},{N},{N}",

@@ -52,7 +52,7 @@ def attention(layer: WindowAttention, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
-def test_window_attention_joins_the_pixels_it_should(window: int, shifted: bool) -> None:
+def test_window_attention_equals_attention_within_windows(window: int, shifted: bool) -> None:
     torch.manual_seed(0)
     layer = WindowAttention(5, heads=2, head_dim=3, window=window, shifted=shifted)
     x = torch.randn(2, 12, 12, 5)
@@ -157,7 +157,7 @@ def test_forecast_follows_the_equations(
         torch.testing.assert_close(model(context), expected, **exactness)
 
 
-def test_only_the_last_group_of_a_stage_matters() -> None:
+def test_only_the_last_group_of_a_stage_affects_the_forecast() -> None:
     model = Rainformer((1, SIZE, SIZE, 1), (1, SIZE, SIZE, 1), **ARGUMENTS, layers=(4, 2, 2, 2)).eval()
     context = torch.rand(1, 1, SIZE, SIZE, 1)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_only_the_last_group_of_a_stage_matters() -> None:
         assert not torch.equal(before, model(context))
 
 
-def test_heads_on_the_way_up_are_those_of_the_stage_that_is_left() -> None:
+def test_upsampling_stages_use_the_heads_of_the_deeper_stage() -> None:
     heads = (1, 2, 3, 5)
     model = Rainformer((1, SIZE, SIZE, 1), (1, SIZE, SIZE, 1), hidden=4, heads=heads, head_dim=2, window=2)
     up = [stage.layers[0][0].attention_block.fn.fn.heads for stage in (*model.up, model.final)]
@@ -192,7 +192,7 @@ def test_heads_on_the_way_up_are_those_of_the_stage_that_is_left() -> None:
         (80.0, 30),
     ],
 )
-def test_balanced_loss_weighs_by_the_class_of_the_target(value: float, weight: int) -> None:
+def test_balanced_loss_is_weighted_by_the_class_of_the_target(value: float, weight: int) -> None:
     target = torch.full((2, 3), value)
     assert balanced_mae(target + 0.5, target).item() == pytest.approx(6 * 0.5 * weight, rel=1e-4)
     if value == 30:
@@ -201,20 +201,20 @@ def test_balanced_loss_weighs_by_the_class_of_the_target(value: float, weight: i
 
 @given(values=st.lists(st.floats(0, 100, width=32), min_size=1, max_size=20), shift=st.floats(-5, 5, width=32))
 @settings(deadline=None)
-def test_balanced_loss_adds_up_over_pixels(values: list[float], shift: float) -> None:
+def test_balanced_loss_is_additive_over_pixels(values: list[float], shift: float) -> None:
     target = torch.tensor(values)
     apart = sum(balanced_mae(pixel + shift, pixel) for pixel in target)
     torch.testing.assert_close(balanced_mae(target + shift, target), apart, rtol=1e-4, atol=1e-4)
 
 
-def test_balanced_loss_refuses_classes_that_do_not_fit() -> None:
+def test_balanced_loss_refuses_mismatched_classes() -> None:
     with pytest.raises(ValueError, match="rising thresholds and one weight more"):
         balanced_mae(torch.ones(1), torch.ones(1), thresholds=(2, 1), weights=(1, 2, 3))
     with pytest.raises(ValueError, match="rising thresholds and one weight more"):
         balanced_mae(torch.ones(1), torch.ones(1), thresholds=(1, 2), weights=(1, 2))
 
 
-def test_training_loss_is_the_chosen_one(model: Rainformer) -> None:
+def test_the_training_loss_is_selectable(model: Rainformer) -> None:
     model.eval()
     context, target = torch.rand(1, T_IN, SIZE, SIZE, 1), torch.rand(1, T_OUT, SIZE, SIZE, 1)
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_training_loss_is_the_chosen_one(model: Rainformer) -> None:
         torch.testing.assert_close(balanced, balanced_mae(forecast, target, thresholds=(0.2, 0.4, 0.6, 0.8)))
 
 
-def test_upstream_stage_names_load_as_well(model: Rainformer) -> None:
+def test_upstream_stage_names_are_accepted(model: Rainformer) -> None:
     names = {f"down.{i}": f"stage{i + 1}" for i in range(4)} | {f"up.{i}": f"stage{i + 5}" for i in range(3)}
     names["final"] = "stage8"
     weights = {}

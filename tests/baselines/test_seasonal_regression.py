@@ -40,7 +40,7 @@ def _windows(count: int, factor: np.ndarray, noise: float = 0.0) -> tuple[Tensor
     return _with_season(frames[:, :T_IN], last), torch.from_numpy(frames[:, T_IN:, ..., None]).float(), last
 
 
-def test_each_calendar_month_has_its_own_law() -> None:
+def test_each_calendar_month_has_its_own_regression() -> None:
     factor = np.linspace(-0.9, 1.2, MONTHS)
     context, target, _ = _windows(240, factor)
     model = SeasonalRegression(*SHAPES, modes=1, ridge=0)
@@ -67,7 +67,7 @@ def test_the_ridge_is_in_units_of_the_variance_of_an_amplitude() -> None:
         )
 
 
-def test_what_the_patterns_do_not_hold_is_damped_persistence_per_cell() -> None:
+def test_the_residual_of_the_patterns_is_damped_persistence_per_cell() -> None:
     random = np.random.default_rng(1)
     context, target, last = _windows(240, np.full(MONTHS, 0.9))
     damping = np.linspace(0, 1, 20).reshape(CELLS)
@@ -80,7 +80,7 @@ def test_what_the_patterns_do_not_hold_is_damped_persistence_per_cell() -> None:
     np.testing.assert_allclose(model.slopes[0].reshape(CELLS), damping, atol=0.1)
 
 
-def test_windows_with_a_hole_and_months_without_windows() -> None:
+def test_windows_with_gaps_and_months_without_windows() -> None:
     context, target, last = _windows(240, np.linspace(-0.9, 1.2, MONTHS))
     without = torch.from_numpy(last != 7)
     model, other = SeasonalRegression(*SHAPES, modes=1), SeasonalRegression(*SHAPES, modes=1)
@@ -105,7 +105,7 @@ def test_windows_with_a_hole_and_months_without_windows() -> None:
         (((13, 384, 384, 3), (12, 384, 384, 1)), {}, "got 147456 values"),
     ],
 )
-def test_what_cannot_be(shapes: tuple, options: dict[str, float], words: str) -> None:
+def test_impossible_options_are_refused(shapes: tuple, options: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SeasonalRegression(*shapes, **options)
 
@@ -123,7 +123,7 @@ class TestModesOfTheLinearInverseModel:
         record = torch.from_numpy(np.array(series)).float()
         return record.unfold(0, 5, 1).movedim(-1, 1).reshape(-1, 5, 4, 5, 1)
 
-    def test_they_are_those_of_least_error_where_it_was_not_fitted(self) -> None:
+    def test_auto_picks_the_modes_with_the_least_validation_error(self) -> None:
         windows = self._record(300, persistent=5)
         model = LinearInverse((3, 4, 5, 1), (2, 4, 5, 1), modes="auto")
         assert model.candidates == (3, 5, 8, 10, 15, 20)
@@ -136,7 +136,7 @@ class TestModesOfTheLinearInverseModel:
         again.load_state_dict(model.state_dict())
         assert int(again.modes) == 5 and torch.equal(again(windows[:9, :3]), model(windows[:9, :3]))
 
-    def test_too_few_windows_say_so(self) -> None:
+    def test_too_few_windows_are_refused(self) -> None:
         windows = self._record(12, persistent=3)
         with pytest.raises(ValueError, match="modes=auto needs more than 8 windows of 5 frames"):
             LinearInverse((3, 4, 5, 1), (2, 4, 5, 1), modes="auto").fit([(windows[:, :3], windows[:, 3:])])

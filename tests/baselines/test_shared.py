@@ -25,9 +25,7 @@ sizes = st.integers(1, 3)
 
 @given(b=sizes, t=sizes, h=sizes, w=sizes, c=sizes, p=st.integers(1, 4))
 @settings(deadline=None, max_examples=30)
-def test_patchify_puts_pixel_dy_dx_of_channel_c_at_its_place_and_back(
-    b: int, t: int, h: int, w: int, c: int, p: int
-) -> None:
+def test_patchify_orders_pixels_and_channels_and_inverts(b: int, t: int, h: int, w: int, c: int, p: int) -> None:
     clip = torch.rand(b, t, h * p, w * p, c)
     patches = patchify(clip, p)
     assert patches.shape == (t, b, c * p * p, h, w)
@@ -40,7 +38,7 @@ def test_patchify_puts_pixel_dy_dx_of_channel_c_at_its_place_and_back(
 
 
 @pytest.mark.parametrize("stem_channels", [0, 5])
-def test_codec_gives_the_grid_and_channels_it_announces(stem_channels: int) -> None:
+def test_codec_output_has_the_declared_grid_and_channels(stem_channels: int) -> None:
     codec = PatchCodec("Any", (16, 24, 2), patch_size=2, stem_channels=stem_channels)
     clip = torch.rand(3, 4, 16, 24, 2)
     opened = codec.open(clip)
@@ -53,7 +51,7 @@ def test_codec_gives_the_grid_and_channels_it_announces(stem_channels: int) -> N
     assert torch.equal(codec.close(opened), clip)
 
 
-def test_stem_folds_its_outputs_as_frames_are_folded() -> None:
+def test_stem_output_is_patchified_like_frames() -> None:
     codec = PatchCodec("Any", (16, 16, 1), patch_size=2, stem_channels=3)
     frames = torch.rand(2, 1, 16, 16)
     stem_output = codec.stem(frames)
@@ -61,7 +59,7 @@ def test_stem_folds_its_outputs_as_frames_are_folded() -> None:
     assert torch.equal(codec.encode(frames), expected)
 
 
-def test_grid_that_does_not_divide_is_refused_with_what_was_expected_and_found() -> None:
+def test_an_indivisible_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Any: width must be divisible by 8, got 20"):
         PatchCodec("Any", (16, 20, 1), patch_size=2, stem_channels=3)
     with pytest.raises(ValueError, match="patch_size must be positive"):
@@ -86,7 +84,7 @@ def test_shapes_are_four_positive_sizes_on_one_grid() -> None:
     ("iteration", "expected"),
     [(1, 1 - 2e-5), (25_000, 0.5), (49_999, 1 - 2e-5 * 49_999), (50_000, 0.0), (80_000, 0.0)],
 )
-def test_scheduled_probability_falls_in_a_line_and_then_is_zero(iteration: int, expected: float) -> None:
+def test_the_scheduled_probability_decays_linearly_to_zero(iteration: int, expected: float) -> None:
     assert scheduled_probability(iteration) == pytest.approx(expected, abs=1e-12)
 
 
@@ -102,12 +100,12 @@ def test_scheduled_probability_falls_in_a_line_and_then_is_zero(iteration: int, 
         (80_000, 1.0, 0.0),
     ],
 )
-def test_reverse_probabilities_part_from_one_half(iteration: int, context: float, forecast: float) -> None:
+def test_reverse_probabilities_start_at_one_half(iteration: int, context: float, forecast: float) -> None:
     assert reverse_scheduled_probabilities(iteration) == pytest.approx((context, forecast), abs=1e-12)
 
 
 @given(length=st.integers(1, 1000), data=st.data())
-def test_schedule_stretches_over_a_run_of_any_length(length: int, data: st.DataObject) -> None:
+def test_the_schedule_scales_to_any_run_length(length: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, length - 1))
     stretched = SamplingSchedule(iterations=80_000).iteration(step, length)
     assert 0 < stretched <= 80_000
@@ -116,7 +114,7 @@ def test_schedule_stretches_over_a_run_of_any_length(length: int, data: st.DataO
     assert SamplingSchedule(iterations=None).iteration(step, length) == step + 1
 
 
-def test_flags_come_from_the_global_generator_and_follow_the_probability() -> None:
+def test_flags_are_drawn_from_the_global_generator() -> None:
     schedule = SamplingSchedule("scheduled", iterations=None)
     torch.manual_seed(3)
     flags = schedule.draw(500, 4, 41, step=24_999, total_steps=1)
@@ -134,7 +132,7 @@ def test_flags_come_from_the_global_generator_and_follow_the_probability() -> No
     assert SamplingSchedule("none").draw(5, 4, 4, step=0, total_steps=1) is None
 
 
-def test_reverse_flags_end_as_truth_within_the_context_and_forecasts_after_it() -> None:
+def test_reverse_flags_converge_to_truth_in_the_context_and_forecasts_after() -> None:
     schedule = SamplingSchedule("reverse_scheduled", iterations=None)
     flags = schedule.draw(3, 4, 5, step=50_000, total_steps=1)
     assert flags is not None
@@ -146,27 +144,27 @@ def test_reverse_flags_end_as_truth_within_the_context_and_forecasts_after_it() 
     assert flags[:, 3:].mean().item() == pytest.approx(0.45, abs=0.03)
 
 
-def test_schedules_that_make_no_sense_are_refused() -> None:
+def test_invalid_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="sampling must be one of"):
         SamplingSchedule("backwards")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two rising iterations"):
         SamplingSchedule(reverse_steps=(2, 1))
 
 
-def test_number_of_flags_tells_the_kind_of_mask() -> None:
+def test_the_number_of_flags_selects_the_kind_of_mask() -> None:
     assert truths_by_step(torch.ones(2, 3), t_in=5, t_out=4)[0] == 5
     assert truths_by_step(torch.ones(2, 7), t_in=5, t_out=4)[0] == 1
     with pytest.raises(ValueError, match=r"\(B, 3\) for scheduled or \(B, 7\)"):
         truths_by_step(torch.ones(2, 4), t_in=5, t_out=4)
 
 
-def test_mixing_takes_each_sample_from_one_side() -> None:
+def test_each_sample_is_either_truth_or_prediction() -> None:
     truth, prediction = torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3)
     out = mixed(torch.tensor([True, False]), truth, prediction)
     assert torch.equal(out, torch.stack((truth[0], prediction[1])))
 
 
-def test_strict_loading_lists_everything_and_changes_nothing() -> None:
+def test_failed_strict_loading_lists_every_mismatch_and_changes_nothing() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     wrong = {
@@ -185,12 +183,12 @@ def test_strict_loading_lists_everything_and_changes_nothing() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_configurations_are_checked_for_what_is_missing_and_what_contradicts() -> None:
+def test_configurations_are_checked_for_missing_and_contradicting_keys() -> None:
     check_config({"a": 1, "b": 2}, required=("a",), implied={"b": 2, "c": 3})
     with pytest.raises(ValueError, match="a is missing; b is 2, expected 5"):
         check_config({"b": 2}, required=("a",), implied={"b": 5, "c": 3})
 
 
-def test_configurations_may_be_what_a_command_line_was_parsed_to() -> None:
+def test_configurations_may_be_an_argparse_namespace() -> None:
     given = {"a": 1, "b": [2]}
     assert dict(as_mapping(given)) == dict(as_mapping(Namespace(**given))) == given

@@ -135,7 +135,7 @@ def build(cls: type[SimVP], t_out: int, **options: float) -> SimVP:
 
 @pytest.mark.parametrize("cls", [SimVP, TAU])
 @pytest.mark.parametrize("t_out", [1, 3, 4, 7])
-def test_forecasts_follow_the_equations_and_are_read_again_for_more_frames(cls: type[SimVP], t_out: int) -> None:
+def test_longer_forecasts_are_fed_back_and_follow_the_equations(cls: type[SimVP], t_out: int) -> None:
     model = build(cls, t_out)
     context = torch.rand(2, 3, 8, 12, 2, dtype=torch.float64)
     with torch.no_grad():
@@ -153,19 +153,19 @@ def test_a_longer_forecast_has_a_gradient_through_both_passes() -> None:
     assert context.grad.abs().max() > 0
 
 
-def test_other_channels_only_where_nothing_is_read_again() -> None:
+def test_output_channels_may_differ_only_without_feedback() -> None:
     assert SimVP((3, 8, 8, 2), (3, 8, 8, 1), **SMALL)(torch.rand(1, 3, 8, 8, 2)).shape == (1, 3, 8, 8, 1)
     with pytest.raises(ValueError, match="same channels, got 2 and 1"):
         SimVP((3, 8, 8, 2), (4, 8, 8, 1), **SMALL)
 
 
 @pytest.mark.parametrize(("drop_path", "expected"), [(0.0, []), (0.1, [0.01, 0.055, 0.1]), (0.004, [0.004] * 3)])
-def test_no_drop_path_is_none_and_others_start_at_one_per_cent(drop_path: float, expected: list[float]) -> None:
+def test_drop_path_starts_at_one_per_cent_or_is_off(drop_path: float, expected: list[float]) -> None:
     model = build(SimVP, 3, drop_path=drop_path)
     assert [m.drop_prob for m in model.modules() if isinstance(m, DropPath)] == pytest.approx(expected)
 
 
-def test_weights_start_as_in_the_authors_code() -> None:
+def test_weights_are_initialised_as_in_the_authors_code() -> None:
     torch.manual_seed(0)
     model = TAU(*SHAPES["icar_enso"], **TAU.presets["icar_enso"])
     block = model.translator[0]
@@ -200,7 +200,7 @@ def divergence_by_numpy(forecast: np.ndarray, target: np.ndarray) -> float:
     return summed / (known * (target.shape[1] - 1) / target.shape[1])
 
 
-def test_the_divergence_is_the_authors() -> None:
+def test_the_divergence_equals_that_of_the_authors_code() -> None:
     random = torch.Generator().manual_seed(0)
     forecast, target = (torch.rand(2, 4, 1, 8, 8, generator=random).permute(0, 1, 3, 4, 2) for _ in range(2))
     assert difference_divergence(forecast, target).item() == pytest.approx(0.1067170, abs=2e-7)
@@ -212,7 +212,7 @@ def test_the_divergence_is_the_authors() -> None:
     assert difference_divergence(forecast.double(), target.double()).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_missing_pixels_are_in_no_distribution() -> None:
+def test_missing_pixels_are_left_out_of_the_divergence() -> None:
     random = torch.Generator().manual_seed(1)
     forecast, target = (torch.rand(3, 4, 5, 6, 1, generator=random, dtype=torch.float64) for _ in range(2))
     target[torch.rand(target.shape, generator=random) < 0.3] = torch.nan
@@ -225,7 +225,7 @@ def test_missing_pixels_are_in_no_distribution() -> None:
     assert not forecast.grad[0].any()
 
 
-def test_the_loss_of_tau_is_an_mse_and_a_tenth_of_the_divergence() -> None:
+def test_the_tau_loss_is_mse_plus_a_tenth_of_the_divergence() -> None:
     model = build(TAU, 3).float()
     context, target = torch.rand(2, 3, 8, 12, 2), torch.rand(2, 3, 8, 12, 2)
     with torch.no_grad():
@@ -237,6 +237,6 @@ def test_the_loss_of_tau_is_an_mse_and_a_tenth_of_the_divergence() -> None:
     assert not hasattr(SimVP, "training_loss")
 
 
-def test_one_sequence_alone_can_be_trained_on() -> None:
+def test_a_batch_of_one_trains() -> None:
     model = SimVP((2, 8, 8, 1), (2, 8, 8, 1), **SimVP.presets["tiny"]).train()
     assert model(torch.rand(1, 2, 8, 8, 1)).isfinite().all()

@@ -82,7 +82,7 @@ def _spiral(frames: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("modes", [2, 6], ids=["as many as there are", "more than there are"])
-def test_linear_inverse_finds_the_law_of_a_linear_system(modes: int) -> None:
+def test_linear_inverse_recovers_a_linear_system(modes: int) -> None:
     model = LinearInverse((3, 4, 5, 1), (5, 4, 5, 1), modes=modes)
     clips = torch.stack([_spiral(8, 0) * scale for scale in (1.0, -1.0, 0.5, -0.5)])  # of mean zero
     assert not model(clips[:, :3]).any(), "not fitted: zeros"
@@ -90,7 +90,7 @@ def test_linear_inverse_finds_the_law_of_a_linear_system(modes: int) -> None:
     torch.testing.assert_close(model(clips[:, :3]), clips[:, 3:], atol=1e-5, rtol=0)
 
 
-def test_linear_inverse_is_the_regression_between_neighbouring_frames() -> None:
+def test_linear_inverse_is_the_regression_of_consecutive_frames() -> None:
     random = np.random.default_rng(1)
     clips = random.normal(0.6, 1, (40, 5, 4, 5, 1)).cumsum(1) * np.linspace(0.2, 2, 20).reshape(4, 5, 1)
     clips[3, 2, 1, 1] = np.nan
@@ -109,7 +109,7 @@ def test_linear_inverse_is_the_regression_between_neighbouring_frames() -> None:
         np.testing.assert_allclose(found[:, lead - 1].reshape(-1, 20), expected, atol=1e-9)
 
 
-def test_linear_inverse_refuses_what_it_cannot_fit() -> None:
+def test_linear_inverse_refuses_data_it_cannot_fit() -> None:
     with pytest.raises(ValueError, match="147456 values"):
         LinearInverse((13, 384, 384, 1), (12, 384, 384, 1))
     with pytest.raises(ValueError, match="at most the 20 values of a frame, got 21"):
@@ -121,7 +121,7 @@ def test_linear_inverse_refuses_what_it_cannot_fit() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path: Path) -> None:
+def test_a_run_fits_records_and_reuses_the_checkpoint(storms: Path, tmp_path: Path) -> None:
     options = ["task=sevir", "model=climatology", f"data.root={storms}", f"results.root={tmp_path / 'results'}",
                f"work={tmp_path / 'work'}", "device=cpu", "progress=false", "picture=false"]  # fmt: skip
     with logged() as lines:
@@ -134,7 +134,7 @@ def test_a_run_fits_records_and_uses_the_checkpoint_again(storms: Path, tmp_path
     assert untrained.scope == "partial" and untrained.scope_because == "untrained weights"
 
 
-def test_data_that_a_model_refuses_are_one_error(storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_refused_by_a_model_give_one_error(storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("nothing but NaN")
 

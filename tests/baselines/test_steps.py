@@ -41,7 +41,7 @@ def _sample(context: Tensor, members: int = 4, seed: int = 0) -> Tensor:
     return Steps(*SHAPES).sample(context, members=members, generator=torch.Generator().manual_seed(seed))
 
 
-def test_members_follow_from_the_seed_and_the_first_are_the_same_however_many() -> None:
+def test_members_depend_on_the_seed_and_not_on_their_number() -> None:
     context = _rain(2)[:, :3]
     members = _sample(context)
     assert members.shape == (4, 2, *SHAPES[1])
@@ -54,7 +54,7 @@ def test_members_follow_from_the_seed_and_the_first_are_the_same_however_many() 
     assert not torch.equal(_sample(context[:1].flip(2))[0], members[0, :1].flip(2)), "another sequence, another seed"
 
 
-def test_members_are_those_of_pysteps_called_as_described() -> None:
+def test_members_equal_a_direct_call_of_pysteps() -> None:
     """For VIL codes from 16: six scales, noise with their spectrum, a perturbed motion, values of the last field."""
     with quiet():
         codes = 255 * _rain()[0, :3, :, :, 0].double().numpy()
@@ -70,7 +70,7 @@ def test_members_are_those_of_pysteps_called_as_described() -> None:
     torch.testing.assert_close(Steps(*SHAPES, members=3)(_rain()[:, :3])[0], expected.mean(0))
 
 
-def test_the_forecast_is_the_mean_of_as_many_members() -> None:
+def test_the_forecast_is_the_mean_of_its_members() -> None:
     context = _rain()[:, :3]
     one, three = Steps(*SHAPES, members=1)(context), Steps(*SHAPES, members=3)(context)
     assert torch.equal(Steps(*SHAPES, members=3)(context), three)
@@ -79,7 +79,7 @@ def test_the_forecast_is_the_mean_of_as_many_members() -> None:
     assert 0 < three[three > 0].min() < 16 / 255, "where one of three members has rain"
 
 
-def test_nothing_global_changes_and_nothing_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+def test_sampling_changes_no_global_state_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     np.random.seed(3)
     context, before = _rain()[:, :3], pickle.dumps(np.random.get_state())
     with warnings.catch_warnings(record=True) as caught:
@@ -91,7 +91,7 @@ def test_nothing_global_changes_and_nothing_is_said(capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
-def test_members_beat_the_last_frame_and_keep_the_rain_and_its_strength() -> None:
+def test_members_beat_persistence_and_preserve_rain_area_and_intensity() -> None:
     frames = _rain(3)
     context, target = frames[:, :3], frames[:, 3:]
     members = _sample(context, members=6)
@@ -132,7 +132,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_pysteps_cannot_do_is_done_more_simply_and_counted(case: str) -> None:
+def test_unsupported_cases_use_a_simpler_forecast_and_are_counted(case: str) -> None:
     context, reason = CASES[case]
     model = Steps(*SHAPES)
     members = model.sample(context, members=2, generator=torch.Generator())
@@ -147,7 +147,7 @@ def test_what_pysteps_cannot_do_is_done_more_simply_and_counted(case: str) -> No
         assert members[:, :, 0].sum() > 0.5 * 2 * last[last >= 16 / 255].sum(), "the rain is not lost"
 
 
-def test_rain_is_moved_on_where_the_frame_before_is_dry() -> None:
+def test_rain_after_a_dry_frame_is_advected() -> None:
     """The motion is unknown then, so the last frame stays; pySTEPS alone would forecast no rain at all."""
     context = CASES["only_last_wet"][0]
     members = _sample(context)
@@ -155,7 +155,7 @@ def test_rain_is_moved_on_where_the_frame_before_is_dry() -> None:
     torch.testing.assert_close(members, rain.expand(4, 1, 4, 64, 64, 1))
 
 
-def test_a_missing_strip_and_any_size_and_two_frames_work() -> None:
+def test_missing_strips_odd_sizes_and_two_frames_work() -> None:
     context = _rain()[:, :3].clone()
     context[:, :, :20] = torch.nan
     assert torch.isfinite(_sample(context)).all()
@@ -176,18 +176,18 @@ def test_a_missing_strip_and_any_size_and_two_frames_work() -> None:
         ({"input_shape": (1, 64, 64, 1)}, "two frames or more, got t_in=1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, object], words: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Steps(**{"input_shape": SHAPES[0], "target_shape": SHAPES[1], **options})
 
 
-def test_a_scale_on_which_dry_is_not_0_is_refused() -> None:
+def test_a_scale_with_a_nonzero_dry_value_is_refused() -> None:
     context = _rain()[:, :3]
     with pytest.raises(ValueError, match=r"expected rain from 0 on, found -0\.5"):
         _sample(context - 0.5)
     assert torch.isfinite(_sample(context - 1e-6)).all()
 
 
-def test_its_cost_is_unknown_and_not_zero() -> None:
+def test_the_cost_is_unknown_rather_than_zero() -> None:
     with pytest.raises(NotCountableError, match="OpenCV"):
         count_model(Steps(*SHAPES), SHAPES[0])

@@ -90,14 +90,14 @@ class _Logits(nn.Module):
 # The transformer
 
 
-def test_all_codes_are_equally_likely_at_first() -> None:
+def test_an_untrained_model_gives_all_codes_equal_probability() -> None:
     model = VideoGPT(*SHAPES, **(VideoGPT.presets["tiny"] | {"codes": 512}))
     stage = model.stages()[1].module
     loss = stage.training_loss(CONTEXT, torch.rand(5, *SHAPES[1]), step=0, total_steps=1)
     assert loss.item() == pytest.approx(math.log(512), abs=1e-5)
 
 
-def test_a_code_reaches_no_logits_before_it() -> None:
+def test_logits_are_causal() -> None:
     network = make().transformer
     vectors = torch.randn(1, network.length, 16)
     encoded = network.encoded(CONTEXT[:1])
@@ -109,7 +109,7 @@ def test_a_code_reaches_no_logits_before_it() -> None:
         assert not differs[: place + 1].any() and differs[place + 1 :].all()
 
 
-def test_logits_code_by_code_are_those_of_one_pass() -> None:
+def test_cached_decoding_equals_one_full_pass() -> None:
     network = make().transformer
     batch, members = 2, 3
     vectors = torch.randn(batch, members, network.length, 16)
@@ -120,7 +120,7 @@ def test_logits_code_by_code_are_those_of_one_pass() -> None:
     torch.testing.assert_close(torch.stack(steps, dim=2).flatten(0, 1), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_codes_of_the_last_frames_are_given_and_not_drawn() -> None:
+def test_the_codes_of_the_context_frames_are_given() -> None:
     model = make(prompt_frames=2)
     network, given = model.transformer, 2 * 2 * 4
     assert (network.code_shape, network.given, network.length) == ((5, 2, 4), given, given + 24)
@@ -141,7 +141,7 @@ def test_the_codes_of_the_last_frames_are_given_and_not_drawn() -> None:
     assert torch.equal(*found) and not torch.equal(found[0], expected)
 
 
-def test_a_layer_is_the_specification() -> None:
+def test_a_layer_follows_the_specification() -> None:
     torch.manual_seed(0)
     network = make(heads=2).transformer
     layer, x, encoded = network.layers[0], torch.randn(1, 5, 48), torch.randn(1, 7, 24)
@@ -168,7 +168,7 @@ def test_a_layer_is_the_specification() -> None:
     torch.testing.assert_close(layer(x, encoded), y, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_are_concatenated_tables() -> None:
+def test_position_embeddings_are_concatenated_per_axis() -> None:
     network = make().transformer
     found = network.positions().view(*CODES, 48)
     tables = network.positions.tables
@@ -178,7 +178,7 @@ def test_positions_are_concatenated_tables() -> None:
 # Members
 
 
-def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
+def test_codes_are_drawn_with_their_probability() -> None:
     logits = torch.tensor([0.3, -50.0, 1.2, 0.0]).double()
     numbers = (torch.arange(10_000).double() + 0.5) / 10_000
     drawn = videogpt._drawn(logits.expand(10_000, 4), numbers)
@@ -187,7 +187,7 @@ def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
     assert videogpt._drawn(logits, torch.tensor(1.0).double()) == 3
 
 
-def test_members_are_draws_of_their_own_and_come_again_with_their_seed() -> None:
+def test_members_are_independent_and_reproducible() -> None:
     model = make()
     members = model.sample(CONTEXT, members=3, generator=seeded(1))
     assert members.shape == (3, 5, *SHAPES[1]) and float(members.std(0).mean()) > 1e-3
@@ -196,7 +196,7 @@ def test_members_are_draws_of_their_own_and_come_again_with_their_seed() -> None
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 64])
-def test_a_batch_is_what_its_sequences_are_alone(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_batch_equals_its_sequences_alone(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     model, indices, shape = make(), torch.tensor([4, 0, 9, 2, 7]), SHAPES[1]
     together = draw_members(model, CONTEXT, indices, Ensemble(3, seed=6), shape)
     alone = [draw_members(model, CONTEXT[i : i + 1], indices[i : i + 1], Ensemble(3, seed=6), shape) for i in range(5)]
@@ -208,7 +208,7 @@ def test_a_batch_is_what_its_sequences_are_alone(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(parts, together, atol=1e-5, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_too_large_for_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tried = make(), []
     whole = model.sample(CONTEXT, members=2)
     decoder = model.transformer.decoder
@@ -230,7 +230,7 @@ def test_a_forecast_is_the_mean_of_the_members_without_a_generator() -> None:
     assert not torch.equal(model(CONTEXT), make(members=3, seed=12)(CONTEXT))
 
 
-def test_sampling_leaves_the_mode_the_precision_and_the_random_state_alone() -> None:
+def test_sampling_preserves_mode_precision_and_random_state() -> None:
     model = make().train()
     model.vqvae.eval()
     before = torch.get_rng_state()
@@ -240,7 +240,7 @@ def test_sampling_leaves_the_mode_the_precision_and_the_random_state_alone() -> 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_rounding_of_single_precision_changes_no_code() -> None:
+def test_float32_rounding_changes_no_code() -> None:
     """The reason for sampling in double precision: here half of an ensemble's logits are rounded differently."""
     model = make()
     numbers = videogpt._numbers([1, 2, 3, 4, 5], 4, model.transformer.length)
@@ -250,7 +250,7 @@ def test_rounding_of_single_precision_changes_no_code() -> None:
     assert torch.equal(codes, moved)
 
 
-def test_steps_are_told() -> None:
+def test_sampling_reports_progress() -> None:
     told: list[tuple[int, int]] = []
     make().sample(CONTEXT[:2], members=3, advance=lambda done, total: told.append((done, total)))
     assert told[0] == (6, 6 * 24) and told[-1] == (6 * 24, 6 * 24) and len(told) == 24
@@ -275,6 +275,6 @@ def test_steps_are_told() -> None:
         (lambda _: make(codes=0), "sizes must be positive, got codes=0"),
     ],
 )
-def test_what_cannot_work_is_refused(call: Any, words: str) -> None:
+def test_invalid_arguments_are_refused(call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(make())

@@ -163,7 +163,7 @@ def test_logits_follow_the_equations(model: VideoGPT) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_codebook_of_living_codes_follows_its_running_averages() -> None:
+def test_used_codes_follow_their_running_averages() -> None:
     random = np.random.default_rng(0)
     latents = [random.normal(size=(200, 3)).astype(np.float32) for _ in range(6)]
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def test_axial_attention_is_the_sum_along_three_axes() -> None:
     torch.testing.assert_close(block(x), expected.permute(0, 4, 1, 2, 3))
 
 
-def test_codes_and_frames_have_their_shapes_and_do_not_depend_on_the_mode_or_the_batch() -> None:
+def test_codes_and_frames_do_not_depend_on_mode_or_batch() -> None:
     model = make().vqvae.train()
     frames = torch.rand(4, *SHAPES[1])
     codes = model.encode(frames)
@@ -48,7 +48,7 @@ def test_codes_and_frames_have_their_shapes_and_do_not_depend_on_the_mode_or_the
     assert model.training and all(part.training for part in model.modules())
 
 
-def test_losses_of_the_vqvae_are_the_specification() -> None:
+def test_vqvae_losses_follow_the_specification() -> None:
     model = make().vqvae
     frames = torch.rand(2, *SHAPES[1])
     latents = model.encoder((frames - 0.5).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
@@ -74,7 +74,7 @@ def _book(codes: int = 4, width: int = 3) -> Codebook:
     return Codebook(codes, width).train()
 
 
-def test_the_first_known_latents_are_the_codebook() -> None:
+def test_the_codebook_is_initialised_from_the_first_known_latents() -> None:
     book, latents = _book(), torch.randn(10, 3)
     share = torch.zeros(10)
     before = book.vectors.clone()
@@ -86,7 +86,7 @@ def test_the_first_known_latents_are_the_codebook() -> None:
     torch.testing.assert_close(vectors[share > 0], latents[share > 0])
 
 
-def test_a_codebook_that_its_latents_lie_on_stays_as_it_is() -> None:
+def test_a_codebook_that_matches_its_latents_does_not_move() -> None:
     book = _book()
     latents = torch.randn(4, 3)
     book(latents, torch.ones(4))
@@ -98,7 +98,7 @@ def test_a_codebook_that_its_latents_lie_on_stays_as_it_is() -> None:
     assert book.perplexity == pytest.approx(4)
 
 
-def test_a_codebook_moves_by_its_decay_and_dead_codes_are_replaced() -> None:
+def test_codes_move_by_the_decay_and_dead_codes_are_replaced() -> None:
     book, origin = _book(2, 1), torch.tensor([[0.0], [10.0]])
     book(origin, torch.ones(2))
     order = book.vectors[:, 0].argsort()
@@ -128,7 +128,7 @@ def test_the_codebook_is_saved_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(fresh.vqvae.variance, model.vqvae.variance) and fresh.vqvae.codebook.started
 
 
-def test_a_collapsed_codebook_is_told_of() -> None:
+def test_a_collapsed_codebook_warns() -> None:
     model = make(codes=64)
     prepare = model.stages()[1].prepare
     assert prepare is not None

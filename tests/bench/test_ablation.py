@@ -26,7 +26,7 @@ WITHOUT_TRAINING = Ablation(
 
 
 @pytest.mark.slow
-def test_shipped_ablations_vary_what_they_say() -> None:
+def test_shipped_ablations_vary_what_they_declare() -> None:
     assert ablation_names() == ["depth", "global_vectors", "patterns"]
     patterns = variants(load_ablation("patterns"), ["task=icar_enso"])
     assert len(patterns) == 20 and varied_keys(patterns) == ["model.enc_attn_patterns", "model.num_global_vectors"]
@@ -65,9 +65,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-def test_runs_that_are_there_are_not_run_again(
-    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_existing_runs_are_not_repeated(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", "progress=false", "picture=false"]
     first, said = _ablate(capsys, "limit=1", *common)
     assert "already recorded" not in said and len(first) == 1 and first[0]["CSI-M"] is not None
@@ -85,7 +83,7 @@ def test_runs_that_are_there_are_not_run_again(
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_an_ablation_without_data_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ablation_without_data_names_the_missing_override(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", "any"]) == 2
     assert "--count-only" in capsys.readouterr().err
 
@@ -107,7 +105,7 @@ def test_sizes_need_no_data(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
+def test_an_impossible_variant_is_listed_with_the_reason() -> None:
     runs = variants(
         Ablation(title="", base=["model=earthformer"], sweeps=[["model.num_heads=7"]], labels={}), ["task=icar_enso"]
     )
@@ -117,7 +115,7 @@ def test_a_variant_that_cannot_be_made_is_a_line_with_the_reason() -> None:
     assert line["GMACs"] is None and "num_heads" in line["problem"]
 
 
-def test_the_ablation_of_the_page_can_be_made_with_equal_depth(tmp_path: Path) -> None:
+def test_the_ablation_of_the_page_runs_with_equal_depth(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/ablations.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_ablation.yaml").write_text(block)
@@ -131,7 +129,7 @@ def test_the_ablation_of_the_page_can_be_made_with_equal_depth(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_paper_s_pattern_rows_are_reproduced() -> None:
+def test_the_papers_pattern_rows_are_reproduced() -> None:
     (run,) = variants(
         load_ablation("patterns"),
         ["task=moving_mnist", "model.enc_attn_patterns=divided_st", "model.num_global_vectors=0"],

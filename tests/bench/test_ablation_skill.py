@@ -13,7 +13,7 @@ from bench.ablation.table import cost_of
 from bench.cli import ablate
 from bench.cli.main import main
 from bench.config import compose
-from bench.protocols.variants import Ablation, load_ablation, seeds_together, variants, varied_keys
+from bench.protocols.variants import Ablation, load_ablation, runs_by_variant, variants, varied_keys
 
 CENTRES = Ablation(
     title="Centre of a small UNet",
@@ -40,10 +40,10 @@ def test_depth_has_the_sizes_of_the_papers_rows(index: int, parameters: float, g
     assert (round(cost["parameters"] / 1e6, 1), round(cost["gmacs"], 1)) == (parameters, gmacs)
 
 
-def test_seeds_of_a_variant_are_together() -> None:
+def test_seeds_of_a_variant_are_grouped() -> None:
     runs = variants(CENTRES, ["seed=0,1"])
     found = [
-        [(runs[i].settings["model.center_channels"], runs[i].config.seed) for i in g] for g in seeds_together(runs)
+        [(runs[i].settings["model.center_channels"], runs[i].config.seed) for i in g] for g in runs_by_variant(runs)
     ]
     assert found == [[("8", 0), ("8", 1)], [("16", 0), ("16", 1)]]
 
@@ -78,7 +78,7 @@ def test_variants_are_measured_against_the_trivial_references(
     assert "not ranked, since they do not beat it" in said and "±" in said and "**" not in said
 
 
-def test_no_reference_is_run_where_no_variant_was_made(
+def test_no_reference_is_run_without_variants(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_no_reference_is_run_where_no_variant_was_made(
 @pytest.mark.parametrize(
     ("name", "task"), [("depth", "radar"), ("global_vectors", "sevir_lr"), ("patterns", "nbody_mnist")]
 )
-def test_runs_of_an_ablation_differ_in_what_is_varied_alone(name: str, task: str) -> None:
+def test_runs_of_an_ablation_differ_only_in_what_is_varied(name: str, task: str) -> None:
     found = variants(load_ablation(name), [f"task={task}", "seed=0,1", "train.max_steps=7", "model.base_units=16"])
     varied = set(varied_keys(found))
     assert {key.partition(".")[0] for key in varied} == {"model", "seed"}
@@ -103,5 +103,5 @@ def test_runs_of_an_ablation_differ_in_what_is_varied_alone(name: str, task: str
         one["model"] = {key: value for key, value in one["model"].items() if f"model.{key}" not in varied}
         one["seed"] = None
     assert all(one == plain[0] for one in plain)
-    assert {run.config.seed for run in found} == {0, 1} and len(found) == 2 * len(seeds_together(found))
+    assert {run.config.seed for run in found} == {0, 1} and len(found) == 2 * len(runs_by_variant(found))
     assert found[0].config.train.max_steps == 7 and found[0].config.model.options["base_units"] == 16

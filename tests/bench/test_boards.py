@@ -62,7 +62,7 @@ def _scores(path: Path) -> dict[str, float | None]:
 
 
 @pytest.mark.slow
-def test_a_board_from_nothing(
+def test_a_board_runs_from_scratch_and_resumes(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -100,7 +100,7 @@ def test_a_board_from_nothing(
 
 
 @pytest.mark.slow
-def test_a_board_refuses_other_data_and_names_its_own(
+def test_a_board_refuses_other_data(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_a_board_refuses_other_data_and_names_its_own(
 
 
 @pytest.mark.slow
-def test_a_grid_by_itself(
+def test_tune_runs_a_grid(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_a_grid_by_itself(
         (["train.limit=2", "data.batch_size=1", "train.max_steps=1"], "after 2 (1 epoch of 2)"),
     ],
 )
-def test_a_grid_whose_trainings_end_before_they_validate_is_refused_at_the_start(
+def test_a_grid_of_runs_too_short_to_validate_is_refused(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given, said
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from bench.errors import DataError
 from bench.files import replacing
 
 
-def test_a_full_disk_is_one_line_whatever_the_library_adds(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cube.h5"
     text = "Can't synchronously write data (file write failed: time = Fri Nov 27\n, buf = 0x5635)"
     with pytest.raises(DataError) as refused, replacing(path) as part:

@@ -36,7 +36,7 @@ def _words(storms: Path, out: Path) -> list[str]:
         (["--verbose"], "process 1 of 1", ""),
     ],
 )
-def test_lines_go_to_one_stream_and_as_many_as_asked_for(
+def test_verbosity_flags_select_the_lines_and_their_stream(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], out: str, err: str
 ) -> None:
     assert main(["evaluate", *_words(storms, tmp_path), *flags]) == 0
@@ -50,7 +50,7 @@ def test_lines_go_to_one_stream_and_as_many_as_asked_for(
     assert UNTRAINED in file.read_text() and "process 1 of 1" in file.read_text(), "whatever the console shows"
 
 
-def test_both_flags_are_refused_and_a_wrong_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradicting_verbosity_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--quiet", "--verbose"]) == 2
     assert "--verbose and --quiet exclude each other" in capsys.readouterr().err
     assert main(["--verbos"]) == 2
@@ -58,7 +58,7 @@ def test_both_flags_are_refused_and_a_wrong_one_is_named(capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_run_is_logged_in_its_folder_again_and_again_and_so_is_what_ended_it(
+def test_repeated_runs_and_errors_append_to_the_log_of_the_run(
     storms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -74,14 +74,14 @@ def test_a_run_is_logged_in_its_folder_again_and_again_and_so_is_what_ended_it(
     assert "ended by RunFailedError: " in file.read_text() and "Traceback" in file.read_text()
 
 
-def test_a_folder_that_takes_no_log_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_log_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with run_log(tmp_path / "file", 0):
         log.info("goes on")
     assert "this run has no log file" in caplog.messages[0]
 
 
-def test_processes_other_than_the_first_only_write_their_own_file(
+def test_other_processes_only_write_their_own_log_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with shown_on("stdout"):
@@ -92,7 +92,7 @@ def test_processes_other_than_the_first_only_write_their_own_file(
     assert (tmp_path / "run.rank1.log").read_text().endswith(" from the second\n")
 
 
-def test_no_handler_sees_a_secret(
+def test_secrets_reach_no_log_handler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with shown_on("stderr"), pytest.raises(ValueError, match="hunter22"), run_log(tmp_path, 0):
@@ -107,7 +107,7 @@ def test_no_handler_sees_a_secret(
     assert "\x1b" not in (tmp_path / "run.log").read_text()
 
 
-def test_a_library_leaves_the_console_to_its_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_api_installs_no_console_handler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not log.handlers and log.level == logging.NOTSET and log.propagate
     with run_log(tmp_path, 0):
         log.info("a line")
@@ -115,7 +115,7 @@ def test_a_library_leaves_the_console_to_its_user(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.usefixtures("small_model")
-def test_the_former_callback_still_takes_the_lines(storms: Path, tmp_path: Path) -> None:
+def test_the_deprecated_callback_still_receives_lines(storms: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     with pytest.warns(DeprecationWarning, match="logger `earthbench`"):
         run(tiny(storms, tmp_path, "limit=1"), training=False, say=lines.append)

@@ -28,7 +28,7 @@ def _size(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("task", _TASKS)
 @pytest.mark.parametrize("name", _ABLE)
-def test_every_trainable_model_comes_within_ten_per_cent(name: str, task: str) -> None:
+def test_every_trainable_model_is_sized_within_ten_per_cent(name: str, task: str) -> None:
     target = 500_000
     try:
         model = _without_values(name, task, target_params=target)
@@ -48,13 +48,13 @@ def _without_values(name: str, task: str, **hyperparameters: object) -> nn.Modul
         return load_model(name, bench.load_task(task), **hyperparameters)
 
 
-def test_deterministic_models_of_the_tables_have_widths() -> None:
+def test_deterministic_models_of_the_tables_can_be_sized() -> None:
     assert {"convlstm", "e3d_lstm", "earthformer", "phydnet", "predrnn", "rainformer", "simvp", "tau", "unet"} <= {
         *_ABLE
     }
 
 
-def test_weights_start_as_with_the_widths_themselves() -> None:
+def test_a_sized_model_starts_with_the_same_weights() -> None:
     task = bench.load_task("nbody_mnist")
     torch.manual_seed(0)
     aimed = load_model("unet", task, target_params=100_000)
@@ -64,7 +64,7 @@ def test_weights_start_as_with_the_widths_themselves() -> None:
         assert torch.equal(aimed.state_dict()[key], value)
 
 
-def test_given_widths_are_proportions() -> None:
+def test_given_widths_set_the_proportions() -> None:
     model = load_model("convlstm", bench.load_task("nbody_mnist"), hidden=[1, 2], strides=[2, 2], conv_kernels=[3, 3],
                        deconv_kernels=[4, 4], target_params=300_000)  # fmt: skip
     fine, coarse = made_from(model).hyperparameters["hidden"]
@@ -73,23 +73,23 @@ def test_given_widths_are_proportions() -> None:
 
 
 @pytest.mark.parametrize("target", [0, -1, True, 1.5, "350k"])
-def test_what_is_no_size_is_refused(target: object) -> None:
+def test_an_invalid_size_is_refused(target: object) -> None:
     with pytest.raises(ConfigError, match=r"target_params must be a positive integer"):
         load_model("unet", bench.load_task("nbody_mnist"), target_params=target)
 
 
-def test_a_size_that_no_widths_have_is_refused_with_the_nearest() -> None:
+def test_an_unreachable_size_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"target_params=3: no widths .* nearest, hidden=\d+, have \d+ parameters"):
         load_model("rainformer", bench.load_task("nbody_mnist"), target_params=3)
 
 
 @pytest.mark.parametrize("name", _UNABLE)
-def test_models_without_widths_have_no_such_hyperparameter(name: str) -> None:
+def test_models_without_widths_refuse_a_target_size(name: str) -> None:
     with pytest.raises(ConfigError, match="target_params"):
         check_hyperparameters(name, {"target_params": 1000})
 
 
-def test_scales_that_the_model_refuses_are_passed_over() -> None:
+def test_widths_refused_by_the_model_are_skipped() -> None:
     def make(widths: dict[str, int]) -> nn.Module:
         if widths["width"] % 8:
             raise ValueError("width must be divisible by 8")

@@ -55,13 +55,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_model_that_says_a_multiple_is_tried_here() -> None:
+def test_every_model_with_a_size_multiple_is_covered_here() -> None:
     names = [name for name in registry.names("model") if hasattr(registry.find("model", name).load(), "size_multiple")]
     assert {*SMALL, *IN_STAGES} == {*names}
 
 
 @pytest.mark.parametrize("name", registry.names("model"))
-def test_every_model_can_be_made_for_any_size(name: str, root: Path) -> None:
+def test_every_model_builds_for_any_size(name: str, root: Path) -> None:
     task = load_task("grid", root, t_in=4, t_out=3)
     given = {"threshold": 0.1} if name == "steps" else {}  # on the scale of a mean of 0, no rain is not 0
     model = load_model(name, task, **(SMALL.get(name) or tiny(name)), **given).eval()
@@ -96,7 +96,7 @@ def test_any_size_trains_and_forecasts(name: str, root: Path) -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_padded_forecast_is_that_of_continued_edges(root: Path) -> None:
+def test_padding_replicates_the_edges(root: Path) -> None:
     task = load_task("grid", root, t_in=3, t_out=3)
     model = load_model("unet", task, **SMALL["unet"]).eval()
     context = torch.randn(1, *task.input_shape)
@@ -106,7 +106,7 @@ def test_the_padded_forecast_is_that_of_continued_edges(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", IN_STAGES)
-def test_stages_are_trained_on_padded_frames_whose_padding_is_missing(name: str, root: Path) -> None:
+def test_padding_is_missing_in_the_training_of_stages(name: str, root: Path) -> None:
     """Each loss equals that of frames that are stored padded with NaN."""
     task, whole = load_task("grid", root, t_in=4, t_out=3), load_task("grid", crop=[24, 16], t_in=4, t_out=3)
     torch.manual_seed(0)
@@ -169,7 +169,7 @@ def test_a_model_in_stages_is_trained_scored_and_loaded_on_any_size(root: Path, 
         assert found["forecast"].shape == (1, 3, *SIZE) and np.isfinite(found["forecast"].values).all()
 
 
-def test_a_size_that_fits_is_left_alone() -> None:
+def test_a_size_that_fits_is_not_padded() -> None:
     model = load_model("unet", load_task("sevir_lr"), **SMALL["unet"])
     assert type(model) is registry.find("model", "unet").load()
 
@@ -188,7 +188,7 @@ def test_wrong_hyperparameters_are_refused_by_the_model(root: Path) -> None:
         load_model("unet", load_task("grid", root, t_in=3, t_out=3), channels=[])
 
 
-def test_weights_are_the_same_whatever_the_padding(root: Path, tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_the_padding(root: Path, tmp_path: Path) -> None:
     task = load_task("grid", root, t_in=3, t_out=3)
     model = load_model("unet", task, **SMALL["unet"])
     names = set(load_model("unet", load_task("grid", crop=[24, 16], t_in=3, t_out=3), **SMALL["unet"]).state_dict())

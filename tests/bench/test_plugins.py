@@ -52,7 +52,7 @@ def _file(folder: Path, name: str, text: str = MODEL) -> Path:
     return path
 
 
-def test_a_file_is_listed_shown_checked_and_stands_in_the_table(
+def test_a_plugin_file_is_listed_shown_checked_and_tabulated(
     tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _file(tmp_path, "half_of_it")
@@ -87,7 +87,7 @@ class Storms(Sevir):
 '''
 
 
-def test_a_plugins_task_has_a_table_by_itself_also_where_it_is_gone(
+def test_a_plugin_task_has_a_table_even_after_its_removal(
     tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = ["--plugin", str(_file(tmp_path, "storms_by_mae", TASK))]
@@ -109,7 +109,7 @@ def test_a_plugins_task_has_a_table_by_itself_also_where_it_is_gone(
     assert "runs_storms_by_mae.md differs from a fresh rendering" in capsys.readouterr().err
 
 
-def test_a_plugins_metric_is_added_to_a_run_and_to_one_that_is_finished(
+def test_a_plugin_metric_is_added_to_new_and_finished_runs(
     tmp_path: Path, storms: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +135,7 @@ def test_a_plugins_metric_is_added_to_a_run_and_to_one_that_is_finished(
     assert main(["verify"]) == 0
 
 
-def test_children_know_the_file_and_listing_does_not_run_it(tmp_path: Path) -> None:
+def test_subprocesses_inherit_the_plugin_and_listing_does_not_run_it(tmp_path: Path) -> None:
     path = _file(tmp_path, "quiet_one", MODEL + "\nraise SystemExit('was run')\n")
     done = subprocess.run(
         [sys.executable, "-m", "bench.cli.main", "list", "models"],
@@ -157,13 +157,13 @@ def test_children_know_the_file_and_listing_does_not_run_it(tmp_path: Path) -> N
         ("json", MODEL, "rename the file"),
     ],
 )
-def test_a_file_that_says_nothing_sensible_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+def test_an_invalid_plugin_file_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
     with pytest.raises(BrokenPluginError, match=words):
         plugins.use_plugin_files(["list", "--plugin", str(_file(tmp_path, name, text))])
 
 
 @pytest.mark.parametrize("given", [["--plugin"], ["--plugin", "/not/there.py"], ["--plugin=/etc/hostname"]])
-def test_a_file_that_is_not_there_is_a_usage_error(given: list[str]) -> None:
+def test_a_missing_plugin_file_is_a_usage_error(given: list[str]) -> None:
     with pytest.raises(UsageError, match="--plugin"):
         plugins.use_plugin_files(["list", *given])
 
@@ -174,9 +174,7 @@ def test_a_file_cannot_take_a_builtin_name(tmp_path: Path) -> None:
         registry.find("model", "unet")
 
 
-def test_a_file_for_another_version_of_the_interface_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plugin_for_another_interface_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer = _file(tmp_path, "from_tomorrow", MODEL.replace('"api": 1', '"api": 99'))
     assert main(["check", "from_tomorrow", "--plugin", str(newer)]) == 2
     error = capsys.readouterr().err
@@ -194,7 +192,7 @@ def test_a_file_for_another_version_of_the_interface_says_so(
         ("constraint", [], "MyOwn"),
     ],
 )  # fmt: skip
-def test_a_new_package_passes_its_checks(
+def test_a_new_plugin_package_passes_its_checks(
     kind: str, more: list[str], attribute: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "package"
@@ -223,7 +221,7 @@ def test_a_bad_name_is_refused(tmp_path: Path, name: str, words: str, capsys: py
     assert words in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
-def test_check_knows_every_kind_and_offers_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_covers_every_kind_and_suggests_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "mse"]) == 0 and "metric mse keeps its contract" in capsys.readouterr().out
     assert main(["check", "sevr"]) == 2 and "'sevir'" in capsys.readouterr().err
 

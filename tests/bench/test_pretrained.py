@@ -39,7 +39,7 @@ def shared(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return Shared(checkpoint, outcome, out / "folder", storms)
 
 
-def test_weights_bring_their_hyperparameters_and_forecasts(shared: Shared) -> None:
+def test_shared_weights_restore_hyperparameters_and_forecasts(shared: Shared) -> None:
     task = bench.load_task("sevir", shared.storms)
     context = task.dataset("test")[0][0][None]
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_weights_bring_their_hyperparameters_and_forecasts(shared: Shared) -> No
         bench.load_model("convlstm", task, weights=shared.folder)
 
 
-def test_the_card_says_what_they_are_and_how_to_score_them(shared: Shared) -> None:
+def test_the_card_describes_the_weights_and_how_to_score_them(shared: Shared) -> None:
     card = (shared.folder / "README.md").read_text()
     assert "license: cc-by-4.0" in card and "library_name: earthbench" in card
     assert "earthbench evaluate task=sevir model=unet" in card and "model.center_channels=8" in card
@@ -63,14 +63,14 @@ def test_the_card_says_what_they_are_and_how_to_score_them(shared: Shared) -> No
     assert card.count("\n| ") < 12 and "bias_upstream" not in card, "the scores that a run prints, not all"
 
 
-def test_a_folder_that_is_written_again_has_the_card_of_its_weights(shared: Shared, tmp_path: Path) -> None:
+def test_a_rewritten_folder_has_the_card_of_its_weights(shared: Shared, tmp_path: Path) -> None:
     model = bench.load_model("unet", bench.load_task("sevir", shared.storms), weights=shared.checkpoint)
     for license in ("mit", "cc-by-4.0"):
         bench.as_pretrained(model, license=license).save_pretrained(tmp_path)
         assert f"license: {license}" in (tmp_path / "README.md").read_text()
 
 
-def test_one_command_scores_them_and_knows_their_training(shared: Shared, tmp_path: Path) -> None:
+def test_one_command_scores_shared_weights_with_their_identity(shared: Shared, tmp_path: Path) -> None:
     words = ["task=sevir", "model=unet", *SMALL, f"checkpoint={shared.folder}", f"data.root={shared.storms}"]
     places = [f"work={tmp_path / 'work'}", f"results.root={tmp_path / 'results'}"]
     assert main(["evaluate", *words, *places, "progress=false", "picture=false", "device=cpu"]) == 0
@@ -91,7 +91,7 @@ def test_changed_weights_are_refused(shared: Shared, tmp_path: Path) -> None:
         bench.load_model("unet", bench.load_task("sevir", shared.storms), weights=tmp_path)
 
 
-def test_weights_of_unknown_training_and_records_of_others_are_not_shared(shared: Shared) -> None:
+def test_weights_of_unknown_training_are_not_shared(shared: Shared) -> None:
     task = bench.load_task("sevir", shared.storms)
     with pytest.raises(ConfigError, match="only weights whose training is known"):
         bench.as_pretrained(bench.load_model("unet", task, channels=[4, 8], center_channels=8))

@@ -57,12 +57,12 @@ def test_every_registered_name_loads_and_describes_itself(kind: registry.Kind) -
         ("table", "earthformer/sevr", "earthformer/sevir"),
     ],
 )
-def test_unknown_names_are_answered_with_the_nearest(kind: registry.Kind, name: str, near: str) -> None:
+def test_unknown_names_get_a_suggestion(kind: registry.Kind, name: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
         registry.find(kind, name)
 
 
-def test_a_clash_names_both_origins_and_harms_no_other_name(points: list[EntryPoint]) -> None:
+def test_a_name_clash_names_both_origins_and_affects_no_other_name(points: list[EntryPoint]) -> None:
     points += [
         _point("unet", "one.mod:A", "first"),
         _point("unet", "two.mod:B", "second"),
@@ -73,7 +73,7 @@ def test_a_clash_names_both_origins_and_harms_no_other_name(points: list[EntryPo
     assert registry.find("model", "ok").distribution == "third"
 
 
-def test_what_is_installed_meanwhile_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_installed_at_run_time_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "made_meanwhile" not in registry.names("model")
     info = tmp_path / "made_meanwhile-1.0.dist-info"
@@ -83,7 +83,7 @@ def test_what_is_installed_meanwhile_is_found(tmp_path, monkeypatch: pytest.Monk
     assert registry.find("model", "made_meanwhile").origin == "made:Model (made-meanwhile 1.0)"
 
 
-def test_the_same_distribution_seen_twice_is_no_clash(points: list[EntryPoint]) -> None:
+def test_a_distribution_found_twice_is_not_a_clash(points: list[EntryPoint]) -> None:
     points += [_point("unet", "one:A", "my-plugin"), _point("unet", "one:A", "my_plugin")]
     assert registry.find("model", "unet").value == "one:A"
 
@@ -97,7 +97,9 @@ def test_the_same_distribution_seen_twice_is_no_clash(points: list[EntryPoint]) 
         ("class Other: ...", "AttributeError"),
     ],
 )
-def test_a_plugin_that_fails_at_import_is_one_error_with_its_origin(points, plugin, source: str, reason: str) -> None:
+def test_a_plugin_that_fails_at_import_gives_one_error_with_its_origin(
+    points, plugin, source: str, reason: str
+) -> None:
     module = f"broken_plugin_{abs(hash(source))}"
     plugin(module, source)
     points.append(_point("broken", f"{module}:Model", "bad-plugin"))
@@ -106,7 +108,7 @@ def test_a_plugin_that_fails_at_import_is_one_error_with_its_origin(points, plug
     assert "bad-plugin" in str(caught.value)
 
 
-def test_a_syntax_error_is_seen_without_importing(points, plugin) -> None:
+def test_a_syntax_error_is_found_without_importing(points, plugin) -> None:
     plugin("syntactically_wrong", "class Model(:\n")
     points.append(_point("wrong", "syntactically_wrong:Model", "bad-plugin"))
     with pytest.raises(BrokenPluginError, match="SyntaxError"):
@@ -178,7 +180,7 @@ def test_light_commands_never_import_torch(arguments: list[str]) -> None:
     ("versions", "words"),
     [((), None), (("v1",), None), (("v1", "v7"), None), (("v7",), "Upgrade earthbench"), (("v0",), "another release")],
 )
-def test_a_package_says_which_interface_it_was_written_for(points, plugin, versions, words: str | None) -> None:
+def test_a_package_declares_its_interface_version(points, plugin, versions, words: str | None) -> None:
     plugin("dated", 'class Model:\n    """A model."""\n')
     points.append(_point("dated", "dated:Model", "my-models"))
     points.append(_point("unet", "baselines.unet:UNet", "earthbench"))

@@ -18,11 +18,11 @@ def _rows() -> dict[str, str]:
     return {row[0]: row[3] for row in cells}
 
 
-def test_every_fault_has_a_row() -> None:
+def test_every_fault_is_on_the_page() -> None:
     assert list(_rows()) == [f"{kind}{n:02d}" for kind, count in _COUNTS.items() for n in range(1, count + 1)]
 
 
-def test_every_test_it_names_is_there() -> None:
+def test_every_named_test_exists() -> None:
     tests = {path: ast.parse(path.read_bytes()) for path in (REPO / "tests").rglob("test_*.py")}
     known = {node.name for tree in tests.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     known |= {path.relative_to(REPO).as_posix() for path in tests}

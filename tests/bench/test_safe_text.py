@@ -42,7 +42,7 @@ from bench.safe_text import (
         ("", ""),
     ],
 )  # fmt: skip
-def test_credentials_are_masked_wherever_they_stand(text: str, shown: str) -> None:
+def test_credentials_are_masked_everywhere(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
     assert without_secrets(shown) == shown, "masking twice is masking once: fingerprints are taken of masked text"
     assert str(DataError(text)) == shown
@@ -58,17 +58,17 @@ def test_foreign_text_is_safe_in_a_terminal(text: str) -> None:
     assert "<" not in for_html(text) + for_markdown(text)
 
 
-def test_what_is_escaped_is_read_back_by_json() -> None:
+def test_escaped_json_decodes_to_the_original() -> None:
     evil = "\u202eabc\x9b31m"
     assert json.loads(for_terminal(json.dumps(evil, ensure_ascii=False))) == evil
 
 
 @pytest.mark.parametrize("formula", ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd", "@SUM(1)", "\t=1", " =1", "\uff1d1"])
-def test_no_csv_cell_is_a_formula(formula: str) -> None:
+def test_csv_cells_are_never_formulas(formula: str) -> None:
     assert for_csv(formula).startswith("'")
     assert next(csv.reader(io.StringIO(for_csv(formula))))
 
 
 @pytest.mark.parametrize("number", ["-0.5", "+1e-3", "-0.5 1.125", "12", "a - b", "2018-06-01"])
-def test_numbers_and_plain_words_stay_as_they_are_in_csv(number: str) -> None:
+def test_numbers_and_plain_words_are_unchanged_in_csv(number: str) -> None:
     assert for_csv(number) == number

@@ -40,7 +40,7 @@ def _watch(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[list
     return seen
 
 
-def test_from_the_command_line_to_a_record_and_to_a_loss(
+def test_few_files_lead_from_the_command_line_to_record_and_loss(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = _watch(monkeypatch, bench.engine.run, "write_record")

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 """
 
 
-def test_its_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(_PROGRAM)
     started = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None

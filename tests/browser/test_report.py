@@ -84,14 +84,14 @@ def _check_page(watched: Watched, page: Any) -> None:
     page.evaluate(f"async () => {{ await {load}; }}")
 
 
-def test_every_page_opens_without_a_word_and_fits_its_width(watched: Watched) -> None:
+def test_every_page_opens_without_console_messages_and_fits_its_width(watched: Watched) -> None:
     for path in sorted(watched.site.glob("*.html")):
         with _naming(path.name):
             _check_page(watched, watched.open(path.name))
 
 
 @pytest.mark.parametrize("pages", ["table-boards_*", "table-earthformer_*", "table-prediff_*", "table-runs_*", "[!t]*"])
-def test_every_page_of_the_committed_results_fits_and_every_control_does_something(real: Watched, pages: str) -> None:
+def test_every_committed_page_fits_and_its_controls_work(real: Watched, pages: str) -> None:
     paths = sorted(real.site.glob(f"{pages}.html"))
     assert paths
     for path in paths:
@@ -156,13 +156,13 @@ def _use_every_control(page: Any) -> None:
     page.get_by_role("button", name="Switch between light and dark").click()
 
 
-def test_every_control_of_a_filled_table_does_something(watched: Watched) -> None:
+def test_every_control_of_a_filled_table_works(watched: Watched) -> None:
     page = watched.open(TABLE)
     _choose_each_side(page)
     _use_every_control(page)
 
 
-def test_names_of_points_and_lines_do_not_overprint(real: Watched) -> None:
+def test_chart_labels_do_not_overlap(real: Watched) -> None:
     overlaps = """(selector) => [...document.querySelectorAll('.plot')].flatMap((plot) => {
         const boxes = [...plot.querySelectorAll(selector)].map((e) => e.getBoundingClientRect()).filter((b) => b.width);
         const card = plot.getBoundingClientRect();
@@ -186,7 +186,7 @@ def test_the_score_is_on_the_first_screen_of_a_phone(real: Watched) -> None:
     assert box and box["x"] + box["width"] <= page.viewport_size["width"]
 
 
-def test_the_address_keeps_what_was_set(real: Watched) -> None:
+def test_the_url_keeps_the_settings(real: Watched) -> None:
     page = real.open("table-runs_radar.html")
     board = page.locator(".board").first
     every = _labels(board)
@@ -210,7 +210,7 @@ def test_the_address_keeps_what_was_set(real: Watched) -> None:
     assert board.get_by_role("searchbox").input_value() == words
 
 
-def test_a_row_brings_out_its_line(real: Watched) -> None:
+def test_hovering_a_row_highlights_its_line(real: Watched) -> None:
     page = real.open("table-runs_radar.html")
     page.wait_for_selector(".chart .scatterlayer .trace", state="attached")
     page.wait_for_timeout(300)
@@ -220,7 +220,7 @@ def test_a_row_brings_out_its_line(real: Watched) -> None:
     assert page.evaluate(dimmed) == page.evaluate("data[0].lead[0].curves.length") - 1 > 5
 
 
-def test_a_heading_sorts_and_rows_without_a_figure_stay_below(watched: Watched) -> None:
+def test_a_heading_sorts_with_empty_rows_last(watched: Watched) -> None:
     page = watched.open(TABLE)
     heading = page.locator("th[data-key=csi_m]").first
     heading.click()
@@ -232,7 +232,7 @@ def test_a_heading_sorts_and_rows_without_a_figure_stay_below(watched: Watched) 
     _expect(page, ["Earthformer"])  # lower errors first
 
 
-def test_published_figures_sort_by_themselves(watched: Watched) -> None:
+def test_published_figures_sort_separately(watched: Watched) -> None:
     page = watched.open(TABLE)
     page.get_by_label("published", exact=True).first.check()
     page.locator("th[data-key=csi_m]").first.click()
@@ -251,7 +251,7 @@ def test_search_and_column_groups(watched: Watched) -> None:
     assert before - page.locator(".leaderboard thead tr").nth(1).locator("th:visible").count() == 7
 
 
-def test_charts_are_drawn_and_change_with_their_choice(watched: Watched) -> None:
+def test_charts_change_with_the_selected_score(watched: Watched) -> None:
     page = watched.open(TABLE)
     titles = page.locator(".chart h3").all_inner_texts()
     assert {"By lead time", "By threshold", "Score against cost"} <= set(titles)
@@ -262,7 +262,7 @@ def test_charts_are_drawn_and_change_with_their_choice(watched: Watched) -> None
     assert lead.locator(".plot").get_attribute("aria-label") != before
 
 
-def test_the_best_beyond_chance_is_bold_and_the_next_underlined(watched: Watched) -> None:
+def test_the_significantly_best_is_bold_and_the_second_underlined(watched: Watched) -> None:
     page = watched.open(TABLE)
     column = page.locator(".leaderboard tbody tr")
     best = [row.locator("th a").inner_text() for row in column.all() if row.locator("td:nth-child(2) .best").count()]
@@ -272,7 +272,7 @@ def test_the_best_beyond_chance_is_bold_and_the_next_underlined(watched: Watched
     assert best == ["Earthformer"] and second == ["ConvLSTM"]
 
 
-def test_the_slider_moves_every_picture(watched: Watched) -> None:
+def test_the_slider_updates_every_picture(watched: Watched) -> None:
     page = watched.open("gallery.html")
     assert page.locator(".scene").count() == 2 and page.locator(".frame").count() == 2 * 7
     frame = page.locator(".frame").nth(2)
@@ -301,7 +301,7 @@ def test_the_slider_moves_every_picture(watched: Watched) -> None:
     page.get_by_role("button", name="Pause").first.click()
 
 
-def test_names_from_records_are_text(watched: Watched) -> None:
+def test_names_from_records_are_escaped(watched: Watched) -> None:
     page = watched.open("table-runs_sevir.html")
     assert "<script>window.hurt=1</script>" in page.locator(".leaderboard").first.inner_text()
     assert page.evaluate("window.hurt") is None
@@ -321,7 +321,7 @@ def test_dark_and_light(browser: Any, site: Path) -> None:
     assert watched.complaints == []
 
 
-def test_the_keyboard_reaches_the_content_and_the_headings(watched: Watched) -> None:
+def test_content_and_headings_are_reachable_by_keyboard(watched: Watched) -> None:
     page = watched.open(TABLE)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -341,7 +341,7 @@ def test_a_partial_run_is_named_but_not_shown(watched: Watched) -> None:
     assert page.get_by_text("partial runs").first.is_visible()
 
 
-def test_the_picture_of_the_documentation_can_be_taken_again(browser: Any, committed: Path, tmp_path: Path) -> None:
+def test_the_screenshot_in_the_documentation_is_reproducible(browser: Any, committed: Path, tmp_path: Path) -> None:
     photograph(browser, committed.parent, tmp_path / OUT.name)
     with Image.open(tmp_path / OUT.name) as taken, Image.open(OUT) as shown:
         assert taken.size == shown.size and taken.info[INPUTS] == shown.info[INPUTS], (

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.engine.losses import masked_mse
-from bench.engine.optimizers import TURNS, takes_turns
+from bench.engine.optimizers import MAX_ALTERNATION, has_own_optimizers
 
 CONTEXT, TARGET = (5, 32, 32, 1), (3, 32, 32, 1)
 ROWS = 3
@@ -39,7 +39,7 @@ _OPTIONS = {
 CASES = [(name, options) for name in _LEARNT for options in _OPTIONS.get(name, [{}])]
 
 
-def test_every_registered_model_is_tried_here() -> None:
+def test_every_registered_model_is_covered_here() -> None:
     ours = [name for name in registry.names("model") if "(earthbench " in registry.find("model", name).origin]
     assert sorted(ours) == sorted(_LEARNT + _FITTED + _NOT_TRAINED)
 
@@ -67,7 +67,7 @@ def _loss(module: nn.Module, context: Tensor, target: Tensor, known: Tensor, *, 
     own = getattr(module, "training_loss", None)
     if own is None:
         return masked_mse(module(context), target)
-    turns = range(TURNS) if takes_turns(module) else [STEPS["step"]]
+    turns = range(MAX_ALTERNATION) if has_own_optimizers(module) else [STEPS["step"]]
     losses = [own(context, target, **{**STEPS, "step": step}, **extra) for step in turns]
     parts = [part for loss in losses for part in (loss.values() if isinstance(loss, dict) else [loss])]
     return torch.stack(parts).sum()
@@ -84,7 +84,7 @@ def _gradients(module: nn.Module) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize("everything", [False, True])
-def test_neither_loss_nor_gradient_is_spoiled(name: str, options: dict[str, object], everything: bool) -> None:
+def test_missing_pixels_leave_loss_and_gradient_finite(name: str, options: dict[str, object], everything: bool) -> None:
     for module in _modules(name, options):
         context, target, known = _batch(share=0.3)
         target[0] = math.nan
@@ -100,7 +100,7 @@ def test_neither_loss_nor_gradient_is_spoiled(name: str, options: dict[str, obje
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_a_sequence_that_is_missing_as_a_whole_counts_nowhere(name: str, options: dict[str, object]) -> None:
+def test_a_wholly_missing_sequence_is_excluded(name: str, options: dict[str, object]) -> None:
     context, target, known = _batch(share=0.3)
     context[1], target[1], known[1] = 0, math.nan, False
     rest = [0, 2]
@@ -117,7 +117,7 @@ def test_a_sequence_that_is_missing_as_a_whole_counts_nowhere(name: str, options
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_batches_add_up_by_their_known_pixels(name: str, options: dict[str, object]) -> None:
+def test_losses_of_batches_are_weighted_by_known_pixels(name: str, options: dict[str, object]) -> None:
     if _draws_by_sequences(name, options):  # tests/baselines/test_dgmr.py has fixed draws
         return
     context, target, known = _batch(share=0.3)
@@ -158,7 +158,7 @@ def test_no_loss_waits_for_the_device(name: str, options: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize("name", ["predrnn", "e3d_lstm"])
-def test_a_clip_played_backwards_reads_no_missing_pixel(name: str) -> None:
+def test_a_reversed_clip_uses_no_missing_pixel(name: str) -> None:
     (model,) = _modules(name, {"time_reversed": True})
     context, target, known = _batch(share=0.3)
     target[:, -1] = math.nan  # the first frame that the reversed clip reads
@@ -167,7 +167,7 @@ def test_a_clip_played_backwards_reads_no_missing_pixel(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _FITTED)
-def test_a_fit_sees_what_is_known_only(name: str) -> None:
+def test_a_fit_uses_known_pixels_only(name: str) -> None:
     torch.manual_seed(0)
     shapes = (4, 3, 4, 1), (2, 3, 4, 1)
     model_class = registry.find("model", name).load()

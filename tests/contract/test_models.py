@@ -173,7 +173,7 @@ class _NotANumber(_Good):
 
 
 @pytest.mark.parametrize("model_class", [_Good, _StartsAtZero])
-def test_a_good_model_passes(model_class: type[nn.Module]) -> None:
+def test_a_valid_model_passes(model_class: type[nn.Module]) -> None:
     check_model(model_class)
 
 
@@ -237,7 +237,7 @@ _MISSPELT = [
 
 
 @pytest.mark.parametrize(("model_class", "words"), _MISSPELT)
-def test_a_misspelt_member_is_refused_wherever_a_model_comes_from(
+def test_a_misspelt_member_is_refused_for_models_of_any_origin(
     model_class: type[nn.Module], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = bench.load_task("sevir")
@@ -263,7 +263,7 @@ class _NamesOfItsOwn(_Good):
         return self.sample
 
 
-def test_names_that_are_no_methods_are_no_capabilities() -> None:
+def test_only_methods_count_as_capabilities() -> None:
     model = check_model(_NamesOfItsOwn)
     for capability in api.MODEL_CAPABILITIES:
         assert not isinstance(model, capability)

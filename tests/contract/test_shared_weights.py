@@ -76,7 +76,7 @@ def _checkpoint(model: nn.Module, task: Task, path: Path) -> Path:
         *(pytest.param(name, marks=pytest.mark.slow) for name in registry.names("model") if name not in _OTHERWISE),
     ],
 )
-def test_weights_come_back_the_same_by_every_way(name: str, size: int, tasks: dict[int, Task], tmp_path: Path) -> None:
+def test_weights_round_trip_by_every_route(name: str, size: int, tasks: dict[int, Task], tmp_path: Path) -> None:
     task = tasks[size]
     model = _trained(name, task)
     if model is None:
@@ -109,7 +109,7 @@ def test_weights_come_back_the_same_by_every_way(name: str, size: int, tasks: di
 
 
 @pytest.mark.parametrize("name", ["unet", "convlstm"])
-def test_files_that_hold_other_things_are_refused_by_name(name: str, tasks: dict[int, Task], tmp_path: Path) -> None:
+def test_files_with_other_contents_are_refused_by_name(name: str, tasks: dict[int, Task], tmp_path: Path) -> None:
     task = tasks[32]
     model = _trained(name, task)
     assert model is not None

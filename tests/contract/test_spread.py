@@ -56,7 +56,7 @@ def _spread(model: nn.Module, context: Tensor) -> float:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in registry.names("model")]
 )
-def test_ten_steps_on_noise_leave_forecasts_that_differ_between_windows(name: str) -> None:
+def test_forecasts_differ_between_windows_after_ten_steps_on_noise(name: str) -> None:
     if not _trains(name):
         return
     model = _made(name)

@@ -28,7 +28,7 @@ _KNOWN_TOOLS = {".", "cd", "git", "mlflow", "pre-commit"}
 _SHELL_BLOCKS = [block for page in PAGES for block in blocks(page) if block.language in SHELL]
 
 
-def test_every_page_is_read_and_every_block_says_its_language() -> None:
+def test_every_page_is_checked_and_every_block_has_a_language() -> None:
     assert len(_SHELL_BLOCKS) > 20
     for page in PAGES:
         unnamed = [block.line for block in blocks(page) if not block.language]
@@ -64,7 +64,7 @@ def test_python_and_toml_of_a_page_parse(page: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("help", "completion")])
-def test_every_example_of_a_help_exists(verb: str) -> None:
+def test_every_example_in_help_exists(verb: str) -> None:
     examples = importlib.import_module(VERBS[verb][0]).EXAMPLES
     assert all(example.startswith(f"earthbench {verb}") for example in examples)
     for example in examples:
@@ -171,9 +171,9 @@ def _data(words: list[str]) -> None:
 
 
 def _data_flags(way: str, names: list[str]) -> set[str]:
-    from bench.cli.data import _load, _named
+    from bench.cli.data import _load, _split_words
 
-    _, value, _ = _named(way, [*names, "--help"])
+    _, value, _ = _split_words(way, [*names, "--help"])
     fields = _load(value).model_fields.items()
     return {f"--{(field.alias or name).replace('_', '-')}" for name, field in fields} | {"--help"}
 
@@ -221,7 +221,7 @@ def _tox(words: list[str]) -> None:
     assert names and all(f"testenv:{name}" in settings for name in names), names
 
 
-def test_the_check_finds_what_is_not_there() -> None:
+def test_the_check_finds_nonexistent_commands() -> None:
     for wrong in (
         "earthbench tabel earthformer/sevir", "earthbench table earthformer/sevri",
         "earthbench table runs/sevir --fromat md", "earthbench run model=unett", "earthbench run train.lrr=1",

@@ -47,7 +47,7 @@ def _to_run(page: Path) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _to_run(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page(
+def test_the_commands_of_a_page_run(
     page: Path, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

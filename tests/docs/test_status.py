@@ -48,7 +48,7 @@ def test_readme_has_the_status_of_every_row(committed_results: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("table") if _of_a_paper(name)])
-def test_rows_that_readme_does_not_list_are_not_run(name: str, committed_results: Path) -> None:
+def test_rows_not_listed_in_readme_have_no_runs(name: str, committed_results: Path) -> None:
     if name not in TABLES:
         found = set(_statuses(name, committed_results).values())
         assert found == {"not run"}, f"README.md says that no row of {name} was run"

@@ -57,7 +57,7 @@ GLOBAL_CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("globals_case", [None, *GLOBAL_CASES], ids=str)
 @pytest.mark.parametrize("case", SELF_CASES, ids=str)
-def test_self_attention_is_what_the_definition_says(case: dict[str, Any], globals_case: dict[str, Any] | None) -> None:
+def test_self_attention_matches_its_definition(case: dict[str, Any], globals_case: dict[str, Any] | None) -> None:
     options = dict(case)
     if globals_case is not None:
         options.update(globals_case, use_global_vector=True)
@@ -98,7 +98,7 @@ CROSS_CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("globals_case", [None, {}, {"separate_global_qkv": True, "global_dim_ratio": 2}], ids=str)
 @pytest.mark.parametrize("case", CROSS_CASES, ids=str)
-def test_cross_attention_is_what_the_definition_says(case: dict[str, Any], globals_case: dict[str, Any] | None) -> None:
+def test_cross_attention_matches_its_definition(case: dict[str, Any], globals_case: dict[str, Any] | None) -> None:
     options = {
         "max_temporal_relative": 8,
         **case,
@@ -187,7 +187,7 @@ def test_fused_kernel_agrees_with_the_plain_path(
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
 
 
-def test_full_cuboid_is_plain_multi_head_attention() -> None:
+def test_a_full_cuboid_is_plain_multi_head_attention() -> None:
     layer = make_self({"cuboid_size": (3, 4, 3), "use_relative_pos": False})
     plain = nn.MultiheadAttention(DIM, HEADS, bias=True, batch_first=True).double()
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_full_cuboid_is_plain_multi_head_attention() -> None:
         torch.testing.assert_close(layer(x).flatten(1, 3), expected)
 
 
-def test_padding_ignore_does_not_see_what_the_padding_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_padding_does_not_affect_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_self({"cuboid_size": (2, 3, 2), "shift_size": (1, 1, 1), "padding_type": "ignore"})
     x = random(1, 3, 4, 3, DIM)
     from earthformer import cuboids
@@ -255,7 +255,7 @@ def test_padding_after_the_projection_changes_nothing(
 @pytest.mark.parametrize("cuboid", [(3, 1, 1), (4, 2, 3)])
 @pytest.mark.parametrize("strategy", [("l", "l", "l"), ("l", "d", "d")])
 @pytest.mark.parametrize("frames", [7, 10])
-def test_partial_cuboids_at_the_end_of_the_sequence_are_what_padding_gives(
+def test_partial_cuboids_equal_padded_ones(
     padding_type: str, relative: bool, cuboid: tuple[int, int, int], strategy: tuple[str, str, str], frames: int
 ) -> None:
     options = {"cuboid_size": cuboid, "strategy": strategy, "padding_type": padding_type, "use_relative_pos": relative}
@@ -266,7 +266,7 @@ def test_partial_cuboids_at_the_end_of_the_sequence_are_what_padding_gives(
         torch.testing.assert_close(apart, gradients(layer, inputs), rtol=1e-8, atol=1e-8)
 
 
-def test_zeros_padding_takes_part_in_the_softmax() -> None:
+def test_zero_padding_takes_part_in_the_softmax() -> None:
     ignored = make_self({"cuboid_size": (2, 3, 2), "padding_type": "ignore"})
     padded = make_self({"cuboid_size": (2, 3, 2), "padding_type": "zeros"})
     x = random(1, 3, 4, 3, DIM)
@@ -274,7 +274,7 @@ def test_zeros_padding_takes_part_in_the_softmax() -> None:
         assert not torch.allclose(ignored(x), padded(x))
 
 
-def test_dead_update_of_global_vectors_costs_nothing_and_changes_nothing() -> None:
+def test_skipping_the_last_global_update_changes_nothing() -> None:
     layer = make_self({"cuboid_size": (3, 1, 1), "use_global_vector": True, "separate_global_qkv": True})
     x, g = random(1, 3, 4, 3, DIM), random(1, 2, DIM, seed=2)
     with torch.no_grad():
@@ -287,7 +287,7 @@ def official_cross(**arguments: Any) -> nn.Module:
     return build_layer("CuboidCrossAttentionLayer", {"dim": DIM, "num_heads": HEADS, **arguments})
 
 
-def test_mask_follows_the_grid_it_was_made_for() -> None:
+def test_masks_depend_on_the_grid() -> None:
     layer = make_self({"cuboid_size": (2, 2, 2), "shift_size": (1, 1, 1), "padding_type": "ignore"})
     with torch.no_grad():
         for shape in ((3, 4, 3), (4, 4, 4), (3, 4, 3)):
@@ -297,7 +297,7 @@ def test_mask_follows_the_grid_it_was_made_for() -> None:
                 torch.testing.assert_close(fast, layer(x))
 
 
-def test_a_mask_made_in_inference_mode_serves_training_too() -> None:
+def test_a_mask_made_in_inference_mode_works_in_training() -> None:
     layer = official_cross(cuboid_hw=(2, 2), n_temporal=2, use_global_vector=False)
     x, mem = torch.randn(1, 3, 3, 3, DIM), torch.randn(1, 3, 3, 3, DIM)
     with torch.inference_mode():

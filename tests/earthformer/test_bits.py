@@ -28,7 +28,7 @@ print(hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in
 """
 
 
-def test_two_processes_train_and_forecast_to_the_same_bits() -> None:
+def test_training_is_bit_identical_across_processes() -> None:
     command = [sys.executable, "-c", _THREE_STEPS]
     # At the same time, so that each disturbs the other's timings.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,12 +37,12 @@ def test_two_processes_train_and_forecast_to_the_same_bits() -> None:
     assert len(digests[0]) == 64 and digests[0] == digests[1]
 
 
-def test_no_module_of_the_library_looks_at_a_clock() -> None:
+def test_no_module_of_the_library_reads_a_clock() -> None:
     for path in Path(earthformer.__file__).parent.rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (time|timeit)\b|torch\.utils\.benchmark", path.read_text(), re.M), path
 
 
-def test_a_model_is_imported_without_pictures_prediff_and_the_plain_formulation() -> None:
+def test_importing_a_model_imports_only_what_it_needs() -> None:
     code = (
         "import sys, earthformer.model; found = {n for n in sys.modules if n.startswith('earthformer.')}; "
         "assert not any('prediff' in n for n in found) and not found & {'earthformer.' + n for n in "

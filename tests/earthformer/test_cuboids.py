@@ -49,7 +49,7 @@ def test_merge_undoes_decompose(partition: CuboidPartition) -> None:
 
 @given(partition=partitions())
 @settings(max_examples=100, deadline=None)
-def test_every_cell_stands_in_exactly_one_cuboid(partition: CuboidPartition) -> None:
+def test_every_cell_is_in_exactly_one_cuboid(partition: CuboidPartition) -> None:
     tokens = partition.decompose(numbered(partition.shape))
     assert tokens.shape == (1, partition.count, partition.volume, 1)
     found = tokens.flatten().sort().values
@@ -72,7 +72,7 @@ def test_labels_name_the_cuboid_of_each_cell(partition: CuboidPartition) -> None
 
 @given(partition=partitions())
 @settings(max_examples=50, deadline=None)
-def test_heads_are_split_like_tokens(partition: CuboidPartition) -> None:
+def test_heads_are_partitioned_like_tokens(partition: CuboidPartition) -> None:
     x = torch.randn(2, *partition.shape, 12)
     ready = partition.roll(partition.pad(x))
     heads = partition.split_heads(ready, 2, 3)
@@ -84,7 +84,7 @@ def test_heads_are_split_like_tokens(partition: CuboidPartition) -> None:
 
 @given(partition=partitions())
 @settings(max_examples=100, deadline=None)
-def test_masks_are_symmetric_and_let_every_real_token_see_itself(partition: CuboidPartition) -> None:
+def test_masks_are_symmetric_and_every_token_attends_to_itself(partition: CuboidPartition) -> None:
     mask = self_attention_mask(partition)
     assert mask.shape == (partition.count, partition.volume, partition.volume)
     assert torch.equal(mask, mask.transpose(1, 2))
@@ -95,19 +95,19 @@ def test_masks_are_symmetric_and_let_every_real_token_see_itself(partition: Cubo
         assert mask.all()
 
 
-def test_the_old_name_of_the_partition_warns() -> None:
+def test_the_deprecated_partition_name_warns() -> None:
     with pytest.warns(DeprecationWarning, match="CuboidPartition"):
         from earthformer.cuboids import Cut
     assert Cut is CuboidPartition
 
 
-def test_shifted_border_cuboids_keep_both_ends_of_an_axis_apart() -> None:
+def test_shifted_border_cuboids_separate_both_ends_of_an_axis() -> None:
     mask = self_attention_mask(CuboidPartition((1, 1, 4), (1, 1, 2), ("l", "l", "l"), (0, 0, 1)))
     assert mask[0].all()
     assert mask[1].tolist() == [[True, False], [False, True]]
 
 
-def test_memory_is_padded_before_its_first_frame_and_queries_after_the_last() -> None:
+def test_memory_is_padded_in_front_and_queries_at_the_end() -> None:
     queries = CuboidPartition((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore")
     memory = CuboidPartition((3, 1, 1), (2, 1, 1), ("l", "l", "l"), padding_type="ignore", t_pad_left=True)
     mask = cross_attention_mask(queries, memory)
@@ -117,7 +117,7 @@ def test_memory_is_padded_before_its_first_frame_and_queries_after_the_last() ->
 
 @given(size=st.tuples(*(st.integers(1, 4) for _ in range(3))))
 @settings(max_examples=30, deadline=None)
-def test_relative_index_depends_on_the_offset_alone(size: tuple[int, int, int]) -> None:
+def test_the_relative_index_depends_on_the_offset_only(size: tuple[int, int, int]) -> None:
     index = relative_position_index(size)
     places = torch.cartesian_prod(*(torch.arange(n) for n in size)).reshape(-1, 3)
     offsets = (places[:, None] - places[None]).reshape(-1, 3)

@@ -39,7 +39,7 @@ from earthformer.resampling import (
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("activation", ["leaky", "gelu", "relu", "tanh"])
-def test_feed_forward_is_what_the_definition_says(gated: bool, pre_norm: bool, activation: str) -> None:
+def test_feed_forward_matches_its_definition(gated: bool, pre_norm: bool, activation: str) -> None:
     torch.manual_seed(0)
     layer = FeedForward(
         Options(ffn_drop=0.0, gated_ffn=gated, ffn_activation=activation), 8, hidden_size=12, pre_norm=pre_norm
@@ -72,7 +72,7 @@ def test_activations_are_known_by_the_names_of_configs() -> None:
         make_activation("swish")
 
 
-def test_position_embeddings_add_the_rows_of_their_place() -> None:
+def test_position_embeddings_add_the_rows_of_their_position() -> None:
     x = torch.zeros(1, 3, 4, 5, 2)
     for kind in ("t+h+w", "t+hw"):
         layer = PositionEmbedding(2, 5, 6, 7, kind)
@@ -103,7 +103,7 @@ def test_patch_merging_concatenates_neighbours(padding_type: str) -> None:
     torch.testing.assert_close(out[0, 1, 0, 1], layer.reduction(layer.norm(token)))
 
 
-def test_patch_merging_refuses_frames_that_would_be_padded_alone() -> None:
+def test_patch_merging_refuses_an_odd_number_of_frames() -> None:
     with pytest.raises(ValueError, match="multiple of 2 frames"):
         PatchMerging(Options(), 2, 2, (2, 2, 2))(torch.zeros(1, 3, 4, 4, 2))
 
@@ -133,7 +133,7 @@ def test_fused_upsampling_equals_upsampling_then_convolution(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
 @settings(max_examples=40, deadline=None)
-def test_convolutions_composed_across_upsampling_are_exact_at_the_border_too(
+def test_convolutions_composed_across_upsampling_are_exact_at_the_border(
     scale: tuple[int, int], size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_convolutions_composed_across_upsampling_are_exact_at_the_border_too(
     torch.testing.assert_close(fast_gradients, plain_gradients, rtol=1e-6, atol=1e-8)
 
 
-def test_upsampling_to_a_size_that_is_no_multiple_repeats_the_nearest_pixel() -> None:
+def test_upsampling_to_a_non_multiple_repeats_the_nearest_pixel() -> None:
     layer = Upsample(1, 1, (1, 1, 5), 1)
     with torch.no_grad():
         layer.conv.weight.fill_(1.0)
@@ -167,7 +167,7 @@ def test_upsampling_to_a_size_that_is_no_multiple_repeats_the_nearest_pixel() ->
         Upsample(1, 1, (1, 1, 5), 2)
 
 
-def test_scales_are_read_in_all_their_forms() -> None:
+def test_scales_may_be_int_pair_or_triple() -> None:
     assert as_scale(3) == (1, 3, 3) and as_scale([2, 3]) == (1, 2, 3) and as_scale((1, 1, 2)) == (1, 1, 2)
     with pytest.raises(ValueError, match="two or three"):
         as_scale([1])
@@ -186,7 +186,7 @@ def stacked(layers: int, dims: list[int], scales: list[int], convs: list[int]) -
     )
 
 
-def test_stages_change_shapes_as_told_and_agree_between_paths() -> None:
+def test_stages_change_shapes_and_agree_between_paths() -> None:
     torch.manual_seed(0)
     stages: list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = [
         (InitialEncoder(options(initial_downsample_scale=[1, 1, 2]), 3), (1, 2, 6, 7, 3), (1, 2, 6, 4, 16)),
@@ -208,7 +208,7 @@ def test_stages_change_shapes_as_told_and_agree_between_paths() -> None:
             torch.testing.assert_close(out, stage(x), rtol=1e-5, atol=1e-5)
 
 
-def test_stages_refuse_what_does_not_fit() -> None:
+def test_stages_refuse_mismatched_shapes() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         InitialEncoder(Options(base_units=24), 3)
     with pytest.raises(ValueError, match="without convolutions"):
@@ -219,14 +219,14 @@ def test_stages_refuse_what_does_not_fit() -> None:
         FinalStackDecoder(stacked(1, [4], [3], []), [(2, 4, 5, 8)], 8)
 
 
-def test_blocks_refuse_lists_that_differ() -> None:
+def test_blocks_refuse_lists_of_different_lengths() -> None:
     with pytest.raises(ValueError, match="lengths"):
         SelfAttentionBlock(Options(), 8, SelfPattern([(1, 1, 1)], [], []), use_inter_ffn=True)
     with pytest.raises(ValueError, match="lengths"):
         CrossAttentionBlock(Options(), 8, CrossPattern([(1, 1)], [], [], []), max_temporal_relative=9)
 
 
-def test_block_order_of_residuals_with_and_without_inner_feed_forward() -> None:
+def test_residual_order_with_and_without_inner_feed_forward() -> None:
     torch.manual_seed(0)
     x, g = torch.randn(1, 2, 4, 4, 8), torch.randn(1, 3, 8)
     for inter in (False, True):

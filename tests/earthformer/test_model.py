@@ -152,7 +152,7 @@ def test_auxiliary_model_agrees_between_paths(case: str) -> None:
     torch.testing.assert_close(fast_gradients, plain_gradients, rtol=1e-8, atol=1e-8)
 
 
-def test_auxiliary_model_refuses_what_cannot_work() -> None:
+def test_auxiliary_model_refuses_invalid_options() -> None:
     shapes = ((4, 8, 8, 2), (6, 8, 8, 2))
     for options, message in (
         ({"unet_dec_cross_mode": "side"}, "unet_dec_cross_mode"),
@@ -168,7 +168,7 @@ def test_auxiliary_model_refuses_what_cannot_work() -> None:
         deep(inputs[0], inputs[1], inputs[0])
 
 
-def test_vectors_looked_up_by_level_come_from_the_earlier_block() -> None:
+def test_global_vectors_by_level_come_from_the_earlier_block() -> None:
     options = {**SMALL, **AUX_CASES["equal_width"]}
     model = EarthformerAux((4, 8, 8, 2), (6, 8, 8, 2), **options)
     left = [torch.full((1, 3, 16), float(index)) for index in range(3)]
@@ -187,7 +187,7 @@ def test_defaults_work_for_any_shape(shape: tuple[int, int, int, int]) -> None:
         assert small(torch.zeros(2, *shape)).shape == (2, *target)
 
 
-def test_zero_global_vectors_are_the_model_without() -> None:
+def test_zero_global_vectors_equal_a_model_without() -> None:
     torch.manual_seed(0)
     none = EarthformerNoGlobal((4, 8, 8, 1), (3, 8, 8, 1), **{**SMALL}).eval()
     some = Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **{**SMALL, "num_global_vectors": 0}).eval()
@@ -197,7 +197,7 @@ def test_zero_global_vectors_are_the_model_without() -> None:
         torch.testing.assert_close(some(x), none(x), rtol=0, atol=0)
 
 
-def test_forecasts_of_a_batch_are_those_of_its_samples() -> None:
+def test_a_batch_equals_its_samples_alone() -> None:
     torch.manual_seed(0)
     model = Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **{**SMALL, **GLOBALS}).eval()
     x = torch.randn(3, 4, 8, 8, 1)
@@ -219,7 +219,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(level: int) -> None:
     torch.testing.assert_close(loss_and_gradients(model, x), expected)
 
 
-def test_parameters_that_never_get_a_gradient_are_the_known_ones() -> None:
+def test_parameters_without_gradient_are_the_declared_ones() -> None:
     options = {**SMALL, "num_global_vectors": 2, "separate_global_qkv": True, "use_global_self_attn": True}
     model = Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **options)
     names = [name for name, _ in model.named_parameters()]
@@ -244,7 +244,7 @@ def test_parameters_that_never_get_a_gradient_are_the_known_ones() -> None:
 
 
 @pytest.mark.slow
-def test_model_is_captured_whole_by_the_compiler() -> None:
+def test_the_model_compiles_without_graph_breaks() -> None:
     torch.manual_seed(0)
     options = {**SMALL, **GLOBALS, "enc_depth": [1], "dec_depth": [1], "initial_downsample_scale": 2}
     model = Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **options, enc_attn_patterns="video_swin_2x2").eval()
@@ -270,7 +270,7 @@ def test_reference_context_ends_and_nests() -> None:
     assert not model.plain and not any("forward" in vars(module) for module in model.modules())
 
 
-def test_initialisation_reaches_what_the_authors_reach() -> None:
+def test_initialisation_matches_the_authors() -> None:
     torch.manual_seed(0)
     options = {"base_units": 64, "enc_depth": [1, 1], "dec_depth": [1, 1], "num_global_vectors": 8}
     model = Earthformer((4, 16, 16, 1), (3, 16, 16, 1), **options)
@@ -307,12 +307,12 @@ def test_initialisation_reaches_what_the_authors_reach() -> None:
         ({"padding_type": "reflect"}, "padding_type"),
     ],
 )
-def test_options_that_cannot_work_are_named(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Earthformer((4, 8, 8, 1), (3, 8, 8, 1), **{**SMALL, **options})
 
 
-def test_shapes_that_cannot_work_are_named() -> None:
+def test_invalid_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"target_shape: expected H, W .* found \(8, 9\)"):
         Earthformer((4, 8, 8, 1), (3, 8, 9, 1))
     with pytest.raises(ValueError, match="input_shape: expected four positive sizes"):

@@ -16,7 +16,7 @@ LLL, DDD, NONE = ("l", "l", "l"), ("d", "d", "d"), (0, 0, 0)
 SHAPE = st.tuples(*(st.integers(1, 12) for _ in range(3)))
 
 
-def test_all_published_patterns_are_there() -> None:
+def test_all_published_patterns_are_registered() -> None:
     assert len(patterns.self_pattern_names()) == 44
     assert len(patterns.cross_pattern_names()) == 12
 

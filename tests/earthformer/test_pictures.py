@@ -21,7 +21,7 @@ SIZE = st.tuples(*(st.integers(1, 6) for _ in range(3)))
 
 
 @given(name=st.sampled_from(patterns.self_pattern_names()), size=SIZE)
-def test_cells_of_one_colour_are_those_that_the_mask_lets_attend(name: str, size: tuple[int, int, int]) -> None:
+def test_cells_of_one_colour_attend_to_each_other(name: str, size: tuple[int, int, int]) -> None:
     pattern = patterns.self_pattern(name, size)
     for (_, groups), cuboid, strategy, shift in zip(pictures._layers(name, size), *pattern, strict=True):
         used, step = patterns.clip_cuboid(size, cuboid, shift, strategy)
@@ -46,7 +46,7 @@ def test_every_pattern_is_described_layer_by_layer(name: str) -> None:
     assert all("cuboid" in text for text in shown["layers"].values())
 
 
-def test_a_drawing_shows_each_cuboid_in_a_colour_of_its_own() -> None:
+def test_each_cuboid_is_drawn_in_its_own_colour() -> None:
     picture = np.asarray(Image.open(io.BytesIO(CuboidPatterns.draw("axial", "png", (2, 3, 3)))).convert("RGB"))
     flat = {tuple(pixel) for pixel in picture.reshape(-1, 3)[::7]}
     wanted = [tuple(round(255 * part) for part in colour) for colour in pictures.colours(9)]
@@ -55,7 +55,7 @@ def test_a_drawing_shows_each_cuboid_in_a_colour_of_its_own() -> None:
     )
 
 
-def test_colours_differ() -> None:
+def test_colours_are_distinct() -> None:
     assert len(set(pictures.colours(200))) == 200
 
 

@@ -157,7 +157,7 @@ def test_keys_and_shapes_are_the_official_ones(title: str, task: str, originals:
     assert all(value.dtype == torch.int64 for name, value in found.items() if name.endswith("index"))
 
 
-def test_weights_survive_the_way_there_and_back() -> None:
+def test_weights_round_trip() -> None:
     torch.manual_seed(0)
     model = load_earthformer(TINY).eval()
     weights = to_upstream_state_dict(model)
@@ -171,7 +171,7 @@ def test_weights_survive_the_way_there_and_back() -> None:
             torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
 
 
-def test_everything_that_does_not_fit_is_listed() -> None:
+def test_all_mismatched_weights_are_listed() -> None:
     weights = to_upstream_state_dict(load_earthformer(TINY))
     del weights["z_proj.bias"]
     weights["extra.weight"] = torch.zeros(1)
@@ -183,7 +183,7 @@ def test_everything_that_does_not_fit_is_listed() -> None:
         assert part in message
 
 
-def test_configs_of_the_yaml_files_and_of_the_constructor_are_the_same_model() -> None:
+def test_yaml_and_constructor_configs_build_the_same_model() -> None:
     with torch.device("meta"):
         yaml = load_earthformer(ENSO)
         names = {"self_pattern": "enc_attn_patterns", "cross_self_pattern": "dec_self_attn_patterns"}
@@ -282,7 +282,7 @@ def test_single_layers_are_built_by_their_official_names(
     torch.testing.assert_close(again(*tensors), layer.eval()(*tensors), rtol=0, atol=0)
 
 
-def test_every_layer_is_tried_above() -> None:
+def test_every_layer_is_covered_above() -> None:
     assert {case[0] for case in LAYERS} == set(layer_names())
 
 

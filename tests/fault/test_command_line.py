@@ -51,7 +51,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["data", "make", "sevir", "--out", "x", "--train", "-1"], "give numbers >= 1"),
     ],
 )
-def test_wrong_input_ends_with_two_and_writes_nothing(
+def test_wrong_input_exits_with_2_and_writes_nothing(
     capsys, empty_folder: Path, arguments: list[str], words: str
 ) -> None:
     code, error = _error(capsys, *arguments)
@@ -59,7 +59,7 @@ def test_wrong_input_ends_with_two_and_writes_nothing(
     assert not [p for p in empty_folder.rglob("*") if p.is_file()]
 
 
-def test_a_fault_of_ours_ends_with_one_and_asks_for_a_report(capsys, monkeypatch) -> None:
+def test_an_internal_error_exits_with_1_and_asks_for_a_report(capsys, monkeypatch) -> None:
     monkeypatch.setattr("bench.cli.list_names.run", lambda options: 1 / 0)
     code, error = _error(capsys, "list")
     assert code == 1 and "ZeroDivisionError" in error and "report" in error
@@ -81,7 +81,7 @@ def test_list_and_show_as_json(capsys) -> None:
             assert json.loads(capsys.readouterr().out)["name"] == line["name"]
 
 
-def test_evaluate_prints_the_record_as_json_and_nothing_else(capsys, storms: Path) -> None:
+def test_evaluate_prints_only_the_record_as_json(capsys, storms: Path) -> None:
     arguments = [
         "evaluate",
         "model=persistence",
@@ -98,7 +98,7 @@ def test_evaluate_prints_the_record_as_json_and_nothing_else(capsys, storms: Pat
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_every_combination_and_leaves_a_record_each(storms: Path) -> None:
+def test_a_sweep_writes_a_record_for_every_combination(storms: Path) -> None:
     arguments = [
         "run",
         "-m",
@@ -136,7 +136,7 @@ def test_a_sweep_runs_on_another_launcher(storms: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failed_job_of_a_sweep_is_not_hidden(capsys, storms: Path) -> None:
+def test_a_failed_job_fails_the_sweep(capsys, storms: Path) -> None:
     code, error = _error(
         capsys, "run", "-m", "model=persistence", f"data.root={storms},/not/there", "progress=false", "picture=false"
     )
@@ -148,9 +148,7 @@ def _stopped(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("verb", ["run", "ablate"])
-def test_a_signal_ends_a_sweep_not_only_its_job(
-    capsys, monkeypatch: pytest.MonkeyPatch, storms: Path, verb: str
-) -> None:
+def test_a_signal_stops_the_whole_sweep(capsys, monkeypatch: pytest.MonkeyPatch, storms: Path, verb: str) -> None:
     started: list[object] = []
     monkeypatch.setattr("bench.engine.run.run", lambda config, **_: (started.append(config.seed), _stopped()))
     command = ["run", "-m", "model=persistence"] if verb == "run" else ["ablate", "global_vectors", "task=sevir"]
@@ -182,7 +180,7 @@ def test_info_check_and_make(capsys, empty_folder: Path) -> None:
     assert code == 2 and "_gone.h5: file is missing" in error
 
 
-def test_check_finds_flipped_bytes_and_missing_pixels_that_the_catalogue_denies(capsys, empty_folder: Path) -> None:
+def test_check_finds_flipped_bytes_and_undeclared_missing_pixels(capsys, empty_folder: Path) -> None:
     import h5py
     import numpy as np
 
@@ -224,7 +222,7 @@ def test_version(capsys) -> None:
         (["run", "-m", "hydra/launcher=rya", "seed=0,1"], "hydra/launcher"),
     ],
 )
-def test_a_mistyped_flag_is_one_error(capsys, empty_folder: Path, arguments: list[str], words: str) -> None:
+def test_a_mistyped_flag_gives_one_error(capsys, empty_folder: Path, arguments: list[str], words: str) -> None:
     code, error = _error(capsys, *arguments)
     assert code == 2 and words in error and "Traceback" not in error
     assert not [path for path in empty_folder.rglob("*") if path.is_file()]
@@ -232,7 +230,7 @@ def test_a_mistyped_flag_is_one_error(capsys, empty_folder: Path, arguments: lis
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_model")
-def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms: Path) -> None:
+def test_a_repeated_sweep_runs_only_missing_jobs(capsys, storms: Path) -> None:
     from faults import TINY
 
     usual = [*(o for o in TINY if not o.startswith("train.max")), "train.max_epochs=1", f"data.root={storms}"]
@@ -257,7 +255,7 @@ def test_a_repeated_sweep_runs_what_is_missing_and_status_says_so(capsys, storms
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/New_York"])
-def test_records_carry_utc_wherever_the_machine_stands(monkeypatch, zone: str) -> None:
+def test_records_use_utc_in_any_time_zone(monkeypatch, zone: str) -> None:
     import time
     from datetime import UTC, datetime, timedelta
 

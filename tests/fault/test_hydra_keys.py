@@ -90,7 +90,7 @@ def _refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", _FILES)
-def test_no_file_sets_what_hydra_would_act_on(capsys, folder: Path, name: str) -> None:
+def test_files_cannot_set_hydra_keys_with_side_effects(capsys, folder: Path, name: str) -> None:
     _without(folder, name)
     given = ["--config-dir", str(folder), f"experiment={name}"]
     _refused(capsys, ["run", *given])
@@ -104,7 +104,7 @@ def test_no_file_sets_what_hydra_would_act_on(capsys, folder: Path, name: str) -
 
 
 @pytest.mark.parametrize("override", _OVERRIDES)
-def test_no_override_sets_what_hydra_would_act_on(capsys, folder: Path, override: str) -> None:
+def test_overrides_cannot_set_hydra_keys_with_side_effects(capsys, folder: Path, override: str) -> None:
     _without(folder, "")
     for number, after in enumerate(_AFTER):
         if number in (0, 1 + len(override) % 3):
@@ -112,7 +112,7 @@ def test_no_override_sets_what_hydra_would_act_on(capsys, folder: Path, override
 
 
 @pytest.mark.parametrize("swept", ["model=calls,persistence", "experiment=callback,null", "experiment=glob(c*)"])
-def test_every_job_of_a_sweep_is_looked_at(capsys, folder: Path, swept: str) -> None:
+def test_every_job_of_a_sweep_is_checked(capsys, folder: Path, swept: str) -> None:
     _without(folder, "")
     _refused(capsys, ["run", "-m", "--config-dir", str(folder), swept])
 
@@ -120,11 +120,11 @@ def test_every_job_of_a_sweep_is_looked_at(capsys, folder: Path, swept: str) -> 
 @pytest.mark.parametrize(
     "flags", [["-cn", "x"], ["-cp", "x"], ["--experimental-rerun", "x.pickle"], ["-sc", "install=bash"], ["--", "-cn"]]
 )
-def test_no_other_primary_config_is_taken(capsys, folder: Path, flags: list[str]) -> None:
+def test_another_primary_config_is_refused(capsys, folder: Path, flags: list[str]) -> None:
     _refused(capsys, ["run", *flags])
 
 
-def test_what_the_docs_list_may_be_set_by_a_file_and_by_overrides(capsys, folder: Path) -> None:
+def test_documented_keys_may_be_set_by_files_and_overrides(capsys, folder: Path) -> None:
     _without(folder, "")
     given = ["run", "--config-dir", str(folder), "experiment=allowed", "--cfg", "hydra"]
     assert main([*given, "-p", "hydra.launcher"]) == 0
@@ -145,7 +145,7 @@ _BOMB = "a0: &a0 [1,2,3,4,5,6,7,8,9]\n" + "\n".join(f"a{n}: &a{n} [{_NINE.format
 
 
 @pytest.mark.parametrize("way", ["searchpath", "plain", "linked folder", "linked file", "yml"])
-def test_a_bomb_is_measured_however_its_file_is_reached(capsys, folder: Path, tmp_path: Path, way: str) -> None:
+def test_a_yaml_bomb_is_refused_by_every_route(capsys, folder: Path, tmp_path: Path, way: str) -> None:
     _without(folder, "")
     bombs = tmp_path / "bombs"
     bombs.mkdir()
@@ -168,7 +168,7 @@ def test_a_bomb_is_measured_however_its_file_is_reached(capsys, folder: Path, tm
     assert "aliases" in capsys.readouterr().err
 
 
-def test_what_is_no_file_is_refused_before_it_is_opened(capsys, folder: Path) -> None:
+def test_a_fifo_is_refused_before_it_is_opened(capsys, folder: Path) -> None:
     _without(folder, "")
     os.mkfifo(folder / "experiment/pipe.yaml")
     assert main(["run", "--config-dir", str(folder), "experiment=pipe"]) == 2

@@ -31,7 +31,7 @@ def _checkpoints(out: Path) -> Path:
 
 @pytest.mark.fault
 @pytest.mark.usefixtures("small_model")
-def test_killed_20_times_at_random_points_a_run_ends_with_the_bits_of_an_unbroken_one(storms: Path, tmp_path: Path):
+def test_a_run_killed_20_times_is_bit_identical(storms: Path, tmp_path: Path):
     started = time.perf_counter()
     assert ended(child(_train, storms, tmp_path / "unbroken", 0, log=tmp_path / "log")) == 0
     took = time.perf_counter() - started
@@ -100,7 +100,7 @@ def _save_and_die(folder: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["none", "one", "half", "all but one", "all"])
-def test_killed_while_a_checkpoint_is_written_the_one_before_is_loaded(tmp_path: Path, where: str) -> None:
+def test_a_kill_while_saving_falls_back_to_the_previous_checkpoint(tmp_path: Path, where: str) -> None:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_and_die, tmp_path, where, log=tmp_path / "log")) == -9
     assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1}
@@ -108,21 +108,21 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_loaded(tmp_path:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("rename", [1, 2])
-def test_killed_around_a_rename_one_of_the_two_is_loaded(tmp_path: Path, rename: int, when: str) -> None:
+def test_a_kill_around_a_rename_leaves_a_valid_checkpoint(tmp_path: Path, rename: int, when: str) -> None:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_and_die, tmp_path, f"rename {rename} {when}", log=tmp_path / "log")) == -9
     complete = (rename, when) == (2, "after")
     assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1 + complete}
 
 
-def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         CheckpointFiles().save_checkpoint({"step": step}, str(tmp_path / LAST))
     assert torch.load(tmp_path / LAST) == {"step": 3} and torch.load(tmp_path / PREVIOUS) == {"step": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
-def test_a_torn_last_checkpoint_is_named_and_an_older_one_used(
+def test_a_truncated_checkpoint_is_named_and_an_older_one_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
@@ -183,7 +183,7 @@ _PLACES = [
 
 
 @pytest.mark.slow
-def test_killed_while_a_record_is_written_it_is_there_whole_or_not_at_all(record: RunRecord, tmp_path: Path) -> None:
+def test_a_kill_while_recording_leaves_a_whole_record_or_none(record: RunRecord, tmp_path: Path) -> None:
     kept = write_record(record.model_copy(update={"run_id": "kept"}), tmp_path)
     there = 0
     for number, where in enumerate(_PLACES):

@@ -50,7 +50,8 @@ _MISUSED = {
              "task=null train.lr=1e-3,2e-3"],
     "board": ["", "run", "x", "run nope.yaml", "plan file", "table empty", "check nope.yaml",
               "run file data.root=empty", "picture file --out pictures"],
-    "status": ["x", "work=file", "results.root=file seed=0,1", "work=s3://x", "--config-dir file", "--frmt json"],
+    "status": ["x", "work=file", "work=missing", "results.root=file seed=0,1", "work=s3://x", "--config-dir file",
+               "--frmt json"],
     "doctor": ["x", "=x", "data.root", "seed=0,1", "-m seed=0,1", "--cfg job", "--frmt json",
                "model=nope", "device=tpu"],
     "count": ["--model x", "--table x", "--table runs/sevir", "--task x --model persistence", "x"],
@@ -86,7 +87,7 @@ def _one_message(capfd: pytest.CaptureFixture[str], words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_misused_verb_is_one_message_with_two(capfd, folder: Path, verb: str) -> None:
+def test_a_misused_verb_gives_one_message_and_exit_code_2(capfd, folder: Path, verb: str) -> None:
     for words in _MISUSED[verb]:
         _one_message(capfd, [verb, *words.split()])
         left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
@@ -117,7 +118,7 @@ def test_a_misused_verb_is_one_message_with_two(capfd, folder: Path, verb: str) 
         (["evaluate", "model=unet", "persistence"], "Did you mean model=persistence?"),
     ],
 )
-def test_a_slip_is_answered_with_the_cure(capfd, words: list[str], cure: str) -> None:
+def test_a_typical_mistake_gets_advice(capfd, words: list[str], cure: str) -> None:
     assert cure in _one_message(capfd, words)
 
 
@@ -132,20 +133,20 @@ def test_a_tilde_needs_no_quotes(monkeypatch, storms: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["verify"], ["table", "runs/grid"], ["report", "--out", "site"]])
-def test_the_folder_below_the_one_given_is_named(capfd, folder: Path, words: list[str]) -> None:
+def test_a_root_one_level_too_high_gets_a_suggestion(capfd, folder: Path, words: list[str]) -> None:
     (folder / "empty/results/runs").mkdir(parents=True)
     assert "Set --results empty/results" in _one_message(capfd, [*words, "--results", "empty"])
 
 
 @pytest.mark.parametrize("given", ["..", "data"])
-def test_a_root_beside_the_catalogue_is_answered_with_its_folder(capfd, storms: Path, given: str) -> None:
+def test_a_root_next_to_the_data_set_gets_a_suggestion(capfd, storms: Path, given: str) -> None:
     root = storms / given
     said = _one_message(capfd, ["evaluate", "task=sevir", "model=persistence", f"data.root={root}"])
     assert f"Did you mean {root / storms.name if given == '..' else root.parent}?" in said
 
 
 @pytest.mark.parametrize("path", ["données/pluie d été.nc", "runs/lr=0.1/best.ckpt", "data~1", "a#b&c;d!"])
-def test_text_that_hydra_wants_in_quotes_needs_none(path: str) -> None:
+def test_text_with_special_characters_needs_no_quotes(path: str) -> None:
     from bench.config import compose, expand_sweep
 
     assert compose([f"data.root={path}"]).data.root == path
@@ -155,7 +156,7 @@ def test_text_that_hydra_wants_in_quotes_needs_none(path: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
-def test_a_plan_for_devices_that_are_not_here_says_so(capfd, storms: Path) -> None:
+def test_a_plan_for_absent_devices_says_so(capfd, storms: Path) -> None:
     given = ["reproduce", f"{_TABLE}/unet", "--dry-run", f"data.root={storms}", "devices=8"]
     assert main([*given, "device=cuda"]) == 0
     told = capfd.readouterr()
@@ -179,7 +180,7 @@ def plugins_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plugins_of_its_own")
-def test_a_model_with_another_constructor_is_told_what_a_model_takes(capfd, folder: Path) -> None:
+def test_a_model_with_a_wrong_constructor_gets_advice(capfd, folder: Path) -> None:
     from bench.testing import check_model
 
     with pytest.raises(ContractError, match=r"Ported\(input_shape=.*'in_shape'.*A model takes the two shapes"):
@@ -192,7 +193,7 @@ def test_a_model_with_another_constructor_is_told_what_a_model_takes(capfd, fold
 
 
 @pytest.mark.usefixtures("plugins_of_its_own")
-def test_an_error_of_a_plugin_is_not_a_fault_of_earthbench(capfd, folder: Path, storms: Path) -> None:
+def test_a_plugin_error_is_not_reported_as_an_internal_error(capfd, folder: Path, storms: Path) -> None:
     source = "EARTHBENCH = {'models': {'raises': 'Raises'}}\nimport torch\n"
     source += "class Raises(torch.nn.Module):\n    def __init__(self, input_shape, target_shape):\n"
     source += (
@@ -215,7 +216,7 @@ def test_batch_norm_over_one_value_names_the_batch_size() -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_harm_nothing(closed: str) -> None:
+def test_closed_streams_are_harmless(closed: str) -> None:
     command = f"{sys.executable} -m bench list models {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout

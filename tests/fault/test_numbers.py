@@ -84,7 +84,7 @@ class _NanWhenEvaluated(_Broken):
         (_NanWhenEvaluated, "the validation loss is nan after step 6"),
     ],
 )
-def test_numbers_that_went_astray_end_the_run_with_a_record_and_no_score(
+def test_divergence_ends_the_run_with_a_failure_record(
     storms: Path, tmp_path: Path, monkeypatch, model: type[nn.Module], words: str
 ) -> None:
     _with_model(monkeypatch, model)
@@ -97,15 +97,13 @@ def test_numbers_that_went_astray_end_the_run_with_a_record_and_no_score(
     assert record.config["data"]["batch_size"] == 2, "it was not changed"
 
 
-def test_a_divergence_can_be_allowed(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_divergence_can_be_allowed(storms: Path, tmp_path: Path, monkeypatch) -> None:
     _with_model(monkeypatch, _Exploding)
     assert _run(storms, tmp_path, "train.divergence_factor=null", "train.max_epochs=1").record.status == "ok"
 
 
 @pytest.mark.usefixtures("small_model")
-def test_out_of_memory_in_the_evaluation_is_a_failed_run_at_its_phase(
-    storms: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_out_of_memory_in_the_evaluation_is_a_failed_run(storms: Path, tmp_path: Path, monkeypatch) -> None:
     def hungry(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
 
@@ -135,7 +133,7 @@ class _Endless:
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_a_loader_that_dies_or_hangs_is_a_failed_run(end: bool) -> None:
+def test_a_dead_or_hanging_loader_is_a_failed_run(end: bool) -> None:
     loader = evaluation_loader(_Endless(end), batch_size=1, num_workers=1, limit=None, timeout_s=2)
     started = time.monotonic()
     with pytest.raises(RunFailedError, match=r"reading: .*data\.timeout_s"), translated_errors("reading"):
@@ -172,7 +170,7 @@ class _Several(Small):
         (_Several, "_Several returned tuple; expected a tensor"),
     ],
 )
-def test_what_is_no_forecast_is_refused_with_what_was_expected_and_found(
+def test_an_invalid_forecast_is_refused(
     storms: Path, tmp_path: Path, monkeypatch, model: type[nn.Module], words: str
 ) -> None:
     _with_model(monkeypatch, model)
@@ -226,7 +224,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, where: str) -> None:
 
 
 @pytest.mark.usefixtures("small_model")
-def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_changed_code_resumes_a_run_only_on_request(storms: Path, tmp_path: Path, monkeypatch) -> None:
     import signal
 
     step = Forecaster.training_step
@@ -252,7 +250,7 @@ def test_other_code_does_not_continue_a_run_unless_told_to(storms: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("small_model")
-def test_another_config_or_other_data_is_another_run(storms: Path, tmp_path: Path) -> None:
+def test_another_config_or_other_data_is_a_new_run(storms: Path, tmp_path: Path) -> None:
     from bench.data.sevir.synthetic import make_sevir
 
     other = make_sevir(tmp_path / "other", events={"train": 4, "val": 2, "test": 3}, size=32, seed=2)
@@ -265,7 +263,7 @@ def test_another_config_or_other_data_is_another_run(storms: Path, tmp_path: Pat
 
 
 @pytest.mark.fault
-def test_five_hundred_records_and_a_broken_one_are_a_table_in_two_seconds(storms: Path, tmp_path: Path, capsys) -> None:
+def test_a_table_of_500_records_takes_at_most_two_seconds(storms: Path, tmp_path: Path, capsys) -> None:
     from bench.cli.main import main
 
     record: RunRecord = bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")

@@ -76,13 +76,13 @@ def test_a_fingerprint_does_not_depend_on_secrets() -> None:
     assert fingerprint(numbers_only(type(configs[0]).model_validate(kept))) == fingerprint(numbers_only(configs[0]))
 
 
-def test_numbers_from_the_environment_are_stored_as_they_were(monkeypatch) -> None:
+def test_numbers_from_the_environment_are_stored(monkeypatch) -> None:
     monkeypatch.setenv("SEED", "3")
     config = compose(["seed=${oc.env:SEED}", "data.root=${oc.env:NOT_THERE,null}", "work=${results.root}/work"])
     assert (config.seed, config.data.root, config.work) == (3, None, "results/work")
 
 
-def test_an_address_takes_the_environment_where_it_is_opened(monkeypatch, tmp_path: Path) -> None:
+def test_environment_variables_in_a_url_are_expanded_on_opening(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HERE", str(tmp_path))
     assert as_path("${oc.env:HERE}/x", "results.root") == local_folder("${oc.env:HERE}/x", "work") == tmp_path / "x"
     assert as_path("${oc.env:NOT_THERE,${oc.env:HERE}}/x", "results.root") == tmp_path / "x"
@@ -93,7 +93,7 @@ def test_an_address_takes_the_environment_where_it_is_opened(monkeypatch, tmp_pa
 # Text of others
 
 
-def test_an_origin_with_escapes_and_a_formula_is_only_text(capfd, storms: Path, tmp_path: Path) -> None:
+def test_escapes_and_formulas_in_an_origin_are_plain_text(capfd, storms: Path, tmp_path: Path) -> None:
     import shutil
 
     tree = tmp_path / "tree"
@@ -121,7 +121,7 @@ def test_an_origin_with_escapes_and_a_formula_is_only_text(capfd, storms: Path, 
      "reference://x", "github://a:b@c/d", "data://x", "nope://x", "://x", "s3://b/x", "dbfs://x",
      "filecache::https://127.0.0.1:{port}/x"],
 )  # fmt: skip
-def test_an_address_that_cannot_be_used_is_one_error(key: str, address: str) -> None:
+def test_an_unusable_url_gives_one_error(key: str, address: str) -> None:
     if address.startswith("s3:") and importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed, and would ask Amazon")
     from bench.data.transfer.paths import open_root
@@ -136,7 +136,7 @@ def test_an_address_that_cannot_be_used_is_one_error(key: str, address: str) -> 
         assert "pip install 'earthbench[s3]'" in str(caught.value)
 
 
-def test_a_closed_port_is_not_a_missing_file(capsys) -> None:
+def test_a_closed_port_is_not_reported_as_a_missing_file(capsys) -> None:
     address = f"http://127.0.0.1:{_closed_port()}/x"
     assert main(["evaluate", "task=sevir", "model=persistence", f"data.root='{address}'"]) == 2
     error = capsys.readouterr().err
@@ -153,7 +153,7 @@ def _closed_port() -> int:
 
 
 @pytest.mark.parametrize(("package", "name"), [("earthformer", "earthformer"), ("baselines", "unet")])
-def test_a_package_of_another_is_named_with_its_folder(tmp_path: Path, package: str, name: str) -> None:
+def test_a_shadowing_package_is_named_with_its_folder(tmp_path: Path, package: str, name: str) -> None:
     (tmp_path / "other" / package).mkdir(parents=True)
     (tmp_path / "other" / package / "__init__.py").write_text("")
     program = "import sys; from bench.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -178,7 +178,7 @@ def _earthbench() -> object:
     return module
 
 
-def test_import_earthbench_gives_the_names_of_bench(monkeypatch, tmp_path: Path) -> None:
+def test_earthbench_exports_the_names_of_bench(monkeypatch, tmp_path: Path) -> None:
     module = _earthbench()
     assert all(getattr(module, name) is getattr(bench, name) for name in bench.__all__)
     assert module.__version__ == bench.__version__ and module.__all__ == bench.__all__  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ def test_import_earthbench_gives_the_names_of_bench(monkeypatch, tmp_path: Path)
     assert hidden.returncode == 2 and str(tmp_path / "other/bench") in hidden.stderr
 
 
-def test_python_m_bench_is_the_command() -> None:
+def test_python_m_bench_runs_the_command() -> None:
     found = subprocess.run([sys.executable, "-m", "bench", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("earthbench ")
 
@@ -204,7 +204,7 @@ def test_python_m_bench_is_the_command() -> None:
 
 
 @pytest.mark.usefixtures("small_model")
-def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: Path) -> None:
+def test_two_runs_never_share_a_checkpoint_folder(storms: Path, tmp_path: Path) -> None:
     from bench.engine.run import run
     from bench.engine.runfolder import checkpoint_lock
 
@@ -228,7 +228,7 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(storms: Path, tmp_path: P
         ([], False, "The same command starts again."),
     ],
 )
-def test_the_same_command_continues_only_where_it_does(
+def test_resume_is_suggested_only_if_it_works(
     monkeypatch, storms: Path, tmp_path: Path, given: list[str], training: bool, said: str
 ) -> None:
     from bench.engine import run as pipeline
@@ -236,7 +236,7 @@ def test_the_same_command_continues_only_where_it_does(
 
     def stop(job: pipeline._Job, model: object, folder: Path) -> None:
         job.watch.received = "SIGTERM"
-        job.watch.leave("saved")
+        job.watch.interrupt("saved")
 
     monkeypatch.setattr(pipeline, "_in_folder", stop)
     with pytest.raises(InterruptedRunError) as caught:

@@ -15,7 +15,7 @@ import torch
 from bench import plugins
 from bench.cli.main import main
 from bench.models import load_model
-from bench.plugins import unchanged
+from bench.plugins import restored_process_state
 from bench.tasks import load_task
 
 _MODEL = '''
@@ -60,7 +60,7 @@ def _file(folder: Path, name: str, more: str) -> list[str]:
         ("fails_late", "import torch; torch.manual_seed(5); torch.set_default_dtype(torch.float64); 1 / 0"),
     ],
 )
-def test_what_it_changes_for_the_whole_process_is_put_back_and_told(tmp_path: Path, name: str, change: str) -> None:
+def test_process_wide_changes_of_a_plugin_are_undone_with_a_warning(tmp_path: Path, name: str, change: str) -> None:
     def state() -> list[object]:
         found = [torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()]
         return [*found, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
@@ -77,7 +77,7 @@ def test_what_it_changes_for_the_whole_process_is_put_back_and_told(tmp_path: Pa
     assert state() == before
 
 
-def test_what_it_prints_does_not_spoil_json(tmp_path: Path, storms: Path, capsys, monkeypatch) -> None:
+def test_output_of_a_plugin_does_not_corrupt_json(tmp_path: Path, storms: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = [*_file(tmp_path, "talks", "\nprint('hello')\n"), "model=talks", f"data.root={storms}", "device=cpu"]
     assert main(["evaluate", *given, "progress=false", "picture=false", "--format", "json"]) == 0
@@ -94,17 +94,17 @@ def test_what_it_prints_does_not_spoil_json(tmp_path: Path, storms: Path, capsys
         ("interrupts", "raise KeyboardInterrupt"),
     ],
 )
-def test_listing_and_showing_are_done_without_importing_it(tmp_path: Path, capsys, name: str, ending: str) -> None:
+def test_listing_and_showing_do_not_import_a_plugin(tmp_path: Path, capsys, name: str, ending: str) -> None:
     given = _file(tmp_path, name, f"\n{ending}\n")
     for verb in (["list", "models"], ["show", "model", name]):
         assert main([*given, *verb]) == 0
         assert "The last frame." in capsys.readouterr().out
 
 
-def test_what_a_library_of_ours_draws_when_imported_is_put_back_without_a_warning() -> None:
+def test_random_state_is_restored_after_our_own_imports() -> None:
     before = random.getstate()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with unchanged("baselines.unet:UNet", ours=True):
+        with restored_process_state("baselines.unet:UNet", ours=True):
             random.seed(3)
     assert random.getstate() == before

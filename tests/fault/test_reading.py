@@ -33,7 +33,7 @@ def flipped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_flipped_byte_of_a_packed_file_is_one_message(
+def test_a_flipped_byte_in_a_compressed_file_gives_one_message(
     flipped: Path, tmp_path: Path, monkeypatch, capsys, num_workers: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,7 +49,7 @@ def test_a_flipped_byte_of_a_packed_file_is_one_message(
 @pytest.mark.fault
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("fork", 4), ("spawn", 2), ("forkserver", 2)])
-def test_loaders_read_the_same_however_they_are_started(
+def test_loaders_read_the_same_with_every_start_method(
     storms: Path, monkeypatch: pytest.MonkeyPatch, method: str, num_workers: int
 ) -> None:
     data = bench.load_task("sevir", storms).dataset("all")

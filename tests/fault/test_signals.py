@@ -141,7 +141,7 @@ _CASES = [
 
 
 @pytest.mark.parametrize(("verb", "phase", "name", "said"), _CASES, ids=[" ".join(case[:3]) for case in _CASES])
-def test_the_command_ends_as_promised_and_repeated_has_the_bits_of_an_unbroken_one(
+def test_a_signalled_run_exits_as_documented_and_resumes_bit_identically(
     unbroken: tuple[RunRecord, dict[str, torch.Tensor]], words_of: Words, verb: str, phase: str, name: str, said: str
 ) -> None:
     words = words_of(verb)
@@ -166,7 +166,7 @@ def test_the_command_ends_as_promised_and_repeated_has_the_bits_of_an_unbroken_o
 
 
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGKILL"])
-def test_an_evaluation_that_was_ended_counts_nothing_twice(words_of: Words, name: str) -> None:
+def test_an_interrupted_evaluation_counts_nothing_twice(words_of: Words, name: str) -> None:
     words = words_of("evaluate")
     with _slow_command(words) as process:
         until(lambda: _calls("evaluating") > 1, "the second batch", 120)
@@ -180,7 +180,7 @@ def test_an_evaluation_that_was_ended_counts_nothing_twice(words_of: Words, name
     assert again.data is not None and again.data.sequence_count == 9
 
 
-def test_the_same_command_twice_is_refused_and_a_killed_one_is_taken_over(words_of: Words, capsys) -> None:
+def test_a_concurrent_run_is_refused_and_a_killed_one_is_resumed(words_of: Words, capsys) -> None:
     words = words_of("run")
     with _slow_command(words) as process:
         _wait_for("validation", process)

@@ -54,7 +54,7 @@ def _signal_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
-def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bits(
+def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_identically(
     storms: Path, tmp_path: Path, monkeypatch, name: str
 ) -> None:
     """Sends the signal in the first of a step's two batches; accumulated gradients are not in checkpoints."""
@@ -72,7 +72,7 @@ def test_a_signal_lets_the_optimiser_step_end_and_the_run_resumes_to_the_same_bi
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_stopped_between_two_epochs_a_run_goes_on_in_the_order_of_the_second(
+def test_a_run_stopped_between_epochs_resumes_in_the_next(
     storms: Path, tmp_path: Path, monkeypatch, num_workers: int
 ) -> None:
     """A loader's process reads ahead before the trainer sets the epoch."""
@@ -94,9 +94,7 @@ def test_stopped_between_two_epochs_a_run_goes_on_in_the_order_of_the_second(
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_signal_in_the_last_step_of_an_epoch_without_validation_is_obeyed(
-    storms: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_signal_in_the_last_step_of_an_epoch_is_obeyed(storms: Path, tmp_path: Path, monkeypatch) -> None:
     overrides = ["train.val_every_epochs=2", "train.save_every_minutes=null", "train.max_epochs=2"]
     with monkeypatch.context() as patch:
         _signal_in_batch(patch, signal.SIGTERM, 5)
@@ -106,7 +104,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_without_validation_is_obeyed(
     assert _run(storms, tmp_path, *overrides).record.training.resumed_count == 1
 
 
-def test_a_signal_in_the_very_last_validation_is_obeyed_before_the_evaluation(
+def test_a_signal_in_the_last_validation_is_obeyed_before_the_evaluation(
     storms: Path, tmp_path: Path, monkeypatch
 ) -> None:
     validate = Forecaster.validation_step
@@ -127,9 +125,7 @@ def test_a_signal_in_the_very_last_validation_is_obeyed_before_the_evaluation(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_in_the_evaluation_is_an_interruption_and_nothing_is_recorded(
-    storms: Path, tmp_path: Path, monkeypatch, name: str
-) -> None:
+def test_a_signal_during_evaluation_records_nothing(storms: Path, tmp_path: Path, monkeypatch, name: str) -> None:
     test_step = Forecaster.test_step
 
     def signalled(self: Forecaster, batch: Any, batch_index: int) -> None:
@@ -144,7 +140,7 @@ def test_a_signal_in_the_evaluation_is_an_interruption_and_nothing_is_recorded(
     assert _run(storms, tmp_path, "train.max_epochs=1").record.scope == "full", "the same command again (E02)"
 
 
-def test_who_watched_before_is_told_once_all_is_saved(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_previous_signal_handlers_run_after_saving(storms: Path, tmp_path: Path, monkeypatch) -> None:
     """submitit requeues a job in its handler of SIGUSR2, and ignores SIGTERM."""
     told: list[bool] = []
     before = signal.signal(signal.SIGUSR2, lambda *_: told.append(_last(tmp_path).exists()))
@@ -188,7 +184,7 @@ def _children(pid: int) -> list[str]:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_signal_from_outside_ends_the_process_and_its_loaders(storms: Path, tmp_path: Path, twice: bool) -> None:
+def test_an_external_signal_ends_the_process_and_its_loaders(storms: Path, tmp_path: Path, twice: bool) -> None:
     """A second signal ends it immediately, although its step would take a minute."""
     config = tiny(storms, tmp_path, "data.num_workers=2")
     process = child(_command, config, 60.0 if twice else 0.2, log=tmp_path / "log")
@@ -217,7 +213,7 @@ def _save_limited(folder: Path, limit: int) -> int:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 1000, 200_000])
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, limit: int) -> None:
     CheckpointFiles().save_checkpoint({"step": 1}, str(tmp_path / LAST))
     assert ended(child(_save_limited, tmp_path, limit, log=tmp_path / "log")) == 3
     assert torch.load(newest_intact(tmp_path, tmp_path)) == {"step": 1}
@@ -228,7 +224,7 @@ def _no_space(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_fails_the_run_naming_path_and_free_space(storms: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("bench.engine.checkpoints.os.fsync", _no_space)
         with pytest.raises(
@@ -244,7 +240,7 @@ def test_a_full_disk_is_a_failed_run_that_names_path_and_free_space(storms: Path
     assert _run(storms, tmp_path).record.scope == "full", "with space again, the same command runs"
 
 
-def test_a_record_that_does_not_fit_leaves_nothing_beside_it(record: RunRecord, tmp_path: Path, monkeypatch) -> None:
+def test_a_record_that_does_not_fit_leaves_no_file(record: RunRecord, tmp_path: Path, monkeypatch) -> None:
     from bench.records import store
 
     publish = store.publish
@@ -262,7 +258,7 @@ def test_a_record_that_does_not_fit_leaves_nothing_beside_it(record: RunRecord, 
 
 @pytest.mark.fault
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_real_disk_that_fills_up(storms: Path, tmp_path: Path) -> None:
+def test_a_real_full_disk(storms: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -285,9 +281,7 @@ def test_a_real_disk_that_fills_up(storms: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["results.root", "work", "train.checkpoints"])
-def test_a_folder_that_cannot_be_written_to_is_found_out_before_the_first_step(
-    storms: Path, tmp_path: Path, capsys, key: str
-) -> None:
+def test_an_unwritable_folder_is_refused_before_the_first_step(storms: Path, tmp_path: Path, capsys, key: str) -> None:
     arguments = ["run", f"data.root={storms}", f"work={tmp_path}/w", f"results.root={tmp_path}/r", "device=cpu"]
     assert main([*arguments, f"{key}=/proc/not/here"]) == 2
     error = capsys.readouterr().err
@@ -313,7 +307,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("key", ["results.root", "work", "train.checkpoints"])
-def test_a_read_only_folder_is_found_out_before_the_first_step(
+def test_a_read_only_folder_is_refused_before_the_first_step(
     storms: Path, tmp_path: Path, read_only: Path, capsys, key: str
 ) -> None:
     arguments = ["run", f"data.root={storms}", f"work={tmp_path}/w", f"results.root={tmp_path}/r", "device=cpu"]
@@ -323,7 +317,7 @@ def test_a_read_only_folder_is_found_out_before_the_first_step(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_the_work_folder_is_local(storms: Path, tmp_path: Path, capsys) -> None:
+def test_the_work_folder_must_be_local(storms: Path, tmp_path: Path, capsys) -> None:
     assert main(["run", f"data.root={storms}", "work=memory://x", f"results.root={tmp_path}", "device=cpu"]) == 2
     assert "must be a local folder" in capsys.readouterr().err
 
@@ -336,7 +330,7 @@ def _hold(folder: Path) -> None:
         time.sleep(60)
 
 
-def test_a_second_run_of_the_same_config_is_refused_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
+def test_a_second_run_of_a_config_is_refused_and_a_stale_lock_is_taken_over(tmp_path: Path) -> None:
     process = child(_hold, tmp_path, log=tmp_path / "log")
     _until(lambda: read_owner(tmp_path) is not None)
     assert state(tmp_path, read_owner(tmp_path)) == "running"
@@ -358,7 +352,7 @@ def _hold_with_a_loader(folder: Path) -> None:
         time.sleep(60)
 
 
-def test_the_loaders_of_a_killed_run_do_not_keep_its_folder(tmp_path: Path) -> None:
+def test_loaders_of_a_killed_run_release_its_folder(tmp_path: Path) -> None:
     process = child(_hold_with_a_loader, tmp_path, log=tmp_path / "log")
     _until(lambda: read_owner(tmp_path) is not None and _children(process.pid))
     process.kill()
@@ -378,7 +372,7 @@ def _publish(record: RunRecord, root: Path, worker: int) -> None:
         write_record(record.model_copy(update={"run_id": f"w{worker}-{number}"}), root)
 
 
-def test_eight_writers_lose_nothing_and_a_reader_sees_whole_records_only(record: RunRecord, tmp_path: Path) -> None:
+def test_eight_concurrent_writers_lose_nothing_and_readers_see_whole_records(record: RunRecord, tmp_path: Path) -> None:
     writers = [child(_publish, record, tmp_path, worker, log=tmp_path / "log") for worker in range(8)]
     seen, reads = 0, 0
     while any(writer.is_alive() for writer in writers):

@@ -21,7 +21,7 @@ from bench.data.sevir.synthetic import make_sevir
 from bench.engine import run as pipeline
 from bench.errors import DataError, RunFailedError
 from bench.records.learning_curves import learning_curve_path, read_learning_curve
-from bench.records.reading import DEEPEST, read_npz
+from bench.records.reading import MAX_DEPTH, read_npz
 from bench.records.samples import read_sample, sample_path, write_sample
 from bench.records.schema import RunRecord, content_sha256
 from bench.records.statistics import packed, read_arrays
@@ -85,7 +85,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_statistics_are_named_and_the_rest_is_shown(
+def test_damaged_statistics_are_named_and_the_rest_shown(
     record: RunRecord, tmp_path: Path, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = write_record(record, tmp_path)
@@ -110,7 +110,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         read_npz(path, "statistics", 1 << 20)
 
 
-def test_a_table_with_intervals_says_which_statistics_it_goes_without(
+def test_a_table_names_the_statistics_it_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     root = make_sevir(tmp_path / "sevir", events={"train": 0, "val": 0, "test": 30}, size=16)
@@ -169,14 +169,14 @@ NO_RECORDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link to nothing": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "deep list": (lambda path: path.write_text("[" * 200_000), "nested|recursion"),
     "deep and whole": (lambda path: path.write_text(_nested(100_000)), "nested|recursion"),
-    "deeper than a record": (lambda path: path.write_text(_nested(DEEPEST)), "nested"),
+    "deeper than a record": (lambda path: path.write_text(_nested(MAX_DEPTH)), "nested"),
     "long number": (lambda path: path.write_text('{"seed": ' + "9" * 10_000 + "}"), "digits"),
     "not UTF-8": (lambda path: path.write_bytes('{"seed": 0}'.encode("utf-16")), "utf-8"),
 }
 
 
 @pytest.mark.parametrize(("make", "words"), NO_RECORDS.values(), ids=NO_RECORDS)
-def test_what_is_no_record_is_named_and_the_rest_is_shown(
+def test_invalid_records_are_named_and_the_rest_shown(
     record: RunRecord,
     tmp_path: Path,
     make: Callable[[Path], object],
@@ -198,17 +198,17 @@ def test_what_is_no_record_is_named_and_the_rest_is_shown(
     assert main(["verify", "--results", str(tmp_path)]) == 4
 
 
-def test_a_deep_field_of_a_sealed_record_is_refused(record: RunRecord, tmp_path: Path) -> None:
+def test_a_deeply_nested_field_of_a_record_is_refused(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     content = json.loads(path.read_text())
-    content["config"] = json.loads(_nested(DEEPEST))
+    content["config"] = json.loads(_nested(MAX_DEPTH))
     content["sha256"] = content_sha256(content)
     path.write_text(json.dumps(content))
     assert [one.field for one in verify_file(path)] == ["file"] and "nested more than" in read_records(tmp_path)[1][0]
 
 
 @pytest.mark.parametrize(("make", "words"), NO_FILES.values(), ids=NO_FILES)
-def test_no_files_beside_a_record(
+def test_paths_beside_a_record_that_are_not_files_are_errors(
     record: RunRecord, tmp_path: Path, make: Callable[[Path], object], words: str
 ) -> None:
     statistics = write_record(record, tmp_path).with_suffix(".npz")
@@ -245,7 +245,7 @@ def test_a_damaged_sample_or_curve_is_a_finding(record: RunRecord, tmp_path: Pat
 
 
 @pytest.mark.parametrize("drawing", [OSError(28, "No space left on device"), ImportError("No module named 'pyproj'")])
-def test_a_full_disk_or_a_broken_library_after_the_record_is_a_warning(
+def test_errors_after_the_record_is_written_are_warnings(
     drawing: Exception, storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*args: object, **options: object) -> None:
@@ -266,7 +266,7 @@ def test_a_full_disk_or_a_broken_library_after_the_record_is_a_warning(
     assert verify_records(tmp_path / "results") == (1, [])
 
 
-def test_a_full_disk_before_the_record_is_a_failure(
+def test_a_full_disk_before_the_record_is_written_fails_the_run(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*args: object) -> None:

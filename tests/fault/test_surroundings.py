@@ -29,7 +29,7 @@ def _evaluate(places: dict[str, object]) -> int:
     return main(["evaluate", "model=persistence", "device=cpu", "progress=false", "picture=false", *given])
 
 
-def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: Path, tmp_path: Path, monkeypatch):
+def test_paths_with_spaces_any_alphabet_and_home_work(storms: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "données 数据").symlink_to(storms)
     monkeypatch.setenv("HOME", str(tmp_path))
     for root, results in ((tmp_path / "données 数据", tmp_path / "sp ace ü"), ("~/données 数据", "~/mine")):
@@ -37,7 +37,7 @@ def test_names_with_spaces_letters_of_any_alphabet_and_the_home_folder(storms: P
     assert len(read_records(tmp_path / "sp ace ü")[0]) == len(read_records(tmp_path / "mine")[0]) == 1
 
 
-def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_read(storms: Path, tmp_path: Path) -> None:
     """As the archives of a system with Latin-1 names give it, and any with `LC_ALL=C PYTHONUTF8=0`."""
     there = tmp_path / os.fsdecode(b"caf\xe9")
     try:
@@ -48,7 +48,7 @@ def test_a_name_that_is_no_utf8_is_read_like_another(storms: Path, tmp_path: Pat
     assert found == expected
 
 
-def test_what_is_no_utf8_is_no_part_of_a_config(tmp_path: Path, capsys) -> None:
+def test_a_path_that_is_not_utf8_is_refused_in_a_config(tmp_path: Path, capsys) -> None:
     """A record is text; it would be found out when the run has been evaluated."""
     places = {"data.root": os.fsdecode(b"caf\xe9"), "results.root": tmp_path / "r", "work": tmp_path / "w"}
     assert _evaluate(places) == 2
@@ -58,7 +58,9 @@ def test_what_is_no_utf8_is_no_part_of_a_config(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("key", ["data.root", "results.root", "work"])
 @pytest.mark.parametrize("name", ["loop", "x" * 300, "file"])
-def test_a_folder_that_can_be_none_is_one_error(storms: Path, tmp_path: Path, capsys, key: str, name: str) -> None:
+def test_a_path_that_cannot_be_a_folder_gives_one_error(
+    storms: Path, tmp_path: Path, capsys, key: str, name: str
+) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     places = {"data.root": storms, "results.root": tmp_path / "r", "work": tmp_path / "w"}
@@ -75,7 +77,7 @@ def record(storms: Path) -> RunRecord:
     return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
-def test_a_table_has_the_same_bytes_in_any_locale_and_time_zone(record: RunRecord, tmp_path: Path) -> None:
+def test_a_table_is_byte_identical_in_any_locale_and_time_zone(record: RunRecord, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     command = [COMMAND, "table", "runs/sevir", "--results", str(tmp_path)]
     found = set()
@@ -88,7 +90,7 @@ def test_a_table_has_the_same_bytes_in_any_locale_and_time_zone(record: RunRecor
 
 
 @pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(0)], ids=["backwards", "standing"])
-def test_a_clock_that_runs_backwards_or_stands_loses_no_record(
+def test_a_clock_that_stops_or_runs_backwards_loses_no_record(
     record: RunRecord, tmp_path: Path, monkeypatch, step: timedelta
 ) -> None:
     """As in the night when summer time ends, on a machine whose clock has no time zone."""
@@ -136,7 +138,7 @@ def test_a_wheel_has_a_version_and_no_commit(package: Callable[[], CodePart]) ->
     assert found.version and (found.commit, found.dirty, found.diff_sha256) == (None, None, None)
 
 
-def test_a_checkout_has_a_commit_and_what_was_changed_since(package: Callable[[], CodePart], tmp_path: Path) -> None:
+def test_a_checkout_has_a_commit_and_its_changes(package: Callable[[], CodePart], tmp_path: Path) -> None:
     _git(tmp_path, "init", "--quiet")
     assert (package().commit, package().dirty) == (None, None), "no commit yet"
     _git(tmp_path, "add", ".")
@@ -182,7 +184,7 @@ def test_a_table_marks_records_of_changed_code(record: RunRecord, tmp_path: Path
 # Archives (D12)
 
 
-def test_nothing_writes_under_the_names_of_an_archive() -> None:
+def test_no_archive_is_extracted_under_its_own_names() -> None:
     """`bench.data.transfer.archives` unpacks under our names; checkpoints are archives, too."""
     sources = [path for folder in ("bench", "baselines", "earthformer") for path in (_REPO / folder).rglob("*.py")]
     calls = {

@@ -65,7 +65,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "verb", [["run"], ["run", "-m", "seed=0,1"], ["status", "seed=0,1"]], ids=["run", "-m", "status"]
 )
-def test_it_is_refused(capsys, evil: Path, content: str, words: str, verb: list[str]) -> None:
+def test_a_dangerous_yaml_file_is_refused(capsys, evil: Path, content: str, words: str, verb: list[str]) -> None:
     evil.write_text("# @package _global_\n" + content, encoding="latin-1")
     assert main([*verb, "--config-dir", str(evil.parents[1]), "experiment=evil"]) == 2
     error = capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_it_is_refused(capsys, evil: Path, content: str, words: str, verb: list[
 
 
 @pytest.mark.slow
-def test_one_with_a_few_aliases_is_a_config_of_one_run_and_of_a_sweep(capsys, evil: Path, storms: Path) -> None:
+def test_a_few_yaml_aliases_are_allowed_in_runs_and_sweeps(capsys, evil: Path, storms: Path) -> None:
     evil.write_text("# @package _global_\nmodel: {name: persistence}\nlimit: &two 2\ndata: {batch_size: *two}\n")
     chosen = [f"--config-dir={evil.parents[1]}", "experiment=evil", f"data.root={storms}", "progress=false"]
     chosen += ["picture=false", "device=cpu"]
@@ -88,7 +88,7 @@ def test_one_with_a_few_aliases_is_a_config_of_one_run_and_of_a_sweep(capsys, ev
     assert {(r["data"]["sequence_count"], r["config"]["data"]["batch_size"]) for r in records} == {(2, 2)}
 
 
-def test_a_file_that_no_run_reads_may_be_anything_but_dangerous(evil: Path) -> None:
+def test_unused_files_may_be_invalid_but_not_dangerous(evil: Path) -> None:
     for name, content in {
         "unclosed": b"a: [1",
         "latin": b"a: \xe9",

@@ -94,7 +94,7 @@ _WORDS = st.sampled_from(
 @example(["seed=1\x00"])
 @example(["model=1"])
 @example(["~model=1"])
-def test_any_overrides_are_a_config_or_one_error(overrides: list[str]) -> None:
+def test_any_overrides_give_a_config_or_one_error(overrides: list[str]) -> None:
     try:
         config = compose(overrides)
     except UsageError as error:
@@ -124,7 +124,7 @@ _TARGETS = st.sampled_from(
 @given(_HYDRA_PATHS, _TARGETS, st.sampled_from(["", "+", "++"]), st.booleans(), st.sampled_from(["", "joblib"]))
 @example(["callbacks", "x", "_target_"], "os.system", "+", True, "")
 @example(["launcher", "n_jobs"], "2", "", False, "joblib")
-def test_any_key_of_hydras_is_a_documented_one_or_one_error(
+def test_any_hydra_key_is_documented_or_one_error(
     tmp_path_factory, path: list[str], value: str, prefix: str, in_a_file: bool, launcher: str
 ) -> None:
     from bench.config.hydra_keys import ALLOWED
@@ -155,7 +155,7 @@ def test_any_key_of_hydras_is_a_documented_one_or_one_error(
 
 @_SLOW
 @given(st.lists(_WORDS | st.text(max_size=6), max_size=5))
-def test_any_words_on_the_command_line_end_with_a_promised_code(tmp_path_factory, words: list[str]) -> None:
+def test_any_command_line_exits_with_a_documented_code(tmp_path_factory, words: list[str]) -> None:
     folder = tmp_path_factory.mktemp("cwd")
     before = Path.cwd()
     os.chdir(folder)
@@ -171,7 +171,7 @@ def test_any_words_on_the_command_line_end_with_a_promised_code(tmp_path_factory
 
 @_SLOW
 @given(_CHANGES)
-def test_a_changed_record_is_refused_or_the_same(record: RunRecord, tmp_path_factory, changes) -> None:
+def test_a_mutated_record_is_refused_or_equal(record: RunRecord, tmp_path_factory, changes) -> None:
     path = tmp_path_factory.mktemp("record") / "x.json"
     content = json.dumps(record.model_dump(mode="json"), indent=1).encode()
     path.write_bytes(_changed(content, changes))
@@ -190,7 +190,7 @@ _JSON = st.recursive(
 
 @_SLOW
 @given(st.sampled_from(sorted(RunRecord.model_fields)), _JSON)
-def test_any_field_with_any_content_is_refused_or_carries_its_hash(record: RunRecord, tmp_path_factory, key, value):
+def test_any_field_content_is_refused_or_hashed(record: RunRecord, tmp_path_factory, key, value):
     path = tmp_path_factory.mktemp("record") / "x.json"
     path.write_text(json.dumps({**record.model_dump(mode="json"), key: value}))
     with suppress(DataError):
@@ -232,7 +232,7 @@ def test_no_name_leaves_the_results_folder(record: RunRecord, tmp_path_factory, 
 @_SLOW
 @given(_CHANGES)
 @example([("insert", 0.0, b"\xef\xbb\xbf")])
-def test_a_changed_catalogue_is_read_or_one_error(storms: Path, tmp_path_factory, changes) -> None:
+def test_a_mutated_catalogue_is_read_or_gives_one_error(storms: Path, tmp_path_factory, changes) -> None:
     root = tmp_path_factory.mktemp("sevir")
     (root / "data").symlink_to(storms / "data")
     for path in storms.iterdir():
@@ -250,7 +250,7 @@ def test_a_changed_catalogue_is_read_or_one_error(storms: Path, tmp_path_factory
 
 @_SLOW
 @given(_CHANGES)
-def test_a_changed_checkpoint_is_refused_or_the_same(tmp_path_factory, changes) -> None:
+def test_a_mutated_checkpoint_is_refused_or_equal(tmp_path_factory, changes) -> None:
     path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
     whole = {"state_dict": {"a": torch.arange(20.0)}, "epoch": 3}
     CheckpointFiles().save_checkpoint(whole, str(path))

@@ -162,7 +162,7 @@ def _base(**changes: object) -> dict[str, Any]:
 @example(_base(unwritten={2, 3}))
 @example(_base(order="NTHW"))
 @example(_base(declared=(4, 200_000, 200_000, 25)))
-def test_any_layout_is_read_right_or_one_error(tmp_path_factory, layout: dict[str, Any]) -> None:
+def test_any_hdf5_layout_is_read_correctly_or_gives_one_error(tmp_path_factory, layout: dict[str, Any]) -> None:
     count, height, width, frames = layout["sizes"]
     # where the catalogue tells nothing and frames are not square, or fits two orders, nobody can know the order
     assume(layout["order"] == "NHWT" or (frames not in (height, width) and (layout["told"] or height == width)))

@@ -95,7 +95,7 @@ def _write(file: SstFile, folder: Path) -> Path:
 
 @_SLOW
 @given(_sound())
-def test_a_file_that_follows_the_conventions_is_read_right(tmp_path: Path, drawn: tuple[SstFile, float]) -> None:
+def test_a_file_that_follows_the_cf_conventions_is_read_correctly(tmp_path: Path, drawn: tuple[SstFile, float]) -> None:
     file, step = drawn
     found = read_record(_write(file, tmp_path / "data"))
     assert [str(month) for month in found.months] == [f"{year}-{month:02d}" for year, month in _MONTHS]
@@ -105,7 +105,7 @@ def test_a_file_that_follows_the_conventions_is_read_right(tmp_path: Path, drawn
 
 @_SLOW
 @given(_sound(), st.lists(st.tuples(st.sampled_from(["sst", "time", "lat"]), _WORDS, _VALUES), min_size=1, max_size=3))
-def test_any_attribute_is_understood_or_one_error(tmp_path: Path, drawn: tuple[SstFile, float], changes) -> None:
+def test_any_attribute_is_understood_or_gives_one_error(tmp_path: Path, drawn: tuple[SstFile, float], changes) -> None:
     file, _ = drawn
     latitude = next(iter(file.axes))
     for where, word, value in changes:
@@ -123,7 +123,7 @@ def test_any_attribute_is_understood_or_one_error(tmp_path: Path, drawn: tuple[S
 
 @_SLOW
 @given(st.data())
-def test_changed_bytes_are_read_or_one_error(tmp_path: Path, data: st.DataObject) -> None:
+def test_mutated_bytes_are_read_or_give_one_error(tmp_path: Path, data: st.DataObject) -> None:
     file = SstFile()
     path = tmp_path / "data" / "sst.nc"
     classic = data.draw(st.booleans())

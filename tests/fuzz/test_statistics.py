@@ -23,7 +23,7 @@ ARRAYS = {
 WHOLE = packed(ARRAYS)
 
 
-def test_a_whole_file_is_read_as_numpy_does(tmp_path: Path) -> None:
+def test_an_intact_file_is_read_as_by_numpy(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(WHOLE)
     found = read_npz(path, "statistics")
@@ -38,7 +38,7 @@ def test_a_whole_file_is_read_as_numpy_does(tmp_path: Path) -> None:
     flips=st.lists(st.integers(0, 8 * len(WHOLE) - 1), max_size=4),
     end=st.one_of(st.just(len(WHOLE)), st.integers(0, len(WHOLE))),
 )
-def test_flipped_and_truncated_arrays_are_the_same_or_refused(tmp_path: Path, flips: list[int], end: int) -> None:
+def test_flipped_and_truncated_arrays_are_refused_or_equal(tmp_path: Path, flips: list[int], end: int) -> None:
     content = bytearray(WHOLE)
     for bit in flips:
         content[bit // 8] ^= 1 << bit % 8

@@ -17,14 +17,14 @@ pytestmark = [
 ]
 
 
-def test_every_code_comes_back_from_the_unit_scale() -> None:
+def test_every_code_round_trips_through_the_unit_scale() -> None:
     task = bench.load_task("sevir")
     codes = torch.arange(256, dtype=torch.uint8, device="cuda").view(1, 16, 16, 1)
     assert torch.equal(task.denormalise(task.normalise(codes)).flatten()[:255].cpu(), torch.arange(255.0))
 
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
-def test_counts_are_those_of_the_cpu(convention: str) -> None:
+def test_counts_equal_those_of_the_cpu(convention: str) -> None:
     generator = torch.Generator().manual_seed(0)
     forecast = torch.rand((3, 4, 33, 20, 1), generator=generator) * 300 - 20
     target = torch.randint(0, 256, forecast.shape, generator=generator).float()

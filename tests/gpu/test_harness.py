@@ -29,7 +29,7 @@ def _places(out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("task", ["sevir", "nbody_mnist"])
-def test_a_group_of_one_scores_what_one_process_does(task: str, device: str, tmp_path: Path) -> None:
+def test_a_group_of_one_scores_like_a_single_process(task: str, device: str, tmp_path: Path) -> None:
     size = ["--size", "32"] if task == "sevir" else []
     words = ["--train", "2", "--val", "2", "--test", "3", *size, "--out", str(tmp_path / "data")]
     assert main(["data", "make", task, *words]) == 0
@@ -41,7 +41,7 @@ def test_a_group_of_one_scores_what_one_process_does(task: str, device: str, tmp
     assert found[0].scores == found[1].scores and found[0].status == "ok"
 
 
-def test_a_training_that_was_stopped_goes_on(
+def test_a_stopped_run_resumes(
     storms: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., None]
 ) -> None:
     given = ["task=sevir", "model=unet", "model.channels=[8]", "model.center_channels=16", "data.batch_size=2"]
@@ -71,7 +71,7 @@ def test_a_training_that_was_stopped_goes_on(
 
 
 @pytest.mark.parametrize("workers", [0, 8])
-def test_where_the_time_of_an_evaluation_goes(
+def test_time_of_loader_forward_and_metrics_in_an_evaluation(
     workers: int, device: str, small: bool, tmp_path: Path, report: Callable[..., None]
 ) -> None:
     size, events = ("32", "2") if small else ("384", "22")

@@ -66,7 +66,7 @@ def _errors(exact: tuple[float, Tensor, Tensor], found: tuple[float, Tensor, Ten
 
 
 @pytest.mark.parametrize(("name", "task_name", "tiny"), _models())
-def test_models_against_the_cpu(
+def test_models_agree_with_the_cpu(
     name: str, task_name: str, tiny: bool, device: str, small: bool, report: Callable[..., None]
 ) -> None:
     if small and not tiny:
@@ -97,7 +97,7 @@ def test_models_against_the_cpu(
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
 @pytest.mark.parametrize("name", ["skill", "mse", "mae", "frames", "probabilistic", "enso", "energy"])
-def test_metrics_against_the_cpu(name: str, convention: str, device: str, report: Callable[..., None]) -> None:
+def test_metrics_agree_with_the_cpu(name: str, convention: str, device: str, report: Callable[..., None]) -> None:
     generator = torch.Generator().manual_seed(1)
     grid = (24, 48, 1) if name == "enso" else (64, 64, 1)
     target = (torch.rand((3, 6, *grid), generator=generator) * 255).round()
@@ -118,7 +118,7 @@ def test_metrics_against_the_cpu(name: str, convention: str, device: str, report
     report(metric=name, convention=convention, largest=largest)
 
 
-def test_members_are_those_of_the_cpu(device: str, report: Callable[..., None]) -> None:
+def test_members_equal_those_of_the_cpu(device: str, report: Callable[..., None]) -> None:
     task = bench.load_task("nbody_mnist")
     model = bench.load_model("prediff", task, **registry.find("model", "prediff").load().presets["tiny"]).eval()
     context, drawn = _batch(task)[0], []
@@ -133,7 +133,7 @@ def test_members_are_those_of_the_cpu(device: str, report: Callable[..., None]) 
 
 
 @pytest.mark.parametrize("name", ["unet", "convlstm", "earthformer"])
-def test_bfloat16_ends_before_losses_and_scores(name: str, device: str) -> None:
+def test_losses_and_scores_are_not_in_bfloat16(name: str, device: str) -> None:
     task = bench.load_task("nbody_mnist")
     model = bench.load_model(name, task, **getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {}))
     forecaster = Forecaster(model, task, Train(precision="bf16-mixed"), total_steps=5).to(device)

@@ -38,7 +38,7 @@ def _weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(path)["state_dict"]
 
 
-def test_evaluation_by_two_processes_has_the_counts_of_one(storms: Path, tmp_path: Path) -> None:
+def test_two_processes_count_as_one(storms: Path, tmp_path: Path) -> None:
     """9 sequences in batches of 2: shares of 3 and 2 batches, the last batch short."""
     one = run(tiny(storms, tmp_path / "one", *_MODEL), training=False)
     two = run(tiny(storms, tmp_path / "two", *_MODEL, "devices=2"), training=False)
@@ -61,7 +61,7 @@ def unbroken(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("stopped", [False, True])
-def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_one(
+def test_training_does_not_depend_on_the_number_of_processes(
     unbroken: dict[str, torch.Tensor], storms: Path, tmp_path: Path, monkeypatch, strategy: str, stopped: bool
 ) -> None:
     from bench.engine.forecaster import Forecaster
@@ -88,7 +88,7 @@ def test_training_by_two_processes_or_first_by_one_and_then_by_two_is_that_of_on
 
 
 @pytest.mark.parametrize(("strategy", "then"), [("ddp", 1), ("fsdp", 2)])
-def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
+def test_a_stopped_run_of_two_processes_is_resumed_by_one_or_two(
     storms: Path, tmp_path: Path, strategy: str, then: int
 ) -> None:
     """The signal is sent to the command, which forwards it."""
@@ -119,7 +119,7 @@ def test_two_processes_that_got_a_signal_are_continued_by_one_or_two(
     assert all(torch.allclose(found[key], expected[key], rtol=1e-3, atol=1e-5) for key in expected)
 
 
-def test_what_one_of_two_processes_ends_with_reaches_the_command(storms: Path, tmp_path: Path) -> None:
+def test_a_failure_of_one_process_fails_the_run(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r"diverged|not finite|is nan|is inf"):
         run(
             tiny(storms, tmp_path, *_MODEL, "data.batch_size=4", "devices=2", "train.lr=1e30", "train.clip_norm=null"),
@@ -133,7 +133,7 @@ def test_batches_that_cannot_be_shared_are_refused(storms: Path, tmp_path: Path)
         run(tiny(storms, tmp_path, *_MODEL, "data.batch_size=1", "devices=2"), training=True)
 
 
-def test_a_batch_that_two_processes_share_unequally_is_that_of_one(storms: Path, tmp_path: Path) -> None:
+def test_an_unequally_shared_batch_trains_as_on_one_process(storms: Path, tmp_path: Path) -> None:
     """Steps of 5 in micro-batches of 2: three for two processes; the last step of an epoch of 12 is smaller."""
     rest = [word for word in _TRAIN if "batch_size" not in word]
     run(tiny(storms, tmp_path / "one", *_MODEL, *rest, "data.batch_size=5"), training=True)

@@ -52,7 +52,7 @@ def test_a_run_with_records_and_checkpoints_in_a_bucket(bucket: str, storms: Pat
     assert names == {"best.ckpt", "last.ckpt", "previous.ckpt", "training.json"}
 
 
-def test_writers_at_the_same_time_lose_nothing_and_nothing_is_replaced(bucket: str, storms: Path) -> None:
+def test_concurrent_writers_lose_and_replace_nothing(bucket: str, storms: Path) -> None:
     record = bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
     many = [record.model_copy(update={"run_id": f"r{number}"}) for number in range(40)]
     with ThreadPoolExecutor(8) as pool:

@@ -47,7 +47,7 @@ def _ended(environment: dict[str, str], number: str) -> str | None:
     return state if state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else None
 
 
-def test_a_preempted_run_is_requeued_resumes_and_ends(slurm: dict[str, str], storms: Path, tmp_path: Path) -> None:
+def test_a_preempted_run_is_requeued_and_completed(slurm: dict[str, str], storms: Path, tmp_path: Path) -> None:
     everything = f"--cpus-per-task={os.cpu_count()}"
     run = [*TINY, "train.max_epochs=30", f"data.root={storms}"]
     job = _submit(slurm, tmp_path, "--partition=normal", everything, str(_SCRIPT), *run)
@@ -65,7 +65,7 @@ def test_a_preempted_run_is_requeued_resumes_and_ends(slurm: dict[str, str], sto
     assert record.training.resumed_count >= 1 and record.training.epochs == 30
 
 
-def test_a_sweep_goes_through_submitit(
+def test_a_sweep_runs_through_submitit(
     slurm: dict[str, str], earthbench: Callable[..., Any], storms: Path, tmp_path: Path
 ) -> None:
     assert shutil.which("srun")

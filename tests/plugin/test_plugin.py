@@ -25,26 +25,26 @@ def _earthbench(*arguments: str, cwd: Path, code: int = 0) -> subprocess.Complet
     return done
 
 
-def test_it_is_listed_with_its_own_description(tmp_path: Path) -> None:
+def test_the_plugin_is_listed_with_its_description(tmp_path: Path) -> None:
     listing = _earthbench("list", "models", cwd=tmp_path).stdout
     assert "linear_extrapolation" in listing and "learned share of the last change" in listing
     loaded = _earthbench("list", "models", "--load", cwd=tmp_path).stdout
     assert "BROKEN" in loaded and "no licence found" in loaded and "unet" in loaded
 
 
-def test_it_keeps_the_contract(tmp_path: Path) -> None:
+def test_the_plugin_keeps_the_contract(tmp_path: Path) -> None:
     model_class = registry.find("model", "linear_extrapolation").load()
     check_model(model_class, **model_class.presets["tiny"])
     assert "keeps its contract" in _earthbench("check", "linear_extrapolation", cwd=tmp_path).stdout
 
 
-def test_it_is_counted(tmp_path: Path) -> None:
+def test_the_plugin_is_counted(tmp_path: Path) -> None:
     done = _earthbench("count", "--model", "linear_extrapolation", "--format", "json", cwd=tmp_path)
     (line,) = json.loads(done.stdout)
     assert line["status"] == "counted" and line["parameters"] == 1
 
 
-def test_it_is_trained_and_stands_in_tables_and_report(tmp_path: Path, storms: Path) -> None:
+def test_the_plugin_is_trained_and_in_tables_and_report(tmp_path: Path, storms: Path) -> None:
     chosen = ["model=linear_extrapolation", "model.damping=0.2", "train.max_epochs=1", "progress=false"]
     _earthbench("run", *chosen, f"data.root={storms}", cwd=tmp_path)
     for table in ("runs/sevir", "example/storms"):
@@ -57,6 +57,6 @@ def test_it_is_trained_and_stands_in_tables_and_report(tmp_path: Path, storms: P
     assert (tmp_path / "site/model-linear_extrapolation.html").is_file()
 
 
-def test_the_broken_one_is_one_error(tmp_path: Path, storms: Path) -> None:
+def test_a_broken_plugin_gives_one_error(tmp_path: Path, storms: Path) -> None:
     done = _earthbench("run", "model=broken_on_import", f"data.root={storms}", cwd=tmp_path, code=2)
     assert "no licence found" in done.stderr and "earthbench-plugin-example" in done.stderr

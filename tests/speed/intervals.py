@@ -20,8 +20,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
 from bench.metrics.resampling import jackknife_interval, scale_of
-from bench.records.uncertainty import trades
-from bench.tables.standings import PERMUTATIONS, asked_of
+from bench.records.uncertainty import swaps
+from bench.tables.standings import PERMUTATIONS, corrected_level
 
 Array = np.ndarray
 Sums = Mapping[str, Array]
@@ -241,7 +241,9 @@ def widths(name: str, events: int, sets: int = SIMULATIONS) -> tuple[float, floa
     return float(typical), float(wide / narrow)
 
 
-def told_apart(name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: int = SIMULATIONS) -> dict[str, float]:
+def false_positive_rate(
+    name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: int = SIMULATIONS
+) -> dict[str, float]:
     """Returns how often two equal models are distinguished: 0 outside the interval of the difference, or p < 0.05."""
     population = POPULATIONS[name]
     a, b = drawn(name, events, 2, sets)
@@ -267,7 +269,7 @@ def told_apart(name: str, events: int, methods: tuple[str, ...] = PAIRED, sets: 
 def _permutation(population: Population, a: Sums, b: Sums, replicates: int = REPLICATES) -> Array:
     """Returns the p-value of each test set, as `bench.records.compare` finds it."""
     events = len(next(iter(a.values())))
-    stay = trades(events, replicates, np.random.default_rng([8, events]))
+    stay = swaps(events, replicates, np.random.default_rng([8, events]))
     there = population.value({key: stay @ a[key] + (1 - stay) @ b[key] for key in a})
     back = population.value({key: (1 - stay) @ a[key] + stay @ b[key] for key in a})
     observed = np.abs(population.value(_total(a)) - population.value(_total(b)))
@@ -289,7 +291,7 @@ def marked(name: str, events: int, models: int, sets: int = 1000) -> dict[str, f
         order = order[::-1]
     placed = [{key: np.choose(order[place], [one[key] for one in own]) for key in own[0]} for place in range(models)]
     p = np.stack([_permutation(population, placed[0], other, PERMUTATIONS) for other in placed[1:]])
-    asked = np.array([asked_of(passed) for passed in range(1, models)])[:, None]
+    asked = np.array([corrected_level(passed) for passed in range(1, models)])[:, None]
     return {
         "best and second": float((p[0] < 0.05).mean()),
         "ours": float((p < asked).any(0).mean()),
@@ -301,7 +303,7 @@ def main(sets: int = SIMULATIONS) -> None:
     """Prints the tables: those of the page first, then every method."""
     titles = tuple(population.title for population in POPULATIONS.values())
     covered = {name: [coverage(name, n, sets=sets) for n in EVENTS] for name in POPULATIONS}
-    apart = {name: [told_apart(name, n, sets=sets) for n in EVENTS] for name in POPULATIONS}
+    apart = {name: [false_positive_rate(name, n, sets=sets) for n in EVENTS] for name in POPULATIONS}
     print(f"{sets} test sets each, so a standard error of {np.sqrt(0.05 * 0.95 / sets):.3f} at 0.95")
     print("\nCoverage of our 95 % interval (of the percentile bootstrap)\n")
     _print(titles, [[f"{row['ours']:.3f} ({row['percentile']:.3f})" for row in rows] for rows in covered.values()])

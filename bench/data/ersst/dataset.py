@@ -101,9 +101,7 @@ class ErsstWindows(SequenceDataset):
         Raises:
             IndexError: the index is out of range.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        first = self.starts_at(index)
+        first = self.starts_at(self.checked_index(index))
         middle, end = first + self.t_in, first + self.t_in + self.t_out
         monthly = torch.from_numpy(self.nino34[middle:end].copy())
         labels = monthly.double().unfold(0, INDEX_MONTHS, 1).mean(-1).float()

@@ -9,27 +9,25 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from bench.data.transfer.download import download
-from bench.data.transfer.http import RetryPolicy
+from bench.data.transfer.fetch import FetchVerb
 from bench.data.transfer.manifest import write_manifest
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder
+from bench.data.verbs import AdvanceLabel, Folder
 from bench.errors import DataError
 
 ERSST = "https://downloads.psl.noaa.gov/Datasets/noaa.ersst.v5/sst.mnmean.nc"
 """Monthly means from 1854 on, 2 degrees, by NOAA's Physical Sciences Laboratory; public domain, grows every month."""
 
 
-class FetchErsst(DataVerb):
+class FetchErsst(FetchVerb):
     """The whole record, about 130 MB."""
 
     summary: ClassVar[str] = "download NOAA's ERSST v5, monthly sea-surface temperature since 1854"
 
     out: Folder = Field(description="folder of the data set; the same command resumes an interrupted one")
     url: str = Field(ERSST, description="a NetCDF file with sst (time, lat, lon): https or http")
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads the file, reads it as a check, and returns what is there.
+        """Downloads the file, reads it as a check, and returns a summary.
 
         Raises:
             DataError: the download is incomplete, or is not a record of temperatures.
@@ -40,7 +38,7 @@ class FetchErsst(DataVerb):
             self.out / name,
             check=_check_record,
             moved=lambda done: advance(name, done, 0),
-            policy=RetryPolicy(tries=self.tries, timeout_s=self.timeout),
+            policy=self.policy,
         )
         write_manifest(self.out, self.url, {name: (found.bytes, found.sha256)})
         return [

@@ -82,7 +82,7 @@ def read_record(root: Path, variable: str | None = None) -> Record:
     files = record_files(root)
     parts = [part for path in files if (part := read_file(path, variable)) is not None]
     if not parts:
-        raise DataError(_no_record(root, files, variable))
+        raise DataError(_why_no_record(root, files, variable))
     first = parts[0]
     problems = [
         f"{part.files[0]}: another grid than {first.files[0]}"
@@ -119,7 +119,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and np.allclose(one, other, equal_nan=True)
 
 
-def _no_record(root: Path, files: list[Path], variable: str | None) -> str:
+def _why_no_record(root: Path, files: list[Path], variable: str | None) -> str:
     """Returns why a folder has no record."""
     if variable is None:
         found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"

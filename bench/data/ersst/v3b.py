@@ -19,11 +19,11 @@ from bench.data.area_means import area_means, cell_edges
 from bench.data.ersst.files import Record, read_file, read_record
 from bench.data.icar_enso.dataset import LATITUDES, LONGITUDES
 from bench.data.transfer.download import download, run_parallel
-from bench.data.transfer.http import RetryPolicy
-from bench.data.transfer.manifest import digest, write_manifest
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder
+from bench.data.transfer.fetch import FetchVerb
+from bench.data.transfer.manifest import write_manifest
+from bench.data.verbs import AdvanceLabel, Folder
 from bench.errors import DataError
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 
 MIRROR = "https://raw.githubusercontent.com/pangeo-data/tutorial-data/08740d82/sst"
 YEARS = range(1960, 2017)
@@ -37,7 +37,7 @@ _COARSE_SHA256 = "f066ce1851d03d30b042c1c1b66245912557105c113cae60298ecfcbdb6611
 """Digests of the values behind the committed records, int16 and float32, little-endian."""
 
 
-class FetchErsstV3b(DataVerb):
+class FetchErsstV3b(FetchVerb):
     """The record at 2 degrees, 1960-2016, and its anomalies at 5 degrees, 1960-1999."""
 
     summary: ClassVar[str] = "download NOAA's ERSST v3b, 1960-2016, and make the data of the committed records of it"
@@ -45,8 +45,6 @@ class FetchErsstV3b(DataVerb):
     out: Folder = Field(description="folder for sst/, enso/ and the originals in sst_raw/; the same command resumes")
     mirror: str = Field(MIRROR, description="address with NOAA_NCDC_ERSST_v3b_SST-YYYY.nc")
     workers: int = Field(4, ge=1, le=64, description="downloads at a time")
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Downloads the years, joins and averages them, and returns what was made.
@@ -55,18 +53,13 @@ class FetchErsstV3b(DataVerb):
             DataError: a file cannot be downloaded, or the files are not a record of these months.
         """
         raw = self.out / "sst_raw"
-        policy, lock, done = RetryPolicy(tries=self.tries, timeout_s=self.timeout), threading.Lock(), 0
 
         def one(year: int, stop: threading.Event) -> None:
-            nonlocal done
             name = f"NOAA_NCDC_ERSST_v3b_SST-{year}.nc"
             check = partial(_check_year, year=year)
-            download(f"{self.mirror.rstrip('/')}/{name}", raw / name, check=check, policy=policy, stop=stop)
-            with lock:
-                done += 1
-                advance("years", done, len(YEARS))
+            download(f"{self.mirror.rstrip('/')}/{name}", raw / name, check=check, policy=self.policy, stop=stop)
 
-        run_parallel([partial(one, year) for year in YEARS], self.workers)
+        run_parallel([partial(one, year) for year in YEARS], self.workers, ended=partial(advance, "years"))
         record = read_record(raw)
         whole = self._write("sst", "ersst_v3b_196001-201612.nc", *_packed(record), _PACKED_SHA256)
         coarse = self._write("enso", "ersst_v3b_5deg_196001-199912.nc", *_five_degrees(record), _COARSE_SHA256)
@@ -76,7 +69,7 @@ class FetchErsstV3b(DataVerb):
         root = self.out / folder
         with replacing(root / name) as part:
             dataset.to_netcdf(part, engine="h5netcdf")
-        write_manifest(root, self.mirror, {name: ((root / name).stat().st_size, digest(root / name))})
+        write_manifest(root, self.mirror, {name: ((root / name).stat().st_size, sha256_of(root / name))})
         same = hashlib.sha256(values.astype(values.dtype.newbyteorder("<")).tobytes()).hexdigest() == sha256
         what = "equal to" if same else "NOT equal bit for bit to"
         return f"{len(values)} months in {root / name}, {what} the data of the committed records"

@@ -72,7 +72,7 @@ def describe(
             f"{cube.chunk} frames are stored together, and each window of {window} unpacks them all. Faster, "
             f"in xarray: load_dataset({str(cube.root)!r}).drop_encoding().to_zarr('other.zarr', encoding={chunks})"
         )
-    known = _look_at(report, cube, thresholds, scale, read_everything, advance)
+    known = _scan(report, cube, thresholds, scale, read_everything, advance)
     for split, windows in splits.items():
         used, count = windows.frames, len(windows)
         seen = [known[at] for at in used.tolist() if at in known]
@@ -96,7 +96,7 @@ def _readable(cube: Cube, chosen: Sequence[int], report: Report) -> Iterator[tup
             report.problems.append(str(error))
 
 
-def _look_at(
+def _scan(
     report: Report,
     cube: Cube,
     thresholds: Sequence[float],

@@ -32,10 +32,10 @@ _ZARR_FILES = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
 _NETCDF_ENDINGS = (".nc", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
 _NO_ENGINE = "did not find a match in any of xarray's currently installed IO backends"
 """How xarray says that a file is of no format that it knows; what follows is advice to programmers."""
-_MOST_OPEN = 32
+_MAX_OPEN_FILES = 32
 _BLOCK_BYTES = 128 << 20
 """Memory for the frames that are hashed together."""
-_LARGEST = 1e20
+_MAX_MAGNITUDE = 1e20
 """Larger values are fill values: no physical field has them."""
 
 
@@ -123,7 +123,9 @@ class Cube:
                 f"{source}: frames {self.axis.times[first]} to {self.axis.times[last - 1]} cannot be read: "
                 f"{' '.join(str(error).split()) or type(error).__name__}"
             ) from error
-        if (values > _LARGEST).any() or (values < -_LARGEST).any():  # faster than a minimum that ignores NaN
+        if (values > _MAX_MAGNITUDE).any() or (
+            values < -_MAX_MAGNITUDE
+        ).any():  # faster than a minimum that ignores NaN
             worst = values.flat[np.nanargmax(np.abs(values))]
             raise DataError(
                 f"{source}: expected {self.units[self.names.index(name)]}, found {worst:g} between "
@@ -173,7 +175,7 @@ class Cube:
             self._open, self._process = OrderedDict(), os.getpid()
         key = str(path)
         if key not in self._open:
-            if len(self._open) >= _MOST_OPEN:
+            if len(self._open) >= _MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1][0].close()
             stack = ExitStack()
             self._open[key] = (stack, _opened(path, stack))

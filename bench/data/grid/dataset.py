@@ -234,9 +234,7 @@ class GridWindows(SequenceDataset):
         Raises:
             IndexError: the index is out of range.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        index %= len(self)
+        index = self.checked_index(index)
         number, window = divmod(index, len(self.starts))
         place = self.places[number]
         if self.cut.random_crop and self.split == "train" and self.by == "date":

@@ -61,9 +61,7 @@ class ConvertMeteonet(DataVerb):
         times = np.concatenate([dates for dates, _ in files])
         if (wrong := np.flatnonzero(np.diff(times).astype(np.int64) <= 0)).size:
             lines = [str(times[at + 1]) for at in wrong]
-            raise DataError(
-                one_message(f"--in {self.inputs}: {len(wrong)} times are there twice or not in order:", lines)
-            )
+            raise DataError(one_message(f"--in {self.inputs}: {len(wrong)} times are repeated or out of order:", lines))
         job = {"extent": self.extent, "files": [[path.name, path.stat().st_size] for _, path in files],
                "coords": self.coords.name}  # fmt: skip
         lattice = whole.part(rows, columns)

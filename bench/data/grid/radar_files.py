@@ -102,7 +102,7 @@ class ConvertRadarFiles(DataVerb):
         problems: list[str] = []
         with _pool(self.workers) as pool:
             for block in missing:
-                read = (pool.map if pool else map)(self._read_or_say, [paths[at] for at in block])
+                read = (pool.map if pool else map)(self._read_or_reason, [paths[at] for at in block])
                 frames = np.empty((len(block), *first.lattice.shape), np.float32)
                 wrong = len(problems)
                 for number, (at, found) in enumerate(zip(block, read, strict=True)):
@@ -122,7 +122,7 @@ class ConvertRadarFiles(DataVerb):
                 one_message(f"{len(problems)} of {total} files cannot be used; what was read is kept:", problems)
             )
 
-    def _read_or_say(self, path: Path) -> Frame | str:
+    def _read_or_reason(self, path: Path) -> Frame | str:
         try:
             return self._read(path)
         except DataError as error:

@@ -29,7 +29,7 @@ _DATES = (
 )
 _DAY_OF_YEAR = re.compile(r"^[A-Z]{3}(\d{2})(\d{3})(\d{2})(\d{2})")
 """MeteoSwiss: product, year, day of the year, hour, minute."""
-_LEAST_RADIUS = 1e5
+_MIN_RADIUS = 1e5
 """A smaller radius of the Earth is in kilometres."""
 
 
@@ -151,6 +151,6 @@ def _in_metres(projection: str) -> str:
     """Returns a PROJ string in metres, e.g. for KNMI's, whose Earth has a radius of 6378.137 kilometres."""
     found = re.sub(r"\+units=km\b", "+units=m", projection)
     radius = re.search(r"\+[aR]=([\d.]+)", found)
-    if radius is None or float(radius[1]) > _LEAST_RADIUS:
+    if radius is None or float(radius[1]) > _MIN_RADIUS:
         return found
     return re.sub(r"\+(a|b|R|x_0|y_0)=([-+\d.]+)", lambda said: f"+{said[1]}={1000 * float(said[2]):.10g}", found)

@@ -13,7 +13,7 @@ from bench.data.grid.rain_store import Lattice
 from bench.errors import ConfigError, UsageError
 
 Resampling = Literal["nearest", "bilinear"]
-_MOST_PIXELS = 10**8
+_MAX_PIXELS = 10**8
 _EDGE_POINTS = 101
 _ROUNDING = 1e-6
 """Tolerance as a share of a pixel: an edge this near to a multiple of the resolution lies on it."""
@@ -73,9 +73,9 @@ def _places(source: _Key, target: Target) -> tuple[Lattice, np.ndarray, np.ndarr
     size = target.resolution
     left, bottom = (math.floor(edge / size + _ROUNDING) for edge in extent[::2])
     right, top = (math.ceil(edge / size - _ROUNDING) for edge in extent[1::2])
-    if right <= left or top <= bottom or (right - left) * (top - bottom) > _MOST_PIXELS:
+    if right <= left or top <= bottom or (right - left) * (top - bottom) > _MAX_PIXELS:
         raise ConfigError(
-            f"--resolution {size:g}: {top - bottom}x{right - left} pixels, expected 1 to {_MOST_PIXELS:,}; it is in "
+            f"--resolution {size:g}: {top - bottom}x{right - left} pixels, expected 1 to {_MAX_PIXELS:,}; it is in "
             f"the units of {target.projection!r} ({_unit(there)})"
         )
     new = Lattice(

@@ -20,7 +20,7 @@ Scale = Literal["linear", "log1p", "dbz", "zscore"]
 Normalisation = tuple[float, float]
 """`(offset, span)` of the normalised value (f(x) - offset) / span, where f(x) is x, log(1 + x) or dBZ."""
 
-_MOST_FRAMES = 512
+_MAX_FRAMES = 512
 """Frames to fit a scale to, evenly over the training frames: a few seconds, whatever the size of the data."""
 _DBZ_SPAN = 60.0
 _Z_FACTOR, _Z_POWER = 200.0, 1.6
@@ -49,7 +49,7 @@ def normalisations_of(train: GridWindows, scale: Scale) -> list[Normalisation]:
             f"task.scale={scale} takes its numbers from the training split, which is empty: {train.why_empty}. A model "
             f"without weights forecasts on any scale: task.normalisation={[[0, 1]] * len(cube.names)}"
         )
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).round().astype(int))]
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_FRAMES)).round().astype(int))]
     rows, columns = _extent(train)
     count, total, square = (np.zeros(len(cube.names)) for _ in range(3))
     low, high = np.full(len(cube.names), np.inf), np.full(len(cube.names), -np.inf)

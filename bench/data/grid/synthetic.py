@@ -17,7 +17,7 @@ from bench.errors import ConfigError, DataError
 from bench.files import replacing
 
 _DAY = np.datetime64("2024-06-01T00:00:00", "s")
-_MOST_RATE = 60.0
+_MAX_RATE = 60.0
 
 
 class MakeRain(DataVerb):
@@ -66,7 +66,7 @@ def rain_cube(frames: int, size: tuple[int, int], *, gap: int = 0, seed: int = 0
         pieces.append(storm_event(generator, size=square, frames=max(length, 2), minutes=5.0)[..., :length])
         left -= length
     codes = np.concatenate(pieces, -1)[:height, :width].transpose(2, 0, 1).astype(np.float32)
-    rates = (_MOST_RATE * (codes / 254.0) ** 2).round(2)
+    rates = (_MAX_RATE * (codes / 254.0) ** 2).round(2)
     rows, columns = np.ogrid[:height, :width]
     beyond = np.hypot((rows - height / 2) / height, (columns - width / 2) / width) > 0.55
     rates[:, beyond] = np.nan

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 0.1
 """Tolerance as a share of the cadence: radar scans start a few seconds early or late."""
-_FEWEST_REGULAR = 0.5
-_MOST_IRREGULAR = 0.05
+_MIN_REGULAR_SHARE = 0.5
+_MAX_IRREGULAR_SHARE = 0.05
 """Shares of the steps: the least that must equal the cadence, and the most that may not be a multiple of it."""
 _MONTH_DAYS = (28, 31)
 
@@ -102,7 +102,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
             f"data.sortby({name!r})"
         )
     for wrong, what, cure in (
-        (steps == 0, "is there twice", f"drop_duplicates({name!r})"),
+        (steps == 0, "is repeated", f"drop_duplicates({name!r})"),
         (steps < 0, "comes after a later one", f"sortby({name!r})"),
     ):
         if wrong.any():
@@ -112,7 +112,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
                 f"{what}. In xarray: data.{cure}"
             )
     days = steps / 86_400
-    if np.mean((days >= _MONTH_DAYS[0]) & (days <= _MONTH_DAYS[1])) > _FEWEST_REGULAR and len(np.unique(steps)) > 1:
+    if np.mean((days >= _MONTH_DAYS[0]) & (days <= _MONTH_DAYS[1])) > _MIN_REGULAR_SHARE and len(np.unique(steps)) > 1:
         months = times.astype("datetime64[M]").astype(np.int64)
         return TimeAxis(times, MONTH_MINUTES, np.flatnonzero(np.diff(months) != 1) + 1)
     values, counts = np.unique(steps, return_counts=True)
@@ -120,7 +120,7 @@ def time_axis(times: np.ndarray, source: str) -> TimeAxis:
     multiple = np.rint(steps / cadence)
     off = np.abs(steps - multiple * cadence) > _TOLERANCE * cadence
     regular = (multiple == 1) & ~off
-    if regular.mean() < _FEWEST_REGULAR or off.mean() > _MOST_IRREGULAR:
+    if regular.mean() < _MIN_REGULAR_SHARE or off.mean() > _MAX_IRREGULAR_SHARE:
         most = sorted(zip(counts, values, strict=True), reverse=True)[:4]
         found = ", ".join(f"{cadence_text(value / 60)} ({count / len(steps):.0%})" for count, value in most)
         raise DataError(

@@ -167,9 +167,7 @@ class IcarEnsoWindows(SequenceDataset):
         Raises:
             IndexError: the index is out of range.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        index %= len(self)
+        index = self.checked_index(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
         first = (index - (int(self._ends[number - 1]) if number else 0)) * self.gap
         middle, end = first + self.t_in, first + self.t_in + self.t_out

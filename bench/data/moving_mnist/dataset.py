@@ -16,6 +16,7 @@ from bench.api import Split
 from bench.data.sequences import SequenceDataset, Units
 from bench.data.transfer.manifest import origin
 from bench.errors import DataError
+from bench.files import sha256_of
 
 ONE_FILE = "mnist_test_seq.npy"
 """Srivastava et al.'s file, which Earthformer's authors cut into three splits."""
@@ -83,9 +84,7 @@ class MovingMnistSequences(SequenceDataset):
             IndexError: the index is out of range.
             DataError: a frame has no digit.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        path, number = self.places[index]
+        path, number = self.places[self.checked_index(index)]
         frames = torch.from_numpy(np.array(mapped(path)[: self.t_in + self.t_out, number]))[..., None]
         if not frames.amax((1, 2, 3)).all():  # digits never leave the frame, so the writer was interrupted
             raise DataError(f"{path}: sequence {number} has a frame that is 0 throughout: the file is incomplete")
@@ -186,5 +185,4 @@ def numbers_of_split(path: Path, count: int, split: Split, test_count: int) -> n
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -115,8 +115,7 @@ class NBodySequences(SequenceDataset):
         Raises:
             IndexError: the index is out of range.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
+        index = self.checked_index(index)
         crops = self._crops[self._which[index]]
         corners, velocities = self.motion.corners[index], self.motion.velocities[index]
         frames = torch.from_numpy(self._drawn(index) if self._frames is None else self._frames[index])[..., None]

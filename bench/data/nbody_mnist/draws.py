@@ -27,7 +27,7 @@ _NEUTRAL = {
     "base_rotation_angle": 0.0,
     "random_acceleration_magnitude": 0.0,
 }
-_MOST_BYTES = 4 << 30
+_MAX_BYTES = 4 << 30
 """Limit of an array. 20,000 sequences have 1.4 MB of draws; 70,000 digits have 55 MB as bytes and 440 as float64."""
 _DISTRACTORS, _DISTRACTOR_SHAPE = "distractor_seeds", (100, 0, 5)
 
@@ -241,8 +241,8 @@ def _check_sizes(path: Path, names: list[str]) -> None:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(content)
             declared = math.prod(shape) * dtype.itemsize
-            if declared > min(member.file_size, _MOST_BYTES):
+            if declared > min(member.file_size, _MAX_BYTES):
                 raise DataError(
                     f"{path}: {name} declares {dtype} {shape}, {declared} bytes, of which the archive has "
-                    f"{member.file_size}; expected no more than these and {_MOST_BYTES}"
+                    f"{member.file_size}; expected no more than these and {_MAX_BYTES}"
                 )

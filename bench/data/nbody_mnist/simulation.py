@@ -23,7 +23,7 @@ MAX_SPEED = 2.0
 """Pixels of the canvas per sub-step: limit of the initial speed, and of each component later."""
 MARGIN = 10
 """A digit's centre stays this far from the canvas' border."""
-_LEAST_CANVAS = 32  # a digit's image has 28 pixels
+_MIN_CANVAS = 32  # a digit's image has 28 pixels
 
 # Bicubic interpolation (a = -0.75) half-way between two pixels: the weights of the outer and inner two of four pixels.
 _OUTER, _INNER = np.float32(-0.09375), np.float32(0.59375)
@@ -47,7 +47,7 @@ class System:
     """Frames are means over squares of `pool` x `pool` pixels, rounded to bytes; 0 for the authors' bicubic halves."""
 
     def __post_init__(self) -> None:
-        least = {"digit_count": 1, "canvas": _LEAST_CANVAS, "sub_steps": 1, "frame_count": 2, "pool": 0}
+        least = {"digit_count": 1, "canvas": _MIN_CANVAS, "sub_steps": 1, "frame_count": 2, "pool": 0}
         for field in fields(self):
             if getattr(self, field.name) < least[field.name]:
                 raise ValueError(

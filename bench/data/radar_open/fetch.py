@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,17 +15,18 @@ from pydantic import Field, field_validator
 from bench.data.radar_open.trees import PARTS, SIZE, Event, Original, Tree, events_of, frame_codes, originals, row_of
 from bench.data.sevir.writing import write_tree
 from bench.data.transfer.download import download, run_parallel
-from bench.data.transfer.http import RetryPolicy
-from bench.data.transfer.manifest import digest, write_manifest
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
+from bench.data.transfer.fetch import FetchVerb
+from bench.data.transfer.manifest import write_manifest
+from bench.data.verbs import AdvanceLabel, Folder, Plan
 from bench.errors import DataError, counted, did_you_mean, one_message
+from bench.files import sha256_of
 from bench.worker_pool import worker_pool
 
 MIRROR = "https://raw.githubusercontent.com/pySTEPS/pysteps-data/eaa59fb8f39205a3b1a0b44724ad8cd4a86d107e"
 _ARCHIVES = tuple(dict.fromkeys(original.archive for original in originals()))
 
 
-class FetchRadarOpen(DataVerb):
+class FetchRadarOpen(FetchVerb):
     """Observed radar of three weather services, converted to the trees that records are measured on."""
 
     summary: ClassVar[str] = "download public radar files (pysteps-data) and make the trees of observed radar of them"
@@ -38,8 +39,6 @@ class FetchRadarOpen(DataVerb):
     )
     mirror: str = Field(MIRROR, description="address with the files of pysteps-data under their own paths")
     workers: int = Field(4, ge=1, le=64, description="downloads at a time, and processes that convert")
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
 
     @field_validator("parts")
     @classmethod
@@ -56,7 +55,7 @@ class FetchRadarOpen(DataVerb):
         return Plan((f"{counted(len(wanted), 'file')}, {there} of them there, from {self.mirror} to {self.out}",))
 
     def run(self, advance: AdvanceLabel) -> list[str]:
-        """Downloads, verifies and converts, and returns what is there.
+        """Downloads, verifies and converts, and returns a summary.
 
         Raises:
             DataError: a file cannot be downloaded or is not the published one, or the events differ from the trees'.
@@ -89,18 +88,12 @@ class FetchRadarOpen(DataVerb):
         return self.out / "radar_raw" / original.path
 
     def _download(self, wanted: Sequence[Original], advance: AdvanceLabel) -> None:
-        policy, lock, done = RetryPolicy(tries=self.tries, timeout_s=self.timeout), threading.Lock(), 0
-
         def one(original: Original, stop: threading.Event) -> None:
-            nonlocal done
             url = f"{self.mirror.rstrip('/')}/{original.path}"
-            download(url, self._path(original), sha256=original.sha256, policy=policy, stop=stop)
-            with lock:
-                done += 1
-                advance("original files", done, len(wanted))
+            download(url, self._path(original), sha256=original.sha256, policy=self.policy, stop=stop)
 
-        jobs: list[Callable[[threading.Event], None]] = [partial(one, original) for original in wanted]
-        run_parallel(jobs, self.workers)
+        jobs = [partial(one, original) for original in wanted]
+        run_parallel(jobs, self.workers, ended=partial(advance, "original files"))
 
     def _convert(self, trees: Sequence[Tree], advance: AdvanceLabel) -> list[str]:
         """Makes the trees of each archive, reading each file once for all of them."""
@@ -127,7 +120,7 @@ class FetchRadarOpen(DataVerb):
             rows = [row_of(tree, e, at, codes[tree][at]) for at, e in enumerate(events[tree])]
             path = write_tree(root, rows, codes[tree])
             name = path.relative_to(root).as_posix()
-            write_manifest(root, self.mirror, {name: (path.stat().st_size, digest(path))})
+            write_manifest(root, self.mirror, {name: (path.stat().st_size, sha256_of(path))})
             lines.append(f"{counted(len(rows), 'event')}, equal to those of the committed records, in {root}")
         return lines
 

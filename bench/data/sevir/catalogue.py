@@ -20,13 +20,15 @@ from bench.data.sevir.times import AmbiguousTimesError, parse_times
 from bench.data.transfer.paths import as_os_errors
 from bench.errors import DataError, one_message
 
+SENSOR = "vil"
+"""The `img_type` of vertically integrated liquid, and the name of its array in the files."""
 COLUMNS = (
     "id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets", "episode_id", "event_id",
     "event_type", "llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon", "proj", "size_x", "size_y", "height_m",
     "width_m", "data_min", "data_max", "pct_missing",
 )  # fmt: skip
 _OPTIONAL = ("minute_offsets", "size_y", "size_x", "data_max")
-_MOST_INDEX = 2**31
+_MAX_INDEX = 2**31
 MISSING = 255
 """The code of a missing pixel."""
 REQUIRED = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
@@ -108,7 +110,7 @@ def read_catalogue(root: Path) -> pd.DataFrame:
         "id is empty": table["id"].isna(),
         "file_name is empty": table["file_name"].isna(),
         "time_utc is not a time; expected ISO 8601, as in 2019-06-02 03:00:00": times.isna(),
-        "file_index is not a whole number >= 0": ~(indices.between(0, _MOST_INDEX) & (indices % 1 == 0)),
+        "file_index is not a whole number >= 0": ~(indices.between(0, _MAX_INDEX) & (indices % 1 == 0)),
         "file_name leaves the data folder": ~table["file_name"].fillna("").map(_stays_inside),
         "pct_missing is not a number": missing_percent.isna() & table["pct_missing"].notna(),
     }
@@ -128,19 +130,16 @@ def _stays_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
-def select_events(
-    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
-) -> list[Event]:
-    """Returns the events of one sensor in a split, sorted by id as text.
+def select_events(catalogue: pd.DataFrame, *, admit_missing: bool = False, **part: Unpack[Part]) -> list[Event]:
+    """Returns the events of a split, sorted by id as text.
 
     Args:
         catalogue: Rows from `read_catalogue`.
-        img_type: The sensor.
         admit_missing: Keep events with missing pixels; by default only those whose `pct_missing` is exactly 0.
         **part: The split; all events without it.
     """
     rows = catalogue
-    for _, kept in _filters(rows, img_type, part, admit_missing):
+    for _, kept in _filters(rows, part, admit_missing):
         rows = kept
     columns = {name: rows[name] if name in rows.columns else [math.nan] * len(rows) for name in _OPTIONAL}
     numbers = [pd.to_numeric(pd.Series(columns[name]), errors="coerce") for name in _OPTIONAL[1:]]
@@ -158,35 +157,32 @@ def select_events(
     return sorted(events, key=lambda event: event.id)
 
 
-def why_no_events(
-    catalogue: pd.DataFrame, *, img_type: str = "vil", admit_missing: bool = False, **part: Unpack[Part]
-) -> str | None:
+def why_no_events(catalogue: pd.DataFrame, *, admit_missing: bool = False, **part: Unpack[Part]) -> str | None:
     """Returns which filter of `select_events` removes the last rows of a catalogue; None if rows are left.
 
     Args:
         catalogue: Rows from `read_catalogue`.
-        img_type: The sensor.
         admit_missing: Keep events with missing pixels.
         **part: The split.
     """
     before = len(catalogue)
     if not before:
         return "the catalogue has no rows"
-    for condition, rows in _filters(catalogue, img_type, part, admit_missing):
+    for condition, rows in _filters(catalogue, part, admit_missing):
         if not len(rows):
             return f"none of {before} rows has {condition}"
         before = len(rows)
     return None
 
 
-def _filters(rows: pd.DataFrame, img_type: str, part: Part, admit_missing: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+def _filters(rows: pd.DataFrame, part: Part, admit_missing: bool) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields each condition in words, and the rows left by it and the conditions before.
 
     The authors' order differs, with the same result: only duplicates, the last, depend on the other conditions.
     """
     found = ", ".join(map(str, rows["img_type"].value_counts().index[:5]))
-    rows = rows[rows["img_type"] == img_type]
-    yield f"img_type {img_type!r} (found: {found or 'no img_type at all'})", rows
+    rows = rows[rows["img_type"] == SENSOR]
+    yield f"img_type {SENSOR!r} (found: {found or 'no img_type at all'})", rows
     if (start := part.get("start")) is not None:
         rows = rows[rows["time_utc"] > start]
         yield f"a time_utc after {start}", rows
@@ -222,9 +218,9 @@ def _size(height: float, width: float) -> tuple[int, int] | None:
     return (int(height), int(width)) if 0 < height < math.inf and 0 < width < math.inf else None
 
 
-def duplicated_ids(catalogue: pd.DataFrame, img_type: str = "vil") -> list[str]:
+def duplicated_ids(catalogue: pd.DataFrame) -> list[str]:
     """Returns the ids of more than one row of a sensor: their events are left out of every split that has both."""
-    ids = catalogue.loc[catalogue["img_type"] == img_type, "id"]
+    ids = catalogue.loc[catalogue["img_type"] == SENSOR, "id"]
     return sorted(set(ids[ids.duplicated(keep=False)]))
 
 

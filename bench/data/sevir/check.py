@@ -11,6 +11,7 @@ import h5py
 from bench.api import Split, cadence_text
 from bench.data.report import Advance, Report
 from bench.data.sevir.catalogue import (
+    SENSOR,
     Event,
     Part,
     cadence_minutes,
@@ -85,8 +86,8 @@ def describe(
         report.facts["splits"][split] = {"events": len(chosen), "sequences": per_event * len(chosen)}
         if "days" in part:
             report.facts["splits"][split]["days"] = sorted({str(event.time.date()) for event in chosen})
-    _say(report)
-    _remark(report, catalogue, window)
+    _add_lines(report)
+    _add_remarks(report, catalogue, window)
     for split, part in splits.items():
         if empty := why_no_events(catalogue, admit_missing=admit_missing, **part):
             report.remarks.append(f"split {split} has no events: {empty}")
@@ -97,7 +98,7 @@ def describe(
     return report
 
 
-def _say(report: Report) -> None:
+def _add_lines(report: Report) -> None:
     facts = report.facts
     size = "x".join(map(str, facts["frame_size"] or ["?"]))
     cadence = f"every {cadence_text(facts['cadence_minutes'])}" if facts["cadence_minutes"] else "cadence unknown"
@@ -119,7 +120,7 @@ def _listed(days: list[str]) -> str:
     return ", ".join(days) if len(days) <= _SHOWN_DAYS else f"{len(days)} from {days[0]} to {days[-1]}"
 
 
-def _remark(report: Report, catalogue: Any, window: int) -> None:
+def _add_remarks(report: Report, catalogue: Any, window: int) -> None:
     twice = duplicated_ids(catalogue)
     if twice:
         report.remarks.append(f"{len(twice)} ids stand in more than one row and are left out: {', '.join(twice[:5])}")
@@ -168,7 +169,7 @@ def read_everything(
             header = header_of(path, file)
             for event in wanted:
                 done += 1
-                if _read_event(report, header, file["vil"], event):
+                if _read_event(report, header, file[SENSOR], event):
                     constant.add(event.id)
                 if advance:
                     advance(done, len(events))

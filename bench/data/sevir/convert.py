@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import read_catalogue, select_events
+from bench.data.sevir.catalogue import SENSOR, read_catalogue, select_events
 from bench.data.sevir.files import HDF5_ERRORS, read_header
 from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
-from bench.data.transfer.manifest import digest, write_manifest
+from bench.data.transfer.manifest import write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, counted, one_message
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 from bench.worker_pool import worker_pool
 
 FRAME_STEP, BLOCK = 2, 3
@@ -57,7 +57,7 @@ class ConvertToLowResolution(DataVerb):
         _, problems = read_headers(self.root, select_events(catalogue))
         if problems:
             raise DataError(one_message(f"the data under {self.root} is incomplete:", problems))
-        names = sorted(set(catalogue.loc[catalogue["img_type"] == "vil", "file_name"]))
+        names = sorted(set(catalogue.loc[catalogue["img_type"] == SENSOR, "file_name"]))
         # A file of left-out rows only need not exist.
         names = [name for name in names if (self.root / "data" / name).is_file()]
         if (self.out / "CATALOG.csv").exists() and not all(_is_converted(self._pair(name)) for name in names):
@@ -122,7 +122,7 @@ def convert_file(source: Path, target: Path, advance: object = None) -> tuple[in
     """
     if not _is_converted((source, target)):
         write_reduced(source, target, low_resolution, advance)
-    return target.stat().st_size, digest(target)
+    return target.stat().st_size, sha256_of(target)
 
 
 def write_reduced(
@@ -149,11 +149,11 @@ def write_reduced(
     shape = reduced(np.zeros((header.height, header.width, header.frames), np.uint8)).shape
     with replacing(target) as part:
         with open_hdf5(source) as file, h5py.File(part, "w") as low:
-            events = low.create_dataset("vil", (header.event_count, *shape), np.uint8)
-            buffer = np.empty(file["vil"].shape[1:], np.uint8)
+            events = low.create_dataset(SENSOR, (header.event_count, *shape), np.uint8)
+            buffer = np.empty(file[SENSOR].shape[1:], np.uint8)
             for index in range(header.event_count):
                 try:
-                    file["vil"].read_direct(buffer, np.s_[index])
+                    file[SENSOR].read_direct(buffer, np.s_[index])
                 except HDF5_ERRORS as error:
                     raise DataError(f"{source}: event at index {index} cannot be read: {error}") from error
                 events[index] = reduced(buffer)
@@ -184,7 +184,7 @@ def _write_catalogue(source: Path, target: Path) -> None:
     """Writes the VIL rows with their new sizes and times; `pct_missing`, which decides what is read, stays."""
     rows = pd.read_csv(source, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
     rows["time_utc"] = as_iso(rows["time_utc"])
-    rows = rows[rows["img_type"] == "vil"].copy()
+    rows = rows[rows["img_type"] == SENSOR].copy()
     for column in {"size_x", "size_y"} & set(rows.columns):
         rows[column] = [str(-(-int(float(size)) // BLOCK)) if size else "" for size in rows[column]]
     if "minute_offsets" in rows.columns:

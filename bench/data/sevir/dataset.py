@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.data.digests import event_digests
 from bench.data.sequences import SequenceDataset, Units
-from bench.data.sevir.catalogue import MISSING, Event, Part, read_catalogue, select_events, why_no_events
+from bench.data.sevir.catalogue import MISSING, SENSOR, Event, Part, read_catalogue, select_events, why_no_events
 from bench.data.sevir.files import HDF5_ERRORS, header_of
 from bench.data.sevir.stored_events import check_vil, read_headers, readable_events
 from bench.data.transfer.manifest import origin
@@ -141,8 +141,6 @@ class SevirSequences(SequenceDataset):
             IndexError: the index is out of range.
             DataError: the event cannot be read.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
         frames = self._window(index)
         return frames[: self.t_in], frames[self.t_in :]
 
@@ -157,9 +155,7 @@ class SevirSequences(SequenceDataset):
         return frames[: self.t_in], frames[self.t_in :]
 
     def _window(self, index: int, scale: np.float32 | None = None) -> Tensor:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        number, window = divmod(index % len(self), self.windows_per_event)
+        number, window = divmod(self.checked_index(index), self.windows_per_event)
         first, last = window * self.stride, window * self.stride + self.t_in + self.t_out
         assert self.frame_size is not None
         height, width = self.frame_size
@@ -220,7 +216,7 @@ class SevirSequences(SequenceDataset):
             file = open_hdf5(path)
             offset = header_of(path, file).offset
             plain = offset is not None and hasattr(os, "preadv") and isinstance(path, Path)
-            self._files[name] = _OpenFile(file["vil"], path.open("rb", buffering=0) if plain else None, offset or 0)
+            self._files[name] = _OpenFile(file[SENSOR], path.open("rb", buffering=0) if plain else None, offset or 0)
         return self._files[name]
 
     def _whole(self, number: int, file: _OpenFile) -> np.ndarray:

@@ -21,12 +21,11 @@ import h5py
 import pandas as pd
 from pydantic import Field, PrivateAttr
 
-from bench.data.sevir.catalogue import Event, read_catalogue, select_events
+from bench.data.sevir.catalogue import SENSOR, Event, read_catalogue, select_events
 from bench.data.sevir.files import read_header
 from bench.data.sevir.splits import TEST_FROM, VAL_FROM, split_dates
 from bench.data.sevir.stored_events import disagreements, read_headers
 from bench.data.sevir.subset import (
-    SENSOR,
     EventFile,
     assemble,
     holds,
@@ -36,12 +35,13 @@ from bench.data.sevir.subset import (
     write_catalogue,
 )
 from bench.data.transfer.download import Downloaded, download, run_parallel
-from bench.data.transfer.http import Remote, RetryPolicy, head, https, read_range
-from bench.data.transfer.manifest import digest, read_manifest, write_manifest
+from bench.data.transfer.fetch import FetchVerb
+from bench.data.transfer.http import Remote, head, https, read_range
+from bench.data.transfer.manifest import read_manifest, write_manifest
 from bench.data.transfer.paths import RemoteFile
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder, Plan
+from bench.data.verbs import AdvanceLabel, Folder, Plan
 from bench.errors import DataError, UsageError, did_you_mean, one_message
-from bench.files import check_writable, replacing
+from bench.files import check_writable, replacing, sha256_of
 
 BUCKET = "https://sevir.s3.amazonaws.com"
 _ASK_ABOVE_BYTES = 2e9
@@ -63,7 +63,7 @@ class _Work:
         return parts + sum(remote.size or 0 for remote in self.whole.values())
 
 
-class FetchSevir(DataVerb):
+class FetchSevir(FetchVerb):
     """SEVIR's VIL files from the public bucket, or any server with the same layout."""
 
     summary: ClassVar[str] = "download SEVIR's VIL, whole or single events, from the public bucket"
@@ -74,8 +74,6 @@ class FetchSevir(DataVerb):
     limit: int | None = Field(None, ge=1, description="only the first so many events, sorted by id")
     url: str = Field(BUCKET, description="where CATALOG.csv and data/ lie: https, http or s3 (a public bucket)")
     workers: int = Field(4, ge=1, le=64, description="parts downloaded at the same time")
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
     yes: bool = Field(False, description="do not ask before a large download")
 
     _prepared: _Work | None = PrivateAttr(None)
@@ -108,7 +106,7 @@ class FetchSevir(DataVerb):
             return [f"{self.out} holds that already"]
         files = self._whole(work, advance) if work.whole else self._parts(work, advance)
         entries = {f"data/{name}": entry for name, entry in files.items()}
-        entries["CATALOG.csv"] = (self._catalogue.stat().st_size, digest(self._catalogue))
+        entries["CATALOG.csv"] = (self._catalogue.stat().st_size, sha256_of(self._catalogue))
         write_manifest(self.out, self.url, entries, selection=self._selection)
         self._catalogue.replace(self.out / "CATALOG.csv")
         shutil.rmtree(self._stage)
@@ -127,10 +125,6 @@ class FetchSevir(DataVerb):
     def _selection(self) -> dict[str, Any]:
         return {"events": sorted(self.events), "split": self.split, "limit": self.limit}
 
-    @property
-    def _policy(self) -> RetryPolicy:
-        return RetryPolicy(tries=self.tries, timeout_s=self.timeout)
-
     def _work(self, advance: AdvanceLabel) -> _Work:
         if self._prepared is None:
             self._prepared = self._prepare(advance)
@@ -148,7 +142,7 @@ class FetchSevir(DataVerb):
         check_writable(self.out, "--out")
         fetched = self._stage / "bucket" / "CATALOG.csv"
         download(
-            f"{base}/CATALOG.csv", fetched, policy=self._policy, moved=lambda done: advance("catalogue", done, 0),
+            f"{base}/CATALOG.csv", fetched, policy=self.policy, moved=lambda done: advance("catalogue", done, 0),
             check=_check_catalogue,
         )  # fmt: skip
         catalogue = read_catalogue(fetched.parent)
@@ -156,7 +150,7 @@ class FetchSevir(DataVerb):
             names = sorted(set(catalogue.loc[catalogue["img_type"] == SENSOR, "file_name"]))
             if not names:
                 raise DataError(f"{base}/CATALOG.csv names no files of {SENSOR}")
-            remotes = run_parallel([partial(head, _address(base, name), self._policy) for name in names], self.workers)
+            remotes = run_parallel([partial(head, _address(base, name), self.policy) for name in names], self.workers)
             shutil.copyfile(fetched, self._catalogue)
             return _Work(False, dict(zip(names, remotes, strict=True)), {}, {})
         chosen = self._choose(catalogue)
@@ -165,7 +159,7 @@ class FetchSevir(DataVerb):
             by_file.setdefault(event.file_name, []).append(event)
         sources = {}
         for done, name in enumerate(by_file, start=1):
-            sources[name] = open_event_file(_address(base, name), self._policy)
+            sources[name] = open_event_file(_address(base, name), self.policy)
             advance("file headers", done, len(by_file))
         problems = [p for name, wanted in by_file.items() for p in disagreements(sources[name].header, wanted)]
         if problems:
@@ -197,7 +191,7 @@ class FetchSevir(DataVerb):
 
         def job(name: str, stop: threading.Event) -> Downloaded:
             return download(
-                work.whole[name].url, self.out / "data" / name, check=_check_events, policy=self._policy, stop=stop,
+                work.whole[name].url, self.out / "data" / name, check=_check_events, policy=self.policy, stop=stop,
                 moved=partial(moved, name),
             )  # fmt: skip
 
@@ -226,7 +220,7 @@ class FetchSevir(DataVerb):
             if not holds(path, wanted):
                 assemble(path, folder, wanted, work.sources[name].header)
             shutil.rmtree(folder, ignore_errors=True)
-            files[subset_name(name)] = (path.stat().st_size, digest(path))
+            files[subset_name(name)] = (path.stat().st_size, sha256_of(path))
         return files
 
     def _event(self, source: EventFile, folder: Path, event: Event, moved: _Sum, stop: threading.Event) -> None:
@@ -234,9 +228,9 @@ class FetchSevir(DataVerb):
         if not (path.is_file() and path.stat().st_size == size):
             if source.header.offset is not None:
                 start = source.header.offset + event.file_index * size
-                content = read_range(source.remote, start, start + size, self._policy, stop)
+                content = read_range(source.remote, start, start + size, self.policy, stop)
             else:  # compressed, unlike the bucket's: the HDF5 library reads its chunks, one thread at a time
-                with h5py.File(RemoteFile(source.remote, self._policy), "r") as file:
+                with h5py.File(RemoteFile(source.remote, self.policy), "r") as file:
                     content = file[SENSOR][event.file_index].tobytes()
             with replacing(path) as part:
                 part.write_bytes(content)
@@ -267,7 +261,7 @@ def _check_catalogue(path: Path) -> None:
 
 
 def _check_events(path: Path) -> None:
-    read_header(path, SENSOR)
+    read_header(path)
 
 
 def _bytes_below(folder: Path) -> int:

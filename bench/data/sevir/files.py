@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from bench.data.sevir.catalogue import SENSOR
 from bench.data.transfer.paths import as_os_errors, open_hdf5
 from bench.errors import DataError, first_line
 
@@ -66,9 +67,9 @@ def _frames_fit(count: int, frames: int | None) -> int:
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 """Errors of h5py for damaged files."""
 # Limits far above any event file: SEVIR has 20,393 events of 7.2 MB in 15 files.
-_MOST_EVENTS = 1_000_000
-_MOST_EVENT_BYTES = 1 << 31
-_MOST_ID_BYTES = 256
+_MAX_EVENTS = 1_000_000
+_MAX_EVENT_BYTES = 1 << 31
+_MAX_ID_BYTES = 256
 _COPY = "the events must lie in the file that the catalogue names: copy them into it"
 
 
@@ -104,7 +105,7 @@ class FileHeader:
         return self.written_chunks is None or index // self.chunk_events in self.written_chunks
 
 
-def read_header(path: Path, img_type: str = "vil") -> FileHeader:
+def read_header(path: Path) -> FileHeader:
     """Returns the header of an event file: sizes, ids and storage.
 
     Raises:
@@ -118,7 +119,7 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
                 raise DataError(f"{path}: file is missing")
             size = path.stat().st_size
             with open_hdf5(path) as file:
-                return header_of(path, file, img_type)
+                return header_of(path, file)
     except HDF5_ERRORS as error:
         why = first_line(error)
         if "unable to lock" in why:
@@ -130,22 +131,22 @@ def read_header(path: Path, img_type: str = "vil") -> FileHeader:
         raise DataError(f"{path}: not readable as HDF5 ({size} bytes): {why}") from error
 
 
-def header_of(path: Path, file: h5py.File, img_type: str = "vil") -> FileHeader:
+def header_of(path: Path, file: h5py.File) -> FileHeader:
     """Returns the header of an open event file.
 
     Raises:
         DataError: there is no `(N, H, W, T)` uint8 array of plausible size under the sensor's name in this file.
     """
-    array = own_dataset(path, file, img_type)
+    array = own_dataset(path, file, SENSOR)
     if array.ndim != 4 or array.dtype != np.uint8:
         found = f"{array.dtype} with shape {array.shape}"
-        raise DataError(f"{path}: {img_type!r} is {found}; expected uint8 (N, H, W, T), codes 0..255")
+        raise DataError(f"{path}: {SENSOR!r} is {found}; expected uint8 (N, H, W, T), codes 0..255")
     count, height, width, frames = array.shape
     event_bytes = height * width * frames
-    if not event_bytes or count > _MOST_EVENTS or event_bytes > _MOST_EVENT_BYTES:
+    if not event_bytes or count > _MAX_EVENTS or event_bytes > _MAX_EVENT_BYTES:
         raise DataError(
-            f"{path}: {img_type!r} declares {count} events of {height}x{width}x{frames} (H x W x T) in a file of "
-            f"{file.id.get_filesize()} bytes; expected up to {_MOST_EVENTS} of 1 to {_MOST_EVENT_BYTES} bytes"
+            f"{path}: {SENSOR!r} declares {count} events of {height}x{width}x{frames} (H x W x T) in a file of "
+            f"{file.id.get_filesize()} bytes; expected up to {_MAX_EVENTS} of 1 to {_MAX_EVENT_BYTES} bytes"
         )
     _check_filters(path, array)
     written = _written_chunks(path, file, array)
@@ -214,9 +215,9 @@ def _written_chunks(path: Path, file: h5py.File, array: h5py.Dataset) -> frozens
             )
         return None
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
-    if chunk_bytes > _MOST_EVENT_BYTES:  # HDF5 always allocates a whole chunk
+    if chunk_bytes > _MAX_EVENT_BYTES:  # HDF5 always allocates a whole chunk
         raise DataError(
-            f"{path}: {array.name[1:]!r} has chunks of {chunk_bytes} bytes; expected {_MOST_EVENT_BYTES} at most"
+            f"{path}: {array.name[1:]!r} has chunks of {chunk_bytes} bytes; expected {_MAX_EVENT_BYTES} at most"
         )
     across = [math.ceil(length / chunk) for length, chunk in zip(array.shape, array.chunks, strict=True)]
     if array.id.get_num_chunks() >= math.prod(across):
@@ -235,7 +236,7 @@ def _ids(path: Path, file: h5py.File, count: int) -> tuple[str, ...] | None:
         return None
     ids = own_dataset(path, file, "id")
     is_text = h5py.check_string_dtype(ids.dtype) is not None
-    if ids.shape != (count,) or not (is_text or ids.dtype.kind in "iu") or ids.dtype.itemsize > _MOST_ID_BYTES:
+    if ids.shape != (count,) or not (is_text or ids.dtype.kind in "iu") or ids.dtype.itemsize > _MAX_ID_BYTES:
         raise DataError(
             f"{path}: 'id' is {ids.dtype} with shape {ids.shape}; expected a text for each of {count} events"
         )

@@ -13,18 +13,16 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bench.data.sevir.catalogue import MISSING, read_catalogue, select_events
+from bench.data.sevir.catalogue import MISSING, SENSOR, read_catalogue, select_events
 from bench.data.sevir.convert import write_reduced
 from bench.data.sevir.stored_events import read_headers
 from bench.data.sevir.times import as_iso
 from bench.data.sevir.writing import catalogue_row
-from bench.data.transfer.manifest import digest, origin, write_manifest
+from bench.data.transfer.manifest import origin, write_manifest
 from bench.data.transfer.paths import open_hdf5
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import DataError, UsageError, counted, one_message
-from bench.files import replacing
-
-_SENSOR = "vil"
+from bench.files import replacing, sha256_of
 
 
 class JoinTrees(DataVerb):
@@ -57,16 +55,16 @@ class JoinTrees(DataVerb):
         for number, (name, root) in enumerate(zip(_folder_names(self.roots), self.roots, strict=True), start=1):
             rows = pd.read_csv(root / "CATALOG.csv", dtype=str, encoding="utf-8-sig", skipinitialspace=True)
             rows["time_utc"] = as_iso(rows["time_utc"])
-            rows = rows[rows["img_type"] == _SENSOR]
+            rows = rows[rows["img_type"] == SENSOR]
             for file_name in sorted(set(rows["file_name"])):
                 target = self.out / "data" / name / file_name
                 if self._is_coarser:
                     write_reduced(root / "data" / file_name, target, self._coarser)
                 else:
                     _place(root / "data" / file_name, target)
-                files[f"data/{name}/{file_name}"] = target.stat().st_size, digest(target)
+                files[f"data/{name}/{file_name}"] = target.stat().st_size, sha256_of(target)
             rows = rows.assign(file_name=f"{name}/" + rows["file_name"])
-            tables.append(self._described_anew(rows) if self._is_coarser else rows)
+            tables.append(self._with_new_descriptions(rows) if self._is_coarser else rows)
             advance("folders", number, len(self.roots))
         joined = pd.concat(tables, ignore_index=True)
         self._describe([len(rows) for rows in tables])
@@ -104,7 +102,7 @@ class JoinTrees(DataVerb):
         """Returns the kept frames of an event `(H,W,T)` as means of blocks of pixels."""
         return block_means(event[:, :, :: self.every], self.pool)
 
-    def _described_anew(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _with_new_descriptions(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Returns rows with the size, times and values of their coarser events, without duplicated ids."""
         rows = rows[~rows["id"].duplicated(keep=False)].copy()
         if "minute_offsets" in rows.columns:
@@ -115,7 +113,7 @@ class JoinTrees(DataVerb):
         for name, of_file in rows.groupby("file_name"):
             with open_hdf5(self.out / "data" / str(name)) as file:
                 for label, index in of_file["file_index"].items():
-                    seen = catalogue_row(file[_SENSOR][int(float(index))])
+                    seen = catalogue_row(file[SENSOR][int(float(index))])
                     for column in ("size_x", "size_y", "data_min", "data_max", "pct_missing"):
                         rows.loc[label, column] = str(seen[column])
         return rows

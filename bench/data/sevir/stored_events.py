@@ -16,7 +16,7 @@ from bench.errors import DataError
 _SHOWN = 8
 
 
-def first_header(root: Path, events: list[Event], img_type: str = "vil") -> FileHeader | None:
+def first_header(root: Path, events: list[Event]) -> FileHeader | None:
     """Returns the header of the first existing event file, or None if there are no events.
 
     A tree may have the files of one split only, so the first existing file determines the frame size.
@@ -30,7 +30,7 @@ def first_header(root: Path, events: list[Event], img_type: str = "vil") -> File
         firsts.setdefault(event.file_name, event)
     for name, event in firsts.items():
         try:
-            header = read_header(root / "data" / name, img_type)
+            header = read_header(root / "data" / name)
             if wrong := _wrong_axes(header, event):
                 raise DataError(wrong)
             return header
@@ -43,7 +43,7 @@ def first_header(root: Path, events: list[Event], img_type: str = "vil") -> File
     return None
 
 
-def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tuple[dict[str, FileHeader], list[str]]:
+def read_headers(root: Path, events: list[Event]) -> tuple[dict[str, FileHeader], list[str]]:
     """Returns the headers of the events' files, and every disagreement between them and the events."""
     headers: dict[str, FileHeader] = {}
     problems: list[str] = []
@@ -52,7 +52,7 @@ def read_headers(root: Path, events: list[Event], img_type: str = "vil") -> tupl
         users.setdefault(event.file_name, []).append(event)
     for name, wanted in sorted(users.items()):
         try:
-            header = headers[name] = read_header(root / "data" / name, img_type)
+            header = headers[name] = read_header(root / "data" / name)
         except FileInUseError:
             raise
         except DataError as error:

@@ -15,15 +15,13 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from bench.data.sevir.catalogue import Event
+from bench.data.sevir.catalogue import SENSOR, Event
 from bench.data.sevir.files import HDF5_ERRORS, FileHeader, header_of, read_header
 from bench.data.sevir.times import as_iso
 from bench.data.transfer.http import Remote, RetryPolicy, head
 from bench.data.transfer.paths import RemoteFile
 from bench.errors import DataError
 from bench.files import replacing
-
-SENSOR = "vil"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def open_event_file(url: str, policy: RetryPolicy) -> EventFile:
     remote = head(url, policy)
     try:
         with h5py.File(RemoteFile(remote, policy), "r") as file:
-            return EventFile(remote, header_of(Path(url), file, SENSOR))
+            return EventFile(remote, header_of(Path(url), file))
     except HDF5_ERRORS as error:
         raise DataError(f"{url}: not readable as HDF5 ({remote.size} bytes): {error}") from error
 
@@ -65,7 +63,7 @@ def same_version(folder: Path, remote: Remote) -> None:
 
 def holds(path: Path, wanted: list[Event]) -> bool:
     """Returns whether a file is complete and has exactly these events."""
-    return path.is_file() and read_header(path, SENSOR).ids == tuple(event.id for event in wanted)
+    return path.is_file() and read_header(path).ids == tuple(event.id for event in wanted)
 
 
 def assemble(path: Path, folder: Path, wanted: list[Event], header: FileHeader) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from bench.config.overrides import literal
-from bench.data.sevir.catalogue import COLUMNS
+from bench.data.sevir.catalogue import COLUMNS, SENSOR
 from bench.data.verbs import AdvanceLabel, DataVerb, Folder
 from bench.errors import ConfigError, DataError, counted
 from bench.files import replacing
@@ -173,7 +173,7 @@ def _write_file(
     rows: list[dict[str, object]] = []
     with replacing(out / "data" / name) as part, h5py.File(part, "w") as file:
         # Contiguous and unfiltered, like SEVIR's own files.
-        array = file.create_dataset("vil", (len(streams), size, size, frames), np.uint8)
+        array = file.create_dataset(SENSOR, (len(streams), size, size, frames), np.uint8)
         ids = file.create_dataset("id", (len(streams),), "S16")
         for index, stream in enumerate(streams):
             event = storm_event(np.random.default_rng(stream), size=size, frames=frames, minutes=minutes)
@@ -183,7 +183,7 @@ def _write_file(
             rows.append(
                 dict.fromkeys(COLUMNS, "")
                 | {
-                    "id": event_id, "file_name": name, "file_index": index, "img_type": "vil",
+                    "id": event_id, "file_name": name, "file_index": index, "img_type": SENSOR,
                     "time_utc": time.isoformat(sep=" "), "minute_offsets": ":".join(f"{m:g}" for m in offsets),
                     "llcrnrlat": 36.0, "llcrnrlon": -100.0, "urcrnrlat": 39.4, "urcrnrlon": -95.6,
                     "proj": "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere ",

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bench.data.sevir.catalogue import COLUMNS, MISSING
+from bench.data.sevir.catalogue import COLUMNS, MISSING, SENSOR
 from bench.files import replacing
 
 _CHUNK_PIXELS = 96
@@ -25,7 +25,7 @@ def catalogue_row(codes: np.ndarray, **known: Any) -> dict[str, Any]:
     """
     found = codes[codes != MISSING]
     return dict.fromkeys(COLUMNS, "") | {
-        "img_type": "vil", "size_x": codes.shape[1], "size_y": codes.shape[0],
+        "img_type": SENSOR, "size_x": codes.shape[1], "size_y": codes.shape[0],
         "data_min": float(found.min(initial=MISSING)), "data_max": float(found.max(initial=0)),
         "pct_missing": float(100 * (codes == MISSING).mean()), **known,
     }  # fmt: skip
@@ -49,7 +49,7 @@ def write_tree(root: Path, rows: Sequence[dict[str, Any]], events: Iterable[np.n
                 chunks = (1, min(_CHUNK_PIXELS, codes.shape[0]), min(_CHUNK_PIXELS, codes.shape[1]), codes.shape[2])
                 file.create_dataset("id", data=np.array([row["id"].encode() for row in rows]))
                 array = file.create_dataset(
-                    "vil", (len(rows), *codes.shape), np.uint8, chunks=chunks, compression="gzip", compression_opts=9
+                    SENSOR, (len(rows), *codes.shape), np.uint8, chunks=chunks, compression="gzip", compression_opts=9
                 )
             array[index] = codes
     with replacing(root / "CATALOG.csv") as part, part.open("w", newline="", encoding="utf-8") as table:

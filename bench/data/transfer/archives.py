@@ -103,7 +103,7 @@ def _checked(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, limits: Lim
         elif member.kind not in ("file", "folder"):
             problems.append(f"{member.name!r} is {member.kind}")
         elif name in seen and member.kind == "file":
-            problems.append(f"{member.name!r} is there twice")
+            problems.append(f"{member.name!r} is repeated")
         seen.add(name)
     if (total := sum(member.size for member in files)) > limits.bytes:
         problems.append(f"it unfolds to {total:,} bytes, expected {limits.bytes:,} at most")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -79,10 +79,10 @@ def download(
     policy = policy or RetryPolicy()
     part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
     if path.is_file():
-        return _there(url, path, sha256, check, policy, stop)
+        return _verify_existing(url, path, sha256, check, policy, stop)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
+        with _locked(part):
             remote = retry(
                 lambda: _continue(url, part, state, moved, policy, stop), url, policy, stop, lambda: _size(part)
             )
@@ -94,7 +94,7 @@ def download(
     return Downloaded(path, found.bytes, found.sha256, found.checked_by)
 
 
-def _there(
+def _verify_existing(
     url: str,
     path: Path,
     sha256: str | None,
@@ -209,7 +209,7 @@ def _read_state(path: Path, url: str) -> Remote | None:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[None]:
+def _locked(part: Path) -> Iterator[None]:
     """Locks a part against other processes; the lock is released when this process ends, however it ends."""
     lock = FileLock(part.with_name(part.name + ".lock"))
     try:
@@ -224,20 +224,33 @@ def _alone(part: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_parallel(jobs: Iterable[Callable[[threading.Event], T]], workers: int) -> list[T]:
+def run_parallel(
+    jobs: Sequence[Callable[[threading.Event], T]], workers: int, *, ended: Callable[[int, int], None] | None = None
+) -> list[T]:
     """Runs jobs in a number of threads and returns their results in order; the first failure stops the others.
+
+    Args:
+        jobs: Each is called with an event that is set once another has failed.
+        workers: Number of threads.
+        ended: Called with the number of jobs that have ended and that of all.
 
     Raises:
         DataError: the error of the first job that failed.
     """
-    stop = threading.Event()
+    stop, lock, count = threading.Event(), threading.Lock(), 0
 
     def attempt(job: Callable[[threading.Event], T]) -> T:
+        nonlocal count
         try:
-            return job(stop)
+            result = job(stop)
         except BaseException:
             stop.set()  # here: until this function's own thread hears of it, the pool would begin the next job
             raise
+        if ended is not None:
+            with lock:
+                count += 1
+                ended(count, len(jobs))
+        return result
 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(attempt, job) for job in jobs]

@@ -25,7 +25,7 @@ from bench.logs import log
 
 _CHUNK = 1 << 18
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
-_LONGEST_WAIT_S = 60.0
+_MAX_WAIT_S = 60.0
 T = TypeVar("T")
 _local = threading.local()
 
@@ -143,13 +143,13 @@ def get(url: str, headers: dict[str, str], policy: RetryPolicy) -> Iterator[requ
             timeout=(min(policy.timeout_s, 15.0), policy.timeout_s),
         )
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise RetryableError(_plainly(error)) from error
+        raise RetryableError(_cause(error)) from error
     except requests.RequestException as error:
         raise DataError(f"{url}: {error}") from error
     try:
         status = response.status_code
         if status in _RETRIED:
-            after = min(_number(response.headers.get("Retry-After")) or 0, _LONGEST_WAIT_S)
+            after = min(_number(response.headers.get("Retry-After")) or 0, _MAX_WAIT_S)
             raise RetryableError(f"the server answers {status} {response.reason}", after)
         if status not in (200, 206, 412, 416):
             raise DataError(f"{url}: the server answers {status} {response.reason}. Check the address.")
@@ -172,7 +172,7 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
         while chunk := response.raw.read1(_CHUNK, decode_content=False):
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise RetryableError(_plainly(error)) from error
+        raise RetryableError(_cause(error)) from error
 
 
 def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: threading.Event | None = None) -> bytes:
@@ -197,7 +197,7 @@ def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: 
                     f"{response.status_code} with {response.headers.get('Content-Range', 'the whole file')}. "
                     "Single events need a server that gives ranges; whole files (no --events, --split, --limit) do not."
                 )
-            content = b"".join(_until(stop, chunks(response)))
+            content = b"".join(_until_stopped(stop, chunks(response)))
         if len(content) != end - start:
             raise RetryableError(f"{len(content)} of {end - start} bytes arrived")
         return content
@@ -205,7 +205,7 @@ def read_range(remote: Remote, start: int, end: int, policy: RetryPolicy, stop: 
     return retry(ask, remote.url, policy, stop) if end > start else b""
 
 
-def _until(stop: threading.Event | None, parts: Iterator[bytes]) -> Iterator[bytes]:
+def _until_stopped(stop: threading.Event | None, parts: Iterator[bytes]) -> Iterator[bytes]:
     for part in parts:
         if stop is not None and stop.is_set():
             raise StoppedError
@@ -269,7 +269,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
 
 
-def _plainly(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """Returns the cause of an error without the names of Python classes around it."""
     text = str(error)
     if "timed out" in text or "timeout" in type(error).__name__.lower():

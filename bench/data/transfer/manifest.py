@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from bench.data.report import Advance, Report
 from bench.data.transfer.paths import as_os_errors
 from bench.errors import DataError
-from bench.files import replacing
+from bench.files import replacing, sha256_of
 
 
 def origin(root: Path) -> str:
@@ -85,14 +84,8 @@ def check_manifest(root: Path, report: Report, advance: Advance | None = None) -
             report.problems.append(f"{path}: file is missing; {NAME} lists it")
         elif path.stat().st_size != entry["bytes"]:
             report.problems.append(f"{path}: {path.stat().st_size} bytes; {NAME} says {entry['bytes']}")
-        elif digest(path) != entry["sha256"]:
+        elif sha256_of(path) != entry["sha256"]:
             report.problems.append(f"{path}: its bytes are not those that {NAME} was made of; get the file again")
         if advance:
             advance(done, len(files))
     report.facts["manifest"] = len(files) if manifest else None
-
-
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

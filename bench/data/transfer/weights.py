@@ -16,8 +16,9 @@ from pydantic import Field
 
 from bench import registry
 from bench.data.transfer.download import Downloaded, download
+from bench.data.transfer.fetch import FetchVerb
 from bench.data.transfer.http import RetryPolicy, https
-from bench.data.verbs import AdvanceLabel, DataVerb, Folder
+from bench.data.verbs import AdvanceLabel, Folder
 from bench.errors import BrokenPluginError, DataError
 from bench.files import replacing
 
@@ -31,15 +32,13 @@ class ReleasedWeights(Protocol):
     """Python code that loads it; `{path}` stands for the file."""
 
 
-class FetchWeights(DataVerb):
+class FetchWeights(FetchVerb):
     """One file of released weights; `fetch_verb` makes the subclass of a registered name."""
 
     summary: ClassVar[str] = "download released weights; their SHA-256 is recorded at first use and verified later"
     weights: ClassVar[str]
 
     out: Folder | None = Field(None, description="folder for the file (default: a cache folder)")
-    tries: int = Field(5, ge=1, description="tries in a row without a new byte before giving up")
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte before a try counts as failed")
 
     def run(self, advance: AdvanceLabel) -> list[str]:
         """Returns the path of the file, and how to load it.
@@ -61,7 +60,7 @@ class FetchWeights(DataVerb):
         folder = self.out or Path(platformdirs.user_cache_dir("earthbench")) / "weights"
         found = fetch_weights(
             url, folder, moved=lambda done: advance(self.weights, done, 0),
-            policy=RetryPolicy(tries=self.tries, timeout_s=self.timeout),
+            policy=self.policy,
         )  # fmt: skip
         usage = released.usage.replace("{path}", str(found.path))
         return [f"{found.path}", f"sha256 {found.sha256}", "to load them:", *(f"  {ln}" for ln in usage.splitlines())]

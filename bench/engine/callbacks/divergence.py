@@ -17,8 +17,8 @@ from bench.errors import RunFailedError
 class DivergenceMonitor(Callback):
     """Ends a run whose loss, gradients or validation loss are not finite, or whose loss diverges.
 
-    `Losses.look` checks losses and gradients, some steps late on a GPU, but before anything is saved or validated:
-    weights after a bad step are in no checkpoint.
+    `Losses.checked_steps` checks losses and gradients, some steps late on a GPU, but before anything is saved or
+    validated: no checkpoint has the weights after a bad step.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class DivergenceMonitor(Callback):
         """
         if self._training is None:
             return {"first": self._before}
-        self._look()
+        self._check_losses()
         return {"first": self._training[1].losses.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,19 +70,19 @@ class DivergenceMonitor(Callback):
         """
         assert isinstance(pl_module, Forecaster)
         if pl_module.losses.is_due():
-            self._look()
+            self._check_losses()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Checks the remaining steps of the epoch."""
-        self._look()
+        self._check_losses()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Checks the steps before anything is scored."""
-        self._look()
+        self._check_losses()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Checks the remaining steps."""
-        self._look()
+        self._check_losses()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Checks the validation loss.
@@ -98,14 +98,14 @@ class DivergenceMonitor(Callback):
                 f"{'' if pl_module.validation_mean.count else ': no pixel of the validation split is known'}"
             )
 
-    def _look(self) -> None:
+    def _check_losses(self) -> None:
         if self._training is None:
             return
         trainer, module = self._training
-        for step in module.losses.look():
-            rate = {f"lr-{type(trainer.optimizers[0]).__name__}": step.lr}
+        for step in module.losses.checked_steps():
+            how = {"train/lr": step.lr, "train/epoch": float(step.epoch)}
             for logger in trainer.loggers:
-                logger.log_metrics({**step.losses, **rate, "epoch": float(step.epoch)}, step.step)
+                logger.log_metrics({**step.losses, **how}, step.step)
 
 
 def _norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -227,7 +227,7 @@ class RunProgressBar(RichProgressBar):
         if now.device_gb is not None:
             shown["GB"] = f"{now.device_gb:.1f}"
         if now.left_s is not None:
-            shown["left"] = duration(now.left_s)
+            shown["left"] = duration(round(now.left_s))
         return shown
 
 

@@ -81,13 +81,13 @@ class SignalWatch:
             return
         self.received, self._number, self._at = signal.Signals(number).name, number, time.monotonic()
         if not self.deferring:
-            self.leave("nothing was recorded")
+            self.interrupt("nothing was recorded")
 
-    def leave(self, said: str) -> None:
+    def interrupt(self, saved: str) -> None:
         """Ends the run.
 
         Args:
-            said: What has been saved or recorded, for the message.
+            saved: What has been saved or recorded, for the message.
 
         Raises:
             InterruptedRunError: always, unless the former handler leaves first (submitit's, which requeues the job).
@@ -96,10 +96,10 @@ class SignalWatch:
         self._restore()
         if callable(before) and before is not signal.default_int_handler:
             before(self._number, None)
-        raise InterruptedRunError(f"stopped by {self.received}; {said}. {self.then}")
+        raise InterruptedRunError(f"stopped by {self.received}; {saved}. {self.then}")
 
 
-class TakeSignals(Callback):
+class InstallSignalHandlers(Callback):
     """Reinstalls our signal handlers after Lightning's, which wait for other processes."""
 
     def __init__(self, watch: SignalWatch) -> None:
@@ -114,7 +114,7 @@ class TakeSignals(Callback):
         self.watch.install()
 
 
-class StopAndSave(TakeSignals, Checkpoint):
+class StopAndSave(InstallSignalHandlers, Checkpoint):
     """Saves `last.ckpt` after the optimiser step in which a signal came, and every `every_minutes`.
 
     Args:
@@ -154,22 +154,22 @@ class StopAndSave(TakeSignals, Checkpoint):
             self._save_and_leave(trainer)
 
     def _save_and_leave(self, trainer: lightning.Trainer) -> None:
-        stop, late = decided_by_any(
+        stop, late = any_process(
             trainer, self.watch.received is not None, time.monotonic() - self._saved > self.every_s
         )
         if stop or late:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
         if stop:
-            self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
+            self.watch.interrupt(f"saved after step {trainer.global_step} in {self.path}")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leaves if a signal came during validation: the epoch's own checkpoint is complete by now."""
-        if any(decided_by_any(trainer, self.watch.received is not None)):
-            self.watch.leave(f"saved after step {trainer.global_step} in {self.path}")
+        if any(any_process(trainer, self.watch.received is not None)):
+            self.watch.interrupt(f"saved after step {trainer.global_step} in {self.path}")
 
 
-def decided_by_any(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
+def any_process(trainer: lightning.Trainer, *decisions: bool) -> list[bool]:
     """Returns each decision as true if any process made it, because all must save at the same step.
 
     The flags are on the CPU, which groups for GPUs accept too, so that no process waits for its device.

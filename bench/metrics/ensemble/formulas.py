@@ -64,7 +64,10 @@ def _brier_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, An
     # the reference's squared error adds up over leads, each with its own frequency; the sample's frequency is overall
     n, o = per_lead[3], per_lead[2]
     if frequencies is None:
-        reference_sums = [_own(o.sum(-2, keepdims=True), n.sum(-2, keepdims=True)), _own(o, n)]
+        reference_sums = [
+            _climatology_error(o.sum(-2, keepdims=True), n.sum(-2, keepdims=True)),
+            _climatology_error(o, n),
+        ]
     else:
         each = n * frequencies**2 - 2 * frequencies * o + o
         reference_sums = [each.sum(-2, keepdims=True), each]
@@ -89,6 +92,6 @@ def _brier_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, An
 _BRIER = ("brier_sum", "brier_spread", "observed_count", "brier_count")
 
 
-def _own(events: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _climatology_error(events: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Returns the summed squared error of forecasting the sample's own frequency."""
     return events - quotient(events**2, np.where(count == 0, np.nan, count))

@@ -55,7 +55,9 @@ def ensemble_sums(
     """
     members, target = _comparable(members.detach(), target.detach())
     if members.device.type != "cpu":
-        return _sums_there(members.flatten(3), target.flatten(2), _limits(members, target, thresholds, integer_rule))
+        return _sums_on_device(
+            members.flatten(3), target.flatten(2), _limits(members, target, thresholds, integer_rule)
+        )
     m, batch, leads = members.shape[:3]
     flat, truth = members.reshape(m, batch, leads, -1), target.reshape(batch, leads, -1)
     k = len(thresholds)
@@ -92,7 +94,7 @@ def _limits(
     ]
 
 
-def _sums_there(members: Tensor, truth: Tensor, limits: list[list[int | float]]) -> EnsembleSums:
+def _sums_on_device(members: Tensor, truth: Tensor, limits: list[list[int | float]]) -> EnsembleSums:
     """Returns the sums of a whole batch on a GPU, waiting for it only to count the ranks.
 
     Pixels that do not count are masked instead of removed, because their number is not known on the host.

@@ -17,7 +17,7 @@ from bench.data.area_means import box_weights
 from bench.errors import ContractError
 from bench.metrics.enso.formulas import lead_weights, moments
 from bench.metrics.names import BETTER
-from bench.metrics.pairs import check_pair
+from bench.metrics.pairs import check_convention, check_pair
 from bench.metrics.states import ExactMetric, tell_apart
 
 # 5 S..5 N, 190..240 E on the grid of ICAR-ENSO's crop: 24 latitudes 55 S..60 N, 48 longitudes 95..330 E.
@@ -79,8 +79,7 @@ class Nino34(ExactMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if convention not in ("upstream", "correct"):
-            raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
+        check_convention(convention)
         if t_out is not None and t_out < _MEAN_MONTHS:
             raise ValueError(f"t_out {t_out!r}; expected {_MEAN_MONTHS} months or more, which the index averages")
         if box not in ("papers", "exact"):

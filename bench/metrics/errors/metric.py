@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.errors import ContractError, did_you_mean
 from bench.metrics.names import BETTER
-from bench.metrics.pairs import check_pair, rows_of, shared
+from bench.metrics.pairs import check_convention, check_pair, rows_of, shared
 from bench.metrics.states import EventMetric, tell_apart
 
 # Pixels per block: two float64 buffers fit the second-level cache and are allocated once.
@@ -50,7 +50,7 @@ def error_sums(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums
         finite_only: Leave out pairs whose difference is NaN or infinite.
     """
     if forecast.device.type != "cpu":
-        return _sums_there(forecast, target.to(forecast.device), finite_only)
+        return _sums_on_device(forecast, target.to(forecast.device), finite_only)
     squared, absolute = (np.zeros(forecast.shape[:2]) for _ in range(2))
     pixel_count = np.zeros(forecast.shape[:2], np.int64)
     buffers = _aligned_buffers()
@@ -104,7 +104,7 @@ def _single_sums(row: np.ndarray, truth: np.ndarray, buffers: np.ndarray) -> tup
     return (squared, sasum(difference), row.size) if math.isfinite(squared) else None
 
 
-def _sums_there(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
+def _sums_on_device(forecast: Tensor, target: Tensor, finite_only: bool) -> ErrorSums:
     difference = forecast.double() - target.double()
     known = torch.isfinite(difference) if finite_only else torch.ones_like(difference, dtype=torch.bool)
     difference = difference.masked_fill(~known, 0)
@@ -238,8 +238,7 @@ def check_convention_and_scale(convention: str, scale: float) -> None:
     Raises:
         ValueError: names the expected values.
     """
-    if convention not in ("upstream", "correct"):
-        raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
+    check_convention(convention)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale {scale!r}; expected a number > 0")
 

@@ -23,7 +23,7 @@ from bench.metrics.pairs import check_pair
 from bench.metrics.states import EventMetric, tell_apart
 
 # Data ranges for which the 2022 SSIM is kept: Chebyshev points of log(data range) between these, on the 0-1 scale.
-_LEAST_RANGE, _MOST_RANGE, _POINTS = 2.0**-8, 2.0**8, 96
+_MIN_RANGE, _MAX_RANGE, _POINTS = 2.0**-8, 2.0**8, 96
 _AT_RANGES = "ssim_at_ranges"
 
 
@@ -161,7 +161,7 @@ def _angles() -> np.ndarray:
 @lru_cache(maxsize=1)
 def _ranges() -> Tensor:
     """Returns the data ranges that SSIM is kept for, `(96,)`: Chebyshev points of the first kind in its logarithm."""
-    middle, half = (math.log(_MOST_RANGE) + sign * math.log(_LEAST_RANGE) for sign in (1, -1))
+    middle, half = (math.log(_MAX_RANGE) + sign * math.log(_MIN_RANGE) for sign in (1, -1))
     return torch.from_numpy(np.exp((middle + half * np.cos(_angles())) / 2))
 
 
@@ -170,7 +170,7 @@ def _weights(data_range: float) -> np.ndarray:
 
     Source: Berrut and Trefethen (2004), SIAM Review 46, 501-517.
     """
-    if not _LEAST_RANGE <= data_range <= _MOST_RANGE:
+    if not _MIN_RANGE <= data_range <= _MAX_RANGE:
         return np.full(_POINTS, math.nan)
     distance = math.log(data_range) - np.log(_ranges().numpy())
     if (distance == 0).any():

@@ -28,7 +28,7 @@ Features = Callable[[Tensor], Tensor]
 _LEVELS = tuple(round(level / 255, 4) for level in VIL_THRESHOLDS)
 _SPECTRUM_BINS = 8
 _SMALLEST = 1e-6
-_LEAST_FRAMES = 9  # of I3D
+_MIN_FRAMES = 9  # of I3D
 _I3D_PIXELS = 224
 
 
@@ -220,7 +220,7 @@ class _I3DFeatures:
 
 def i3d_input(clips: Tensor) -> Tensor:
     """Returns I3D's input `(N,3,T,224,224)` in -1..1 for clips `(N,T,H,W)` on the 0-1 scale."""
-    repeats = -(-_LEAST_FRAMES // clips.shape[1])
+    repeats = -(-_MIN_FRAMES // clips.shape[1])
     clips = clips.repeat_interleave(repeats, 1)
     height, width = clips.shape[2:]
     factor = _I3D_PIXELS / min(height, width)

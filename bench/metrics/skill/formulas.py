@@ -60,7 +60,7 @@ def skill_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
         for score in each:
             geometric = score == "bias" and convention == "correct"
             mean = geometric_mean_of_positive if geometric else mean_of_defined
-            _name_all(found, score, suffix, labels, whole[score], each[score], mean)
+            _add_named(found, score, suffix, labels, whole[score], each[score], mean)
             if convention == "correct" and score in SCORES:
                 known = np.isfinite(whole[score]) & (whole[score] > 0) if geometric else ~np.isnan(whole[score])
                 found[f"{score}{suffix}_undefined_count"] = (~known).sum((-2, -1)).astype(np.float64)
@@ -69,11 +69,11 @@ def skill_values(statistics: Mapping[str, np.ndarray], options: Mapping[str, Any
         error, reference = (np.asarray(statistics[name], np.float64)[..., columns] for name in FSS_SUMS)
         whole_fss = 1 - quotient(error.sum(-2, keepdims=True), reference.sum(-2, keepdims=True))
         each_fss = 1 - quotient(error, reference)
-        _name_all(found, "fss", f"_window{window}", labels, whole_fss, each_fss, mean_of_defined)
+        _add_named(found, "fss", f"_window{window}", labels, whole_fss, each_fss, mean_of_defined)
     return found
 
 
-def _name_all(
+def _add_named(
     found: dict[str, np.ndarray],
     score: str,
     suffix: str,

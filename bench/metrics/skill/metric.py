@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.metrics.names import BETTER, BETTER_UPSTREAM, Better
-from bench.metrics.pairs import check_pair, widen
+from bench.metrics.pairs import check_convention, check_pair, widen
 from bench.metrics.skill.contingency import INTEGER_TOLERANCE, count_events
 from bench.metrics.skill.formulas import COUNTS, FSS_SUMS, SCORES, VIL_THRESHOLDS, Convention, skill_scores
 from bench.metrics.skill.neighbourhood import fraction_sums, max_pool
@@ -70,8 +70,7 @@ class Skill(EventMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if convention not in ("upstream", "correct"):
-            raise ValueError(f"convention {convention!r}; expected 'upstream' or 'correct'")
+        check_convention(convention)
         if not thresholds or not all(math.isfinite(t) for t in thresholds):
             raise ValueError(f"thresholds {thresholds!r}; expected one or more finite numbers")
         pools = (pool,) if isinstance(pool, int) else tuple(pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +34,23 @@ def _said(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.usefixtures("small_model")
-def test_without_persistence_the_command_that_scores_it_is_next(storms: Path, tmp_path: Path, capsys) -> None:
+def test_without_a_persistence_record_the_next_command_scores_it(storms: Path, tmp_path: Path, capsys) -> None:
     said = _said(run(tiny(storms, tmp_path, "train.max_epochs=1"), training=True), capsys)
     assert f"earthbench evaluate task=sevir model=persistence data.root={storms} results.root={tmp_path}" in said
     assert "1 epoch, " in said and "CSI-M" in said
 
 
-def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence: Outcome, capsys) -> None:
+@pytest.mark.usefixtures("small_model")
+def test_the_next_commands_take_the_data_that_were_evaluated(storms: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(storms, tmp_path / "others")
+    given = [f"data.test_root={tmp_path}/others", "split=all", "limit=2", "train.max_epochs=1", "train.resume=anyway"]
+    said = _said(run(tiny(storms, tmp_path, *given), training=True), capsys)
+    data = f"data.root={storms} data.test_root={tmp_path}/others split=all limit=2"
+    assert f"earthbench evaluate task=sevir model=persistence {data}" in said
+    assert re.search(rf"earthbench forecast .* data.root={tmp_path}/others checkpoint=", said)
+
+
+def test_scores_are_printed_beside_persistence(trained: Outcome, persistence: Outcome, capsys) -> None:
     said = _said(trained, capsys)
     (line,) = re.findall(r"^  MSE 1e-3 +([\d.]+) +([\d.]+) +(better|worse)$", said, re.MULTILINE)
     mine, other = trained.record.scores["mse"], persistence.record.scores["mse"]
@@ -55,7 +66,7 @@ def test_scores_stand_beside_those_of_persistence(trained: Outcome, persistence:
         assert fact in said
 
 
-def test_what_an_ensemble_has_besides_is_said(trained: Outcome, capsys) -> None:
+def test_ensemble_scores_are_printed(trained: Outcome, capsys) -> None:
     assert "CRPS" not in _said(trained, capsys)
     scores = trained.record.scores | {"crps": 0.0213, "crps_fair": 0.0181, "spread_skill_ratio": 0.7}
     said = _said(replace(trained, record=trained.record.model_copy(update={"scores": scores})), capsys)
@@ -63,7 +74,7 @@ def test_what_an_ensemble_has_besides_is_said(trained: Outcome, capsys) -> None:
         assert re.search(rf"^  {label} +{re.escape(value)} +-$", said, re.MULTILINE), label
 
 
-def test_a_forecast_of_almost_nothing_is_said(trained: Outcome, capsys) -> None:
+def test_a_nearly_constant_forecast_warns(trained: Outcome, capsys) -> None:
     sample = {**trained.sample, "forecast": np.full_like(trained.sample["target"], 0.25)}
     model = trained.record.model.model_copy(update={"name": "unet"})
     record = trained.record.model_copy(update={"model": model})
@@ -76,25 +87,25 @@ def test_a_forecast_of_almost_nothing_is_said(trained: Outcome, capsys) -> None:
     assert "almost constant" not in _said(replace(trained, sample=unknown), capsys)  # no rain was observed
 
 
-def test_a_forecast_of_outliers_is_said(trained: Outcome, capsys) -> None:
+def test_a_forecast_with_outliers_warns(trained: Outcome, capsys) -> None:
     sample = {**trained.sample, "forecast": 20 * trained.sample["target"]}
     record = trained.record.model_copy(update={"model": trained.record.model.model_copy(update={"name": "unet"})})
     said = " ".join(_said(replace(trained, record=record, sample=sample), capsys).split())
     assert "the forecast of the first sequence varies 20 times as much as what was observed" in said
 
 
-def test_a_reference_is_not_told_to_train(persistence: Outcome, capsys) -> None:
+def test_a_reference_gets_no_training_advice(persistence: Outcome, capsys) -> None:
     sample = {**persistence.sample, "forecast": np.zeros_like(persistence.sample["target"])}
     said = _said(replace(persistence, sample=sample), capsys)
     assert "WARNING" not in said and "training:" not in said and "compare" not in said
 
 
-def test_a_run_worse_than_persistence_says_so(trained: Outcome, capsys) -> None:
+def test_a_run_worse_than_persistence_warns(trained: Outcome, capsys) -> None:
     scores = {**trained.record.scores, "csi_m": 0.0}
     worse = replace(trained, record=trained.record.model_copy(update={"scores": scores}))
     assert "CSI-M is worse than that of persistence" in " ".join(_said(worse, capsys).split())
 
 
-def test_a_partial_run_is_not_sent_to_a_table_that_leaves_it_out(storms: Path, tmp_path: Path, capsys) -> None:
+def test_a_partial_run_is_not_pointed_to_a_table_that_excludes_it(storms: Path, tmp_path: Path, capsys) -> None:
     said = _said(run(tiny(storms, tmp_path, "model=persistence", "limit=2"), training=False), capsys)
     assert "partial" in said and "earthbench table" not in said

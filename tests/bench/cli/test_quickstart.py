@@ -10,7 +10,7 @@ from bench.cli.quickstart import outputs_of_code
 from bench.records import sources
 
 
-def test_weights_of_other_code_are_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgrade_gets_its_own_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = outputs_of_code(tmp_path)
     assert before == outputs_of_code(tmp_path) and before.is_relative_to(tmp_path)
     upgraded = sources.harness_source().model_copy(update={"sha256": "0" * 64})

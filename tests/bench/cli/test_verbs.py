@@ -21,7 +21,7 @@ def _out(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
     return found.err if code else found.out
 
 
-def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results: Path) -> None:
+def test_compare_runs_the_paired_test_on_the_newest_runs(capsys, committed_results: Path) -> None:
     given = ["compare", "optical_flow_blurred", "persistence", "--task", "radar", "--results", str(committed_results)]
     found = json.loads(_out(capsys, *given, "--score", "csi_16", "--format", "json"))
     records = {record.run_id: record for record in read_records(committed_results, "radar")[0]}
@@ -50,11 +50,11 @@ def test_compare_is_the_paired_test_of_the_newest_runs(capsys, committed_results
         (["unet", "persistence", "--task", "radr"], "no run of task 'radr' under"),
     ],
 )
-def test_what_cannot_be_compared_is_said(capsys, committed_results: Path, words: list[str], cure: str) -> None:
+def test_runs_that_cannot_be_compared_are_refused(capsys, committed_results: Path, words: list[str], cure: str) -> None:
     assert cure in _out(capsys, "compare", *words, "--results", str(committed_results), code=2)
 
 
-def test_a_score_that_one_of_two_runs_lacks_is_left_out_and_said(capsys, storms: Path, tmp_path: Path) -> None:
+def test_a_score_missing_from_one_run_is_left_out_with_a_note(capsys, storms: Path, tmp_path: Path) -> None:
     places = [f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
     given = ["task=sevir", f"data.root={storms}", "device=cpu", "progress=false", "picture=false", *places]
     assert main(["evaluate", *given, "model=blank", "evaluate.metrics.other={metric: mae}"]) == 0
@@ -74,23 +74,23 @@ def test_a_score_that_one_of_two_runs_lacks_is_left_out_and_said(capsys, storms:
         (["board", "chek", "x.yaml"], "Did you mean 'check'? `earthbench board --help`"),
     ],
 )
-def test_a_word_in_the_wrong_place_is_answered_with_the_right_one(capsys, words: list[str], cure: str) -> None:
+def test_a_misplaced_word_gets_a_suggestion(capsys, words: list[str], cure: str) -> None:
     assert cure in _out(capsys, *words, code=2)
 
 
-def test_check_of_a_table_names_the_verb_for_it(capsys) -> None:
+def test_check_of_a_table_suggests_the_right_verb(capsys) -> None:
     assert "`earthbench table runs/sevir` prints it" in _out(capsys, "check", "runs/sevir", code=2)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_has_examples_and_is_its_own(capsys, verb: str) -> None:
+def test_help_verb_equals_verb_help_and_has_examples(capsys, verb: str) -> None:
     shown = _out(capsys, "help", verb)
     assert shown == _out(capsys, verb, "--help")
     assert f"\n  {'eval' if verb == 'completion' else 'earthbench ' + verb}" in shown.split("examples:")[1]
 
 
 @pytest.mark.parametrize("words", [["data", "info"], ["data", "check"], ["data", "make", "sevir"]])
-def test_help_of_a_verb_of_a_verb_has_examples(capsys, words: list[str]) -> None:
+def test_help_of_a_nested_verb_has_examples(capsys, words: list[str]) -> None:
     shown = _out(capsys, "help", *words)
     assert "earthbench " + " ".join(words[:2]) in shown.split("examples:")[1]
 
@@ -110,7 +110,7 @@ def test_help_of_a_verb_of_a_verb_has_examples(capsys, words: list[str]) -> None
         (["help", "expl"], "explain"),
     ],
 )
-def test_bash_completes(capsys, tmp_path: Path, words: list[str], expected: str) -> None:
+def test_bash_completion(capsys, tmp_path: Path, words: list[str], expected: str) -> None:
     script = tmp_path / "completion.bash"
     script.write_text(_out(capsys, "completion", "bash"))
     typed = " ".join(f"'{word}'" for word in ["earthbench", *words])
@@ -121,13 +121,13 @@ def test_bash_completes(capsys, tmp_path: Path, words: list[str], expected: str)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_given_verbs_and_names(capsys, shell: str) -> None:
+def test_completion_scripts_have_verbs_and_names(capsys, shell: str) -> None:
     script = _out(capsys, "completion", shell)
     for word in (*VERBS, *registry.names("model"), *registry.names("table"), "--results", "data.root="):
         assert word in script, word
 
 
-def test_a_report_is_opened_in_the_browser(capsys, monkeypatch, tmp_path: Path) -> None:
+def test_report_opens_in_the_browser(capsys, monkeypatch, tmp_path: Path) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
     (tmp_path / "results").mkdir()
@@ -137,11 +137,11 @@ def test_a_report_is_opened_in_the_browser(capsys, monkeypatch, tmp_path: Path) 
     assert "open " in _out(capsys, *given) and len(opened) == 1
 
 
-def test_one_of_something_is_singular() -> None:
+def test_counts_of_one_are_singular() -> None:
     assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
 
 
-def test_a_count_has_published_sizes_where_a_source_gives_some(
+def test_count_shows_published_sizes_with_a_source(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = {"status": "counted", "parameters": 15_082_069, "gmacs": 257.4}

@@ -15,7 +15,7 @@ from bench.models import load_model
 from bench.tasks import load_task
 
 
-def test_the_default_config_composes_and_its_defaults_are_those_of_the_schema() -> None:
+def test_the_default_config_equals_the_defaults_of_the_schema() -> None:
     config = compose([])
     assert config.task.name == "sevir" and config.model.name == "unet"
     named = {"task": {"name": "sevir"}, "model": {"name": "unet"}}
@@ -33,7 +33,7 @@ def test_every_shipped_config_composes(group: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["simvp", "simvp model=tau", "prediff", "ldm", "dgmr", "videogpt"])
-def test_small_presets_are_of_models_for_frames_of_64x64(name: str) -> None:
+def test_small_presets_take_frames_of_64x64(name: str) -> None:
     config = compose([*f"experiment=small_{name}".split(), "task=nbody_mnist", "task.t_in=6", "task.t_out=6"])
     task = load_task("nbody_mnist", **config.task.options)
     with on_meta():
@@ -42,7 +42,7 @@ def test_small_presets_are_of_models_for_frames_of_64x64(name: str) -> None:
     assert set(config.train.stages) <= {stage.name for stage in getattr(model, "stages", tuple)()}
 
 
-def test_a_record_names_folders_from_where_the_run_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_folders_are_relative_to_the_start_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here, plain = [f"work='{tmp_path}/outputs'", f"results.root='{tmp_path}/results'"], compose([])
     assert stored(compose(here)) == stored(plain) and (plain.work, plain.results.root) == ("outputs", "results")
@@ -85,7 +85,7 @@ def test_hyperparameters_and_task_fields_need_no_plus() -> None:
         ("train.matmul_precision=low", "'highest', 'high' or 'medium'"),
     ],
 )
-def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> None:
+def test_a_wrong_override_gives_one_message(override: str, words: str) -> None:
     with pytest.raises((ConfigError, UnknownNameError), match=words) as caught:
         compose([override])
     assert caught.value.exit_code == 2
@@ -94,13 +94,13 @@ def test_a_wrong_override_is_one_clear_message(override: str, words: str) -> Non
 @pytest.mark.parametrize(
     "more", ["warmup_fraction=0.1", "warmup_start_ratio=0.1", "min_lr_ratio=0.0", "betas=[0.9,0.9]"]
 )
-def test_one_cycle_refuses_what_it_sets_itself(more: str) -> None:
+def test_one_cycle_refuses_settings_it_controls(more: str) -> None:
     with pytest.raises(ConfigError, match=rf"train.schedule.*found {more.split('=')[0]}=.*expected the defaults"):
         compose(["train.schedule=onecycle", f"train.{more}"])
     assert compose(["train.schedule=onecycle"]).train.schedule == "onecycle"
 
 
-def test_plateau_has_a_patience_and_no_warm_up() -> None:
+def test_plateau_has_patience_and_no_warmup() -> None:
     train = compose(["train.schedule=plateau", "train.plateau_patience=2"]).train
     assert train.model_dump()["plateau_patience"] == 2 and Train.model_validate(train.model_dump()) == train
     assert "plateau_patience" not in compose([]).train.model_dump()
@@ -108,7 +108,7 @@ def test_plateau_has_a_patience_and_no_warm_up() -> None:
         compose(["train.schedule=plateau", "train.warmup_fraction=0.1"])
 
 
-def test_the_cosine_has_no_key_in_what_names_a_run() -> None:
+def test_the_default_schedule_adds_no_key_to_the_config() -> None:
     assert "schedule" not in compose([]).model_dump()["train"]
     train = compose(["train.schedule=onecycle"]).train
     assert Train.model_validate(train.model_dump()) == train
@@ -116,18 +116,18 @@ def test_the_cosine_has_no_key_in_what_names_a_run() -> None:
 
 @pytest.mark.parametrize("plus", ["", "+"])
 @pytest.mark.parametrize("size", [2, 8])
-def test_accumulation_of_old_configs_is_refused_with_what_to_write(plus: str, size: int) -> None:
+def test_the_old_accumulation_key_is_refused_with_its_replacement(plus: str, size: int) -> None:
     given = [f"data.batch_size={size}"] * (size != 8)
     with pytest.raises(ConfigError, match=rf"write data\.batch_size={16 * size} data\.micro_batch={size}$"):
         compose([*given, f"{plus}train.accumulate=16"])
 
 
-def test_in_a_file_accumulation_is_refused_too() -> None:
+def test_the_old_accumulation_key_is_refused_in_files() -> None:
     with pytest.raises(ConfigError, match=r"write data\.batch_size=32 data\.micro_batch=8$"):
         validate({"task": {"name": "sevir"}, "model": {"name": "unet"}, "train": {"accumulate": 4}})
 
 
-def test_what_one_device_takes_at_most() -> None:
+def test_the_micro_batch_limit_per_device() -> None:
     def limit(*overrides: str) -> int:
         return compose(["data.batch_size=10", *overrides]).micro_batch_limit
 
@@ -140,13 +140,13 @@ def test_a_target_in_a_config_is_never_instantiated(tmp_path) -> None:
         compose(["+train._target_=os.system", "+train.command=touch pwned"])
 
 
-def test_a_sweep_expands_to_its_product() -> None:
+def test_a_sweep_expands_to_the_product_of_its_values() -> None:
     jobs = expand_sweep(["model=unet,persistence", "seed=0,1", "train.lr=1e-3", "hydra/launcher=basic"])
     assert len(jobs) == 4
     assert ["model=unet", "seed=1", "train.lr=1e-3"] in jobs
 
 
-def test_the_fingerprint_sees_numbers_and_not_places() -> None:
+def test_the_fingerprint_ignores_paths() -> None:
     base = numbers_only(compose([]))
     assert fingerprint(
         numbers_only(compose(["data.root=/elsewhere", "work=w", "device=cpu", "progress=false", "data.micro_batch=2"]))
@@ -163,7 +163,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys(content: dict) -> No
     assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
 
 
-def test_a_trial_of_a_model_whose_forecasts_take_long_is_smaller_and_may_be_told_otherwise() -> None:
+def test_debug_runs_of_slow_models_are_smaller_by_default() -> None:
     for model in ("prediff", "prediff_ka"):
         tried = compose(["experiment=debug", "task=sevir_lr", f"model={model}"])
         assert (tried.model.options, tried.limit, tried.train.max_steps) == ({"steps": 2, "members": 2}, 1, 2)
@@ -173,12 +173,12 @@ def test_a_trial_of_a_model_whose_forecasts_take_long_is_smaller_and_may_be_told
 
 
 @pytest.mark.parametrize("key", ["checkpoint", "data.root", "work", "train.checkpoints", "results.root"])
-def test_an_empty_path_is_refused_by_its_key(key: str) -> None:
+def test_an_empty_path_is_refused_with_its_key(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}=: expected a path or an address, found an empty text"):
         compose(["task=sevir", "model=unet", f"{key}="])
 
 
-def test_a_key_of_the_top_level_is_meant_where_it_is_named_in_a_section() -> None:
+def test_a_top_level_key_in_a_section_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'train\.checkpoint'\. Did you mean 'checkpoint'"):
         compose(["task=sevir", "model=unet", "train.checkpoint=a.ckpt"])
 
@@ -190,7 +190,7 @@ _FOLDERS = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), m
 @settings(max_examples=settings().max_examples // 3)  # each of three folders
 @example(names=["jörg", "it's, a=b (1) [2] {3} ~&#!", "ends in \\"])
 @example(names=["\\' both", "x", "x"])
-def test_any_folder_is_written_as_an_override_that_gives_it_back(names: list[str]) -> None:
+def test_any_folder_round_trips_as_an_override(names: list[str]) -> None:
     folders = [f"/data/{name}" for name in names if "${" not in name]  # which is an interpolation wherever it stands
     keys = ("data.root", "results.root", "work")[: len(folders)]
     config = compose([f"{key}={literal(folder)}" for key, folder in zip(keys, folders, strict=True)])

@@ -38,7 +38,7 @@ def _plain(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", [_fused, _plain])
-def test_attention_counts_its_two_products_fused_or_not(attention) -> None:
+def test_fused_and_plain_attention_count_the_same_products(attention) -> None:
     cost = count_model(_Net(attention), (TOKENS, HEADS, WIDTH, 1))
     assert cost.gmacs * 1e9 == 2 * HEADS * TOKENS * TOKENS * WIDTH
     assert cost.torch_gmacs * 1e9 == 2 * HEADS * TOKENS * TOKENS * WIDTH
@@ -58,7 +58,7 @@ def test_an_unknown_operation_fails_the_count() -> None:
         count_model(_Net(lambda x: torch.fft.fft2(x.squeeze(-1)).real), (2, 8, 8, 1))
 
 
-def test_a_model_that_does_not_trace_is_a_contract_error() -> None:
+def test_an_untraceable_model_is_a_contract_error() -> None:
     def broken(x: Tensor) -> Tensor:
         raise RuntimeError("needs a licence")
 
@@ -96,7 +96,7 @@ def _both_ways(model: nn.Module, shape, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("model"))
-def test_counting_by_shapes_gives_what_a_real_forecast_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_by_shapes_equals_counting_a_real_forecast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model_class = registry.find("model", name).load()
     model = model_class((4, 32, 32, 1), (3, 32, 32, 1), **getattr(model_class, "presets", {}).get("tiny", {}))
     if getattr(model, "uncountable", ""):
@@ -121,13 +121,13 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_every_convolution_is_counted_without_arithmetic_as_with_it(kind: str, monkeypatch) -> None:
+def test_every_convolution_is_counted_without_arithmetic(kind: str, monkeypatch) -> None:
     layer, shape = CONVOLUTIONS[kind]
     quick, real = _both_ways(layer, shape, monkeypatch)
     assert quick == real and quick.gmacs > 0
 
 
-def test_a_model_that_looks_at_values_is_counted_by_a_real_forecast() -> None:
+def test_a_data_dependent_model_is_counted_with_a_real_forecast() -> None:
     class Decides(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -149,7 +149,7 @@ def test_the_models_of_the_tables_are_counted_without_arithmetic(name: str, monk
     assert traced == [1]
 
 
-def test_counting_leaves_mode_and_statistics_alone() -> None:
+def test_counting_preserves_mode_and_statistics() -> None:
     model = bench.load_model("unet", bench.load_task("sevir_lr"), channels=[4], center_channels=8).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     count_model(model, (7, 128, 128, 1))
@@ -162,6 +162,6 @@ def test_unet_has_the_published_size() -> None:
     assert cost.gmacs == pytest.approx(32.80, abs=0.005)
 
 
-def test_speed_says_what_it_was_measured_on() -> None:
+def test_speed_names_its_hardware() -> None:
     speed = measure_speed(bench.load_model("persistence", bench.load_task("sevir_lr")), (7, 128, 128, 1))
     assert speed.latency_s > 0 and speed.device == "cpu" and speed.threads == torch.get_num_threads()

@@ -33,7 +33,7 @@ def _loss(module: nn.Module) -> Loss:
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_a_step_without_values_keeps_to_the_byte_what_a_real_one_keeps(name: str) -> None:
+def test_a_meta_step_saves_the_same_bytes_as_a_real_one(name: str) -> None:
     real = _made(name)
     for size in (1, 3):
         found = traced_step(real, _loss(real), CONTEXT, TARGET, size, device="cpu")
@@ -46,7 +46,7 @@ def test_a_step_without_values_keeps_to_the_byte_what_a_real_one_keeps(name: str
     ("name", "forward", "step"), [*((name, 0, 0) for name in ALIKE if name != "e3d_lstm"), ("e3d_lstm", 0, 0.05),
                                   ("earthformer", 0.1, 0.1)],
 )  # fmt: skip
-def test_operations_are_those_that_torch_counts(name: str, forward: float, step: float) -> None:
+def test_operations_equal_the_count_of_torch(name: str, forward: float, step: float) -> None:
     real, without = _made(name), _made(name).to("meta")
     # Torch cannot count the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -59,14 +59,14 @@ def test_operations_are_those_that_torch_counts(name: str, forward: float, step:
     assert found.step_flops == pytest.approx(counter.get_total_flops(), rel=step)
 
 
-def test_attention_without_values_keeps_about_what_the_cpu_keeps() -> None:
+def test_a_meta_step_with_attention_saves_about_the_bytes_of_the_cpu() -> None:
     real, without = _made("earthformer"), _made("earthformer").to("meta")
     here = traced_step(real, _loss(real), CONTEXT, TARGET, 2, device="cpu").saved_bytes
     assert traced_step(without, _loss(without), CONTEXT, TARGET, 2).saved_bytes == pytest.approx(here, rel=0.35)
 
 
 @pytest.mark.parametrize("name", ["unet", "convlstm", "predrnn"])
-def test_the_peak_of_a_real_step_lies_between_the_estimate_and_twice_it(name: str) -> None:
+def test_the_measured_peak_is_within_twice_the_estimate(name: str) -> None:
     real = _made(name)
     estimate = traced_step(real, _loss(real), CONTEXT, TARGET, 8, device="cpu").saved_bytes
     context, target = torch.rand(8, *CONTEXT), torch.rand(8, *TARGET)
@@ -120,7 +120,7 @@ class _Unheaded(nn.Module):
         return nn.functional.scaled_dot_product_attention(x, x, x).sum()
 
 
-def test_attention_needs_no_axis_of_heads() -> None:
+def test_attention_without_a_head_axis_is_counted() -> None:
     module, batch, length = _Unheaded().to("meta"), 3, 5
     found = traced_step(module, _loss(module), (1, 1, length, 4), (1, 1, length, 4), batch)
     # the product with the weights, and those with keys and with values
@@ -141,7 +141,7 @@ class _InTurns(nn.Module):
         return (self.second if step % 3 == 2 else self.first)(context).sum()
 
 
-def test_a_step_of_parts_that_take_turns_is_their_mean() -> None:
+def test_a_step_of_alternating_parts_is_their_mean() -> None:
     task = SimpleNamespace(input_shape=(1, 1, 1, 8), target_shape=(1, 1, 1, 8))
     config = compose(["task=sevir", "model=unet"])
     (work,) = works_of(_InTurns(), cast(Task, task), config, {"train": 1, "val": 1, "test": 1})
@@ -172,7 +172,7 @@ def test_sampling_is_counted_from_two_of_its_steps() -> None:
     assert traced_sampling(_Line(), (1, 8, 8, 1)) is None
 
 
-def test_a_forecast_that_asks_for_values_is_not_counted() -> None:
+def test_a_data_dependent_forecast_is_not_counted() -> None:
     class _Numpy(nn.Module):
         def forward(self, context: Tensor) -> Tensor:
             return torch.from_numpy(context.numpy())

@@ -86,7 +86,7 @@ def test_sevir_lr_is_fetched_and_read(
         (Faults(flip=5000, etag=None), "not a whole zip or tar archive"),
     ],
 )
-def test_a_fault_that_stays_is_one_error_and_no_data_set(
+def test_a_permanent_fault_gives_one_error_and_no_data_set(
     server: Server, tmp_path: Path, faults: Faults, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _sevir_lr(tmp_path / "made")
@@ -124,7 +124,7 @@ def test_an_archive_that_is_not_the_data_set_is_refused(
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_nbody_is_fetched_from_an_address_or_a_file_and_read(server: Server, tmp_path: Path) -> None:
+def test_nbody_is_fetched_from_a_url_or_a_file_and_read(server: Server, tmp_path: Path) -> None:
     made = tmp_path / "made"
     MakeNBody(out=made, train=3, val=2, test=2, seed=4).run(lambda *_: None)
     _zipped(made, server.root / "nbody_paper.zip", "nbody_paper/")

@@ -20,7 +20,7 @@ _spans = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)).map(lambda t:
 
 
 @given(one=_spans, other=_spans, same=st.sets(st.integers(0, 7)))
-def test_leaks_are_the_shared_ids_and_the_pairs_that_overlap(one: list, other: list, same: set[int]) -> None:
+def test_leaks_are_shared_ids_and_overlapping_pairs(one: list, other: list, same: set[int]) -> None:
     a = {f"x{n}" if n in same else f"a{n}": span for n, span in enumerate(one)}
     b = {f"x{n}" if n in same else f"b{n}": span for n, span in enumerate(other)}
     shared = set(a) & set(b)
@@ -58,7 +58,7 @@ def _tree(root: Path, rows: list[tuple[str, str]], frames: int = 25) -> Path:
     return root
 
 
-def test_info_and_record_tell_of_ids_and_times_on_both_sides(tmp_path: Path, capsys) -> None:
+def test_info_and_record_report_leaks_by_id_and_time(tmp_path: Path, capsys) -> None:
     rows = [
         ("S1", "2018-06-01 00:00"),
         ("S2", "2018-12-31 23:30"),  # its last hour is that of S3
@@ -113,7 +113,7 @@ class TestRandomSplit:
         rows = [(f"S{n}", f"2018-06-{n:02d}") for n in range(10, 20)] + [("S9", "2019-07-01")]
         return bench.load_task("sevir_lr", _tree(tmp_path / "t", rows), split_by="random")
 
-    def test_it_is_the_authors_lot(self, task) -> None:
+    def test_the_random_split_is_that_of_the_authors(self, task) -> None:
         """90/10 of the windows up to the test date; torch's permutation of seed 0, cut in two."""
         plain = bench.load_task("sevir_lr", task.data_root).dataset("train")
         order = torch.randperm(30, generator=torch.Generator().manual_seed(0)).tolist()
@@ -128,7 +128,7 @@ class TestRandomSplit:
         assert task.dataset("test").ids == ("S9",)
         assert task.dataset("train").identity() != task.dataset("val").identity() != plain.identity()
 
-    def test_published_counts(self) -> None:
+    def test_the_random_split_has_the_published_counts(self) -> None:
         """44,778 windows up to the test date become 40,301 and 4,477."""
 
         class Source:
@@ -140,7 +140,7 @@ class TestRandomSplit:
         assert [len(RandomPart(Source(), side).indices) for side in ("train", "val")] == [40_301, 4_477]  # type: ignore[arg-type]
 
     @pytest.mark.filterwarnings("ignore:.*optimistic")
-    def test_the_leak_is_said_and_the_run_goes_on(self, task, tmp_path: Path, capsys) -> None:
+    def test_a_leak_is_reported_without_stopping_the_run(self, task, tmp_path: Path, capsys) -> None:
         report = task.inspect_data()
         assert report.problems == []
         assert any("splits train and val share 3 ids" in line for line in report.remarks)
@@ -154,7 +154,7 @@ class TestRandomSplit:
         assert "leaks" not in json.loads(path.read_text())["data"]["identity"]
 
 
-def test_radar_has_the_shapes_and_the_cadence_of_its_files(radar: Path) -> None:
+def test_radar_has_the_shapes_and_cadence_of_its_files(radar: Path) -> None:
     for tree, (cadence, size, sequences) in {
         "sevir25": (5, 384, 5),
         "sevir25_mrms": (2, 384, 6),

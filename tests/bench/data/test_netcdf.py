@@ -83,11 +83,11 @@ FILLS = {
 
 
 @pytest.mark.parametrize("file", FILLS.values(), ids=FILLS)
-def test_fill_values_packing_and_limits(tmp_path: Path, file: SstFile) -> None:
+def test_fill_values_packing_and_valid_limits(tmp_path: Path, file: SstFile) -> None:
     assert_same(read(file, tmp_path))
 
 
-def test_the_bits_of_a_float_file_are_kept(tmp_path: Path) -> None:
+def test_float_files_are_read_bit_identically(tmp_path: Path) -> None:
     found = read(SstFile(filled(-9.96921e36), {"missing_value": np.float32(-9.96921e36)}), tmp_path)
     assert np.array_equal(found.field, SST, equal_nan=True)
 
@@ -130,7 +130,7 @@ def test_units_and_calendars_of_time(tmp_path: Path, file: SstFile) -> None:
     assert_same(read(file, tmp_path))
 
 
-def test_stamps_at_the_end_of_their_bounds(tmp_path: Path) -> None:
+def test_time_stamps_at_the_end_of_their_bounds(tmp_path: Path) -> None:
     ends = days_since("1800-01-01", 25)
     file = SstFile(time=ends[1:], time_attributes={"units": "days since 1800-01-01", "bounds": "time_bnds"})
     file.axes |= {"time_bnds": (("time", "nv"), np.stack([ends[:-1], ends[1:]], -1))}
@@ -166,7 +166,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("file", GRIDS.values(), ids=GRIDS)
-def test_names_orders_and_grids(tmp_path: Path, file: SstFile) -> None:
+def test_names_axis_orders_and_grids(tmp_path: Path, file: SstFile) -> None:
     found = read(file, tmp_path)
     assert_same(found)
     reference = read(SstFile(), tmp_path / "reference")
@@ -185,7 +185,7 @@ def test_the_classic_format(tmp_path: Path, version: int) -> None:
     assert_same(read_record(tmp_path))
 
 
-def test_the_classic_format_of_64_bits_says_how_to_convert_it(tmp_path: Path) -> None:
+def test_the_64_bit_classic_format_is_refused_with_a_conversion(tmp_path: Path) -> None:
     (tmp_path / "sst.nc").write_bytes(b"CDF\5" + bytes(60))
     with pytest.raises(DataError, match=r"sst\.nc: .*CDF5.*nccopy -k nc4"):
         read_record(tmp_path)
@@ -207,7 +207,7 @@ def test_nceis_files_by_month(tmp_path: Path, old: range) -> None:
     assert_same(read_record(tmp_path))
 
 
-def test_files_in_any_order_and_others_beside_them(tmp_path: Path) -> None:
+def test_file_order_and_unrelated_files_do_not_matter(tmp_path: Path) -> None:
     for number in range(24):
         one_month(number).write(tmp_path / f"{(7 * number) % 24:02d}.nc")
     write_tree(tmp_path, "SODA", [2])

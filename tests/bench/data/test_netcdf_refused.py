@@ -93,7 +93,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("file", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_right_is_refused(tmp_path: Path, file: SstFile, message: str) -> None:
+def test_ambiguous_files_are_refused(tmp_path: Path, file: SstFile, message: str) -> None:
     path = file.write(tmp_path / "sst.mnmean.nc")
     with pytest.raises(DataError, match=message) as caught:
         read_record(tmp_path)
@@ -102,12 +102,12 @@ def test_what_cannot_be_read_right_is_refused(tmp_path: Path, file: SstFile, mes
 
 
 class TestSeveralFiles:
-    def test_a_name_that_says_another_month(self, tmp_path: Path) -> None:
+    def test_a_file_name_with_another_month_is_refused(self, tmp_path: Path) -> None:
         one_month(0).write(tmp_path / "ersst.v5.196001.nc"), one_month(2).write(tmp_path / "ersst.v5.196002.nc")
         with pytest.raises(DataError, match=r"196002\.nc: time: expected 1960-02, as the file is named, found 1960-03"):
             read_record(tmp_path)
 
-    def test_a_gap_and_a_month_twice_name_the_files(self, tmp_path: Path) -> None:
+    def test_gaps_and_repeated_months_name_the_files(self, tmp_path: Path) -> None:
         one_month(0).write(tmp_path / "a.nc"), one_month(2).write(tmp_path / "b.nc")
         with pytest.raises(DataError, match=r"found 1960-03 right after 1960-01 \(a.nc and b.nc\)"):
             read_record(tmp_path)
@@ -115,7 +115,7 @@ class TestSeveralFiles:
         with pytest.raises(DataError, match=r"found 1960-01 right after 1960-01 \(a.nc and b.nc\)"):
             read_record(tmp_path)
 
-    def test_anomalies_do_not_go_on_where_temperatures_end(self, tmp_path: Path) -> None:
+    def test_anomalies_and_temperatures_are_not_concatenated(self, tmp_path: Path) -> None:
         one_month(0).write(tmp_path / "a.nc")
         other = one_month(1, name="sst_anomaly")
         other.sst = _ANOMALIES[[1]]
@@ -125,14 +125,14 @@ class TestSeveralFiles:
         ):
             read_record(tmp_path)
 
-    def test_kelvin_and_degrees_go_together(self, tmp_path: Path) -> None:
+    def test_kelvin_and_celsius_files_are_combined(self, tmp_path: Path) -> None:
         for number in range(24):
             file = one_month(number)
             file.sst = file.sst + np.float32(273.15 * (number % 2))
             file.write(tmp_path / f"{number:02d}.nc")
         assert_same(read_record(tmp_path))
 
-    def test_a_month_without_any_value(self, tmp_path: Path) -> None:
+    def test_a_month_without_values_is_refused(self, tmp_path: Path) -> None:
         sst = SST.copy()
         sst[7] = np.nan
         SstFile(sst).write(tmp_path / "sst.nc")
@@ -191,7 +191,7 @@ class TestArraysThatAreNotThere:
             ("missing", "found 4 months without: 1961-09"),
         ],
     )
-    def test_no_zeros_without_a_word(self, tmp_path: Path, kind: str, message: str) -> None:
+    def test_unwritten_arrays_are_not_read_as_zeros(self, tmp_path: Path, kind: str, message: str) -> None:
         path = SstFile().write(tmp_path / "sst.nc")
         with h5py.File(path, "r+") as file:
             self._array(file, kind, tmp_path)
@@ -199,7 +199,7 @@ class TestArraysThatAreNotThere:
             anomalies_of(tmp_path, BasePeriod.years(1960, 1961))
 
     @pytest.mark.parametrize("axis", ["time", "sst"])
-    def test_more_than_any_memory_holds(self, tmp_path: Path, axis: str) -> None:
+    def test_sizes_beyond_any_memory_are_refused(self, tmp_path: Path, axis: str) -> None:
         path = SstFile().write(tmp_path / "sst.nc")
         with h5py.File(path, "r+") as file:
             shape = (2_000_000_000,) if axis == "time" else (24, 45, 90, 2_000_000)
@@ -210,13 +210,13 @@ class TestArraysThatAreNotThere:
         with pytest.raises(DataError, match=r"values are declared|expected \(time, lat, lon\)"):
             read_record(tmp_path)
 
-    def test_a_file_that_somebody_else_holds_open_for_writing(self, tmp_path: Path) -> None:
+    def test_a_file_open_for_writing_elsewhere(self, tmp_path: Path) -> None:
         path = SstFile().write(tmp_path / "sst.nc")
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             assert_same(read_record(tmp_path))
 
-    def test_the_same_in_every_year(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_constant_temperatures_are_a_problem(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         SstFile(np.full_like(SST, 20)).write(tmp_path / "sst.nc")
         task = bench.load_task("enso_ersst", tmp_path, base_from=1960, base_to=1961)
         assert any(

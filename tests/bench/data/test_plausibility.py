@@ -46,7 +46,7 @@ class TestIcarEnso:
         ],
         ids=["packed", "with offset, big-endian", "double", "fill value"],
     )
-    def test_the_same_scores(self, tree: Path, change) -> None:
+    def test_equivalent_files_read_the_same(self, tree: Path, change) -> None:
         roots = tree / "plain", self._changed(tree, change)
         first, second = (bench.load_task("icar_enso", root).dataset("all") for root in roots)
         for one, other in zip(first.stored(3), second.stored(3), strict=True):
@@ -63,14 +63,14 @@ class TestIcarEnso:
         ],
         ids=["its scale lost", "kelvin", "missing", "two scales"],
     )  # fmt: skip
-    def test_what_no_anomaly_has_is_refused(self, tree: Path, capsys, change, message: str) -> None:
+    def test_implausible_anomalies_are_refused(self, tree: Path, capsys, change, message: str) -> None:
         root = self._changed(tree, change)
         with pytest.raises(DataError, match=message):
             bench.load_task("icar_enso", root).dataset("all")
         assert main(["data", "check", "icar_enso", "--root", str(root)]) == 2
         assert "Traceback" not in capsys.readouterr().err
 
-    def test_labels_in_another_unit(self, tree: Path) -> None:
+    def test_labels_in_another_unit_are_refused(self, tree: Path) -> None:
         root = self._changed(tree, lambda values: (values if values.ndim == 4 else values * 100, {}))
         with pytest.raises(DataError, match=r"SODA_label.nc: nino: expected .* within -20\.\.20 K.* of record SODA \("):
             bench.load_task("icar_enso", root).dataset("all")
@@ -102,7 +102,7 @@ class TestForecast:
     def context(self) -> np.ndarray:
         return np.random.default_rng(0).normal(0, 1, (12, 24, 48)).round(3).astype("f4")
 
-    def test_packed_and_classic_contexts(self, tmp_path: Path, context: np.ndarray) -> None:
+    def test_packed_and_classic_contexts_are_read(self, tmp_path: Path, context: np.ndarray) -> None:
         task = bench.load_task("icar_enso")
         codes = np.rint(context * 1000).astype("i2")
         packed = case_from_file(task, self._write(tmp_path / "packed.nc", codes, scale_factor=0.001))
@@ -124,6 +124,6 @@ class TestForecast:
         ],
         ids=["kelvin", "missing"],
     )
-    def test_contexts_that_no_model_can_read(self, tmp_path: Path, context: np.ndarray, change, message: str) -> None:
+    def test_invalid_contexts_are_refused(self, tmp_path: Path, context: np.ndarray, change, message: str) -> None:
         with pytest.raises(DataError, match=message):
             case_from_file(bench.load_task("icar_enso"), self._write(tmp_path / "x.nc", change(context)))

@@ -27,7 +27,7 @@ class _Numbers:
 
 
 @given(counts, sizes, worlds)
-def test_evaluation_neither_pads_nor_drops_and_keeps_the_batches_of_one_process(count: int, size: int, world: int):
+def test_evaluation_keeps_the_batches_of_one_process(count: int, size: int, world: int):
     alone = list(SharedBatches(count, size, 0, 1))
     shares = [SharedBatches(count, size, rank, world) for rank in range(world)]
     got = [list(share) for share in shares]
@@ -37,9 +37,7 @@ def test_evaluation_neither_pads_nor_drops_and_keeps_the_batches_of_one_process(
 
 
 @given(counts, st.integers(1, 12), sizes, worlds, st.integers(0, 3))
-def test_each_step_has_the_sequences_of_one_process_in_as_many_micro_batches_everywhere(
-    count: int, size: int, micro: int, world: int, seed: int
-) -> None:
+def test_each_step_has_the_sequences_of_one_process(count: int, size: int, micro: int, world: int, seed: int) -> None:
     order = list(EpochOrder(count, seed))
     shares = [MicroBatches(EpochOrder(count, seed), size, micro, rank, world) for rank in range(world)]
     got = [list(share) for share in shares]
@@ -58,7 +56,7 @@ def test_each_step_has_the_sequences_of_one_process_in_as_many_micro_batches_eve
 
 
 @given(counts, st.integers(1, 12), st.lists(st.tuples(sizes, worlds), min_size=2, max_size=2), st.data())
-def test_other_processes_or_micro_batches_continue_where_the_epoch_stood(count: int, size: int, change, data) -> None:
+def test_a_changed_number_of_processes_resumes_mid_epoch(count: int, size: int, change, data) -> None:
     (micro, before), (other, after) = change
     total = MicroBatches(EpochOrder(count, 5), size, micro).steps
     steps = data.draw(st.integers(0, total))
@@ -80,7 +78,7 @@ def test_other_processes_or_micro_batches_continue_where_the_epoch_stood(count: 
         assert seen == order[steps * size :]
 
 
-def test_lightnings_counts_follow_the_micro_batches_of_a_step() -> None:
+def test_lightning_counts_the_micro_batches_of_a_step() -> None:
     counts = {"ready": 6, "started": 6, "processed": 6, "completed": 6}
     progress = {"total": dict(counts), "current": dict(counts), "is_last_batch": False}
     checkpoint = {"loops": {"fit_loop": {"epoch_loop.batch_progress": progress}}}
@@ -105,7 +103,7 @@ def test_fewer_batches_than_processes_are_refused() -> None:
         ({"RANK": "0", "WORLD_SIZE": "2"}, (None, False)),
     ],
 )
-def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected) -> None:
+def test_a_process_knows_its_rank(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected) -> None:
     for key in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(key, raising=False)
     for key, value in environment.items():
@@ -119,7 +117,7 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch, environment:
             process_rank(4, 1)
 
 
-def test_several_nodes_need_a_launcher_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_nodes_need_a_cluster_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     with pytest.raises(ConfigError, match="srun"):

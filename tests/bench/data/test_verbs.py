@@ -52,7 +52,7 @@ def test_fields_are_flags() -> None:
     assert given == Count(out="x", up_to=7, words=("a", "b"), start=0.001, loud=True, sorted=False)
 
 
-def test_help_is_made_of_descriptions_and_defaults(capsys) -> None:
+def test_help_shows_descriptions_and_defaults(capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         _parse("--help")
     assert caught.value.code == 0
@@ -78,7 +78,7 @@ def test_help_is_made_of_descriptions_and_defaults(capsys) -> None:
         (["--out", "x", "more"], "unknown argument 'more'"),
     ],
 )
-def test_wrong_flags_are_one_usage_error(words: list[str], message: str) -> None:
+def test_wrong_flags_give_one_usage_error(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match="c") as caught:
         _parse(*words)
     assert message in str(caught.value)
@@ -101,6 +101,7 @@ def test_the_command_finds_the_verb_of_a_task(monkeypatch, capsys, tmp_path: Pat
         ("make", "sevir_lr", "--out", "x"): "task 'sevir_lr' has no `data make`. Known: sevir.",
         ("make",): "Known: sevir.",
         ("make", "sevri"): "Did you mean 'sevir'",
+        ("make", "nothing"): "unknown name 'nothing'. Known: sevir.",
         ("convert", "sevir_lr", "sevir"): "Known: sevir sevir_lr.",
         ("convert", "icar_enso", "sevir_lr"): "it is made from: sevir",
         ("convert", "sevir"): "SOURCE TARGET",
@@ -109,7 +110,16 @@ def test_the_command_finds_the_verb_of_a_task(monkeypatch, capsys, tmp_path: Pat
         assert message in capsys.readouterr().err
 
 
-def test_what_is_not_a_verb_is_named() -> None:
+@pytest.mark.parametrize(
+    ("action", "name"), [("make", "sevir"), ("fetch", "radar_open"), ("convert", "sevir sevir_lr")]
+)
+def test_help_of_an_action_lists_its_targets(capsys, action: str, name: str) -> None:
+    assert main(["data", action, "--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {name}  ")]
+    assert line.endswith(load_verb(command._targets(action)[name]).summary)
+
+
+def test_an_unknown_verb_is_named() -> None:
     for value in ("bench.nowhere:X", "bench.errors:DataError", "bench.errors:Nothing"):
         with pytest.raises(BrokenPluginError, match=value):
             load_verb(value)

@@ -68,7 +68,7 @@ def _gradients(reduction: str, x: Tensor, y: Tensor, micro_batch: int, world: in
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("missing", [False, True])
-def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(
+def test_gradients_of_micro_batches_sum_to_those_of_the_batch(
     reduction: str, micro_batch: int, world: int, missing: bool
 ) -> None:
     """19 sequences in steps of 8, 8 and 3; the closed form is the gradient of one loss over a step's sequences."""
@@ -85,7 +85,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(
         torch.testing.assert_close(gradient, model.weight.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_without_missing_pixels_nothing_is_corrected() -> None:
+def test_gradients_without_missing_pixels_are_not_corrected() -> None:
     batches = MicroBatches(EpochOrder(6, 0), 6, 2)
     accumulation = Accumulation(nn.Linear(1, 1), batches)
     for number in range(3):
@@ -93,7 +93,7 @@ def test_without_missing_pixels_nothing_is_corrected() -> None:
     assert float(accumulation.correction()) == 1  # type: ignore[arg-type]
 
 
-def test_models_say_or_show_that_they_use_batch_statistics() -> None:
+def test_models_with_batch_statistics_are_detected() -> None:
     class Says(nn.Linear):
         uses_batch_statistics = True
 
@@ -115,7 +115,7 @@ def _trained(storms: Path, out: Path, *overrides: str) -> tuple[Any, dict[str, T
     return record, torch.load(path)["state_dict"]
 
 
-def test_a_training_does_not_depend_on_the_micro_batch(storms: Path, tmp_path: Path) -> None:
+def test_training_does_not_depend_on_the_micro_batch(storms: Path, tmp_path: Path) -> None:
     model = ["model=convlstm", "model.hidden=[4,4,4]"]
     whole, expected = _trained(storms, tmp_path / "whole", *model)
     for size in (1, 2, 3):
@@ -126,7 +126,7 @@ def test_a_training_does_not_depend_on_the_micro_batch(storms: Path, tmp_path: P
         assert record.config_fingerprint == whole.config_fingerprint and record.training.steps == whole.training.steps
 
 
-def test_of_a_model_with_batch_statistics_it_is_part_of_what_was_trained(storms: Path, tmp_path: Path) -> None:
+def test_the_micro_batch_is_part_of_the_identity_with_batch_statistics(storms: Path, tmp_path: Path) -> None:
     model = ["model=unet", "model.channels=[4]", "model.center_channels=8"]
     whole, _ = _trained(storms, tmp_path, *model)
     split = run(

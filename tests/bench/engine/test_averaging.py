@@ -30,7 +30,7 @@ class _Everything(nn.Module):
         self.short = nn.Parameter(torch.tensor(1.0, dtype=torch.float16))
 
 
-def test_only_what_is_trained_is_averaged() -> None:
+def test_only_trained_weights_are_averaged() -> None:
     model = _Everything()
     average = RunningAverage(model, decay=0.9)
     average.update(model, step=1)  # the first one copies
@@ -50,7 +50,7 @@ def test_only_what_is_trained_is_averaged() -> None:
         assert torch.equal(getattr(kept, name), getattr(model, name)), name
 
 
-def test_constant_weights_are_their_own_average_to_the_last_bit() -> None:
+def test_the_average_of_constant_weights_is_exact() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))
     average = RunningAverage(model, decay=0.999)
@@ -61,7 +61,7 @@ def test_constant_weights_are_their_own_average_to_the_last_bit() -> None:
     )
 
 
-def test_batch_norm_statistics_are_the_model_s() -> None:
+def test_batch_norm_statistics_are_those_of_the_model() -> None:
     model = nn.BatchNorm1d(3)
     average = RunningAverage(model, decay=0.5)
     for step in range(1, 4):
@@ -71,7 +71,7 @@ def test_batch_norm_statistics_are_the_model_s() -> None:
     assert int(average.module.num_batches_tracked) == 3
 
 
-def test_rainformer_s_masks_survive() -> None:
+def test_averaging_keeps_the_masks_of_rainformer() -> None:
     task = bench.load_task("icar_enso")
     model = bench.load_model("rainformer", task, hidden=16, downscale=(1, 2, 2, 2), heads=(2, 2, 4, 4), window=3)
     forecaster = Forecaster(model, task, Train(ema_decay=0.99), 10)
@@ -82,7 +82,7 @@ def test_rainformer_s_masks_survive() -> None:
         assert torch.equal(forecaster.evaluated.eval()(context), model.eval()(context))
 
 
-def test_a_model_that_an_average_harms_does_not_keep_the_contract() -> None:
+def test_a_model_with_state_that_cannot_be_averaged_breaks_the_contract() -> None:
     class CountsInAList(nn.Module):
         """Its forecast depends on state that cannot be averaged."""
 

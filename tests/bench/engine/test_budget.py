@@ -50,9 +50,9 @@ def _stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, hook: str = "train
     monkeypatch.setattr(Forecaster, hook, signalled)
 
 
-def test_the_time_of_a_step_is_the_median_of_those_after_the_warm_up() -> None:
+def test_the_step_time_is_the_median_after_warmup() -> None:
     assert seconds_per_step([9, 9, 9, 1, 2, 1, 1, 30]) == 1
-    assert seconds_per_step([9, 9, 9, 1, 3, 2, 4, 1, 3, 7], turn=2) == 2, "means over turns; the rest is left out"
+    assert seconds_per_step([9, 9, 9, 1, 3, 2, 4, 1, 3, 7], period=2) == 2, "means over turns; the rest is left out"
     assert steps_within(120, 0.31) == 387 and steps_within(1, 3) == 1
 
 
@@ -65,13 +65,13 @@ def test_the_time_of_a_step_is_the_median_of_those_after_the_warm_up() -> None:
         (["train.val_every_steps=5", "train.val_every_epochs=2"], r"found val_every_epochs=2 beside it"),
     ],
 )
-def test_what_contradicts_a_budget_is_refused(overrides: list[str], said: str) -> None:
+def test_settings_that_contradict_a_budget_are_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         compose(overrides)
     assert str(caught.value).count("train.") == 1, "one message"
 
 
-def test_unset_keys_are_no_part_of_the_settings() -> None:
+def test_unset_keys_are_not_recorded() -> None:
     plain = compose([]).train.model_dump()
     assert not {"max_cpu_s", "max_device_s", "val_every_steps"} & plain.keys()
     assert compose(["train.max_cpu_s=5"]).train.model_dump()["max_cpu_s"] == 5
@@ -79,7 +79,7 @@ def test_unset_keys_are_no_part_of_the_settings() -> None:
 
 @pytest.mark.usefixtures("small_model")
 @pytest.mark.parametrize("key", ["max_cpu_s", "max_device_s"])
-def test_a_budget_trains_to_the_bits_of_as_many_steps(storms: Path, tmp_path: Path, key: str) -> None:
+def test_a_budget_is_bit_identical_to_the_same_number_of_steps(storms: Path, tmp_path: Path, key: str) -> None:
     """`Small` draws random numbers of every kind in each step: the timed ones must not move them."""
     same = [
         "data.micro_batch=1",
@@ -115,7 +115,7 @@ def test_a_resumed_run_keeps_its_steps(storms: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_training_says_what_it_took(storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_records_its_time(storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["train.max_epochs=2", "train.save_every_minutes=null"]
     whole = _run(storms, tmp_path / "unbroken", *words)
     assert whole.cpu_s is not None and whole.cpu_s > 0 and whole.device_s is None
@@ -163,7 +163,7 @@ def test_stages_have_budgets_of_their_own(storms: Path, tmp_path: Path) -> None:
         (7, "plateau", "training_step", 9),
     ],
 )
-def test_resumed_at_any_step_a_training_validates_and_selects_as_the_unbroken_one(
+def test_a_run_resumed_at_any_step_validates_and_selects_the_same(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, schedule: str, hook: str, step: int
 ) -> None:
     """The last of the three steps of an epoch has fewer sequences and micro-batches than the others."""
@@ -195,7 +195,7 @@ def test_resumed_at_any_step_a_training_validates_and_selects_as_the_unbroken_on
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_training_on_turned_sequences_resumes_to_the_same_bits(
+def test_an_augmented_run_resumes_bit_identically(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["task.augment=true", "train.max_epochs=2"]

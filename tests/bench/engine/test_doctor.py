@@ -45,7 +45,7 @@ def _found(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> d
     return {check["name"]: SimpleNamespace(**check) for check in content["checks"]}
 
 
-def test_all_is_well(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_passes_on_a_good_config(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = _words(tmp_path, f"data.root={storms}")
     found = _found(capsys, words, 0)
     assert list(found) == [
@@ -58,7 +58,7 @@ def test_all_is_well(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "training step" in capsys.readouterr().out
 
 
-def test_without_data_the_machine_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_checks_the_machine_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _found(capsys, _words(tmp_path), 0)
     assert (
         found["data"].outcome == found["training step"].outcome == "skipped" and "data.root=DIR" in found["data"].cure
@@ -81,7 +81,7 @@ def test_a_model_without_weights_has_no_step(storms: Path, tmp_path: Path, capsy
     assert _found(capsys, [*words, f"results.root={tmp_path}"], 0)["training step"].outcome == "skipped"
 
 
-def test_other_versions_are_named_with_the_cure(
+def test_untested_versions_are_named_with_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constraints = tmp_path / "constraints.txt"
@@ -108,7 +108,7 @@ def test_other_versions_are_named_with_the_cure(
         ("device=cuda:3", "device"),
     ],
 )
-def test_wrong_input_is_found(
+def test_doctor_finds_wrong_input(
     word: str, check: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -118,7 +118,7 @@ def test_wrong_input_is_found(
     assert found["training step"].outcome == "skipped"
 
 
-def test_a_full_disk_and_a_folder_that_refuses(
+def test_a_full_disk_and_an_unwritable_folder_are_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10, used=9, free=1))
@@ -128,7 +128,7 @@ def test_a_full_disk_and_a_folder_that_refuses(
     assert "cannot be written to" in _found(capsys, _words(tmp_path), 2)["disk"].found
 
 
-def test_memory_that_other_programs_hold(
+def test_memory_used_by_other_programs_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "_available_bytes", lambda: 10**8)
@@ -136,7 +136,7 @@ def test_memory_that_other_programs_hold(
     assert found.outcome == "warning" and "end other programs" in found.cure
 
 
-def test_a_step_that_breaks_is_no_traceback(
+def test_a_failing_step_gives_no_traceback(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -147,7 +147,7 @@ def test_a_step_that_breaks_is_no_traceback(
     assert found.outcome == "wrong" and found.found == "RuntimeError: CUDA error: no kernel image is available"
 
 
-def test_a_driver_without_a_gpu_for_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_torch_gpu_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(provenance, "nvidia_driver", lambda: "550.54")
     found = preflight._device(compose(["device=auto"]))
@@ -155,7 +155,7 @@ def test_a_driver_without_a_gpu_for_torch_is_said(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_a_group_is_formed_and_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_group_is_tried_and_a_hanging_one_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(["device=cpu", "devices=2"])
     found = _REAL_GROUP(config)
     assert found.outcome == "ok" and "gloo group of 2" in found.found
@@ -167,7 +167,7 @@ def test_a_group_is_formed_and_one_that_hangs_is_ended(monkeypatch: pytest.Monke
 # Apple's GPU
 
 
-def test_mps_is_a_device_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_is_used_only_if_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert compose(["device=mps"]).device == "mps"
@@ -181,7 +181,7 @@ def test_mps_is_a_device_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer_device("mps")
 
 
-def test_scores_stay_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_stay_on_a_device_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's meta device replaces one without float64."""
     forecaster = Forecaster(torch.nn.Linear(2, 2), load_task("sevir"))
     names = list(dict(forecaster.named_modules()))

@@ -53,7 +53,7 @@ def task(storms: Path):
     return bench.load_task("sevir", storms)
 
 
-def test_a_forecast_is_the_models_in_physical_units(task) -> None:
+def test_a_forecast_is_in_physical_units(task) -> None:
     case = case_from_split(task, "test", 1)
     context, target = task.dataset("test")[1]
     made = forecast(bench.load_model("persistence", task), task, case.context)
@@ -61,7 +61,7 @@ def test_a_forecast_is_the_models_in_physical_units(task) -> None:
     assert torch.allclose(case.target, task.denormalise(target), atol=1e-4)
 
 
-def test_members_follow_the_seed_and_the_control(task) -> None:
+def test_members_depend_on_seed_and_control(task) -> None:
     context = case_from_split(task, "test").context
     one, again, other = (forecast(Sampler(), task, context, members=3, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one[0], one[1])
@@ -69,7 +69,7 @@ def test_members_follow_the_seed_and_the_control(task) -> None:
     assert torch.allclose(shifted - one, torch.full_like(one, 0.5 * 255), atol=1e-2)
 
 
-def test_the_file_gives_back_values_leads_and_its_own_context(task, tmp_path: Path) -> None:
+def test_the_file_stores_values_lead_times_and_context(task, tmp_path: Path) -> None:
     case, model = case_from_split(task, "test"), Sampler()
     blocks = torch.stack([forecast(model, task, case.context, members=2, control=n) for n in (-1.0, 1.0)])
     path = write_netcdf(as_dataset(case, blocks, task, model, controls=(-1, 1)), tmp_path / "f.nc")
@@ -83,7 +83,7 @@ def test_the_file_gives_back_values_leads_and_its_own_context(task, tmp_path: Pa
     assert again.cadence_minutes == case.cadence_minutes
 
 
-def test_the_members_are_those_that_an_evaluation_scores(task) -> None:
+def test_the_members_are_those_scored_by_an_evaluation(task) -> None:
     model, index = Sampler(), 3
     context, _ = task.dataset("test")[index]
     drawn = draw_members(model, context[None], torch.tensor([index]), Ensemble(2, seed=5), task.target_shape)
@@ -92,7 +92,7 @@ def test_the_members_are_those_that_an_evaluation_scores(task) -> None:
     assert torch.equal(made, task.denormalise(drawn[:, 0]))
 
 
-def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
+def test_the_file_follows_the_cf_conventions(task, tmp_path: Path) -> None:
     case, model = case_from_split(task, "test"), Sampler()
     blocks = torch.stack([forecast(model, task, case.context, members=2, control=n) for n in (-1.0, 1.0)])
     path = write_netcdf(as_dataset(case, blocks, task, model, controls=(-1, 1)), tmp_path / "f.nc")
@@ -108,7 +108,7 @@ def test_the_file_follows_the_conventions(task, tmp_path: Path) -> None:
         assert content["forecast"].attrs["grid_mapping"] == "crs" and content["x"].attrs["units"] == "m"
 
 
-def test_each_of_several_variables_has_its_units_in_the_file(tmp_path: Path) -> None:
+def test_each_variable_has_its_units_in_the_file(tmp_path: Path) -> None:
     times = np.datetime64("2024-06-01", "ns") + np.arange(12) * np.timedelta64(6, "h")
     values = np.arange(12 * 4 * 5, dtype=np.float32).reshape(12, 4, 5)
     axes = ("valid_time", "latitude", "longitude")
@@ -126,7 +126,7 @@ def test_each_of_several_variables_has_its_units_in_the_file(tmp_path: Path) -> 
         np.testing.assert_array_equal(found["time"], times[-1] + np.array([1, 2]) * np.timedelta64(6, "h"))
 
 
-def test_what_was_never_observed_is_missing_in_the_file(tmp_path: Path) -> None:
+def test_unobserved_pixels_are_missing_in_the_file(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).gamma(0.5, 2.0, (24, 8, 10)).astype(np.float32)
     frames[:, 0, :3], frames[20, 4, 4] = np.nan, np.nan
     times = np.datetime64("2024-06-01", "ns") + np.arange(24) * np.timedelta64(300, "s")
@@ -148,7 +148,7 @@ def test_what_was_never_observed_is_missing_in_the_file(tmp_path: Path) -> None:
         case_from_file(task, tmp_path / "infinite.npy")
 
 
-def test_what_is_wrong_is_said(task, tmp_path: Path) -> None:
+def test_wrong_requests_are_refused(task, tmp_path: Path) -> None:
     context = case_from_split(task, "test").context
     persistence = bench.load_model("persistence", task)
     with pytest.raises(ConfigError, match="deterministic"):
@@ -185,7 +185,7 @@ def test_rows_of_a_picture() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
-def test_pictures_are_what_their_name_says(tmp_path: Path, suffix: str) -> None:
+def test_the_picture_format_follows_the_suffix(tmp_path: Path, suffix: str) -> None:
     rows = panels_of(np.zeros((2, 8, 8)), None, np.random.default_rng(0).random((2, 3, 8, 8)), threshold=0.5)
     path = draw(tmp_path / f"p{suffix}", rows, look=Look(units="1"), cadence_minutes=5, title="t")
     with Image.open(path) as image:
@@ -196,7 +196,7 @@ def test_pictures_are_what_their_name_says(tmp_path: Path, suffix: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_forecast_on_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = ["forecast", "task=sevir", "model=persistence", f"data.root={storms}"]
     assert main([*base, "--out", "a.nc", "--picture", "a.png"]) == 0
@@ -228,7 +228,7 @@ def test_the_command_line(storms: Path, tmp_path: Path, capsys, monkeypatch) -> 
         assert words in capsys.readouterr().err
 
 
-def test_a_forecast_of_outliers_is_said(storms: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_forecast_with_outliers_warns(storms: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     usual = forecast_verb._forecast
     monkeypatch.setattr(forecast_verb, "_forecast", lambda *given: 1000 * usual(*given))

@@ -67,9 +67,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     "edit", [{"loss": LOSS.replace("** 2", "** 4")}, {"text": PLUGIN.replace("self.gain * self", "-self.gain * self")}]
 )
-def test_edited_code_of_a_plugin_is_another_run_for_run_and_sweep(
-    plugin: Any, storms: Path, tmp_path: Path, edit: dict[str, str]
-) -> None:
+def test_edited_plugin_code_is_a_new_run(plugin: Any, storms: Path, tmp_path: Path, edit: dict[str, str]) -> None:
     name = f"mine_{'_'.join(edit)}"
     plugin(name)
     base = ["task=sevir", f"model={name}", "model.gain=2.0"]
@@ -93,7 +91,7 @@ def test_edited_code_of_a_plugin_is_another_run_for_run_and_sweep(
     assert len(list(tmp_path.glob(f"work/sevir/{name}/*"))) == 2
 
 
-def test_weights_of_edited_code_are_refused_and_with_anyway_partial(plugin: Any, storms: Path, tmp_path: Path) -> None:
+def test_weights_of_edited_code_are_refused_or_partial(plugin: Any, storms: Path, tmp_path: Path) -> None:
     plugin("mine_evaluated")
     words = [word for word in TINY if not word.startswith("model")] + ["model=mine_evaluated"]
     where = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]
@@ -111,7 +109,7 @@ def test_weights_of_edited_code_are_refused_and_with_anyway_partial(plugin: Any,
     assert record.scope == "partial" and "other code" in record.scope_because
 
 
-def test_an_edited_harness_does_not_use_finished_weights_unless_told_to(
+def test_an_edited_harness_retrains_unless_told_otherwise(
     unet: Path, storms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edited = harness_source().model_copy(update={"sha256": "0" * 64, "dirty": True})
@@ -125,7 +123,7 @@ def test_an_edited_harness_does_not_use_finished_weights_unless_told_to(
     assert outcome.record.training.identity.sources["harness"].sha256 != "0" * 64
 
 
-def test_the_source_of_a_model_is_what_it_imports_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+def test_the_source_of_a_model_covers_its_imports_only(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "of_mine"
     package.mkdir()
@@ -149,7 +147,7 @@ def test_the_source_of_a_model_is_what_it_imports_and_nothing_else(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", registry.names("model"))
-def test_the_source_of_a_built_in_model_is_of_its_own_files(name: str) -> None:
+def test_the_source_of_a_built_in_model_covers_its_own_files(name: str) -> None:
     made = registry.find("model", name).load()
     source = class_source(made, "ours")
     assert source.module == made.__module__ and len(source.sha256) == 64
@@ -159,7 +157,7 @@ def test_the_source_of_a_built_in_model_is_of_its_own_files(name: str) -> None:
 # Scores that count
 
 
-def test_untrained_weights_are_partial_from_python_too(storms: Path, unet: Path) -> None:
+def test_untrained_weights_are_partial_in_the_python_api(storms: Path, unet: Path) -> None:
     task = bench.load_task("sevir", storms)
     record = bench.evaluate("unet", task)
     assert (record.scope, record.scope_because) == ("partial", "untrained weights")
@@ -187,7 +185,7 @@ def test_a_checkpoint_counts_once_and_a_model_without_weights_once(storms: Path,
     assert len(latest_per_seed(deterministic)) == 1
 
 
-def test_a_plugin_metric_that_changed_is_another_run(unet: Path, storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_edited_plugin_metric_is_a_new_run(unet: Path, storms: Path, tmp_path: Path, monkeypatch) -> None:
     known = running_identity.sources_of
 
     def edited(*arguments: Any) -> dict[str, SourcePart]:
@@ -200,13 +198,13 @@ def test_a_plugin_metric_that_changed_is_another_run(unet: Path, storms: Path, t
     assert not any("already recorded" in line for line in run_tiny(storms, tmp_path, again=False)[1])
 
 
-def test_numbers_of_the_environment_are_kept(unet: Path) -> None:
+def test_the_record_has_library_versions_and_event_counts(unet: Path) -> None:
     record = read_records(unet / "results")[0][0]
     assert set(record.training.identity.libraries) == {"torch", "lightning", "timm", "numpy"}
     assert record.training.identity.train.event_count == 4 and np.isfinite(record.training.wall_s)
 
 
-def test_remote_checkpoints_are_checked_alike(storms: Path, tmp_path: Path) -> None:
+def test_remote_checkpoints_are_checked(storms: Path, tmp_path: Path) -> None:
     import fsspec
 
     remote = f"memory://{tmp_path.name}/checkpoints"
@@ -226,7 +224,7 @@ def test_remote_checkpoints_are_checked_alike(storms: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_stages_are_checked_alike(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_stage_checkpoints_are_checked(storms: Path, tmp_path: Path, monkeypatch) -> None:
     tiny = [
         "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", "model=prediff",
         "model.latent_channels=2", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_layers=1",

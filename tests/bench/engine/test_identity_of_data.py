@@ -31,7 +31,7 @@ def _reverse(root: Path, wanted: int) -> None:
             wanted -= len(file["vil"])
 
 
-def test_any_changed_event_is_another_fingerprint(tmp_path: Path) -> None:
+def test_any_changed_event_changes_the_fingerprint(tmp_path: Path) -> None:
     root = make_sevir(tmp_path / "tree", events={"train": 4, "val": 2, "test": 3}, size=32, seed=1)
 
     def prints() -> list[str]:
@@ -47,7 +47,7 @@ def test_any_changed_event_is_another_fingerprint(tmp_path: Path) -> None:
         before = after
 
 
-def test_digests_are_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch) -> None:
+def test_digests_are_cached_until_the_file_changes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "_SETTLED_NS", 0)
     path = tmp_path / "events.bin"
@@ -69,7 +69,7 @@ def test_digests_are_read_once_and_again_when_the_file_changes(tmp_path: Path, m
     assert digests.event_digests(path, [0], read)[0] == first[0], "a damaged cache costs time only"
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypatch) -> None:
+def test_an_unwritable_cache_only_costs_time(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "_SETTLED_NS", 0)
@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypa
     }
 
 
-def test_how_events_are_stored_is_no_matter(tmp_path: Path) -> None:
+def test_the_storage_format_of_events_does_not_matter(tmp_path: Path) -> None:
     root = make_sevir(tmp_path / "tree", events={"train": 2, "val": 1, "test": 2}, size=32, seed=1)
     before = bench.load_task("sevir", root).data_fingerprint("all")
     gc.collect()
@@ -91,7 +91,7 @@ def test_how_events_are_stored_is_no_matter(tmp_path: Path) -> None:
     assert bench.load_task("sevir", root).data_fingerprint("all") == before
 
 
-def test_changed_data_train_anew(storms: Path, tmp_path: Path) -> None:
+def test_changed_data_are_trained_on_again(storms: Path, tmp_path: Path) -> None:
     root = make_sevir(tmp_path / "tree", events={"train": 4, "val": 2, "test": 3}, size=32, seed=1)
     first, _ = run_tiny(root, tmp_path)
     _reverse(root, 1)
@@ -103,7 +103,7 @@ def test_changed_data_train_anew(storms: Path, tmp_path: Path) -> None:
 # Events
 
 
-def test_weights_are_not_evaluated_on_what_they_saw_whatever_the_dates_say(storms: Path, tmp_path: Path) -> None:
+def test_weights_are_not_evaluated_on_their_training_events(storms: Path, tmp_path: Path) -> None:
     everything = ["task.val_from=2019-06-20", "task.test_from=2019-08-01"]
     run_tiny(storms, tmp_path, *everything, "split=train")
     for split in ("val", "test"):

@@ -22,7 +22,7 @@ from bench.models import load_weights
 # Weights
 
 
-def test_a_checkpoint_says_what_it_is_and_carries_its_seal(unet: Path) -> None:
+def test_a_checkpoint_has_its_identity_and_seal(unet: Path) -> None:
     content = read_checkpoint(checkpoint_of(unet), sealed=True)
     said = content[OURS]
     assert said["identity"]["model"] == "unet" and said["identity"]["hyperparameters"]["channels"] == [4]
@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_refused_by_every_reader(storms: Path, unet: Path, tmp_
     assert "is damaged: its content does not have the checksum it carries" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_lost_its_seal_is_damaged(unet: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_seal_is_damaged(unet: Path, tmp_path: Path) -> None:
     torch.save(read_checkpoint(checkpoint_of(unet)), tmp_path / "again.ckpt")
     with pytest.raises(DataError, match="its checksum is missing"):
         read_checkpoint(tmp_path / "again.ckpt")
@@ -84,7 +84,7 @@ def _identified(name: str, task: Any, path: Path, **hyperparameters: Any) -> nn.
         ("prediff_ka", "nbody_mnist", "tiny", {"constraint": "mean_intensity"}),
     ],
 )
-def test_hyperparameters_of_equal_shapes_are_told_apart(
+def test_hyperparameters_with_equal_shapes_are_distinguished(
     name: str, task: str, base: Any, other: dict[str, Any], tmp_path: Path
 ) -> None:
     task = bench.load_task(task)
@@ -99,7 +99,7 @@ def test_hyperparameters_of_equal_shapes_are_told_apart(
         load_weights(bench.load_model(name, task, **{**base, **other}), tmp_path / "w.ckpt")
 
 
-def test_what_only_an_evaluation_uses_may_differ(tmp_path: Path) -> None:
+def test_evaluation_only_hyperparameters_may_differ(tmp_path: Path) -> None:
     task = bench.load_task("nbody_mnist")
     tiny = registry.find("model", "prediff").load().presets["tiny"]
     _identified("prediff", task, tmp_path / "w.ckpt", **tiny)
@@ -116,7 +116,7 @@ def test_what_only_an_evaluation_uses_may_differ(tmp_path: Path) -> None:
         ("sevir", {}, {"test_from": "2019-07-01", "stride": 6, "admit_missing": True}, True),
     ],
 )
-def test_weights_fit_the_task_they_were_trained_for(
+def test_weights_are_bound_to_their_task(
     task: str, fields: dict[str, Any], others: dict[str, Any], fits: bool, tmp_path: Path
 ) -> None:
     small: dict[str, Any] = {"channels": [2, 4], "center_channels": 4}
@@ -143,7 +143,7 @@ def test_weights_of_another_model_or_task_are_named(tmp_path: Path) -> None:
 # Summaries
 
 
-def test_a_summary_of_other_weights_is_not_believed(storms: Path, tmp_path: Path) -> None:
+def test_a_summary_of_other_weights_is_not_trusted(storms: Path, tmp_path: Path) -> None:
     first, _ = run_tiny(storms, tmp_path, "train.max_epochs=2")
     path = checkpoint_of(tmp_path, "last")
     summary = path.with_name("training.json").read_bytes()
@@ -159,7 +159,7 @@ def test_a_summary_of_other_weights_is_not_believed(storms: Path, tmp_path: Path
     assert again.record.scores == first.record.scores
 
 
-def test_the_summary_goes_before_the_weights_it_speaks_of(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_summary_is_deleted_before_its_weights(storms: Path, tmp_path: Path, monkeypatch) -> None:
     run_tiny(storms, tmp_path)
     seen: list[bool] = []
     monkeypatch.setattr(

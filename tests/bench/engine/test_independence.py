@@ -87,7 +87,7 @@ def test_a_dependent_forecast_has_no_scores(storms: Path, model_class: type[nn.M
         bench.evaluate(model_class(), bench.load_task("sevir", storms), batch_size=4, device="cpu")
 
 
-def test_members_that_no_generator_gives_again_have_none(storms: Path) -> None:
+def test_irreproducible_members_have_no_scores(storms: Path) -> None:
     task = bench.load_task("sevir", storms)
     assert bench.evaluate(_Draws(), task, limit=2, members=2, device="cpu").scores["crps"] is not None
     with pytest.raises(ContractError, match="_DrawsFromElsewhere depends on earlier calls"):
@@ -104,7 +104,7 @@ class _Counts(_Persists):
         return super().forward(context)
 
 
-def test_the_price_is_the_first_batch_again_and_one_sequence(storms: Path) -> None:
+def test_the_check_costs_one_more_batch_and_one_sequence(storms: Path) -> None:
     model = _Counts()
     bench.evaluate(model, bench.load_task("sevir", storms), batch_size=4, device="cpu")
     counted_for_cost = [1] * (len(model.forecasts) - 5)
@@ -112,7 +112,7 @@ def test_the_price_is_the_first_batch_again_and_one_sequence(storms: Path) -> No
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_round_off_is_no_dependence(scale: float) -> None:
+def test_round_off_is_not_a_dependence(scale: float) -> None:
     torch.manual_seed(0)
     found = scale * torch.rand(4, 2, 16, 16, 1)
     context = torch.zeros(4, 1, 16, 16, 1)

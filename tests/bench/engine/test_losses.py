@@ -34,15 +34,15 @@ def _add(losses: Losses, step: int, value: float, *, norm: float | None = 1.0, m
     losses.add_step(None if norm is None else torch.tensor(norm), step=step, epoch=1, lr=0.5)
 
 
-def test_each_step_is_given_once_with_its_losses() -> None:
+def test_each_step_is_returned_once_with_its_losses() -> None:
     losses = Losses("sevir", "Net")
     for step in range(3):
         _add(losses, step, step + 1.0)
-    found = list(losses.look())
+    found = list(losses.checked_steps())
     assert [(one.step, one.losses) for one in found] == [
         (step, {"train/loss": step + 1.0, "train/half": (step + 1) / 2}) for step in range(3)
     ]
-    assert list(losses.look()) == [] and (losses.first, losses.last) == (1.0, 3.0)
+    assert list(losses.checked_steps()) == [] and (losses.first, losses.last) == (1.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -60,29 +60,27 @@ def test_each_step_is_given_once_with_its_losses() -> None:
         ([0, 2, math.inf, 1], [math.nan, 1, 1, 1], "a gradient is not finite at step 0", 0),
     ],
 )
-def test_what_went_astray_first_is_told_whatever_came_after(
-    values: list[float], norms: list[float], words: str, given: int
-) -> None:
+def test_the_first_divergence_is_reported(values: list[float], norms: list[float], words: str, given: int) -> None:
     losses, found = Losses("sevir", "Net", 100), []
     for step, (value, norm) in enumerate(zip(values, norms, strict=True)):
         _add(losses, step, value, norm=norm)
     with pytest.raises(RunFailedError, match=words):
-        for one in losses.look():
+        for one in losses.checked_steps():
             found.append(one.step)
     assert found == list(range(given)), "the steps before are logged"
 
 
-def test_a_gradient_scaler_sees_to_its_own_steps_and_missing_pixels_are_named() -> None:
+def test_steps_without_a_gradient_norm_pass_and_missing_pixels_are_named() -> None:
     losses = Losses("sevir", "Net")
     _add(losses, 0, 1.0, norm=None)
-    assert len(list(losses.look())) == 1
+    assert len(list(losses.checked_steps())) == 1
     for missing, words in (((_YES, None), "task 'sevir' must fill in"), ((_NO, _YES), "training_loss of Net must")):
         _add(losses, 1, math.nan, missing=missing)
         with pytest.raises(RunFailedError, match=words):
-            list(losses.look())
+            list(losses.checked_steps())
 
 
-def test_a_gpu_is_looked_at_every_fifty_batches_or_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_losses_are_read_every_fifty_batches_or_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(bench.engine.losses.time, "monotonic", lambda: now[0])
     losses = Losses("sevir", "Net")
@@ -97,7 +95,7 @@ def test_a_gpu_is_looked_at_every_fifty_batches_or_five_seconds(monkeypatch: pyt
     assert losses.is_due()
 
 
-def test_no_checkpoint_is_made_of_a_step_that_went_astray() -> None:
+def test_a_diverged_step_is_never_saved() -> None:
     losses, logged = Losses("sevir", "Net"), []
     logger = SimpleNamespace(log_metrics=lambda row, step: logged.append((step, row["train/loss"])))
     watching = DivergenceMonitor()
@@ -115,7 +113,7 @@ def test_no_checkpoint_is_made_of_a_step_that_went_astray() -> None:
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it(
+def test_a_late_check_ends_the_run_at_the_diverged_step(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: losses are not checked before the epoch ends."""
@@ -133,7 +131,7 @@ def test_a_run_that_looks_late_ends_at_the_right_step_without_a_checkpoint_of_it
     assert not list(tmp_path.glob("work/*/*/*/checkpoints/*.ckpt"))
 
 
-def test_an_operation_without_a_deterministic_form_is_one_message() -> None:
+def test_a_nondeterministic_operation_gives_one_message() -> None:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     pooled, places = torch.nn.functional.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
     torch.use_deterministic_algorithms(True)
@@ -147,7 +145,7 @@ def test_an_operation_without_a_deterministic_form_is_one_message() -> None:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def test_a_group_for_gpus_takes_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_process_group_accepts_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     for strategy in ("auto", "ddp", "fsdp"):
@@ -157,7 +155,7 @@ def test_a_group_for_gpus_takes_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("visible", [1, 2, 8])
-def test_random_states_of_devices_that_are_not_there_are_left_out_and_told(
+def test_random_states_of_absent_devices_are_skipped_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, visible: int
 ) -> None:
     taken: list[tuple[int, int]] = []
@@ -181,7 +179,7 @@ def test_random_states_of_devices_that_are_not_there_are_left_out_and_told(
     [("unet", ""), ("convlstm", ""), ("earthformer", ""), ("phydnet", "")]
     + [("prediff_ka", stage) for stage in ("autoencoder", "denoiser", "alignment")],
 )
-def test_bfloat16_trains_and_float32_decides(name: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_trains_and_float32_evaluates(name: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `bf16-mixed`, layers are in half precision; losses, latents, noise levels and scores are not."""
     task = bench.load_task("nbody_mnist")
     model = bench.load_model(name, task, **getattr(registry.find("model", name).load(), "presets", {}).get("tiny", {}))

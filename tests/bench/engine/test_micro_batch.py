@@ -51,7 +51,7 @@ def test_the_largest_micro_batch_is_found_by_doubling(limit: int, most: int, exp
     assert tried == sorted(set(tried)) and all(size <= most for size in tried)
 
 
-def test_what_needs_no_trial(storms: Path) -> None:
+def test_known_micro_batches_need_no_trial(storms: Path) -> None:
     official = load_task("sevir")
     small = load_task("sevir", storms)
     convlstm, unet = load_model("convlstm", small, hidden=[4, 4, 4]), load_model("unet", small, channels=[4])
@@ -76,7 +76,7 @@ def test_workers_are_chosen_by_device_and_cores(monkeypatch: pytest.MonkeyPatch)
     assert workers(5, on_gpu=False, devices=1) == 5
 
 
-def test_workers_live_on_in_training_and_validation(storms: Path) -> None:
+def test_workers_are_persistent(storms: Path) -> None:
     data = load_task("sevir", storms).dataset("val")
     feed: dict[str, Any] = {"batch_size": 2, "limit": None}
     assert evaluation_loader(data, num_workers=1, **feed).persistent_workers
@@ -84,7 +84,7 @@ def test_workers_live_on_in_training_and_validation(storms: Path) -> None:
     assert not evaluation_loader(data, num_workers=0, **feed).persistent_workers
 
 
-def test_arithmetic_is_put_back_whatever_happens() -> None:
+def test_arithmetic_settings_are_restored_after_an_error() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with pytest.raises(ZeroDivisionError), arithmetic("high"):
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
@@ -92,7 +92,7 @@ def test_arithmetic_is_put_back_whatever_happens() -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
-def test_a_record_says_what_it_was_computed_with(storms: Path, tmp_path: Path) -> None:
+def test_a_record_states_its_arithmetic(storms: Path, tmp_path: Path) -> None:
     before = torch.get_float32_matmul_precision()
     words = [*CONVLSTM, "train.max_epochs=1", "train.matmul_precision=high", "train.deterministic=true"]
     record = run(tiny(storms, tmp_path, *words), training=True).record
@@ -103,7 +103,7 @@ def test_a_record_says_what_it_was_computed_with(storms: Path, tmp_path: Path) -
     assert record.training is not None and record.training.settings["matmul_precision"] == "high"
 
 
-def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_found_micro_batch_is_reused(storms: Path, tmp_path: Path, monkeypatch) -> None:
     """The trial of a GPU, on a CPU: the model and the step are real, the memory limit is simulated."""
     from bench.engine import micro_batch as module
     from bench.engine import train as training_module
@@ -146,7 +146,7 @@ def test_the_micro_batch_that_was_found_is_taken_again(storms: Path, tmp_path: P
     assert isinstance(FindMicroBatch, type)
 
 
-def test_another_micro_batch_continues_a_training(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_resumes_with_another_micro_batch(storms: Path, tmp_path: Path, monkeypatch) -> None:
     import signal
 
     words = [*CONVLSTM, "data.batch_size=5", "train.max_epochs=2", "train.lr=1e-3"]
@@ -181,7 +181,7 @@ class _Counted(nn.Module):
         return self.layer(x)
 
 
-def test_a_smaller_last_batch_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smaller_last_batch_does_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -203,7 +203,7 @@ def test_a_smaller_last_batch_compiles_nothing_anew(monkeypatch: pytest.MonkeyPa
     assert not is_compiled(model)
 
 
-def test_a_compiled_training_is_another_one_with_the_same_weights_by_name(storms: Path, tmp_path, monkeypatch) -> None:
+def test_compiling_changes_the_run_but_not_the_weight_names(storms: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     words = ["model=unet", "model.channels=[4]", "model.center_channels=8", "data.batch_size=5", "train.max_epochs=1"]
     plain, fast = (
@@ -218,14 +218,14 @@ def test_a_compiled_training_is_another_one_with_the_same_weights_by_name(storms
 
 
 @pytest.mark.slow
-def test_the_real_compiler_gives_the_forecast_of_the_model() -> None:
+def test_a_compiled_model_gives_the_same_forecast() -> None:
     model, x = _Counted(), torch.randn(4, 3)
     expected = model(x)
     with compiled(model):
         assert torch.allclose(model(x), expected, atol=1e-6)
 
 
-def test_records_of_older_schemas_say_the_total_batch() -> None:
+def test_records_of_older_schemas_have_the_total_batch() -> None:
     content = json.loads(RECORD_OF_SCHEMA_2.read_text())
     content["config"]["train"]["accumulate"] = 4
     content["config"]["train"]["stages"] = {"one": {"accumulate": 8, "lr": 1.0}}
@@ -247,7 +247,7 @@ def test_records_of_older_schemas_say_the_total_batch() -> None:
     assert content["config"]["train"]["accumulate"] == 4 and before != content_sha256(now), "not changed in place"
 
 
-def test_a_stage_has_a_batch_of_its_own() -> None:
+def test_a_stage_has_its_own_batch_size() -> None:
     from bench.engine.stages import _settings
     from bench.errors import ConfigError
 

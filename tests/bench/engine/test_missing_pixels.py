@@ -49,7 +49,7 @@ def _run(root: Path, out: Path, *overrides: str, training: bool = True) -> RunRe
     return run(compose([*fixed, *SHORT, *overrides]), training=training).record
 
 
-def test_the_loss_is_the_sum_over_known_pixels_over_their_number() -> None:
+def test_the_loss_is_the_mean_over_known_pixels() -> None:
     forecast, target = torch.rand(3, 2, 4, 4, 1, requires_grad=True), torch.rand(3, 2, 4, 4, 1)
     torch.testing.assert_close(masked_mse(forecast, target), nn.functional.mse_loss(forecast, target), rtol=0, atol=0)
     target[0], target[1, 0, :2] = math.nan, math.nan
@@ -62,7 +62,7 @@ def test_the_loss_is_the_sum_over_known_pixels_over_their_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["sevir", "radar"])
-def test_scores_are_means_over_known_pixels_whatever_the_batches(gaps: Path, tmp_path: Path, name: str) -> None:
+def test_scores_are_means_over_known_pixels_for_any_batch_size(gaps: Path, tmp_path: Path, name: str) -> None:
     options = [f"task={name}", "task.val_from=2018-01-01", "task.test_from=2018-02-01"]
     found = [
         _run(gaps, tmp_path / str(size), "model=persistence", f"data.batch_size={size}", *options, training=False)
@@ -125,7 +125,7 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(gaps: Path, own: 
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_models_train_though_a_sequence_is_missing_as_a_whole(gaps: Path, tmp_path: Path, overrides: Any) -> None:
+def test_models_train_with_a_wholly_missing_sequence(gaps: Path, tmp_path: Path, overrides: Any) -> None:
     record = _run(gaps, tmp_path, "data.batch_size=2", "data.micro_batch=1", "train.limit=12", *overrides)
     assert record.status == "ok" and not record.undefined.keys() & {"mse", "mae", "csi_m"}
     assert record.training is not None and (record.training.final_loss is None or record.training.final_loss > 0)
@@ -145,13 +145,13 @@ class _OwnLoss(nn.Module):
         return (self(context) - target).abs().mean()
 
 
-def test_a_loss_that_does_not_leave_them_out_is_told_what_to_do(gaps: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_loss_that_uses_missing_pixels_is_refused_with_advice(gaps: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("bench.engine.run.load_model", lambda *_, **__: _OwnLoss((), ()))
     with pytest.raises(RunFailedError, match=r"missing values \(NaN\), which training_loss of _OwnLoss must leave out"):
         _run(gaps, tmp_path, "model=unet")
 
 
-def test_without_masking_nothing_changes(gaps: Path) -> None:
+def test_tasks_without_masking_are_unchanged(gaps: Path) -> None:
     plain = bench.load_task("sevir", gaps)
     assert {how["convention"] for how in plain.metrics.values()} == {"upstream"}
     assert plain.context_known(torch.full((1, 2, 3, 3, 1), MISSING, dtype=torch.uint8)).all()

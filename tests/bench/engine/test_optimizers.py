@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from pretended import pretended_gpu
+from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
 
 import bench
@@ -51,11 +51,11 @@ class _TwoParts(nn.Module):
         return (made - target).square().mean()
 
 
-def test_parts_that_take_turns_keep_the_contract() -> None:
+def test_alternating_optimizers_keep_the_contract() -> None:
     check_model(_TwoParts)
 
 
-def test_a_part_without_a_turn_is_found() -> None:
+def test_an_optimizer_that_never_steps_is_found() -> None:
     class Idle(_TwoParts):
         def training_loss(self, context: Tensor, target: Tensor, *, step: int, total_steps: int) -> Tensor:
             return super().training_loss(context, target, step=0, total_steps=total_steps)
@@ -75,7 +75,7 @@ def test_each_parameter_is_named_once(named: list[str]) -> None:
         check_model(Wrong)
 
 
-def test_groups_have_their_own_rates_and_norms_and_biases_no_decay() -> None:
+def test_parameter_groups_keep_rates_and_norms_have_no_decay() -> None:
     model = _TwoParts((4, 8, 8, 1), (3, 8, 8, 1))
     groups, lr = parameter_groups(model, Train(weight_decay=0.01))
     assert lr == 1.0
@@ -93,7 +93,7 @@ def test_groups_have_their_own_rates_and_norms_and_biases_no_decay() -> None:
     [({"lr": 1e-4}, "train.lr=0.0001"), ({"betas": (0.5, 0.9)}, r"train.betas=\[0.5, 0.9\]"),
      ({"optimizer": "sgd"}, "train.optimizer=sgd")],
 )  # fmt: skip
-def test_settings_for_all_parameters_alike_are_refused(settings: dict, words: str) -> None:
+def test_shared_optimizer_settings_are_refused_for_models_with_their_own(settings: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=f"{words}: _TwoParts has its own learning rates and betas"):
         refuse_settings(_TwoParts((4, 8, 8, 1), (3, 8, 8, 1)), Train(**settings))
     refuse_settings(nn.Linear(1, 1), Train(**settings))
@@ -104,7 +104,7 @@ def _task(shape: tuple[int, int, int, int]) -> SimpleNamespace:
     return SimpleNamespace(name="any", input_shape=shape, target_shape=(3, *shape[1:]), **own)
 
 
-def test_one_cycle_multiplies_each_rate_and_leaves_betas_alone() -> None:
+def test_one_cycle_scales_each_rate_and_keeps_betas() -> None:
     shape = (4, 8, 8, 1)
     task = SimpleNamespace(
         name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={},
@@ -160,7 +160,7 @@ class _Watches(Callback):
 
 
 @pytest.mark.parametrize("micro_batch", [4, 2])
-def test_networks_take_turns_at_rates_that_the_schedule_multiplies(
+def test_alternating_networks_have_scheduled_rates(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int
 ) -> None:
     watch, add = _Watches(), bench.engine.train.shown_progress
@@ -180,7 +180,7 @@ def test_networks_take_turns_at_rates_that_the_schedule_multiplies(
     assert {tuple(group["betas"]) for group in state["param_groups"]} == {(0.0, 0.999)}
 
 
-def test_a_stopped_run_of_two_networks_resumes_to_the_same_bits(
+def test_a_stopped_run_of_two_networks_resumes_bit_identically(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import signal
@@ -207,7 +207,7 @@ def test_a_stopped_run_of_two_networks_resumes_to_the_same_bits(
         assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
-def test_learning_rates_are_part_of_what_a_training_is(storms: Path, tmp_path: Path) -> None:
+def test_learning_rates_of_a_model_are_part_of_the_identity(storms: Path, tmp_path: Path) -> None:
     outcome = _run(storms, tmp_path, "train.max_epochs=1")
     training = outcome.record.training
     assert training is not None
@@ -216,12 +216,12 @@ def test_learning_rates_are_part_of_what_a_training_is(storms: Path, tmp_path: P
     assert "members" not in hyperparameters
 
 
-def test_a_rate_for_all_is_refused_before_anything_is_trained(storms: Path, tmp_path: Path) -> None:
+def test_a_shared_learning_rate_is_refused_before_training(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.lr=0\.01: DGMR has its own learning rates and betas"):
         _run(storms, tmp_path, "train.lr=0.01")
 
 
-def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_loss() -> None:
+def test_plateau_divides_the_rate_by_ten() -> None:
     shape = (4, 8, 8, 1)
     task = SimpleNamespace(
         name="any", input_shape=shape, target_shape=(3, 8, 8, 1), metrics={}, presets_of=None, further_channels={},
@@ -248,11 +248,11 @@ def test_plateau_takes_a_tenth_of_the_rate_after_validations_without_a_lower_los
         ({"precision": "16-mixed", "clip_norm": None}, False),
     ],
 )
-def test_a_fused_optimiser_on_a_gpu_where_lightning_allows_it(settings: dict[str, Any], fused: bool) -> None:
+def test_the_optimizer_is_fused_on_a_gpu_if_lightning_allows_it(settings: dict[str, Any], fused: bool) -> None:
     task = bench.load_task("nbody_mnist")
     model = bench.load_model("convlstm", task, hidden=[4], strides=[1], conv_kernels=[3], deconv_kernels=[3])
     forecaster = Forecaster(model, task, Train(**settings), total_steps=5)
     assert not forecaster.configure_optimizers()["optimizer"].defaults["fused"], "on a CPU"
-    with pretended_gpu():
+    with simulated_gpu():
         forecaster.to("cuda")
         assert bool(forecaster.configure_optimizers()["optimizer"].defaults["fused"]) is fused

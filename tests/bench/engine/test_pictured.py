@@ -20,7 +20,7 @@ def _batch(first: int, end: int) -> Example:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
-def test_the_same_sequences_are_kept_whatever_the_batch_size(batch_size: int) -> None:
+def test_the_same_sequences_are_kept_for_any_batch_size(batch_size: int) -> None:
     kept = Pictured(TASK, len(VALUES))
     for first in range(0, len(VALUES), batch_size):
         batch = _batch(first, min(len(VALUES), first + batch_size))
@@ -32,7 +32,7 @@ def test_the_same_sequences_are_kept_whatever_the_batch_size(batch_size: int) ->
     }  # fmt: skip
 
 
-def test_one_of_several_processes_keeps_its_first_and_an_empty_part_nothing() -> None:
+def test_one_of_several_processes_keeps_its_first_sequence() -> None:
     kept = Pictured(TASK)
     assert kept.sample() == {}
     for first in (3, 8):

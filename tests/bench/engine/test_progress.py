@@ -53,7 +53,7 @@ def _trained(
         meter.on_train_batch_end(trainer, _MODULE, None, _BATCH, number)
 
 
-def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_speed_waiting_and_time_left_match_the_closed_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = _Clock()
     meter, trainer = ProgressMeter(tmp_path, "val/csi_m", clock), _trainer(world_size=2)
@@ -81,7 +81,7 @@ def test_speed_waiting_and_time_left_are_the_closed_form(tmp_path: Path, caplog:
     assert meter.progress.waiting_share == pytest.approx(0.25)
 
 
-def test_a_line_comes_every_minute_and_the_file_every_ten_seconds(
+def test_a_line_is_logged_every_minute_and_the_file_written_every_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -95,7 +95,7 @@ def test_a_line_comes_every_minute_and_the_file_every_ten_seconds(
     assert written == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31]
 
 
-def test_speed_is_that_of_the_last_minute() -> None:
+def test_speed_is_averaged_over_the_last_minute() -> None:
     clock = _Clock()
     meter, trainer = ProgressMeter(None, None, clock, lines=False), _trainer()
     meter.on_train_start(trainer, _MODULE)
@@ -105,7 +105,7 @@ def test_speed_is_that_of_the_last_minute() -> None:
     assert meter.progress is not None and meter.progress.sequences_per_s == pytest.approx(2)
 
 
-def test_steps_that_end_before_the_epochs_end_the_validations_too() -> None:
+def test_the_estimate_counts_the_validations_of_max_steps() -> None:
     clock = _Clock()
     meter, trainer = ProgressMeter(None, None, clock, lines=False), _trainer(max_epochs=100, max_steps=40)
     meter.on_train_start(trainer, _MODULE)
@@ -118,7 +118,7 @@ def test_steps_that_end_before_the_epochs_end_the_validations_too() -> None:
     assert meter.progress is not None and meter.progress.left_s == pytest.approx(30 * 4 + 3 * 20)
 
 
-def test_an_evaluation_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_evaluation_reports_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = _Clock()
     meter, trainer = ProgressMeter(tmp_path, None, clock), _trainer(num_test_batches=[100])
@@ -131,7 +131,7 @@ def test_an_evaluation_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCapt
     assert found is not None and found.phase == "evaluation" and found.done == 19 and found.updated_utc
 
 
-def test_nothing_waits_for_the_device() -> None:
+def test_the_progress_meter_never_waits_for_the_device() -> None:
     class _Loss:
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(f"{name} of the loss was asked for")
@@ -145,14 +145,14 @@ def test_nothing_waits_for_the_device() -> None:
     meter.on_train_batch_end(trainer, _MODULE, {"loss": _Loss()}, _BATCH, 0)
 
 
-def test_a_disk_that_refuses_does_not_end_the_run(tmp_path: Path) -> None:
+def test_an_unwritable_disk_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     write_progress(tmp_path / "file" / "below", Progress(phase="training", done=1, total=2))
     (tmp_path / "progress.json").write_text("{torn")
     assert read_progress(tmp_path) is None and read_progress(tmp_path / "nowhere") is None
 
 
-def test_a_bar_is_for_a_terminal_and_lines_are_for_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     meter, bar = shown_progress(tmp_path, wanted=True, score=None)
     assert isinstance(meter, ProgressMeter) and not meter.lines and isinstance(bar, RunProgressBar)
@@ -164,7 +164,7 @@ def test_a_bar_is_for_a_terminal_and_lines_are_for_a_log(tmp_path: Path, monkeyp
     assert evaluation_meter(tmp_path, wanted=False).lines is False  # type: ignore[attr-defined]
 
 
-def test_the_bar_has_the_time_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_the_time_left_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = ProgressMeter(None, lines=False)
     meter.progress = Progress(
         phase="training", done=1, total=2, sequences_per_s=12.345, waiting_share=0.5, device_gb=3.21, left_s=7200
@@ -177,13 +177,14 @@ def test_the_bar_has_the_time_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h"), (1e6, "11.6 days")]
+    ("seconds", "text"),
+    [(0.01234, "0.0123 s"), (5, "5 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h"), (1e6, "11.6 days")],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_format_of_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_status_says_epoch_loss_and_time_left(
+def test_status_shows_epoch_loss_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "work" / "sevir" / "unet" / "abc"
@@ -214,7 +215,7 @@ def test_status_says_epoch_loss_and_time_left(
     assert main([*words, "--watch", "--format", "json"]) == 2
 
 
-def test_a_run_without_a_terminal_says_how_each_epoch_ended(
+def test_without_a_terminal_each_epoch_is_one_line(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [f"data.root={storms}", f"results.root={tmp_path / 'results'}", f"work={tmp_path / 'work'}"]

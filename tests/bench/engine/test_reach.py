@@ -29,7 +29,7 @@ class _Sigmoid(nn.Module):
         (torch.full((1000,), torch.nan), False),
     ],
 )
-def test_values_that_no_forecast_reaches_are_told(
+def test_unreachable_target_values_warn(
     values: torch.Tensor, warns: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("earthbench"), "propagate", True)
@@ -39,12 +39,12 @@ def test_values_that_no_forecast_reaches_are_told(
     assert caplog.text.count("cannot forecast") == warns
 
 
-def test_models_that_end_in_a_sigmoid_or_a_clamp_say_so() -> None:
+def test_models_that_end_in_a_sigmoid_or_clamp_declare_their_range() -> None:
     for model in (PhyDNet, VQVAEStage):
         assert model_traits(model).forecast_range == (0.0, 1.0)
 
 
-def test_a_training_on_another_scale_warns(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_an_unreachable_scale_warns(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "digits"
     assert main(["data", "make", "nbody_mnist", "--out", str(data), "--train", "2", "--val", "2", "--test", "2"]) == 0
     capsys.readouterr()

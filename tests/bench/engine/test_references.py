@@ -46,7 +46,7 @@ def _run(root: Path, out: Path, *overrides: str) -> RunRecord:
 
 
 @pytest.mark.parametrize(("val_from", "split"), [("2019-01-01", "val"), ("2019-06-01", "train")])
-def test_a_model_fitted_on_validation_sees_that_split_where_there_is_one(
+def test_a_model_fitted_on_validation_uses_that_split_if_present(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_from: str, split: str
 ) -> None:
     monkeypatch.setattr("bench.engine.run.load_model", lambda _, task, **__: made.append(_fitted(task)) or made[0])
@@ -66,7 +66,7 @@ def _fitted(task: Any) -> _Fitted:
     return _Fitted(task.input_shape, task.target_shape)
 
 
-def test_what_a_model_takes_from_the_task_is_a_hyperparameter_of_its_preset(storms: Path) -> None:
+def test_values_taken_from_the_task_are_preset_hyperparameters(storms: Path) -> None:
     kelvin = bench.load_task("enso_ersst", scale="kelvin")
     for task, zero in ((kelvin, 0.0), (bench.load_task("icar_enso"), 16.7049747467 / 27)):
         made = made_from(bench.load_model("blank", task))
@@ -75,7 +75,7 @@ def test_what_a_model_takes_from_the_task_is_a_hyperparameter_of_its_preset(stor
     assert given.zero == 1.5 and not made_from(given).preset
 
 
-def test_the_width_of_a_pixel_is_the_median_of_the_catalogue_else_the_nominal_one(storms: Path, tmp_path: Path) -> None:
+def test_the_pixel_width_is_the_median_of_the_catalogue_or_nominal(storms: Path, tmp_path: Path) -> None:
     assert [bench.load_task(name).pixel_kilometres for name in ("sevir", "sevir_lr", "radar")] == [1.0, 3.0, 1.0]
     assert bench.load_task("radar", storms).pixel_kilometres == 12.0, "384 km in 32 pixels"
     (tmp_path / "data").symlink_to(storms / "data")
@@ -87,7 +87,7 @@ def test_the_width_of_a_pixel_is_the_median_of_the_catalogue_else_the_nominal_on
     assert bench.load_task("radar", tmp_path).pixel_kilometres == 1.0
 
 
-def test_steps_are_of_the_data_that_are_forecast(storms: Path, tmp_path: Path) -> None:
+def test_steps_uses_the_cadence_of_the_forecast_data(storms: Path, tmp_path: Path) -> None:
     pytest.importorskip("pysteps")
     every_two = tmp_path / "two"
     every_two.mkdir()
@@ -101,7 +101,7 @@ def test_steps_are_of_the_data_that_are_forecast(storms: Path, tmp_path: Path) -
     assert record.model.hyperparameters == expected and record.model.is_preset
 
 
-def test_a_task_without_such_a_number_is_refused_naming_those_with_one() -> None:
+def test_a_task_without_pixel_size_is_refused_and_others_are_named() -> None:
     pytest.importorskip("pysteps")
     task = bench.load_task("nbody_mnist")
     with pytest.raises(ConfigError, match=r"no pixel_kilometres\. Tasks with one: grid, radar, sevir, sevir_lr"):
@@ -127,7 +127,7 @@ class _FallsBack(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_each_degraded_forecast_is_counted_once_and_warned_of_once(storms: Path, batch_size: int) -> None:
+def test_each_degraded_forecast_is_counted_and_warned_about_once(storms: Path, batch_size: int) -> None:
     task = bench.load_task("sevir", storms)
     model = _FallsBack(task.input_shape, task.target_shape)
     with pytest.warns(UserWarning, match=r"fell back on a simpler forecast for 9 of 9 sequences: 9 lost") as caught:

@@ -57,7 +57,7 @@ def _run(storms: Path, out: Path, *overrides: str) -> Outcome:
         ("fvd_clip_count", None), ("nothing_known", None), ("csix", None),
     ],
 )  # fmt: skip
-def test_each_score_says_which_way_it_is_better(score: str, better: Better | None) -> None:
+def test_each_score_has_a_direction(score: str, better: Better | None) -> None:
     assert better_of(score) == better
 
 
@@ -67,9 +67,7 @@ class _Draws(nn.Module):
 
 @pytest.mark.parametrize("name", registry.names("task"))
 @pytest.mark.parametrize("ensemble", [None, Ensemble(4)], ids=["forecast", "ensemble"])
-def test_every_score_of_every_task_has_a_direction_but_those_that_are_none(
-    name: str, ensemble: Ensemble | None
-) -> None:
+def test_every_score_of_every_task_has_a_direction(name: str, ensemble: Ensemble | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics warns of compute() before update()
         found = Forecaster(_Draws(), bench.load_task(name), ensemble=ensemble).directions()
@@ -81,7 +79,7 @@ def test_every_score_of_every_task_has_a_direction_but_those_that_are_none(
     assert all(found[score] is None for score in counts)
 
 
-def test_the_upstream_bias_is_best_at_its_own_perfect_value() -> None:
+def test_the_upstream_bias_has_its_own_perfect_value() -> None:
     for convention, perfect in (("upstream", BIAS_UPSTREAM_PERFECT), ("correct", 1.0)):
         counts = bench.load_metric("skill", convention=convention, t_out=1)
         counts.update(torch.full((1, 1, 8, 8, 1), 230.0), torch.full((1, 1, 8, 8, 1), 230.0))
@@ -89,7 +87,7 @@ def test_the_upstream_bias_is_best_at_its_own_perfect_value() -> None:
         assert counts.compute()["bias_m"] == pytest.approx(perfect, rel=1e-3)
 
 
-def test_a_column_of_a_table_takes_the_direction_of_its_score() -> None:
+def test_a_column_has_the_direction_of_its_score() -> None:
     assert Column(key="csi_m", label="CSI").better == "higher" and Column(key="mae", label="MAE").better == "lower"
     assert Column(key="bias_m", label="BIAS").better is None and Column(key="gmacs", label="GMACs").better is None
     assert Column(key="mae", label="MAE", better=None).better is None
@@ -115,13 +113,13 @@ def _choose(monitor: str, mode: Any = "auto", task: str = "sevir", model: nn.Mod
         ("val/ssim", "nbody_mnist", "higher"), ("val/e_mse", "nbody_mnist", "lower"),
     ],
 )  # fmt: skip
-def test_the_monitor_goes_the_way_of_its_score(monitor: str, task: str, better: Better) -> None:
+def test_the_monitor_uses_the_direction_of_its_score(monitor: str, task: str, better: Better) -> None:
     convention = dict(bench.load_task(task).metrics).get("skill", {}).get("convention")
     expected = BIAS_UPSTREAM_PERFECT if better == 1.0 and convention == "upstream" else better
     assert _choose(monitor, task=task).better == expected
 
 
-def test_an_agreeing_mode_says_nothing_and_a_contrary_one_overrides_with_a_line() -> None:
+def test_a_contrary_mode_overrides_with_a_message() -> None:
     assert _choose("val/csi_m", "max").better == "higher" and _choose("val/mse", "min").better == "lower"
     for monitor, mode, better, words in (
         ("val/csi_m", "min", "lower", "better when it is higher"),
@@ -139,7 +137,7 @@ def test_a_score_without_a_direction_needs_a_mode() -> None:
     assert _choose("val/mse_pixel_count", "max", task="enso_ersst").better == "higher"
 
 
-def test_a_model_with_a_validation_loss_of_its_own_has_no_other_score() -> None:
+def test_a_model_with_its_own_validation_loss_has_no_other_score() -> None:
     class Own(nn.Module):
         def validation_loss(self, context: Tensor, target: Tensor) -> Tensor:
             return context.mean()
@@ -160,7 +158,7 @@ def test_a_model_with_a_validation_loss_of_its_own_has_no_other_score() -> None:
         ({}, None),
     ],
 )
-def test_a_metric_of_a_plugin_says_its_direction(monkeypatch, said_by_the_class: dict, expected: Better | None) -> None:
+def test_a_plugin_metric_declares_its_direction(monkeypatch, said_by_the_class: dict, expected: Better | None) -> None:
     from torchmetrics import Metric
 
     class Own(Metric):
@@ -179,7 +177,7 @@ def test_a_metric_of_a_plugin_says_its_direction(monkeypatch, said_by_the_class:
     assert forecaster.directions() == {"own_ratio": expected, "own_ratio_lead_1": expected}
 
 
-def test_a_mode_that_says_what_the_loss_says_is_the_same_training() -> None:
+def test_a_redundant_mode_is_the_same_training() -> None:
     def names(*chosen: str) -> str:
         return fingerprint(numbers_only(compose([*TINY, *chosen]), training=True))
 
@@ -229,14 +227,14 @@ _NAN, _INF = math.nan, math.inf
         ("higher", [0.5, _NAN, _INF], 0.5, [0], True),
     ],
 )
-def test_the_best_is_the_best_and_what_is_not_finite_is_none(better, scores, best, saved, stops) -> None:
+def test_a_score_that_is_not_finite_is_never_the_best(better, scores, best, saved, stops) -> None:
     keep, trainer, said = _validated(better, scores)
     assert (keep.best is None) == (best is None) and (best is None or keep.best == pytest.approx(best))
     assert (trainer.saved, trainer.should_stop) == (saved, stops)
     assert len(said) == sum(not math.isfinite(score) for score in scores)
 
 
-def test_it_goes_on_from_a_checkpoint_as_if_unbroken() -> None:
+def test_selection_resumes_from_a_checkpoint() -> None:
     before, _, _ = _validated("higher", [3, 2])
     after, trainer, _ = _validated("higher", [])
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
@@ -250,7 +248,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_unbroken() -> None:
 # The whole of it, by the command's own function
 
 
-def test_a_training_that_stopped_early_ends_the_same_when_its_summary_was_lost(storms: Path, tmp_path: Path) -> None:
+def test_an_early_stopped_run_ends_the_same_without_its_summary(storms: Path, tmp_path: Path) -> None:
     # No step changes anything: no validation is better than the first.
     options = ["train.lr=1e-30", "train.max_epochs=8", "train.early_stopping.patience=2"]
     first = _run(storms, tmp_path, *options).record.training
@@ -266,7 +264,7 @@ def test_a_training_that_stopped_early_ends_the_same_when_its_summary_was_lost(s
     assert {path: path.read_bytes() for path in weights} == weights
 
 
-def test_a_score_that_is_never_defined_leaves_the_last_weights_and_says_so(storms: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_never_defined_keeps_the_last_weights(storms: Path, tmp_path: Path) -> None:
     compute = Forecaster.computed
 
     def undefined(self: Forecaster) -> dict[str, float]:
@@ -282,7 +280,7 @@ def test_a_score_that_is_never_defined_leaves_the_last_weights_and_says_so(storm
     assert any("no validation gave a finite val/csi_m: the last weights are used" in line for line in said)
 
 
-def test_the_same_by_the_bias_that_is_nearest_to_its_perfect_value(storms: Path, tmp_path: Path) -> None:
+def test_selection_by_bias_takes_the_one_nearest_to_perfect(storms: Path, tmp_path: Path) -> None:
     training = _run(storms, tmp_path, "train.max_epochs=3", "train.early_stopping.monitor=val/bias_16").record.training
     (log,) = tmp_path.glob("work/**/metrics.csv")
     rows = [line.split(",") for line in log.read_text().splitlines()]

@@ -62,7 +62,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, *, crash: bool = Fal
     monkeypatch.setattr(bench.engine.callbacks.resume.Resume, "on_train_batch_end", then_signal)
 
 
-def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path: Path) -> None:
+def test_a_run_writes_a_record_a_log_and_the_best_weights(storms: Path, tmp_path: Path) -> None:
     outcome = _run(storms, tmp_path, "picture=true", "train.early_stopping.monitor=val/mse")
     record = outcome.record
     assert record.scope == "full" and record.training is not None
@@ -72,7 +72,7 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
     (log,) = tmp_path.glob("work/**/metrics.csv")
     with log.open() as file:
         rows = list(csv.DictReader(file))
-    rates = [float(row["lr-AdamW"]) for row in rows if row.get("lr-AdamW")]
+    rates = [float(row["train/lr"]) for row in rows if row.get("train/lr")]
     assert rates[0] == 0 and max(rates) == pytest.approx(1e-3) and rates[-1] < max(rates), "warm-up, then cosine"
     # the same checkpoint through `evaluate` gives the same scores
     (best,) = tmp_path.glob("work/*/*/*/checkpoints/best.ckpt")
@@ -82,15 +82,13 @@ def test_a_run_leaves_a_record_a_log_and_the_best_weights(storms: Path, tmp_path
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_one_cycle_is_that_of_torch_per_step(storms: Path, tmp_path: Path, optimizer: str) -> None:
+def test_one_cycle_equals_torchs_per_step(storms: Path, tmp_path: Path, optimizer: str) -> None:
     options = ["train.schedule=onecycle", f"train.optimizer={optimizer}", "train.lr=2e-3", "data.micro_batch=2"]
     outcome = _run(storms, tmp_path, *options)
     assert outcome.record.training is not None and outcome.record.training.settings["schedule"] == "onecycle"
     (log,) = tmp_path.glob("work/**/metrics.csv")
     with log.open() as file:
-        rates = [
-            float(value) for row in csv.DictReader(file) for key, value in row.items() if key[:3] == "lr-" and value
-        ]
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
     theirs = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=2e-3, total_steps=outcome.record.training.steps)
     expected = []
@@ -102,7 +100,7 @@ def test_one_cycle_is_that_of_torch_per_step(storms: Path, tmp_path: Path, optim
     assert rates[0] == pytest.approx(2e-3 / 25) and rates[-1] == pytest.approx(2e-3 / 25 / 1e4)
 
 
-def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Path, tmp_path: Path) -> None:
+def test_a_run_shorter_than_an_epoch_keeps_the_last_weights(storms: Path, tmp_path: Path) -> None:
     with logged() as said:
         training = _run(storms, tmp_path, "train.max_steps=1").record.training
     assert any("no validation was due" in line and "the last weights are used" in line for line in said)
@@ -114,7 +112,7 @@ def test_steps_that_end_inside_the_first_epoch_leave_the_last_weights(storms: Pa
     assert _weights(tmp_path)
 
 
-def test_the_same_command_again_trains_no_more(storms: Path, tmp_path: Path) -> None:
+def test_repeating_a_finished_command_does_not_retrain(storms: Path, tmp_path: Path) -> None:
     first = _run(storms, tmp_path)
     with logged() as lines:
         second = run(_config(storms, tmp_path), training=True)
@@ -142,7 +140,7 @@ _AVERAGED, _ONE_CYCLE = ["train.ema_decay=0.9"], ["train.schedule=onecycle"]
 
 
 @pytest.mark.parametrize(("step", "overrides"), [(1, _AVERAGED), (2, []), (3, _AVERAGED), (5, []), (4, _ONE_CYCLE)])
-def test_an_interrupted_run_resumes_to_the_same_bits(
+def test_an_interrupted_run_resumes_bit_identically(
     storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch, step: int, overrides: list[str]
 ) -> None:
     whole, folder = unbroken(*overrides)
@@ -161,7 +159,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert {at for at, _ in missed} <= {step}, "Lightning logs a step after the callbacks that may end it"
 
 
-def test_a_signal_during_validation_is_obeyed_and_resumes_to_the_same_bits(
+def test_a_run_stopped_in_validation_resumes_bit_identically(
     storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch
 ) -> None:
     import signal
@@ -185,7 +183,7 @@ def test_a_signal_during_validation_is_obeyed_and_resumes_to_the_same_bits(
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_crashed_run_resumes_from_the_last_epoch_to_the_same_bits(
+def test_a_crashed_run_resumes_bit_identically_from_the_last_epoch(
     storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch
 ) -> None:
     whole, folder = unbroken()
@@ -199,7 +197,7 @@ def test_a_crashed_run_resumes_from_the_last_epoch_to_the_same_bits(
     assert _curve(resumed, tmp_path / "broken") == _curve(whole, folder), "steps taken twice count once"
 
 
-def test_the_running_average_is_what_is_evaluated(storms: Path, tmp_path: Path) -> None:
+def test_the_running_average_is_evaluated(storms: Path, tmp_path: Path) -> None:
     record = _run(storms, tmp_path, "train.ema_decay=0.5").record
     state = _weights(tmp_path, "best")
     task = bench.load_task("sevir", storms)
@@ -233,9 +231,7 @@ def _with_model(monkeypatch: pytest.MonkeyPatch, model_class: type) -> None:
     )
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_with_a_failure_record(
-    storms: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_nan_loss_ends_the_run_with_a_failure_record(storms: Path, tmp_path: Path, monkeypatch) -> None:
     _with_model(monkeypatch, _Exploding)
     with pytest.raises(RunFailedError, match="training loss is nan at step 2") as caught:
         _run(storms, tmp_path)
@@ -258,7 +254,7 @@ def test_a_forecast_of_the_wrong_shape_is_refused(storms: Path, tmp_path: Path, 
     assert read_records(tmp_path / "results")[0] == []
 
 
-def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_out_of_memory_gives_advice(storms: Path, tmp_path: Path, monkeypatch) -> None:
     class Hungry(_Exploding):
         def forward(self, context: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
@@ -280,16 +276,14 @@ def test_out_of_memory_says_what_to_do(storms: Path, tmp_path: Path, monkeypatch
         (["checkpoint=/not/there.ckpt"], "not a file"),
     ],
 )
-def test_wrong_input_is_refused_before_training_and_leaves_nothing(
-    storms: Path, tmp_path: Path, overrides: list[str], words: str
-) -> None:
+def test_wrong_input_is_refused_before_training(storms: Path, tmp_path: Path, overrides: list[str], words: str) -> None:
     training = not overrides[0].startswith("checkpoint")
     with pytest.raises((ConfigError, DataError), match=words):
         run(_config(storms, tmp_path, *overrides), training=training)
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_run_never_trains_on_what_it_is_evaluated_on(storms: Path, tmp_path: Path) -> None:
+def test_a_run_never_trains_on_its_evaluation_split(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="share"):
         _run(storms, tmp_path, f"data.test_root={storms}", "task.test_from=2018-01-01", "task.val_from=2020-01-01")
 
@@ -315,7 +309,7 @@ def test_checkpoints_with_code_or_of_another_model_are_refused(storms: Path, tmp
     assert not (tmp_path / "pwned").exists()
 
 
-def test_persistence_has_nothing_to_train(storms: Path, tmp_path: Path) -> None:
+def test_persistence_is_not_trained(storms: Path, tmp_path: Path) -> None:
     record = run(
         _config(
             storms, tmp_path, "model=persistence", "~model.channels", "~model.center_channels", "~model.norm_momentum"
@@ -331,13 +325,13 @@ def test_scores_on_the_training_data_are_partial(storms: Path, tmp_path: Path) -
     assert record.scope == "partial" and record.scope_because == "evaluated on 4 events that it was trained on"
 
 
-def test_a_run_does_not_take_a_checkpoint(storms: Path, tmp_path: Path) -> None:
+def test_run_refuses_a_checkpoint(storms: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="earthbench evaluate"):
         _run(storms, tmp_path, "checkpoint=x.ckpt")
 
 
 @pytest.mark.parametrize("phase", ["fit", "test"])
-def test_ctrl_c_outside_a_training_step_is_an_interruption(
+def test_ctrl_c_outside_a_training_step_interrupts_the_run(
     storms: Path, tmp_path: Path, monkeypatch, phase: str
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -19,7 +19,7 @@ from bench.api import Palette
 from bench.engine import loggers
 from bench.engine.run import run
 from bench.errors import ConfigError
-from bench.tables.pictures import pixels_of
+from bench.tables.thumbnails import pixels_of
 
 
 @pytest.mark.usefixtures("small_model")
@@ -33,11 +33,21 @@ def test_tensorboard_has_forecasts_hyperparameters_and_throughput(storms: Path, 
     events.Reload()
     pictures = events.Images("val/forecast")
     steps = outcome.record.training.steps
-    assert [picture.step for picture in pictures] == [steps // 2 - 1, steps - 1]
+    validated = [steps // 2 - 1, steps - 1]
+    assert [picture.step for picture in pictures] == validated
     assert all(picture.encoded_image_string.startswith(b"\x89PNG") for picture in pictures)
-    assert [one.step for one in events.Scalars("perf/sequences_per_s")] == [steps // 2 - 1, steps - 1]
-    assert events.Scalars("hp_metric")[-1].value == pytest.approx(outcome.record.training.best_score)
-    assert "lr: 0.002" in (folder / "hparams.yaml").read_text()
+    assert [one.step for one in events.Scalars("perf/sequences_per_s")] == validated
+    scalars = events.Tags()["scalars"]
+    for name in ("val/loss", "val/csi_m", "val_details/csi_74", "val_details/pod_219"):
+        assert [one.step for one in events.Scalars(name)] == validated, "once per validation"
+    assert {name.partition("/")[0] for name in scalars} == {"perf", "train", "val", "val_details"}
+    assert len([name for name in scalars if name.startswith("val/")]) < 20
+    assert events.Scalars("val/best")[-1].value == pytest.approx(outcome.record.training.best_score)
+    settings = (folder / "hparams.yaml").read_text()
+    assert "lr: 0.002" in settings and "null" not in settings and "work" not in settings
+    (hyperparameters,) = (one for one in events.summary_metadata if one == "_hparams_/experiment")
+    declared = events.summary_metadata[hyperparameters].plugin_data.content
+    assert b"train/lr" in declared and b"val/csi_m" in declared and b"csi_74" not in declared
     assert "perf/sequences_per_s" in (folder / "metrics.csv").read_text().splitlines()[0]
 
 
@@ -62,7 +72,7 @@ class _NotLoggedIn:
         (_NotLoggedIn, "train.loggers has 'wandb', which does not start: No API key configured. `wandb login` stores"),
     ],
 )
-def test_a_logger_that_does_not_start_is_said_before_the_training(
+def test_a_logger_that_does_not_start_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: type, told: str
 ) -> None:
     monkeypatch.setattr(loggers, "WandbLogger", logger)
@@ -118,10 +128,10 @@ def _rows(folder: Path) -> list[int]:
     if "val/forecast" not in events.Tags()["images"]:
         return []
     pictures = [Image.open(io.BytesIO(one.encoded_image_string)) for one in events.Images("val/forecast")]
-    return [picture.height // (picture.width // 6) for picture in pictures]  # frames are square, six in a row
+    return [picture.height // (picture.width // 6 + picture.width // 20) for picture in pictures]  # six square frames
 
 
-def test_a_model_that_draws_shows_a_member_and_one_trained_in_stages_its_forecast_in_the_last(
+def test_logged_pictures_show_a_member_or_the_forecast_of_the_last_stage(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[tuple[type, str], Any] = {}
@@ -142,8 +152,11 @@ def test_a_picture_has_a_row_per_kind_and_the_newest_frames_last() -> None:
     palette = Palette(("#000000", "#ff0000", "#00ff00"), (0.0, 1.0, 2.0), "lower")
     context, target = np.zeros((2, 64, 128)), np.full((3, 64, 128), 1.5)
     target[-1, 0] = 3.0  # the southernmost row of the last frame
-    pixels = pixels_of([context, target], palette)
-    assert pixels.dtype == np.uint8 and pixels.shape == (2 * 66, 3 * 130, 3)  # a white pixel around each frame
+    pixels = pixels_of({"context": context, "target": target}, palette)
+    assert pixels.dtype == np.uint8 and pixels.shape == (2 * (19 + 66), 3 * 130, 3)  # a white pixel around each frame
+    rows = pixels.reshape(2, 85, 390, 3)
+    names, pixels = rows[:, :19], rows[:, 19:].reshape(132, 390, 3)
+    assert (names.min((1, 2, 3)) < 100).all() and (names[0] != names[1]).any()  # written, each its own
     assert (pixels[:66, :130] == 255).all()  # the context has a frame less: they end together
     assert (pixels[1:65, 131:259] == 0).all() and (pixels[67:131, 1:129] == (255, 0, 0)).all()
     assert (pixels[130, 261:389] == (0, 255, 0)).all() and (pixels[67:130, 261:389] == (255, 0, 0)).all()

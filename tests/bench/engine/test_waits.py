@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretended import OnGPU, pretended_gpu
+from simulated_gpu import OnGPU, simulated_gpu
 from torch import nn
 
 import bench
@@ -44,7 +44,7 @@ def _trained() -> Iterator[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize(("name", "stage"), list(_trained()))
-def test_no_micro_batch_of_a_training_waits_for_the_device(name: str, stage: str | None) -> None:
+def test_training_micro_batches_do_not_wait_for_the_device(name: str, stage: str | None) -> None:
     task = _task()
     model_class = registry.find("model", name).load()
     sizes = {"kilometres": 1.0, "threshold": 0.1} if name == "steps" else {}  # nothing to train, and no digits
@@ -59,7 +59,7 @@ def test_no_micro_batch_of_a_training_waits_for_the_device(name: str, stage: str
         return  # nothing to train
     forecaster = Forecaster(module, task, Train(), total_steps=10)
     forecaster.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    with pretended_gpu() as log:
+    with simulated_gpu() as log:
         forecaster.to("cuda")
         model.to("cuda")
         batch = _batch(task, "cuda")
@@ -70,7 +70,7 @@ def test_no_micro_batch_of_a_training_waits_for_the_device(name: str, stage: str
         loss.backward()
         forecaster.losses.add_step(_norm(optimizer), step=0, epoch=0, lr=0.0)
         assert isinstance(loss, OnGPU) and not log.waits
-        assert [step.losses.keys() >= {"train/loss"} for step in forecaster.losses.look()] == [True]
+        assert [step.losses.keys() >= {"train/loss"} for step in forecaster.losses.checked_steps()] == [True]
         assert sum(log.waits.values()) == 1, "one look, however many losses"
         forecaster.eval()
 
@@ -88,7 +88,7 @@ _BOUNDS = {
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
 @pytest.mark.parametrize("name", _BOUNDS)
-def test_a_metric_waits_and_starts_little_per_batch_and_counts_as_on_the_cpu(name: str, convention: str) -> None:
+def test_metrics_rarely_wait_for_the_device_and_match_the_cpu(name: str, convention: str) -> None:
     options: dict[str, Any] = {} if name == "energy" else {"convention": convention}
     generator = torch.Generator().manual_seed(1)
     target = (torch.rand((2, 10, 64, 64, 1), generator=generator) * 255).round()
@@ -101,7 +101,7 @@ def test_a_metric_waits_and_starts_little_per_batch_and_counts_as_on_the_cpu(nam
         given += [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20]
     on_cpu, there = bench.load_metric(name, **options), bench.load_metric(name, **options)
     on_cpu.update(*given)
-    with pretended_gpu() as log:
+    with simulated_gpu() as log:
         there.to("cuda")
         moved = [part.to("cuda") for part in given]
         there.update(*moved)  # bands and the like are made once

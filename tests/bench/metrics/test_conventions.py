@@ -64,13 +64,13 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Two settings whose states may be equal after a dry batch."""
 
 
-def test_every_registered_metric_is_tried_here() -> None:
+def test_every_registered_metric_is_covered_here() -> None:
     ours = [name for name in registry.names("metric") if "(earthbench " in registry.find("metric", name).origin]
     assert sorted(ours) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_forward_gives_the_batch_and_adds_it(name: str) -> None:
+def test_forward_returns_the_batch_score_and_accumulates(name: str) -> None:
     batches = [_arguments(name, seed=seed) for seed in (1, 2)]
     metric, whole = bench.load_metric(name), bench.load_metric(name)
     for batch in batches:
@@ -147,7 +147,7 @@ class _PluginMetric(Metric):
         return {"total": float(self.total)}
 
 
-def test_metrics_of_plugins_are_told_apart_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_plugins_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.find("metric", "mse")
     monkeypatch.setattr(type(entry), "load", lambda self: _PluginMetric)
     monkeypatch.setattr(type(entry), "card", lambda self: type("C", (), {"parameters": ("power",)})())
@@ -161,7 +161,7 @@ def test_metrics_of_plugins_are_told_apart_too(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone()]
 )
-def test_copies_go_on_alone(name: str, copied: Callable[[Metric], Metric]) -> None:
+def test_copies_are_independent(name: str, copied: Callable[[Metric], Metric]) -> None:
     metric = bench.load_metric(name)
     metric.update(*_arguments(name))
     before = metric.compute()
@@ -206,7 +206,7 @@ def test_states_of_other_settings_are_not_merged(name: str) -> None:
     ],
     ids=["half", "double", "to(float16)", "to(device, bfloat16)", "set_dtype", "of a module"],
 )
-def test_a_cast_reaches_no_sum(name: str, cast: Callable[[Metric], Metric]) -> None:
+def test_casting_a_metric_keeps_the_dtype_of_its_sums(name: str, cast: Callable[[Metric], Metric]) -> None:
     plain, metric = bench.load_metric(name), cast(bench.load_metric(name))
     for seed in (0, 1):
         for each in (plain, metric):
@@ -221,7 +221,7 @@ def test_a_cast_reaches_no_sum(name: str, cast: Callable[[Metric], Metric]) -> N
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enso", "frames")])
-def test_a_process_without_a_batch_is_joined(name: str) -> None:
+def test_a_process_without_a_batch_can_be_merged(name: str) -> None:
     """The other two metrics keep lists, whose empty case torchmetrics defines."""
     idle, alone = (bench.load_metric(name) for _ in range(2))
     alone.update(*_arguments(name))
@@ -237,7 +237,7 @@ def test_a_process_without_a_batch_is_joined(name: str) -> None:
         assert _same(metric.compute(), alone.compute())
 
 
-def test_every_class_says_what_its_states_depend_on() -> None:
+def test_every_metric_declares_the_settings_of_its_states() -> None:
     for name in NAMES:
         assert SETTINGS in registry.find("metric", name).load()()._defaults
 
@@ -259,7 +259,7 @@ MASKED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), MASKED)
-def test_a_sequence_that_is_missing_as_a_whole_counts_nowhere(name: str, options: dict[str, Any]) -> None:
+def test_a_wholly_missing_sequence_is_excluded(name: str, options: dict[str, Any]) -> None:
     arguments = _arguments(name)
     arguments[1][2] = math.nan
     found, expected = bench.load_metric(name, **options), bench.load_metric(name, **options)
@@ -282,7 +282,7 @@ def test_batches_of_any_size_add_up(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [case for case in MASKED if case[0] not in ("frechet", "energy")])
-def test_missing_rows_of_pixels_are_as_if_cut_off(name: str, options: dict[str, Any]) -> None:
+def test_missing_rows_equal_cropped_frames(name: str, options: dict[str, Any]) -> None:
     options = {key: value for key, value in options.items() if key not in ("pool", "fss_windows")}
     forecast, target = _arguments(name)
     cut = (*([slice(None)] * 2), slice(0, 12))
@@ -297,7 +297,7 @@ def test_missing_rows_of_pixels_are_as_if_cut_off(name: str, options: dict[str, 
     assert _same(*results)
 
 
-def test_missing_codes_are_left_out_by_the_correct_skill_only() -> None:
+def test_only_correct_skill_excludes_missing_codes() -> None:
     forecast = torch.full((1, 1, 16, 16, 1), 100, dtype=torch.uint8)
     target = torch.full_like(forecast, 255)
     target[:, :, :8] = 20

@@ -13,7 +13,7 @@ def _total(values: torch.Tensor, power: int) -> float:
     return float((values**power).sum())
 
 
-def test_within_the_block_a_pair_is_computed_once_and_never_taken_for_another() -> None:
+def test_shared_work_computes_a_pair_once() -> None:
     calls.clear()
     values = torch.ones(3)
     with shared_work():

@@ -17,13 +17,13 @@ def _mean_without_each(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
-def test_the_interval_of_a_mean_is_students(level: float) -> None:
+def test_the_interval_of_a_mean_is_the_t_interval(level: float) -> None:
     low, high = jackknife_interval(EVEN.mean(), _mean_without_each(EVEN), level=level)
     expected = stats.t.interval(level, len(EVEN) - 1, EVEN.mean(), stats.sem(EVEN))
     assert (low, high) == pytest.approx(expected, rel=1e-12)
 
 
-def test_heavy_tails_leave_fewer_degrees_of_freedom() -> None:
+def test_heavy_tails_reduce_the_degrees_of_freedom() -> None:
     values = np.r_[EVEN, 30.0]
     n = len(values)
     kurtosis = 3 + stats.kurtosis(values, bias=False)
@@ -33,7 +33,7 @@ def test_heavy_tails_leave_fewer_degrees_of_freedom() -> None:
     assert (low, high) == pytest.approx(stats.t.interval(0.95, freedom, values.mean(), stats.sem(values)), rel=1e-12)
 
 
-def test_an_error_is_judged_on_the_scale_of_its_logarithm() -> None:
+def test_intervals_of_errors_are_on_the_log_scale() -> None:
     low, high = jackknife_interval(EVEN.mean(), _mean_without_each(EVEN), scale=scale_of("mse_lead_3"))
     logs = np.log(_mean_without_each(EVEN))
     deviation = np.sqrt((len(EVEN) - 1) * logs.var())
@@ -41,7 +41,7 @@ def test_an_error_is_judged_on_the_scale_of_its_logarithm() -> None:
     assert (low, high) == pytest.approx((EVEN.mean() * np.exp(-reach), EVEN.mean() * np.exp(reach)), rel=1e-12)
 
 
-def test_a_share_and_its_complement_have_mirrored_intervals() -> None:
+def test_a_ratio_and_its_complement_have_mirrored_intervals() -> None:
     rng = np.random.default_rng(0)
     hits, rest = rng.uniform(0, 10, 20), rng.uniform(0, 100, 20)
     share = (hits.sum() - hits) / ((hits + rest).sum() - hits - rest)
@@ -52,17 +52,17 @@ def test_a_share_and_its_complement_have_mirrored_intervals() -> None:
 
 
 @pytest.mark.parametrize("values", [np.zeros(12), np.r_[np.zeros(11), 1.0], np.full(12, np.nan)])
-def test_a_score_at_the_end_of_its_range_has_no_interval(values: np.ndarray) -> None:
+def test_a_score_at_its_bound_has_no_interval(values: np.ndarray) -> None:
     bounds = jackknife_interval(values.mean(), _mean_without_each(values), scale=scale_of("csi_219"))
     assert np.isnan(bounds).all()
 
 
-def test_events_that_are_all_alike_leave_nothing_open() -> None:
+def test_identical_events_have_an_interval_of_zero_width() -> None:
     values = np.full(12, 0.25)
     assert jackknife_interval(0.25, _mean_without_each(values)) == (0.25, 0.25)
 
 
-def test_every_score_has_the_scale_of_its_range() -> None:
+def test_every_score_has_a_scale_for_its_range() -> None:
     """Scores of all families can be transformed to their scale and back."""
     inside = {
         "csi_m": 0.3, "far_16_pool4_members": 0.3, "fss_74_window4_lead_2": 0.9, "hss_m": -0.2, "ssim": -0.1,
@@ -81,7 +81,7 @@ def test_every_score_has_the_scale_of_its_range() -> None:
 
 
 @pytest.mark.parametrize(("events", "least", "most"), [(10, 0.91, 0.975), (30, 0.925, 0.975)])
-def test_it_holds_what_it_promises(events: int, least: float, most: float) -> None:
+def test_the_interval_has_its_nominal_coverage(events: int, least: float, most: float) -> None:
     """Pooled CSI of events of unequal size; the percentile bootstrap covers it in 0.86 of test sets of ten events."""
     rng = np.random.default_rng(3)
     shape = (events, 2000)
@@ -93,7 +93,7 @@ def test_it_holds_what_it_promises(events: int, least: float, most: float) -> No
     assert least < ((low < 1 / 3) & (high > 1 / 3)).mean() < most
 
 
-def test_two_equal_models_are_seldom_told_apart() -> None:
+def test_equal_models_are_rarely_significantly_different() -> None:
     rng = np.random.default_rng(4)
     weather = rng.normal(size=(10, 2000))
     a, b = (np.exp(0.5 * weather + 0.3 * rng.normal(size=weather.shape)) for _ in range(2))

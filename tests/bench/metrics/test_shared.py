@@ -77,7 +77,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[int, di
 
 @pytest.mark.parametrize("shares", [(2, 1), (3, 0)], ids=["both have batches", "one has none"])
 @pytest.mark.parametrize("name", METRICS)
-def test_two_processes_have_what_one_has(
+def test_two_processes_score_as_one(
     together: dict[int, dict[int, dict[str, Any]]], name: str, shares: tuple[int, int]
 ) -> None:
     scores, arrays = _found(name, bench.load_metric(name, **METRICS[name]), BATCHES)

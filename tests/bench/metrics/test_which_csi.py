@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from bench.metrics.resampling import FEWEST_EVENTS
+from bench.metrics.resampling import MIN_EVENTS
 from bench.metrics.skill.metric import skill_scores
 from bench.records.uncertainty import smallest_p
-from bench.tables.standings import CHANCE, asked_of
+from bench.tables.standings import SIGNIFICANCE, corrected_level
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "which_csi.md"
 COUNTS = {
@@ -26,7 +26,7 @@ def _row(name: str) -> str:
     return next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} "))
 
 
-def test_the_figures_of_the_page() -> None:
+def test_the_page_has_the_computed_scores() -> None:
     correct, upstream = (skill_scores(COUNTS, [16, 219], convention) for convention in ("correct", "upstream"))
     assert math.isnan(correct["csi_219"]) and "undefined" in _row("`csi_219`, `correct`")
     figures = {
@@ -65,14 +65,14 @@ def simulation() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["csi", "rare", "heavy", "mse", "skewed"])
-def test_the_coverage_of_the_page_is_what_the_simulation_gives(simulation: ModuleType, name: str) -> None:
+def test_the_coverage_on_the_page_is_that_of_the_simulation(simulation: ModuleType, name: str) -> None:
     """Repeats the same draws, up to the rounding of another machine."""
     title = simulation.POPULATIONS[name].title
     for events in (5, 10, 20):
         said = float(_table("Share of the 95 % intervals that contain")[events][title].split(" ")[0])
         assert simulation.coverage(name, events, ("ours",))["ours"] == pytest.approx(said, abs=0.0015)
         cell = _table("Share of test sets that tell two equal models apart")[events][title]
-        apart = simulation.told_apart(name, events, ("ours",))["ours"]
+        apart = simulation.false_positive_rate(name, events, ("ours",))["ours"]
         assert apart == pytest.approx(float(cell.split(" ")[0]), abs=0.0015)
         wide = simulation.widths(name, events)
         assert _table("Width of the interval relative")[events][title] == f"{wide[0]:.2f}, {wide[1]:.1f}"
@@ -89,9 +89,9 @@ def test_the_page_has_every_population_and_number_of_events(simulation: ModuleTy
         assert tuple(table) == simulation.EVENTS and all(list(row) == titles for row in table.values())
 
 
-def test_the_fewest_events_of_the_page_are_those_of_the_code() -> None:
-    assert f"**At least {FEWEST_EVENTS} events are needed.**" in PAGE.read_text()
+def test_the_minimum_number_of_events_on_the_page_is_that_of_the_code() -> None:
+    assert f"**At least {MIN_EVENTS} events are needed.**" in PAGE.read_text()
     assert f"{smallest_p(5):.2f} with five, {smallest_p(6):.2f} with six" in PAGE.read_text()
     tables = (PAGE.parent / "tables.md").read_text()
-    assert f"p < {CHANCE}, the third if p < {CHANCE} / 3, the fourth if p < {CHANCE} / 6" in tables
-    assert [CHANCE / asked_of(passed) for passed in (1, 2, 3)] == pytest.approx([1, 3, 6])
+    assert f"p < {SIGNIFICANCE}, the third if p < {SIGNIFICANCE} / 3, the fourth if p < {SIGNIFICANCE} / 6" in tables
+    assert [SIGNIFICANCE / corrected_level(passed) for passed in (1, 2, 3)] == pytest.approx([1, 3, 6])

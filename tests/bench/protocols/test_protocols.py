@@ -48,7 +48,7 @@ def _board(folder: Path, text: str = BOARD, name: str = "two") -> BoardFile:
     return read_board(path)
 
 
-def test_a_later_layer_replaces_an_earlier_one() -> None:
+def test_a_later_layer_overrides_an_earlier_one() -> None:
     assert layered(["train.lr=1", "model=unet"], ["train.lr=2"], ["+model.x=1"], ["task=sevir"]) == [
         "model=unet", "train.lr=2", "+model.x=1", "task=sevir",
     ]  # fmt: skip
@@ -71,13 +71,13 @@ def test_the_rows_of_a_board(tmp_path: Path) -> None:
     assert board_names(board.root) == ["two"]
 
 
-def test_the_runs_of_a_row_are_named_by_their_configs(tmp_path: Path) -> None:
+def test_runs_of_a_row_are_identified_by_their_configs(tmp_path: Path) -> None:
     row = _board(tmp_path).rows()[2]
     expected = {seed: (fingerprint(numbers_only(compose(row.run_overrides(seed)))),) for seed in (3, 4)}
     assert run_names(row) == expected and len(set(expected.values())) == 2
 
 
-def test_folds_multiply_the_runs_and_decide_once(tmp_path: Path) -> None:
+def test_folds_multiply_the_runs_and_share_one_decision(tmp_path: Path) -> None:
     row = _board(tmp_path, BOARD.replace("seeds: [3, 4]", "seeds: [3, 4]\nfolds: [task.t_out=4, task.t_out=5]")).rows()[
         2
     ]
@@ -105,16 +105,14 @@ def test_folds_multiply_the_runs_and_decide_once(tmp_path: Path) -> None:
         ("seeds: [3, 4]", "seeds: [3, 4]\nseeds: [5]", "not readable YAML"),
     ],
 )
-def test_what_is_wrong_with_a_board_is_said_with_file_and_key(
-    tmp_path: Path, before: str, after: str, said: str
-) -> None:
+def test_errors_in_a_board_name_file_and_key(tmp_path: Path, before: str, after: str, said: str) -> None:
     assert before in _WITHOUT_ABLATIONS
     with pytest.raises(ConfigError) as caught:
         _board(tmp_path, _WITHOUT_ABLATIONS.replace(before, after, 1))
     assert "two.yaml" in str(caught.value) and said in str(caught.value)
 
 
-def test_a_board_lies_in_a_folder_of_boards(tmp_path: Path) -> None:
+def test_a_board_file_must_be_in_a_folder_of_boards(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(BOARD, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"move it to results/boards/two\.yaml"):
         read_board(tmp_path / "two.yaml")
@@ -122,7 +120,7 @@ def test_a_board_lies_in_a_folder_of_boards(tmp_path: Path) -> None:
         read_board(tmp_path / "boards/none.yaml")
 
 
-def test_words_that_change_a_number_are_refused(tmp_path: Path) -> None:
+def test_overrides_that_change_the_numbers_of_a_board_are_refused(tmp_path: Path) -> None:
     row = _board(tmp_path).rows()[2]
     refuse_other_numbers(row, ["data.root=/x", "work=/y", "device=cpu", "progress=false", "hydra/launcher=joblib"])
     for word in ("train.lr=0.1", "task.t_out=5", "limit=3", "train.max_steps=9"):
@@ -130,7 +128,7 @@ def test_words_that_change_a_number_are_refused(tmp_path: Path) -> None:
             refuse_other_numbers(row, ["data.root=/x", word])
 
 
-def test_a_decision_is_kept_and_counts_for_its_question_only(tmp_path: Path) -> None:
+def test_a_decision_applies_to_its_grid_and_budget_only(tmp_path: Path) -> None:
     text = _WITHOUT_ABLATIONS.replace("budget: {steps: 16}", "budget: {cpu_s: 2}\ngrid: ['train.lr=1e-3,5e-3']")
     board = _board(tmp_path, text)
     row = board.rows()[2]
@@ -151,7 +149,7 @@ def test_a_decision_is_kept_and_counts_for_its_question_only(tmp_path: Path) -> 
         read_decided(_board(tmp_path, text.replace("  unet:", "  other:").replace("label: UNet,", "")))
 
 
-def test_an_ablation_of_one_s_own(tmp_path: Path) -> None:
+def test_a_user_defined_ablation(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
         """

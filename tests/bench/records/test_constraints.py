@@ -23,14 +23,14 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_it_has_names_and_versions_only_each_name_once() -> None:
+def test_constraints_pin_each_name_once() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in LINES)
     names = [_normal(line.partition("==")[0]) for line in LINES]
     assert names == sorted(set(names)) and "earthbench" not in names
     assert not [name for name in names if _OF_TORCH.match(name)]
 
 
-def test_everything_that_the_tests_and_the_documentation_need_is_in_it() -> None:
+def test_constraints_cover_tests_and_documentation() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(word for extra in ("test", "dev", "docs") for word in extras[extra])]
@@ -65,7 +65,7 @@ def _applies(requirement: str) -> bool:
     return marker is None or marker.evaluate()
 
 
-def test_an_environment_says_how_it_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_environment_reports_how_it_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listing = tmp_path / "constraints.txt"
     listing.write_text(f"# a remark\nnumpy=={version('numpy')}\nh5py==0.0.1\n\nnot-installed-here==1.0\n")
     monkeypatch.setattr(provenance, "_constraints", lambda: listing)
@@ -74,14 +74,14 @@ def test_an_environment_says_how_it_differs(monkeypatch: pytest.MonkeyPatch, tmp
     provenance.environment_differences.cache_clear()
 
 
-def test_the_file_is_found_in_a_checkout_and_is_meant_to_be_in_the_wheel() -> None:
+def test_the_constraints_are_found_in_a_checkout_and_packaged() -> None:
     assert provenance._constraints().read_text() == (REPO / "constraints.txt").read_text()
     hatch = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert hatch["force-include"]["constraints.txt"] == "bench/records/constraints.txt"
 
 
 @pytest.mark.parametrize("environment", ["tests", "slow", "lint", "types", "docs", "py313", "plugin", "fault"])
-def test_environments_are_installed_with_it_but_for_the_latest(environment: str) -> None:
+def test_every_environment_except_latest_uses_the_constraints(environment: str) -> None:
     import configparser
 
     settings = configparser.ConfigParser(interpolation=None)
@@ -94,12 +94,12 @@ def test_environments_are_installed_with_it_but_for_the_latest(environment: str)
     )
 
 
-def test_the_readme_installs_with_it() -> None:
+def test_the_readme_installs_with_the_constraints() -> None:
     commands = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2 and all("pip install -c constraints.txt " in command for command in commands)
 
 
-def test_one_installation_makes_every_command_and_imports_stay_lazy() -> None:
+def test_one_installation_runs_every_command_with_lazy_imports() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     light = {"diffusers", "itables", "jinja2", "plotly"}
     assert light <= {_name(word) for word in project["dependencies"]}

@@ -39,7 +39,7 @@ def _log(folder: Path, part: int, rows: list[dict[str, float]]) -> None:
         lines.writerows(rows)
 
 
-def test_steps_that_a_resumed_training_took_again_count_as_it_took_them_last(tmp_path: Path) -> None:
+def test_repeated_steps_of_a_resumed_run_replace_the_earlier_ones(tmp_path: Path) -> None:
     _log(tmp_path, 0, [{"step": step, "train/loss": 8.0} for step in range(5)] + [{"step": 4, "val/loss": 9.0}])
     for part in range(1, 11):  # the tenth comes after the ninth, not after the first
         rows = [{"step": step, "train/loss": float(part)} for step in range(3, 6)]
@@ -55,7 +55,7 @@ def test_steps_that_a_resumed_training_took_again_count_as_it_took_them_last(tmp
 
 
 @given(count=st.integers(1, 1000))
-def test_a_long_training_is_told_in_few_points_without_changing_its_mean(
+def test_a_long_curve_is_thinned_without_changing_its_mean(
     count: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("logs")
@@ -68,13 +68,13 @@ def test_a_long_training_is_told_in_few_points_without_changing_its_mean(
     assert math.isclose(total, sum(step % 7 for step in range(count)), abs_tol=1e-6)
 
 
-def test_what_logged_no_loss_has_no_curve(tmp_path: Path) -> None:
+def test_a_run_without_logged_losses_has_no_curve(tmp_path: Path) -> None:
     assert logged_curve(tmp_path / "none") is None
     _log(tmp_path, 0, [{"step": 0}])
     assert logged_curve(tmp_path) is None
 
 
-def test_a_curve_comes_back_as_it_was_written(measured: RunRecord, tmp_path: Path) -> None:
+def test_a_curve_round_trips(measured: RunRecord, tmp_path: Path) -> None:
     curve = LearningCurve(train=((1, 0.5), (2, 3e-7)), val=((2, 12345.5),))
     assert read_learning_curve(measured, tmp_path) is None
     path = write_learning_curve(curve, measured, tmp_path)
@@ -87,7 +87,7 @@ def test_a_curve_comes_back_as_it_was_written(measured: RunRecord, tmp_path: Pat
     "text",
     ["", "steps,loss\n1,2\n", "steps,split,loss\n", "steps,split,loss\n1,tr", "steps,split,loss\n1,test,2\n", "\0"],
 )
-def test_a_torn_curve_is_one_error_that_names_it(measured: RunRecord, tmp_path: Path, text: str) -> None:
+def test_a_truncated_curve_gives_one_error_with_its_name(measured: RunRecord, tmp_path: Path, text: str) -> None:
     path = learning_curve_path(measured, tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -102,7 +102,7 @@ def _trained(storms: Path, out: Path, *settings: str) -> Outcome:
     return run(compose(words), training=True)
 
 
-def test_a_trained_run_keeps_its_curve_and_a_table_draws_it(storms: Path, tmp_path: Path) -> None:
+def test_the_curve_of_a_run_is_stored_and_drawn_by_a_table(storms: Path, tmp_path: Path) -> None:
     record = _trained(storms, tmp_path, "train.loggers=[csv]").record
     curve = read_learning_curve(record, tmp_path / "results")
     assert curve is not None and record.training is not None
@@ -114,9 +114,7 @@ def test_a_trained_run_keeps_its_curve_and_a_table_draws_it(storms: Path, tmp_pa
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_table_without_curves_has_nothing_to_draw(
-    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_without_curves_draws_nothing(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _trained(storms, tmp_path, "train.loggers=[]")
     picture = tmp_path / "curves.png"
     assert main(["table", "runs/sevir", "--results", str(tmp_path / "results"), "--curves", str(picture)]) == 2

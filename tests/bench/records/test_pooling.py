@@ -34,7 +34,7 @@ def folds(root: Path) -> list[RunRecord]:
     return [bench.evaluate("persistence", task, device="cpu") for task in tasks]
 
 
-def test_pooled_scores_are_those_of_all_windows(root: Path, folds: list[RunRecord]) -> None:
+def test_pooled_scores_equal_those_of_all_windows(root: Path, folds: list[RunRecord]) -> None:
     found = pooled(folds)
     counts = [record.data.sequence_count for record in folds if record.data is not None]
     for score in ("mse", "mae", "mse_ocean"):
@@ -53,7 +53,7 @@ def test_pooled_scores_are_those_of_all_windows(root: Path, folds: list[RunRecor
     assert pooled(folds[:1]).scores["mse"] == folds[0].scores["mse"]
 
 
-def test_what_cannot_be_pooled(folds: list[RunRecord]) -> None:
+def test_incompatible_runs_are_not_pooled(folds: list[RunRecord]) -> None:
     without = folds[1].model_copy(update={"statistics": None})
     with pytest.raises(ConfigError, match="no statistics per event"):
         pooled([folds[0], without])
@@ -66,13 +66,13 @@ def test_what_cannot_be_pooled(folds: list[RunRecord]) -> None:
         pooled([])
 
 
-def test_runs_that_see_the_season_are_compared_with_those_that_do_not(root: Path, folds: list[RunRecord]) -> None:
+def test_runs_with_and_without_season_are_comparable(root: Path, folds: list[RunRecord]) -> None:
     task = bench.load_task("enso_ersst", root, fold=0, calendar=True, **WINDOW)
     seasonal = bench.evaluate("climatology", task, device="cpu")
     assert comparable_key(seasonal) == comparable_key(folds[0]) != comparable_key(folds[1])
 
 
-def test_columns_of_the_sea_stand_where_a_run_has_them(folds: list[RunRecord]) -> None:
+def test_ocean_columns_appear_if_a_run_has_them(folds: list[RunRecord]) -> None:
     table, keys = load_table("runs/enso_ersst"), {column.key for column in OCEAN}
     shown = [{column.key for column in with_scores_there(table, records).columns} for records in ([], folds)]
     assert not keys & shown[0] and keys | {"skill_mse_ocean"} <= shown[1]

@@ -29,7 +29,7 @@ def _with_counts(record: RunRecord, **counts: list[list[int]]) -> RunRecord:
     return record.model_copy(update={"counts": {state: counts.get(state, zero) for state in states}})
 
 
-def test_readings_of_a_csi_are_those_of_its_counts(measured: RunRecord) -> None:
+def test_alternative_csi_conventions_follow_from_the_counts(measured: RunRecord) -> None:
     # lead 1: 1 hit of 2 everywhere; lead 2: 3 of 4; nothing at the highest threshold
     half, most = [1, 1, 1, 1, 1, 0], [3, 3, 3, 3, 3, 0]
     record = _with_counts(measured, hits=[half, most], misses=[half, [1, 1, 1, 1, 1, 0]])
@@ -46,7 +46,7 @@ def test_readings_of_a_csi_are_those_of_its_counts(measured: RunRecord) -> None:
     assert value("MIT") == pytest.approx((5 * pooled + 1) / 6)
 
 
-def test_the_recorded_convention_is_among_the_readings(measured: RunRecord) -> None:
+def test_the_recorded_convention_is_among_the_alternatives(measured: RunRecord) -> None:
     for key in ("csi_m", "csi_74", "pod_16", "bias_m", "hss_133", "csi_m_per_lead_mean", "mse", "mae"):
         values = [reading.value for reading in alternative_values(measured, key)]
         assert any(value == pytest.approx(measured.scores[key], rel=1e-12) for value in values), key
@@ -63,14 +63,14 @@ def test_a_perfect_index_is_one_when_normalised(measured: RunRecord) -> None:
     assert (mean, normalised) == (1.0, 1.0) and weighted == pytest.approx(3.405859, abs=1e-6)
 
 
-def test_a_score_without_counts_has_no_other_reading(measured: RunRecord) -> None:
+def test_a_score_without_counts_has_no_alternatives(measured: RunRecord) -> None:
     assert (
         alternative_values(measured, "ssim") == []
         and alternative_values(measured.model_copy(update={"counts": None}), "csi_m") == []
     )
 
 
-def test_the_command_of_a_record_gives_its_config_again(measured: RunRecord) -> None:
+def test_the_command_of_a_record_reproduces_its_config(measured: RunRecord) -> None:
     words = [
         "task=sevir",
         "task.t_out=6",
@@ -89,14 +89,14 @@ def test_the_command_of_a_record_gives_its_config_again(measured: RunRecord) -> 
     assert again == given
 
 
-def test_a_cell_that_was_not_run_says_how_to_run_it(tmp_path: Path) -> None:
+def test_an_empty_cell_shows_the_command_to_run(tmp_path: Path) -> None:
     (receipt,) = receipts_of(load_table("earthformer/sevir"), "convlstm", "csi_m", [], tmp_path)
     assert receipt.cell.status == "not run" and "authors" in receipt.published_sources[0]
     assert receipt.commands == ("earthbench reproduce earthformer/sevir/convlstm data.root=DIR",)
 
 
 @pytest.mark.parametrize(("row", "column", "words"), [("unett", "csi_m", "'unet'"), ("unet", "csi_n", "'csi_m'")])
-def test_a_wrong_name_offers_the_nearest(tmp_path: Path, row: str, column: str, words: str) -> None:
+def test_a_wrong_name_gets_a_suggestion(tmp_path: Path, row: str, column: str, words: str) -> None:
     with pytest.raises(UnknownNameError, match=words):
         receipts_of(load_table("earthformer/sevir"), row, column, [], tmp_path)
 
@@ -119,7 +119,7 @@ def test_explain_prints_the_receipt(measured: RunRecord, tmp_path: Path, capsys:
     assert math.isclose(receipt["cell"]["ours"], measured.scores["csi_m"]) and receipt["records"] == [str(path)]
 
 
-def test_a_models_name_stands_for_its_variants_in_a_table_of_runs(measured: RunRecord, tmp_path: Path) -> None:
+def test_a_model_name_matches_its_variants_in_a_table_of_runs(measured: RunRecord, tmp_path: Path) -> None:
     model = measured.model.model_copy(update={"is_preset": False, "hyperparameters": {"note": "x"}})
     records = [measured, measured.model_copy(update={"run_id": "2026-x", "model": model})]
     found = receipts_of(load_table("runs/sevir"), "persistence", "csi_m", records, tmp_path)

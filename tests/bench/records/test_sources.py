@@ -40,17 +40,17 @@ def area(radius):
         (b'"""A module."""', b'\xef\xbb\xbf"""A module."""', False),
     ],
 )
-def test_code_and_strings_count_and_words_do_not(now: bytes, edited: bytes, counts: bool) -> None:
+def test_source_digests_ignore_comments_and_docstrings(now: bytes, edited: bytes, counts: bool) -> None:
     assert CODE.count(now) == 1 and (code_of(CODE) != code_of(CODE.replace(now, edited))) is counts
 
 
 @pytest.mark.parametrize("text", [b"width: 1\n\x00", b"def (:\n", b"\xff", b'"""', b"if x:\n  y\n z\n", b""])
-def test_what_is_no_python_is_taken_as_it_is(text: bytes) -> None:
+def test_files_that_are_not_python_are_digested_unchanged(text: bytes) -> None:
     assert code_of(text) == text
 
 
 @pytest.mark.parametrize("folder", ["baselines", "earthformer", "bench/metrics"])
-def test_what_is_left_is_the_same_program(folder: str) -> None:
+def test_stripped_source_is_the_same_program(folder: str) -> None:
     for path in (REPO / folder).rglob("*.py"):
         left = code_of(path.read_bytes())
         assert code_of(left) == left, path

@@ -25,7 +25,7 @@ def _again(record: RunRecord, number: int) -> RunRecord:
     return record.model_copy(update={"run_id": f"{record.run_id}-{number:03d}"})
 
 
-def test_a_record_says_what_ran_on_what(record: RunRecord) -> None:
+def test_a_record_describes_the_run(record: RunRecord) -> None:
     assert record.scope == "full" and record.status == "ok" and record.task.is_default and record.model.is_preset
     assert record.data is not None and record.data.origin == "synthetic storms" and record.data.sequence_count == 9
     assert record.conventions["skill"]["convention"] == "upstream"
@@ -35,21 +35,21 @@ def test_a_record_says_what_ran_on_what(record: RunRecord) -> None:
     assert record.content_sha256() == record.sha256
 
 
-def test_round_trip_and_nothing_left_beside_it(record: RunRecord, tmp_path: Path) -> None:
+def test_a_record_round_trips_and_leaves_no_temporary_file(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     assert path == tmp_path / "runs/sevir/persistence" / f"{record.run_id}.json"
     assert read_record(path) == record.sealed()
     assert {p.name for p in path.parent.iterdir()} == {path.name, path.with_suffix(".npz").name}
 
 
-def test_a_record_of_an_older_schema_is_read_and_its_seal_is_of_the_file() -> None:
+def test_a_record_of_an_older_schema_is_read_and_verified() -> None:
     content = json.loads(RECORD_OF_SCHEMA_2.read_text())
     assert content["schema_version"] == 2
     read = read_record(RECORD_OF_SCHEMA_2)
     assert (read.schema_version, read.run_id, read.scores) == (SCHEMA_VERSION, content["run_id"], content["scores"])
 
 
-def test_nothing_is_ever_replaced(record: RunRecord, tmp_path: Path) -> None:
+def test_records_are_never_replaced(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     before = path.read_bytes()
     with pytest.raises(RunFailedError, match="cannot be written"):
@@ -78,13 +78,13 @@ def test_a_changed_file_is_skipped_and_named(record: RunRecord, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1}'])
-def test_a_torn_file_is_skipped(record: RunRecord, tmp_path: Path, text: str) -> None:
+def test_a_truncated_record_is_skipped(record: RunRecord, tmp_path: Path, text: str) -> None:
     (tmp_path / "runs/sevir/unet").mkdir(parents=True)
     (tmp_path / "runs/sevir/unet/torn.json").write_text(text)
     assert read_records(tmp_path)[0] == [] and len(read_records(tmp_path)[1]) == 1
 
 
-def test_an_unwritable_root_is_found_out_before_the_run(tmp_path: Path) -> None:
+def test_an_unwritable_root_is_refused_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"results\.root"):
         check_writable(tmp_path / "file", "results.root")
@@ -122,16 +122,14 @@ def test_a_limit_makes_a_partial_record(storms: Path) -> None:
         ({"run_id": "../up"}, "run_id"),
     ],
 )
-def test_a_record_is_validated_whole_before_it_is_written(
-    record: RunRecord, tmp_path: Path, changes: dict, words: str
-) -> None:
+def test_a_record_is_validated_before_writing(record: RunRecord, tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(DataError, match=words):
         write_record(record.model_copy(update=changes), tmp_path)
     assert not list(tmp_path.rglob("*.*"))
 
 
 @pytest.mark.parametrize("broken", [{"scope": "nonsense"}, {"status": "maybe"}, {"counts": {"hits": [[0.5]]}}])
-def test_a_record_is_formed_at_once_and_refuses_what_no_record_may_say(record: RunRecord, broken: dict) -> None:
+def test_an_invalid_record_cannot_be_constructed(record: RunRecord, broken: dict) -> None:
     with pytest.raises(ValidationError):
         RunRecord(**{**record.model_dump(), **broken})
 

@@ -20,10 +20,11 @@ from bench.data.sequences import PlainSequences, Units, events_of
 from bench.data.sevir.synthetic import make_sevir
 from bench.engine.ensembles import Ensemble, draw_members, member_seed, scorings_of
 from bench.errors import ConfigError, ContractError, DataError
-from bench.metrics.resampling import FEWEST_EVENTS, jackknife_interval, scale_of
+from bench.metrics.resampling import MIN_EVENTS, jackknife_interval, scale_of
 from bench.records import compare, interval, read_record, write_record
+from bench.records.rescoring import scores_of
 from bench.records.schema import SCHEMA_VERSION, MetricStatistics, RunRecord, StatisticsPart, content_sha256
-from bench.records.uncertainty import paired_p_values, scores_again, why_no_interval
+from bench.records.uncertainty import paired_p_values, why_no_interval
 
 
 class Noisy(nn.Module):
@@ -57,10 +58,12 @@ def noisy(task) -> RunRecord:
     return bench.evaluate(Noisy(), task, device="cpu", members=3, batch_size=4)
 
 
-def test_statistics_give_every_score_again(plain: RunRecord, noisy: RunRecord) -> None:
+def test_statistics_reproduce_every_score(plain: RunRecord, noisy: RunRecord) -> None:
     for record in (plain, noisy):
         assert record.statistics is not None and record.statistics.unit_count == 6
-        found = scores_again(record)
+        found: dict[str, float] = {}
+        for name in record.statistics.metrics:
+            found |= scores_of(record.statistics, name, record.arrays)[0]
         flat = dict(record.scores)
         for score, leads in record.scores_per_lead.items():
             flat |= {f"{score}_lead_{lead}": value for lead, value in enumerate(leads, start=1)}
@@ -71,7 +74,7 @@ def test_statistics_give_every_score_again(plain: RunRecord, noisy: RunRecord) -
             assert found[name] == pytest.approx(math.nan if value is None else value, rel=1e-12, nan_ok=True), name
 
 
-def test_an_ensemble_is_scored_as_mean_as_members_and_as_a_whole(task, noisy: RunRecord, plain: RunRecord) -> None:
+def test_an_ensemble_is_scored_by_mean_by_members_and_as_a_whole(task, noisy: RunRecord, plain: RunRecord) -> None:
     scores = noisy.scores
     assert noisy.members is not None and (noisy.members.count, noisy.members.seed) == (3, 0)
     assert {"mse", "mse_members", "csi_m", "csi_m_members", "crps", "crps_fair", "bss_74"} <= set(scores)
@@ -84,7 +87,7 @@ def test_an_ensemble_is_scored_as_mean_as_members_and_as_a_whole(task, noisy: Ru
     assert len(noisy.curves["rank_histogram"]["frequency"]) == 4 and len(noisy.curves["reliability_74"]["count"]) == 4
 
 
-def test_members_do_not_depend_on_the_batch_size_but_on_the_seed(task, noisy: RunRecord) -> None:
+def test_members_depend_on_the_seed_and_not_on_the_batch_size(task, noisy: RunRecord) -> None:
     again = bench.evaluate(Noisy(), task, device="cpu", members=3, batch_size=1)
     assert again.counts == noisy.counts and again.curves == noisy.curves
     for name, value in noisy.scores.items():
@@ -96,7 +99,7 @@ def test_members_do_not_depend_on_the_batch_size_but_on_the_seed(task, noisy: Ru
     assert other.scores["crps"] != same.scores["crps"]
 
 
-def test_a_deterministic_model_is_an_ensemble_of_one_where_asked(task, plain: RunRecord) -> None:
+def test_a_deterministic_model_may_be_scored_as_an_ensemble_of_one(task, plain: RunRecord) -> None:
     record = bench.evaluate("persistence", task, device="cpu", members=1)
     assert record.scores["crps"] == pytest.approx(plain.scores["mae"], rel=1e-12)
     assert record.scores["crps_fair"] is None and "mse_members" not in record.scores
@@ -107,7 +110,7 @@ def test_a_deterministic_model_is_an_ensemble_of_one_where_asked(task, plain: Ru
         bench.evaluate("persistence", task, device="cpu", members=0)
 
 
-def test_what_is_no_ensemble_is_refused(task) -> None:
+def test_a_forecast_that_is_not_an_ensemble_is_refused(task) -> None:
     class Flat(Noisy):
         def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
             return self(context)
@@ -116,7 +119,7 @@ def test_what_is_no_ensemble_is_refused(task) -> None:
         bench.evaluate(Flat(), task, device="cpu", members=2)
 
 
-def test_a_batch_is_drawn_at_once_by_what_takes_seeds_and_else_one_by_one(task) -> None:
+def test_models_with_seeds_draw_a_batch_at_once(task) -> None:
     calls: list[tuple[int, Any]] = []
 
     class Seeded(Noisy):
@@ -141,7 +144,7 @@ def test_a_batch_is_drawn_at_once_by_what_takes_seeds_and_else_one_by_one(task) 
     assert elsewhere.is_meta  # what it drew on the CPU is where the context is
 
 
-def test_a_model_that_draws_on_another_device_than_its_generators_is_told(task) -> None:
+def test_drawing_on_another_device_than_the_generator_is_refused(task) -> None:
     class OnDevice(Noisy):
         def sample(self, context: Tensor, *, members: int, generator: torch.Generator) -> Tensor:
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -181,7 +184,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, RunRecord
     return bench.evaluate("persistence", dozen, device="cpu"), bench.evaluate(Noisy(), dozen, device="cpu", members=3)
 
 
-def test_an_interval_is_the_jackknife_of_the_definition(many: tuple[RunRecord, RunRecord]) -> None:
+def test_an_interval_equals_the_jackknife_definition(many: tuple[RunRecord, RunRecord]) -> None:
     """Recomputed here: leave out each event, sum the counts of the others, compute the score."""
     plain, _ = many
     hits, misses, alarms = (
@@ -199,9 +202,9 @@ def test_an_interval_is_the_jackknife_of_the_definition(many: tuple[RunRecord, R
 
 
 @pytest.mark.parametrize("kind", ["event", "block"])
-def test_below_ten_events_there_is_no_interval_and_a_reason(plain: RunRecord, kind: str) -> None:
-    values = np.linspace(1, 2, FEWEST_EVENTS)
-    assert FEWEST_EVENTS == 10 and interval(_made(plain, values, kind=kind), "mse") is not None
+def test_fewer_than_ten_events_have_no_interval(plain: RunRecord, kind: str) -> None:
+    values = np.linspace(1, 2, MIN_EVENTS)
+    assert MIN_EVENTS == 10 and interval(_made(plain, values, kind=kind), "mse") is not None
     few = _made(plain, values[1:], kind=kind)
     assert interval(few, "mse") is None
     assert why_no_interval(few, "mse") == f"9 {kind}s, and an interval needs 10 or more"
@@ -210,7 +213,7 @@ def test_below_ten_events_there_is_no_interval_and_a_reason(plain: RunRecord, ki
     assert found.p_value == found.smallest_p == 2 / 2**9
 
 
-def test_why_there_is_no_interval(plain: RunRecord, many: tuple[RunRecord, RunRecord]) -> None:
+def test_a_missing_interval_has_a_reason(plain: RunRecord, many: tuple[RunRecord, RunRecord]) -> None:
     full, _ = many
     assert why_no_interval(full, "no_such_score") == "the statistics per event are missing"
     assert why_no_interval(full.with_arrays(None), "mse") == "the statistics per event are missing"
@@ -246,7 +249,7 @@ def test_the_interval_of_a_difference_is_paired(plain: RunRecord, many: tuple[Ru
     assert 0 < worse.low < worse.difference < worse.high and worse.p_value < 0.005
 
 
-def test_a_permutation_counts_every_way_where_there_are_few(plain: RunRecord) -> None:
+def test_small_permutation_tests_are_exact(plain: RunRecord) -> None:
     """Differences of 3, 2, 1 and -1 with sum 5: counts the choices of signs, of sixteen, with a sum as large."""
     a, b = _made(plain, np.array([3.0, 2.0, 1.0, 0.0])), _made(plain, np.array([0.0, 0.0, 0.0, 1.0]), seed=1)
     signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)
@@ -255,7 +258,7 @@ def test_a_permutation_counts_every_way_where_there_are_few(plain: RunRecord) ->
     assert found.p_value == expected and found.smallest_p == 2 / 16
 
 
-def test_models_with_several_seeds_are_tested_by_the_mean_of_their_scores(plain: RunRecord) -> None:
+def test_models_with_several_seeds_are_tested_on_mean_scores(plain: RunRecord) -> None:
     weather = np.random.default_rng(1).exponential(size=8)
     model = [_made(plain, weather + 0.1 * seed, seed=seed) for seed in (1, 2, 3)]
     other = _made(plain, weather, seed=9)
@@ -267,7 +270,7 @@ def test_models_with_several_seeds_are_tested_by_the_mean_of_their_scores(plain:
     assert paired_p_values(model, [_made(plain, weather[:7], seed=9)], ["mse"]) == {}, "other events"
 
 
-def test_what_cannot_be_paired_is_refused(task, plain: RunRecord) -> None:
+def test_runs_that_cannot_be_paired_are_refused(task, plain: RunRecord) -> None:
     half = bench.evaluate("persistence", task, device="cpu", limit=3)
     with pytest.raises(ConfigError, match="same events"):
         compare(plain, half, "mse")
@@ -277,7 +280,9 @@ def test_what_cannot_be_paired_is_refused(task, plain: RunRecord) -> None:
         compare(plain, plain.with_arrays(None), "mse")
 
 
-def test_statistics_lie_beside_the_record_and_are_verified(many: tuple[RunRecord, RunRecord], tmp_path: Path) -> None:
+def test_statistics_are_stored_beside_the_record_and_verified(
+    many: tuple[RunRecord, RunRecord], tmp_path: Path
+) -> None:
     plain, _ = many
     path = write_record(plain, tmp_path)
     record = read_record(path)
@@ -310,7 +315,7 @@ def test_a_record_of_the_first_schema_is_read(plain: RunRecord, tmp_path: Path) 
         read_record(path)
 
 
-def test_events_of_sequences() -> None:
+def test_sequences_are_grouped_into_events() -> None:
     several = events_of(Units.events(("a", "b"), 3), window=25, used=6)
     assert several.kind == "event" and several.of_sequence.tolist() == [0, 0, 0, 1, 1, 1]
     assert events_of(Units.events(("a", "b"), 3), window=25, used=2).ids == ("a",)
@@ -345,7 +350,7 @@ class _Reader:
         ((), 2, Units("event", ("sequence 0", "sequence 1"), (1, 1))),
     ],
 )
-def test_a_reader_that_declares_no_units_has_those_of_its_numbers(ids, count, expected) -> None:
+def test_a_data_set_without_units_gets_default_ones(ids, count, expected) -> None:
     assert PlainSequences(_Reader(ids, count)).units == expected
 
 

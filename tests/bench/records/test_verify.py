@@ -37,7 +37,7 @@ def record(storms: Path) -> RunRecord:
     return bench.evaluate("persistence", bench.load_task("sevir", storms), device="cpu")
 
 
-def test_a_record_as_it_was_written_keeps_every_rule(record: RunRecord, tmp_path: Path) -> None:
+def test_a_written_record_satisfies_every_rule(record: RunRecord, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     assert verify_records(tmp_path) == (1, [])
 
@@ -79,7 +79,7 @@ def test_a_field_that_breaks_a_rule_is_named(record: RunRecord, tmp_path: Path, 
     assert field in _fields(record, tmp_path, change)
 
 
-def test_a_metric_counted_over_all_members_is_a_registered_one(record: RunRecord, tmp_path: Path) -> None:
+def test_a_metric_over_all_members_is_registered(record: RunRecord, tmp_path: Path) -> None:
     assert not _fields(record, tmp_path, lambda c: c["conventions"].update(mse_members=c["conventions"]["mse"]))
 
 
@@ -109,7 +109,7 @@ def test_an_edit_by_hand_is_named(record: RunRecord, tmp_path: Path, change, fie
         ({"settings": {"limit": 4}}, "scope"),
     ],
 )
-def test_selection_and_training_keep_to_their_splits(
+def test_selection_and_training_use_their_splits(
     record: RunRecord, tmp_path: Path, change: dict, field: str | None
 ) -> None:
     fields = {
@@ -125,7 +125,7 @@ def test_selection_and_training_keep_to_their_splits(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1"])
-def test_a_torn_file_is_named(tmp_path: Path, text: str) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "runs/sevir/unet/torn.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -133,7 +133,7 @@ def test_a_torn_file_is_named(tmp_path: Path, text: str) -> None:
     assert finding.field == "file" and finding.path == path
 
 
-def test_what_is_no_record_and_what_is_there_twice(record: RunRecord, tmp_path: Path) -> None:
+def test_files_that_are_not_records_and_duplicates_are_found(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     (path.parent / ".x.part").write_text("")
     twin = tmp_path / "runs/sevir/unet" / path.name
@@ -143,7 +143,7 @@ def test_what_is_no_record_and_what_is_there_twice(record: RunRecord, tmp_path: 
     assert {"file", "run_id", "model.name"} <= fields
 
 
-def test_the_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_record(record, tmp_path)
     write_renderings(load_table("runs/sevir"), tmp_path)
     assert main(["verify", "--results", str(tmp_path)]) == 0
@@ -158,7 +158,7 @@ def test_the_command(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFi
     assert {"path": str(path), "field": "sha256"}.items() <= findings[0].items()
 
 
-def test_statistics_are_those_that_the_record_names(record: RunRecord, tmp_path: Path) -> None:
+def test_statistics_match_the_record(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path)
     statistics = path.with_suffix(".npz")
     assert statistics.is_file() and not list(verify_file(path))
@@ -205,14 +205,14 @@ def _halve(content: dict, score: str) -> None:
         (lambda c: c.update(statistics=None), {"statistics"}),
     ],
 )  # fmt: skip
-def test_a_forged_score_is_named_though_the_hash_was_formed_anew(
+def test_a_forged_score_with_a_valid_hash_is_found(
     record: RunRecord, tmp_path: Path, change: Callable[[dict], object], fields: set[str]
 ) -> None:
     found = _fields(record, tmp_path, change)
     assert fields <= found and (len(fields) == 1 or found - fields <= {"scores.mse"}), found
 
 
-def test_every_score_is_formed_anew_where_there_are_counts_only(record: RunRecord, tmp_path: Path) -> None:
+def test_scores_are_recomputed_from_counts(record: RunRecord, tmp_path: Path) -> None:
     path = write_record(record.model_copy(update={"statistics": None}).with_arrays(None), tmp_path)
     assert not list(verify_file(path))
     content = json.loads(path.read_text())
@@ -224,7 +224,7 @@ def test_every_score_is_formed_anew_where_there_are_counts_only(record: RunRecor
 
 
 @pytest.mark.parametrize("task", ["enso_ersst", "nbody_mnist", "radar"])
-def test_every_score_that_sums_determine_is_checked(committed_results: Path, tmp_path: Path, task: str) -> None:
+def test_every_score_determined_by_sums_is_checked(committed_results: Path, tmp_path: Path, task: str) -> None:
     """Changes every score of one committed record of each kind in turn."""
     path = sorted((committed_results / "runs" / task / "unet").glob("*.json"))[0]
     record = read_record(path)
@@ -269,7 +269,7 @@ class _Noisy(nn.Module):
         return calm + 0.1 * torch.randn((members, *calm.shape), generator=generator)
 
 
-def test_a_correlation_may_differ_by_the_round_off_of_its_sums_and_no_more() -> None:
+def test_a_correlation_may_differ_by_round_off_only() -> None:
     rng = np.random.default_rng(0)
     observed = rng.normal(size=(500, 3))
     events = np.repeat(np.arange(5), 100)

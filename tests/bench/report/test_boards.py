@@ -45,7 +45,7 @@ def _with_ours(block: Block, values: dict[str, float], best: tuple[str, ...] = (
     return replace(block, cells=tuple(cells))
 
 
-def test_rows_are_ranked_by_the_main_score_with_ties_and_references_apart(published: Block) -> None:
+def test_rows_are_ranked_by_the_main_score_without_references(published: Block) -> None:
     table = load_table("earthformer/sevir")
     values = {"unet": 0.36004, "predrnn": 0.36, "persistence": 0.4, "earthformer": 0.44, "convlstm": 0.30}
     rows = shown_rows(table, _with_ours(published, values))
@@ -56,13 +56,13 @@ def test_rows_are_ranked_by_the_main_score_with_ties_and_references_apart(publis
     assert {row.rank for row in rows[5:]} == {""}, "rows without a value have no rank"
 
 
-def test_rows_that_are_not_worse_beyond_chance_share_the_first_rank(published: Block) -> None:
+def test_rows_not_significantly_worse_share_the_first_rank(published: Block) -> None:
     values = {"unet": 0.36, "earthformer": 0.44, "convlstm": 0.43}
     rows = shown_rows(load_table("earthformer/sevir"), _with_ours(published, values, ("earthformer", "convlstm")))
     assert {row.model: row.rank for row in rows[:3]} == {"earthformer": "1=", "convlstm": "1=", "unet": "3"}
 
 
-def test_what_does_not_beat_the_trivial_reference_has_no_rank(published: Block) -> None:
+def test_rows_that_do_not_beat_the_trivial_reference_are_unranked(published: Block) -> None:
     table = load_table("earthformer/sevir")
     block = _with_ours(published, {"unet": 0.36, "earthformer": 0.44, "convlstm": 0.30})
     cells = [replace(c, beats_reference=False) if c.row_key == "convlstm" else c for c in block.cells]
@@ -70,7 +70,7 @@ def test_what_does_not_beat_the_trivial_reference_has_no_rank(published: Block) 
     assert {row.model: row.rank for row in rows[:3]} == {"earthformer": "1", "unet": "2", "convlstm": ""}
 
 
-def test_a_board_without_runs_opens_on_the_published_values(published: Block) -> None:
+def test_a_board_without_runs_shows_the_published_values(published: Block) -> None:
     table = load_table("earthformer/sevir")
     assert shown_side(published, main_column(table)) == "published"
     assert shown_rows(table, published)[0].model == "earthformer"
@@ -84,14 +84,14 @@ def test_scores_come_before_costs() -> None:
         assert groups[-1][0] == "Cost" and groups[0][1][0] == main_column(table)
 
 
-def test_no_two_rows_of_a_board_look_alike() -> None:
+def test_rows_of_a_board_have_distinct_styles() -> None:
     found = styles([(f"row {k}", k % 5 == 0) for k in range(50)])
     drawn = [(one.colour, one.symbol, one.dash) for one in found.values()]
     assert len(set(drawn)) == len(drawn)
     assert all((one.dash == "solid") != one.reference for one in found.values())
 
 
-def test_costs_that_cannot_be_compared_are_said_not_drawn(published: Block) -> None:
+def test_incomparable_costs_are_stated_and_not_drawn(published: Block) -> None:
     chart = next(c for c in charts(load_table("earthformer/sevir"), published, {})["pareto"] if c["key"] == "csi_m")
     points = {point["label"]: point for point in chart["points"]}
     assert points["Earthformer"]["gmacs"] == 257
@@ -100,14 +100,14 @@ def test_costs_that_cannot_be_compared_are_said_not_drawn(published: Block) -> N
     assert len(points) == 9, "none is left out"
 
 
-def test_published_counts_that_are_doubled_have_their_factor(published: Block) -> None:
+def test_doubled_published_counts_show_their_factor(published: Block) -> None:
     table = load_table("earthformer/sevir")
     place = [column.key for column in shown_columns(table)].index("gmacs")
     factors = {row.model: row.cells[place].factor for row in shown_rows(table, published)}
     assert factors["predrnn"] == factors["e3d_lstm"] == "2" and factors["earthformer"] == ""
 
 
-def test_reliability_and_ranks_are_drawn_of_ensembles_alone(measured: RunRecord) -> None:
+def test_reliability_and_rank_histograms_are_drawn_for_ensembles_only(measured: RunRecord) -> None:
     def with_members(count: int, run_id: str) -> RunRecord:
         ranks = [float(k) for k in range(count + 1)]
         even = [1 / len(ranks)] * len(ranks)
@@ -129,7 +129,7 @@ def test_reliability_and_ranks_are_drawn_of_ensembles_alone(measured: RunRecord)
     assert all(len(one["curves"]) == 2 for one in found["reliability"])
 
 
-def test_what_trivial_references_cost_is_not_drawn(measured: RunRecord) -> None:
+def test_costs_of_trivial_references_are_not_drawn(measured: RunRecord) -> None:
     table = load_table("runs/sevir")
     (block,) = table_data(table, None, [measured]).blocks
     assert charts(table, block, {measured.run_id: measured})["pareto"] == []
@@ -145,11 +145,11 @@ def test_what_trivial_references_cost_is_not_drawn(measured: RunRecord) -> None:
         (Column(key="csi_m", label="CSI-M"), "CSI-M", "CSI-M"),
     ],
 )
-def test_labels_have_their_units_as_they_are_printed(column: Column, label: str, name: str) -> None:
+def test_labels_print_their_units(column: Column, label: str, name: str) -> None:
     assert (label_of(column), name_of(column)) == (label, name)
 
 
-def test_the_first_page_has_what_beats_the_reference_on_the_committed_board() -> None:
+def test_the_first_page_lists_rows_that_beat_the_reference() -> None:
     table = load_table("runs/radar")
     records, _ = read_store(ROOT / "results", table.task)
     shown = overview(table, table_data(table, None, records))
@@ -160,7 +160,7 @@ def test_the_first_page_has_what_beats_the_reference_on_the_committed_board() ->
     assert "→" in heading(load_table("earthformer/sevir"))
 
 
-def test_reduced_models_and_short_trainings_are_deviations(measured: RunRecord) -> None:
+def test_reduced_models_and_short_training_are_deviations(measured: RunRecord) -> None:
     tables = [load_table("earthformer/sevir"), load_table("runs/sevir")]
     assert _deviations(tables, [measured]) == ()
     small = measured.model.model_copy(update={"is_preset": False, "hyperparameters": {"base_units": 16}})
@@ -176,7 +176,7 @@ def test_reduced_models_and_short_trainings_are_deviations(measured: RunRecord) 
 
 
 @pytest.mark.parametrize("model", ["earthformer", "unet", "convlstm", "rainformer"])
-def test_committed_runs_are_not_said_to_be_the_papers(model: str) -> None:
+def test_committed_runs_are_not_presented_as_the_papers(model: str) -> None:
     tables = [
         load_table(name) for name in ("earthformer/sevir", "earthformer/icar_enso", "earthformer/patterns_nbody_mnist")
     ]

@@ -53,7 +53,7 @@ def test_stored_forecasts_of_a_tables_rows_are_drawn(storms: Path, tmp_path: Pat
     assert main([*words, str(tmp_path / "none.png")]) == 2
 
 
-def test_what_cannot_be_drawn_is_one_error_and_no_file(
+def test_undrawable_input_gives_one_error_and_no_file(
     measured: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["table", "runs/sevir", "--results", str(tmp_path), "--picture"]
@@ -65,7 +65,7 @@ def test_what_cannot_be_drawn_is_one_error_and_no_file(
     assert not list(tmp_path.glob("a.*"))
 
 
-def test_a_curve_is_the_mean_of_its_seeds_and_their_range_or_the_interval_of_one(measured: RunRecord) -> None:
+def test_a_curve_has_the_range_of_seeds_or_the_interval_of_one_run(measured: RunRecord) -> None:
     table = load_table("runs/sevir")
     doubled = {"mse": [2 * value for value in measured.scores_per_lead["mse"]]}
     trained = {"training": trained_with(PAPER_SETTINGS)}

@@ -35,7 +35,7 @@ def root(measured: RunRecord, tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def test_a_sample_comes_back_reduced_to_what_a_picture_needs(measured: RunRecord, tmp_path: Path) -> None:
+def test_a_stored_sample_is_reduced_for_pictures(measured: RunRecord, tmp_path: Path) -> None:
     frames = np.repeat(np.repeat(np.arange(6.0).reshape(1, 2, 3), 200, axis=1), 200, axis=2)
     frames[0, 0, 0] = np.nan
     write_sample({"context": frames, "target": frames, "forecast": frames}, measured, tmp_path)
@@ -48,7 +48,7 @@ def test_a_sample_comes_back_reduced_to_what_a_picture_needs(measured: RunRecord
         read_sample(measured, tmp_path)
 
 
-def test_several_sequences_and_chances_come_back(measured: RunRecord, tmp_path: Path) -> None:
+def test_sequences_and_exceedance_probabilities_round_trip(measured: RunRecord, tmp_path: Path) -> None:
     frames = np.arange(3 * 2 * 4 * 4.0).reshape(3, 2, 4, 4)
     parts = {"context": frames, "target": frames + 1, "forecast": frames + 2, "probability": frames / 96}
     write_sample(parts, measured, tmp_path)
@@ -59,7 +59,7 @@ def test_several_sequences_and_chances_come_back(measured: RunRecord, tmp_path: 
         assert sample.sequence(index).probability == pytest.approx(frames[index] / 96, abs=1e-3)
 
 
-def test_coastlines_come_back_in_the_pixels_of_the_reduced_frames(measured: RunRecord, tmp_path: Path) -> None:
+def test_coastlines_round_trip_in_reduced_pixels(measured: RunRecord, tmp_path: Path) -> None:
     write_record(measured, tmp_path)
     frames = np.zeros((2, 1, 400, 400))
     coast = np.full((2, 3, 2), np.nan)
@@ -72,7 +72,19 @@ def test_coastlines_come_back_in_the_pixels_of_the_reduced_frames(measured: RunR
     assert first.coast.startswith("M0.50 132.50L") and second.coast == ""
 
 
-def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRecord, tmp_path: Path) -> None:
+def test_the_gallery_prefers_complete_runs_and_names_others(measured: RunRecord, tmp_path: Path) -> None:
+    told = {"scope": "partial", "scope_because": "untrained weights"}
+    later = measured.model_copy(update={"run_id": f"3{measured.run_id[1:]}", **told})
+    frames = np.full((1, 12, 8, 8), 9.0)
+    for record, error in ((measured, 1), (later, 2)):
+        write_sample({"context": frames, "target": frames, "forecast": frames + error}, record, tmp_path)
+    for records, label, score in (([measured, later], "persistence", "RMSE 1"),
+                                  ([later], "persistence (partial: untrained weights)", "RMSE 2")):  # fmt: skip
+        ((forecast,),) = (scene.forecasts for scene in scenes(records, tmp_path, tmp_path / "site"))
+        assert (forecast.label, forecast.scores[0]) == (label, score)
+
+
+def test_the_gallery_shows_sequences_errors_and_probabilities(measured: RunRecord, tmp_path: Path) -> None:
     write_record(measured, tmp_path)
     frames = np.random.default_rng(0).uniform(0, 200, (2, 12, 8, 8))
     chance = np.zeros_like(frames)
@@ -90,7 +102,7 @@ def test_the_gallery_shows_each_sequence_with_errors_and_chances(measured: RunRe
     assert first.colours[0][1] == "0 to 16" and first.colours[-1][1].endswith("and above")
 
 
-def test_a_region_is_outlined_where_its_cells_are() -> None:
+def test_a_region_is_outlined_around_its_cells() -> None:
     look = Look.of_name("enso_ersst")
     assert look.regions is not None
     box = _box("Nino3.4", look.regions["Nino3.4"], (24, 48), look.palette)
@@ -105,7 +117,7 @@ def test_a_store_without_forecasts_says_how_to_make_them(measured: RunRecord, tm
     assert "no stored forecasts" in text and "earthbench run task=" in text
 
 
-def test_what_is_behind_a_table_can_be_downloaded(measured: RunRecord, root: Path, tmp_path: Path) -> None:
+def test_the_data_of_a_table_can_be_downloaded(measured: RunRecord, root: Path, tmp_path: Path) -> None:
     site = build(root, tmp_path / "site", colours="cividis").parent
     record = site / f"records/sevir/persistence/{measured.run_id}.json"
     assert json.loads(record.read_text(encoding="utf-8"))["run_id"] == measured.run_id
@@ -127,9 +139,7 @@ def test_the_same_store_gives_the_same_site(root: Path, tmp_path: Path) -> None:
     assert _texts(build(root, tmp_path / "a").parent) == _texts(tmp_path / "b"), "an older report is written over"
 
 
-def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(
-    root: Path, tmp_path: Path, committed_results: Path
-) -> None:
+def test_pages_load_nothing_external_and_all_links_resolve(root: Path, tmp_path: Path, committed_results: Path) -> None:
     shutil.copytree(committed_results / "boards", root / "boards")  # of which nothing was run here
     site = build(root, tmp_path / "site").parent
     assert (site / "table-boards_nbody16.html").is_file()
@@ -143,7 +153,7 @@ def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(
             json.loads(block)
 
 
-def test_names_cannot_leave_their_text(measured: RunRecord, tmp_path: Path) -> None:
+def test_names_are_escaped_in_html(measured: RunRecord, tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>'
     model = measured.model.model_copy(update={"hyperparameters": {"note": evil}, "is_preset": False, "origin": evil})
     write_record(measured.model_copy(update={"model": model, "scope_because": evil}), tmp_path / "results")
@@ -151,14 +161,14 @@ def test_names_cannot_leave_their_text(measured: RunRecord, tmp_path: Path) -> N
     assert not [path.name for path in site.glob("*.html") if "<script>alert" in path.read_text(encoding="utf-8")]
 
 
-def test_a_published_page_has_our_counts_and_its_commands_as_code(root: Path, tmp_path: Path) -> None:
+def test_a_published_page_has_counts_and_commands(root: Path, tmp_path: Path) -> None:
     page = (build(root, tmp_path / "site").parent / "table-earthformer_sevir.html").read_text(encoding="utf-8")
     assert 'data-side="published"' in page and '<span class="counterpart match">ours 15.1</span>' in page
     assert "(<code>earthbench count</code>)" in page
     assert _code("`<script>` & <b>") == "<code>&lt;script&gt;</code> &amp; &lt;b&gt;"
 
 
-def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_path: Path) -> None:
+def test_curves_and_points_match_the_records(measured: RunRecord, root: Path, tmp_path: Path) -> None:
     text = (build(root, tmp_path / "site").parent / "table-runs_sevir.html").read_text(encoding="utf-8")
     found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert found is not None
@@ -170,7 +180,7 @@ def test_curves_and_points_are_the_records(measured: RunRecord, root: Path, tmp_
     assert csi["y"] == [measured.scores[f"csi_{level}"] for level in csi["x"]] and csi["x"] == sorted(csi["x"])
 
 
-def test_no_config_of_a_library_changes_the_report(root: Path, tmp_path: Path) -> None:
+def test_library_configs_do_not_change_the_report(root: Path, tmp_path: Path) -> None:
     """itables reads an `itables.toml` or `pyproject.toml` of the folder that one stands in, when it is imported."""
     for name in ("itables.toml", "pyproject.toml"):
         (tmp_path / name).write_text("no [toml")
@@ -179,7 +189,7 @@ def test_no_config_of_a_library_changes_the_report(root: Path, tmp_path: Path) -
     assert told.returncode == 0, told.stderr
 
 
-def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_report_is_left_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("")
     with pytest.raises(DataError, match="is not a report"):

@@ -48,7 +48,7 @@ def test_devices_are_named(text: str, label: str, count: int, fp32: float, memor
 
 
 @pytest.mark.parametrize("text", ["8xH10", "0xH100", "", "mine:120", "mine:x,48", "mine:120,48,0", "mine:nan,48", "x8"])
-def test_other_names_are_one_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_devices_give_one_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="--on"):
         parse_devices(text)
     assert main(["reproduce", "earthformer/sevir/persistence", *ON, text]) == 2
@@ -56,7 +56,7 @@ def test_other_names_are_one_message(text: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_every_known_device_has_a_source_and_peaks_in_order(name: str) -> None:
+def test_every_known_device_has_a_source_and_ordered_peaks(name: str) -> None:
     device = DEVICES[name]
     assert device.bf16_tflops > device.tf32_tflops >= device.fp32_tflops > 0 and len(device.source) > 10
     assert device.usable_bytes < device.memory_gib * 2**30
@@ -73,7 +73,7 @@ def test_the_arithmetic_of_a_precision(precision: str, matmul: str, expected: st
     assert arithmetic_of(precision, matmul) == expected
 
 
-def test_hours_and_batches_are_the_closed_form() -> None:
+def test_hours_and_batches_match_the_closed_form() -> None:
     table, (row,) = find_rows("earthformer/sevir/unet")
     small, large = (plan(table, row, [], 0, on=parse_devices(f"mine:100,{memory},4")) for memory in (2, 200))
     assert small.estimate is None and small.status == "cannot run" and small.projection and large.projection
@@ -99,7 +99,7 @@ def test_no_device_is_touched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert found["projection"]["hours"] > 0 and found["projection"]["source"].startswith("NVIDIA H100")
 
 
-def test_a_model_in_stages_is_planned_stage_by_stage() -> None:
+def test_each_stage_of_a_model_is_planned() -> None:
     table, (row,) = find_rows("prediff/sevir_lr/prediff_ka")
     tiny = [
         "model.latent_channels=4", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_layers=1",
@@ -122,7 +122,7 @@ def test_a_model_in_stages_is_planned_stage_by_stage() -> None:
         ["--dry-run", "--format", "md"],
     ],
 )
-def test_flags_that_do_not_go_together(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradicting_flags_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "earthformer/sevir/persistence", *words]) == 2
     assert "--on" in capsys.readouterr().err
 
@@ -137,7 +137,7 @@ def _command(name: str) -> list[str]:
     return ["reproduce", name, *ON, "8xH100", "--format", "md"]
 
 
-def test_the_page_has_the_rows_that_are_planned_in_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_shows_the_planned_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_command("earthformer/sevir/unet")) == 0
     line = capsys.readouterr().out.splitlines()[2]
     assert line in _printed("<!-- printed: earthformer/sevir -->")
@@ -145,7 +145,7 @@ def test_the_page_has_the_rows_that_are_planned_in_a_moment(capsys: pytest.Captu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["earthformer/sevir", "prediff/sevir_lr"])
-def test_the_tables_of_the_page_are_what_the_command_prints(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_of_the_page_equal_the_printed_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_command(name)) == 0
     assert _printed(f"<!-- printed: {name} -->") == capsys.readouterr().out.splitlines()
 
@@ -159,7 +159,7 @@ def _config(table_name: str, row: str):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_sourced_setting_is_one_of_its_rows_and_has_the_sources_value(name: str) -> None:
+def test_every_sourced_setting_has_the_value_of_its_source(name: str) -> None:
     table = load_table(name)
     known = load_settings(table)
     assert known is not None and set(known.untrained) < {row.key for row in table.rows}
@@ -191,7 +191,7 @@ def _with_row(name: str, row: str):
     return table, row, config
 
 
-def test_a_setting_says_who_gives_it_and_what_a_caller_changed() -> None:
+def test_a_setting_names_its_source_and_deviations() -> None:
     table = load_table("earthformer/icar_enso")
     config = compose(overrides_of(table, table.row("earthformer"), ["train.lr=0.5"], 0))
     found = {one.key: one for one in sourced_settings(table, "earthformer", config)}
@@ -209,7 +209,7 @@ def test_a_setting_says_who_gives_it_and_what_a_caller_changed() -> None:
     assert found["train.schedule"].value == "constant" and not found.keys() & {"train.min_lr_ratio", "train.lr"}
 
 
-def test_time_of_forecasts_that_cannot_be_counted_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_uncountable_forecasts_have_unknown_time(capsys: pytest.CaptureFixture[str]) -> None:
     table = load_table("prediff/sevir_lr")
     found = plan(table, table.row("steps"), [], 0, throughput=lambda device: 1e12).estimate
     assert found is not None and found.total_s is None and "not estimated" in found.basis
@@ -217,7 +217,7 @@ def test_time_of_forecasts_that_cannot_be_counted_is_unknown(capsys: pytest.Capt
     assert "evaluation: not estimated" in capsys.readouterr().out
 
 
-def test_plan_and_explain_print_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_explain_print_sourced_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "earthformer/icar_enso/unet", *ON, "h100"]) == 0
     assert "assumed (nothing published says how the baselines were trained" in capsys.readouterr().out
     assert main(["explain", "earthformer/sevir", "earthformer"]) == 0

@@ -39,12 +39,12 @@ def test_a_row_is_found_by_its_name() -> None:
         ("runs/sevir", UsageError, "lists finished runs"),
     ],
 )
-def test_a_wrong_name_is_one_message(name: str, kind: type[Exception], words: str) -> None:
+def test_a_wrong_name_gives_one_message(name: str, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         find_rows(name)
 
 
-def test_the_papers_training_comes_first_and_the_callers_last() -> None:
+def test_overrides_of_the_caller_follow_those_of_the_paper() -> None:
     table, (row,) = find_rows("earthformer/patterns_nbody_mnist/video_swin_2x8")
     words = overrides_of(table, row, ["train.lr=0.5", "data.root=x", "seed=9"], 3)
     assert words[:4] == (
@@ -53,7 +53,7 @@ def test_the_papers_training_comes_first_and_the_callers_last() -> None:
     assert words.index("train.weight_decay=1e-5") < words.index("train.lr=0.5") and words[-1] == "seed=3"
 
 
-def test_seeds() -> None:
+def test_seeds_are_parsed() -> None:
     assert seeds_of([], None) == [0] and seeds_of(["seed=4"], None) == [4] and seeds_of([], "0,2,2") == [0, 2]
     with pytest.raises(ConfigError, match="one of the two"):
         seeds_of(["seed=1"], "0")
@@ -61,7 +61,7 @@ def test_seeds() -> None:
         seeds_of([], "a")
 
 
-def test_without_data_the_plan_says_what_is_needed_and_what_it_takes() -> None:
+def test_a_plan_without_data_states_data_and_cost() -> None:
     table, (row,) = find_rows("earthformer/icar_enso/earthformer")
     found = plan(table, row, ["data.root=/not/there"], 0, throughput=_throughput)
     assert found.status == "cannot run" and "not a folder" in found.reason and "52,350 training" in found.data
@@ -71,13 +71,13 @@ def test_without_data_the_plan_says_what_is_needed_and_what_it_takes() -> None:
     assert found.estimate.total_s == pytest.approx(100 * found.estimate.epoch_s + 23.9 * (20 * 1_679 + 1_679))
 
 
-def test_a_row_whose_model_nobody_registered_cannot_run() -> None:
+def test_a_row_of_an_unregistered_model_cannot_run() -> None:
     table, (row,) = find_rows("prediff/sevir_lr/dgmr")
     found = plan(table, row.model_copy(update={"model": "nobodys"}), [], 0, throughput=_throughput)
     assert found.status == "cannot run" and "unknown model 'nobodys'" in found.reason
 
 
-def test_measured_steps_say_so(storms: Path, tmp_path: Path) -> None:
+def test_a_measured_estimate_is_labelled(storms: Path, tmp_path: Path) -> None:
     table, (row,) = find_rows("earthformer/sevir/unet")
     found = plan(table, row, [*TINY, *_overrides(storms, tmp_path)], 0, measure=True)
     assert found.estimate is not None and found.estimate.basis.startswith(
@@ -87,7 +87,7 @@ def test_measured_steps_say_so(storms: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_are_made_once_and_a_failure_does_not_stop_the_others(storms: Path, tmp_path: Path) -> None:
+def test_rows_run_once_and_a_failure_does_not_stop_the_others(storms: Path, tmp_path: Path) -> None:
     table = load_table("earthformer/sevir")
     given = [*TINY, *_overrides(storms, tmp_path)]
     good, bad = table.row("unet"), [*given, "train.lr=1e30", "train.clip_norm=null"]
@@ -103,7 +103,7 @@ def test_rows_are_made_once_and_a_failure_does_not_stop_the_others(storms: Path,
     assert plan(table, good, [*given, "train.lr=0.01"], 1, throughput=_throughput).status == "to run"
 
 
-def test_the_command_plans_runs_and_continues(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reproduce_plans_runs_and_resumes(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "earthformer/sevir/persistence", *_overrides(storms, tmp_path)]
     assert main([*words, "--dry-run", "--format", "json"]) == 0
     (planned,) = json.loads(capsys.readouterr().out)

@@ -98,11 +98,9 @@ def _column(block: Block, key: str) -> dict[str, float | str | None]:
     return dict(found)
 
 
-def test_ranks_are_shared_within_the_noise_and_not_given_behind_the_reference(
-    measured: RunRecord, board: BoardFile
-) -> None:
+def test_ranks_are_shared_within_noise_and_withheld_below_the_reference(measured: RunRecord, board: BoardFile) -> None:
     blocks = _blocks(board, _records(measured, board, {**REFERENCES, **LEARNED}))
-    assert list(blocks) == ["References", "Learned models"]
+    assert list(blocks) == ["Learned models", "References"]
     assert _column(blocks["Learned models"], "rank") == {
         "unet": 1,
         "convlstm": 1,
@@ -127,7 +125,7 @@ def test_the_text_states_rule_units_and_missing_rows(measured: RunRecord, board:
     assert "Welch" in text and "| predrnn" in text and "not run" in text
 
 
-def test_only_the_board_s_own_runs_stand_in_it(measured: RunRecord, board: BoardFile) -> None:
+def test_only_runs_of_the_board_are_listed(measured: RunRecord, board: BoardFile) -> None:
     records = _records(measured, board, {**REFERENCES, **LEARNED})
     stranger = _record(measured, "unet", "f" * 64, 9, 0.0)
     assert _blocks(board, [*records, stranger]) == _blocks(board, records)
@@ -139,7 +137,7 @@ def test_only_the_board_s_own_runs_stand_in_it(measured: RunRecord, board: Board
     assert [(one.run_id, one.reason) for one in found.left_out] == [(elsewhere.run_id, "other data")]
 
 
-def test_a_row_that_is_not_decided_has_no_runs(measured: RunRecord, board: BoardFile) -> None:
+def test_an_undecided_row_has_no_runs(measured: RunRecord, board: BoardFile) -> None:
     records = _records(measured, board, LEARNED)
     board.path.write_text(BOARD.replace("{steps: 5}", "{cpu_s: 5}"), encoding="utf-8")
     timed = read_board(board.path)
@@ -149,7 +147,7 @@ def test_a_row_that_is_not_decided_has_no_runs(measured: RunRecord, board: Board
     assert isinstance(_column(_blocks(timed, records)["Learned models"], "mse")["unet"], float), "the same training"
 
 
-def test_the_scores_of_folds_are_those_of_all_their_cases(
+def test_scores_of_folds_are_pooled_over_all_cases(
     measured: RunRecord, board: BoardFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     board.path.write_text(BOARD + "folds: [task.t_out=10, task.t_out=12]\n", encoding="utf-8")
@@ -187,7 +185,7 @@ def test_the_scores_of_folds_are_those_of_all_their_cases(
     assert "2026-unet-0.json" in said and "2026-unet-0b.json" in said
 
 
-def test_a_board_whose_models_lose_to_a_blur_is_on_the_first_page(measured: RunRecord, board: BoardFile) -> None:
+def test_a_board_where_a_blur_wins_is_on_the_first_page(measured: RunRecord, board: BoardFile) -> None:
     worse = {name: [error + 3 for error in errors] for name, errors in LEARNED.items()}
     for record in _records(measured, board, {**REFERENCES, **worse}):
         write_record(record, board.root)
@@ -218,7 +216,7 @@ def test_a_board_is_listed_printed_verified_and_checked(
     assert main(["verify"]) == 4 and "boards_made.md differs" in capsys.readouterr().err
 
 
-def test_an_unknown_board_is_said(tmp_path: Path, board: BoardFile) -> None:
+def test_an_unknown_board_gets_a_suggestion(tmp_path: Path, board: BoardFile) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'boards/made'"):
         load_table("boards/mode", board.root)
     board.path.write_text("title: x\n", encoding="utf-8")

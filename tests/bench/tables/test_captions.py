@@ -10,7 +10,7 @@ from bench.tables.captions import captions
 from bench.tables.render import render
 
 
-def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None:
+def test_captions_state_budget_seeds_data_and_device(measured: RunRecord) -> None:
     settings = {**PAPER_SETTINGS, "max_steps": None, "optimizer": "adamw"}
     config = {"data": {"batch_size": 8}}
     runs = [
@@ -29,7 +29,7 @@ def test_captions_tell_budget_seeds_data_and_device(measured: RunRecord) -> None
     assert captions([]) == []
 
 
-def test_seeds_of_a_plugin_that_ran_different_code_are_told(measured: RunRecord) -> None:
+def test_seeds_of_different_plugin_code_are_noted(measured: RunRecord) -> None:
     source = measured.code.sources["model"]
 
     def run(seed: int, digest: str, origin: str = "mine.model:Mine (mine 0.1.0)") -> RunRecord:
@@ -45,7 +45,7 @@ def test_seeds_of_a_plugin_that_ran_different_code_are_told(measured: RunRecord)
     assert "code changed" not in render(table, builtin)
 
 
-def test_captions_tell_the_budget_of_each_stage(measured: RunRecord) -> None:
+def test_captions_state_the_budget_of_each_stage(measured: RunRecord) -> None:
     stages = {"vqvae": {"lr": 2e-3, "batch_size": 4, "max_steps": 30}, "gpt": {"lr": 3e-3}}
     settings = {**PAPER_SETTINGS, "max_steps": 50, "optimizer": "adam", "stages": stages}
     run = unet_like(measured, config={"data": {"batch_size": 8}}, training=trained_with(settings, steps=80))

@@ -33,7 +33,7 @@ def _distance(coast: np.ndarray, column: float, row: float) -> float:
 
 @pytest.mark.parametrize("east", [0, 360])
 @pytest.mark.parametrize("step", [1, -1])
-def test_a_port_is_on_the_coast_of_a_grid_in_degrees(east: int, step: int) -> None:
+def test_coastlines_of_a_grid_in_degrees_pass_a_port(east: int, step: int) -> None:
     latitudes, longitudes = np.arange(10, 31.0)[::step], np.arange(-170, -149.0) + east
     coast = coastlines(_where(latitudes, longitudes, "degrees_east"))
     assert coast is not None
@@ -44,26 +44,26 @@ def test_a_port_is_on_the_coast_of_a_grid_in_degrees(east: int, step: int) -> No
 
 
 @pytest.mark.parametrize(("units", "metres"), [("m", 1), ("km", 1000)])
-def test_a_port_is_on_the_coast_of_a_projection(units: str, metres: int) -> None:
+def test_coastlines_of_a_projection_pass_a_port(units: str, metres: int) -> None:
     miami = Transformer.from_crs(LAEA.geodetic_crs, LAEA, always_xy=True).transform(-80.19, 25.77)
     x, y = (np.arange(-100, 101) * 2000.0 + middle for middle in miami)
     coast = coastlines(_where(y / metres, x / metres, units, LAEA.to_cf()))
     assert coast is not None and _distance(coast, 100, 100) < 5  # 10 km
 
 
-def test_no_line_runs_around_the_globe() -> None:
+def test_no_coastline_wraps_around_the_globe() -> None:
     coast = coastlines_in_degrees(range(-85, 90, 5), range(0, 360, 5))
     assert np.nanmax(np.abs(np.diff(coast[:, 0]))) < 2
 
 
-def test_frames_of_no_known_place_have_no_coast() -> None:
+def test_frames_without_coordinates_have_no_coastline() -> None:
     axis = np.arange(5.0)
     assert coastlines(_where(None, None, "m")) is None
     assert coastlines(_where(axis, axis, "m")) is None
     assert coastlines(_where(axis, axis, "m", {"grid_mapping_name": "of_nobody"})) is None
 
 
-def test_both_enso_tasks_have_one_and_mnist_has_none() -> None:
+def test_enso_tasks_have_coastlines_and_mnist_has_none() -> None:
     for task in ("icar_enso", "enso_ersst"):
         coast = Look.of_name(task).coast
         assert coast is not None and _distance(coast, (202.14 - 95) / 5, (21.31 + 55) / 5) < 0.1

@@ -36,7 +36,7 @@ def _cells(table: Table) -> tuple[Cell, ...]:
     return table_data(table, published, []).blocks[0].cells
 
 
-def test_a_counted_size_stands_beside_the_published_one() -> None:
+def test_counted_and_published_sizes_are_shown_together() -> None:
     cells = {(cell.row_key, cell.column): cell for cell in _cells(load_table("earthformer/sevir"))}
     unet = cells["unet", "parameters"]
     (size,) = (one for one in load_counts().sizes if one.key == ("sevir", "unet", "{}"))
@@ -49,12 +49,12 @@ def test_a_counted_size_stands_beside_the_published_one() -> None:
     assert "| match |" in " ".join(text.split()) and "sizes of rows that were not run are our counts" in text
 
 
-def test_rows_of_one_model_are_told_apart_by_their_hyperparameters() -> None:
+def test_rows_of_one_model_are_distinguished_by_hyperparameters() -> None:
     sizes = {cell.row_key: cell.ours for cell in _cells(load_table("earthformer/depth")) if cell.column == "parameters"}
     assert len(set(sizes.values())) == len(sizes) == 5
 
 
-def test_explain_names_the_command_that_counts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_shows_the_counting_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "earthformer/sevir", "unet", "parameters"]) == 0
     said = capsys.readouterr().out
     assert "published   16.6" in said and "match" in said and "earthbench count --table earthformer/sevir" in said
@@ -92,7 +92,7 @@ def test_counts_are_written_and_checked(elsewhere: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_the_committed_counts_are_what_a_fresh_count_gives(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_committed_counts_equal_a_fresh_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count", "--check"]) == 0
     assert f"{len(rows_to_count(tables_with_rows()))} counts" in capsys.readouterr().out
     assert counts_path().is_file()

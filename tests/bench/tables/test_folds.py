@@ -51,7 +51,7 @@ def _contents(records: list[RunRecord]) -> TableData:
     return table_data(load_table("runs/sevir"), None, records)
 
 
-def test_folds_are_one_row_with_the_mean_over_seeds_of_the_scores_of_all_cases(measured: RunRecord) -> None:
+def test_folds_form_one_row_of_pooled_scores_averaged_over_seeds(measured: RunRecord) -> None:
     records = [_run(measured, fold, seed) for seed in (0, 1) for fold in CASES]
     contents = _contents(records)
     (block,) = contents.blocks
@@ -62,14 +62,14 @@ def test_folds_are_one_row_with_the_mean_over_seeds_of_the_scores_of_all_cases(m
     assert contents.run_ids(mse) == ["2026-0-0-0", "2026-0-0-1", "2026-0-1-0", "2026-0-1-1"]
 
 
-def test_the_newest_run_of_a_fold_counts_and_other_trainings_stay_apart(measured: RunRecord) -> None:
+def test_the_newest_run_of_a_fold_is_used_per_training(measured: RunRecord) -> None:
     again = _run(measured, 1, 0, more=9.0, made=1)
     contents = _contents([_run(measured, 0, 0), _run(measured, 1, 0), again])
     (mse,) = [cell for cell in contents.blocks[0].cells if cell.column == "mse"]
     assert contents.run_ids(mse) == ["2026-0-0-0", again.run_id]
 
 
-def test_while_a_fold_is_missing_each_is_a_block_of_its_own(measured: RunRecord) -> None:
+def test_incomplete_folds_are_separate_blocks(measured: RunRecord) -> None:
     records = [_run(measured, 0, 0), _run(measured, 0, 1), _run(measured, 1, 1)]
     titles = [block.title for block in _contents(records).blocks]
     assert len(titles) == 2 and sum("folds together" in title for title in titles) == 1
@@ -77,7 +77,7 @@ def test_while_a_fold_is_missing_each_is_a_block_of_its_own(measured: RunRecord)
     assert len(_contents(torn).blocks) == 2, "scores without their sums cannot be formed together"
 
 
-def test_the_page_has_each_run_behind_its_row(measured: RunRecord, tmp_path: Path) -> None:
+def test_the_page_lists_each_run_of_a_row(measured: RunRecord, tmp_path: Path) -> None:
     for record in (_run(measured, fold, seed) for seed in (0, 1) for fold in CASES):
         write_record(record, tmp_path / "results")
     build(tmp_path / "results", tmp_path / "site")

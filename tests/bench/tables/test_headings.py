@@ -6,7 +6,7 @@ from bench.records.schema import RunRecord
 from bench.tables import load_table
 from bench.tables.cells import table_data
 from bench.tables.runs import runs_table
-from bench.tables.variants import told_apart
+from bench.tables.variants import differing_options
 
 
 def other(record: RunRecord, run_id: str, given: dict | None = None, **conventions: dict) -> RunRecord:
@@ -16,7 +16,7 @@ def other(record: RunRecord, run_id: str, given: dict | None = None, **conventio
     return record.model_copy(update={"run_id": run_id, "task": task, "conventions": conventions, "config": config})
 
 
-def test_options_and_conventions_that_blocks_do_not_share_stand_in_their_headings(measured: RunRecord) -> None:
+def test_headings_name_the_options_and_conventions_that_differ(measured: RunRecord) -> None:
     records = [
         other(measured, "2026-1", skill={"thresholds": [16, 74]}),
         other(measured, "2026-2", {"stride": 6}, skill={"thresholds": [16, 74]}),
@@ -30,21 +30,21 @@ def test_options_and_conventions_that_blocks_do_not_share_stand_in_their_heading
     ]
 
 
-def test_a_convention_that_follows_from_an_option_is_named_once(measured: RunRecord) -> None:
+def test_an_implied_convention_is_named_once(measured: RunRecord) -> None:
     groups = [[other(measured, "1", {"stride": n}, mse={"stride": n})] for n in (1, 2)]
-    assert told_apart(groups) == [", task.stride=1", ", task.stride=2"]
+    assert differing_options(groups) == [", task.stride=1", ", task.stride=2"]
 
 
-def test_an_option_that_is_not_set_is_not_named(measured: RunRecord) -> None:
+def test_unset_options_are_not_named(measured: RunRecord) -> None:
     groups = [[other(measured, "1", {"fold": fold, "stride": 1})] for fold in (None, 0)]
-    assert told_apart(groups) == ["", ", task.fold=0"]
+    assert differing_options(groups) == ["", ", task.fold=0"]
 
 
-def test_versions_of_a_task_are_told_apart(measured: RunRecord) -> None:
+def test_versions_of_a_task_are_distinguished(measured: RunRecord) -> None:
     newer = measured.model_copy(update={"task": measured.task.model_copy(update={"version": 9})})
-    assert told_apart([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]
+    assert differing_options([[measured], [newer]]) == [f", task version={measured.task.version}", ", task version=9"]
 
 
-def test_one_block_needs_no_more_than_its_data(measured: RunRecord) -> None:
+def test_a_single_block_is_titled_by_its_data(measured: RunRecord) -> None:
     (block,) = table_data(runs_table("sevir", [measured]), None, [other(measured, "1", {"stride": 6})]).blocks
     assert "stride" not in block.title

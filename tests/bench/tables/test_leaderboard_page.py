@@ -69,7 +69,7 @@ def _label(column: str) -> str:
         ("| tropical Pacific", "boards_sst_decades"),
     ],
 )
-def test_every_row_of_a_board_is_printed_as_it_is_rendered(header: str, table: str) -> None:
+def test_printed_boards_equal_their_renderings(header: str, table: str) -> None:
     rendered = {row["Rank"]["row"]: row for row in _rendered(table)}
     printed = _printed(header)
     for line in printed:

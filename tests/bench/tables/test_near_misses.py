@@ -107,9 +107,7 @@ def _train_section(config: Config) -> dict[str, Any]:
         ("data.batch_size=16", "data.batch_size=16 (table: 32)"),
     ],
 )
-def test_one_other_setting_marks_a_run_and_a_run_without_takes_its_place(
-    measured: RunRecord, change: str, said: str
-) -> None:
+def test_a_deviating_run_is_marked_and_replaced_by_a_matching_one(measured: RunRecord, change: str, said: str) -> None:
     right, other = _record(measured, SEVIR, UNET), _record(measured, SEVIR, UNET, change, run_id="2099-later")
     assert not deviations(SEVIR, right, UNET)
     assert deviations(SEVIR, other, UNET) == [said]
@@ -125,11 +123,11 @@ def test_one_other_setting_marks_a_run_and_a_run_without_takes_its_place(
         "train.loggers=[]", "train.save_every_minutes=1",
     ],
 )  # fmt: skip
-def test_what_changes_no_number_is_no_deviation(measured: RunRecord, change: str) -> None:
+def test_settings_that_change_no_number_are_not_deviations(measured: RunRecord, change: str) -> None:
     assert not deviations(SEVIR, _record(measured, SEVIR, UNET, change), UNET)
 
 
-def test_seeds_stand_together(measured: RunRecord) -> None:
+def test_seeds_are_grouped(measured: RunRecord) -> None:
     runs = [_record(measured, SEVIR, UNET, run_id=f"2026-{seed}", seed=seed) for seed in range(3)]
     assert admitted(SEVIR, runs) == ({**{row.key: [] for row in SEVIR.rows}, "unet": runs}, [])
 
@@ -166,14 +164,14 @@ def _trained(record: RunRecord, **changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_makes_another_score_keeps_a_run_out(measured: RunRecord, fields: Any, reason: str) -> None:
+def test_a_run_with_another_evaluation_is_excluded(measured: RunRecord, fields: Any, reason: str) -> None:
     record = _record(measured, SEVIR, UNET, **fields(measured))
     by_row, (excluded,) = admitted(SEVIR, [record])
     assert by_row["unet"] == [] and excluded.reason == reason
 
 
 @pytest.mark.parametrize("part", ["tested", "trained"])
-def test_runs_on_other_files_are_no_seeds_of_one_row(measured: RunRecord, part: str) -> None:
+def test_runs_on_different_files_are_not_seeds_of_one_row(measured: RunRecord, part: str) -> None:
     runs = [_record(measured, SEVIR, UNET, run_id=f"2026-{seed}", seed=seed) for seed in range(2)]
     other = (
         _tested(measured, fingerprint="0" * 64) if part == "tested" else _trained(measured, data_fingerprint="0" * 64)
@@ -198,9 +196,7 @@ def test_an_ensemble_of_another_size_is_marked(measured: RunRecord) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), ROWS)
-def test_a_row_s_own_run_deviates_in_nothing_and_another_rate_or_batch_is_named(
-    measured: RunRecord, name: str, key: str
-) -> None:
+def test_a_run_of_the_row_has_no_deviations_and_others_are_named(measured: RunRecord, name: str, key: str) -> None:
     table = load_table(name)
     row = table.row(key)
     own = _record(measured, table, row)

@@ -39,7 +39,7 @@ def own(measured: RunRecord, run_id: str = "2026-1", share: float = 0.9, **chang
     )
 
 
-def test_it_stands_below_the_papers_rows_marked_and_not_judged_by_their_training(measured: RunRecord) -> None:
+def test_a_models_own_row_follows_the_papers_rows(measured: RunRecord) -> None:
     record = own(measured, scores={**measured.scores, "csi_m": 0.99})
     records = [record, unet_like(measured)]
     table = with_own(SEVIR, ["my_model"], records)
@@ -52,7 +52,7 @@ def test_it_stands_below_the_papers_rows_marked_and_not_judged_by_their_training
     assert "my_model: not of the paper; hyperparameters: share=0.9" in contents.blocks[0].remarks
 
 
-def test_every_format_says_that_it_is_not_of_the_paper(measured: RunRecord) -> None:
+def test_every_format_marks_own_rows(measured: RunRecord) -> None:
     records = [own(measured)]
     table = with_own(SEVIR, ["my_model"], records)
     texts = {form: render(table, records, form) for form in FORMATS}
@@ -68,7 +68,7 @@ def test_every_format_says_that_it_is_not_of_the_paper(measured: RunRecord) -> N
     assert all("(own)" not in render(SEVIR, records, form) for form in ("html", "latex"))
 
 
-def test_variants_have_a_row_each_and_seeds_share_one(measured: RunRecord) -> None:
+def test_each_variant_has_one_row_for_all_seeds(measured: RunRecord) -> None:
     records = [
         own(measured, "2026-1", seed=0), own(measured, "2026-2", seed=1), own(measured, "2026-3", share=0.5),
     ]  # fmt: skip
@@ -79,7 +79,7 @@ def test_variants_have_a_row_each_and_seeds_share_one(measured: RunRecord) -> No
     ]
 
 
-def test_a_variant_of_a_papers_model_stands_beside_its_row(measured: RunRecord) -> None:
+def test_a_variant_of_a_papers_model_has_its_own_row(measured: RunRecord) -> None:
     preset, other = unet_like(measured), unet_like(measured, run_id="2026-9")
     other = other.model_copy(
         update={"model": other.model.model_copy(update={"is_preset": False, "hyperparameters": {"channels": [4]}})}
@@ -100,7 +100,7 @@ def test_a_variant_of_a_papers_model_stands_beside_its_row(measured: RunRecord) 
         ({"training": trained_with(OWN_SETTINGS, sequence_count=12)}, "trained on other data"),
     ],
 )
-def test_a_run_that_no_row_could_have_is_refused_with_the_reason(
+def test_an_inadmissible_run_is_refused_with_the_reason(
     measured: RunRecord, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(DataError, match=rf"(?s)expected a complete run on 12,159 test sequences.*{reason}"):
@@ -115,12 +115,12 @@ def test_a_run_that_no_row_could_have_is_refused_with_the_reason(
         ("runs/sevir", "simvp", UsageError, "every model"),
     ],
 )
-def test_what_cannot_stand_there_is_said(table: str, model: str, error: type[EarthbenchError], said: str) -> None:
+def test_invalid_own_rows_are_refused(table: str, model: str, error: type[EarthbenchError], said: str) -> None:
     with pytest.raises(error, match=said):
         with_own(load_table(table), [model], [])
 
 
-def test_the_command_line(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_rows_on_the_command_line(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = [f"results.root={tmp_path}", f"data.root={storms}", "picture=false", "progress=false", "device=cpu"]
     assert main(["evaluate", "task=sevir", "model=blurred_persistence", *where]) == 0
     capsys.readouterr()

@@ -17,7 +17,7 @@ SEVIR = load_table("earthformer/sevir")
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).published])
-def test_published_figures_have_allowed_sources_and_known_places(name: str) -> None:
+def test_published_figures_have_allowed_sources_and_known_columns(name: str) -> None:
     table = load_table(name)
     published = load_published(table.published)
     assert published.table == table.name
@@ -26,7 +26,7 @@ def test_published_figures_have_allowed_sources_and_known_places(name: str) -> N
     assert {source.kind for source in published.sources.values()} <= {"authors", "transcribed"}
 
 
-def test_published_means_of_six_thresholds_are_the_published_csi_m() -> None:
+def test_published_thresholds_average_to_the_published_csi_m() -> None:
     rows = load_published("earthformer_sevir.json").rows
     complete = [r for r in rows.values() if all(f"csi_{t}" in r for t in (16, 74, 133, 160, 181, 219))]
     assert len(complete) == 2
@@ -45,7 +45,7 @@ def test_a_published_file_without_a_source_is_refused(tmp_path: Path, monkeypatc
     assert "'4.1' is not 4.2" in str(caught.value)
 
 
-def test_figures_of_a_plugins_table_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_a_plugin_table_has_its_own_file_of_figures(tmp_path: Path) -> None:
     content = json.loads((definitions.published_folder() / "earthformer_sevir.json").read_text())
     content["rows"] = {"unet": content["rows"]["unet"]}
     (tmp_path / "mine.json").write_text(json.dumps(content))

@@ -43,7 +43,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     return run(compose(words), training=True).record
 
 
-def test_a_toy_run_with_the_papers_settings_is_left_out_for_its_length_only(toy: RunRecord) -> None:
+def test_a_toy_run_is_excluded_for_its_length_only(toy: RunRecord) -> None:
     _, (excluded,) = admitted(NBODY, [toy])
     assert set(excluded.reason.split("; ")) == {OTHER_DATA, "trained on other data"}
     assert excluded.detail == (
@@ -55,7 +55,7 @@ def test_a_toy_run_with_the_papers_settings_is_left_out_for_its_length_only(toy:
     assert PARTIAL in admitted(NBODY, [part])[1][0].reason.split("; ")
 
 
-def test_the_same_run_at_full_length_stands_in_its_row(toy: RunRecord) -> None:
+def test_a_full_length_run_is_in_its_row(toy: RunRecord) -> None:
     assert toy.data is not None and toy.training is not None
     data = toy.data.model_copy(update={"origin": "files", "sequence_count": 1_000})
     settings = {**toy.training.settings, "max_epochs": 100}
@@ -76,7 +76,7 @@ def test_the_same_run_at_full_length_stands_in_its_row(toy: RunRecord) -> None:
     assert admitted(NBODY, [longer])[1][0].detail == "task.t_in=5 (table: 10)"
 
 
-def test_prediffs_random_split_is_an_option_of_its_rows() -> None:
+def test_rows_of_prediff_use_its_random_split() -> None:
     table = load_table("prediff/sevir_lr")
     assert len(table.rows) == 14
     for row in table.rows:
@@ -87,7 +87,7 @@ def test_prediffs_random_split_is_an_option_of_its_rows() -> None:
     assert "40,301 training" in found.data
 
 
-def test_rows_of_nbody_mnist_see_the_scale_that_they_can_forecast() -> None:
+def test_rows_of_nbody_mnist_use_a_scale_that_models_can_forecast() -> None:
     for name in ("earthformer/nbody_mnist", "earthformer/patterns_nbody_mnist", "prediff/nbody_mnist"):
         table = load_table(name)
         for row in table.rows:
@@ -96,7 +96,7 @@ def test_rows_of_nbody_mnist_see_the_scale_that_they_can_forecast() -> None:
             assert ("sees brightness 0..1" in row.note) == unit
 
 
-def test_steps_and_frames_of_a_source_are_those_of_the_row() -> None:
+def test_rows_have_the_steps_and_frames_of_their_source() -> None:
     """What a source gives as steps or frames: VideoGPT's 100,000 steps, 512 frames of an autoencoder's batch."""
     for name, counts, frames in (("prediff/sevir_lr", 35_718, 13), ("prediff/nbody_mnist", 20_000, 20)):
         train = _config(name, "videogpt").train
@@ -108,7 +108,7 @@ def test_steps_and_frames_of_a_source_are_those_of_the_row() -> None:
             assert stages["autoencoder"]["batch_size"] * frames == 520
 
 
-def test_baselines_have_the_recipes_of_their_authors_where_these_are_known() -> None:
+def test_baselines_use_the_known_recipes_of_their_authors() -> None:
     train = _config(NBODY.name, "phydnet").train
     assert (train.optimizer, train.schedule, train.plateau_patience, train.val_every_epochs) == (
         "adam",
@@ -123,7 +123,7 @@ def test_baselines_have_the_recipes_of_their_authors_where_these_are_known() -> 
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).settings])
-def test_every_setting_of_a_row_is_as_its_source_says_or_tells_how_it_differs(name: str) -> None:
+def test_every_setting_matches_its_source_or_states_the_difference(name: str) -> None:
     table = load_table(name)
     known = load_settings(table)
     assert known is not None and known.table in (name, name.removesuffix("_per_lead"))
@@ -148,7 +148,7 @@ def test_a_training_is_compared_with_its_own_row() -> None:
         assert {key: getattr(train, key) for key in wanted} == wanted, row.key
 
 
-def test_explain_of_a_cell_that_nobody_ran_shows_settings_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_of_an_empty_cell_shows_settings_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "earthformer/nbody_mnist", "earthformer", "mse_frame_sum"]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -177,7 +177,7 @@ def test_explain_of_a_cell_that_nobody_ran_shows_settings_and_sources(capsys: py
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_figure_has_an_address(name: str) -> None:
+def test_every_published_figure_has_a_url(name: str) -> None:
     published = load_published(load_table(name).published)  # type: ignore[arg-type]
     assert {name for row in published.rows.values() for figure in row.values() for name in figure.sources} == set(
         published.sources
@@ -186,7 +186,7 @@ def test_every_published_figure_has_an_address(name: str) -> None:
         assert source.url.startswith("https://") and "(first)" not in source.title
 
 
-def test_the_third_transcription_gives_23_figures_each_marked() -> None:
+def test_figures_with_a_single_transcription_are_marked() -> None:
     names = ("moving_mnist", "nbody_mnist", "depth")
     found = {
         (name, row, column): figure.text

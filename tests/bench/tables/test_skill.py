@@ -76,7 +76,7 @@ def test_each_row_is_measured_against_the_best_trivial_reference(measured: RunRe
     assert beats["blank", "mse"] and not beats["optical_flow", "mse"], "it is not trivial, and worse than what is"
 
 
-def test_what_does_not_beat_the_reference_is_shown_but_not_ranked(measured: RunRecord) -> None:
+def test_rows_below_the_reference_are_shown_but_unranked(measured: RunRecord) -> None:
     records = [
         _run(measured, "persistence", 1.0, trained=False),
         _run(measured, "unet", 1.5),
@@ -93,7 +93,7 @@ def test_what_does_not_beat_the_reference_is_shown_but_not_ranked(measured: RunR
     assert ranks == {"predrnn": 1, "persistence": 2, "unet": None, "convlstm": None}
 
 
-def test_seeds_have_a_spread_of_skill_and_other_data_are_no_reference(measured: RunRecord) -> None:
+def test_skill_has_a_spread_over_seeds_and_a_reference_on_the_same_data(measured: RunRecord) -> None:
     reference = _run(measured, "persistence", 2.0, trained=False)
     seeds = [_run(measured, "unet", 1 + 0.1 * seed, seed=seed) for seed in range(3)]
     cells = {cell.column: cell for cell in _block([reference, *seeds]).cells if cell.model == "unet"}
@@ -115,5 +115,5 @@ def test_every_table_of_runs_shows_skill(name: str) -> None:
     assert any(column.better == "lower" for column in shown)
 
 
-def test_only_models_that_say_so_are_trivial() -> None:
+def test_only_declared_models_are_trivial() -> None:
     assert is_trivial("persistence") and not is_trivial("optical_flow") and not is_trivial("of_nobody")

@@ -68,7 +68,7 @@ def _noise(number: int, count: int) -> np.ndarray:
     return np.random.default_rng(number).normal(0, 0.3, count)
 
 
-def test_the_best_is_marked_where_the_second_is_worse_beyond_chance(measured: RunRecord) -> None:
+def test_the_best_is_marked_if_significantly_better(measured: RunRecord) -> None:
     w = WEATHER[:40]
     records = [_run(measured, name, w + gap) for name, gap in (("unet", 0.0), ("convlstm", 0.2), ("predrnn", 0.4))]
     assert _marks(records) == {"unet": 1, "convlstm": 2, "predrnn": None}
@@ -81,7 +81,7 @@ def test_the_best_is_marked_where_the_second_is_worse_beyond_chance(measured: Ru
     )
 
 
-def test_what_chance_could_have_put_second_shares_the_mark(measured: RunRecord) -> None:
+def test_rows_not_significantly_worse_share_the_mark(measured: RunRecord) -> None:
     w = WEATHER[:40]
     close = w + 0.01 + _noise(1, 40)
     records = [_run(measured, "unet", w), _run(measured, "convlstm", close), _run(measured, "predrnn", w + 0.5)]
@@ -92,7 +92,7 @@ def test_what_chance_could_have_put_second_shares_the_mark(measured: RunRecord) 
     }, "the order as printed is not a test"  # fmt: skip
 
 
-def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRecord) -> None:
+def test_nothing_is_marked_without_significant_differences(measured: RunRecord) -> None:
     w = WEATHER[:40]
     records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 0.01 + _noise(1, 40))]
     assert set(_marks(records).values()) == {None}
@@ -101,7 +101,7 @@ def test_where_nothing_is_worse_beyond_chance_nothing_is_marked(measured: RunRec
     )
 
 
-def test_rows_that_take_no_part_are_told_where_nothing_is_marked(measured: RunRecord) -> None:
+def test_excluded_rows_are_listed_if_nothing_is_marked(measured: RunRecord) -> None:
     w = WEATHER[:40]
     records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 0.01 + _noise(1, 40))]
     cells = _block(records).cells
@@ -110,14 +110,14 @@ def test_rows_that_take_no_part_are_told_where_nothing_is_marked(measured: RunRe
     assert why_no_mark((*cells, beaten), records) == why_no_mark(cells, records) + told
 
 
-def test_ties_as_printed_share_the_mark_whatever_the_test_says(measured: RunRecord) -> None:
+def test_ties_as_printed_always_share_the_mark(measured: RunRecord) -> None:
     w = WEATHER[:40]
     records = [_run(measured, "unet", w), _run(measured, "convlstm", w + 1e-6), _run(measured, "predrnn", w + 0.5)]
     assert bench.compare(records[0], records[1], "mse").p_value < 0.05
     assert _marks(records) == {"unet": 1, "convlstm": 1, "predrnn": 2}
 
 
-def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> None:
+def test_marks_need_six_events(measured: RunRecord) -> None:
     five, six = ([_run(measured, "unet", WEATHER[:n]), _run(measured, "convlstm", WEATHER[:n] + 1)] for n in (5, 6))
     assert set(_marks(five).values()) == {None}
     remarks = "\n".join(_block(five).absences)
@@ -130,7 +130,7 @@ def test_five_events_mark_nothing_and_say_so_and_six_do(measured: RunRecord) -> 
     assert any(remark.startswith("no intervals: 6 events") for remark in _block(six).absences)
 
 
-def test_rows_further_down_have_to_differ_more(measured: RunRecord) -> None:
+def test_lower_ranks_need_smaller_p_values(measured: RunRecord) -> None:
     """A p-value of 1/16 to 1/32 with six events is enough for the second place, but not for the third."""
     w = WEATHER[:6]
     close = w + np.array([0.3, -0.2, 0.1, -0.2, 0.1, 0.0])
@@ -140,7 +140,7 @@ def test_rows_further_down_have_to_differ_more(measured: RunRecord) -> None:
     assert set(_marks(three).values()) == {None}
 
 
-def test_equal_models_are_seldom_marked(measured: RunRecord) -> None:
+def test_equal_models_are_rarely_marked(measured: RunRecord) -> None:
     marked = 0
     for trial in range(40):
         rng = np.random.default_rng(trial)
@@ -166,7 +166,7 @@ def test_records_without_statistics_are_not_marked(measured: RunRecord, tmp_path
     assert set(_marks([torn, records[1]]).values()) == {None}, "verify names it; the table is made without"
 
 
-def test_seeds_have_to_agree(measured: RunRecord) -> None:
+def test_marks_need_agreeing_seeds(measured: RunRecord) -> None:
     w = WEATHER
     other = [_run(measured, "convlstm", w + 0.3, seed=seed) for seed in range(3)]
     steady = [_run(measured, "unet", w + gap, seed=seed) for seed, gap in enumerate((0.0, 0.01, 0.02))]
@@ -184,7 +184,7 @@ def test_a_score_without_statistics_per_event_is_judged_by_seeds(measured: RunRe
     assert set(_marks([low[0], *high], "fvd").values()) == {None}, "one run tells nothing of its seeds"
 
 
-def test_the_tests_over_seeds_are_students_and_welchs(measured: RunRecord) -> None:
+def test_seeds_are_compared_by_students_and_welchs_t_tests(measured: RunRecord) -> None:
     a, b = [1.0, 1.2, 1.3], [1.5, 1.9, 2.4]
     runs = [[_run(measured, "unet", WEATHER[:3], seed=i, fvd=v) for i, v in enumerate(side)] for side in (a, b)]
     assert seeds_p_value(*runs, "fvd") == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue, rel=1e-9)
@@ -195,7 +195,7 @@ def test_the_tests_over_seeds_are_students_and_welchs(measured: RunRecord) -> No
     assert seeds_p_value(runs[0][:1], runs[1][:1], "fvd") is None
 
 
-def test_explain_says_why_a_run_has_no_interval(
+def test_explain_gives_the_reason_for_a_missing_interval(
     measured: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_record(measured, tmp_path)
@@ -205,7 +205,7 @@ def test_explain_says_why_a_run_has_no_interval(
     assert "- no intervals: 3 events, and an interval needs 10 or more" in capsys.readouterr().out
 
 
-def test_one_fold_of_a_committed_table_has_too_few_events_for_an_interval_and_all_together_enough(
+def test_pooled_folds_have_enough_events_for_an_interval(
     committed_results: Path,
 ) -> None:
     table = load_table("runs/enso_ersst")

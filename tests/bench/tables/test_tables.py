@@ -28,7 +28,7 @@ def _cells(record_list: list[RunRecord], model: str = "persistence") -> dict[str
     return {cell.column: cell for cell in block.cells if cell.model == model}
 
 
-def test_a_complete_official_run_stands_beside_the_published_figure(measured: RunRecord) -> None:
+def test_a_complete_official_run_is_shown_beside_the_published_figure(measured: RunRecord) -> None:
     record = as_official(measured, scores={**measured.scores, "csi_m": 0.2614, "mse": 11.53379e-3})
     cells = _cells([record])
     assert (
@@ -45,7 +45,7 @@ def _score_cells(records: list[RunRecord]) -> list[Cell]:
     return [cell for key, cell in _cells(records).items() if key not in ("parameters", "gmacs")]
 
 
-def test_partial_runs_other_data_and_other_options_stay_out(measured: RunRecord) -> None:
+def test_partial_runs_other_data_and_other_options_are_excluded(measured: RunRecord) -> None:
     official = as_official(measured)
     assert official.data is not None
     wrong = [
@@ -88,7 +88,7 @@ def test_a_run_that_deviates_from_the_papers_config_is_marked(measured: RunRecor
     assert "train.max_epochs=3 (table: 100)" in render(SEVIR, [record])
 
 
-def test_a_later_run_with_another_config_takes_the_place_of_none_that_keeps_the_papers(measured: RunRecord) -> None:
+def test_a_later_deviating_run_does_not_replace_a_matching_one(measured: RunRecord) -> None:
     kept = unet_like(measured, run_id="2026-1")
     other = unet_like(
         measured, run_id="2026-2", seed=1, training=trained_with({**PAPER_SETTINGS, "max_epochs": 3}), scores={}
@@ -106,7 +106,7 @@ def test_a_later_run_with_another_config_takes_the_place_of_none_that_keeps_the_
         (trained_with(PAPER_SETTINGS, sequence_count=12), "trained on other data (1)"),
     ],
 )
-def test_weights_of_other_data_or_of_unknown_training_stay_out(measured: RunRecord, training, reason: str) -> None:
+def test_weights_of_other_data_or_unknown_training_are_excluded(measured: RunRecord, training, reason: str) -> None:
     record = unet_like(measured, training=training)
     assert _cells([record], "unet")["csi_m"].status == "not run"
     assert reason in render(SEVIR, [record])
@@ -183,7 +183,7 @@ def test_ties_as_printed_share_a_rank(measured: RunRecord) -> None:
     }  # fmt: skip
 
 
-def test_one_value_is_neither_best_nor_second(measured: RunRecord) -> None:
+def test_a_single_value_is_not_ranked(measured: RunRecord) -> None:
     assert set(_ranks([_scored(measured, "unet", 0.4)]).values()) == {None}
 
 
@@ -195,7 +195,7 @@ def test_versions_of_a_task_never_share_a_column(measured: RunRecord) -> None:
     assert [one.reason for one in contents.left_out] == ["version 1 of the task"]
 
 
-def test_rows_of_one_model_take_the_records_of_their_hyperparameters(measured: RunRecord) -> None:
+def test_records_are_matched_to_rows_by_hyperparameters(measured: RunRecord) -> None:
     table = load_table("earthformer/patterns_nbody_mnist")
     card = registry.find("model", "earthformer").card()
     task = measured.task.model_copy(update={"name": "nbody_mnist"})
@@ -230,7 +230,7 @@ def test_a_figure_of_another_protocol_is_printed_but_not_compared() -> None:
     assert any("UNet, CSI-M: not compared" in remark for remark in block.remarks)
 
 
-def test_an_interval_stands_where_there_is_one_run(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_run_shows_an_interval(measured: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     def intervals(record: RunRecord, scores: Sequence[str]) -> dict[str, tuple[float, float] | None]:
         return {score: (0.1, 0.5) if score == "csi_m" else None for score in scores}
 
@@ -247,18 +247,18 @@ def test_a_plugin_and_changed_code_are_marked(measured: RunRecord) -> None:
     assert "persistence (plugin) ‡" in text and "another distribution" in text
 
 
-def test_every_reason_names_its_records(measured: RunRecord) -> None:
+def test_every_exclusion_names_its_records(measured: RunRecord) -> None:
     records = [measured.model_copy(update={"run_id": f"2026-{n}", "scope": "partial"}) for n in range(5)]
     text = render(load_table("runs/sevir"), records)
     assert "partial runs (5): persistence/2026-0, persistence/2026-1, persistence/2026-2 and 2 more" in text
 
 
-def test_records_of_other_tasks_are_not_spoken_of(measured: RunRecord) -> None:
+def test_records_of_other_tasks_are_not_mentioned(measured: RunRecord) -> None:
     other = Excluded("x", "icar_enso", "unet", "tampered")
     assert "tampered" not in render(SEVIR, [], unreadable=[other])
 
 
-def test_training_time_is_a_cost_that_only_what_is_trained_has(measured: RunRecord) -> None:
+def test_only_trained_models_have_a_training_time(measured: RunRecord) -> None:
     assert value_of(measured, "training_s") == 0.0
     unknown = measured.model_copy(update={"model": measured.model.model_copy(update={"parameters": 1})})
     assert value_of(unknown, "training_s") is None, "weights from elsewhere"
@@ -280,7 +280,7 @@ def test_no_cell_mixes_metric_conventions(measured: RunRecord) -> None:
     assert {"2026-b"} in found and not any({"2026-b"} < run_ids for run_ids in found)
 
 
-def test_a_published_table_takes_the_conventions_of_its_task(measured: RunRecord) -> None:
+def test_a_published_table_uses_the_conventions_of_its_task(measured: RunRecord) -> None:
     good = as_official(measured)
     other = as_official(_with(measured, OTHER_SCALE), run_id="2026-b", seed=1)
     contents = table_data(SEVIR, None, [good, other])
@@ -288,7 +288,7 @@ def test_a_published_table_takes_the_conventions_of_its_task(measured: RunRecord
     assert [(one.run_id, one.reason) for one in contents.left_out] == [("2026-b", OTHER_CONVENTIONS)]
 
 
-def test_an_ensemble_stands_beside_single_forecasts_and_never_in_their_cell(measured: RunRecord) -> None:
+def test_ensemble_scores_are_separate_from_those_of_single_forecasts(measured: RunRecord) -> None:
     def drawn(count: int, scale: float, **changes: object) -> RunRecord:
         added = {"mse_members": measured.conventions["mse"], "probabilistic": {"scale": scale}, "frechet": {}}
         return _with(measured, added, members=MembersPart(count=count, seed=0), **changes)

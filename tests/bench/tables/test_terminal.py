@@ -53,10 +53,10 @@ def test_no_line_is_wider_than_the_terminal(committed_results: Path, name: str, 
         assert max(map(len, text.splitlines())) <= width
 
 
-def test_references_stand_apart_from_learned_models(committed_results: Path) -> None:
+def test_references_are_listed_apart_from_learned_models(committed_results: Path) -> None:
     text = _text(committed_results, "runs/radar", width=200, styled=False)
-    references, learned = text.split("(learned models)")
-    assert "(references)" in references
+    learned, references = text.split("(references)")
+    assert "(learned models)" in learned, "the ranking comes first"
     for name in ("optical_flow ", "persistence "):
         assert name in references and name not in learned
     assert "unet" in learned and "unet" not in references
@@ -64,7 +64,7 @@ def test_references_stand_apart_from_learned_models(committed_results: Path) -> 
     assert not is_reference("of_a_plugin_that_is_not_here")
 
 
-def test_columns_and_rows_are_those_asked_for_best_first(committed_results: Path) -> None:
+def test_requested_columns_and_rows_are_shown_best_first(committed_results: Path) -> None:
     text = _text(committed_results, "runs/radar", columns=("MSE 1e-3", "csi_m"), sort="mse", width=200, styled=False)
     lines = [line.replace("*", "") for line in text.splitlines()]
     (head,) = [line for line in lines if line.startswith("Model")]
@@ -78,7 +78,7 @@ def test_columns_and_rows_are_those_asked_for_best_first(committed_results: Path
     assert order == sorted(order)
 
 
-def test_what_does_not_fit_is_named_and_costs_go_first(committed_results: Path) -> None:
+def test_hidden_columns_are_named_and_costs_are_hidden_first(committed_results: Path) -> None:
     text = _text(committed_results, "runs/radar", width=80, styled=False)
     (note,) = re.findall(r"too wide for 80 characters: (.*?)\. --columns", " ".join(text.split()))
     assert note.split(", ")[:4] == ["spreads and intervals", "Params M", "GMACs", "Training min"]
@@ -93,14 +93,14 @@ def test_what_does_not_fit_is_named_and_costs_go_first(committed_results: Path) 
     assert "climatology" in _text(committed_results, "runs/enso_ersst", sort="c_nino34_m", width=80)
 
 
-def test_a_column_is_found_by_key_and_label_and_else_the_nearest_is_named() -> None:
+def test_a_column_is_found_by_key_or_label() -> None:
     table = load_table("runs/radar")
     assert table.named("csi_m") is table.named("CSI-M") is table.named("csi-m") is main_column(table)
     with pytest.raises(UnknownNameError, match="Did you mean 'csi_m'"):
         table.named("csim")
 
 
-def test_markdown_where_it_is_piped_and_a_fitted_table_in_a_terminal(capsys, monkeypatch, committed_results) -> None:
+def test_piped_output_is_markdown_and_a_terminal_gets_a_fitted_table(capsys, monkeypatch, committed_results) -> None:
     given = ["table", "runs/radar", "--results", str(committed_results)]
     assert main(given) == 0
     assert capsys.readouterr().out == (committed_results / "tables/runs_radar.md").read_text()
@@ -115,7 +115,7 @@ def test_markdown_where_it_is_piped_and_a_fitted_table_in_a_terminal(capsys, mon
     assert {cell["column"] for cell in cells} == {"mse"} and values == sorted(values)
 
 
-def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
+def test_terminal_escapes_in_names_are_neutralised(committed_results: Path) -> None:
     table = load_table("runs/radar")
     records = _of_one_evening(read_store(committed_results, table.task)[0])
     contents = table_data(table, None, records)
@@ -126,12 +126,12 @@ def test_foreign_text_moves_no_cursor(committed_results: Path) -> None:
     assert "\x1b" not in text and "\x07" not in text and "[red]x" in text
 
 
-def test_columns_of_a_written_table_are_not_chosen(capsys, tmp_path: Path) -> None:
+def test_a_written_table_always_has_all_columns(capsys, tmp_path: Path) -> None:
     assert main(["table", "runs/radar", "--results", str(tmp_path), "--write", "--sort", "mse"]) == 2
     assert "apply to printed tables only" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_block_has_no_column_without_a_figure_in_it(committed_results: Path) -> None:
+def test_empty_columns_are_hidden_per_block(committed_results: Path) -> None:
     table = load_table("runs/radar")
     records = _of_one_evening(read_store(committed_results, table.task)[0])
     contents = table_data(table, None, records, ())

@@ -31,7 +31,7 @@ SEVIR = load_table("earthformer/sevir")
 
 @pytest.mark.parametrize("name", registry.names("table"))
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_table_renders_with_no_record(name: str, form: str) -> None:
+def test_every_table_renders_without_records(name: str, form: str) -> None:
     text = render(load_table(name), [], form)
     assert text.endswith("\n") and (load_table(name).published is None or "not run" in text)
 
@@ -39,11 +39,11 @@ def test_every_table_renders_with_no_record(name: str, form: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "printed"), [(0, "0"), (12, "0.000012"), (14_912, "0.015"), (949_999, "0.95"), (13_100_000, "13.1")]
 )
-def test_only_a_model_without_parameters_shows_none(parameters: int, printed: str) -> None:
+def test_only_models_without_parameters_show_none(parameters: int, printed: str) -> None:
     assert printed_number(parameters * PARAMETERS.scale, PARAMETERS) == printed
 
 
-def test_a_table_says_what_to_cite(capsys) -> None:
+def test_a_table_names_what_to_cite(capsys) -> None:
     assert main(["table", "earthformer/sevir", "--format", "bib"]) == 0
     assert re.findall(r"@\w+{(\w+),", capsys.readouterr().out) == ["earthbench", "arxiv220705833"]
     assert main(["table", "runs/radar", "--format", "bib"]) == 0
@@ -107,7 +107,7 @@ def test_a_stale_rendering_fails_the_check(measured: RunRecord, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).published])
-def test_committed_renderings_are_fresh(name: str, committed_results: Path) -> None:
+def test_committed_renderings_are_up_to_date(name: str, committed_results: Path) -> None:
     check_renderings(load_table(name), committed_results)
 
 
@@ -126,9 +126,7 @@ def test_a_changed_record_and_one_of_a_newer_schema_are_named(measured: RunRecor
     assert {c.status for c in scores} == {"tampered"}
 
 
-def test_five_hundred_records_render_in_two_seconds_without_torch_in_any_locale(
-    measured: RunRecord, tmp_path: Path
-) -> None:
+def test_500_records_render_in_two_seconds_without_torch(measured: RunRecord, tmp_path: Path) -> None:
     for number in range(500):
         model = measured.model.model_copy(update={"name": f"model_{number % 20:02d}"})
         changes = {"model": model, "seed": number // 20, "run_id": f"2026-{number:04d}"}

@@ -8,7 +8,7 @@ from bench.records.schema import RunRecord
 from bench.tables.variants import shared_choices, variant_labels
 
 
-def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_preset(measured: RunRecord) -> None:
+def test_a_label_shows_given_hyperparameters_only(measured: RunRecord) -> None:
     model = measured.model.model_copy(update={"hyperparameters": {"depth": 2, "width": 8}, "is_preset": False})
     by_command = measured.model_copy(update={"model": model, "config": {"model": {"name": "persistence", "width": 8}}})
     from_python = measured.model_copy(update={"model": model})
@@ -16,7 +16,7 @@ def test_a_label_has_the_hyperparameters_that_were_given_and_not_those_of_the_pr
     assert variant_labels([from_python, measured]) == ["persistence (depth=2, width=8)", "persistence"]
 
 
-def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) -> None:
+def test_hyperparameters_shared_by_all_variants_are_stated_once(measured: RunRecord) -> None:
     given = [{"width": 8, "pattern": "axial"}, {"width": 8, "pattern": "full"}]
     runs = []
     for options in given:
@@ -32,14 +32,14 @@ def test_what_all_variants_of_a_model_share_is_said_once(measured: RunRecord) ->
     assert variant_labels([runs[0], preset]) == ["persistence (pattern=axial, width=8)", "persistence"]
 
 
-def test_runs_that_differ_in_batch_size_are_no_seeds_of_one_another(measured: RunRecord) -> None:
+def test_runs_with_different_batch_sizes_are_not_seeds_of_one_row(measured: RunRecord) -> None:
     summary = trained_with(PAPER_SETTINGS)
     runs = [unet_like(measured, config={"data": {"batch_size": size}}, training=summary) for size in (2, 8, 8)]
     assert variant_labels(runs) == ["unet (batch_size=2)", "unet (batch_size=8)", "unet (batch_size=8)"]
     assert variant_labels(runs[1:]) == ["unet", "unet"]
 
 
-def test_of_stages_only_the_settings_that_differ_are_named(measured: RunRecord) -> None:
+def test_only_differing_settings_of_stages_are_named(measured: RunRecord) -> None:
     def stages(steps: int) -> dict:
         return {"stages": {"vqvae": {"lr": 0.002, "max_steps": steps}, "gpt": {"lr": 0.003, "max_steps": 800}}}
 

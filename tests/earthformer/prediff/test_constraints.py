@@ -50,7 +50,7 @@ def test_a_target_of_the_wrong_shape_is_refused() -> None:
         small_alignment().fit([torch.zeros(4, 2)])
 
 
-def test_energy_is_that_of_the_last_frame_of_the_context(randomise) -> None:
+def test_energy_is_taken_from_the_last_context_frame(randomise) -> None:
     alignment = small_alignment("energy")
     randomise(alignment)
     cond = torch.randn(2, 3, *SHAPE[1:])
@@ -67,7 +67,7 @@ def test_energy_is_that_of_the_last_frame_of_the_context(randomise) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2])
-def test_energy_is_conserved_by_its_own_force(exponent: int) -> None:
+def test_the_force_conserves_the_energy(exponent: int) -> None:
     """Small symplectic steps under the generator's acceleration keep the energy; without the potential it drifts."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 40
@@ -84,7 +84,7 @@ def test_energy_is_conserved_by_its_own_force(exponent: int) -> None:
     assert drift < 0.02 * abs(float(v.square().sum() / 2) - kinetic) + 1e-9
 
 
-def test_energy_is_that_of_the_simulated_system() -> None:
+def test_energy_equals_that_of_the_simulated_system() -> None:
     """The energy labels of the data equal the constraint's function of the same states."""
     draw = np.random.default_rng(0)
     sizes = np.full((4, 3, 2), 20.0)
@@ -93,7 +93,7 @@ def test_energy_is_that_of_the_simulated_system() -> None:
     torch.testing.assert_close(found, torch.from_numpy(motion.energy()), rtol=1e-12, atol=0.0)
 
 
-def test_energy_of_two_bodies_in_closed_form() -> None:
+def test_energy_of_two_bodies_matches_the_closed_form() -> None:
     x, v = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     energy = total_energy(x, v, mass=torch.tensor([2.0, 3.0]), gravity=0.5, softening=12.0)
     assert float(energy) == pytest.approx(0.5 * 2 * 1 + 0.5 * 3 * 4 + 0.5 * 2 * 3 * 13.0)
@@ -103,7 +103,7 @@ def test_energy_of_two_bodies_in_closed_form() -> None:
         total_energy(x, v[0])
 
 
-def test_a_constraint_of_ones_own() -> None:
+def test_a_user_defined_constraint() -> None:
     class Peak(Constraint):
         name = "test_peak"
 
@@ -120,7 +120,7 @@ def test_a_constraint_of_ones_own() -> None:
         register_constraint(Other)
 
 
-def test_the_mean_intensity_is_that_of_known_pixels_and_a_fit_leaves_out_what_is_missing() -> None:
+def test_mean_intensity_and_fit_use_known_pixels_only() -> None:
     frames = torch.rand((3, 2, 4, 4, 1), generator=torch.Generator().manual_seed(0))
     frames[0, 0, :2], frames[1, 1], frames[2] = torch.nan, torch.nan, torch.nan
     measured = make_constraint("mean_intensity").measure(frames)

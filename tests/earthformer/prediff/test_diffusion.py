@@ -31,7 +31,7 @@ def rows(*seeds: int) -> RowNoise:
 # Schedule
 
 
-def test_every_table_is_that_of_the_specification(oracle: ModuleType, schedule: NoiseSchedule) -> None:
+def test_every_table_follows_the_specification(oracle: ModuleType, schedule: NoiseSchedule) -> None:
     for name, table in oracle.tables().items():
         torch.testing.assert_close(schedule.tables[name], torch.from_numpy(table), rtol=1e-6, atol=1e-9, msg=name)
     assert float(schedule.tables["alphas_cumprod"][-1]) == pytest.approx(7.334e-4, rel=1e-3)
@@ -57,7 +57,7 @@ def _cosine(place: float) -> float:
     return math.cos((place + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
-def test_noise_is_added_and_found_again(schedule: NoiseSchedule) -> None:
+def test_noise_is_added_and_recovered(schedule: NoiseSchedule) -> None:
     latents, noise, t = torch.randn(4, *SHAPE), torch.randn(4, *SHAPE), torch.tensor([0, 10, 500, 999])
     noised = schedule.add_noise(latents, noise, t)
     kept = float(schedule.tables["alphas_cumprod"][500])
@@ -70,7 +70,9 @@ def test_noise_is_added_and_found_again(schedule: NoiseSchedule) -> None:
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "x0"])
-def test_loss_weighs_every_step_by_its_variance(randomise, schedule: NoiseSchedule, parameterization: str) -> None:
+def test_the_loss_is_weighted_by_the_variance_of_each_step(
+    randomise, schedule: NoiseSchedule, parameterization: str
+) -> None:
     diffusion = LatentDiffusion(randomise(small_denoiser()), schedule, parameterization=parameterization)
     with torch.no_grad():
         diffusion.logvar[7], diffusion.logvar[900] = 0.5, -1.0
@@ -85,13 +87,13 @@ def test_loss_weighs_every_step_by_its_variance(randomise, schedule: NoiseSchedu
     assert float(weighted) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_log_variance_is_trained_only_if_asked(schedule: NoiseSchedule) -> None:
+def test_the_log_variance_is_trained_only_on_request(schedule: NoiseSchedule) -> None:
     assert "logvar" in dict(LatentDiffusion(small_denoiser(), schedule).named_parameters())
     fixed = LatentDiffusion(small_denoiser(), schedule, learn_logvar=False, logvar_init=0.3)
     assert "logvar" not in dict(fixed.named_parameters()) and float(fixed.logvar[5]) == pytest.approx(0.3)
 
 
-def test_what_predicts_latents_tells_the_noise_too(randomise, schedule: NoiseSchedule) -> None:
+def test_predicted_latents_imply_the_noise(randomise, schedule: NoiseSchedule) -> None:
     diffusion = LatentDiffusion(randomise(small_denoiser()), schedule, parameterization="x0")
     noised, cond, t = torch.randn(1, *SHAPE), torch.randn(1, 3, *SHAPE[1:]), torch.tensor([400])
     with torch.no_grad():
@@ -105,7 +107,7 @@ def test_what_predicts_latents_tells_the_noise_too(randomise, schedule: NoiseSch
 
 
 @pytest.mark.parametrize("t", [999, 500, 20, 2, 1, 0])
-def test_a_plain_ancestral_step_is_the_specification(oracle: ModuleType, schedule: NoiseSchedule, t: int) -> None:
+def test_a_plain_ancestral_step_follows_the_specification(oracle: ModuleType, schedule: NoiseSchedule, t: int) -> None:
     z, eps = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
     noise = torch.randn(2, *SHAPE)
     found = make_solver(Sampler("ddpm", 1000), schedule).step(999 - t, z, eps, lambda: noise)
@@ -115,7 +117,7 @@ def test_a_plain_ancestral_step_is_the_specification(oracle: ModuleType, schedul
 @pytest.mark.parametrize("norm", ["sample", "batch"])
 @pytest.mark.parametrize("scaling", ["sigma", "variance"])
 @pytest.mark.parametrize("t", [900, 30, 1])
-def test_a_guided_ancestral_step_is_the_specification(
+def test_a_guided_ancestral_step_follows_the_specification(
     oracle: ModuleType, randomise, schedule: NoiseSchedule, t: int, scaling: str, norm: str
 ) -> None:
     alignment = small_alignment()
@@ -140,7 +142,7 @@ def test_a_guided_ancestral_step_is_the_specification(
     oracle.agree(found.clone(), oracle.ancestral_step(z, eps, t, noise, shift))
 
 
-def test_norm_per_sample_does_not_couple_a_batch(randomise, schedule: NoiseSchedule) -> None:
+def test_guidance_is_independent_within_a_batch(randomise, schedule: NoiseSchedule) -> None:
     alignment = small_alignment()
     randomise(alignment)
     z, t, target = torch.randn(3, *SHAPE), torch.tensor([100, 100, 100]), torch.tensor([[0.1], [0.9], [-0.4]])
@@ -200,7 +202,7 @@ def test_samplers_draw_a_normal_distribution(
     ],
     ids=lambda value: f"{value.name}-{value.steps}-{value.eta}" if isinstance(value, Sampler) else "",
 )
-def test_every_step_is_that_of_diffusers(
+def test_every_step_equals_that_of_diffusers(
     schedule: NoiseSchedule, sampler: Sampler, theirs: type, options: dict[str, Any]
 ) -> None:
     """diffusers with double-precision tables and latents; DDPM's noise, which diffusers draws, is added here."""
@@ -254,7 +256,7 @@ def test_guidance_moves_the_samples_of_every_solver(schedule: NoiseSchedule, sam
     assert means[0] < means[1] - 0.1 and means[1] + 0.1 < means[2], means
 
 
-def test_progress_is_told(schedule: NoiseSchedule) -> None:
+def test_progress_is_reported(schedule: NoiseSchedule) -> None:
     told: list[tuple[int, int]] = []
     sample_latents(
         exact_noise(schedule, 0.0, 1.0), (5,), sampler=Sampler("ddim", 3), schedule=schedule,
@@ -263,7 +265,7 @@ def test_progress_is_told(schedule: NoiseSchedule) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_what_leaves_the_numbers_is_said(randomise, schedule: NoiseSchedule) -> None:
+def test_divergence_names_step_and_network(randomise, schedule: NoiseSchedule) -> None:
     options = {"sampler": Sampler("ddpm", 10), "schedule": schedule, "noise": rows(0)}
     with pytest.raises(DivergedError, match=r"diffusion step 999 \(1 of 10\): the denoiser"):
         sample_latents(lambda z, t: z * math.nan, SHAPE, **options)
@@ -303,6 +305,6 @@ def test_what_leaves_the_numbers_is_said(randomise, schedule: NoiseSchedule) -> 
         (lambda: Control(sigmas=1.0, value=2.0), "found sigmas, value"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused(call, words: str) -> None:
+def test_invalid_arguments_are_refused(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()

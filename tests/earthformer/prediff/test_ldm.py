@@ -42,7 +42,7 @@ def size(module: nn.Module) -> int:
 # The denoiser
 
 
-def test_the_denoiser_has_the_size_of_its_construction() -> None:
+def test_the_denoiser_has_its_documented_size() -> None:
     with torch.device("meta"):
         model = LDM((7, 128, 128, 1), (6, 128, 128, 1))
         small = StackedFramesUNet((7, 16, 16, 4), (6, 16, 16, 4), channels=(32, 64), layers=1)
@@ -51,7 +51,7 @@ def test_the_denoiser_has_the_size_of_its_construction() -> None:
     assert size(small) == 722_680
 
 
-def test_a_fresh_denoiser_predicts_zero() -> None:
+def test_an_untrained_denoiser_predicts_zero() -> None:
     x, cond = torch.randn(2, *LATENTS[1]), torch.randn(2, *LATENTS[0])
     assert not small_unet()(x, torch.tensor([3, 900]), cond).any()
 
@@ -72,7 +72,7 @@ def test_frames_are_stacked_on_channels_context_first() -> None:
     assert torch.equal(seen[0][1, 2 * 3 + 1], cond[1, 3, :, :, 1])
 
 
-def test_the_order_of_the_context_counts_and_batch_mates_do_not() -> None:
+def test_the_order_of_the_context_matters_and_other_samples_do_not() -> None:
     network = small_unet()
     nn.init.normal_(network.unet.conv_out.weight)
     x, cond, t = torch.randn(3, *LATENTS[1]), torch.randn(3, *LATENTS[0]), torch.tensor([3, 400, 900])
@@ -99,7 +99,7 @@ def test_the_order_of_the_context_counts_and_batch_mates_do_not() -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_refused(call, words: str) -> None:
+def test_invalid_arguments_are_refused(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -107,7 +107,7 @@ def test_what_cannot_work_is_refused(call, words: str) -> None:
 # Members
 
 
-def test_members_are_draws_of_their_own_and_the_first_of_more() -> None:
+def test_members_are_independent_and_do_not_depend_on_their_number() -> None:
     model = make(sampler="dpm_solver++", steps=2)
     members = model.sample(CONTEXT, members=3, generator=torch.Generator().manual_seed(1))
     assert members.shape == (3, 2, *SHAPES[1]) and not torch.allclose(members[0], members[1], atol=1e-3)
@@ -115,7 +115,7 @@ def test_members_are_draws_of_their_own_and_the_first_of_more() -> None:
     torch.testing.assert_close(fewer, members[:2, 1:], atol=1e-5, rtol=1e-5)
 
 
-def test_counted_is_what_a_member_costs() -> None:
+def test_the_count_is_the_cost_of_one_member() -> None:
     model = make(steps=5)
     with torch.no_grad(), FlopCounterMode(display=False) as drawn:
         model.sample(CONTEXT[:1], members=1)
@@ -139,7 +139,7 @@ class _Knows(nn.Module):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver++"])
-def test_a_denoiser_that_knows_the_latents_draws_their_frames(sampler: str) -> None:
+def test_a_perfect_denoiser_draws_the_true_frames(sampler: str) -> None:
     model = make(sampler=sampler, steps=4, parameterization="x0")
     model.diffusion.scale_factor.fill_(3.0)
     latents = torch.randn(1, *model.latent_shape)
@@ -151,7 +151,7 @@ def test_a_denoiser_that_knows_the_latents_draws_their_frames(sampler: str) -> N
     torch.testing.assert_close(knows.seen[0][::2], cond)  # two members of each
 
 
-def test_noise_and_latents_are_two_views_of_one_prediction() -> None:
+def test_noise_and_latent_predictions_are_equivalent() -> None:
     model = make(parameterization="x0")
     latents, noise = torch.randn(2, *model.latent_shape), torch.randn(2, *model.latent_shape)
     model.diffusion.denoiser, t = _Knows(latents), torch.tensor([100, 900])
@@ -162,7 +162,7 @@ def test_noise_and_latents_are_two_views_of_one_prediction() -> None:
 # Noise, the scale of the latents, and training
 
 
-def test_the_loss_is_the_mean_squared_error_of_the_noise_at_the_authors_levels() -> None:
+def test_the_loss_is_the_noise_mse_at_the_authors_levels() -> None:
     model = make()
     beta = [(math.sqrt(1.5e-3) + (math.sqrt(1.95e-2) - math.sqrt(1.5e-3)) * i / 999) ** 2 for i in range(1000)]
     kept = torch.tensor(beta, dtype=torch.float64).neg().add(1).cumprod(0)
@@ -185,7 +185,7 @@ def stage_of(model: LDM) -> DenoiserStage:
     return module
 
 
-def test_the_scale_is_measured_once_whatever_the_batches() -> None:
+def test_the_latent_scale_does_not_depend_on_batches() -> None:
     targets = torch.rand(300, *SHAPES[1], generator=torch.Generator().manual_seed(1))
     contexts = torch.zeros(300, *SHAPES[0])
     scales = []
@@ -223,7 +223,7 @@ def test_context_and_target_are_scaled_in_training() -> None:
     torch.testing.assert_close(given[0][1], model.autoencoder.to_latents(CONTEXT) * scale)
 
 
-def test_one_batch_is_learnt() -> None:
+def test_one_batch_is_overfitted() -> None:
     torch.manual_seed(0)
     stage = stage_of(LDM(*SHAPES, **LDM.presets["tiny"] | {"augment": False}))
     context, target = (part.repeat(8, 1, 1, 1, 1) for part in (CONTEXT, TARGET))
@@ -240,7 +240,7 @@ def test_one_batch_is_learnt() -> None:
     assert sum(losses[-10:]) < 0.92 * sum(losses[:10])
 
 
-def test_the_autoencoder_is_the_one_of_the_paper() -> None:
+def test_the_autoencoder_is_that_of_the_paper() -> None:
     shapes = ((7, 128, 128, 1), (6, 128, 128, 1))
     with torch.device("meta"):
         ours, theirs = (model.stages() for model in (LDM(*shapes), PreDiff(*shapes, latent_channels=4)))
@@ -250,7 +250,7 @@ def test_the_autoencoder_is_the_one_of_the_paper() -> None:
 
 
 @pytest.mark.slow
-def test_one_command_trains_it_on_the_autoencoder_of_prediff(storms: Path, tmp_path: Path) -> None:
+def test_one_command_trains_on_the_autoencoder_of_prediff(storms: Path, tmp_path: Path) -> None:
     shared = [
         "task=sevir_lr", "task.t_in=3", "task.t_out=2", "task.stride=12", f"data.root={storms}", "data.batch_size=4",
         "limit=2", "model.latent_channels=4", "model.autoencoder_channels=[8,8,8]", "model.autoencoder_layers=1",

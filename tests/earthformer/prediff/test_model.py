@@ -39,7 +39,7 @@ def seeded(seed: int) -> torch.Generator:
 # Members
 
 
-def test_members_are_draws_of_their_own_and_come_again_with_their_seed() -> None:
+def test_members_are_independent_and_reproducible() -> None:
     model = make()
     members = model.sample(CONTEXT, members=3, generator=seeded(1))
     assert members.shape == (3, 2, 3, 8, 8, 1)
@@ -49,7 +49,7 @@ def test_members_are_draws_of_their_own_and_come_again_with_their_seed() -> None
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver++"])
-def test_a_member_depends_neither_on_the_others_nor_on_its_batch(sampler: str) -> None:
+def test_a_member_does_not_depend_on_other_members_or_the_batch(sampler: str) -> None:
     model = make(sampler=sampler, steps=4, eta=0.5)
     members = model.sample(CONTEXT, members=3, generator=seeded(1))
     fewer = model.sample(CONTEXT[1:], members=2, generator=seeded(1))
@@ -61,7 +61,7 @@ def test_a_forecast_is_the_mean_of_the_members_without_a_generator() -> None:
     torch.testing.assert_close(model(CONTEXT), model.sample(CONTEXT, members=3).mean(dim=0))
 
 
-def test_sampling_leaves_the_mode_and_the_random_state_alone() -> None:
+def test_sampling_preserves_mode_and_random_state() -> None:
     model = make()
     model.train()
     model.autoencoder.eval()
@@ -89,7 +89,7 @@ VARIANTS: dict[str, tuple[type[PreDiff], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_batch_is_what_its_sequences_are_alone(name: str) -> None:
+def test_a_batch_equals_its_sequences_alone(name: str) -> None:
     """5 sequences with 3 members in parts of at most 4 rows, against one sequence at a time."""
     kind, options = VARIANTS[name]
     model = make(kind, **options)
@@ -108,7 +108,7 @@ def test_a_batch_is_what_its_sequences_are_alone(name: str) -> None:
         torch.testing.assert_close(fewer, together[:2, 2:3], atol=2e-5, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_halved_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_too_large_for_memory_is_halved_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = make(), []
     expected = model.sample(CONTEXT, members=5)
     predict = model.diffusion.predicted_noise
@@ -154,13 +154,13 @@ def test_no_step_waits_for_the_device(name: str) -> None:
     assert waits[0] == waits[1]
 
 
-def test_tables_of_noise_are_beside_the_latents_and_not_in_the_weights() -> None:
+def test_noise_tables_follow_the_device_and_are_not_saved() -> None:
     model = make()
     assert not [name for name in model.state_dict() if "schedule" in name]
     assert model.to("meta").schedule.at("betas", torch.zeros(2, dtype=torch.long, device="meta"), CONTEXT).is_meta
 
 
-def test_the_denoiser_is_one_graph_for_all_parts() -> None:
+def test_the_denoiser_compiles_to_one_graph() -> None:
     model, counter = make(steps=3), CompileCounter()
     expected = model.sample(CONTEXT, members=6)
     model.compile(backend=counter, dynamic=False)
@@ -168,7 +168,7 @@ def test_the_denoiser_is_one_graph_for_all_parts() -> None:
     assert counter.frame_count == 1
 
 
-def test_a_small_drawing_does_not_make_later_ones_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_draw_does_not_limit_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = make(), []
     predict = model.diffusion.predicted_noise
     monkeypatch.setattr(
@@ -179,7 +179,7 @@ def test_a_small_drawing_does_not_make_later_ones_small(monkeypatch: pytest.Monk
     assert sizes == [1, 1, 10, 10]
 
 
-def test_half_precision_is_of_the_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_networks_run_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """1000 noise levels are 1000 distinct values, not the 400 that bfloat16 can represent."""
     model, seen = make(PreDiffKA, steps=3, timesteps=1000), []
     add, guided = model.schedule.add_noise, Guidance.noise_shift
@@ -206,7 +206,7 @@ def test_half_precision_is_of_the_networks_alone(monkeypatch: pytest.MonkeyPatch
     assert len(levels.unique()) == 1000
 
 
-def test_mixed_precision_stays_near() -> None:
+def test_mixed_precision_stays_close() -> None:
     exact, mixed = make(steps=3), make(steps=3, bfloat16=True)
     torch.testing.assert_close(mixed(CONTEXT), exact(CONTEXT), atol=0.05, rtol=0.05)
 
@@ -214,7 +214,7 @@ def test_mixed_precision_stays_near() -> None:
 # Control
 
 
-def test_controls_of_a_model() -> None:
+def test_control_values_are_drawn_and_given() -> None:
     model = make(PreDiffKA, control=(-2.0, 2.0), control_as="sigmas")
     model.alignment.fit([torch.tensor([0.1, 0.3]).view(2, 1, 1).expand(2, 3, 1)])
     drawn = model._targets(torch.zeros(2, 4, 2, 2, 4), members_of(torch.tensor([1, 2]), 20), None)
@@ -256,7 +256,7 @@ def test_energy_follows_the_context() -> None:
         (lambda: make(PreDiffKA, guide_scale=1e38)(CONTEXT), "lower guide_scale"),
     ],
 )
-def test_what_cannot_work_is_refused(call, words: str) -> None:
+def test_invalid_arguments_are_refused(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -264,7 +264,7 @@ def test_what_cannot_work_is_refused(call, words: str) -> None:
 # The autoencoder's training
 
 
-def test_losses_of_the_autoencoder_are_the_specification() -> None:
+def test_autoencoder_losses_follow_the_specification() -> None:
     torch.manual_seed(1)
     autoencoder = make_autoencoder(latent_channels=2, block_out_channels=(8, 8), norm_num_groups=4)
     stage = AutoencoderStage(autoencoder, AdversarialLoss(discriminator_from=3), augment=False)
@@ -308,7 +308,7 @@ def test_the_discriminator_has_its_published_size() -> None:
     assert [layer.bias is not None for layer in convolutions] == [True, False, False, False, True]
 
 
-def test_augmented_sequences_are_turned_as_a_whole() -> None:
+def test_augmentation_turns_whole_sequences() -> None:
     torch.manual_seed(0)
     sequence = torch.rand(1, 2, 4, 4, 1)
     symmetries = {
@@ -321,7 +321,7 @@ def test_augmented_sequences_are_turned_as_a_whole() -> None:
     assert random_symmetry(torch.rand(3, 2, 4, 6, 1)).shape == (3, 2, 4, 6, 1)
 
 
-def test_frames_are_turned_by_any_angle_without_being_stretched() -> None:
+def test_frames_are_rotated_without_stretching() -> None:
     torch.manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(48) - 23.5, indexing="ij")
     disc = ((rows**2 + columns**2) < 64).float().expand(8, 1, 24, 48)

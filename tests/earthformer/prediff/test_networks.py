@@ -39,7 +39,7 @@ def test_denoiser_and_alignment_have_the_released_sizes() -> None:
 
 @pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize(("size", "depth"), [((8, 8), [2, 1]), ((7, 6), [1, 1]), ((8, 8), [1, 2, 1])])
-def test_denoiser_is_the_specification(
+def test_the_denoiser_follows_the_specification(
     oracle: ModuleType, randomise, size: tuple[int, int], depth: list[int], scale_shift: bool
 ) -> None:
     model = CuboidUNet((3, *size, 4), (2, *size, 4), depth=depth, time_embed_use_scale_shift_norm=scale_shift, **SMALL)
@@ -52,7 +52,7 @@ def test_denoiser_is_the_specification(
             oracle.agree(model(x, t, cond), expected)
 
 
-def test_the_wide_denoiser_is_the_specification(oracle: ModuleType, randomise) -> None:
+def test_the_wide_denoiser_follows_the_specification(oracle: ModuleType, randomise) -> None:
     """Thirty-two groups per norm, as at full size, rather than one per channel."""
     model = randomise(CuboidUNet((3, 4, 4, 8), (2, 4, 4, 8), base_units=64, depth=[1, 1]))
     x, cond, t = torch.randn(1, 2, 4, 4, 8), torch.randn(1, 3, 4, 4, 8), torch.tensor([500])
@@ -61,7 +61,7 @@ def test_the_wide_denoiser_is_the_specification(oracle: ModuleType, randomise) -
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_alignment_network_is_the_specification(oracle: ModuleType, randomise, scale_shift: bool) -> None:
+def test_the_alignment_network_follows_the_specification(oracle: ModuleType, randomise, scale_shift: bool) -> None:
     model = NoisyEncoder((2, 8, 8, 4), out_channels=3, time_embed_use_scale_shift_norm=scale_shift, **SMALL)
     randomise(model)
     z, t = torch.randn(3, 2, 8, 8, 4), torch.tensor([0, 400, 999])
@@ -76,7 +76,7 @@ def test_the_context_of_the_alignment_network_is_ignored(randomise) -> None:
     assert torch.equal(model(z, t), model(z, t, torch.rand(1, 3, 32, 32, 1), zc=torch.rand(1, 3, 8, 8, 4)))
 
 
-def test_a_fresh_denoiser_predicts_nothing() -> None:
+def test_an_untrained_denoiser_predicts_zero() -> None:
     model = CuboidUNet((3, 4, 4, 4), (2, 4, 4, 4), depth=[1, 1], **SMALL)
     assert torch.equal(model(torch.randn(1, 2, 4, 4, 4), torch.tensor([5]), torch.randn(1, 3, 4, 4, 4)),
                        torch.zeros(1, 2, 4, 4, 4))  # fmt: skip
@@ -115,7 +115,7 @@ def test_autoencoder_takes_sequences_frame_by_frame(randomise) -> None:
         (lambda: make_autoencoder(block_out_channels=(8, 12), norm_num_groups=8), "multiples of 8 groups"),
     ],
 )
-def test_what_cannot_work_is_refused(call, words: str) -> None:
+def test_invalid_arguments_are_refused(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 

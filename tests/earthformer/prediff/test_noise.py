@@ -33,13 +33,15 @@ def in_integers(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ..
         ),
     ],
 )  # fmt: skip
-def test_words_are_those_that_random123_publishes(counter: tuple[int, ...], key: tuple[int, ...], words: str) -> None:
+def test_random_words_match_the_random123_test_vectors(
+    counter: tuple[int, ...], key: tuple[int, ...], words: str
+) -> None:
     found = philox(tuple(torch.tensor([part]) for part in counter), tuple(torch.tensor([part]) for part in key))
     assert [f"{int(word):08x}" for word in found] == words.split()
     assert " ".join(f"{word:08x}" for word in in_integers(counter, key)) == words
 
 
-def test_a_number_follows_from_seed_member_draw_and_place() -> None:
+def test_a_number_is_determined_by_seed_member_draw_and_position() -> None:
     """The layout is part of the definition of members: another one draws other members for the same seed."""
     seed, member, draw = 2**62 + 12345678901, 3, 17
     drawn = RowNoise(torch.tensor([seed]), torch.tensor([member])).normal((3, 3), draw).flatten()
@@ -51,7 +53,7 @@ def test_a_number_follows_from_seed_member_draw_and_place() -> None:
         assert float(drawn[place]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-def test_rows_draw_what_they_draw_alone() -> None:
+def test_rows_draw_independently_of_each_other() -> None:
     noise = members_of(torch.tensor([7, 2**62, 9]), 4)
     together = noise.normal((3, 5), 2)
     assert together.dtype == torch.float32 and len(noise) == 12
@@ -73,14 +75,14 @@ def test_numbers_are_normal_and_independent() -> None:
     assert abs(float(near[0, 1])) < 0.02
 
 
-def test_shares_and_integers_fill_their_range() -> None:
+def test_uniforms_and_integers_cover_their_range() -> None:
     noise = members_of(torch.arange(3_000), 1)
     assert stats.kstest(noise.uniform().numpy(), "uniform").pvalue > 0.01
     found = noise.integers(10).bincount()
     assert len(found) == 10 and stats.chisquare(found.numpy()).pvalue > 0.01
 
 
-def test_contexts_have_seeds_of_their_own_anywhere() -> None:
+def test_content_seeds_are_unique_and_independent_of_the_batch() -> None:
     frames = torch.randint(256, (40, 3, 8, 8, 1)) / 255
     seeds = content_seeds(frames, 5)
     assert len(set(seeds.tolist())) == 40 and int(seeds.min()) >= 0
@@ -93,7 +95,7 @@ def test_contexts_have_seeds_of_their_own_anywhere() -> None:
         assert not (content_seeds(other, 5) == seeds).any()
 
 
-def test_a_device_that_rounds_otherwise_finds_the_seeds_of_eight_bit_frames() -> None:
+def test_content_seeds_of_8_bit_frames_are_robust_to_rounding() -> None:
     """A GPU multiplies by the reciprocal where a CPU divides, which changes the last digit of some values."""
     stored = torch.arange(256).float().view(1, 4, 8, 8, 1)
     divided, multiplied = stored / 255, stored * torch.tensor(1 / 255)
@@ -101,6 +103,6 @@ def test_a_device_that_rounds_otherwise_finds_the_seeds_of_eight_bit_frames() ->
     assert torch.equal(content_seeds(divided), content_seeds(multiplied))
 
 
-def test_values_beyond_any_scale_have_a_seed() -> None:
+def test_extreme_values_have_a_seed() -> None:
     wild = torch.tensor([[math.nan, 1e30], [math.inf, 0.0]])
     assert torch.equal(content_seeds(wild), content_seeds(wild.clone()))

@@ -73,7 +73,7 @@ def test_one_command_trains_all_stages_and_evaluates(trained: tuple[Path, Outcom
 
 
 @pytest.mark.slow
-def test_stages_are_used_again(trained: tuple[Path, Outcome, list[str]], storms: Path) -> None:
+def test_stages_are_reused(trained: tuple[Path, Outcome, list[str]], storms: Path) -> None:
     out, outcome, _ = trained
     alike, lines = start(storms, out, "model=prediff", "model.members=1")  # how it samples is nothing to the weights
     assert sum("training had ended" in line for line in lines) == 2
@@ -120,7 +120,7 @@ def test_wrong_stages_are_refused(
         start(storms, tmp_path, "model=prediff", *overrides)
 
 
-def test_shared_weights_draw_the_members_that_were_scored(
+def test_shared_weights_reproduce_the_scored_members(
     trained: tuple[Path, Outcome, list[str]], storms: Path, tmp_path: Path
 ) -> None:
     """The sampler is not part of the weights: the record has it, and therefore the card's command."""
@@ -147,7 +147,7 @@ def test_weights_of_another_latent_size_are_refused(storms: Path, tmp_path: Path
         start(storms, tmp_path, "model=prediff", f"train.stages.autoencoder.checkpoint={tmp_path / 'other.pt'}")
 
 
-def test_a_constraint_that_the_data_cannot_tell_is_refused(storms: Path) -> None:
+def test_a_constraint_without_its_data_is_refused(storms: Path) -> None:
     task = load_task("sevir_lr", storms, t_in=3, t_out=2)
     tiny = PreDiffKA.presets["tiny"] | {"constraint": "energy", "control": None}
     stage = PreDiffKA(task.input_shape, task.target_shape, **tiny).stages()[2]
@@ -155,7 +155,7 @@ def test_a_constraint_that_the_data_cannot_tell_is_refused(storms: Path) -> None
         _prepare(stage, task, config(storms, storms, "model=prediff"))
 
 
-def test_what_a_model_refuses_or_loses_has_its_own_error(storms: Path) -> None:
+def test_refused_and_diverged_forecasts_have_their_own_errors(storms: Path) -> None:
     task = load_task("sevir_lr", storms, t_in=4, t_out=3)
     model = PreDiffKA(task.input_shape, task.target_shape, **PreDiffKA.presets["tiny"])
     context = torch.rand(1, *task.input_shape)
@@ -186,7 +186,7 @@ def test_the_running_average_warms_up_as_in_the_paper(storms: Path) -> None:
     assert decays == pytest.approx([2 / 11, 3 / 12, 51 / 60, 0.9999])
 
 
-def test_the_energy_of_n_body_mnist_is_what_the_constraint_learns(tmp_path: Path) -> None:
+def test_the_energy_constraint_trains_on_n_body_mnist(tmp_path: Path) -> None:
     MakeNBody(out=tmp_path / "nbody", train=6, val=1, test=1).run(lambda *_: None)
     task = load_task("nbody_mnist", tmp_path / "nbody", t_in=5, t_out=3)
     model = PreDiffKA(task.input_shape, task.target_shape, **PreDiffKA.presets["tiny"] | NBODY)

@@ -43,7 +43,7 @@ ALIGN: dict[str, Any] = SHARED | {
 }  # fmt: skip
 
 
-def test_autoencoder_under_the_authors_names_computes_the_specification(oracle: ModuleType, randomise) -> None:
+def test_upstream_autoencoder_weights_follow_the_specification(oracle: ModuleType, randomise) -> None:
     weights = to_upstream_state_dict(randomise(load_autoencoder(VAE)))
     renamed = [name for name in weights if ".attentions.0." in name and "group_norm" not in name]
     assert len(renamed) == 16
@@ -78,7 +78,7 @@ def test_denoiser_and_alignment_from_official_arguments(oracle: ModuleType, rand
         assert not network.training
 
 
-def test_only_one_network_is_taken_out_of_a_lightning_checkpoint() -> None:
+def test_one_network_is_extracted_from_a_lightning_checkpoint() -> None:
     unet, vae = load_denoiser(UNET), load_autoencoder(VAE)
     entries = {f"torch_nn_module.{name}": value for name, value in unet.state_dict().items()}
     entries |= {f"first_stage_model.{name}": value for name, value in to_upstream_state_dict(vae).items()}
@@ -89,7 +89,7 @@ def test_only_one_network_is_taken_out_of_a_lightning_checkpoint() -> None:
         load_autoencoder(VAE, {"state_dict": entries})
 
 
-def test_what_does_not_fit_is_listed(tmp_path) -> None:
+def test_mismatched_weights_are_listed(tmp_path) -> None:
     weights = to_upstream_state_dict(load_alignment(ALIGN))
     weights["surplus"] = weights.pop("out.0.bias")
     weights["out.0.weight"] = torch.zeros(3)
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_listed(tmp_path) -> None:
         ({"out_len": 5}, "out_len = 2 frames, found 5"),
     ],
 )
-def test_configs_that_cannot_work_are_refused(change: dict[str, Any], words: str) -> None:
+def test_invalid_configs_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         load_alignment(ALIGN | change)
 

@@ -72,7 +72,7 @@ def _write(data: xr.Dataset, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("calendar", ["standard", "noleap", "360_day", "julian"])
-def test_a_curvilinear_ocean_grid_gives_the_means_of_the_closed_form(tmp_path: Path, calendar: str) -> None:
+def test_means_of_a_curvilinear_ocean_grid_match_the_closed_form(tmp_path: Path, calendar: str) -> None:
     _write(_tos(calendar=calendar), tmp_path / "tos_Omon_MODEL_historical_gn_196001-196112.nc")
     found = monthly_means(tmp_path)
     assert [str(month) for month in found.months[[0, -1]]] == ["1960-01", "1961-12"]
@@ -89,7 +89,7 @@ def test_a_curvilinear_ocean_grid_gives_the_means_of_the_closed_form(tmp_path: P
     np.testing.assert_allclose(trend.nino34["papers"], trend.nino34["exact"], atol=1e-5)
 
 
-def test_areas_weigh_the_cells_and_come_from_a_file_of_their_own(tmp_path: Path) -> None:
+def test_cell_areas_from_a_separate_file_weight_the_means(tmp_path: Path) -> None:
     data = _tos()
     latitude = data["lat"].to_numpy()
     _write(data, tmp_path / "by_cosine" / "tos.nc")
@@ -114,7 +114,7 @@ def test_areas_weigh_the_cells_and_come_from_a_file_of_their_own(tmp_path: Path)
         read_record(tmp_path / "by_cosine")
 
 
-def test_binning_is_the_mean_of_cells_and_halos_count_once() -> None:
+def test_binning_averages_cells_and_counts_halos_once() -> None:
     latitude, longitude = (part.ravel() for part in np.meshgrid(LATITUDES - 1.0, LONGITUDES + 1.0, indexing="ij"))
     field = np.random.default_rng(0).normal(size=(3, latitude.size))
     one = binned_means(field, latitude, longitude, *_EDGES)
@@ -134,7 +134,7 @@ def test_binning_is_the_mean_of_cells_and_halos_count_once() -> None:
     np.testing.assert_allclose(shifted, one, rtol=1e-12)
 
 
-def test_uneven_latitudes_are_weighed_by_their_edges() -> None:
+def test_uneven_latitudes_are_weighted_by_their_edges() -> None:
     gaussian = np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(64)[0]))
     finer = np.concatenate([np.arange(-88, -10, 2), np.arange(-9.5, 10, 0.5), np.arange(11, 89, 2)])
     longitudes = np.arange(0, 360, 2.5)
@@ -166,7 +166,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_other_forms_of_the_same_file(tmp_path: Path, form) -> None:
+def test_equivalent_forms_of_a_file_read_the_same(tmp_path: Path, form) -> None:
     _write(_tos(), tmp_path / "one" / "tos.nc")
     changed = form(_tos())
     names = {"nav_lat", "lat", "a"} & set(changed.variables), {"nav_lon", "lon", "b"} & set(changed.variables)
@@ -178,7 +178,7 @@ def test_other_forms_of_the_same_file(tmp_path: Path, form) -> None:
     np.testing.assert_allclose(other.nino34["exact"], one.nino34["exact"], atol=1e-5)
 
 
-def test_packed_values_of_a_global_analysis(tmp_path: Path) -> None:
+def test_packed_values_of_a_global_analysis_are_read(tmp_path: Path) -> None:
     """`analysed_sst` of GHRSST in kelvin, packed, beside its error and the ice."""
     latitude, longitude = np.arange(-89.0, 90, 2), np.arange(-179.0, 180, 2)
     kelvin = _of_place(latitude[:, None], longitude[None]) + 273.15
@@ -204,7 +204,7 @@ def test_packed_values_of_a_global_analysis(tmp_path: Path) -> None:
 
 
 class TestVariable:
-    def test_a_variable_by_its_name(self, tmp_path: Path) -> None:
+    def test_a_variable_is_chosen_by_name(self, tmp_path: Path) -> None:
         data = _tos()
         data["surface"] = data["tos"] + 1
         data["surface"].attrs = {"units": "degC"}
@@ -216,13 +216,15 @@ class TestVariable:
         assert plain.fields().keys() == {key for key in task.fields() if key != "variable"}
 
     @pytest.mark.parametrize("verb", ["info", "check"])
-    def test_one_that_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    def test_a_missing_variable_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
         _write(_tos(), tmp_path / "tos.nc")
         command = ["data", verb, "enso_ersst", "--root", str(tmp_path), "task.variable=tas"]
         assert main(command) == 2
         assert "expected a variable 'tas' (task.variable)" in (said := capsys.readouterr().err) and "'tos'" in said
 
-    def test_the_command_line_reads_an_ocean_model(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_ocean_model_works_from_the_command_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         _write(_tos(), tmp_path / "tos.nc")
         years = ["task.base_from=1960", "task.base_to=1961", "task.train_from=1960-01-01", "task.val_from=1961-01-01"]
         assert main(["data", "info", "enso_ersst", "--root", str(tmp_path), "task.variable=tos", *years]) == 0
@@ -246,7 +248,7 @@ class TestFolds:
     def _task(self, root: Path, fold: int, folds: int = 4, **options: object) -> bench.Task:
         return bench.load_task("enso_ersst", root, folds=folds, fold=fold, scale="kelvin", **options)
 
-    def test_every_month_is_tested_once_and_none_is_shared(self, root: Path) -> None:
+    def test_folds_test_every_month_once_and_share_none(self, root: Path) -> None:
         tested: list[str] = []
         for fold in range(4):
             task = self._task(root, fold)
@@ -258,7 +260,7 @@ class TestFolds:
             assert splits["val"].ids[0] == f"{1960 + 3 * ((fold + 1) % 4)}-01"
         assert sorted(tested) == sorted(set(tested)) and len(tested) == 144
 
-    def test_no_window_reaches_over_a_border(self, root: Path) -> None:
+    def test_no_window_crosses_a_fold_border(self, root: Path) -> None:
         whole = anomalies_of(root, BasePeriod.years(1960, 1971)).months
         task = self._task(root, 1, t_in=4, t_out=3)
         data = task.dataset("train")  # 1960-1962 and 1969-1971
@@ -272,7 +274,7 @@ class TestFolds:
         with pytest.raises(IndexError):
             data.stored(60)
 
-    def test_a_shorter_validation_leaves_its_block_to_the_training(self, root: Path) -> None:
+    def test_a_shorter_validation_block_extends_the_training(self, root: Path) -> None:
         found = self._task(root, 3, t_in=4, t_out=3, val_years=1).stretches()
         said = {split: [f"{a}..{b - 1}" for a, b in found[split]] for split in ("train", "val", "test")}
         assert said == {"train": ["1961-01..1968-12"], "val": ["1960-01..1960-12"], "test": ["1969-01..1971-12"]}
@@ -281,13 +283,13 @@ class TestFolds:
         with pytest.raises(ConfigError, match="val_years=4 needs folds"):
             bench.load_task("enso_ersst", val_years=4)
 
-    def test_anomalies_are_from_the_training_months_only(self, root: Path) -> None:
+    def test_anomalies_use_the_training_months_only(self, root: Path) -> None:
         data = self._task(root, 2).dataset("train").source
         by_month = data.sst.reshape(-1, 12, 24, 48)
         assert np.abs(by_month.mean(0)).max() < 1e-5 and len(by_month) == 6
         assert self._task(root, 2).dataset("test").identity()["base"] == [1960, 1965]
 
-    def test_folds_are_part_of_what_a_run_is(self, root: Path) -> None:
+    def test_folds_are_part_of_the_identity(self, root: Path) -> None:
         tasks = [self._task(root, fold) for fold in (0, 1)]
         assert tasks[0].data_fingerprint("test") != tasks[1].data_fingerprint("test")
         assert not tasks[0].fields().items() <= tasks[0].defaults().items()
@@ -303,15 +305,15 @@ class TestFolds:
             ({"folds": 6, "fold": 0, "val_from": "1990-01-01"}, "val_from: folds replace them"),
         ],
     )
-    def test_options_that_name_no_fold(self, options: dict[str, object], words: str) -> None:
+    def test_invalid_fold_options_are_refused(self, options: dict[str, object], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             bench.load_task("enso_ersst", **options)
 
-    def test_more_folds_than_years(self, root: Path) -> None:
+    def test_more_folds_than_years_are_refused(self, root: Path) -> None:
         with pytest.raises(ConfigError, match=r"task.folds=5: 12 of the data make 4 blocks of 3"):
             self._task(root, 0, folds=5).dataset("test")
 
-    def test_the_season_is_a_channel_of_contexts_and_changes_no_data(self, root: Path) -> None:
+    def test_the_season_is_a_context_channel_and_changes_no_data(self, root: Path) -> None:
         plain, seasonal = (self._task(root, 0, calendar=calendar) for calendar in (False, True))
         context, target = seasonal.dataset("test")[5]  # from June
         assert tuple(context.shape) == seasonal.input_shape == (12, 24, 48, 3) and target.shape == (14, 24, 48, 1)
@@ -322,12 +324,12 @@ class TestFolds:
         scaled = bench.load_task("enso_ersst", root, folds=4, fold=0, calendar=True).dataset("test")[5][0]
         np.testing.assert_allclose(scaled[..., 1:], context[..., 1:], atol=1e-7)
 
-    def test_the_ocean_is_where_the_temperature_is_known(self, root: Path) -> None:
+    def test_ocean_cells_have_a_known_temperature(self, root: Path) -> None:
         weights = self._task(root, 0).cell_weights()
         assert weights["ocean"].shape == (24, 48) and weights["ocean"].min() == 1
         np.testing.assert_allclose(weights["area"][:, 0], np.cos(np.deg2rad(LATITUDES)))
 
-    def test_the_latest_months_are_forecast_into_the_future(
+    def test_forecasts_start_from_the_latest_months(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)

@@ -55,7 +55,7 @@ def _fine_mean(field: np.ndarray, south: float, north: float, west: float, east:
     return np.nansum(values * weight, (1, 2)) / max((weight * known).sum(), 1e-9), share
 
 
-def test_area_means_are_those_of_a_fine_grid(tmp_path: Path) -> None:
+def test_area_means_match_a_fine_grid(tmp_path: Path) -> None:
     field = _write(tmp_path / "sst.mnmean.nc", 24)
     latitudes, longitudes = np.arange(-55, 61, 5), np.arange(0, 356, 5)
     edges = cell_edges(latitudes, what="lat"), cell_edges(longitudes, what="lon")
@@ -83,7 +83,7 @@ def test_anomalies_and_index_of_a_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["ascending", "packed", "monthly"])
-def test_other_forms_of_the_same_record(tmp_path: Path, form: str) -> None:
+def test_equivalent_forms_of_a_record_read_the_same(tmp_path: Path, form: str) -> None:
     (tmp_path / "one").mkdir(), (tmp_path / "other").mkdir()
     _write(tmp_path / "one" / "sst.mnmean.nc", 24)
     if form == "monthly":
@@ -110,7 +110,7 @@ class TestTask:
         months = [month for part in parts.values() for month in part.ids]
         assert len(months) == len(set(months)) == 120 and months[0] == "1960-01" and months[-1] == "1969-12"
 
-    def test_windows_and_labels(self, tmp_path: Path) -> None:
+    def test_windows_have_their_labels(self, tmp_path: Path) -> None:
         _write(tmp_path / "sst.mnmean.nc")
         whole = anomalies_of(tmp_path, BasePeriod.years(1960, 1967))
         for box in ("exact", "papers"):
@@ -128,16 +128,16 @@ class TestTask:
     @pytest.mark.parametrize(
         "wrong", [{"val_from": "1999-01-01", "test_from": "1990-01-01"}, {"test_to": "2020-01-15"}]
     )
-    def test_dates_out_of_order(self, wrong: dict[str, str]) -> None:
+    def test_dates_out_of_order_are_refused(self, wrong: dict[str, str]) -> None:
         with pytest.raises(ConfigError, match="in this order"):
             bench.load_task("enso_ersst", **wrong)
 
-    def test_a_base_period_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_base_period_outside_the_record_is_refused(self, tmp_path: Path) -> None:
         _write(tmp_path / "sst.mnmean.nc")
         with pytest.raises(DataError, match=r"base period 1961..1990: the record has 1960-01..1969-12"):
             bench.load_task("enso_ersst", tmp_path).dataset("train")
 
-    def test_files_that_are_no_record(self, tmp_path: Path) -> None:
+    def test_files_without_a_record_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="expected NetCDF files with sst"):
             bench.load_task("enso_ersst", tmp_path).dataset("train")
         _write(tmp_path / "sst.mnmean.nc")
@@ -148,7 +148,7 @@ class TestTask:
 
 
 class TestFetch:
-    def test_a_download_is_checked_read_and_listed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_download_is_checked_and_read(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "www").mkdir()
         _write(tmp_path / "www" / "sst.mnmean.nc", 24)
         out = tmp_path / "out"
@@ -166,7 +166,7 @@ class TestFetch:
             "its bytes are not those" in problem for problem in task.describe_data(read_everything=True).problems
         )
 
-    def test_what_is_no_record_gets_no_final_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_invalid_download_gets_no_final_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "www").mkdir()
         (tmp_path / "www" / "sst.mnmean.nc").write_bytes(b"<html>moved</html>")
         with serving(tmp_path / "www") as server:
@@ -179,7 +179,7 @@ class TestObserved:
     @pytest.mark.parametrize(
         ("box", "least", "rmse", "most"), [("papers", 0.9925, 0.184, 0.63), ("exact", 0.995, 0.13, 0.4)]
     )
-    def test_the_index_is_noaas_own_within_the_readmes_tolerances(
+    def test_the_index_agrees_with_noaas(
         self, observed: Path, box: str, least: float, rmse: float, most: float
     ) -> None:
         found = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990))
@@ -194,13 +194,13 @@ class TestObserved:
             theirs = np.array([float(row["v3b_5deg_upstream_box_anom"]) for row in csv.DictReader(file)])
         assert np.abs(found.nino34["papers"] - theirs).max() < 1e-4  # the table has four decimals
 
-    def test_fields_are_those_of_the_icar_layout(self, observed: Path) -> None:
+    def test_fields_have_the_icar_layout(self, observed: Path) -> None:
         found = anomalies_of(observed / "enso", BasePeriod.years(1961, 1990))
         icar = bench.load_task("icar_enso", observed / "enso").dataset("all").source
         np.testing.assert_allclose(found.sst[:, :, 19:67], icar.sst[0], atol=1e-6)
         assert found.sea.sum() == 1294
 
-    def test_the_scale_changes_what_models_see_and_no_score(self, observed: Path) -> None:
+    def test_the_scale_changes_model_inputs_and_no_score(self, observed: Path) -> None:
         options = {"val_from": "1985-01-01", "test_from": "1990-01-01"}
         tasks = [bench.load_task("enso_ersst", observed / "enso", scale=s, **options) for s in ("icar_enso", "kelvin")]
         (papers, _), (kelvin, target) = (task.dataset("test")[7] for task in tasks)
@@ -211,7 +211,7 @@ class TestObserved:
         for name, value in scores[0].items():
             assert scores[1][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
-    def test_persistence_on_observed_test_years(self, observed: Path) -> None:
+    def test_persistence_on_observed_years(self, observed: Path) -> None:
         options = {"val_from": "1985-01-01", "test_from": "1990-01-01"}
         task = bench.load_task("enso_ersst", observed / "enso", **options)
         record = bench.evaluate("persistence", task, device="cpu")
@@ -227,7 +227,7 @@ class TestObserved:
         assert record.scores["nino34_label_difference"] < 1e-6, "the metric's box is the labels' box"
 
     @pytest.mark.slow
-    def test_the_public_years_become_the_data_of_the_records(
+    def test_public_downloads_reproduce_the_recorded_data(
         self, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Years cut from the packed record replace the originals, from which they differ by rounding."""

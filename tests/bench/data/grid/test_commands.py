@@ -32,7 +32,7 @@ def record_of(model: str, which: int = -1) -> dict[str, Any]:
     return json.loads(sorted(Path("results/runs/grid", model).glob("*.json"))[which].read_text())
 
 
-def test_added_metrics_have_keys_of_their_own_and_change_no_other(capsys: pytest.CaptureFixture) -> None:
+def test_added_metrics_have_their_own_keys_and_change_no_others(capsys: pytest.CaptureFixture) -> None:
     words = ["run", *TASK, "data.root=rain.zarr", "model=persistence", *QUIET]
     assert main(words) == 0
     added = ["evaluate.metrics.skill.thresholds=[0.5]", "evaluate.metrics.coarse={metric: skill, pool: 2}"]
@@ -63,7 +63,7 @@ def test_added_metrics_have_keys_of_their_own_and_change_no_other(capsys: pytest
         ("evaluate.metrics=skill", "evaluate.metrics"),
     ],
 )
-def test_wrong_added_metrics_are_refused_before_anything_is_trained(
+def test_invalid_added_metrics_are_refused_before_training(
     override: str, said: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["run", *TASK, "data.root=rain.zarr", *UNET, *QUIET, override]) == 2
@@ -71,7 +71,7 @@ def test_wrong_added_metrics_are_refused_before_anything_is_trained(
     assert not list(Path().glob("results/runs/**/*.json"))
 
 
-def test_weights_are_scored_again_and_forecast_beyond_the_end(capsys: pytest.CaptureFixture) -> None:
+def test_weights_are_rescored_and_forecast_past_the_end(capsys: pytest.CaptureFixture) -> None:
     assert main(["run", *TASK, "data.root=rain.zarr", *UNET, "train.max_steps=2", *QUIET]) == 0
     first, said = record_of("unet"), capsys.readouterr().out
     (command,) = [line.strip() for line in said.splitlines() if "earthbench forecast" in line]
@@ -117,7 +117,7 @@ def test_a_live_folder_with_too_few_frames_is_refused(capsys: pytest.CaptureFixt
     assert "2 of the 3 that a context needs" in capsys.readouterr().err
 
 
-def test_two_variables_are_scored_each_in_its_own_units() -> None:
+def test_each_variable_is_scored_in_its_own_units() -> None:
     whole = xarray.open_zarr("rain.zarr", consolidated=False).load()
     whole.assign(warmth=whole["rain_rate"] * 3).to_netcdf("two.nc", engine="h5netcdf")
     words = [word for word in TASK if "variable" not in word]
@@ -150,7 +150,7 @@ def test_a_curvilinear_grid_keeps_its_latitudes_and_longitudes() -> None:
         np.testing.assert_array_equal(found["nav_lat"], turned["nav_lat"][2:20])
 
 
-def test_months_are_forecast_month_by_month() -> None:
+def test_monthly_forecasts_step_by_calendar_months() -> None:
     times = np.arange("2001-02", "2003-02", dtype="M8[M]").astype("M8[D]") - 1  # stamped with their last day
     values = np.random.default_rng(0).normal(0, 1, (24, 4, 6)).astype(np.float32)
     cube = xarray.Dataset({"anomaly": (("time", "y", "x"), values, {"units": "K"})}, {"time": times.astype("M8[ns]")})
@@ -162,7 +162,7 @@ def test_months_are_forecast_month_by_month() -> None:
         np.testing.assert_array_equal(found["time_of_context"], times[-3:].astype("M8[ns]"))
 
 
-def test_what_has_no_dates_has_no_latest(capsys: pytest.CaptureFixture) -> None:
+def test_latest_needs_dates(capsys: pytest.CaptureFixture) -> None:
     assert main(["data", "make", "moving_mnist", "--out", "digits", "--train", "1", "--val", "1", "--test", "1"]) == 0
     assert main(["forecast", "task=moving_mnist", "data.root=digits", "model=persistence", "--latest"]) == 2
     assert "--sequence N" in capsys.readouterr().err

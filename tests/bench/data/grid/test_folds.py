@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_frame_is_tested_once_and_no_window_crosses_a_border_or_a_gap(root: Path) -> None:
+def test_folds_test_every_frame_once_and_no_window_crosses_a_border(root: Path) -> None:
     tested: list[str] = []
     for fold in range(4):
         task = load_task("grid", root, t_in=2, t_out=2, folds=4, fold=fold)
@@ -47,7 +47,7 @@ def test_every_frame_is_tested_once_and_no_window_crosses_a_border_or_a_gap(root
     assert len(tested) == len(set(tested)) == FRAMES
 
 
-def test_folds_are_options_only_where_they_are_used(root: Path) -> None:
+def test_fold_options_are_recorded_only_if_used(root: Path) -> None:
     plain, fold = (load_task("grid", root, t_in=2, t_out=2, **options) for options in ({}, {"folds": 3, "fold": 0}))
     assert not {"folds", "fold"} & plain.fields().keys() and fold.fields()["folds"] == 3
     for options, words in (
@@ -58,12 +58,12 @@ def test_folds_are_options_only_where_they_are_used(root: Path) -> None:
             load_task("grid", root, **options)
 
 
-def test_a_fold_without_windows_says_why(root: Path) -> None:
+def test_a_fold_without_windows_is_refused_with_the_reason(root: Path) -> None:
     task = load_task("grid", root, t_in=10, t_out=10, folds=4, fold=0)
     assert "Of its 16 frames" in task.dataset("test").why_empty
 
 
-def test_errors_by_area_where_rows_have_latitudes(root: Path) -> None:
+def test_errors_are_area_weighted_where_rows_have_latitudes(root: Path) -> None:
     task = load_task("grid", root, t_in=2, t_out=2, box=(1, 5, 0, 8))
     area = task.cell_weights()["area"]
     np.testing.assert_allclose(area, np.repeat(np.cos(np.deg2rad(50.0 - np.arange(1, 5)))[:, None], 8, 1))

@@ -20,14 +20,14 @@ def rain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_tenth_of_a_millimetre_an_hour_and_its_reflectivity_are_the_least() -> None:
+def test_the_rain_threshold_is_a_tenth_of_a_millimetre_per_hour() -> None:
     assert least_rain("mm/h") == 0.1 and least_rain("mm") == 0.1
     assert least_rain("dBZ") == pytest.approx(10 * math.log10(200 * 0.1**1.6), abs=0.05)
 
 
 @pytest.mark.parametrize(("given", "least"), [({}, 0.1), ({"thresholds": [2.0, 0.5]}, 0.5)])
 @pytest.mark.parametrize("scale", ["log1p", "dbz", "linear"])
-def test_steps_takes_the_least_rain_on_the_scale_of_its_task(
+def test_steps_uses_the_rain_threshold_on_the_scale_of_its_task(
     scale: str, given: dict[str, list[float]], least: float, rain: Path
 ) -> None:
     pytest.importorskip("pysteps")
@@ -38,7 +38,7 @@ def test_steps_takes_the_least_rain_on_the_scale_of_its_task(
     assert bench.load_model("steps", task, threshold=0.25).threshold == 0.25
 
 
-def test_a_scale_whose_zero_is_not_dry_is_refused(rain: Path) -> None:
+def test_a_scale_with_a_wet_zero_is_refused(rain: Path) -> None:
     pytest.importorskip("pysteps")
     task = bench.load_task("grid", rain, t_in=3, t_out=3, scale="zscore", thresholds=[1e-3])
     assert task.least_rain < 0
@@ -47,7 +47,7 @@ def test_a_scale_whose_zero_is_not_dry_is_refused(rain: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sevir", "sevir_lr", "radar"])
-def test_of_vil_it_is_the_lowest_threshold_of_the_scores(name: str) -> None:
+def test_the_rain_threshold_of_vil_is_the_lowest_score_threshold(name: str) -> None:
     task = bench.load_task(name)
     assert task.least_rain == 16 / 255
     assert bench.load_model("steps", task).threshold == 16 / 255

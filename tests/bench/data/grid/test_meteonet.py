@@ -51,7 +51,7 @@ def words_of(archive: Path, out: Path) -> list[str]:
             f"{archive}/radar_coords_NW.npz", "--out", str(out)]  # fmt: skip
 
 
-def test_files_become_a_cube_with_its_gap(archive: Path, tmp_path: Path) -> None:
+def test_files_are_converted_to_a_cube_that_keeps_the_gap(archive: Path, tmp_path: Path) -> None:
     assert main(words_of(archive, tmp_path / "rain.zarr")) == 0
     task = load_task("grid", tmp_path / "rain.zarr", t_in=2, t_out=2, data_units="mm/h")
     assert (len(task.cube), task.cadence_minutes, task.cube.axis.breaks.tolist()) == (45, 5, [30])
@@ -66,7 +66,7 @@ def test_files_become_a_cube_with_its_gap(archive: Path, tmp_path: Path) -> None
     assert main(words_of(archive, tmp_path / "rain.zarr")) == 2
 
 
-def test_a_part_is_cut_and_a_stopped_conversion_resumes(
+def test_a_region_is_cropped_and_a_stopped_conversion_resumes(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verb = ConvertMeteonet(
@@ -99,7 +99,7 @@ class Harmful:
         return os.system, (f"touch {self.path}",)
 
 
-def test_a_pickle_that_would_run_something_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused(archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "rainfall.npz"
     np.savez(path, data=frames_of(0, 1), dates=np.array([Harmful(tmp_path / "run")], object))
     with pytest.raises(DataError, match=r"system; only datetimes are read"):
@@ -108,7 +108,7 @@ def test_a_pickle_that_would_run_something_is_refused(archive: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_datetimes_of_every_protocol_are_read(protocol: int, tmp_path: Path) -> None:
+def test_datetimes_of_every_pickle_protocol_are_read(protocol: int, tmp_path: Path) -> None:
     dates = np.array([datetime(2016, 8, 21, 0, 5), datetime(2016, 8, 21, 0, 10)], object)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("dates.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (2,)})
@@ -124,11 +124,11 @@ def test_datetimes_of_every_protocol_are_read(protocol: int, tmp_path: Path) -> 
         ({"data": frames_of(0, 20)[:, :-1]}, "as many as dates"),
         ({"data": frames_of(0, 20).astype(float)}, "expected whole numbers"),
         ({"dates": np.array(["2016-08-21"] * 20, object)}, "expected datetimes, found str"),
-        ({"dates": np.array([datetime(2016, 8, 21)] * 20, object)}, "there twice"),
+        ({"dates": np.array([datetime(2016, 8, 21)] * 20, object)}, "are repeated"),
         ({"dates": None}, "expected MeteoNet's npz with `dates`"),
     ],
 )
-def test_what_is_not_meteonets_is_refused(
+def test_files_of_another_layout_are_refused(
     change: dict[str, Any], said: str, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     path = archive / "rainfall_NW_2016_08.2.npz"

@@ -76,11 +76,11 @@ def archive(tmp_path: Path) -> Path:
         ("radar_209913990000.h5", None),
     ],
 )
-def test_times_are_in_names(name: str, time: str | None) -> None:
+def test_times_are_read_from_file_names(name: str, time: str | None) -> None:
     assert time_in_name(name) == (None if time is None else np.datetime64(time, "s"))
 
 
-def test_an_archive_becomes_a_cube_with_its_gap(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_is_converted_to_a_cube_that_keeps_the_gap(archive: Path, tmp_path: Path) -> None:
     words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "rain.zarr")]
     assert main(["data", "convert", "radar_files", "grid", *words]) == 0
     task = load_task("grid", tmp_path / "rain.zarr", t_in=2, t_out=2, data_units="mm/h")
@@ -121,7 +121,7 @@ def test_a_stopped_conversion_resumes(archive: Path, tmp_path: Path, monkeypatch
         verb.run(lambda *_: None)
 
 
-def test_what_cannot_be_converted_is_said(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unconvertible_archives_are_refused(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def refused(*words: str) -> str:
         assert main(["data", "convert", "radar_files", "grid", *words]) == 2
         return str(capsys.readouterr().err)
@@ -140,7 +140,7 @@ def test_what_cannot_be_converted_is_said(archive: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "rain.zarr").exists()
 
 
-def test_the_store_is_plain_for_xarray(archive: Path, tmp_path: Path) -> None:
+def test_xarray_opens_the_store(archive: Path, tmp_path: Path) -> None:
     ConvertRadarFiles(reader="odim_hdf5", inputs=f"{archive}/*.hdf", out=tmp_path / "rain.zarr").run(lambda *_: None)
     with xarray.open_zarr(tmp_path / "rain.zarr", consolidated=False) as found:
         assert set(found.coords) == {"time", "y", "x"}
@@ -158,24 +158,24 @@ def codes_of_rates(rates: np.ndarray) -> np.ndarray:
     # by hand: 38.9 ln(VIL) + 83.9 with VIL = 3.44e-6 (200 R^1.6)^(4/7) 4500, below code 18 the line 90.66 VIL + 2
     [(0.0, 0), (0.1, 6), (1.0, 40), (10.0, 121), (100.0, 203), (1e4, 254), (np.nan, 255)],
 )
-def test_rates_are_coded_as_vil(rate: float, code: int) -> None:
+def test_rain_rates_are_encoded_as_vil(rate: float, code: int) -> None:
     assert codes_of_rates(np.array([[rate]])).tolist() == [[code]]
 
 
 @pytest.mark.parametrize(
     ("reflectivity", "code"), [(17.3, 16), (29.7, 74), (41.2, 133), (46.5, 160), (50.6, 181), (58.0, 219)]
 )
-def test_thresholds_of_sevir_are_near_the_usual_levels_of_reflectivity(reflectivity: float, code: int) -> None:
+def test_sevir_thresholds_are_near_common_reflectivity_levels(reflectivity: float, code: int) -> None:
     assert abs(int(vil_codes(np.array([[10 ** (reflectivity / 10)]]))[0, 0]) - code) <= 1
 
 
-def test_more_rain_never_has_a_lower_code() -> None:
+def test_codes_are_monotone_in_the_rain_rate() -> None:
     codes = vil_codes(10 ** (np.arange(-10, 70, 0.01) / 10)).astype(int)
     assert (np.diff(codes) >= 0).all()
     assert set(codes.tolist()) == {0, *range(6, 255)}
 
 
-def test_an_archive_becomes_events_that_task_radar_reads(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_is_converted_to_events_for_task_radar(archive: Path, tmp_path: Path) -> None:
     words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--out", str(tmp_path / "tree")]
     assert main(["data", "convert", "radar_files", "radar", *words, "--frames", "8", "--size", "6"]) == 0
     fields = {"t_in": 4, "t_out": 4, "admit_missing": True, "mask_missing": True}
@@ -230,7 +230,7 @@ def write_rainfields(path: Path, start: np.datetime64, rates: np.ndarray) -> Non
     ).to_netcdf(path, engine="h5netcdf", encoding={"precipitation": {"_FillValue": -1.0}})
 
 
-def test_rainfields_become_a_cube_and_events(tmp_path: Path) -> None:
+def test_rainfields_are_converted_to_a_cube_and_events(tmp_path: Path) -> None:
     rates = np.random.default_rng(0).gamma(0.5, 4.0, (6, 8, 10)).astype(np.float32)
     rates[:, 0, 0] = np.nan
     for number, frame in enumerate(rates):
@@ -256,7 +256,7 @@ def test_rainfields_become_a_cube_and_events(tmp_path: Path) -> None:
         ("+proj=stere +lat_0=90 +a=6378137 +b=6356752 +x_0=2 +units=km", "+a=6378137 +b=6356752 +x_0=2 +units=m"),
     ],
 )
-def test_kilometres_become_metres(projection: str, expected: str) -> None:
+def test_kilometres_are_converted_to_metres(projection: str, expected: str) -> None:
     corners = {"x1": 0.0, "x2": 8.0, "y1": -6.0, "y2": 0.0, "cartesian_unit": "km", "projection": projection}
     lattice = lattice_of(SIZE, corners)
     assert lattice.units == "m" and lattice.projection == f"+proj=stere +lat_0=90 {expected}"
@@ -264,7 +264,7 @@ def test_kilometres_become_metres(projection: str, expected: str) -> None:
     np.testing.assert_allclose(lattice.y, -1000 * np.arange(6) - 500)
 
 
-def test_events_are_made_by_several_processes_and_resume(
+def test_events_are_converted_by_several_processes_and_resume(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {}
@@ -302,7 +302,7 @@ def test_events_are_made_by_several_processes_and_resume(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_squares_side_by_side_are_whole_and_share_no_pixel(seed: int) -> None:
+def test_adjacent_squares_are_complete_and_disjoint(seed: int) -> None:
     draws = np.random.default_rng(seed)
     seen = ndimage.binary_opening(draws.random((30, 41)) < 0.97, iterations=1)
     taken = np.zeros_like(seen, int)
@@ -315,7 +315,7 @@ def test_squares_side_by_side_are_whole_and_share_no_pixel(seed: int) -> None:
     assert side_by_side(np.zeros((30, 41), bool), 5) == []
 
 
-def test_an_archive_becomes_places_without_missing_pixels(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_is_split_into_places_without_missing_pixels(archive: Path, tmp_path: Path) -> None:
     words = ["--reader", "odim_hdf5", "--in", f"{archive}/*.hdf", "--frames", "5", "--size", "2"]
     assert main(["data", "convert", "radar_files", "radar", *words, "--out", str(tmp_path / "all"), "--places"]) == 0
     task = load_task("radar", tmp_path / "all", t_in=3, t_out=2)
@@ -338,7 +338,7 @@ def test_an_archive_becomes_places_without_missing_pixels(archive: Path, tmp_pat
     assert main(["data", "convert", "radar_files", "radar", *words, "--echo", "1", "--out", str(tmp_path / "x")]) == 2
 
 
-def test_codes_are_of_the_relation_that_the_importer_gives(
+def test_codes_use_the_z_r_relation_of_the_importer(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swiss(*arguments: object, **options: object) -> Frame:

@@ -83,7 +83,7 @@ REFUSED = [
     (two_variables, r"2 variables on a grid: rain_rate, temperature.*task\.variable=rain_rate"),
     (one_frame, "expected at least 2 frames, found 1"),
     (descending, r"descending.*sortby\('time'\)"),
-    (duplicate, r"2024-06-01T00:55:00 \(frame 12\) is there twice.*drop_duplicates"),
+    (duplicate, r"2024-06-01T00:55:00 \(frame 12\) is repeated.*drop_duplicates"),
     (out_of_order, "comes after a later one"),
     (four_dimensions, r"4 dimensions.*isel\(level=0\)"),
     (short, "12 frames; a window needs 20"),
@@ -92,14 +92,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("ending", ["nc", "zarr"])
 @pytest.mark.parametrize(("made", "said"), REFUSED, ids=[made.__name__ for made, _ in REFUSED])
-def test_what_is_no_cube_is_refused(made: Any, said: str, ending: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_cube_is_refused(made: Any, said: str, ending: str, tmp_path: Path) -> None:
     path = write(made(), tmp_path / f"rain.{ending}")
     with pytest.raises(DataError, match=said) as error:
         load_task("grid", path).dataset("train")
     assert str(path) in str(error.value)
 
 
-def test_the_command_line_says_it_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_line_gives_one_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = write(descending(), tmp_path / "rain.nc")
     for command in (["data", "info"], ["data", "check"]):
         assert main([*command, "grid", "--root", str(path)]) == 2
@@ -108,7 +108,7 @@ def test_the_command_line_says_it_in_one_message(tmp_path: Path, capsys: pytest.
         assert "Traceback" not in said
 
 
-def test_all_nan_is_refused(tmp_path: Path) -> None:
+def test_a_cube_of_nan_is_refused(tmp_path: Path) -> None:
     path = write(cube(values=np.full((24, 8, 10), np.nan, np.float32)), tmp_path / "rain.nc")
     task = load_task("grid", path, t_in=2, t_out=2)
     with pytest.raises(DataError, match="all are NaN"):
@@ -171,7 +171,7 @@ def test_wrong_options_are_refused(fields: dict[str, Any], said: str, tmp_path: 
 
 
 @pytest.mark.parametrize("root", ["none.nc", "none/*.nc", "empty"])
-def test_nothing_there_is_refused(root: str, tmp_path: Path) -> None:
+def test_a_missing_or_empty_root_is_refused(root: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"not there|found nothing"):
         load_task("grid", tmp_path / root).dataset("train")

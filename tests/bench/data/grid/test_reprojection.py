@@ -16,7 +16,7 @@ RATES = np.random.default_rng(0).gamma(0.5, 2.0, METRES.shape).astype(np.float32
 
 
 @pytest.mark.parametrize("resampling", ["nearest", "bilinear"])
-def test_the_same_lattice_gives_the_same_image(resampling: Resampling) -> None:
+def test_reprojection_onto_the_same_lattice_is_the_identity(resampling: Resampling) -> None:
     found, lattice = reprojected(RATES, METRES, Target(LAEA, 1000.0, resampling))
     assert lattice.key == METRES.key
     np.testing.assert_allclose(found, RATES, atol=1e-4)
@@ -25,7 +25,7 @@ def test_the_same_lattice_gives_the_same_image(resampling: Resampling) -> None:
 @pytest.mark.parametrize(
     ("projection", "resolution", "units"), [("EPSG:4326", 0.01, "degree"), ("EPSG:3035", 500, "m")]
 )
-def test_a_pixel_is_what_lies_at_its_place(projection: str, resolution: float, units: str) -> None:
+def test_a_reprojected_pixel_has_the_value_at_its_location(projection: str, resolution: float, units: str) -> None:
     found, lattice = reprojected(RATES, METRES, Target(projection, resolution))
     assert lattice.units == units and lattice.y[0] > lattice.y[-1]
     longitude, latitude = Proj(projection)(*np.meshgrid(lattice.x, lattice.y), inverse=True)
@@ -37,7 +37,7 @@ def test_a_pixel_is_what_lies_at_its_place(projection: str, resolution: float, u
     np.testing.assert_array_equal(found[inside], RATES[rows[inside], columns[inside]])
 
 
-def test_a_plane_is_kept_by_bilinear_and_a_hole_is_not_filled() -> None:
+def test_bilinear_preserves_a_plane_and_leaves_gaps() -> None:
     plane = np.add.outer(METRES.y, 2 * METRES.x).astype(np.float32)
     plane[20, 30] = np.nan
     found, lattice = reprojected(plane, METRES, Target(LAEA, 250.0, "bilinear", (5000, 55_000, 5000, 35_000)))
@@ -55,6 +55,6 @@ def test_a_plane_is_kept_by_bilinear_and_a_hole_is_not_filled() -> None:
         (Target("EPSG:3035", 0.001), "expected 1 to 100,000,000"),
     ],
 )
-def test_what_cannot_be_is_refused(target: Target, said: str) -> None:
+def test_impossible_targets_are_refused(target: Target, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         reprojected(RATES, METRES, target)

@@ -61,7 +61,7 @@ FORMS = [zarr, netcdf, packed, glob_of_files, folder_of_files, turned]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_windows_are_the_cube_however_it_is_stored(
+def test_windows_equal_the_cube_in_every_storage_format(
     form: Callable[[xarray.Dataset, Path], Path], cube: xarray.Dataset, tmp_path: Path
 ) -> None:
     task = load_task("grid", form(cube, tmp_path), t_in=3, t_out=4, stride=2)
@@ -107,7 +107,7 @@ def test_splits_by_date_share_no_frame(cube: xarray.Dataset, tmp_path: Path) -> 
     assert [len(by_default.dataset(split).ids) for split in ("train", "val", "test")] == [42, 9, 9]
 
 
-def test_splits_by_place_have_columns_of_their_own(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_splits_by_place_have_disjoint_columns(cube: xarray.Dataset, tmp_path: Path) -> None:
     task = load_task("grid", netcdf(cube, tmp_path), t_in=2, t_out=2, split_by="place", crop=[12, 5])
     places = {split: task.sequences(split).places for split in ("train", "val", "test")}
     columns = {split: {place.column for place in found} for split, found in places.items()}
@@ -118,7 +118,7 @@ def test_splits_by_place_have_columns_of_their_own(cube: xarray.Dataset, tmp_pat
     assert not any(leak.ids for leak in task.leaks)
 
 
-def test_crops_are_side_by_side_and_random_ones_are_not(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_crops_tile_the_frame_or_are_random(cube: xarray.Dataset, tmp_path: Path) -> None:
     path = netcdf(cube, tmp_path)
     options: dict[str, Any] = {"t_in": 2, "t_out": 2, "box": [2, 24, 0, 30], "crop": [10, 12]}
     task = load_task("grid", path, **options)
@@ -133,7 +133,7 @@ def test_crops_are_side_by_side_and_random_ones_are_not(cube: xarray.Dataset, tm
     assert again.sequences("test").places == task.sequences("test").places
 
 
-def test_scores_are_resampled_in_blocks_that_share_no_frame(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_resampling_blocks_share_no_frame(cube: xarray.Dataset, tmp_path: Path) -> None:
     task = load_task("grid", netcdf(cube, tmp_path), t_in=3, t_out=2)
     data = task.dataset("all")
     events = events_of(data.source.units, window=5, used=len(data))
@@ -142,7 +142,7 @@ def test_scores_are_resampled_in_blocks_that_share_no_frame(cube: xarray.Dataset
     assert events.of_sequence.tolist() == [at // 5 for at in range(per_half)] + [6 + at // 5 for at in range(per_half)]
 
 
-def test_monthly_data_have_the_cadence_of_a_month(tmp_path: Path) -> None:
+def test_monthly_data_have_a_cadence_of_one_month(tmp_path: Path) -> None:
     times = np.array([f"2000-{m:02d}-15" for m in range(1, 13)] + ["2001-02-15", "2001-03-15"], "datetime64[ns]")
     values = np.random.default_rng(0).normal(size=(14, 4, 6)).astype(np.float32)
     data = xarray.Dataset({"sst": (("time", "lat", "lon"), values, {"units": "degC"})}, {"time": times})
@@ -153,7 +153,7 @@ def test_monthly_data_have_the_cadence_of_a_month(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calendar", ["noleap", "360_day", "julian", "proleptic_gregorian"])
-def test_months_of_any_calendar(calendar: str, tmp_path: Path) -> None:
+def test_months_of_any_calendar_are_read(calendar: str, tmp_path: Path) -> None:
     times = xarray.date_range("1999-01-01", periods=36, freq="MS", calendar=calendar, use_cftime=True)
     values = np.random.default_rng(0).normal(size=(36, 4, 6)).astype(np.float32)
     sst = xarray.Dataset({"tos": (("time", "lat", "lon"), values, {"units": "degC"})}, {"time": times})
@@ -163,7 +163,7 @@ def test_months_of_any_calendar(calendar: str, tmp_path: Path) -> None:
     assert str(task.cube.axis.times[25]).startswith("2001-02")
 
 
-def test_days_that_no_standard_calendar_has_are_refused(tmp_path: Path) -> None:
+def test_days_outside_the_standard_calendar_are_refused(tmp_path: Path) -> None:
     times = xarray.date_range("1999-01-01", periods=90, freq="D", calendar="360_day", use_cftime=True)
     sst = xarray.Dataset({"tos": (("time", "lat", "lon"), np.ones((90, 4, 6), np.float32))}, {"time": times})
     sst.to_netcdf(tmp_path / "sst.nc", engine="h5netcdf")
@@ -171,7 +171,7 @@ def test_days_that_no_standard_calendar_has_are_refused(tmp_path: Path) -> None:
         load_task("grid", tmp_path / "sst.nc").dataset("train")
 
 
-def test_variables_are_channels_and_static_fields_stand_behind_them(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_static_fields_follow_the_variables_as_channels(cube: xarray.Dataset, tmp_path: Path) -> None:
     height = np.arange(SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
     data = cube.assign(warmth=cube["rain_rate"] * 2 + 280, height=(("y", "x"), height))
     task = load_task(
@@ -188,7 +188,7 @@ def test_variables_are_channels_and_static_fields_stand_behind_them(cube: xarray
 
 
 @pytest.mark.parametrize("scale", ["linear", "log1p", "dbz", "zscore"])
-def test_scales_go_there_and_back(scale: str, cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_scales_round_trip(scale: str, cube: xarray.Dataset, tmp_path: Path) -> None:
     task = load_task("grid", netcdf(cube, tmp_path), t_in=2, t_out=2, scale=scale)
     rates = torch.tensor([0.0, 0.1, 1.0, 12.5, 60.0]).reshape(1, 5, 1)
     back = task.denormalise(task.normalise(rates))
@@ -226,7 +226,7 @@ def test_workers_and_processes_open_their_own_files(cube: xarray.Dataset, tmp_pa
     assert torch.equal(again.stored(3)[0], windows.stored(3)[0]) or torch.isnan(windows.stored(3)[0]).any()
 
 
-def test_an_address_is_read_as_a_path_is(cube: xarray.Dataset) -> None:
+def test_a_url_is_read_like_a_path(cube: xarray.Dataset) -> None:
     cube.to_zarr("memory://cubes/rain.zarr", consolidated=False)
     task = load_task("grid", "memory://cubes/rain.zarr", t_in=2, t_out=2)
     np.testing.assert_array_equal(task.dataset("all").stored(0)[0][..., 0].numpy(), cube["rain_rate"].values[:2])
@@ -234,7 +234,7 @@ def test_an_address_is_read_as_a_path_is(cube: xarray.Dataset) -> None:
 
 @pytest.mark.parametrize("form", [netcdf, glob_of_files])
 @pytest.mark.parametrize("chosen", [range(FRAMES), [0, 5, 6, 7, 30, 59], []])
-def test_frames_of_chunks_are_those_that_are_read_one_by_one(
+def test_chunked_reads_equal_frame_by_frame_reads(
     cube: xarray.Dataset, tmp_path: Path, form: Callable[..., Path], chosen: list[int]
 ) -> None:
     source = load_task("grid", form(cube, tmp_path), t_in=2, t_out=2).cube
@@ -245,7 +245,7 @@ def test_frames_of_chunks_are_those_that_are_read_one_by_one(
         np.testing.assert_array_equal(values, source.read(at, at + 1, rows, columns)[0])
 
 
-def test_a_file_that_was_cut_off_is_named(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(cube: xarray.Dataset, tmp_path: Path) -> None:
     path = zarr(cube, tmp_path)
     task = load_task("grid", path, t_in=2, t_out=2)
     chunk = next(file for file in sorted(path.glob("rain_rate/c/**/*")) if file.is_file())
@@ -254,7 +254,7 @@ def test_a_file_that_was_cut_off_is_named(cube: xarray.Dataset, tmp_path: Path) 
         task.dataset("train").stored(0)
 
 
-def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> None:
+def test_info_reports_frames_ranges_and_gaps(cube: xarray.Dataset, tmp_path: Path) -> None:
     task = load_task("grid", netcdf(cube, tmp_path), t_in=2, t_out=2, thresholds=[0.5, 10])
     report = task.inspect_data(read_everything=True)
     values = cube["rain_rate"].values
@@ -273,7 +273,7 @@ def test_info_says_what_was_understood(cube: xarray.Dataset, tmp_path: Path) -> 
     assert not report.remarks
 
 
-def test_info_says_how_to_store_what_is_slow_to_read(
+def test_info_advises_rechunking_of_slow_files(
     cube: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,7 @@ def cmip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[np.
     return root, write_tree(root, "CMIP", [ROWS["cmip6_rows"]] * 15 + [ROWS["cmip5_rows"]] * 17)
 
 
-def test_shapes_and_metrics_need_no_data() -> None:
+def test_shapes_and_metrics_are_known_without_data() -> None:
     task = bench.load_task("icar_enso")
     assert task.input_shape == (12, 24, 48, 1) and task.target_shape == (14, 24, 48, 1)
     assert bench.load_task("icar_enso", t_out=26).target_shape == (26, 24, 48, 1)
@@ -42,7 +42,7 @@ def test_shapes_and_metrics_need_no_data() -> None:
 
 
 @pytest.mark.parametrize("rows", range(1, 9))
-def test_overlapping_rows_merge_into_the_months_they_were_cut_from(rows: int) -> None:
+def test_overlapping_rows_merge_into_the_original_months(rows: int) -> None:
     series = np.arange(12 * rows + 24, dtype=np.float32)
     before = np.full((3, 36), -1, np.float32)
     folded = np.concatenate([before, rows_of(series, rows), before])
@@ -50,7 +50,7 @@ def test_overlapping_rows_merge_into_the_months_they_were_cut_from(rows: int) ->
     assert member.months == len(series) and np.array_equal(merged(folded[3 : 3 + rows], member), series)
 
 
-def test_models_lie_in_the_rows_of_the_official_files() -> None:
+def test_models_occupy_the_rows_of_the_official_files() -> None:
     members = cmip_members(151, 140)
     assert len(members) == 32 and members[-1].last_row == 4645 and members[15].first_row == 2265
     assert {m.months for m in members[:15]} == {1836} and {m.months for m in members[15:]} == {1704}
@@ -118,7 +118,7 @@ def test_items_are_pairs_on_the_unit_scale(cmip) -> None:
     assert ends.tolist() == [0.0, 1.0]
 
 
-def test_loaders_carry_the_labels_and_no_item_is_a_view_of_the_record(cmip) -> None:
+def test_loaders_return_labels_and_items_are_copies(cmip) -> None:
     data = small_task(cmip[0]).dataset("test")
     for workers in (0, 2):
         batch = next(iter(evaluation_loader(data, batch_size=4, num_workers=workers, limit=None)))
@@ -151,7 +151,7 @@ def test_scores_do_not_depend_on_the_batch_size(cmip) -> None:
     assert len(record.scores_per_lead["c_nino34"]) == 12 and len(record.scores_per_lead["mse"]) == 14
 
 
-def test_the_fingerprint_is_of_every_month(cmip, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_every_month(cmip, tmp_path: Path) -> None:
     def touch(file: h5py.File) -> None:
         file["sst"][-1, -1, 0, 20] += 1  # the last month of the test model
 
@@ -163,7 +163,7 @@ def test_the_fingerprint_is_of_every_month(cmip, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> None:
+def test_a_run_trains_selects_by_correlation_and_plots(cmip, tmp_path: Path) -> None:
     config = compose([
         "task=icar_enso", "task.cmip6_rows=4", "task.cmip5_rows=3", "model=unet", "model.channels=[4]",
         "data.batch_size=8", "train.max_epochs=1", "train.max_steps=2", "train.limit=16", "train.loggers=[csv]",
@@ -176,7 +176,7 @@ def test_a_run_trains_selects_by_correlation_and_draws(cmip, tmp_path: Path) -> 
     assert outcome.picture_path is not None and outcome.picture_path.stat().st_size > 10_000
 
 
-def test_a_picture_without_levels_spans_what_is_drawn(tmp_path: Path) -> None:
+def test_a_picture_without_levels_spans_its_values(tmp_path: Path) -> None:
     for frames in (np.zeros((2, 4, 4)), np.full((2, 4, 4), np.nan), np.random.default_rng(0).random((2, 4, 4))):
         path = draw_forecasts(
             tmp_path / "x.png", context=frames, target=frames, forecasts={}, look=Look(units="K"),
@@ -185,7 +185,7 @@ def test_a_picture_without_levels_spans_what_is_drawn(tmp_path: Path) -> None:
         assert path.stat().st_size > 1000
 
 
-def test_the_ocean_is_where_the_test_record_is_not_always_zero(cmip: tuple, tmp_path: Path) -> None:
+def test_cells_that_are_always_zero_are_land(cmip: tuple, tmp_path: Path) -> None:
     def dry(file: h5py.File) -> None:
         file["sst"][:, :, 3, 30] = 0
 

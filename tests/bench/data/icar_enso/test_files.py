@@ -26,7 +26,7 @@ def cmip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[np.
 
 
 class TestObservedNames:
-    def test_one_record_has_the_split_all(self, tmp_path: Path) -> None:
+    def test_a_single_record_has_split_all_only(self, tmp_path: Path) -> None:
         ((months, labels),) = write_tree(tmp_path, "SODA", [5])
         task = small_task(tmp_path)
         data = task.dataset("all")
@@ -38,7 +38,7 @@ class TestObservedNames:
             with pytest.raises(DataError, match=r"CMIP_train\.nc.*split=all"):
                 task.dataset(split)
 
-    def test_the_classic_format_reads_the_same(self, tmp_path: Path) -> None:
+    def test_the_classic_format_is_read(self, tmp_path: Path) -> None:
         write_tree(tmp_path / "new", "SODA", [3])
         (tmp_path / "old").mkdir()
         for name, axes in {"train": ("year", "month", "lat", "lon"), "label": ("year", "month")}.items():
@@ -58,12 +58,12 @@ class TestObservedNames:
 
 
 class TestWrongData:
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "CATALOG.csv").touch()
         with pytest.raises(DataError, match=r"expected CMIP_train.nc.*found CATALOG.csv"):
             small_task(tmp_path).dataset("test")
 
-    def test_labels_that_are_missing(self, tmp_path: Path) -> None:
+    def test_missing_labels_are_refused(self, tmp_path: Path) -> None:
         write_tree(tmp_path, "SODA", [2])
         (tmp_path / "SODA_label.nc").unlink()
         with pytest.raises(DataError, match=r"SODA_label.nc: file is missing"):
@@ -71,14 +71,14 @@ class TestWrongData:
 
     @pytest.mark.parametrize("content", [b"", b"id,file_name\n", b"CDF\x01garbage", b"\x89HDF\r\n\x1a\n", "cut"])
     @pytest.mark.parametrize("name", ["SODA_train.nc", "SODA_label.nc"])
-    def test_files_of_another_format(self, tmp_path: Path, name: str, content: bytes | str) -> None:
+    def test_files_of_another_format_are_refused(self, tmp_path: Path, name: str, content: bytes | str) -> None:
         write_tree(tmp_path, "SODA", [2])
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if isinstance(content, str) else content)
         with pytest.raises(DataError, match=rf"{name}.*not readable"):
             small_task(tmp_path).dataset("all")
 
-    def test_rows_that_are_not_those_of_the_models(self, cmip) -> None:
+    def test_wrong_row_counts_are_refused(self, cmip) -> None:
         with pytest.raises(DataError) as caught:
             bench.load_task("icar_enso", cmip[0]).dataset("test")
         message = str(caught.value)
@@ -88,7 +88,7 @@ class TestWrongData:
         )
         assert "CMIP_label.nc: nino (year, month): expected (4645, 36), found (111, 36)" in message
 
-    def test_another_grid_and_missing_variables(self, tmp_path: Path) -> None:
+    def test_another_grid_and_missing_variables_are_refused(self, tmp_path: Path) -> None:
         write_tree(tmp_path, "SODA", [2])
         write_arrays(
             tmp_path / "SODA_train.nc", sst=np.zeros((2, 36, 24, 72)), lat=LAT[::-1], lon=np.arange(-180, 180, 5)
@@ -101,7 +101,7 @@ class TestWrongData:
         with pytest.raises(DataError, match=r"SODA_train.nc: expected a variable 'sst', found t300"):
             small_task(tmp_path).dataset("all")
 
-    def test_holes(self, cmip, tmp_path: Path) -> None:
+    def test_missing_values_in_the_crop_are_refused(self, cmip, tmp_path: Path) -> None:
         def dig(file: h5py.File) -> None:
             file["sst"][-1, 20, 0, 20:23] = np.nan
             file["sst"][0, 0, 0, 0] = np.nan  # outside the crop
@@ -111,13 +111,13 @@ class TestWrongData:
             small_task(root).dataset("test")
         assert len(small_task(root).dataset("train"))
 
-    def test_records_shorter_than_a_window(self, cmip) -> None:
+    def test_records_shorter_than_a_window_are_refused(self, cmip) -> None:
         with pytest.raises(ConfigError, match="60 months; t_in=40 and t_out=26 need 66"):
             small_task(cmip[0], t_in=40, t_out=26).dataset("test")
 
 
 class TestReport:
-    def test_what_is_there(self, cmip) -> None:
+    def test_info_reports_the_records(self, cmip) -> None:
         task = small_task(cmip[0], train_gap=7)
         seen: list[tuple[int, int]] = []
         report = task.describe_data(read_everything=True, advance=lambda done, total: seen.append((done, total)))
@@ -129,7 +129,7 @@ class TestReport:
         plain = Task.describe_data(task)
         assert plain.facts["splits"] == report.facts["splits"] and plain.facts["events"] == 32
 
-    def test_rows_that_disagree_and_holes_are_all_found(self, cmip, tmp_path: Path) -> None:
+    def test_check_finds_contradicting_rows_and_missing_values(self, cmip, tmp_path: Path) -> None:
         def spoil(file: h5py.File) -> None:
             file["sst"][1, 30] += 1  # the first CMIP6 model: rows 1 and 2 share the month
             file["sst"][110, 35, 3, 3] = np.nan
@@ -141,13 +141,13 @@ class TestReport:
         assert "CMIP6-00: 1 rows disagree" in problems[0] and "first rows 1 and 2" in problems[0]
         assert "found 1 others in record CMIP5-16, the first at row 2, month 35" in problems[1]
 
-    def test_the_wrong_rows_per_model_are_found(self, tmp_path: Path) -> None:
+    def test_check_finds_wrong_rows_per_model(self, tmp_path: Path) -> None:
         write_tree(tmp_path, "CMIP", [20] * 15 + [1] * 17)
         for cmip6, cmip5, right in ((20, 1, True), (3, 16, False)):  # 317 rows both times
             report = small_task(tmp_path, cmip6_rows=cmip6, cmip5_rows=cmip5).describe_data(read_everything=True)
             assert (not report.problems) is right
 
-    def test_the_command_line_says_it(self, cmip, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_check_fails_on_the_command_line(self, cmip, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((_, _),) = write_tree(tmp_path, "SODA", [5])
         assert main(["data", "info", "icar_enso", "--root", str(tmp_path)]) == 0
         assert "1 record of 84 months" in capsys.readouterr().out
@@ -177,7 +177,7 @@ class TestObservedData:
         )
         assert worst <= 2.4e-7
 
-    def test_the_index_agrees_with_that_of_the_climate_prediction_center(self, task: Task, observed: Path) -> None:
+    def test_the_index_agrees_with_the_climate_prediction_center(self, task: Task, observed: Path) -> None:
         import pandas as pd
 
         table = pd.read_csv(observed / "enso" / "nino34_check_196001-199912.csv")[:480]

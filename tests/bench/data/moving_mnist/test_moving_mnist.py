@@ -15,7 +15,7 @@ from bench.data.moving_mnist.synthetic import Scene, trajectories
 from bench.errors import DataError
 
 
-def test_the_official_cut_is_scikit_learns() -> None:
+def test_the_official_split_is_scikit_learns() -> None:
     model_selection = pytest.importorskip("sklearn.model_selection")
     train, val = model_selection.train_test_split(np.arange(9000), test_size=0.1, random_state=123)
     path = Path("mnist_test_seq.npy")
@@ -24,7 +24,7 @@ def test_the_official_cut_is_scikit_learns() -> None:
     assert np.array_equal(numbers_of_split(path, 10_000, "test", 1000), np.arange(9000, 10_000))
 
 
-def test_the_one_file(tmp_path: Path) -> None:
+def test_a_single_file_is_split(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 30, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "mnist_test_seq.npy", frames)
     task = bench.load_task("moving_mnist", tmp_path, test_count=10)
@@ -41,7 +41,7 @@ def test_the_one_file(tmp_path: Path) -> None:
         bench.load_task("moving_mnist", tmp_path, t_out=15, test_count=10).dataset("test")
 
 
-def test_generated_files(tmp_path: Path) -> None:
+def test_generated_files_are_read(tmp_path: Path) -> None:
     command = ["data", "make", "moving_mnist", "--train", "12", "--val", "4", "--test", "5"]
     for name in ("one", "two"):
         assert main([*command, "--out", str(tmp_path / name)]) == 0
@@ -55,7 +55,7 @@ def test_generated_files(tmp_path: Path) -> None:
     assert record.scores["mse_frame_sum"] == pytest.approx(record.scores["mse"] * 4096)
 
 
-def test_other_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_digit_counts_and_canvases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "make", "moving_mnist", "--train", "3", "--val", "2", "--test", "2"]
     options = ["--digit-count", "3", "--canvas", "48", "--frames", "8"]
     for name, pool in (("fine", "1"), ("coarse", "4")):
@@ -71,7 +71,7 @@ def test_other_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "canvas: expected a multiple of 3, found 64" in capsys.readouterr().err
 
 
-def test_digits_go_straight_on_and_turn_at_walls() -> None:
+def test_digits_move_straight_and_bounce_off_walls() -> None:
     places = trajectories(50, np.random.default_rng(0), Scene())
     assert places.min() >= 0 and places.max() <= 1
     steps = np.diff(places, axis=0)
@@ -81,7 +81,7 @@ def test_digits_go_straight_on_and_turn_at_walls() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY cut", "float", "flat"])
-def test_files_of_another_format(tmp_path: Path, content: bytes | str) -> None:
+def test_files_of_another_format_are_refused(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "mnist_test_seq.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -91,12 +91,12 @@ def test_files_of_another_format(tmp_path: Path, content: bytes | str) -> None:
         bench.load_task("moving_mnist", tmp_path).dataset("test")
 
 
-def test_a_folder_without_data(tmp_path: Path) -> None:
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected mnist_test_seq.npy, or moving_mnist_val.npy"):
         bench.load_task("moving_mnist", tmp_path).dataset("val")
 
 
-def test_a_frame_that_was_never_written_is_no_frame_without_digits(tmp_path: Path) -> None:
+def test_a_frame_never_written_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "moving_mnist_test.npy"
     frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(20, 4, 8, 8))
     frames[:, :2] = np.random.default_rng(0).integers(1, 256, (20, 2, 8, 8))
@@ -124,7 +124,7 @@ def test_sequences_first_is_refused(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**6, 64, 64), (10**9,) * 4])
-def test_a_file_that_declares_more_than_it_has(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with (tmp_path / "mnist_test_seq.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.write(bytes(64))

@@ -30,7 +30,7 @@ def _start(seed: int, count: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 @given(seed=st.integers(0, 10_000), exponent=st.sampled_from([0, 1, 2]), mass=st.sampled_from([1.0, 2.5]))
-def test_the_motion_is_that_of_the_law(seed: int, exponent: int, mass: float) -> None:
+def test_the_motion_follows_the_force_law(seed: int, exponent: int, mass: float) -> None:
     x, v, sizes = _start(seed)
     states, energies = plain_motion(x[0], v[0], sizes[0], r=exponent, mass=mass)
     motion = simulate(x, v, sizes, exponent=exponent, masses=mass)
@@ -40,7 +40,7 @@ def test_the_motion_is_that_of_the_law(seed: int, exponent: int, mass: float) ->
     np.testing.assert_allclose(found[0], energies, rtol=1e-12)
 
 
-def test_energy_is_kept_between_walls_when_speeds_stay_below_the_limit() -> None:
+def test_energy_is_conserved_between_walls_below_the_speed_limit() -> None:
     corners = np.array([[[50.0, 50.0], [70.0, 50.0], [60.0, 70.0]]])
     motion = simulate(corners, np.zeros((1, 3, 2)), np.full((1, 3, 2), 10))
     assert np.ptp(motion.energy()) / motion.energy()[0, 0] < 0.06  # what steps of 1 are good for
@@ -49,12 +49,12 @@ def test_energy_is_kept_between_walls_when_speeds_stay_below_the_limit() -> None
     np.testing.assert_allclose(momentum, 0, atol=1e-12)
 
 
-def test_another_exponent_has_no_potential() -> None:
+def test_other_exponents_have_no_potential() -> None:
     with pytest.raises(ValueError, match="expected 0, 1 or 2"):
         energy(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), exponent=3)
 
 
-def test_frames_are_those_of_moving_drawing_and_halving_one_by_one() -> None:
+def test_batched_frames_equal_frames_drawn_one_by_one() -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2, 3, 28, 28)) * (random.random((2, 3, 28, 28)) < 0.5)
     images[0, 0] = 0
@@ -132,7 +132,7 @@ class TestFiles:
             bench.load_task("nbody_mnist", tmp_path).dataset("test")
 
     @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", "other"])
-    def test_files_that_are_not_there_or_not_draws(
+    def test_missing_and_invalid_files_are_refused(
         self, made: Path, tmp_path: Path, content: bytes | str | None
     ) -> None:
         (tmp_path / "mnist.npz").write_bytes((made / "mnist.npz").read_bytes())
@@ -145,7 +145,7 @@ class TestFiles:
             bench.load_task("nbody_mnist", tmp_path).dataset("val")
 
     @pytest.mark.parametrize("shape", [(10**12,), (2**40, 2**40)])
-    def test_an_archive_that_declares_more_than_it_has(self, made: Path, tmp_path: Path, shape: tuple) -> None:
+    def test_a_truncated_archive_is_refused(self, made: Path, tmp_path: Path, shape: tuple) -> None:
         (tmp_path / "mnist.npz").write_bytes((made / "mnist.npz").read_bytes())
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
@@ -159,14 +159,14 @@ class TestFiles:
             bench.load_task("nbody_mnist", tmp_path).dataset("val")
 
     @pytest.mark.parametrize("scale", [1 / 255, -1.0, 300.0, np.nan])
-    def test_digits_on_another_scale(self, made: Path, tmp_path: Path, scale: float) -> None:
+    def test_digits_on_another_scale_are_refused(self, made: Path, tmp_path: Path, scale: float) -> None:
         with np.load(made / "mnist.npz") as digits:
             np.savez(tmp_path / "mnist.npz", X=digits["X"] * scale)
         (tmp_path / "nbody_val.npz").write_bytes((made / "nbody_val.npz").read_bytes())
         with pytest.raises(DataError, match=r"mnist.npz: X: expected numbers from 0 to 255, found float"):
             bench.load_task("nbody_mnist", tmp_path).dataset("val")
 
-    def test_more_frames_than_there_are(self, made: Path) -> None:
+    def test_more_frames_than_stored_are_refused(self, made: Path) -> None:
         with pytest.raises(DataError, match=r"expected 25 frames or more, found 20\. Set task.t_in"):
             bench.load_task("nbody_mnist", made, t_in=15).dataset("val")
 
@@ -183,14 +183,14 @@ class TestGenerator:
         assert not report.problems and not report.remarks and report.facts["events"] == 13
         assert parts[0].identity()["origin"] == "generated N-body MNIST"
 
-    def test_shared_digits_are_told(self, made: Path, tmp_path: Path) -> None:
+    def test_shared_digits_are_reported(self, made: Path, tmp_path: Path) -> None:
         for name in ("mnist.npz", "nbody_train.npz", "nbody_val.npz"):
             (tmp_path / name).write_bytes((made / name).read_bytes())
         (tmp_path / "nbody_test.npz").write_bytes((made / "nbody_train.npz").read_bytes())
         report = bench.load_task("nbody_mnist", tmp_path).describe_data()
         assert any("train and test share" in remark for remark in report.remarks)
 
-    def test_the_same_seed_gives_the_same_data_and_another_does_not(self, made: Path, tmp_path: Path) -> None:
+    def test_data_are_deterministic_for_a_seed(self, made: Path, tmp_path: Path) -> None:
         options = ["--train", "6", "--val", "3", "--test", "4"]
         for name, seed in (("same", "0"), ("other", "1")):
             assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / name), *options, "--seed", seed]) == 0
@@ -204,7 +204,7 @@ class TestGenerator:
         assert main(["data", "make", "nbody_mnist", "--out", str(made)]) == 2
         assert "is not empty" in capsys.readouterr().err
 
-    def test_scale_seen_by_models(self, made: Path) -> None:
+    def test_models_see_the_chosen_scale(self, made: Path) -> None:
         small, large = (bench.load_task("nbody_mnist", made, rescale_01=scale) for scale in (True, False))
         context, _ = small.dataset("val")[0]
         torch.testing.assert_close(large.dataset("val")[0][0], context * 255)
@@ -212,7 +212,7 @@ class TestGenerator:
         for task in (small, large):
             torch.testing.assert_close(task.denormalise(task.dataset("val")[0][0]), task.dataset("val").stored(0)[0])
 
-    def test_items_travel_to_worker_processes(self, made: Path) -> None:
+    def test_items_pickle_to_worker_processes(self, made: Path) -> None:
         data = bench.load_task("nbody_mnist", made).dataset("val").source
         assert torch.equal(pickle.loads(pickle.dumps(data)).stored(2)[1], data.stored(2)[1])
         with pytest.raises(IndexError):
@@ -220,7 +220,7 @@ class TestGenerator:
 
 
 class TestDigits:
-    def test_splits_of_digits_cover_all_and_overlap_nowhere(self) -> None:
+    def test_splits_of_digits_are_complete_and_disjoint(self) -> None:
         for count in (10, 1797, 10_000, 60_000):
             ranges = digits_of_splits(count).values()
             assert sorted(number for part in ranges for number in part) == list(range(count))
@@ -232,7 +232,7 @@ class TestDigits:
         assert digits.shape == (1797, 28, 28) and digits.dtype == np.uint8 and digits.max() == 255
         assert not digits[:, :4].any() and not digits[:, :, -4:].any()
 
-    def test_idx_files(self, observed: Path, tmp_path: Path) -> None:
+    def test_idx_files_are_read(self, observed: Path, tmp_path: Path) -> None:
         digits = load_digits(observed / "mnist")
         assert digits.shape == (10_000, 28, 28) and digits.max() == 255
         assert np.array_equal(load_digits(observed / "mnist" / "t10k-images-idx3-ubyte.gz"), digits)
@@ -241,7 +241,7 @@ class TestDigits:
         assert rows[7:10].max() == rows.max() and digits[0, 20:26, :14].sum() > digits[0, 20:26, 14:].sum()
 
     @pytest.mark.parametrize("content", [b"", b"\x1f\x8bcut", b"\x00\x00\x08\x01" + bytes(12), bytes(900)])
-    def test_files_that_are_no_images(self, tmp_path: Path, content: bytes) -> None:
+    def test_files_that_are_not_images_are_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(DataError, match="x-images-idx3-ubyte"):
             load_digits(tmp_path)

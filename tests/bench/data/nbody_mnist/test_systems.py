@@ -37,7 +37,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_shapes_are_those_of_the_data(coarse: Path, papers: Path) -> None:
+def test_shapes_follow_the_data(coarse: Path, papers: Path) -> None:
     task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=5)
     assert (task.input_shape, task.target_shape) == ((6, 16, 16, 1), (5, 16, 16, 1))
     data = task.dataset("test")
@@ -48,7 +48,7 @@ def test_shapes_are_those_of_the_data(coarse: Path, papers: Path) -> None:
         assert task.input_shape == (10, 64, 64, 1) and "energy" in task.metrics
 
 
-def test_frames_are_block_means_of_the_motion_between_nearer_walls(coarse: Path) -> None:
+def test_pooled_frames_are_block_means(coarse: Path) -> None:
     source = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6).dataset("val").source
     draws, crops = source.draws, source._crops[source._which]
     sizes = source._sizes[source._which]
@@ -66,7 +66,7 @@ def test_frames_are_block_means_of_the_motion_between_nearer_walls(coarse: Path)
         np.testing.assert_allclose(found, expected, atol=0.5001)
 
 
-def test_what_the_data_are_of_is_in_them_and_in_their_identity(coarse: Path, tmp_path: Path) -> None:
+def test_the_system_is_stored_and_part_of_the_identity(coarse: Path, tmp_path: Path) -> None:
     task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
     identity = task.dataset("test").identity()
     assert identity["event_shape"] == [16, 16, 12]
@@ -84,14 +84,14 @@ def test_what_the_data_are_of_is_in_them_and_in_their_identity(coarse: Path, tmp
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_files_of_the_papers_system_are_the_authors_and_nothing_more(papers: Path) -> None:
+def test_the_papers_system_adds_no_fields_to_its_files(papers: Path) -> None:
     with np.load(papers / "nbody_val.npz") as file:
         assert not {"canvas", "sub_steps", "frame_count", "pool", "frames"} & set(file.files)
     identity = bench.load_task("nbody_mnist", papers).dataset("val").identity()
     assert "system" not in identity and identity["origin"] == "generated N-body MNIST"
 
 
-def test_other_sub_steps_are_scored_for_their_energy_and_pooled_frames_are_not(coarse: Path, tmp_path: Path) -> None:
+def test_energy_is_scored_for_other_sub_steps_but_not_for_pooled_frames(coarse: Path, tmp_path: Path) -> None:
     fine = ["--digit-count", "4", "--canvas", "96", "--sub-steps", "8", "--frames", "6"]
     assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / "fine"), *_COUNTS, *fine]) == 0
     task = bench.load_task("nbody_mnist", tmp_path / "fine", t_in=3, t_out=3)
@@ -114,7 +114,7 @@ def test_other_sub_steps_are_scored_for_their_energy_and_pooled_frames_are_not(c
         (["--digit-count", "0"], "digit_count: expected 1 or more, found 0"),
     ],
 )
-def test_systems_that_cannot_be(
+def test_impossible_systems_are_refused(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "make", "nbody_mnist", "--out", str(tmp_path / "no"), *options]) == 2
@@ -131,7 +131,7 @@ def test_systems_that_cannot_be(
         ({"canvas": np.int64(128), "pool": np.int64(8)}, "another split there has 2 digits on 64x64"),
     ],
 )
-def test_damaged_or_mixed_systems(coarse: Path, tmp_path: Path, change: dict, words: str) -> None:
+def test_damaged_or_mixed_systems_are_refused(coarse: Path, tmp_path: Path, change: dict, words: str) -> None:
     for name in ("mnist.npz", "nbody_train.npz"):
         (tmp_path / name).write_bytes((coarse / name).read_bytes())
     with np.load(coarse / "nbody_val.npz") as file:
@@ -141,7 +141,7 @@ def test_damaged_or_mixed_systems(coarse: Path, tmp_path: Path, change: dict, wo
 
 
 @pytest.mark.parametrize("name", _WITH_PRESET)
-def test_every_model_is_made_for_small_frames_by_its_preset(coarse: Path, name: str) -> None:
+def test_every_preset_builds_for_small_frames(coarse: Path, name: str) -> None:
     task = bench.load_task("nbody_mnist", coarse, t_in=6, t_out=6)
     with on_meta():
         bench.load_model(name, task)

@@ -26,7 +26,7 @@ def codes_of(root: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["sevir49", "sevir25"])
-def test_a_tree_is_the_one_that_records_were_measured_on(
+def test_a_fetched_tree_is_the_recorded_one(
     part: str, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = ["data", "fetch", "radar_open", "--out", str(tmp_path), "--parts", part, "--workers", "1"]
@@ -48,7 +48,7 @@ def test_a_tree_is_the_one_that_records_were_measured_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 3])
-def test_windows_of_mrms_are_those_of_the_trees(number: int, observed: Path) -> None:
+def test_mrms_windows_match_the_recorded_trees(number: int, observed: Path) -> None:
     """Four of the 36 files are available, each with a frame of every event."""
     trees = [*PARTS["sevir25_mrms"], *PARTS["radar_conus"]]
     names = [original.path for original in originals() if original.archive == "mrms_20190610"]
@@ -59,7 +59,7 @@ def test_windows_of_mrms_are_those_of_the_trees(number: int, observed: Path) -> 
     np.testing.assert_array_equal(made, stored)
 
 
-def test_the_digests_of_events_are_those_of_the_trees(observed: Path) -> None:
+def test_digests_of_events_match_the_recorded_trees(observed: Path) -> None:
     for tree in [tree for trees in PARTS.values() for tree in trees][:3]:
         codes, ids = codes_of(observed / tree.path)
         assert [event.id.encode() for event in events_of(tree.path)] == ids.tolist()
@@ -69,7 +69,7 @@ def test_the_digests_of_events_are_those_of_the_trees(observed: Path) -> None:
         _verify(events_of(tree.path), codes, [Path("files/one")])
 
 
-def test_checksums_are_those_of_the_files(observed: Path) -> None:
+def test_checksums_match_the_files(observed: Path) -> None:
     there = 0
     for original in originals():
         path = observed / "radar_raw" / original.path
@@ -97,7 +97,9 @@ def test_a_changed_file_is_refused(observed: Path, tmp_path: Path) -> None:
     assert lines[0].startswith("40 original files, verified")
 
 
-def test_what_there_is_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_parts_get_a_suggestion_and_help_lists_the_data_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["data", "fetch", "radar_open", "--out", str(tmp_path), "--parts", "sevir52"]) == 2
     assert "Did you mean 'sevir25'" in capsys.readouterr().err
     assert main(["data", "fetch", "--help"]) == 0

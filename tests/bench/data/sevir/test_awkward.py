@@ -59,7 +59,7 @@ def _oracle(root: Path, split: str, frames: int, window: int, stride: int) -> tu
 
 @pytest.mark.parametrize("name", ["sevir", "sevir_lr", "radar"])
 @given(rows=_rows, frames=st.sampled_from([25, 49]), packed=st.booleans())
-def test_awkward_trees_are_read_as_a_second_implementation_reads_them(
+def test_awkward_trees_agree_with_a_second_implementation(
     name: str, rows: list[tuple[str, str, str, str]], frames: int, packed: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

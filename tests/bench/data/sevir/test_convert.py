@@ -24,7 +24,7 @@ def _convert(root: Path, out: Path, workers: int = 1) -> list[str]:
 
 
 @given(shape=st.tuples(*[st.integers(1, 13)] * 3), seed=st.integers(0, 2**32 - 1))
-def test_low_resolution_is_the_authors_block_maximum(shape: tuple[int, int, int], seed: int) -> None:
+def test_low_resolution_is_the_block_maximum_of_the_authors(shape: tuple[int, int, int], seed: int) -> None:
     event = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     kept = event.copy()
     assert np.array_equal(low_resolution(event), block_reduce(event[:, :, ::2], (3, 3, 1), np.max))
@@ -65,7 +65,7 @@ def test_a_converted_tree_is_read_by_sevir_lr(storms: Path, tmp_path: Path, work
     assert set(rows["size_x"]) == {11} and rows["minute_offsets"].str.count(":").eq(24).all()
 
 
-def test_observed_radar_converts_to_what_the_authors_code_gave(radar: Path, tmp_path: Path) -> None:
+def test_observed_radar_converts_as_with_the_authors_code(radar: Path, tmp_path: Path) -> None:
     _convert(radar / "sevir49", tmp_path / "lr")
     for theirs in (radar / "sevir_lr").rglob("*.h5"):
         with h5py.File(theirs) as one, h5py.File(tmp_path / "lr" / theirs.relative_to(radar / "sevir_lr")) as other:
@@ -73,7 +73,7 @@ def test_observed_radar_converts_to_what_the_authors_code_gave(radar: Path, tmp_
     assert bench.load_task("sevir_lr", tmp_path / "lr").cadence_minutes == 10
 
 
-def test_the_authors_stored_form_has_an_unchanged_catalogue_and_no_ids(storms: Path, tmp_path: Path) -> None:
+def test_the_authors_files_without_ids_are_read(storms: Path, tmp_path: Path) -> None:
     _convert(storms, tmp_path / "ours")
     theirs = tmp_path / "theirs"
     shutil.copytree(tmp_path / "ours", theirs)
@@ -90,7 +90,7 @@ def test_the_authors_stored_form_has_an_unchanged_catalogue_and_no_ids(storms: P
     assert main(["data", "check", "sevir_lr", "--root", str(theirs)]) == 0
 
 
-def test_a_conversion_that_stops_goes_on_by_file(storms: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_stopped_conversion_resumes_per_file(storms: Path, tmp_path: Path, monkeypatch) -> None:
     done = []
     original = sevir_convert.low_resolution
 
@@ -116,7 +116,7 @@ def test_a_conversion_that_stops_goes_on_by_file(storms: Path, tmp_path: Path, m
         _convert(tmp_path / "changed", tmp_path / "lr")
 
 
-def test_broken_sources_are_refused_before_anything_is_written(storms: Path, tmp_path: Path) -> None:
+def test_broken_sources_are_refused_before_writing(storms: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(storms, root)
     path = next(root.rglob("2018/*.h5"))

@@ -68,7 +68,7 @@ def test_windows_per_event(tmp_path: Path, frames: int, t_in: int, t_out: int, s
     assert task.input_shape == (t_in, 6, 6, 1) and task.target_shape == (t_out, 6, 6, 1)
 
 
-def test_unscaling_gives_every_code_back_except_255() -> None:
+def test_unscaling_recovers_every_code_except_255() -> None:
     task = bench.load_task("sevir")
     codes = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     back = task.denormalise(task.normalise(codes)).flatten()
@@ -94,7 +94,7 @@ def test_splits_by_date_exclusive_and_inclusive(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_selection_keeps_the_authors_rules(tmp_path: Path) -> None:
+def test_selection_follows_the_authors_rules(tmp_path: Path) -> None:
     rows = [
         {"id": "twice", "file_name": "vil/gone.h5"},
         {"id": "twice", "file_name": "vil/gone.h5"},
@@ -114,7 +114,7 @@ def test_selection_keeps_the_authors_rules(tmp_path: Path) -> None:
     assert [event.id for event in admitted] == ["across", "kept", "missing", "unknown"]
 
 
-def test_missing_pixels_are_masked_where_the_task_says_so(tmp_path: Path) -> None:
+def test_missing_pixels_are_masked_if_the_task_says_so(tmp_path: Path) -> None:
     codes = np.full((1, 4, 4, 25), 255, np.uint8)
     root = _tree(tmp_path, [{"id": "R1", "file_name": "vil/a.h5", "pct_missing": 9}], {"vil/a.h5": codes})
     plain = bench.load_task("sevir", root, admit_missing=True).dataset("all")[0]
@@ -123,7 +123,7 @@ def test_missing_pixels_are_masked_where_the_task_says_so(tmp_path: Path) -> Non
     assert (context == 0).all() and torch.isnan(target).all()
 
 
-def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
+def test_all_problems_are_in_one_message(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "file_name": "vil/absent.h5"},
         {"id": "b", "file_name": "vil/short.h5", "file_index": 7},
@@ -158,7 +158,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
-def test_truncated_files_are_refused_before_anything_is_read(tmp_path: Path, keep: float) -> None:
+def test_truncated_files_are_refused_before_reading(tmp_path: Path, keep: float) -> None:
     root = _tree(tmp_path, [{"id": "a", "file_name": "vil/a.h5"}], {"vil/a.h5": _codes()})
     path = root / "data/vil/a.h5"
     content = path.read_bytes()
@@ -182,7 +182,7 @@ def test_truncated_files_are_refused_before_anything_is_read(tmp_path: Path, kee
         ),
     ],
 )
-def test_a_bad_catalogue_is_one_clear_error(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_catalogue_gives_one_error(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "CATALOG.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read_catalogue(tmp_path)
@@ -198,7 +198,7 @@ def test_a_catalogue_may_have_bom_crlf_extra_columns_and_mixed_dates(tmp_path: P
     assert [event.id for event in select_events(read_catalogue(tmp_path))] == ["a", "b"]
 
 
-def test_events_shorter_than_a_window_say_what_to_set(tmp_path: Path) -> None:
+def test_events_shorter_than_a_window_are_refused_with_advice(tmp_path: Path) -> None:
     root = _tree(tmp_path, [{"id": "a", "file_name": "vil/a.h5"}], {"vil/a.h5": _codes(frames=20)})
     with pytest.raises(ConfigError, match="20 frames; t_in=13 and t_out=12 need 25"):
         bench.load_task("sevir", root).dataset("all")
@@ -247,7 +247,7 @@ def test_compressed_and_plain_files_read_the_same_and_an_event_is_decompressed_o
     assert list(packed.source._events_read) == list(range(len(packed) // 3))[-4:]
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_an_error(storms: Path, tmp_path: Path) -> None:
+def test_a_file_that_shrinks_during_reading_is_an_error(storms: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(storms, root)
     data = bench.load_task("sevir", root).dataset("train")
@@ -259,7 +259,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(storms: Path, tmp_path
         data[len(data) - 1]
 
 
-def test_the_data_fingerprint_is_of_the_content_not_of_the_place(storms: Path, tmp_path: Path) -> None:
+def test_the_data_fingerprint_depends_on_content_not_path(storms: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same", tmp_path / "other"
     for copy in (same, other):
         shutil.copytree(storms, copy)
@@ -270,7 +270,7 @@ def test_the_data_fingerprint_is_of_the_content_not_of_the_place(storms: Path, t
 
 
 class TestStorms:
-    def test_the_same_seed_makes_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_generated_files_are_byte_identical_for_a_seed(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             make_sevir(tmp_path / name, events={"train": 2, "val": 0, "test": 1}, size=16, frames=25, seed=7)
         one, two = (sorted(p for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("one", "two"))
@@ -289,7 +289,7 @@ class TestStorms:
         assert event.max() >= 219 and event.max() <= 254
         assert all((event[..., t] != event[..., t + 1]).any() for t in range(48))
 
-    def test_all_splits_are_there_in_the_format_of_the_reader(self, storms: Path) -> None:
+    def test_generated_splits_are_readable(self, storms: Path) -> None:
         task = bench.load_task("sevir", storms)
         assert [len(task.dataset(s)) for s in ("train", "val", "test", "all")] == [12, 6, 9, 27]
         assert task.cadence_minutes == 5
@@ -298,7 +298,7 @@ class TestStorms:
         with h5py.File(storms / "data" / catalogue["file_name"][0]) as file:
             assert file["vil"].chunks is None and file["vil"].compression is None
 
-    def test_an_existing_data_set_is_never_written_over(self, storms: Path) -> None:
+    def test_an_existing_data_set_is_never_overwritten(self, storms: Path) -> None:
         with pytest.raises(DataError, match="already holds"):
             make_sevir(storms, events={"train": 1, "val": 1, "test": 1}, size=16)
 
@@ -311,7 +311,7 @@ class TestStorms:
         assert [p.name for p in (tmp_path / "x").rglob("*") if p.is_file()] == []
 
 
-def test_observed_radar_is_read_as_the_readme_says(radar: Path) -> None:
+def test_observed_radar_is_read_as_documented(radar: Path) -> None:
     counts = {"sevir49": (2, 6), "sevir25": (5, 5), "sevir25_mrms": (6, 6)}
     for tree, (events, sequences) in counts.items():
         data = bench.load_task("sevir", radar / tree).dataset("all")

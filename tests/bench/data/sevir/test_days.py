@@ -33,7 +33,7 @@ def dated(storms: Path, tmp_path: Path) -> Path:
 
 
 @given(count=st.integers(3, 60), folds=st.integers(3, 8), val=st.none() | st.integers(1, 9))
-def test_each_day_is_tested_once_and_none_is_in_two_splits(count: int, folds: int, val: int | None) -> None:
+def test_each_day_is_tested_once_and_splits_are_disjoint(count: int, folds: int, val: int | None) -> None:
     days = [date(2020, 1, 1) + timedelta(days=3 * number) for number in range(count)]
     tested: list[date] = []
     for fold in range(folds):
@@ -49,7 +49,7 @@ def test_each_day_is_tested_once_and_none_is_in_two_splits(count: int, folds: in
     assert tested == days
 
 
-def test_each_event_is_tested_once_and_no_day_is_in_two_splits(dated: Path) -> None:
+def test_each_event_is_tested_once_and_splits_share_no_day(dated: Path) -> None:
     tested: list[str] = []
     for fold in range(FIELDS["folds"]):
         task = bench.load_task("radar", dated, fold=fold, **FIELDS)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_each_event_is_tested_once_and_no_day_is_in_two_splits(dated: Path) -> N
     assert sorted(tested) == sorted(task.dataset("all").ids)
 
 
-def test_the_days_of_each_split_are_shown(dated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_days_of_each_split(dated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["task.folds=3", "task.fold=0", "task.t_in=2", "task.t_out=2"]
     assert main(["data", "info", "radar", "--root", str(dated), *words]) == 0
     assert "days of test: 2020-05-01" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_the_days_of_each_split_are_shown(dated: Path, capsys: pytest.CaptureFix
     assert "days make" in capsys.readouterr().err
 
 
-def test_folds_are_options_only_where_they_are_used() -> None:
+def test_fold_options_are_recorded_only_if_used() -> None:
     assert not {"folds", "fold", "val_days"} & bench.load_task("sevir").fields().keys()
     assert bench.load_task("sevir_lr", folds=3, fold=1, val_days=2).fields()["val_days"] == 2
     for name, options, words in (

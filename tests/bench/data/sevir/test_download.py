@@ -52,7 +52,7 @@ def _left_over(out: Path) -> list[str]:
     ]
 
 
-def test_whole_files_are_those_of_the_bucket(bucket: Server, tmp_path: Path, storms: Path, capsys) -> None:
+def test_whole_files_equal_those_of_the_bucket(bucket: Server, tmp_path: Path, storms: Path, capsys) -> None:
     out = tmp_path / "out"
     assert main(["data", "fetch", "sevir", "--out", str(out), "--url", bucket.url]) == 0
     assert f"3 files, 0.5 MB, from {bucket.url}" in capsys.readouterr().out, "the estimate comes first"
@@ -73,7 +73,7 @@ def test_whole_files_are_those_of_the_bucket(bucket: Server, tmp_path: Path, sto
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_single_events_come_by_ranges_and_make_a_tree_of_their_own(
+def test_single_events_are_fetched_by_ranges_into_a_valid_tree(
     bucket: Server, tmp_path: Path, storms: Path, compressed: bool
 ) -> None:
     if compressed:
@@ -98,7 +98,7 @@ def test_single_events_come_by_ranges_and_make_a_tree_of_their_own(
     assert main(["data", "check", "sevir", "--root", str(out)]) == 0
 
 
-def test_events_by_id_from_several_files(bucket: Server, tmp_path: Path, storms: Path) -> None:
+def test_events_are_fetched_by_id_from_several_files(bucket: Server, tmp_path: Path, storms: Path) -> None:
     ids = [bench.load_task("sevir", storms).dataset(split).ids[-1] for split in ("train", "val")]
     _run(_fetch(bucket, tmp_path / "out", events=tuple(ids)))
     assert set(bench.load_task("sevir", tmp_path / "out").dataset("all").ids) == set(ids)
@@ -112,9 +112,7 @@ def test_events_by_id_from_several_files(bucket: Server, tmp_path: Path, storms:
 
 
 @pytest.mark.parametrize("selection", [{}, {"split": "train"}])
-def test_a_fetch_that_is_cut_goes_on_where_it_stopped(
-    bucket: Server, tmp_path: Path, storms: Path, selection: dict
-) -> None:
+def test_an_interrupted_fetch_resumes(bucket: Server, tmp_path: Path, storms: Path, selection: dict) -> None:
     out = tmp_path / "out"
     if selection:
         # the third event's range is refused for good
@@ -155,7 +153,7 @@ def test_a_fetch_that_is_cut_goes_on_where_it_stopped(
         (Faults(status=404), "CATALOG.csv"),
     ],
 )
-def test_faults_never_leave_a_file_under_its_final_name(
+def test_faults_leave_no_file_under_its_final_name(
     bucket: Server, tmp_path: Path, faults: Faults, message: str, capsys
 ) -> None:
     bucket.faults = faults
@@ -169,7 +167,7 @@ def test_faults_never_leave_a_file_under_its_final_name(
     assert main(words) == 0
 
 
-def test_files_that_are_not_what_the_catalogue_says(bucket: Server, tmp_path: Path) -> None:
+def test_files_that_contradict_the_catalogue_are_refused(bucket: Server, tmp_path: Path) -> None:
     path = next(bucket.root.rglob("*0101_0430.h5"))
     with h5py.File(path, "r+") as file:
         file["id"][0] = b"another"
@@ -184,7 +182,7 @@ def test_files_that_are_not_what_the_catalogue_says(bucket: Server, tmp_path: Pa
     assert not list((tmp_path / "html").glob("data/**/*0101_0430.h5"))
 
 
-def test_too_much_is_not_started_unasked(bucket: Server, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_large_downloads_need_confirmation(bucket: Server, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("bench.data.sevir.download._ASK_ABOVE_BYTES", 1000)
     monkeypatch.setattr("sys.stdin", (tmp_path / "nobody").open("a+"))
     words = ["data", "fetch", "sevir", "--out", str(tmp_path / "out"), "--url", bucket.url]
@@ -193,7 +191,7 @@ def test_too_much_is_not_started_unasked(bucket: Server, tmp_path: Path, monkeyp
     assert main([*words, "--yes"]) == 0
 
 
-def test_an_event_file_that_changes_on_the_server_is_not_mixed(bucket: Server, tmp_path: Path) -> None:
+def test_a_file_that_changes_on_the_server_is_not_mixed(bucket: Server, tmp_path: Path) -> None:
     verb = _fetch(bucket, tmp_path / "out", split="train")
     verb.plan(lambda *_: None)
     path = next(bucket.root.rglob("2018/*.h5"))
@@ -204,7 +202,7 @@ def test_an_event_file_that_changes_on_the_server_is_not_mixed(bucket: Server, t
 
 
 @pytest.mark.parametrize("scheme", ["memory", "http", "s3"])
-def test_a_data_root_may_be_an_address(bucket: Server, storms: Path, scheme: str, monkeypatch) -> None:
+def test_a_data_root_may_be_a_url(bucket: Server, storms: Path, scheme: str, monkeypatch) -> None:
     import fsspec
 
     root = bucket.url
@@ -229,7 +227,7 @@ def test_a_data_root_may_be_an_address(bucket: Server, storms: Path, scheme: str
         bench.load_task("sevir", root + "/nothing").dataset("test")
 
 
-def test_other_tasks_refuse_addresses_and_unknown_ones_are_named() -> None:
+def test_other_tasks_refuse_urls() -> None:
     with pytest.raises(bench.ConfigError if hasattr(bench, "ConfigError") else UsageError, match="reads folders only"):
         bench.load_task("icar_enso", "s3://bucket/enso")
     with pytest.raises(UsageError, match="nosuch"):

@@ -161,7 +161,7 @@ _REFUSED: dict[str, tuple[Write, str]] = {
 
 
 @pytest.mark.parametrize("kind", _REFUSED)
-def test_it_is_refused_by_reader_and_check(tmp_path: Path, kind: str, capsys) -> None:
+def test_a_broken_file_is_refused_by_reader_and_check(tmp_path: Path, kind: str, capsys) -> None:
     write, message = _REFUSED[kind]
     root = write_events(tmp_path, write)
     with pytest.raises(DataError, match=f"(?s){NAME}.*{message}".replace("$", r"(\n|$)")):
@@ -228,7 +228,7 @@ _READ: dict[str, Write] = {
         ("in chunks", {"libver": "latest"}),
     ],
 )
-def test_it_is_read_right(tmp_path: Path, kind: str, options: dict) -> None:
+def test_an_unusual_file_is_read_correctly(tmp_path: Path, kind: str, options: dict) -> None:
     root = write_events(tmp_path, _READ[kind], **options)
     data = bench.load_task("sevir", root).dataset("test")
     for index in range(len(data)):
@@ -238,13 +238,13 @@ def test_it_is_read_right(tmp_path: Path, kind: str, options: dict) -> None:
     assert main(["data", "check", "sevir", "--root", str(root)]) == 0
 
 
-def test_bytes_that_hold_codes_in_some_of_their_bits_are_read_by_hdf5(tmp_path: Path) -> None:
+def test_codes_with_partial_precision_are_read_by_hdf5(tmp_path: Path) -> None:
     data = bench.load_task("sevir", write_events(tmp_path, _few_bits, columns={"data_max": 15.0})).dataset("test")
     assert np.array_equal(data.stored(3)[0].numpy()[..., 0], made_codes()[1].transpose(2, 0, 1)[:13] % 16)
 
 
 @pytest.mark.parametrize(("chunks", "fill"), [(None, 0), ((4, 8, 10, 49), 0), ((4, 8, 10, 49), 7)])
-def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
+def test_a_constant_event_that_contradicts_the_catalogue_is_refused(
     tmp_path: Path, chunks: tuple[int, ...] | None, fill: int, capsys
 ) -> None:
     """An interrupted writer: the array, or the chunk, has room for all events, but the last two are missing."""
@@ -266,7 +266,7 @@ def test_an_event_of_one_code_that_the_catalogue_denies_is_refused(
     assert not list((tmp_path / "r").rglob("*.json"))
 
 
-def test_an_event_without_echo_that_the_catalogue_knows_is_read(tmp_path: Path, capsys) -> None:
+def test_an_event_without_echo_in_the_catalogue_is_read(tmp_path: Path, capsys) -> None:
     columns = {"data_max": [254.0, 254.0, 0.0, np.nan]}
     root = write_events(tmp_path, _partly(None), columns=columns)
     assert not bench.load_task("sevir", root).dataset("test").stored(9)[1].any()
@@ -274,13 +274,13 @@ def test_an_event_without_echo_that_the_catalogue_knows_is_read(tmp_path: Path, 
     assert "event R2 is constant (0)" in capsys.readouterr().out
 
 
-def test_a_split_of_constant_events_only_is_a_problem(tmp_path: Path, capsys) -> None:
+def test_a_split_of_only_constant_events_is_a_problem(tmp_path: Path, capsys) -> None:
     root = write_events(tmp_path, create(), codes=np.full(SHAPE, 9, np.uint8), columns={"data_max": 9.0})
     assert main(["data", "check", "sevir", "--root", str(root)]) == 2
     assert "split test: each of its 4 events is constant" in capsys.readouterr().err
 
 
-def test_events_without_bytes_are_skipped_one_by_one(tmp_path: Path) -> None:
+def test_events_without_data_are_skipped_individually(tmp_path: Path) -> None:
     root = write_events(tmp_path, _partly((1, 8, 10, 49)))
     data = bench.load_task("sevir", root, skip_missing=True).dataset("test")
     assert data.ids == ("R0", "R1") and data.incomplete == "2 events skipped: R2, R3"
@@ -289,7 +289,7 @@ def test_events_without_bytes_are_skipped_one_by_one(tmp_path: Path) -> None:
     assert len(data) == 0 and data.why_empty == "All 4 events are left out by task.skip_missing. "
 
 
-def test_conversion_makes_no_dry_scenes_of_what_was_never_written(tmp_path: Path, capsys) -> None:
+def test_conversion_does_not_turn_unwritten_events_into_dry_scenes(tmp_path: Path, capsys) -> None:
     """Not even of an event that no task reads."""
     root = write_events(tmp_path / "sevir", _partly((1, 8, 10, 49)), columns={"pct_missing": [0.0, 0.0, 0.5, 0.5]})
     assert main(["data", "convert", "sevir", "sevir_lr", "--root", str(root), "--out", str(tmp_path / "low")]) == 2
@@ -332,5 +332,5 @@ def test_axes_in_another_order_are_refused(tmp_path: Path, name: str, order: str
         ((12, 20, 20), None, 20, None),
     ],
 )
-def test_the_catalogue_tells_the_order_of_axes(shape, size, frames, order) -> None:
+def test_the_catalogue_resolves_the_order_of_axes(shape, size, frames, order) -> None:
     assert other_order(shape, size, frames) == order

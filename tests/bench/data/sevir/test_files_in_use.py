@@ -30,7 +30,7 @@ _READ_HEADER = (
 )
 
 
-def test_a_file_that_another_program_holds_is_read_without_its_lock(tmp_path: Path) -> None:
+def test_a_locked_file_is_read(tmp_path: Path) -> None:
     path = write_events(tmp_path, create()) / "data" / NAME
     with h5py.File(path, "r+") as held:
         held.flush()
@@ -39,7 +39,7 @@ def test_a_file_that_another_program_holds_is_read_without_its_lock(tmp_path: Pa
         assert asked_for.startswith("FileInUseError") and "unset that variable" in asked_for
 
 
-def test_a_file_marked_as_written_to_is_no_damaged_file(tmp_path: Path) -> None:
+def test_a_file_marked_as_open_for_writing_is_not_called_damaged(tmp_path: Path) -> None:
     """HDF5's latest format marks files in use; `task.skip_missing` must not skip files that will be available later."""
     root = write_events(tmp_path, create(), libver="latest")
     code = "import sys, bench; bench.load_task('sevir', sys.argv[1], skip_missing=True).dataset('test')"
@@ -49,7 +49,7 @@ def test_a_file_marked_as_written_to_is_no_damaged_file(tmp_path: Path) -> None:
     assert "FileInUseError" in said and "h5clear --status" in said
 
 
-def test_users_can_open_the_files_that_a_data_set_holds(tmp_path: Path) -> None:
+def test_users_can_open_files_in_use_by_a_data_set(tmp_path: Path) -> None:
     root = write_events(tmp_path, create(compression="gzip"))
     data = bench.load_task("sevir", root).dataset("test")
     data.stored(0)
@@ -60,7 +60,7 @@ def test_users_can_open_the_files_that_a_data_set_holds(tmp_path: Path) -> None:
         file.attrs["note"] = 1
 
 
-def test_a_header_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
+def test_an_unreadable_header_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_bytes(b"no HDF5 at all")
     with pytest.raises(DataError, match=r"a.h5: not readable as HDF5 \(14 bytes\)") as caught:

@@ -55,14 +55,14 @@ def test_a_joined_folder_has_the_events_of_all(storms: Path, others: Path, tmp_p
     assert main(["data", "check", "radar", "--root", str(out)]) == 0
 
 
-def test_folders_of_one_name_keep_their_files_apart(storms: Path, others: Path, tmp_path: Path) -> None:
+def test_folders_with_the_same_name_keep_their_files_apart(storms: Path, others: Path, tmp_path: Path) -> None:
     twin = tmp_path / "elsewhere" / storms.name
     shutil.move(others, twin)
     assert _join([storms, twin], tmp_path / "both") == 0
     assert main(["data", "check", "radar", "--root", str(tmp_path / "both")]) == 0
 
 
-def test_what_cannot_be_joined_is_one_error_and_leaves_nothing(
+def test_a_failed_join_gives_one_error_and_leaves_nothing(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     larger = tmp_path / "larger"
@@ -76,13 +76,13 @@ def test_what_cannot_be_joined_is_one_error_and_leaves_nothing(
     assert _join([storms, tmp_path / "nowhere"], out) == 2 and "is not a folder" in capsys.readouterr().err
 
 
-def test_a_folder_with_data_is_never_joined_into(storms: Path, others: Path) -> None:
+def test_a_join_never_writes_into_a_folder_with_data(storms: Path, others: Path) -> None:
     before = (others / "CATALOG.csv").read_bytes()
     assert _join([storms, others], others) == 2
     assert (others / "CATALOG.csv").read_bytes() == before
 
 
-def test_a_coarse_pixel_is_the_rounded_mean_of_a_block_and_missing_where_one_pixel_is() -> None:
+def test_a_coarse_pixel_is_the_rounded_block_mean_or_missing() -> None:
     event = np.random.default_rng(0).integers(0, 255, (6, 9, 4), np.uint8)
     blocks = event.reshape(2, 3, 3, 3, 4).astype(np.float64).mean((1, 3))
     assert np.abs(block_means(event, 3) - blocks).max() <= 0.5
@@ -93,7 +93,7 @@ def test_a_coarse_pixel_is_the_rounded_mean_of_a_block_and_missing_where_one_pix
     assert np.array_equal(block_means(event, 1), event)
 
 
-def test_a_coarser_folder_has_the_means_and_a_catalogue_that_says_so(storms: Path, tmp_path: Path) -> None:
+def test_a_coarsened_folder_has_block_means_and_an_updated_catalogue(storms: Path, tmp_path: Path) -> None:
     out = tmp_path / "coarse"
     assert _join([storms], out, "--pool", "4", "--every", "2") == 0
     fine, coarse = (bench.load_task("radar", root, t_in=5, t_out=5) for root in (storms, out))
@@ -113,7 +113,7 @@ def test_a_coarser_folder_has_the_means_and_a_catalogue_that_says_so(storms: Pat
     assert main(["data", "check", "radar", "--root", str(out)]) == 0
 
 
-def test_frames_that_blocks_do_not_fill_are_refused(
+def test_frames_not_divisible_by_the_block_are_refused(
     storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _join([storms], tmp_path / "out", "--pool", "5") == 2
@@ -121,7 +121,7 @@ def test_frames_that_blocks_do_not_fill_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_can_be_the_splits(storms: Path, others: Path, tmp_path: Path) -> None:
+def test_folders_can_be_splits(storms: Path, others: Path, tmp_path: Path) -> None:
     """Events of one date, split by where they were."""
     roots = [shutil.copytree(storms, tmp_path / "train"), shutil.copytree(others, tmp_path / "test")]
     assert _join(roots, tmp_path / "both") == 0

@@ -13,7 +13,7 @@ import bench
 from bench.cli.main import main
 
 
-def test_check_takes_the_fields_of_the_task(tmp_path: Path, capsys) -> None:
+def test_check_uses_the_fields_of_the_task(tmp_path: Path, capsys) -> None:
     codes = made_codes()
     codes[1, 0, 0, 0] = 255
     columns = {"pct_missing": [0.0, 0.1, 0.1, 0.0]}
@@ -50,14 +50,14 @@ def test_a_filter_that_leaves_nothing_is_named(tmp_path: Path, columns: dict, me
     assert f"N{message[1:]}" in capsys.readouterr().err
 
 
-def test_a_split_without_events_says_which_date_leaves_none(tmp_path: Path, capsys) -> None:
+def test_an_empty_split_names_the_date_that_empties_it(tmp_path: Path, capsys) -> None:
     root = write_events(tmp_path, create())
     assert main(["data", "check", "sevir", "--root", str(root)]) == 0
     found = capsys.readouterr().out
     assert "split train has no events: none of 4 rows has a time_utc up to 2019-01-01 00:00:00" in found
 
 
-def test_one_stored_event_under_two_ids_is_a_leak(tmp_path: Path, capsys) -> None:
+def test_one_event_under_two_ids_is_a_leak(tmp_path: Path, capsys) -> None:
     columns = {
         "file_index": [0, 1, 0, 3], "time_utc": ["2018-06-01", "2018-07-01", "2019-07-01", "2019-07-02"],
         "file_name": [NAME, NAME, "vil/link.h5", NAME],

@@ -14,7 +14,7 @@ from bench.data.sevir.catalogue import read_catalogue
 from bench.data.sevir.places import pixel_axes
 
 
-def test_corners_and_size_are_the_catalogues(storms: Path) -> None:
+def test_corners_and_size_come_from_the_catalogue(storms: Path) -> None:
     catalogue = read_catalogue(storms)
     row = catalogue.iloc[0]
     axes = pixel_axes(catalogue, row["id"], (32, 32))
@@ -38,7 +38,7 @@ def test_events_on_latitudes_and_longitudes_lie_between_their_corners() -> None:
     assert pixel_axes(pd.DataFrame([row]).drop(columns="urcrnrlat"), "a", (4, 4)) is None
 
 
-def test_without_a_place_there_still_is_a_time(storms: Path, tmp_path: Path) -> None:
+def test_events_without_a_place_have_a_time(storms: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(storms / "data")
     pd.read_csv(storms / "CATALOG.csv").drop(columns="proj").to_csv(tmp_path / "CATALOG.csv", index=False)
     there, here = (bench.load_task("sevir", root).coordinates("test", 1) for root in (storms, tmp_path))
@@ -56,7 +56,7 @@ def test_the_latest_frames_are_the_last_of_the_newest_event(storms: Path) -> Non
     np.testing.assert_array_equal(context, last.stored(windows.events.index(newest))[1])
 
 
-def test_a_window_starts_when_its_context_ends(storms: Path) -> None:
+def test_a_forecast_starts_when_its_context_ends(storms: Path) -> None:
     task = bench.load_task("sevir", storms, stride=6)
     windows = task.dataset("test").source
     for index in (0, 1, len(windows) - 1):
@@ -68,7 +68,7 @@ def test_a_window_starts_when_its_context_ends(storms: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"llcrnrlat": None}, {"proj": "+proj=of_nobody"}, {"height_m": "0"}])
-def test_a_place_that_is_not_told_is_none(storms: Path, changes: dict[str, str | None]) -> None:
+def test_an_unknown_place_is_none(storms: Path, changes: dict[str, str | None]) -> None:
     catalogue = read_catalogue(storms).assign(**changes)
     assert pixel_axes(catalogue, catalogue["id"].iloc[0], (32, 32)) is None
     assert pixel_axes(pd.DataFrame({"id": ["a"]}), "a", (32, 32)) is None

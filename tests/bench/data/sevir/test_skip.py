@@ -35,7 +35,7 @@ def damaged(storms: Path, tmp_path: Path) -> tuple[Path, list[str], list[str]]:
     return root, ids, [name for name in ids if name not in (ids[0], test[0], test[1])]
 
 
-def test_by_default_every_problem_is_said_and_nothing_runs(damaged) -> None:
+def test_by_default_all_problems_are_listed_and_nothing_runs(damaged) -> None:
     root, _, _ = damaged
     with pytest.raises(DataError) as caught:
         bench.load_task("sevir", root).dataset("all")
@@ -43,7 +43,7 @@ def test_by_default_every_problem_is_said_and_nothing_runs(damaged) -> None:
         assert words in str(caught.value)
 
 
-def test_skipping_leaves_the_whole_events_as_they_are(damaged, storms: Path) -> None:
+def test_skipping_keeps_intact_events_unchanged(damaged, storms: Path) -> None:
     root, ids, whole = damaged
     data = bench.load_task("sevir", root, skip_missing=True).dataset("all")
     assert list(data.ids) == whole and data.identity()["skipped_ids"] == [i for i in ids if i not in whole]
@@ -54,7 +54,7 @@ def test_skipping_leaves_the_whole_events_as_they_are(damaged, storms: Path) -> 
         assert all(bool((a == b).all()) for a, b in zip(one, other, strict=True))
 
 
-def test_a_tree_of_two_frame_sizes_keeps_the_usual_one(storms: Path, tmp_path: Path) -> None:
+def test_a_tree_of_two_frame_sizes_keeps_the_most_common_size(storms: Path, tmp_path: Path) -> None:
     root = tmp_path / "sizes"
     shutil.copytree(storms, root)
     table = pd.read_csv(root / "CATALOG.csv")

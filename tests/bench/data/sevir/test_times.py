@@ -42,13 +42,13 @@ def test_iso_8601_is_read_as_utc(text: str) -> None:
         "2019-06-02 03:00 EST", "nan", "2019-06-02x",
     ],
 )  # fmt: skip
-def test_anything_else_is_no_time(text: str) -> None:
+def test_other_formats_are_not_times(text: str) -> None:
     """Serial numbers of spreadsheets, seconds since 1970, two-digit years, names of months and zones."""
     assert _parsed(text, "2018-01-31") == [None, datetime(2018, 1, 31)]
 
 
 @pytest.mark.parametrize("separator", ["/", ".", "-"])
-def test_a_column_that_is_dates_in_one_order_only_is_read_so(separator: str) -> None:
+def test_an_unambiguous_column_of_dates_is_read(separator: str) -> None:
     day_first, month_first = ("02/06/2019 03:00", "13/06/2019"), ("06/02/2019 3:00:00", "6/13/2019")
     for texts in (day_first, month_first):
         texts = tuple(text.replace("/", separator) for text in texts)
@@ -71,18 +71,18 @@ def test_a_column_that_is_dates_in_one_order_only_is_read_so(separator: str) -> 
         ),
     ],
 )
-def test_what_can_be_read_two_ways_is_refused_with_both(texts: tuple[str, ...], words: list[str]) -> None:
+def test_an_ambiguous_column_is_refused_with_both_readings(texts: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(AmbiguousTimesError) as caught:
         _parsed(*texts)
     assert all(word in str(caught.value) for word in [*words, "ISO 8601"])
 
 
-def test_iso_dates_and_others_in_one_column_are_not_guessed() -> None:
+def test_mixed_iso_and_other_dates_are_not_guessed() -> None:
     assert _parsed("2019-06-01", "13/06/2019") == [datetime(2019, 6, 1), None]
 
 
 @given(st.lists(st.datetimes(datetime(1990, 1, 1), datetime(2030, 1, 1)), min_size=1, max_size=9), st.booleans())
-def test_a_column_saved_by_a_spreadsheet_is_read_right_or_refused(times: list[datetime], day_first: bool) -> None:
+def test_a_column_saved_by_a_spreadsheet_is_read_correctly_or_refused(times: list[datetime], day_first: bool) -> None:
     times = [time.replace(second=0, microsecond=0) for time in times]
     form = "%d/%m/%Y %H:%M" if day_first else "%m/%d/%Y %H:%M"
     try:
@@ -98,7 +98,7 @@ def _catalogue(root: Path, *times: str) -> Path:
     return root
 
 
-def test_an_ambiguous_catalogue_is_one_error_of_every_verb(tmp_path: Path, capsys) -> None:
+def test_an_ambiguous_catalogue_gives_one_error_in_every_verb(tmp_path: Path, capsys) -> None:
     root = _catalogue(tmp_path, "02/06/2019", "03/06/2019")
     with pytest.raises(DataError, match=r"CATALOG.csv: time_utc: nothing in the column tells"):
         read_catalogue(root)
@@ -109,7 +109,7 @@ def test_an_ambiguous_catalogue_is_one_error_of_every_verb(tmp_path: Path, capsy
     assert "2 June 2019 or 6 February 2019" in capsys.readouterr().err
 
 
-def test_a_row_that_is_no_time_is_named_with_what_it_has(tmp_path: Path) -> None:
+def test_an_invalid_time_is_named_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 3: time_utc is not a time; expected ISO 8601.*found '43618'"):
         read_catalogue(_catalogue(tmp_path, "2019-06-02", "43618"))
 
@@ -119,7 +119,7 @@ def test_day_first_dates_keep_their_split(tmp_path: Path) -> None:
     assert [event.id for event in select_events(table, start=datetime(2019, 6, 1))] == ["e0"]
 
 
-def test_rows_that_are_taken_out_of_a_column_stay_what_they_are() -> None:
+def test_a_subset_of_a_column_keeps_its_times() -> None:
     iso = pd.Series(["2019-06-02T03:00Z", "2019-06-13"])
     assert as_iso(iso) is iso
     taken = as_iso(pd.Series(["02/06/2019 03:00", "13/06/2019"]))[:1]

@@ -76,12 +76,12 @@ def test_a_harmful_archive_is_refused_and_writes_nothing(tmp_path: Path, harm: s
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'x' is there twice"):
+def test_a_duplicate_name_in_a_zip_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'x' is repeated"):
         archive_files(_zip(tmp_path / "a.zip", [("x", b"1"), ("x", b"2")]), LIMITS)
 
 
-def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = _zip(tmp_path / "a.zip", [("../x", b"1"), (_zip_link(), b"y"), ("zeros", bytes(20_000))])
     with pytest.raises(DataError) as caught:
         archive_files(path, LIMITS)
@@ -90,7 +90,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_wanted_files_come_out_as_they_went_in(tmp_path: Path, kind: str) -> None:
+def test_requested_files_are_extracted_unchanged(tmp_path: Path, kind: str) -> None:
     content = {"top/a": b"1" * 3000, "top/deep/b": b"", "readme": b"words"}
     if kind == "zip":
         path = _zip(tmp_path / "a", [("top/", b""), *content.items()])
@@ -106,7 +106,7 @@ def test_wanted_files_come_out_as_they_went_in(tmp_path: Path, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("fault", ["cut", "flipped", "none at all"])
-def test_a_broken_archive_is_one_error(tmp_path: Path, kind: str, fault: str) -> None:
+def test_a_broken_archive_gives_one_error(tmp_path: Path, kind: str, fault: str) -> None:
     noise = bytes(range(256)) * 30
     path = (
         _zip(tmp_path / "a", [("x", noise)]) if kind == "zip" else _tar(tmp_path / "a", [(tarfile.TarInfo("x"), noise)])
@@ -119,7 +119,7 @@ def test_a_broken_archive_is_one_error(tmp_path: Path, kind: str, fault: str) ->
         unpack(path, tmp_path / "out", {"x": "x"}, LIMITS)
 
 
-def test_a_header_that_announces_too_little_is_not_believed(tmp_path: Path) -> None:
+def test_an_understated_size_in_a_header_is_not_trusted(tmp_path: Path) -> None:
     path = _zip(tmp_path / "a.zip", [("x", bytes(5000))])
     content = path.read_bytes()
     assert content.count((5000).to_bytes(4, "little")) == 2, "in the member's header and in the table at the end"

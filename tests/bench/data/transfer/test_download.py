@@ -55,9 +55,7 @@ def _get(server: Server, target: Path, **more) -> bytes:
         (Faults(announce_more=7, times=1), False),
     ],
 )
-def test_a_fault_that_passes_ends_in_the_whole_file(
-    server: Server, tmp_path: Path, faults: Faults, resumes: bool
-) -> None:
+def test_a_transient_fault_is_retried(server: Server, tmp_path: Path, faults: Faults, resumes: bool) -> None:
     server.faults = faults
     assert _get(server, tmp_path / "out/file.h5") == CONTENT
     starts = [int(asked.removeprefix("bytes=").split("-")[0]) for _, asked in server.requests if asked]
@@ -79,7 +77,7 @@ def test_a_fault_that_passes_ends_in_the_whole_file(
         (Faults(flip=1234), "expected md5"),
     ],
 )
-def test_a_fault_that_stays_is_one_error_and_no_file(
+def test_a_permanent_fault_gives_one_error_and_no_file(
     server: Server, tmp_path: Path, faults: Faults, message: str
 ) -> None:
     server.faults = faults
@@ -95,7 +93,7 @@ def test_a_fault_that_stays_is_one_error_and_no_file(
     assert _get(server, target) == CONTENT, "the same command goes on"
 
 
-def test_a_flipped_byte_is_put_aside(server: Server, tmp_path: Path) -> None:
+def test_a_corrupt_download_is_set_aside(server: Server, tmp_path: Path) -> None:
     server.faults = Faults(flip=399_999, etag=None)
     with pytest.raises(DataError, match="expected sha256"):
         download(f"{server.url}/file.h5", tmp_path / "o/f", sha256=hashlib.sha256(CONTENT).hexdigest(), policy=QUICK)
@@ -116,7 +114,7 @@ def test_a_part_of_another_version_is_not_continued(server: Server, tmp_path: Pa
     assert download(f"{server.url}/file.h5", tmp_path / "g", policy=QUICK).path.read_bytes() == newer
 
 
-def test_the_callers_check_comes_before_the_final_name(server: Server, tmp_path: Path) -> None:
+def test_the_callers_check_runs_before_the_final_rename(server: Server, tmp_path: Path) -> None:
     def refuse(path: Path) -> None:
         assert path.name == "f.part"
         raise DataError("no such storms")
@@ -126,7 +124,7 @@ def test_the_callers_check_comes_before_the_final_name(server: Server, tmp_path:
     assert not (tmp_path / "f").exists()
 
 
-def test_what_is_there_is_verified_instead(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_verified_instead(server: Server, tmp_path: Path) -> None:
     download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK)
     sent = server.sent
     assert download(f"{server.url}/file.h5", tmp_path / "f", policy=QUICK).checked_by == "md5"
@@ -140,7 +138,7 @@ def test_what_is_there_is_verified_instead(server: Server, tmp_path: Path) -> No
     assert not (tmp_path / "f").exists()
 
 
-def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) -> None:
+def test_concurrent_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) -> None:
     server.faults = Faults(stall_after=1000, times=1)
     first = threading.Thread(target=lambda: download(f"{server.url}/file.h5", tmp_path / "f"), daemon=True)
     first.start()
@@ -154,7 +152,7 @@ def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("faults", [Faults(), Faults(cut_after=10, times=2), Faults(status=500, times=1)])
-def test_ranges_are_the_bytes_that_were_asked_for(server: Server, faults: Faults) -> None:
+def test_ranges_return_the_requested_bytes(server: Server, faults: Faults) -> None:
     remote = head(f"{server.url}/file.h5", QUICK)
     assert (remote.size, remote.ranges) == (len(CONTENT), True)
     server.faults = faults
@@ -162,7 +160,7 @@ def test_ranges_are_the_bytes_that_were_asked_for(server: Server, faults: Faults
     assert read_range(remote, 7, 7, QUICK) == b""
 
 
-def test_a_range_of_something_else_is_refused(server: Server) -> None:
+def test_a_wrong_range_in_the_response_is_refused(server: Server) -> None:
     remote = head(f"{server.url}/file.h5", QUICK)
     server.faults = Faults(ranges=False)
     with pytest.raises(DataError, match="a server that gives ranges"):
@@ -172,12 +170,12 @@ def test_a_range_of_something_else_is_refused(server: Server) -> None:
         read_range(remote, 0, 10, QUICK)
 
 
-def test_no_server_is_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"refused; given up after 3 tries.*download the file yourself"):
         download("http://127.0.0.1:9/x", tmp_path / "x", policy=QUICK)
 
 
-def test_the_first_failure_stops_the_others() -> None:
+def test_the_first_failure_stops_the_other_downloads() -> None:
     started = threading.Event()
 
     def fails(stop: threading.Event) -> None:
@@ -194,7 +192,7 @@ def test_the_first_failure_stops_the_others() -> None:
     assert run_parallel([lambda stop: 1, lambda stop: 2], workers=2) == [1, 2]
 
 
-def test_after_a_failure_a_worker_begins_nothing_that_is_not_told_to_stop() -> None:
+def test_downloads_begun_after_a_failure_see_the_stop_event() -> None:
     begun = []
 
     def fails(stop: threading.Event) -> None:
@@ -209,7 +207,7 @@ def test_after_a_failure_a_worker_begins_nothing_that_is_not_told_to_stop() -> N
     assert all(begun)
 
 
-def test_a_buckets_address_needs_no_library_of_its_own() -> None:
+def test_an_s3_url_becomes_https() -> None:
     assert https("s3://sevir/data/x.h5") == "https://sevir.s3.amazonaws.com/data/x.h5"
     assert https("http://host:1/x") == "http://host:1/x"
     for wrong in ("ftp://host/x", "/folder", "s3:///x"):

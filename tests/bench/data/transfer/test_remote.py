@@ -29,7 +29,7 @@ def url() -> str:
     return f"memory://{uuid.uuid4().hex}"
 
 
-def test_records_behind_a_url_are_written_once_and_read_back(record: RunRecord, url: str) -> None:
+def test_records_at_a_url_are_written_once_and_read_back(record: RunRecord, url: str) -> None:
     assert read_records(url) == ([], [])
     path = write_record(record, url)
     assert str(path) == f"{url}/runs/sevir/persistence/{record.run_id}.json"
@@ -40,7 +40,7 @@ def test_records_behind_a_url_are_written_once_and_read_back(record: RunRecord, 
     assert records == [record.sealed()] and len(problems) == 1 and "torn.json" in problems[0]
 
 
-def test_a_backend_without_conditional_writes_replaces_nothing_either(record: RunRecord, url: str, monkeypatch) -> None:
+def test_a_backend_without_conditional_writes_replaces_nothing(record: RunRecord, url: str, monkeypatch) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
     pipe = MemoryFileSystem.pipe_file
@@ -56,7 +56,7 @@ def test_a_backend_without_conditional_writes_replaces_nothing_either(record: Ru
         write_record(record, url)
 
 
-def test_checkpoints_behind_a_url_keep_the_one_before_and_fall_back_to_it(
+def test_checkpoints_at_a_url_fall_back_to_the_previous_one(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = as_path(url, "train.checkpoints")
@@ -74,9 +74,7 @@ def test_checkpoints_behind_a_url_keep_the_one_before_and_fall_back_to_it(
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_run_with_everything_remote_resumes_to_the_same_bits(
-    storms: Path, tmp_path: Path, url: str, monkeypatch
-) -> None:
+def test_a_remote_run_resumes_bit_identically(storms: Path, tmp_path: Path, url: str, monkeypatch) -> None:
     import signal
 
     from bench.engine.forecaster import Forecaster
@@ -113,7 +111,7 @@ def test_a_run_with_everything_remote_resumes_to_the_same_bits(
     ("text", "words"),
     [("nosuch://x", "protocol 'nosuch' cannot be used"), ("gs://x", r"earthbench\[gcs\]"), ("://x", "cannot be used")],
 )
-def test_a_protocol_that_is_not_there_says_what_to_install(text: str, words: str) -> None:
+def test_a_missing_protocol_names_the_package_to_install(text: str, words: str) -> None:
     if text.startswith("gs"):
         try:
             import gcsfs  # noqa: F401
@@ -125,7 +123,7 @@ def test_a_protocol_that_is_not_there_says_what_to_install(text: str, words: str
         as_path(text, "results.root")
 
 
-def test_a_url_that_cannot_be_written_to_is_found_out_before_the_run(url: str, monkeypatch) -> None:
+def test_an_unwritable_url_is_refused_before_the_run(url: str, monkeypatch) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
     def refuse(*_: object, **__: object) -> None:

@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def test_the_digest_of_the_first_use_holds_ever_after(server: Server, tmp_path: Path) -> None:
+def test_the_digest_of_the_first_download_is_pinned(server: Server, tmp_path: Path) -> None:
     url, folder = f"{server.url}/model.pt", tmp_path / "cache"
     path = fetch_weights(url, folder, policy=QUICK).path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -66,13 +66,13 @@ def test_cut_downloads_resume(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>login</html>", b"PK\x03\x04 but not a zip"])
-def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError, match="checkpoint"):
         check_checkpoint(tmp_path / "x")
 
 
-def test_checkpoints_of_three_formats_pass(tmp_path: Path) -> None:
+def test_three_checkpoint_formats_are_accepted(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     torch.save({"w": torch.ones(3)}, tmp_path / "new")
@@ -108,7 +108,7 @@ def test_the_released_checkpoints_are_registered() -> None:
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "denoiser", "alignment"])
-def test_weights_whose_link_is_dead_say_how_to_use_a_file_of_ones_own(part: str, tmp_path: Path, capsys) -> None:
+def test_a_dead_link_advises_using_a_local_file(part: str, tmp_path: Path, capsys) -> None:
     assert main(["data", "fetch", f"weights/prediff_{part}", "--out", str(tmp_path / "w")]) == 2
     said = capsys.readouterr().err
     assert "is dead" in said and f"train.stages.{part}.checkpoint=FILE" in said and f"load_{part}(config" in said

@@ -50,7 +50,7 @@ def _scores(system: dict[str, np.ndarray], forecast: np.ndarray) -> dict[str, fl
     return metric.compute()
 
 
-def test_velocities_from_true_positions_also_at_walls(system) -> None:
+def test_velocities_are_exact_even_at_walls(system) -> None:
     found = velocities_of(system["corners"])
     error = np.abs(found - system["velocities"][:, 1:])
     assert np.quantile(error, 0.9) < 0.05
@@ -58,20 +58,20 @@ def test_velocities_from_true_positions_also_at_walls(system) -> None:
     np.testing.assert_allclose(velocities_of(straight), np.broadcast_to([0.5, -1.0], (1, 3, 1, 2)), atol=1e-12)
 
 
-def test_a_bounce_between_two_frames_does_not_slow_a_digit_down() -> None:
+def test_a_bounce_between_frames_does_not_slow_a_digit() -> None:
     x = [100.0, 110.0, 116.0, 106.0, 96.0]  # 2 a sub-step; turned on the way to the third place
     found = velocities_of(np.stack([x, [50.0] * 5], -1)[None, :, None])
     assert np.abs(found[0, :, 0, 0]).tolist() == pytest.approx([2, 2, 2, 2])
 
 
-def test_digits_are_found_to_parts_of_a_pixel(system) -> None:
+def test_digits_are_located_to_sub_pixel_accuracy(system) -> None:
     frames, crops = torch.from_numpy(system["frames"]), torch.from_numpy(system["crops"])
     found = track(frames, crops, torch.from_numpy(system["corners"][:, 0]), farthest=10).numpy()
     error = np.abs(found - system["corners"][:, 1:]).max((-1, -2))
     assert np.median(error) < 0.6 and np.quantile(error, 0.9) < 2
 
 
-def test_a_perfect_forecast_scores_what_the_observed_frames_score(system) -> None:
+def test_a_perfect_forecast_scores_as_the_observed_frames(system) -> None:
     found = _scores(system, system["frames"])
     assert found["e_mse"] == found["e_mse_target"] and found["e_mae"] == found["e_mae_target"]
     true = system["energy"][:, 1:] - system["energy"][:, :1]
@@ -79,21 +79,21 @@ def test_a_perfect_forecast_scores_what_the_observed_frames_score(system) -> Non
     assert found["e_mse"] == pytest.approx(np.mean([found[f"e_mse_lead_{lead}"] for lead in range(1, 11)]))
 
 
-def test_a_forecast_that_stands_still_has_lost_its_motion(system) -> None:
+def test_a_static_forecast_has_no_kinetic_energy(system) -> None:
     still = _scores(system, np.repeat(system["before"], 10, axis=1))
     kinetic = (system["velocities"][:, 0] ** 2).sum((-1, -2)) / 2
     assert still["e_mse_lead_5"] == pytest.approx(np.mean(kinetic**2), rel=0.35)
     assert still["e_mse"] > 3 * still["e_mse_target"]
 
 
-def test_frames_without_digits_leave_them_where_they_were(system) -> None:
+def test_blank_frames_keep_the_last_positions(system) -> None:
     empty = torch.zeros(6, 2, 64, 64)
     start = torch.from_numpy(system["corners"][:, 0])
     found = track(empty, torch.from_numpy(system["crops"]), start, farthest=10)
     assert float((found - start[:, None]).abs().max()) <= 1.0  # half a pixel of the frame
 
 
-def test_batches_add_up_and_reset_forgets(system) -> None:
+def test_batches_accumulate_and_reset_clears(system) -> None:
     forecast = system["frames"] * 0.9
     whole = _scores(system, forecast)
     metric = bench.load_metric("energy", t_out=10)
@@ -114,7 +114,7 @@ def test_closed_form_of_two_still_digits() -> None:
 
 
 @pytest.mark.parametrize("hole", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_not_scored_away(system, hole: float) -> None:
+def test_a_non_finite_value_is_not_hidden(system, hole: float) -> None:
     forecast = system["frames"].copy()
     forecast[2, 3, 5, 5] = hole
     found = _scores(system, forecast)
@@ -136,7 +136,7 @@ def test_wrong_input_is_refused(system) -> None:
         metric.update(forecast[:, :5], target[:, :5], crops, state)
 
 
-def test_sums_per_event_give_the_scores_of_the_whole(system) -> None:
+def test_sums_per_event_reproduce_the_scores(system) -> None:
     metric = bench.load_metric("energy")
     metric.track_events(2)
     forecast, *rest = _arguments(system, system["frames"][:, ::-1].copy())
@@ -153,7 +153,7 @@ def test_sums_per_event_give_the_scores_of_the_whole(system) -> None:
     assert float(of_second["e_mse"]) == pytest.approx(alone.compute()["e_mse"], rel=1e-6)
 
 
-def test_every_metric_with_sums_per_event_has_a_family_of_scores() -> None:
+def test_every_metric_with_sums_per_event_has_a_score_family() -> None:
     from bench import registry
 
     classes = {name: registry.find("metric", name).load() for name in registry.names("metric")}

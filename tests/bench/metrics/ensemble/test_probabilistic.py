@@ -87,7 +87,7 @@ def test_one_member_or_equal_members_have_the_mean_absolute_error(x: np.ndarray,
 
 @settings(max_examples=6)
 @given(seed=st.integers(0, 99), order=st.permutations(range(5)))
-def test_the_order_of_members_and_batches_do_not_matter(seed: int, order: list[int]) -> None:
+def test_the_order_of_members_and_batches_does_not_matter(seed: int, order: list[int]) -> None:
     x, y = _ensemble(5, seed)
     whole = _metric(x, y).compute()
     parts = bench.load_metric("probabilistic")
@@ -98,7 +98,7 @@ def test_the_order_of_members_and_batches_do_not_matter(seed: int, order: list[i
 
 
 @pytest.mark.parametrize("count", range(1, 20))
-def test_the_network_sorts(count: int) -> None:
+def test_the_sorting_network_sorts(count: int) -> None:
     """By the zero-one principle: a network that sorts every sequence of zeros and ones sorts everything."""
     cases = np.unpackbits(np.random.default_rng(0).integers(0, 256, (count, 400), dtype=np.uint8), axis=1)
     if count <= 10:
@@ -109,7 +109,7 @@ def test_the_network_sorts(count: int) -> None:
     assert np.array_equal(cases, expected)
 
 
-def test_the_members_are_left_as_they_were() -> None:
+def test_the_members_are_not_modified() -> None:
     x, y = _ensemble(8)
     before = x.copy()
     _metric(x, y)
@@ -140,7 +140,7 @@ def test_interchangeable_members_are_reliable() -> None:
         assert fair * 255 == pytest.approx(20 / math.sqrt(math.pi), rel=0.02)
 
 
-def test_a_stated_reference_by_threshold_and_by_lead() -> None:
+def test_a_reference_may_be_given_by_threshold_and_lead() -> None:
     x, y = _ensemble(4)
     brier = _metric(x, y, thresholds=[16, 74]).compute()
     event = np.stack([y >= 16, y >= 74]).astype(float)
@@ -154,7 +154,7 @@ def test_a_stated_reference_by_threshold_and_by_lead() -> None:
 
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
-def test_what_is_missing_counts_nowhere_and_infinity_has_no_distance(convention: str) -> None:
+def test_missing_pixels_are_excluded_and_infinity_has_no_crps(convention: str) -> None:
     x, y = _ensemble(3)
     y[0, 0, 0, 0, 0], y[1, 1, 1, 1, 0] = math.nan, 255
     x[1, 0, 2, 3, 3, 0], x[2, 1, 0, 5, 5, 0] = math.nan, math.inf
@@ -168,7 +168,7 @@ def test_what_is_missing_counts_nowhere_and_infinity_has_no_distance(convention:
     assert sum(metric.curves()["reliability_74"]["count"]) == (~missing).sum()
 
 
-def test_the_integer_rule_is_that_of_skill() -> None:
+def test_thresholds_compare_as_in_the_skill_metric() -> None:
     x, y = torch.full((2, 1, 1, 1, 1, 1), 218.99998), torch.full((1, 1, 1, 1, 1), 219.0)
     assert _metric(x, y, convention="upstream").compute()["brier_219"] == 1
     assert _metric(x, y, convention="correct").compute()["brier_219"] == 0

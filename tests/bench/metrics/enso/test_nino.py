@@ -100,7 +100,7 @@ def test_a_perfect_forecast(months: int, perfect: float) -> None:
 
 
 @given(gain=st.floats(0.01, 50), shift=st.floats(-20, 20), seed=st.integers(0, 99))
-def test_gain_and_shift_do_not_change_a_correlation_and_a_sign_turns_it(gain: float, shift: float, seed: int) -> None:
+def test_correlation_is_invariant_to_gain_and_shift_up_to_sign(gain: float, shift: float, seed: int) -> None:
     predicted, observed = np.random.default_rng(seed).normal(size=(2, 8, 5))
     plain = index_scores(predicted, observed, "correct")
     moved = index_scores(gain * predicted + shift, observed, "correct")
@@ -112,7 +112,7 @@ def test_gain_and_shift_do_not_change_a_correlation_and_a_sign_turns_it(gain: fl
         assert swapped[key] == pytest.approx(plain[key], abs=1e-12)
 
 
-def test_a_constant_error_is_the_rmse() -> None:
+def test_the_rmse_of_a_constant_error_is_that_error() -> None:
     _, target = _pair()
     found = _scores(target.double() + 0.75, target.double(), convention="correct")
     assert found["rmse_nino34"] == pytest.approx(0.75, rel=1e-12) and found["c_nino34_m"] == pytest.approx(1, rel=1e-12)
@@ -132,7 +132,7 @@ def test_batches_do_not_change_the_scores(sizes: list[int], convention: str) -> 
     assert metric.compute() == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-def test_only_the_box_counts() -> None:
+def test_only_the_nino_box_counts() -> None:
     forecast, target = _pair()
     inside = torch.zeros(24, 48, dtype=torch.bool)
     inside[10:13, 19:30] = True
@@ -146,7 +146,7 @@ def test_the_index_of_lead_k_is_the_mean_of_months_k_to_k_plus_2() -> None:
     assert nino34_index(months)[0].tolist() == pytest.approx([5 / 3, 14 / 3, 29 / 3, 50 / 3])
 
 
-def test_labels_are_the_truth_where_there_are_any() -> None:
+def test_labels_are_the_truth_if_given() -> None:
     forecast, target = _pair()
     labels = torch.randn((9, 12), generator=torch.Generator().manual_seed(1))
     expected = index_scores(nino34_index(forecast).numpy(), labels.double().numpy(), "correct")
@@ -160,7 +160,7 @@ def test_labels_are_the_truth_where_there_are_any() -> None:
 
 
 class TestMissingValues:
-    def test_upstream_one_missing_value_spoils_every_mean(self) -> None:
+    def test_upstream_a_missing_value_makes_every_mean_nan(self) -> None:
         forecast, target = _pair()
         forecast[4, 0, 11, 20] = math.nan  # the first month is in the first lead only, whose weight is 0
         found = _scores(forecast, target)
@@ -169,7 +169,7 @@ class TestMissingValues:
 
     @pytest.mark.parametrize("hole", [math.nan, math.inf])
     @pytest.mark.parametrize("side", ["forecast", "labels"])
-    def test_correct_leaves_the_lead_out_and_counts_it(self, hole: float, side: str) -> None:
+    def test_correct_excludes_and_counts_undefined_leads(self, hole: float, side: str) -> None:
         predicted, observed = np.random.default_rng(0).normal(size=(2, 9, 12))
         clean = index_scores(predicted, observed, "correct")
         (predicted if side == "forecast" else observed)[4, 2] = hole
@@ -180,14 +180,14 @@ class TestMissingValues:
         assert found["c_nino34_m"] == pytest.approx(sum(kept) / 11, rel=1e-12)
         assert math.isnan(found["rmse_nino34"])
 
-    def test_the_weighted_mean_still_divides_by_all_leads(self) -> None:
+    def test_the_weighted_mean_divides_by_all_leads(self) -> None:
         observed = np.random.default_rng(0).normal(size=(9, 12))
         predicted = observed.copy()
         predicted[0, 2] = math.nan
         assert index_scores(predicted, observed, "correct")["c_nino34_wm"] == pytest.approx(3.268533, abs=5e-7)
 
     @pytest.mark.parametrize("constant", [0.0, 0.1, -1.7])
-    def test_no_variance(self, constant: float) -> None:
+    def test_constant_forecasts_have_no_correlation(self, constant: float) -> None:
         observed = np.random.default_rng(0).normal(size=(37, 12))
         predicted = np.full((37, 12), constant)
         upstream = index_scores(predicted, observed, "upstream")
@@ -199,7 +199,7 @@ class TestMissingValues:
             np.mean(np.sqrt(np.square(observed - constant).mean(0))), rel=1e-12
         )
 
-    def test_one_window_has_no_correlation_and_two_have_one_of_one(self) -> None:
+    def test_one_window_has_no_correlation_and_two_are_perfectly_correlated(self) -> None:
         predicted, observed = np.random.default_rng(0).normal(size=(2, 2, 12))
         assert index_scores(predicted[:1], observed[:1], "upstream")["c_nino34_m"] == 0
         assert math.isnan(index_scores(predicted[:1], observed[:1], "correct")["c_nino34_m"])
@@ -207,7 +207,7 @@ class TestMissingValues:
         assert all(abs(two[f"c_nino34_lead_{k}"]) == pytest.approx(1, rel=1e-12) for k in range(1, 13))
 
     @pytest.mark.parametrize("convention", CONVENTIONS)
-    def test_nothing_to_verify_is_not_a_number(self, convention: str) -> None:
+    def test_no_verified_pixels_give_nan(self, convention: str) -> None:
         for options in ({}, {"t_out": 14}):
             metric = bench.load_metric("enso", convention=convention, **options)
             with pytest.warns(UserWarning, match="before"):
@@ -216,7 +216,7 @@ class TestMissingValues:
             assert ("c_nino34_lead_12" in found) == bool(options)
 
 
-def test_small_variances_are_damped_by_the_papers_epsilon_only() -> None:
+def test_epsilon_damps_small_variances_as_in_the_paper() -> None:
     observed = np.random.default_rng(0).normal(size=(9, 12))
     assert index_scores(1e-6 * observed, observed, "correct")["c_nino34_m"] == pytest.approx(1, rel=1e-9)
     assert index_scores(1e-6 * observed, observed, "upstream")["c_nino34_m"] < 0.95
@@ -231,7 +231,7 @@ def test_states_are_float64_and_small() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_are_averaged_in_float64(dtype: torch.dtype) -> None:
+def test_all_dtypes_are_averaged_in_float64(dtype: torch.dtype) -> None:
     forecast, target = (side.to(dtype) for side in _pair())
     assert _scores(forecast, target) == _scores(forecast.double(), target.double())
 

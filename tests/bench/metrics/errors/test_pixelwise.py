@@ -38,7 +38,7 @@ def test_agrees_with_torchmetrics_on_the_unit_scale(size: int) -> None:
 
 
 @pytest.mark.parametrize("target_dtype", [torch.uint8, torch.float32])
-def test_large_frames_are_right_to_the_round_off_of_their_convention(target_dtype: torch.dtype) -> None:
+def test_large_frames_are_exact_to_round_off(target_dtype: torch.dtype) -> None:
     target = (_pair(2, size=256, seed=1)[0]).to(torch.uint8).to(target_dtype)
     forecast = _pair(2, size=256, seed=2)[0]
     error = (forecast.double() - target.double()) / 255
@@ -69,7 +69,7 @@ def test_large_frames_do_not_depend_on_batches() -> None:
 
 
 @pytest.mark.parametrize("convention", ["upstream", "correct"])
-def test_large_frames_do_not_depend_on_where_memory_begins(convention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_do_not_depend_on_memory_alignment(convention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forecast, target = _pair(4, size=256)
     if convention == "correct":
         forecast[:, :, 0, 0] = math.nan
@@ -87,7 +87,7 @@ def test_large_frames_do_not_depend_on_where_memory_begins(convention: str, monk
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_uneven_batches_give_the_mean_over_everything(sizes: list[int], seed: int) -> None:
+def test_uneven_batches_give_the_overall_mean(sizes: list[int], seed: int) -> None:
     forecast, target = _pair(sum(sizes), seed=seed)
     metric = bench.load_metric("mse", t_out=4)
     for part in zip(forecast.split(sizes), target.split(sizes), strict=True):
@@ -95,7 +95,7 @@ def test_uneven_batches_give_the_mean_over_everything(sizes: list[int], seed: in
     assert metric.compute()["mse"] == pytest.approx(_score("mse", forecast, target)["mse"], rel=1e-12)
 
 
-def test_bytes_and_floats_of_the_target_score_the_same() -> None:
+def test_uint8_and_float_targets_score_the_same() -> None:
     forecast, target = _pair()
     assert _score("mse", forecast, target.to(torch.uint8)) == _score("mse", forecast, target.to(torch.uint8).float())
 
@@ -109,7 +109,7 @@ def test_missing_values_by_convention(hole: float) -> None:
     assert correct["mse"] == 1.0 and correct["mse_pixel_count"] == 3
 
 
-def test_nothing_to_verify_is_not_a_number() -> None:
+def test_no_verified_pixels_give_nan() -> None:
     forecast, target = torch.full((1, 1, 2, 2, 1), math.nan), torch.zeros(1, 1, 2, 2, 1)
     assert math.isnan(_score("mae", forecast, target, convention="correct")["mae"])
 

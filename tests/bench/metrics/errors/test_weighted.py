@@ -33,7 +33,7 @@ def _metric(name: str = "mse", **options: object):
 
 
 @pytest.mark.parametrize(("name", "error"), [("mse", np.square), ("mae", np.abs)])
-def test_by_hand(name: str, error) -> None:
+def test_weighted_errors_match_a_hand_computation(name: str, error) -> None:
     forecast, target = _pair(4)
     forecast[1, 2, 3, 4, 0] = math.nan
     metric = _metric(name)
@@ -48,7 +48,7 @@ def test_by_hand(name: str, error) -> None:
     assert found[f"{name}_pixel_count"] == (known & (OCEAN > 0)).sum()
 
 
-def test_land_counts_nowhere_and_equal_weights_change_nothing() -> None:
+def test_land_is_excluded_and_equal_weights_change_nothing() -> None:
     forecast, target = _pair(3)
     changed = torch.where(torch.from_numpy(OCEAN)[:, :, None] > 0, forecast, torch.tensor(math.inf))
     scores = []
@@ -65,7 +65,7 @@ def test_land_counts_nowhere_and_equal_weights_change_nothing() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_batches_do_not_matter_and_the_weights_add_up_exactly(sizes: list[int]) -> None:
+def test_weighted_sums_do_not_depend_on_batches(sizes: list[int]) -> None:
     forecast, target = _pair(sum(sizes))
     whole, parts = _metric(), _metric()
     events = torch.arange(sum(sizes)) % 3
@@ -92,7 +92,7 @@ def test_batches_do_not_matter_and_the_weights_add_up_exactly(sizes: list[int]) 
         ({**CELLS, "area": AREA * math.nan}, "expected 0 to 1"),
     ],
 )
-def test_weights_that_cannot_be(cells: dict[str, np.ndarray] | None, words: str) -> None:
+def test_invalid_weights_are_refused(cells: dict[str, np.ndarray] | None, words: str) -> None:
     with pytest.raises(ContractError, match=words):
         _metric().update(*_pair(2), cells=cells)
     with pytest.raises(ConfigError, match="expected a list of names"):
@@ -100,18 +100,18 @@ def test_weights_that_cannot_be(cells: dict[str, np.ndarray] | None, words: str)
 
 
 class TestOfATask:
-    def test_the_names_of_its_scores_end_in_what_stands_behind_the_at(self) -> None:
+    def test_the_suffix_of_a_weighted_metric_names_its_scores(self) -> None:
         scorings = scorings_of(bench.load_task("enso_ersst"), None)
         assert scorings["mse@ocean"].metric == "mse" and scorings["mse@ocean"].ending == "_ocean"
         assert scorings["mse"].ending == "" and "weights" not in scorings["mse"].options
 
     @pytest.mark.parametrize("name", ["enso_ersst", "icar_enso"])
-    def test_area_goes_with_the_cosine_of_latitude(self, name: str) -> None:
+    def test_area_is_proportional_to_the_cosine_of_latitude(self, name: str) -> None:
         area = bench.load_task(name).cell_weights()["area"]
         assert area.shape == (24, 48) and area.max() == area[11, 0] == 1
         assert area[0, 5] == pytest.approx(math.cos(math.radians(55)))
 
-    def test_added_metrics_are_checked_before_a_run(self) -> None:
+    def test_added_metrics_are_validated_before_a_run(self) -> None:
         task: Task = bench.load_task("icar_enso")
         check_added(task, {"by_area": {"metric": "mse", "weights": ["area"]}})
         with pytest.raises(ConfigError, match=r"evaluate\.metrics\.land: .*no weights 'land' of cells. Known: area"):

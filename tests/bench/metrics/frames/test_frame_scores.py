@@ -27,7 +27,7 @@ def _scores(forecast: torch.Tensor, target: torch.Tensor, sizes: list[int] | Non
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sums_per_frame_are_the_mean_times_its_pixels(channels: int) -> None:
+def test_sums_per_frame_are_the_mean_times_the_pixel_count(channels: int) -> None:
     forecast, target = _pair(channels=channels)
     found = _scores(forecast, target)
     error = forecast.double() - target.double()
@@ -51,7 +51,7 @@ def test_ssim_agrees_with_scikit_image(channels: int) -> None:
     assert _scores(forecast, target, convention="correct")["ssim"] == pytest.approx(np.mean(theirs), rel=1e-10)
 
 
-def test_ssim_of_2022_is_on_the_range_of_the_whole_set_and_cut() -> None:
+def test_ssim_of_2022_uses_the_range_of_the_whole_set_and_crops() -> None:
     """The current torchmetrics neither crops the border nor uses the range of the whole set; given both, it agrees."""
     forecast, target = _pair(batch=5)
     frames = [side.flatten(0, 1).movedim(3, 1).double() for side in (forecast, target)]
@@ -64,7 +64,7 @@ def test_ssim_of_2022_is_on_the_range_of_the_whole_set_and_cut() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.005, 0.11, 1.0, 1.7, 30.0, 250.0])
-def test_ssim_of_2022_needs_no_frames_to_be_right_at_any_range(spread: float) -> None:
+def test_ssim_of_2022_is_exact_for_any_range_without_storing_frames(spread: float) -> None:
     """Frames with few bright pixels, constant frames and equal frames, like digits; the last batch has the range."""
     generator = torch.Generator().manual_seed(1)
     forecast, target = _pair(batch=4, size=24)
@@ -89,14 +89,14 @@ def test_ssim_of_2022_needs_no_frames_to_be_right_at_any_range(spread: float) ->
     )
 
 
-def test_ssim_of_2022_is_undefined_where_its_range_is_of_no_scale() -> None:
+def test_ssim_of_2022_is_undefined_for_a_range_beyond_the_scale() -> None:
     forecast, target = _pair(batch=1, size=12)
     assert math.isnan(_scores(forecast * 1000, target)["ssim"]) and math.isfinite(
         _scores(forecast * 1000, target)["mse"]
     )
 
 
-def test_an_all_black_pair_tells_the_conventions_apart() -> None:
+def test_an_all_black_pair_distinguishes_the_conventions() -> None:
     black = torch.zeros(1, 1, 12, 12, 1)
     assert math.isnan(_scores(black, black)["ssim"])
     found = _scores(black, black, convention="correct")
@@ -138,7 +138,7 @@ def test_missing_values_by_convention(hole: float) -> None:
     assert not math.isfinite(_scores(forecast, target)["mse"]) and math.isnan(_scores(forecast, target)["ssim"])
 
 
-def test_the_scale_is_that_of_the_task() -> None:
+def test_frame_scores_use_the_scale_of_the_task() -> None:
     forecast, target = _pair()
     for convention in ("upstream", "correct"):
         ones = _scores(forecast, target, convention=convention)
@@ -146,7 +146,7 @@ def test_the_scale_is_that_of_the_task() -> None:
         assert all(codes[name] == pytest.approx(value, rel=1e-5) for name, value in ones.items())
 
 
-def test_frames_without_a_window_are_refused() -> None:
+def test_frames_smaller_than_the_window_are_refused() -> None:
     with pytest.raises(ContractError, match="11x11"):
         _scores(torch.zeros(1, 1, 10, 30, 1), torch.zeros(1, 1, 10, 30, 1), convention="correct")
     for options in ({"scale": 0}, {"convention": "paper"}):
@@ -154,7 +154,7 @@ def test_frames_without_a_window_are_refused() -> None:
             bench.load_metric("frames", **options)
 
 
-def test_lpips_scores_grey_frames_as_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_repeats_grey_frames_to_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights instead of AlexNet's: checks the wiring against the class of torchmetrics."""
     import torchvision
     from torchmetrics.image import LearnedPerceptualImagePatchSimilarity

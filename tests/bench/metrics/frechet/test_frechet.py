@@ -19,7 +19,7 @@ def _clips(count: int, seed: int, top: float = 255.0) -> torch.Tensor:
     return torch.rand((count, 3, 16, 20, 1), generator=torch.Generator().manual_seed(seed)) * top
 
 
-def test_the_distance_of_gaussians() -> None:
+def test_distance_of_gaussians_in_closed_form() -> None:
     mean, cov = np.array([1.0, 2.0]), np.diag([4.0, 9.0])
     assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12)
     assert frechet_distance(mean, cov, mean + np.array([3, 4]), cov) == pytest.approx(25, rel=1e-12)
@@ -30,7 +30,7 @@ def test_the_distance_of_gaussians() -> None:
     assert math.isnan(frechet_distance(mean, cov * np.nan, mean, cov))
 
 
-def test_against_numpy_over_uneven_batches_and_members() -> None:
+def test_agrees_with_numpy_over_uneven_batches_and_members() -> None:
     target, members = _clips(40, 0), torch.stack([_clips(40, 1), _clips(40, 2, top=200)])
     metric = bench.load_metric("frechet")
     for part in (slice(0, 7), slice(7, 40)):
@@ -43,7 +43,7 @@ def test_against_numpy_over_uneven_batches_and_members() -> None:
     assert not any("fvd" in name for name in found)
 
 
-def test_worse_clips_are_further_away() -> None:
+def test_worse_clips_have_a_larger_distance() -> None:
     target = _clips(40, 0).cumsum(2) / 16
     distances = []
     for noise in (0.0, 5.0, 40.0):
@@ -55,7 +55,7 @@ def test_worse_clips_are_further_away() -> None:
     assert distances[0] == pytest.approx(0, abs=1e-5) and distances[0] < distances[1] < distances[2]
 
 
-def test_too_few_clips_and_wrong_options() -> None:
+def test_too_few_clips_and_wrong_options_are_refused() -> None:
     metric = bench.load_metric("frechet")
     metric.update(_clips(1, 0)[None], _clips(1, 1))
     assert math.isnan(metric.compute()["frechet_storm"])
@@ -64,7 +64,7 @@ def test_too_few_clips_and_wrong_options() -> None:
             bench.load_metric("frechet", **options)
 
 
-def test_fvd_has_its_name_with_the_networks_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_is_called_fvd_only_with_i3d_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         bench.load_metric("frechet", features="i3d", weights=tmp_path / "i3d.pt")
     torch.save({"logits.conv3d.weight": torch.zeros(4, 2)}, tmp_path / "other.pt")
@@ -95,7 +95,7 @@ def test_the_network_has_the_published_layout() -> None:
     assert len(pools) == 4
 
 
-def test_what_the_network_is_given() -> None:
+def test_input_of_i3d() -> None:
     clip = torch.rand(2, 6, 30, 40)
     given = i3d_input(clip)
     assert given.shape == (2, 3, 12, 224, 224) and given.min() >= -1 and given.max() <= 1

@@ -68,14 +68,14 @@ def test_pooled_scores_equal_brute_force(convention: str, forecast: np.ndarray, 
 
 @settings(max_examples=5)
 @given(forecast=fields, target=fields, order=st.permutations([1, 2, 4, 3]))
-def test_several_pools_at_once_are_each_alone(forecast: np.ndarray, target: np.ndarray, order: list[int]) -> None:
+def test_several_pools_equal_each_pool_alone(forecast: np.ndarray, target: np.ndarray, order: list[int]) -> None:
     together = _found(forecast, target, pool=order, convention="correct")
     alone = [_found(forecast, target, pool=pool, convention="correct") for pool in order]
     _same(together, {name: value for part in alone for name, value in part.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
-def test_missing_codes_spread_to_their_cell_in_every_dtype(dtype: torch.dtype) -> None:
+def test_a_missing_code_makes_its_pooled_cell_missing(dtype: torch.dtype) -> None:
     target = torch.full((1, 1, 4, 4, 1), 100.0)
     target[0, 0, 0, 0] = 255.0
     metric = bench.load_metric("skill", pool=2, convention="correct")
@@ -85,7 +85,7 @@ def test_missing_codes_spread_to_their_cell_in_every_dtype(dtype: torch.dtype) -
     assert metric.counts() is None  # of single pixels, which were not counted
 
 
-def test_the_upstream_bias_has_a_name_of_its_own() -> None:
+def test_the_upstream_bias_has_its_own_name() -> None:
     counts = {"hits": [[30]], "misses": [[10]], "false_alarms": [[20]], "correct_negatives": [[40]]}
     theirs = (50 / (40 + 1e-4) / math.log(2)) ** 2
     for convention, bias in (("upstream", theirs), ("correct", 1.25)):
@@ -118,7 +118,7 @@ def test_fss_equals_brute_force() -> None:
 
 @settings(max_examples=10)
 @given(data=st.data())
-def test_fss_at_full_window_is_that_of_the_frequencies(data: st.DataObject) -> None:
+def test_fss_at_the_full_window_is_that_of_the_frequencies(data: st.DataObject) -> None:
     flags = hnp.arrays(np.bool_, (1, 1, 5, 6, 1))
     forecast, target = data.draw(flags), data.draw(flags)
     f, o = forecast.mean(), target.mean()
@@ -139,7 +139,7 @@ def test_fss_agrees_with_the_scores_package() -> None:
         assert found[f"fss_{threshold}_window5"] == pytest.approx(float(theirs), abs=0.02)
 
 
-def test_a_missing_pixel_is_no_event_on_either_side_of_fss() -> None:
+def test_a_missing_pixel_is_excluded_from_both_sides_of_fss() -> None:
     forecast, target = torch.zeros(1, 1, 3, 3, 1), torch.zeros(1, 1, 3, 3, 1)
     forecast[0, 0, 0, 0], target[0, 0, 2, 2] = 100, math.nan
     forecast[0, 0, 2, 2] = 100

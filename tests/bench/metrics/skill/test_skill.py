@@ -65,7 +65,7 @@ def test_counts_equal_brute_force(forecast: np.ndarray, target: np.ndarray, conv
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64]
 )
 @pytest.mark.parametrize("size", [4, 160])
-def test_counts_of_every_dtype_and_of_small_and_large_frames(dtype: torch.dtype, size: int) -> None:
+def test_counts_agree_for_every_dtype_and_frame_size(dtype: torch.dtype, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     pair = [torch.randint(0, 256, (2, 2, size, size, 1), generator=generator).to(dtype) for _ in range(2)]
     for convention in ("upstream", "correct"):
@@ -82,7 +82,7 @@ def test_counts_of_every_dtype_and_of_small_and_large_frames(dtype: torch.dtype,
 
 @pytest.mark.parametrize("threshold", [*VIL_THRESHOLDS, 1, 2, 64, 128, 255, 0, -3, 73.99997, 74.00003, 74.5, 0.1])
 @pytest.mark.parametrize("correct", [True, False])
-def test_every_float_around_a_threshold_is_on_its_right_side(threshold: float, correct: bool) -> None:
+def test_floats_next_to_a_threshold_are_classified_correctly(threshold: float, correct: bool) -> None:
     """Tests the 2000 float32 numbers on either side and, with the rule, also those around its edges."""
     wide = np.float32(threshold) + np.concatenate([np.linspace(-2e-4, 2e-4, 4001), [0]])
     bits = np.array([threshold], np.float32).view(np.int32)[0] + np.arange(-2000, 2001, dtype=np.int32)
@@ -97,14 +97,14 @@ def test_every_float_around_a_threshold_is_on_its_right_side(threshold: float, c
         assert int(metric.hits[0, 0]) == np.count_nonzero(exact >= threshold)
 
 
-def test_paper_thresholds_are_compared_as_they_are() -> None:
+def test_paper_thresholds_are_compared_unchanged() -> None:
     just_below = torch.full((1, 1, 1, 1, 1), 218.99998)
     target = torch.full_like(just_below, 219)
     assert int(_updated(just_below, target, convention="upstream").hits[0, -1]) == 0
     assert int(_updated(just_below, target, convention="correct").hits[0, -1]) == 1
 
 
-def test_thresholds_that_are_no_codes_are_compared_as_floats() -> None:
+def test_non_integer_thresholds_are_compared_as_floats() -> None:
     forecast, target = (
         torch.tensor([0.4, 0.6, 0.6, -3.0]).view(1, 1, 4, 1, 1),
         torch.tensor([0.7, 0.7, 0.2, -2.0]).view(1, 1, 4, 1, 1),
@@ -114,7 +114,7 @@ def test_thresholds_that_are_no_codes_are_compared_as_floats() -> None:
 
 
 @given(forecast=fields, target=fields, cut=st.integers(0, 2))
-def test_batches_add_up_and_order_does_not_matter(forecast: np.ndarray, target: np.ndarray, cut: int) -> None:
+def test_counts_do_not_depend_on_batches_or_order(forecast: np.ndarray, target: np.ndarray, cut: int) -> None:
     f, t = torch.from_numpy(forecast), torch.from_numpy(target)
     metric = bench.load_metric("skill", convention="correct")
     for part in (slice(cut, None), slice(0, cut)):
@@ -122,14 +122,14 @@ def test_batches_add_up_and_order_does_not_matter(forecast: np.ndarray, target: 
     assert np.array_equal(_state(metric), _state(_updated(f, t, convention="correct"))) or len(f[:cut]) == 0
 
 
-def test_nan_counts_nowhere_and_infinity_is_a_number() -> None:
+def test_nan_is_excluded_and_infinity_counts() -> None:
     forecast = torch.tensor([math.nan, 20.0, math.inf, -math.inf, 20.0]).view(1, 1, 5, 1, 1)
     target = torch.tensor([20.0, math.nan, 20.0, 20.0, 0.0]).view(1, 1, 5, 1, 1)
     for convention in ("upstream", "correct"):
         assert _state(_updated(forecast, target, convention=convention))[0, 0].tolist() == [1, 1, 1, 0]
 
 
-def test_a_missing_target_is_left_out_once_by_metric_or_by_task() -> None:
+def test_a_missing_target_is_excluded_by_metric_or_task() -> None:
     forecast, target = torch.full((1, 1, 2, 2, 1), 100.0), torch.tensor([255.0, 100, 100, 0]).view(1, 1, 2, 2, 1)
     masked = target.masked_fill(target == 255, math.nan)
     states = [_state(_updated(forecast, t, convention="correct")) for t in (target, masked, target.to(torch.uint8))]
@@ -174,7 +174,7 @@ def test_the_mean_bias_is_geometric_and_skips_zero_and_infinity() -> None:
     assert scores["bias_m"] == 1.0 and scores["bias_undefined_count"] == 2
 
 
-def test_per_lead_mean_is_another_number_than_pooled() -> None:
+def test_per_lead_mean_differs_from_pooled() -> None:
     counts = {"hits": [[90], [1]], "misses": [[10], [9]], "false_alarms": [[0], [0]], "correct_negatives": [[0], [90]]}
     scores = skill_scores(counts, [16], "correct")
     assert scores["csi_16"] == 91 / 110 and scores["csi_16_per_lead_mean"] == pytest.approx(0.5)
@@ -182,7 +182,7 @@ def test_per_lead_mean_is_another_number_than_pooled() -> None:
 
 
 @given(forecast=fields, target=fields)
-def test_bounds(forecast: np.ndarray, target: np.ndarray) -> None:
+def test_scores_stay_within_their_bounds(forecast: np.ndarray, target: np.ndarray) -> None:
     for convention in ("upstream", "correct"):
         scores = _updated(forecast, target, convention=convention).compute()
         for threshold in VIL_THRESHOLDS:
@@ -200,7 +200,7 @@ def test_a_perfect_forecast(target: np.ndarray) -> None:
     )
 
 
-def test_counts_are_integers_beyond_float32() -> None:
+def test_counts_are_exact_beyond_float32() -> None:
     metric = bench.load_metric("skill", thresholds=[16], t_out=1)
     metric.hits = metric.hits + 2**24
     metric.update(torch.full((1, 1, 1, 1, 1), 20.0), torch.full((1, 1, 1, 1, 1), 20.0))
@@ -235,7 +235,7 @@ def test_wrong_options_are_refused(options: dict) -> None:
         bench.load_metric("skill", **options)
 
 
-def test_shapes_that_differ_are_refused() -> None:
+def test_mismatched_shapes_are_refused() -> None:
     for forecast, target in (((1, 2, 3, 3, 1), (1, 3, 3, 3, 1)), ((2, 3, 3, 1), (2, 3, 3, 1))):
         with pytest.raises(ContractError, match=r"\(B, T, H, W, C\)"):
             _updated(torch.zeros(forecast), torch.zeros(target))
@@ -244,7 +244,7 @@ def test_shapes_that_differ_are_refused() -> None:
         metric.update(torch.zeros(1, 3, 3, 3, 1), torch.zeros(1, 3, 3, 3, 1))
 
 
-def test_persistence_on_observed_radar_has_the_known_scores(radar: Path) -> None:
+def test_persistence_on_observed_radar_reproduces_its_scores(radar: Path) -> None:
     record = bench.evaluate("persistence", bench.load_task("sevir", radar / "sevir25_mrms"), split="all", device="cpu")
     assert record.data is not None and record.data.sequence_count == 6
     assert record.scores["csi_m"] == pytest.approx(0.2755, abs=5e-5) and record.scores["csi_16"] == pytest.approx(

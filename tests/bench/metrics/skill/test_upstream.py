@@ -68,7 +68,7 @@ def _expected(tables: dict[str, np.ndarray], pool: str) -> dict[str, float]:
     ["all zero", "nothing above 100", "missing", "infinite", "on thresholds", "on thresholds in half precision",
      "un-scaled", "stored in half precision", "bytes", "one sequence"],
 )  # fmt: skip
-def test_scores_are_those_of_the_formulas(case: str) -> None:
+def test_scores_agree_with_the_formulas(case: str) -> None:
     forecast, target = _pair(case)
     metric = bench.load_metric("skill", convention="upstream", pool=(1, 4))
     for first, last in pairwise([0, 2, 3, 5] if len(forecast) > 1 else [0, 1]):

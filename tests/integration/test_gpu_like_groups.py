@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import TINY
-from refusing import run_refusing, wait_for_lock
+from gpu_like_group import run_on_gpu_like_group, wait_for_lock
 
 from bench.cli.main import main
 from bench.config import compose
@@ -32,9 +32,7 @@ _PREDIFF = [
         ("nbody_mnist", _PREDIFF),
     ],
 )
-def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_metrics(
-    tmp_path: Path, task: str, words: list[str]
-) -> None:
+def test_two_processes_score_as_one_on_a_gpu_like_group(tmp_path: Path, task: str, words: list[str]) -> None:
     sizes = {"sevir": ["--train", "2", "--val", "2", "--test", "4", "--size", "32"]}.get(
         task, ["--train", "2", "--val", "2", "--test", "4"] if task == "nbody_mnist" else []
     )
@@ -45,19 +43,19 @@ def test_two_processes_score_what_one_does_though_the_group_refuses_torn_down_me
         name: [f"results.root={tmp_path / name}/results", f"work={tmp_path / name}/work"] for name in ("one", "two")
     }
     one = run(compose([*given, *places["one"]]), training=False).record.model_dump(mode="json")
-    two = launch(run_refusing, 2, overrides=[*given, *places["two"], "devices=2"], training=False)
+    two = launch(run_on_gpu_like_group, 2, overrides=[*given, *places["two"], "devices=2"], training=False)
     assert two["counts"] == one["counts"] and two["scores"].keys() == one["scores"].keys()
     near = 1e-9 if words == ["model=persistence"] else 1e-5  # a network rounds otherwise in another batch
     for name, score in one["scores"].items():
         assert two["scores"][name] == (score if score is None else pytest.approx(score, rel=near)), name
 
 
-def test_two_processes_train_and_score_though_the_group_refuses(storms: Path, tmp_path: Path) -> None:
+def test_two_processes_train_on_a_gpu_like_group(storms: Path, tmp_path: Path) -> None:
     places = [f"data.root={storms}", f"results.root={tmp_path}/results", f"work={tmp_path}/work"]
-    record = launch(run_refusing, 2, overrides=[*TINY, *places, "devices=2"], training=True)
+    record = launch(run_on_gpu_like_group, 2, overrides=[*TINY, *places, "devices=2"], training=True)
     assert record["status"] == "ok" and record["training"]["epochs"] > 0
 
 
-def test_a_lock_is_waited_for_longer_than_the_group_would_wait(tmp_path: Path) -> None:
+def test_waiting_for_a_lock_outlasts_the_group_timeout(tmp_path: Path) -> None:
     took = launch(wait_for_lock, 2, folder=str(tmp_path / "run"), limit_s=4, held_s=12)
     assert took > 5, "it was held for longer than the group's limit, and both went on"

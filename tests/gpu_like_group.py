@@ -18,7 +18,7 @@ from bench.engine.run import run
 from bench.engine.runfolder import run_lock
 
 
-def run_refusing(overrides: list[str], training: bool) -> Any:
+def run_on_gpu_like_group(overrides: list[str], training: bool) -> Any:
     """Runs a config with collectives that refuse CPU tensors after the teardown, like those of a GPU group."""
     down, teardown, setup = [False], Strategy.teardown, Strategy.setup_environment
 

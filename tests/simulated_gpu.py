@@ -209,7 +209,7 @@ def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[Log]:
+def simulated_gpu() -> Iterator[Log]:
     """A context in which `.to("cuda")` works, and waits and kernels of a GPU are counted."""
     before, initialise = nn.Module._apply, torch.cuda._lazy_init
     OnGPU.log = log = Log()
