@@ -89,6 +89,13 @@ def test_folds_multiply_the_runs_and_share_one_decision(tmp_path: Path) -> None:
     assert six.folds == ("task.fold=0", "task.fold=1", "task.fold=2") and six.base[0] == "task.folds=3"
 
 
+def test_folds_by_number_are_named_as_if_each_were_composed(tmp_path: Path) -> None:
+    text = _WITHOUT_ABLATIONS.replace("nbody_mnist", "radar").replace("seeds: [3, 4]", "seeds: [3]\nfolds: 3")
+    row = _board(tmp_path, text).rows()[2]
+    composed = [fingerprint(numbers_only(compose(row.run_overrides(3, fold=fold)))) for fold in row.folds]
+    assert run_names(row) == {3: tuple(composed)} and len(set(composed)) == 3
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
