@@ -58,11 +58,14 @@ def widths_for(
         if found is None:  # too small or large for the model
             break
         scale *= found[0] * math.sqrt(target / found[1])
-    for step in range(-_STEPS_PER_OCTAVE // 2, _STEPS_PER_OCTAVE // 2 + 1):
-        counted(scale * 2 ** (step / _STEPS_PER_OCTAVE))
+    for sign in (1, -1):
+        for step in range(_STEPS_PER_OCTAVE // 2 + 1):
+            count = counted(scale * 2 ** (sign * step / _STEPS_PER_OCTAVE))
+            if count is not None and sign * (count - target) >= 0:  # wider models have more, narrower ones fewer
+                break
     if not counts:
         raise refused[0]
-    count, nearest = min(counts.values(), key=lambda one: abs(one[0] - target))
+    count, nearest = min(counts.values(), key=lambda one: (abs(one[0] - target), one[0]))
     if abs(count - target) > _TOLERANCE * target:
         shown = " ".join(f"{name}={value}" for name, value in nearest.items())
         raise ValueError(

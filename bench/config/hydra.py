@@ -23,6 +23,11 @@ from bench.errors import ConfigError
 
 def register_groups() -> None:
     """Registers the schema's defaults and every task and model with Hydra, so `model=NAME` works for plugins, too."""
+    _register(tuple((kind, name) for kind in ("task", "model") for name in registry.names(kind)))
+
+
+@functools.lru_cache(maxsize=1)  # Hydra keeps what was registered; only a new plugin changes it
+def _register(named: tuple[tuple[str, str], ...]) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -35,10 +40,9 @@ def register_groups() -> None:
     defaults.evaluate.metrics = OmegaConf.create({}, flags={"struct": False})  # the metrics check their options
     store.store(name="earthbench_schema", node=defaults)
     store.store(group="train", name="default", node=train)
-    for kind in ("task", "model"):
-        for name in registry.names(kind):
-            # Not a struct: the registered class checks further keys, see `Open`.
-            store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
+    for kind, name in named:
+        # Not a struct: the registered class checks further keys, see `Open`.
+        store.store(group=kind, name=name, node=OmegaConf.create({"name": name}, flags={"struct": False}))
 
 
 def _plain(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import math
 import warnings
@@ -113,8 +114,9 @@ def count_model(model: nn.Module, input_shape: Shape) -> Cost:
 def _analyses(model: nn.Module, context: Tensor) -> tuple[FlopCountAnalysis, float]:
     """Returns fvcore's analysis and torch's count in GMACs, without doing the arithmetic if shapes suffice."""
     try:
-        # On a copy, because fvcore does not remove its hooks if a trace fails.
-        copied = copy.deepcopy(model)
+        # On a copy, because fvcore does not remove its hooks if a trace fails; it shares the values, which none reads.
+        values = itertools.chain(model.parameters(), model.buffers())
+        copied = copy.deepcopy(model, {id(tensor): tensor for tensor in values})
         with shapes_only(), FlopCounterMode(display=False) as counter:
             analysis = _fvcore_analysis(copied, context)
     except Exception:  # the model needs values: run it for real

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from bench import registry
-from bench.config import compose, fingerprint, numbers_only
+from bench.config import Config, compose, fingerprint, numbers_only
 from bench.errors import ConfigError, did_you_mean
 from bench.paths import AnyPath
-from bench.protocols.entries import Alternatives, Setting, Strict, key_of, layered, value_of
+from bench.protocols.entries import Alternatives, Setting, Strict, composed, key_of, layered, value_of
 from bench.protocols.files import read_protocol
 from bench.protocols.variants import Ablation, variants, varied_keys
 
@@ -288,11 +288,19 @@ def board_names(root: AnyPath) -> list[str]:
 
 def run_names(row: BoardRow, chosen: Sequence[str] = (), steps: int | None = None) -> dict[int, tuple[str, ...]]:
     """Returns by seed the fingerprints that name the configs of its runs, one per fold: their records carry them."""
-    configs = [compose(row.run_overrides(row.seeds[0], chosen, steps, fold)) for fold in row.folds or (None,)]
+    first = composed(tuple(row.run_overrides(row.seeds[0], chosen, steps)))
+    configs = [first, *(_of_fold(first, row, fold, chosen, steps) for fold in row.folds[1:])]
     return {
         seed: tuple(fingerprint(numbers_only(config.model_copy(update={"seed": seed}))) for config in configs)
         for seed in row.seeds
     }
+
+
+def _of_fold(first: Config, row: BoardRow, fold: str, chosen: Sequence[str], steps: int | None) -> Config:
+    """Returns the config of a row's first run with another fold; a number needs no composing."""
+    if key_of(fold) == "task.fold" == key_of(row.folds[0]) and value_of(fold).isdecimal():
+        return first.model_copy(update={"task": first.task.model_copy(update={"fold": int(value_of(fold))})})
+    return composed(tuple(row.run_overrides(row.seeds[0], chosen, steps, fold)))
 
 
 def refuse_other_numbers(row: BoardRow, typed: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
-"""Overrides in layers: the base, the row's own, the decided ones, those on the command line."""
+"""Overrides in layers: the base, the row's own, the decided ones, those on the command line; and their config."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from bench.config import Config, compose
 from bench.config.overrides import is_sweep
 
 
@@ -64,3 +66,9 @@ def layered(*layers: Iterable[str]) -> list[str]:
 def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides that are for the launcher, not for a run."""
     return [override for override in overrides if key_of(override).startswith("hydra")]
+
+
+@functools.lru_cache(maxsize=1024)
+def composed(overrides: tuple[str, ...]) -> Config:
+    """Returns the config of some overrides, composed once: tables, checks and reports ask for the same rows again."""
+    return compose(overrides)

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from bench.config import Config, compose, expand_sweep, fingerprint, numbers_only
+from bench.config import Config, expand_sweep, fingerprint, numbers_only
 from bench.errors import UnknownNameError, did_you_mean
-from bench.protocols.entries import Override, Setting, Strict, key_of, layered, value_of
+from bench.protocols.entries import Override, Setting, Strict, composed, key_of, layered, value_of
 from bench.protocols.files import read_protocol
 
 _SUFFIX = ".yaml"
@@ -96,7 +96,7 @@ def variants(ablation: Ablation, overrides: Sequence[str], base: Sequence[str] =
         for chosen in itertools.product(*paired):
             together = [one for _, _, settings in chosen for one in settings if key_of(one) not in given]
             for combination in expand_sweep(layered(base, ablation.base, together, plain, overrides)):
-                config = compose(combination)
+                config = composed(tuple(combination))
                 names = {key_of(one) for one in together}
                 settings = {heading: value for heading, value, _ in chosen}
                 settings |= {key_of(one): value_of(one) for one in combination if key_of(one) not in names}

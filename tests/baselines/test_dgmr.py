@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from without_values import on_meta
 
 from baselines.dgmr.discriminators import SpatialDiscriminator, TemporalDiscriminator
 from baselines.dgmr.generator import Generator
@@ -40,7 +41,7 @@ def _size(module: nn.Module) -> int:
 
 
 def test_parameters_are_those_of_the_pseudocode() -> None:
-    with torch.device("meta"):
+    with on_meta():
         model, four = DGMR(*SEVIR_LR), DGMR((4, 256, 256, 1), (18, 256, 256, 1))
     assert _size(four.generator) == 51_739_817
     assert _size(model.generator) == 57_027_497
@@ -52,7 +53,7 @@ def test_parameters_are_those_of_the_pseudocode() -> None:
 
 @pytest.mark.parametrize("channels", [(24, 48, 96, 192)])
 def test_the_papers_narrower_context_stack_is_an_option(channels: tuple[int, ...]) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = DGMR(*SEVIR_LR, context_channels=channels)
     assert round(_size(model.generator) / 1e6, 3) == 49.804
 
@@ -74,7 +75,7 @@ def test_presets_fit_their_tasks(name: str) -> None:
         "sevir_lr": SEVIR_LR,
         "nbody_mnist": ((10, 64, 64, 1), (10, 64, 64, 1)),
     }[name]
-    with torch.device("meta"):
+    with on_meta():
         model = DGMR(*shapes, **DGMR.presets[name])
         assert model.discriminators(*(torch.empty(2, *shape) for shape in shapes)).shape == (2, 2)
 
@@ -311,7 +312,7 @@ def test_wrong_arguments_of_sample_are_refused(arguments: dict[str, Any], words:
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(shapes: tuple[Any, Any], options: dict[str, Any], words: str) -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match=words):
+    with on_meta(), pytest.raises(ValueError, match=words):
         DGMR(*shapes, **options)
 
 

@@ -41,7 +41,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Task]:
 def _trained(name: str, task: Task) -> nn.Module | None:
     """Returns a small model with weights unlike any initialisation; None for a model without weights."""
     presets = getattr(registry.find("model", name).load(), "presets", {})
-    given = _SMALL_EARTHFORMER if name.startswith("earthformer") else presets.get("tiny", {})
+    small = {"unet": {"channels": [4, 8], "center_channels": 16}}
+    given = _SMALL_EARTHFORMER if name.startswith("earthformer") else small.get(name, presets.get("tiny", {}))
     model = bench.load_model(name, task, **given)
     if not has_weights(model):
         return None

@@ -47,6 +47,8 @@ _OVERRIDES = [
     "hydra/sweeper=x",
     "hydra.sweep.dir=[a]",
 ]
+_OTHERS = [["evaluate"], ["forecast"], ["status"], ["status", "seed=0,1"], ["doctor"], ["ablate", "global_vectors"]]
+"""Each is tried with four files at least."""
 _AFTER = [["-m", "seed=0,1"], ["--cfg", "job"], ["--cfg", "hydra"], ["--info"]]
 
 
@@ -94,14 +96,8 @@ def test_files_cannot_set_hydra_keys_with_side_effects(capsys, folder: Path, nam
     _refused(capsys, ["run", *given])
     _refused(capsys, ["run", *given, *_AFTER[len(name) % len(_AFTER)]])
     path = f"hydra.searchpath=['file://{folder}']"
-    for verb in (
-        ["evaluate"],
-        ["forecast"],
-        ["status"],
-        ["status", "seed=0,1"],
-        ["doctor"],
-        ["ablate", "global_vectors"],
-    ):
+    at = list(_FILES).index(name)
+    for verb in (_OTHERS[at % len(_OTHERS)], _OTHERS[(at + 3) % len(_OTHERS)]):
         _refused(capsys, [*verb, path, f"experiment={name}"])
     with pytest.raises(ConfigError):
         compose([path, f"experiment={name}"])

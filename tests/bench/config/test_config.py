@@ -4,9 +4,9 @@ import importlib.resources
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from without_values import on_meta
 
 from bench.config import Config, Train, compose, expand_sweep, fingerprint, numbers_only, stored, validate
 from bench.config.overrides import literal
@@ -36,7 +36,7 @@ def test_every_shipped_config_composes(group: str) -> None:
 def test_small_presets_take_frames_of_64x64(name: str) -> None:
     config = compose([*f"experiment=small_{name}".split(), "task=nbody_mnist", "task.t_in=6", "task.t_out=6"])
     task = load_task("nbody_mnist", **config.task.options)
-    with torch.device("meta"):
+    with on_meta():
         model = load_model(config.model.name, task, **config.model.options)
     assert 4e6 < sum(parameter.numel() for parameter in model.parameters()) < 23e6
     assert set(config.train.stages) <= {stage.name for stage in getattr(model, "stages", tuple)()}
@@ -186,12 +186,12 @@ def test_a_top_level_key_in_a_section_gets_a_suggestion() -> None:
 _FOLDERS = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
-@given(name=_FOLDERS)
-@example(name="jörg")
-@example(name="it's, a=b (1) [2] {3} ~&#!")
-@example(name="ends in \\")
-@example(name="\\' both")
-def test_any_folder_round_trips_as_an_override(name: str) -> None:
-    folder = f"/data/{name}"
-    if "${" not in folder:  # which is an interpolation wherever it stands
-        assert compose([f"data.root={literal(folder)}"]).data.root == folder
+@given(names=st.lists(_FOLDERS, min_size=3, max_size=3))
+@settings(max_examples=settings().max_examples // 3)  # each of three folders
+@example(names=["jörg", "it's, a=b (1) [2] {3} ~&#!", "ends in \\"])
+@example(names=["\\' both", "x", "x"])
+def test_any_folder_round_trips_as_an_override(names: list[str]) -> None:
+    folders = [f"/data/{name}" for name in names if "${" not in name]  # which is an interpolation wherever it stands
+    keys = ("data.root", "results.root", "work")[: len(folders)]
+    config = compose([f"{key}={literal(folder)}" for key, folder in zip(keys, folders, strict=True)])
+    assert [config.data.root, config.results.root, config.work][: len(folders)] == folders

@@ -17,6 +17,7 @@ from bench.engine.losses import masked_mse
 from bench.engine.run import run
 
 PIXELS = 6
+_SHORT = ["task.t_in=3", "task.t_out=2", "task.stride=20"]
 
 
 class _Scaled(nn.Module):
@@ -108,7 +109,7 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _trained(storms: Path, out: Path, *overrides: str) -> tuple[Any, dict[str, Tensor]]:
-    words = ["data.batch_size=5", "train.max_epochs=2", "train.lr=1e-3", *overrides]
+    words = [*_SHORT, "data.batch_size=5", "train.max_epochs=2", "train.lr=1e-3", *overrides]
     record = run(tiny(storms, out, *words), training=True).record
     (path,) = out.glob("work/*/*/*/checkpoints/last.ckpt")
     return record, torch.load(path)["state_dict"]
@@ -129,7 +130,7 @@ def test_the_micro_batch_is_part_of_the_identity_with_batch_statistics(storms: P
     model = ["model=unet", "model.channels=[4]", "model.center_channels=8"]
     whole, _ = _trained(storms, tmp_path, *model)
     split = run(
-        tiny(storms, tmp_path, *model, "data.batch_size=5", "data.micro_batch=2", "train.max_epochs=2"),
+        tiny(storms, tmp_path, *_SHORT, *model, "data.batch_size=5", "data.micro_batch=2", "train.max_epochs=2"),
         training=True,
         again=False,
     ).record

@@ -112,6 +112,7 @@ def test_a_diverged_step_is_never_saved() -> None:
     assert logged == [(0, 1.0), (1, 2.0)]
 
 
+@pytest.mark.usefixtures("small_model")
 def test_a_late_check_ends_the_run_at_the_diverged_step(
     storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from bench.models import load_model
 from bench.records.schema import content_sha256, migrated
 from bench.tasks import load_task
 
-CONVLSTM = ["model=convlstm", "model.hidden=[4,4,4]"]
+CONVLSTM = ["model=convlstm", "model.hidden=[4,4,4]", "task.t_in=3", "task.t_out=2", "task.stride=20"]
 
 
 @pytest.fixture(scope="module")

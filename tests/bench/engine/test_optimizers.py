@@ -23,7 +23,8 @@ from bench.errors import ConfigError, ContractError, InterruptedRunError
 from bench.testing import check_model
 
 TINY = [
-    "task=sevir", "model=dgmr", "model.channels=[8,16]", "model.context_channels=[4,8]", "model.latent_widths=[8,16]",
+    "task=sevir", "task.t_in=4", "task.t_out=3", "task.stride=20",
+    "model=dgmr", "model.channels=[8,16]", "model.context_channels=[4,8]", "model.latent_widths=[8,16]",
     "model.discriminator_channels=[8,16]", "model.grid_samples=2", "model.members=2", "model.generator_lr=1e-3",
     "model.discriminator_lr=2e-3", "data.batch_size=4", "train.max_epochs=2", "train.warmup_fraction=0.5",
     "train.warmup_start_ratio=0.1", "train.loggers=[csv]", "progress=false", "picture=false", "device=cpu",

@@ -50,7 +50,7 @@ def test_training_on_an_unreachable_scale_warns(tmp_path, capsys: pytest.Capture
     capsys.readouterr()
     words = ["run", "task=nbody_mnist", "model=phydnet", "model.conv_hidden=[16,64]", f"data.root={data}", "device=cpu"]
     words += ["train.max_steps=1", "progress=false", "picture=false", "train.loggers=[]", f"work={tmp_path / 'work'}"]
-    words += [f"results.root={tmp_path / 'results'}", "train.val_every_epochs=2"]
+    words += [f"results.root={tmp_path / 'results'}", "train.val_every_epochs=2", "task.t_in=3", "task.t_out=2"]
     for scale, warns in (("true", False), ("false", True)):
         assert main([*words, f"task.rescale_01={scale}"]) == 0
         said = capsys.readouterr()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,15 +121,29 @@ def test_repeating_a_finished_command_does_not_retrain(storms: Path, tmp_path: P
     assert _curve(first, tmp_path) == _curve(second, tmp_path) is not None
 
 
-@pytest.mark.parametrize(
-    ("step", "ema", "schedule"),
-    [(1, "0.9", "cosine"), (2, "null", "cosine"), (3, "0.9", "cosine"), (5, "null", "cosine"), (4, "null", "onecycle")],
-)
+Unbroken = Callable[..., tuple[Outcome, Path]]
+
+
+@pytest.fixture(scope="module")
+def unbroken(storms: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """Returns the outcome and the folder of an uninterrupted run, which is made once for some settings."""
+
+    @functools.cache
+    def made(*overrides: str) -> tuple[Outcome, Path]:
+        out = tmp_path_factory.mktemp("unbroken")
+        return _run(storms, out, *overrides), out
+
+    return made
+
+
+_AVERAGED, _ONE_CYCLE = ["train.ema_decay=0.9"], ["train.schedule=onecycle"]
+
+
+@pytest.mark.parametrize(("step", "overrides"), [(1, _AVERAGED), (2, []), (3, _AVERAGED), (5, []), (4, _ONE_CYCLE)])
 def test_an_interrupted_run_resumes_bit_identically(
-    storms: Path, tmp_path: Path, monkeypatch, step: int, ema: str, schedule: str
+    storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch, step: int, overrides: list[str]
 ) -> None:
-    overrides = [f"train.ema_decay={ema}", f"train.schedule={schedule}"]
-    whole = _run(storms, tmp_path / "unbroken", *overrides)
+    whole, folder = unbroken(*overrides)
     with monkeypatch.context() as patch:
         _stop_after(patch, step)
         with pytest.raises(InterruptedRunError, match=f"SIGTERM; saved after step {step} ") as caught:
@@ -135,28 +151,27 @@ def test_an_interrupted_run_resumes_bit_identically(
     assert caught.value.exit_code == 130
     resumed = _run(storms, tmp_path / "broken", *overrides)
     assert resumed.record.training is not None and resumed.record.training.resumed_count == 1
-    unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
-    assert unbroken.keys() == broken.keys() and all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
-    seen, all_of_it = _curve(resumed, tmp_path / "broken"), _curve(whole, tmp_path / "unbroken")
+    expected, found = _weights(folder), _weights(tmp_path / "broken")
+    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+    seen, all_of_it = _curve(resumed, tmp_path / "broken"), _curve(whole, folder)
     assert seen is not None and all_of_it is not None and seen.val == all_of_it.val
     missed = set(all_of_it.train) - set(seen.train)
     assert {at for at, _ in missed} <= {step}, "Lightning logs a step after the callbacks that may end it"
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_run_stopped_in_validation_resumes_bit_identically(
-    storms: Path, tmp_path: Path, monkeypatch, name: str
+    storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch
 ) -> None:
     import signal
 
     from bench.engine.forecaster import Forecaster
 
-    _run(storms, tmp_path / "unbroken")
+    _, folder = unbroken()
     validate = Forecaster.validation_step
 
     def signal_first(self: Forecaster, batch, batch_index: int) -> None:
         if self.current_epoch == 0 and batch_index == 0:
-            signal.raise_signal(getattr(signal, name))
+            signal.raise_signal(signal.SIGINT)
         validate(self, batch, batch_index)
 
     with monkeypatch.context() as patch:
@@ -164,20 +179,22 @@ def test_a_run_stopped_in_validation_resumes_bit_identically(
         with pytest.raises(InterruptedRunError):
             _run(storms, tmp_path / "broken")
     _run(storms, tmp_path / "broken")
-    unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
-    assert all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
+    expected, found = _weights(folder), _weights(tmp_path / "broken")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_crashed_run_resumes_bit_identically_from_the_last_epoch(storms: Path, tmp_path: Path, monkeypatch) -> None:
-    whole = _run(storms, tmp_path / "unbroken")
+def test_a_crashed_run_resumes_bit_identically_from_the_last_epoch(
+    storms: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch
+) -> None:
+    whole, folder = unbroken()
     with monkeypatch.context() as patch:
         _stop_after(patch, 5, crash=True)
         with pytest.raises(ZeroDivisionError):
             _run(storms, tmp_path / "broken")
     resumed = _run(storms, tmp_path / "broken")
-    unbroken, broken = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
-    assert all(torch.equal(unbroken[key], broken[key]) for key in unbroken)
-    assert _curve(resumed, tmp_path / "broken") == _curve(whole, tmp_path / "unbroken"), "steps taken twice count once"
+    expected, found = _weights(folder), _weights(tmp_path / "broken")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert _curve(resumed, tmp_path / "broken") == _curve(whole, folder), "steps taken twice count once"
 
 
 def test_the_running_average_is_evaluated(storms: Path, tmp_path: Path) -> None:

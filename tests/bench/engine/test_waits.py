@@ -19,14 +19,14 @@ from bench.engine.forecaster import Forecaster
 
 
 def _task() -> Any:
-    return bench.load_task("nbody_mnist")
+    return bench.load_task("nbody_mnist", t_in=4, t_out=3)  # every operation of a pretended GPU takes long
 
 
 def _batch(task: Any, device: str) -> Example:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     frames = [torch.rand((2, *shape), generator=generator) * 255 for shape in (task.input_shape, task.target_shape)]
-    labels = [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20, torch.rand(2, 10).double()]
+    labels = [torch.rand(2, 3, 28, 28) * 255, torch.rand(2, 2, 3, 2).double() * 40 + 20, torch.rand(2, 3).double()]
     context, target = (part.to(device) for part in frames)
     return Example(context, target, [part.to(device) for part in labels], torch.arange(2).to(device))
 

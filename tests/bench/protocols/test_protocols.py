@@ -38,6 +38,7 @@ ablations:
     labels: {model.norm_momentum: momentum}
     seeds: [0]
 """
+_WITHOUT_ABLATIONS = BOARD.partition("ablations:")[0]
 
 
 def _board(folder: Path, text: str = BOARD, name: str = "two") -> BoardFile:
@@ -88,6 +89,13 @@ def test_folds_multiply_the_runs_and_share_one_decision(tmp_path: Path) -> None:
     assert six.folds == ("task.fold=0", "task.fold=1", "task.fold=2") and six.base[0] == "task.folds=3"
 
 
+def test_folds_by_number_are_named_as_if_each_were_composed(tmp_path: Path) -> None:
+    text = _WITHOUT_ABLATIONS.replace("nbody_mnist", "radar").replace("seeds: [3, 4]", "seeds: [3]\nfolds: 3")
+    row = _board(tmp_path, text).rows()[2]
+    composed = [fingerprint(numbers_only(compose(row.run_overrides(3, fold=fold)))) for fold in row.folds]
+    assert run_names(row) == {3: tuple(composed)} and len(set(composed)) == 3
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -105,9 +113,9 @@ def test_folds_multiply_the_runs_and_share_one_decision(tmp_path: Path) -> None:
     ],
 )
 def test_errors_in_a_board_name_file_and_key(tmp_path: Path, before: str, after: str, said: str) -> None:
-    assert before in BOARD
+    assert before in _WITHOUT_ABLATIONS
     with pytest.raises(ConfigError) as caught:
-        _board(tmp_path, BOARD.replace(before, after, 1))
+        _board(tmp_path, _WITHOUT_ABLATIONS.replace(before, after, 1))
     assert "two.yaml" in str(caught.value) and said in str(caught.value)
 
 
@@ -128,7 +136,7 @@ def test_overrides_that_change_the_numbers_of_a_board_are_refused(tmp_path: Path
 
 
 def test_a_decision_applies_to_its_grid_and_budget_only(tmp_path: Path) -> None:
-    text = BOARD.replace("budget: {steps: 16}", "budget: {cpu_s: 2}\ngrid: ['train.lr=1e-3,5e-3']")
+    text = _WITHOUT_ABLATIONS.replace("budget: {steps: 16}", "budget: {cpu_s: 2}\ngrid: ['train.lr=1e-3,5e-3']")
     board = _board(tmp_path, text)
     row = board.rows()[2]
     assert read_decided(board) == Decided() and row.decides

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -83,20 +82,6 @@ def test_a_truncated_record_is_skipped(record: RunRecord, tmp_path: Path, text: 
     (tmp_path / "runs/sevir/unet").mkdir(parents=True)
     (tmp_path / "runs/sevir/unet/torn.json").write_text(text)
     assert read_records(tmp_path)[0] == [] and len(read_records(tmp_path)[1]) == 1
-
-
-def _publish(job: tuple[str, str, int]) -> None:
-    text, root, worker = job
-    record = RunRecord.model_validate_json(text)
-    for number in range(5):
-        write_record(_again(record, worker * 100 + number), root)
-
-
-def test_concurrent_writers_lose_nothing(record: RunRecord, tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        pool.map(_publish, [(record.model_dump_json(), str(tmp_path), worker) for worker in range(4)])
-    records, problems = read_records(tmp_path)
-    assert len(records) == 20 and not problems
 
 
 def test_an_unwritable_root_is_refused_before_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 
 from bench import registry
 from bench.cli.main import main
-from bench.config import compose
+from bench.config import Config, compose
 from bench.engine.run import run
 from bench.records.schema import RunRecord
 from bench.reproduction import plan
@@ -21,6 +22,12 @@ from bench.tables.settings import load_settings, overrides_of, sourced_settings
 
 NBODY = load_table("earthformer/nbody_mnist")
 PUBLISHED = [name for name in registry.names("table") if load_table(name).published]
+
+
+@functools.cache
+def _config(name: str, row: str) -> Config:
+    table = load_table(name)
+    return compose(overrides_of(table, table.row(row), (), 0))
 
 
 @pytest.fixture(scope="module")
@@ -85,35 +92,34 @@ def test_rows_of_nbody_mnist_use_a_scale_that_models_can_forecast() -> None:
         table = load_table(name)
         for row in table.rows:
             unit = row.model in ("phydnet", "videogpt", "ldm", "prediff", "prediff_ka")
-            assert compose(overrides_of(table, row, (), 0)).task.options == {"rescale_01": unit}, (name, row.key)
+            assert _config(name, row.key).task.options == {"rescale_01": unit}, (name, row.key)
             assert ("sees brightness 0..1" in row.note) == unit
 
 
 def test_rows_have_the_steps_and_frames_of_their_source() -> None:
     """What a source gives as steps or frames: VideoGPT's 100,000 steps, 512 frames of an autoencoder's batch."""
     for name, counts, frames in (("prediff/sevir_lr", 35_718, 13), ("prediff/nbody_mnist", 20_000, 20)):
-        table = load_table(name)
-        train = compose(overrides_of(table, table.row("videogpt"), (), 0)).train
+        train = _config(name, "videogpt").train
         for stage in train.stages.values():
             steps = train.max_epochs * math.ceil(counts / stage["batch_size"])
             assert steps == pytest.approx(100_000, rel=0.01)
         for model in ("ldm", "prediff", "prediff_ka"):
-            stages = compose(overrides_of(table, table.row(model), (), 0)).train.stages
+            stages = _config(name, model).train.stages
             assert stages["autoencoder"]["batch_size"] * frames == 520
 
 
 def test_baselines_use_the_known_recipes_of_their_authors() -> None:
-    train = compose(overrides_of(NBODY, NBODY.row("phydnet"), (), 0)).train
+    train = _config(NBODY.name, "phydnet").train
     assert (train.optimizer, train.schedule, train.plateau_patience, train.val_every_epochs) == (
         "adam",
         "plateau",
         2,
         10,
     )
-    config = compose(overrides_of(NBODY, NBODY.row("predrnn"), (), 0))
+    config = _config(NBODY.name, "predrnn")
     assert (config.train.lr, config.train.max_steps, config.data.batch_size) == (3e-4, 80_000, 8)
-    assert compose(overrides_of(NBODY, NBODY.row("e3d_lstm"), (), 0)).train.betas == (0.95, 0.9995)
-    assert compose(overrides_of(NBODY, NBODY.row("convlstm"), (), 0)).train.weight_decay == 1e-5
+    assert _config(NBODY.name, "e3d_lstm").train.betas == (0.95, 0.9995)
+    assert _config(NBODY.name, "convlstm").train.weight_decay == 1e-5
 
 
 @pytest.mark.parametrize("name", [n for n in registry.names("table") if load_table(n).settings])
@@ -126,7 +132,7 @@ def test_every_setting_matches_its_source_or_states_the_difference(name: str) ->
     for row in table.rows:
         if row.model not in registry.names("model") or row.key in known.untrained:
             continue
-        found = {one.key: one for one in sourced_settings(table, row.key, compose(overrides_of(table, row, (), 0)))}
+        found = {one.key: one for one in sourced_settings(table, row.key, _config(name, row.key))}
         assert not [one.key for one in found.values() if one.differs], row.key
         asked = {one.key for one in known.settings if row.key in one.rows}
         assert asked <= set(found), f"{row.key}: {sorted(asked - set(found))} are not settings of its runs"
@@ -137,7 +143,7 @@ def test_a_training_is_compared_with_its_own_row() -> None:
     for row in NBODY.rows:
         if row.model == "persistence":
             continue
-        train = compose(overrides_of(NBODY, row, (), 0)).train
+        train = _config(NBODY.name, row.key).train
         wanted = NBODY.training_of(row)
         assert {key: getattr(train, key) for key in wanted} == wanted, row.key
 

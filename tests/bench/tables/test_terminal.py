@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from bench.errors import UnknownNameError
 from bench.records.schema import RunRecord
 from bench.tables import load_table
 from bench.tables.admission import read_store
-from bench.tables.cells import NOT_MEASURED, table_data
-from bench.tables.definitions import load_published, main_column
+from bench.tables.cells import NOT_MEASURED, TableData, table_data
+from bench.tables.definitions import Table, load_published, main_column
 from bench.tables.render import texts_of
 from bench.tables.terminal import is_reference, narrowed, terminal
 
@@ -29,13 +30,18 @@ def _of_one_evening(records: Sequence[RunRecord]) -> list[RunRecord]:
     return [record for record in records if record.task.fields.get("folds") is None]
 
 
-def _text(results: Path, name: str, *, columns: tuple[str, ...] = (), sort: str | None = None, **options) -> str:
+@functools.cache
+def _contents(results: Path, name: str) -> tuple[Table, TableData, list[RunRecord]]:
     table = load_table(name)
     records, unreadable = read_store(results, table.task)
     if name == "runs/radar":
         records = _of_one_evening(records)
     published = load_published(table.published) if table.published else None
-    contents = table_data(table, published, records, unreadable)
+    return table, table_data(table, published, records, unreadable), records
+
+
+def _text(results: Path, name: str, *, columns: tuple[str, ...] = (), sort: str | None = None, **options) -> str:
+    table, contents, records = _contents(results, name)
     return terminal(*narrowed(table, contents, columns, sort), contents.by_id(records), **options)
 
 

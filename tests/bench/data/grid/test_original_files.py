@@ -28,6 +28,7 @@ CONVERT = ("data", "convert", "radar_files")
         ("odim_hdf5", "radar/OPERA/20180824/*1800*.hdf", (2200, 1900), 2000.0),  # clutter and all
         ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817[05]0*.pgm.gz", (1226, 760), 100.0),
         ("mch_gif", "radar/mch/20150515/*13515[45]5*.gif", (640, 710), 200.0),
+        ("mrms_grib", "mrms/2019/06/10/*.grib2", (3500, 7000), 200.0),
     ],
 )
 def test_rates_of_original_files(
@@ -50,9 +51,10 @@ def test_rates_of_original_files(
         ("odim_hdf5", "radar/OPERA/20180824/*201808241[89]*.hdf",
          ("--to-projection", "EPSG:3035", "--resolution", "4000", "--extent", "4000000,4400000,2800000,3200000"), 15,
          (49.9, 8.3)),
-        ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817*.pgm.gz", ("--workers", "2"), 5, (63.7, 24.4)),
+        ("fmi_pgm", "radar/fmi/pgm/20160928/2016092817*.pgm.gz", (), 5, (63.7, 24.4)),
         ("mch_gif", "radar/mch/20150515/AQC1513516*.gif", (), 5, (46.7, 8.3)),
-        ("mrms_grib", "mrms/2019/06/10/*.grib2", ("--extent=-82.2,-78.2,33,37",), 2, (35.0, -80.2)),
+        pytest.param("mrms_grib", "mrms/2019/06/10/*.grib2", ("--extent=-82.2,-78.2,33,37",), 2, (35.0, -80.2),
+                     marks=pytest.mark.slow),
     ],
     ids=["knmi_hdf5", "odim_hdf5", "fmi_pgm", "mch_gif", "mrms_grib"],
 )  # fmt: skip
@@ -95,6 +97,7 @@ def test_cubes_and_events_of_original_files(
             assert ((wet[np.isfinite(wet)] > 0.2) <= (echo[np.isfinite(echo)] > 0)).all()
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_resumes(observed: Path, tmp_path: Path) -> None:
     """With KNMI's files and two workers: blocks made before the process was killed are not made again."""
     pattern = str(observed / "radar_raw/radar/KNMI/2010/08/*201008260[0-2]*.h5")
