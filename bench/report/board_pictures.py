@@ -14,7 +14,6 @@ from bench.errors import ConfigError, DataError
 from bench.protocols.board import BoardFile
 from bench.records.schema import RunRecord
 from bench.records.uncertainty import skill_interval
-from bench.report.boards import is_reference
 from bench.report.charts import styles
 from bench.report.labels import name_of
 from bench.report.plots import check_ending, digest_of, line_look, pyplot, save_picture
@@ -23,7 +22,7 @@ from bench.tables.cells import Block, TableData, table_data
 from bench.tables.definitions import Column, Table, main_column
 from bench.tables.durations import UNITS_IN_FULL, TimeAxis
 from bench.tables.render import load_table
-from bench.tables.skill import references, skill
+from bench.tables.skill import is_trivial, references, skill
 
 _WIDTH = 6.4
 _BAND, _MARGIN = 0.34, 0.6
@@ -179,7 +178,7 @@ def _draw_leads(path: Path, shown: ShownBoard) -> Path:
     rows = [row for row in [*shown.references, *shown.learned] if shown.reference not in row[1]]
     looks = {
         label: line_look(asdict(style))
-        for label, style in styles([(label, is_reference(mine[0].model.name)) for label, mine in rows]).items()
+        for label, style in styles([(label, is_trivial(mine[0].model.name)) for label, mine in rows]).items()
     }
     figure, axis = plt.subplots(figsize=(_WIDTH, 4.2), layout="constrained")
     axis.axhline(0, color="0.4", linewidth=0.8)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bench import registry
-from bench.errors import EarthbenchError
 from bench.tables.cells import Block, Cell
 from bench.tables.definitions import COSTS, Column, Table, main_column
 from bench.tables.lines import number, ours_text, spread_text
+from bench.tables.skill import is_trivial
 from bench.tables.standings import DEVIATES
 
 
@@ -54,14 +53,6 @@ def shown_columns(table: Table) -> list[Column]:
     return sorted((column for column in table.columns if not column.rank_of), key=lambda column: column.key in COSTS)
 
 
-def is_reference(model: str) -> bool:
-    """Returns whether a model is a trivial reference; unknown models are not."""
-    try:
-        return registry.find("model", model).card().trivial
-    except EarthbenchError:
-        return False
-
-
 def shown_side(block: Block, column: Column | None) -> Literal["ours", "published"]:
     """Returns which values a block shows at first: ours, or the published ones if none of ours was scored."""
     values = [cell for cell in block.cells if column is not None and cell.column == column.key]
@@ -82,7 +73,7 @@ def shown_rows(table: Table, block: Block) -> list[ShownRow]:
             label=cells[0].row,
             model=cells[0].model,
             rank=rank,
-            reference=is_reference(cells[0].model),
+            reference=is_trivial(cells[0].model),
             plugin="plugin" in cells[0].marks,
             changed_code="changed code" in cells[0].marks,
             has_record=any(cell.run_ids for cell in cells),
@@ -116,7 +107,7 @@ def _ranks(table: Table, block: Block, column: Column | None) -> dict[str, tuple
     known.sort(key=lambda one: one[0])
     digits = column.digits if column is not None else 0
     models = {cells[0].row_key: cells[0].model for cells in block.rows}
-    competing = [(value, key) for value, key in known if not is_reference(models[key]) and key not in beaten]
+    competing = [(value, key) for value, key in known if not is_trivial(models[key]) and key not in beaten]
     shared: dict[str, float] = {key: (-math.inf if key in best else round(value, digits)) for value, key in competing}
     own = {cell.row_key: cell.ours for cell in block.cells if table.column(cell.column).rank_of}
     shared = {key: value for key, value in own.items() if value is not None} if own else shared

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench import registry
-from bench.errors import EarthbenchError, counted
+from bench.errors import counted
 from bench.records.schema import RunRecord
 from bench.safe_text import one_line
 from bench.tables.cells import NOT_RUN, Block, Cell, TableData
@@ -17,6 +17,7 @@ from bench.tables.definitions import COSTS, Column, Table
 from bench.tables.lines import filled_columns, header, legend, printed_lines, with_columns
 from bench.tables.render import load_table
 from bench.tables.runs import added_columns, runs_table, score_column, task_of_runs
+from bench.tables.skill import is_trivial
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -79,12 +80,9 @@ def main_columns(record: RunRecord) -> list[Column]:
 
 
 def is_reference(model: str, records: Iterable[RunRecord] = ()) -> bool:
-    """Returns whether a model is a reference: its forecast takes no skill, or nothing of it was trained in steps."""
-    try:
-        if registry.find("model", model).card().trivial:
-            return True
-    except EarthbenchError:  # of a plugin that is not here
-        pass
+    """Returns whether a model is a reference: it is trivial, or nothing of it was trained in steps."""
+    if is_trivial(model):
+        return True
     mine = list(records)
     return bool(mine) and all(not one.model.parameters or (one.training and not one.training.steps) for one in mine)
 
