@@ -97,9 +97,10 @@ class TrainingLog(Callback):
 
     def _log_scores(self, trainer: lightning.Trainer) -> None:
         known = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        details = {name: known.pop(name) for name in list(known) if _DETAIL.search(name)}
+        selecting = self.monitor.name if self.monitor is not None else None
+        details = {name: known.pop(name) for name in list(known) if _DETAIL.search(name) and name != selecting}
         if self.monitor is not None:
-            scores = [known.get(self.monitor.name, details.get(self.monitor.name)), self.best()]
+            scores = [known.get(self.monitor.name), self.best()]
             if finite := [score for score in scores if score is not None and math.isfinite(score)]:
                 # TensorBoard's page of hyperparameters shows the first
                 known = {BEST: min(finite, key=self.monitor.badness), **known}
