@@ -128,13 +128,13 @@ def run(options: argparse.Namespace) -> int:
             seen,
             None if case.target is None else case.target[..., 0].numpy(),
             shown,
-            name=config.model.name.replace("_", " "),
+            name=config.model.name,
             threshold=options.threshold,
             controls=controls,
         )
         for name, other in others.items():
             found = case.where_observed(forecast(other, task, case.context, device=device))
-            panels.append(Panel(name.replace("_", " "), found[0, ..., 0].numpy()))
+            panels.append(Panel(name, found[0, ..., 0].numpy()))
         title = _title(config, case) if options.title is None else options.title
         draw(options.picture, panels, look=look.at(case.coordinates), cadence_minutes=case.cadence_minutes, title=title)
         print(f"picture: {options.picture}")

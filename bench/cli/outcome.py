@@ -180,16 +180,20 @@ def _next(outcome: Outcome, baseline: RunRecord | None) -> Iterator[str]:
     """Yields the commands that a user is likely to need next."""
     record, root = outcome.record, str(outcome.record_path.parents[3])
     results = "" if root == "results" else f" --results {shlex.quote(root)}"
+    data = record.config.get("data", {})
+    split = [f"split={record.data.split}"] if record.data is not None and record.data.split != "test" else []
     if baseline is None and record.model.name != _BASELINE:
-        given = [*_given(record, "task"), f"model={_BASELINE}", *_data(record, "root", "test_root"), *_part(record)]
+        given = [*_given(record, "task"), f"model={_BASELINE}"]
+        given += [f"data.{key}={literal(data[key])}" for key in ("root", "test_root") if data.get(key)]
+        given += [*split, *([f"limit={record.config['limit']}"] if record.config.get("limit") else [])]
         given += [f"results.root={literal(root)}"] if results else []
         yield f"earthbench evaluate {' '.join(map(shlex.quote, given))}"
     if (weights := _weights(outcome)) is not None:
         continues = registry.find("task", record.task.name).load().latest is not Task.latest
-        root_key = "test_root" if record.config.get("data", {}).get("test_root") else "root"
-        given = [*_given(record, "task"), *_given(record, "model")]
-        given += [one.replace(root_key, "root", 1) for one in _data(record, root_key)]
-        given += [f"checkpoint={literal(str(weights))}"]
+        given = [*_given(record, "task"), *_given(record, "model"), *([] if continues else split)]
+        if evaluated := data.get("test_root") or data.get("root"):
+            given.append(f"data.root={literal(evaluated)}")
+        given.append(f"checkpoint={literal(str(weights))}")
         yield f"earthbench forecast {' '.join(map(shlex.quote, given))}{' --latest' * continues}"
     table = f"runs/{record.task.name}"
     if task_of_runs(table) is None or record.scope != "full":
@@ -204,18 +208,6 @@ def _given(record: RunRecord, section: str) -> list[str]:
     options = record.config.get(section) or {}
     name = {"task": record.task.name, "model": record.model.name}[section]
     return [f"{section}={name}", *(f"{section}.{key}={literal(v)}" for key, v in options.items() if key != "name")]
-
-
-def _data(record: RunRecord, *keys: str) -> list[str]:
-    """Returns those of these keys of the run's data that were given."""
-    data = record.config.get("data", {})
-    return [f"data.{key}={literal(data[key])}" for key in keys if data.get(key)]
-
-
-def _part(record: RunRecord) -> list[str]:
-    """Returns which split was evaluated, and how much of it, if that is not the whole test split."""
-    usual = {"split": "test", "limit": None}
-    return [f"{key}={record.config[key]}" for key, value in usual.items() if record.config.get(key, value) != value]
 
 
 def _weights(outcome: Outcome) -> Path | None:

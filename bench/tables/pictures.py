@@ -343,7 +343,8 @@ def _save_film(path: Path, figure: Any, draw_lead: Callable[[int], None], leads:
 
 
 def _wrapped(name: str, characters: int) -> str:
-    """Breaks a name into lines, but no word of it."""
+    """Breaks a name into lines, but no word of it; underscores of registered names separate words."""
+    name = name.replace("_", " ")
     return textwrap.fill(name, max(characters, *map(len, name.split()), 1))
 
 

@@ -50,6 +50,14 @@ def test_the_next_commands_take_the_data_that_were_evaluated(storms: Path, tmp_p
     assert re.search(rf"earthbench forecast .* data.root={tmp_path}/others checkpoint=", said)
 
 
+def test_a_forecast_without_newest_frames_takes_the_split_that_was_evaluated(trained: Outcome, capsys) -> None:
+    task = trained.record.task.model_copy(update={"name": "moving_mnist"})  # sequences, not a record in time
+    data = trained.record.data.model_copy(update={"split": "val"})
+    said = _said(replace(trained, record=trained.record.model_copy(update={"task": task, "data": data})), capsys)
+    (command,) = re.findall(r"earthbench forecast .*", said)
+    assert " split=val " in command and "--latest" not in command
+
+
 def test_scores_are_printed_beside_persistence(trained: Outcome, persistence: Outcome, capsys) -> None:
     said = _said(trained, capsys)
     (line,) = re.findall(r"^  MSE 1e-3 +([\d.]+) +([\d.]+) +(better|worse)$", said, re.MULTILINE)

@@ -14,7 +14,7 @@ from bench.api import MONTH_MINUTES, Palette
 from bench.errors import ConfigError
 from bench.tables.durations import TimeAxis
 from bench.tables.look import Look, colouring, levels_of
-from bench.tables.pictures import PRINT_DPI, PRINT_WIDTH, Panel, draw, shown_frames
+from bench.tables.pictures import PRINT_DPI, PRINT_WIDTH, Panel, _wrapped, draw, shown_frames
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,10 @@ def test_text_in_a_pdf_is_truetype(tmp_path: Path) -> None:
     path = draw(tmp_path / "p.pdf", rows, look=Look(), cadence_minutes=5, title="t")
     content = path.read_bytes()
     assert b"/Type3" not in content and b"/FontFile2" in content
+
+
+def test_registered_names_wrap_at_underscores() -> None:
+    assert _wrapped("earthformer_no_global", 16) == "earthformer no\nglobal"
 
 
 @pytest.mark.parametrize(
